@@ -1,0 +1,1 @@
+"""BodyNet and the way from a config to any MONAI network."""
