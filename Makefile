@@ -1,0 +1,41 @@
+# Two commands: `make train` and `make test`. Everything installs into .venv here, from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SAMPLE := sample
+.DEFAULT_GOAL := help
+.PHONY: help venv train test bench bench-full clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(VENV)/.train-ready  ## make the virtual environment, or repair it
+
+# The stamps hold the checksum of what was installed: a changed pin installs again, an interrupted install too.
+$(VENV)/.train-ready: constraints.txt pyproject.toml
+	@rm -f $@
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.test-ready: $(VENV)/.train-ready
+	@rm -f $@
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	@touch $@
+
+train: $(VENV)/.train-ready  ## write the sample data set, train a small network on it, draw its curves
+	$(BIN)/bodyseg sample $(SAMPLE)
+	$(BIN)/python train_body.py --config configs/sample.yaml --overwrite
+	$(BIN)/bodyseg plot logs/sample_*
+
+test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type checker and the import contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2
+
+clean:  ## remove what the targets made (never the run folders in logs/)
+	rm -rf $(VENV) $(SAMPLE) cache build *.egg-info

@@ -1,0 +1,136 @@
+"""The command line: finds the verb, parses its arguments, turns expected errors into one line and an exit code.
+
+Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 130 / 143 stopped by
+SIGINT / SIGTERM. Help answers without importing torch: a verb's room is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from pipeline import config
+
+EXIT_WRONG_INPUT = 2
+
+EXPECTED_ERRORS = (
+    ("pipeline.config", "ConfigError"),
+    ("pipeline.cases", "DatasetError"),
+    ("pipeline.cache", "CacheError"),
+    ("pipeline.run_folder", "RunFolderError"),
+    ("pipeline.module", "TrainingError"),
+    ("transforms.load", "VolumeError"),
+    ("transforms.chains", "ChainError"),
+    ("networks.registry", "NetworkError"),
+)
+"""Where the errors live whose message says everything to the person who reads it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is returned.
+
+    Args:
+        arguments: verb and flags; None: the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if given else EXIT_WRONG_INPUT
+    verb = VERBS.get(given[0])
+    if verb is None:
+        return _complain(f"unknown verb {given[0]!r}; known are {', '.join(VERBS)}")
+    try:
+        return verb(given[1:])
+    except BrokenPipeError:
+        # The reader of our output has gone (`bodyseg compare logs | head`): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug or not _is_expected(error):
+            raise
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return _complain("stopped", 130)
+
+
+def _overview() -> str:
+    lines = ["usage: bodyseg VERB [arguments]   (bodyseg VERB --help explains them)", ""]
+    return "\n".join(lines + [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()])
+
+
+def _complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
+    print(f"bodyseg: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _is_expected(error: Exception) -> bool:
+    kinds = tuple(
+        getattr(sys.modules[room], name) for room, name in EXPECTED_ERRORS if hasattr(sys.modules.get(room), name)
+    )
+    return isinstance(error, (*kinds, ArgumentError))
+
+
+def _parser(verb: str, function: Callable) -> ArgumentParser:
+    return ArgumentParser(prog=f"bodyseg {verb}", description=function.__doc__, allow_abbrev=False, exit_on_error=False)
+
+
+def _train(arguments: list[str]) -> int:
+    """Train a network on a folder of scans and leave a run folder."""
+    parser = _parser("train", _train)
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file of settings, or a run's training_config.json."
+    )
+    parser.add_argument("--print_config", action="store_true", help="Print the settings as YAML and stop.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
+    parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
+    config.add_settings(parser)
+    settings, flags = config.parse(parser, arguments)
+    if flags["print_config"]:
+        print(config.to_yaml(settings), end="")
+        return 0
+    rooms = importlib.import_module("pipeline.train")
+    try:
+        rooms.train(settings, resume=flags["resume"], overwrite=flags["overwrite"], say=_say)
+    except rooms.RunStopped as stop:
+        resume = "go on with --resume"
+        return _complain(f"training stopped by {stop}; {resume}", 143 if str(stop) == "SIGTERM" else 130)
+    return 0
+
+
+def _plot(arguments: list[str]) -> int:
+    """Draw the training curves of one or several runs."""
+    parser = _parser("plot", _plot)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Run folders; several share the axes.")
+    parser.add_argument("--output", type=Path | None, metavar="FILE", help="Picture to write (PNG).")
+    given = parser.parse_args(arguments)
+    print(importlib.import_module("pipeline.plot").plot(given.runs, given.output))
+    return 0
+
+
+def _compare(arguments: list[str]) -> int:
+    """Compare runs: best mIoU, epochs, parameters, time, and the settings that differ."""
+    parser = _parser("compare", _compare)
+    parser.add_argument("paths", nargs="+", type=Path, metavar="RUN", help="Run folders, or a folder that holds them.")
+    parser.add_argument("--csv", action="store_true", help="Print comma-separated values.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    given = parser.parse_args(arguments)
+    room = importlib.import_module("pipeline.compare")
+    table = room.compare(given.paths)
+    print(room.to_json(table) if given.json else room.to_csv(table) if given.csv else room.to_text(table))
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "plot": _plot, "compare": _compare}

@@ -1,0 +1,398 @@
+"""What a person can set: five groups of frozen dataclasses, and how they are parsed, loaded and saved.
+
+Knows names, types, defaults and which settings contradict each other. Imports no torch: `--help` answers at once.
+The docstring under each field is its help text. What a run finds out by itself (start time, parameter count, …)
+stands in training_config.json beside the settings and is passed over when that file serves as `--config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentError, ArgumentParser
+
+Precision = Literal["32", "16", "bf16"]
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type, or contradicts another; one line that names it."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """What the run is called and where its folder goes."""
+
+    name: str = "body_unet"
+    """First part of the run folder's name."""
+    log_dir: str = "logs"
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which volumes are read and how they are prepared."""
+
+    dataset_root: str = ""
+    """Folder of the data set, or a JSON/CSV file that lists its cases."""
+    layout: Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "list"] = "auto"
+    """How the data set is laid out; auto recognises it."""
+    fold: int = 0
+    """Which fold of a data set that brings its own cross-validation is the validation set."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, background first; empty: taken from the data set."""
+    target_size: tuple[int, int, int] = (160, 160, 256)
+    """Size in voxels (left-right, back-front, foot-head) that every volume is resized to."""
+    keep_aspect: bool = False
+    """Keep the body's proportions and pad, instead of stretching the volume to the target size."""
+    intensity: Literal["auto", "ct", "mr", "zscore"] = "auto"
+    """How intensities are scaled: ct = window in HU to 0…1, mr = percentiles to 0…1, zscore = mean 0, deviation 1."""
+    window: tuple[float, float] = (-1000.0, 1000.0)
+    """CT window in HU, lowest and highest value."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    """MR percentiles that become 0 and 1."""
+    batch_size: int = 2
+    """Volumes in one training batch (of each process)."""
+    num_workers: int = 4
+    """Processes that prepare batches; 0 = in the main process."""
+    data_aug: bool = False
+    """Vary the training volumes at random: rotation, scale, shift, contrast, noise, blur, low resolution."""
+    flips: tuple[int, ...] = ()
+    """Voxel axes that augmentation may mirror (0 = left-right; sided classes are then swapped by name)."""
+    augmentation: dict[str, Any] | None = None
+    """Strengths of the augmentation, by name; see transforms.chains.augmentation_chain."""
+    cache_dir: str = "cache"
+    """Folder of the preprocessed cases, shared by all runs."""
+    cache_limit_gb: float = 0.0
+    """Entries of other settings are removed to keep the cache folder below this size; 0 = no limit."""
+
+    def __post_init__(self) -> None:
+        _require(len(self.target_size) == 3, f"data.target_size wants 3 numbers, got {len(self.target_size)}")
+        _require(
+            min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8"
+        )
+        _require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
+        _require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
+        _require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
+        for name in ("window", "percentiles"):
+            low, high = getattr(self, name)
+            _require(
+                math.isfinite(low) and low < high < math.inf,
+                f"data.{name} [{low}, {high}]: the first must be below the second",
+            )
+        _require(
+            self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
+            f"data.percentiles {list(self.percentiles)}: both must lie within 0 to 100",
+        )
+        _require(set(self.flips) <= {0, 1, 2}, f"data.flips {list(self.flips)}: axes are 0, 1 and 2")
+        _require(
+            not self.flips or self.data_aug,
+            "data.flips is set but augmentation is off; add --data_aug or remove data.flips",
+        )
+        _require(
+            not self.augmentation or self.data_aug,
+            "data.augmentation is set but augmentation is off; add --data_aug or remove data.augmentation",
+        )
+        _require(self.cache_limit_gb >= 0, f"data.cache_limit_gb must be 0 or more, got {self.cache_limit_gb}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    n_classes: int | None = None
+    """Number of classes with the background; null: as many as the data set names."""
+    base_channels: int = 32
+    """Channels of BodyNet at full resolution; its size grows with the square."""
+    use_light_model: bool = False
+    """Train the light form of BodyNet: less memory, less time, somewhat coarser."""
+    network: dict[str, Any] | None = None
+    """Another network: its class path under _target_ and its arguments; null: BodyNet."""
+    checkpointing: bool = False
+    """Save memory by computing activations twice (for small GPUs; BodyNet only)."""
+
+    def __post_init__(self) -> None:
+        _require(
+            self.n_classes is None or self.n_classes >= 2, f"model.n_classes must be at least 2, got {self.n_classes}"
+        )
+        _require(self.base_channels >= 1, f"model.base_channels must be at least 1, got {self.base_channels}")
+        if self.network is not None:
+            _require("_target_" in self.network, "model.network has no _target_; name the network's class there")
+            _require(not self.use_light_model, "model.use_light_model is BodyNet's; remove it or model.network")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is trained."""
+
+    lr: float = 1e-4
+    """Learning rate after warm-up."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_epochs: int = 100
+    """Epochs to train."""
+    warmup_epochs: int = 5
+    """Epochs in which the learning rate rises linearly to lr."""
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """What the learning rate does after warm-up."""
+    n_gpus: int | None = None
+    """GPUs to train on; 0 = CPU; null: one where there is one."""
+    precision: Precision = "16"
+    """Numbers the network computes in: 32, 16 (float16 on a GPU, bfloat16 on a CPU that has it) or bf16."""
+    seed: int = 42
+    """Decides everything random: split, weights, order, augmentation."""
+    gradient_clip: float = 12.0
+    """Largest norm of the gradient; 0 = no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before one step."""
+    early_stopping_patience: int = 0
+    """Stop when val_mIoU has not risen for so many epochs; 0 = never."""
+    compile: bool = False
+    """Compile the network with torch.compile (needs a C++ compiler on a CPU; pays on long GPU trainings)."""
+    overlay_every: int = 10
+    """Every so many epochs a validation slice with its segmentation goes to TensorBoard; 0 = never."""
+
+    def __post_init__(self) -> None:
+        _require(0 < self.lr < math.inf, f"training.lr must be above 0, got {self.lr}")
+        _require(self.weight_decay >= 0, f"training.weight_decay must be 0 or more, got {self.weight_decay}")
+        _require(self.max_epochs >= 1, f"training.max_epochs must be at least 1, got {self.max_epochs}")
+        _require(self.warmup_epochs >= 0, f"training.warmup_epochs must be 0 or more, got {self.warmup_epochs}")
+        _require(self.n_gpus is None or self.n_gpus >= 0, f"training.n_gpus must be 0 or more, got {self.n_gpus}")
+        _require(0 <= self.seed < 2**32, f"training.seed must lie within 0 to 4294967295, got {self.seed}")
+        _require(self.gradient_clip >= 0, f"training.gradient_clip must be 0 or more, got {self.gradient_clip}")
+        _require(self.accumulate >= 1, f"training.accumulate must be at least 1, got {self.accumulate}")
+        _require(
+            self.early_stopping_patience >= 0,
+            f"training.early_stopping_patience must be 0 or more, got {self.early_stopping_patience}",
+        )
+        _require(self.overlay_every >= 0, f"training.overlay_every must be 0 or more, got {self.overlay_every}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the classes are weighed."""
+
+    use_class_weights: bool = False
+    """Weigh classes by median frequency balancing (Eigen & Fergus 2015)."""
+    weight_alpha: float | None = 0.5
+    """Exponent of the class weights: 0 = all alike, 1 = full balance; null when class weights are off."""
+
+    def __post_init__(self) -> None:
+        if not self.use_class_weights:
+            object.__setattr__(self, "weight_alpha", None)
+            return
+        alpha = self.weight_alpha
+        _require(
+            alpha is not None and 0 <= alpha < math.inf,
+            f"loss.weight_alpha must be 0 or more with class weights on, got {alpha}; 0.5 is usual",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a person can set for one training."""
+
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.data.dataset_root != "",
+            "data.dataset_root is missing; name the folder of your scans with --dataset_root DIR",
+        )
+
+
+GROUPS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}
+
+FOUND_OUT: dict[str, frozenset[str]] = {
+    "experiment": frozenset({"start_time", "command"}),
+    "data": frozenset({"intensity_found", "split", "channel_names", "n_cases"}),
+    "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
+    "training": frozenset({"effective_precision", "steps_per_epoch"}),
+    "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
+}
+"""Keys of training_config.json that a run finds out by itself; they are no settings."""
+
+SHORT_FLAGS: dict[str, str] = {
+    "exp_name": "experiment.name",
+    "log_dir": "experiment.log_dir",
+    "dataset_root": "data.dataset_root",
+    "target_size": "data.target_size",
+    "batch_size": "data.batch_size",
+    "num_workers": "data.num_workers",
+    "data_aug": "data.data_aug",
+    "base_channels": "model.base_channels",
+    "use_light_model": "model.use_light_model",
+    "lr": "training.lr",
+    "weight_decay": "training.weight_decay",
+    "max_epochs": "training.max_epochs",
+    "warmup_epochs": "training.warmup_epochs",
+    "n_gpus": "training.n_gpus",
+    "precision": "training.precision",
+    "seed": "training.seed",
+    "use_class_weights": "loss.use_class_weights",
+    "weight_alpha": "loss.weight_alpha",
+}
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Give `parser` one flag for every setting, the documented short flag beside the full one."""
+    short_of = {full: short for short, full in SHORT_FLAGS.items()}
+    for group_name, cls in GROUPS.items():
+        group = parser.add_argument_group(group_name, cls.__doc__ or "")
+        hints = typing.get_type_hints(cls)
+        texts = {p.arg_name: p.description or "" for p in parse_from_object(cls).params}
+        for setting in fields(cls):
+            key = f"{group_name}.{setting.name}"
+            names = [f"--{key}"] + ([f"--{short_of[key]}"] if key in short_of else [])
+            group.add_argument(*names, help=texts[setting.name], **_argument_of(hints[setting.name], setting))
+
+
+def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
+    """Turn a field's type and default into the keyword arguments of `add_argument`."""
+    default: Any = setting.default
+    if hint is bool:
+        return {"type": bool, "nargs": "?", "const": True, "default": default, "metavar": "true|false"}
+    if typing.get_origin(hint) is tuple:
+        elements = typing.get_args(hint)
+        count = "*" if elements[-1] is Ellipsis else len(elements)
+        # A list: jsonargparse checks the elements in place.
+        return {"type": elements[0], "nargs": count, "default": list(default), "metavar": elements[0].__name__.upper()}
+    argument: dict[str, Any] = {"type": hint, "default": default}
+    if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is Literal:
+        return argument
+    return argument | {"metavar": setting.name.upper()}
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Read flags (and the files named by `--config`, under the flags) into a Config.
+
+    Args:
+        parser: made with `exit_on_error=False`, `add_settings` and a `--config` that may be given several times.
+        arguments: the command line without the program's name and verb.
+
+    Returns:
+        The settings, and the values of the parser's other flags.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible combination, by name.
+    """
+    base = None
+    try:
+        for path in _config_files(arguments):
+            base = parser.parse_object(load_mapping(path), namespace=base)
+        parsed = parser.parse_args(list(arguments), namespace=base).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split()).replace("Parser key ", "")) from None
+    parsed.pop("config", None)
+    groups = {name: parsed.pop(name) for name in GROUPS}
+    return from_mapping(groups), parsed
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    found = []
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            found.append(Path(argument.removeprefix("--config=")))
+        elif argument == "--config":
+            _require(position + 1 < len(arguments), "--config wants a file")
+            found.append(Path(arguments[position + 1]))
+    return found
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON file of settings; what a run found out by itself is left out.
+
+    Raises:
+        ConfigError: the file is missing, damaged or not a mapping of the five groups.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: is neither YAML nor JSON ({' '.join(str(error).split())})") from None
+    _require(
+        isinstance(document, Mapping), f"--config {path}: expected the groups {', '.join(GROUPS)}, found no mapping"
+    )
+    unknown = [key for key in document if key not in GROUPS and key != "system"]
+    _require(not unknown, f"--config {path}: unknown group {unknown[:1]}; known are {', '.join(GROUPS)}")
+    settings: dict[str, Any] = {}
+    for group, cls in GROUPS.items():
+        if group in document:
+            settings[group] = _settings_of_group(path, group, cls, document[group])
+    return settings
+
+
+def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[str, Any]:
+    _require(isinstance(values, Mapping), f"--config {path}: group {group} must hold settings, found {values!r}")
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        _require(
+            key in known or key in FOUND_OUT[group],
+            f"--config {path}: unknown setting {group}.{key}; known are {', '.join(known)}",
+        )
+    kept = {key: value for key, value in values.items() if key in known}
+    hints = typing.get_type_hints(cls)
+    for key, value in kept.items():
+        if typing.get_origin(hints[key]) is tuple:
+            _as_tuple(f"{group}.{key}", hints[key], value)
+    if isinstance(kept.get("precision"), int):
+        kept["precision"] = str(kept["precision"])  # YAML reads a bare 16 as a number
+    return kept
+
+
+def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Build a Config from plain groups whose values have the right types already.
+
+    Raises:
+        ConfigError: a value that is out of range or contradicts another, by name.
+    """
+    built = {}
+    for group, cls in GROUPS.items():
+        hints = typing.get_type_hints(cls)
+        values = dict(groups.get(group, {}))
+        for key, value in values.items():
+            if typing.get_origin(hints[key]) is tuple:
+                values[key] = _as_tuple(f"{group}.{key}", hints[key], value)
+        built[group] = cls(**values)
+    return Config(**built)
+
+
+def _as_tuple(key: str, hint: Any, value: Any) -> tuple:
+    elements = typing.get_args(hint)
+    _require(isinstance(value, list | tuple), f"{key} wants a list, got {value!r}")
+    _require(
+        elements[-1] is Ellipsis or len(value) == len(elements), f"{key} wants {len(elements)} values, got {len(value)}"
+    )
+    return tuple(value)
+
+
+def as_mapping(config: Config) -> dict[str, dict[str, Any]]:
+    """Every setting as plain JSON types, in the documented order; nulls stay."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Config) -> str:
+    """The settings as a YAML file that `--config` reads."""
+    return yaml.safe_dump(as_mapping(config), sort_keys=False, allow_unicode=True)

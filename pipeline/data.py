@@ -1,0 +1,257 @@
+"""From settings to batches: cases, chains and cache joined into a LightningDataModule.
+
+Unpacks the config once: below this room everything takes plain arguments. What is random follows from
+(seed, epoch, case) alone, so that batches are the same with any number of workers and after a resume.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from monai.data import DataLoader
+from torch.utils.data import Sampler
+
+from pipeline.cache import CachedDataset
+from pipeline.cases import Case, Dataset, DatasetError, Split, list_cases, split_by_subject
+from pipeline.config import Config
+from transforms.chains import augmentation_chain, preprocessing_chain
+from transforms.load import read_volume
+
+log = logging.getLogger(__name__)
+
+_AIR_HU = -500
+"""A scan whose darkest voxels lie below this is a CT: MR and other intensities have no such values."""
+_CASES_LOOKED_AT = 3
+"""How many images decide the modality when the data set does not name it."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What a training knows about its data before the first batch."""
+
+    dataset: Dataset
+    split: Split
+    preprocessing: dict[str, Any]
+    """Arguments of transforms.chains.preprocessing_chain; they travel with the checkpoint."""
+    intensity_found: dict[str, str]
+    train: CachedDataset
+    val: CachedDataset
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes with the background."""
+        return len(self.dataset.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        """Number of image channels."""
+        return len(self.dataset.channel_names)
+
+    def class_voxels(self) -> np.ndarray:
+        """Voxels per training case and class at the target size: (n_cases, n_classes) int64."""
+        return np.stack([self.train.class_voxels(index) for index in range(len(self.train))])
+
+
+def prepare_data(config: Config, progress: Callable[[str, int, int], None] | None = None) -> PreparedData:
+    """List the cases, decide what the data leave open, preprocess every case once, and split by subject.
+
+    Args:
+        config: the settings.
+        progress: called with (what, done, total) while cases are preprocessed.
+
+    Raises:
+        DatasetError: the folder is no data set, contradicts the settings, or leaves no validation case.
+        CacheError, VolumeError: a case cannot be prepared.
+    """
+    data = config.data
+    dataset = list_cases(Path(data.dataset_root), data.layout, fold=data.fold, class_names=data.class_names or None)
+    _check_classes(dataset, config.model.n_classes)
+    intensity, reason = choose_intensity(dataset, data.intensity)
+    preprocessing = {
+        "target_size": list(data.target_size),
+        "intensity": intensity,
+        "window": list(data.window),
+        "percentiles": list(data.percentiles),
+        "keep_aspect": data.keep_aspect,
+        "label_values": list(dataset.label_values),
+        "ignore_value": dataset.ignore_value,
+    }
+    cached = _Cached(config, dataset, preprocessing, progress)
+    split = dataset.split
+    if split is None:
+        everything = cached.dataset(dataset.cases, augment=False)
+        classes_of = {
+            case.id: {int(c) for c in np.flatnonzero(everything.class_voxels(i))}
+            for i, case in enumerate(dataset.cases)
+        }
+        split = split_by_subject(dataset.cases, seed=config.training.seed, classes_of=classes_of)
+    _check_split(split, Path(data.dataset_root))
+    by_id = {case.id: case for case in dataset.cases}
+    return PreparedData(
+        dataset=replace(dataset, split=split),
+        split=split,
+        preprocessing=preprocessing,
+        intensity_found={"intensity": intensity, "because": reason},
+        train=cached.dataset([by_id[i] for i in split.train], augment=data.data_aug),
+        val=cached.dataset([by_id[i] for i in split.val], augment=False),
+    )
+
+
+def _check_classes(dataset: Dataset, n_classes: int | None) -> None:
+    found = len(dataset.class_names)
+    if n_classes is not None and n_classes != found:
+        raise DatasetError(
+            f"model.n_classes is {n_classes}, but {dataset.root} names {found} classes with the background; "
+            f"set model.n_classes to {found} or leave it out"
+        )
+
+
+def _check_split(split: Split, root: Path) -> None:
+    for side in ("train", "val"):
+        if not getattr(split, side):
+            raise DatasetError(f"{root}: the {side} split holds no case; training needs one at least on either side")
+
+
+def choose_intensity(dataset: Dataset, wanted: str) -> tuple[str, str]:
+    """Decide how intensities are scaled where the settings say "auto".
+
+    Returns:
+        "ct", "mr" or "zscore", and the reason in words (it is written into training_config.json).
+    """
+    if wanted != "auto":
+        return wanted, "data.intensity says so"
+    names = " ".join(dataset.channel_names).upper()
+    if "CT" in names.split():
+        return "ct", f"the data set's channels are named {list(dataset.channel_names)}"
+    if any(word in names for word in ("MR", "T1", "T2", "FLAIR", "DWI", "ADC")):
+        return "mr", f"the data set's channels are named {list(dataset.channel_names)}"
+    volumes = [read_volume(case.image[0]) for case in dataset.cases[:_CASES_LOOKED_AT]]
+    modalities = {volume.modality for volume in volumes} - {None}
+    if modalities in ({"CT"}, {"MR"}):
+        modality = modalities.pop()
+        return str(modality).lower(), f"the DICOM headers say {modality}"
+    darkest = sorted(float(volume.array.min()) for volume in volumes)[len(volumes) // 2]
+    if darkest < _AIR_HU:
+        return "ct", f"the darkest voxels are at {darkest:g}, as air in HU"
+    return "mr", f"the darkest voxels are at {darkest:g}, which is not air in HU"
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """The part of the way that training and validation cases share."""
+
+    config: Config
+    dataset_: Dataset
+    preprocessing: dict[str, Any]
+    progress: Callable[[str, int, int], None] | None
+
+    def dataset(self, cases: Sequence[Case], *, augment: bool) -> CachedDataset:
+        """Preprocess `cases` into the cache and give them as a MONAI dataset."""
+        data = self.config.data
+        class_names = self.dataset_.class_names
+        random_part = None
+        if augment:
+            random_part = augmentation_chain(
+                data.target_size, class_names=class_names, flips=data.flips, **(data.augmentation or {})
+            )
+        built = CachedDataset(
+            [_item(case) for case in cases],
+            preprocessing_chain(**self.preprocessing),
+            folder=Path(data.cache_dir),
+            key=self.preprocessing,
+            n_classes=len(class_names),
+            transform=random_part,
+            seed=self.config.training.seed,
+        )
+        built.build(progress=self.progress)
+        return built
+
+
+def _item(case: Case) -> dict[str, Any]:
+    label: Any = case.label
+    if label is not None and not isinstance(label, Path):
+        label = [(index, str(path)) for index, path in label]
+    return {
+        "image": [str(path) for path in case.image],
+        "label": str(label) if isinstance(label, Path) else label,
+        "case": case.id,
+    }
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Give (epoch, case index) pairs: a new order in every epoch, the same for the same seed, shared out over processes.
+
+    The pair tells the dataset which random numbers are the epoch's. Every process gets equally many cases (the
+    first few stand in for the missing ones), since DistributedDataParallel waits for all of them.
+    """
+
+    def __init__(self, n_cases: int, *, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        self.n_cases, self.seed, self.epoch = n_cases, seed, epoch
+        self.rank, self.world_size = rank, world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.n_cases // self.world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_cases)
+        padded = np.resize(order, len(self) * self.world_size)
+        return iter([(self.epoch, int(index)) for index in padded[self.rank :: self.world_size]])
+
+
+class ShareSampler(Sampler[int]):
+    """Give each process its share of the validation cases, every case once in all."""
+
+    def __init__(self, n_cases: int, *, rank: int = 0, world_size: int = 1) -> None:
+        self.indices = range(rank, n_cases, world_size)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+
+class BodyData(pl.LightningDataModule):
+    """Batches of {"image" (B, C, I, J, K) float32, "label" (B, 1, I, J, K) integer, "case" list of ids}."""
+
+    def __init__(self, prepared: PreparedData, *, batch_size: int, num_workers: int, seed: int, epoch: int = 0) -> None:
+        super().__init__()
+        self.prepared = prepared
+        self.batch_size, self.num_workers, self.seed, self.epoch = batch_size, num_workers, seed, epoch
+        # A validation volume is one case of the mean whatever the batch, so one at a time costs the least memory.
+
+    def _loader(self, dataset: CachedDataset, sampler: Sampler, batch_size: int) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=min(self.num_workers, len(dataset)),
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """All training cases once an epoch."""
+        rank, world_size = self._place()
+        n_cases = len(self.prepared.train)
+        sampler = EpochSampler(n_cases, seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
+        return self._loader(self.prepared.train, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader:
+        """All validation cases once, over all processes."""
+        rank, world_size = self._place()
+        sampler = ShareSampler(len(self.prepared.val), rank=rank, world_size=world_size)
+        return self._loader(self.prepared.val, sampler, 1)
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

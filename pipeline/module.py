@@ -1,0 +1,159 @@
+"""The LightningModule: network + loss + metric + optimiser and schedule. Writes no file.
+
+Every random number of an epoch follows from (seed, epoch, process), and the learning rate from the epoch alone, so
+that a resumed training needs neither random states nor a scheduler's state.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from pipeline.losses import DiceCE, SlabDiceCELoss
+from pipeline.metrics import HistogramDiceMetric, joint_histogram, mean_iou, segment_in_slabs
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; one line that says where and why."""
+
+
+def learning_rate_at(epoch: int, *, lr: float, warmup_epochs: int, max_epochs: int, schedule: str) -> float:
+    """The rate that the batches of `epoch` (from 0) are trained with.
+
+    Warm-up is linear, `lr * (epoch + 1) / warmup_epochs`; the decay after it starts at the full rate:
+    half a cosine to 0 (Loshchilov & Hutter 2017, without restarts), `poly` (1 − t)^0.9 as in nnU-Net, or constant.
+    """
+    if epoch < warmup_epochs:
+        return lr * (epoch + 1) / warmup_epochs
+    progress = (epoch - warmup_epochs) / max(1, max_epochs - warmup_epochs)
+    if schedule == "cosine":
+        return lr * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "poly":
+        return lr * (1 - progress) ** 0.9
+    return lr
+
+
+class SegmentationModule(pl.LightningModule):
+    """Trains a network that is `features(x)` and `head` (see networks.registry) on whole volumes.
+
+    Args:
+        network: has `.features` and `.head`; with head None the features are the logits.
+        n_classes: classes with the background.
+        class_weights: (n_classes,) weights of the loss, or None.
+        lr, weight_decay, warmup_epochs, max_epochs, schedule: see pipeline.config.TrainingConfig.
+        seed: decides the random numbers of every epoch.
+        ignore_index: label value of voxels that count nowhere.
+        compile_features: run the network through torch.compile.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        n_classes: int,
+        class_weights: Tensor | None,
+        lr: float,
+        weight_decay: float,
+        warmup_epochs: int,
+        max_epochs: int,
+        schedule: str,
+        seed: int,
+        ignore_index: int | None = None,
+        compile_features: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.n_classes = n_classes
+        self.criterion = SlabDiceCELoss(class_weights=class_weights, ignore_index=ignore_index)
+        self.lr, self.weight_decay = lr, weight_decay
+        self.warmup_epochs, self.max_epochs, self.schedule = warmup_epochs, max_epochs, schedule
+        self.seed, self.ignore_index = seed, ignore_index
+        self._features: Any = torch.compile(network.features) if compile_features else network.features
+        # float64: an epoch adds up millions of voxels.
+        self.train_loss, self.train_accuracy, self.val_loss = (MeanMetric().set_dtype(torch.float64) for _ in range(3))
+        self.dice = HistogramDiceMetric(include_background=False)
+        self.val_iou_per_class = np.full(n_classes - 1, np.nan)
+        """Per foreground class after the last validation; NaN where no case holds the class."""
+        self.sample: tuple[Tensor, Tensor, Tensor] | None = None
+        """Image (C, I, J, K), label and segmentation (I, J, K) of the first validation case, on the CPU."""
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW (Loshchilov & Hutter 2019), in one fused kernel where gradients are not scaled."""
+        # Lightning refuses to clip gradients of a fused optimiser under float16 scaling.
+        fused = self.trainer.precision != "16-mixed"
+        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+
+    def learning_rate(self, epoch: int) -> float:
+        """See `learning_rate_at`."""
+        return learning_rate_at(
+            epoch,
+            lr=self.lr,
+            warmup_epochs=self.warmup_epochs,
+            max_epochs=self.max_epochs,
+            schedule=self.schedule,
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Set the epoch's learning rate and random numbers."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.learning_rate(self.current_epoch)
+        words = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank]).generate_state(1, np.uint64)
+        torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, n_classes, I, J, K): for a person who wants them; training never makes them."""
+        return self.network(image)
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch; accuracy comes out of the same pass."""
+        image, label = _plain(batch["image"]), _plain(batch["label"])
+        result: DiceCE = self.criterion(self._features(image), self.network.head, label)
+        loss = result.loss.detach()
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch}, step {batch_idx} "
+                f"(cases {', '.join(batch['case'])}); try a smaller --lr, --precision 32, or look at these cases"
+            )
+        self.train_loss.update(loss, weight=len(image))
+        self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
+        self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
+        self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
+        self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, logger=False)
+        return result.loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.dice.reset()
+        self.sample = None
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and joint histogram of every case on its own: the same at any batch size."""
+        image, label = _plain(batch["image"]), _plain(batch["label"])
+        features = self._features(image)
+        segmentation = segment_in_slabs(features, self.network.head)
+        for case in range(len(image)):
+            one = slice(case, case + 1)
+            self.val_loss.update(self.criterion(features[one], self.network.head, label[one]).loss)
+            histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
+            self.dice(histogram[None])
+        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, logger=False)
+        if batch_idx == 0:
+            self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation[0].cpu())
+
+    def on_validation_epoch_end(self) -> None:
+        """val_mIoU as the run folder defines it: Dice to IoU per case and class, mean over cases, then over classes."""
+        mean, per_class = mean_iou(self.dice.get_buffer())
+        self.val_iou_per_class = per_class.cpu().numpy()
+        self.log("val_mIoU", float(mean), logger=False, prog_bar=True)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A MetaTensor's bare tensor: metadata cost time in every operation of the network."""
+    return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

@@ -1,0 +1,60 @@
+"""What a person sees while something takes long: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINES_EVERY_S = 10.0
+"""Seconds between two plain lines: enough to see that it lives, few enough for a log file."""
+
+
+class Bar:
+    """Count steps of one long thing; use as a context manager.
+
+    Args:
+        title: what is being done.
+        console: where to; a terminal gets a bar, anything else a line now and then.
+    """
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title = title
+        self.console = console or Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._last_line = time.monotonic()
+
+    def __enter__(self) -> Bar:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._bar.add_task(self.title, total=None, note="")
+        return self
+
+    def update(self, done: int, total: int, title: str | None = None, note: str = "") -> None:
+        """Show that `done` of `total` steps are finished."""
+        self.title = title or self.title
+        if self._bar is not None:
+            task = self._bar.tasks[0].id
+            self._bar.update(task, completed=done, total=total, description=self.title, note=note)
+        elif done == total or time.monotonic() - self._last_line > _LINES_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(f"{self.title}: {done}/{total} {note}".rstrip(), highlight=False, markup=False)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

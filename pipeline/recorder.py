@@ -1,0 +1,237 @@
+"""The JSON event handler: the Lightning callback that fills the run folder while a network trains.
+
+After every epoch, in this order: the best weights if they are the best, the state a resume needs, the log. A kill
+between two of them costs nothing: the resumed run repeats the epoch and writes the same again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.tensorboard import SummaryWriter
+
+from pipeline.module import SegmentationModule
+from pipeline.overlay import class_colours, overlay_slice
+from pipeline.run_folder import RunFolder, TrainingLog, write_atomically
+
+RESUME_FORMAT = 1
+"""Version of the file that resuming reads."""
+
+
+class RunStopped(Exception):
+    """Training stops between two batches because somebody asked for it."""
+
+
+class EventsLogger(TensorBoardLogger):
+    """Lightning's TensorBoard logger without the hparams.yaml: the settings stand in training_config.json."""
+
+    def save(self) -> None:
+        """Flush the events; write nothing else."""
+        self.experiment.flush()
+
+
+class RunRecorder(pl.Callback):
+    """Write history, best weights and resume state of one training.
+
+    Args:
+        folder: where the run's files go.
+        checkpoint: what best_model.ckpt carries beside weights and score: network settings, preprocessing, class names.
+        class_names: background first; names the scalars per class.
+        overlay_every: epochs between two pictures in TensorBoard; 0 = none.
+        patience: epochs without a better val_mIoU after which training stops; 0 = never.
+        resume: what `read_resume` gave, to go on from there.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        checkpoint: dict[str, Any],
+        class_names: tuple[str, ...],
+        overlay_every: int,
+        patience: int,
+        resume: dict[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.checkpoint, self.class_names = folder, checkpoint, class_names
+        self.overlay_every, self.patience, self.resume = overlay_every, patience, resume
+        self.log = TrainingLog.from_dict(resume["log"]) if resume else TrainingLog()
+        self.stopped_early = False
+        self.stop_reason: str | None = None
+        """Set by a signal handler; the training stops after the batch at hand."""
+        self._learning_rate = float("nan")
+        self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
+        self._clock = time.monotonic()
+
+    # What the training looks like from outside ------------------------------------------------------------------
+
+    @property
+    def epochs_finished(self) -> int:
+        """Epochs in the history."""
+        return len(self.log)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put weights, optimiser and epoch back where the last finished epoch left them."""
+        assert isinstance(pl_module, SegmentationModule)
+        if self.resume:
+            restore(self.resume, trainer, pl_module)
+            self.resume = None
+        if trainer.is_global_zero:
+            self.folder.write_log(self.log)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the rate that the epoch's batches will be trained with, and start the clocks."""
+        assert isinstance(pl_module, SegmentationModule)
+        # The module sets it in its own hook, which runs after this one.
+        self._learning_rate = pl_module.learning_rate(trainer.current_epoch)
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        self._clock = time.monotonic()
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """The time since the last batch was spent waiting for data."""
+        self._lap("data")
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The time since the batch arrived was spent computing."""
+        self._lap("step")
+        self._stop_if_asked()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of the validation."""
+        self._lap("data")
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *rest: Any, **more: Any) -> None:
+        """Stop between two cases where asked to."""
+        self._stop_if_asked()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock of the validation."""
+        self._lap("validation")
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Record the epoch; Lightning calls this after the epoch's validation."""
+        assert isinstance(pl_module, SegmentationModule)
+        values = {
+            k: float(trainer.callback_metrics[k]) for k in ("train_loss", "train_accuracy", "val_loss", "val_mIoU")
+        }
+        epoch = trainer.current_epoch
+        is_best = self.log.append_epoch(epoch=epoch, learning_rate=self._learning_rate, **values)
+        best = self.log.best_epoch
+        if self.patience and best is not None and epoch - best >= self.patience:
+            self.stopped_early = trainer.should_stop = True
+        if not trainer.is_global_zero:
+            return
+        if is_best:
+            self._write_best(pl_module, epoch, values["val_mIoU"])
+        write_atomically(self.folder.resume_state, _torch_writer(resume_state(trainer, pl_module, self.log)))
+        self.folder.write_log(self.log)
+        self._write_events(trainer, pl_module, values)
+
+    def _lap(self, what: str) -> None:
+        now = time.monotonic()
+        self._seconds[what] += now - self._clock
+        self._clock = now
+
+    def _stop_if_asked(self) -> None:
+        if self.stop_reason:
+            raise RunStopped(self.stop_reason)
+
+    # What is written ---------------------------------------------------------------------------------------------
+
+    def _write_best(self, module: SegmentationModule, epoch: int, score: float) -> None:
+        weights = {name: value.detach().cpu() for name, value in module.network.state_dict().items()}
+        content = self.checkpoint | {"format": 1, "state_dict": weights, "epoch": epoch, "val_mIoU": score}
+        write_atomically(self.folder.best_checkpoint, _torch_writer(content))
+
+    def _write_events(self, trainer: pl.Trainer, module: SegmentationModule, values: dict[str, float]) -> None:
+        if not isinstance(trainer.logger, EventsLogger):
+            return
+        events: SummaryWriter = trainer.logger.experiment
+        epoch = trainer.current_epoch
+        for name, value in (values | {"learning_rate": self._learning_rate}).items():
+            if math.isfinite(value):
+                events.add_scalar(name, value, epoch)
+        for name, iou in zip(self.class_names[1:], module.val_iou_per_class, strict=True):
+            if math.isfinite(iou):
+                events.add_scalar(f"val_IoU/{name}", float(iou), epoch)
+        total = sum(self._seconds.values()) or 1.0
+        for name, seconds in self._seconds.items():
+            events.add_scalar(f"time_share/{name}", seconds / total, epoch)
+        events.add_scalar("seconds_per_epoch", total, epoch)
+        if self.overlay_every and epoch % self.overlay_every == 0 and module.sample is not None:
+            events.add_image(
+                "validation/label_and_segmentation", overlay_picture(*module.sample), epoch, dataformats="HWC"
+            )
+        events.flush()
+
+
+def overlay_picture(image: torch.Tensor, label: torch.Tensor, segmentation: torch.Tensor) -> np.ndarray:
+    """Draw the middle coronal slice twice, head up: with its label, and with the network's segmentation.
+
+    Args:
+        image: (C, I, J, K) in RAS+ axis order; the first channel is drawn.
+        label, segmentation: (I, J, K) class indices.
+
+    Returns:
+        (K, 2 I, 3) RGB, 0…255; the patient's right is on the picture's left, as radiologists look at it.
+    """
+    middle = image.shape[2] // 2
+    colours = class_colours(256)
+
+    def slice_of(volume: torch.Tensor) -> np.ndarray:
+        # Axis 0 grows to the patient's right; mirrored, right comes first. Axis 2 grows to the head.
+        return volume[:, middle, :].numpy()[::-1, ::-1].T
+
+    grey = slice_of(image[0].float())
+    return np.concatenate([overlay_slice(grey, slice_of(x.to(torch.int32)), colours) for x in (label, segmentation)], 1)
+
+
+def _torch_writer(content: dict[str, Any]) -> Any:
+    def write(file: BinaryIO) -> None:
+        torch.save(content, file)
+
+    return write
+
+
+# Resuming --------------------------------------------------------------------------------------------------------
+
+
+def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> dict[str, Any]:
+    """Everything that training on needs, as plain containers and tensors (loads with weights_only=True)."""
+    return {
+        "format": RESUME_FORMAT,
+        "epochs_finished": trainer.current_epoch + 1,
+        "network": module.network.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "precision": trainer.precision_plugin.state_dict(),
+        "log": log.to_dict(),
+    }
+
+
+def read_resume(path: Path) -> dict[str, Any]:
+    """Read what `resume_state` wrote, on the CPU.
+
+    Raises:
+        OSError, RuntimeError, pickle.UnpicklingError: the file is missing, damaged or holds more than data.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if state.get("format") != RESUME_FORMAT:
+        raise RuntimeError(f"{path}: format {state.get('format')}, expected {RESUME_FORMAT}")
+    return state
+
+
+def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
+    """Put a resume state back into network, optimiser, scaler and epoch count."""
+    module.network.load_state_dict(state["network"])
+    trainer.optimizers[0].load_state_dict(state["optimizer"])
+    trainer.precision_plugin.load_state_dict(state["precision"])
+    # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
+    # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]
