@@ -7,6 +7,7 @@ Unpacks the config once: below this room everything takes plain arguments. What 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,7 +186,7 @@ def _item(case: Case) -> dict[str, Any]:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Give (epoch, case index) pairs: a new order in every epoch, the same for the same seed, shared out over processes.
+    """Give (epoch, case index) pairs: a new order in every epoch, decided by the seed, shared out over processes.
 
     The pair tells the dataset which random numbers are the epoch's. Every process gets equally many cases (the
     first few stand in for the missing ones), since DistributedDataParallel waits for all of them.
@@ -200,7 +201,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-self.n_cases // self.world_size)
+        return math.ceil(self.n_cases / self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_cases)

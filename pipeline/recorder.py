@@ -25,7 +25,7 @@ RESUME_FORMAT = 1
 """Version of the file that resuming reads."""
 
 
-class RunStopped(Exception):
+class RunStopped(Exception):  # noqa: N818  (a wish that was granted, not an error)
     """Training stops between two batches because somebody asked for it."""
 
 

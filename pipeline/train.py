@@ -6,11 +6,9 @@ import logging
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,10 +24,12 @@ from pipeline.config import Config, ConfigError, as_mapping
 from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.live import LiveProgress
 from pipeline.losses import median_frequency_weights
-from pipeline.module import SegmentationModule, TrainingError
+from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
 from pipeline.recorder import EventsLogger, RunRecorder, RunStopped, read_resume
 from pipeline.run_folder import RunFolder, RunFolderError, now, run_name
+
+log = logging.getLogger(__name__)
 
 RULE = "=" * 60
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
@@ -55,7 +55,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
-    say: Callable[[str], None] = logging.getLogger(__name__).info,
+    say: Callable[[str], None] = log.info,
     console: Console | None = None,
 ) -> Path:
     """Train a network and leave the documented run folder.
@@ -76,8 +76,8 @@ def train(
         TrainingError: the loss is no longer a number; the summary says "failed".
         RunStopped: a signal asked to stop; the summary says "interrupted".
     """
-    if not rank_zero_only.rank == 0:
-        say = logging.getLogger(__name__).debug
+    if rank_zero_only.rank != 0:
+        say = log.debug
     console = console or Console(file=sys.stderr)
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
     state = _open_folder(folder, config, resume=resume, overwrite=overwrite)
