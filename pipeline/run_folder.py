@@ -1,0 +1,455 @@
+"""logs/<run>/, what one training leaves behind: its name, its three JSON files, how they are written and read back.
+
+Knows paths, strict JSON and replacing a file at one stroke. What the numbers mean, and when, is left to the recorder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import numbers
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+HISTORY_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_mIoU", "learning_rate")
+"""The six arrays of training_history, in the documented order."""
+
+Status = Literal["completed", "interrupted", "failed"]
+"""How a training ended, as training_summary.json says it."""
+
+State = Literal["absent", "finished", "interrupted", "failed"]
+"""What a run folder holds; "interrupted" is all that neither completed nor failed, a running training included."""
+
+UNFINISHED = ".writing"
+"""Ends the name of a file being written; only a kill leaves one behind, and the run's next start removes it."""
+
+LARGEST_JSON = 64 * 2**20
+"""Bytes; ten thousand epochs take under 2 MB, so a larger file is not one of ours and is not read into memory."""
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on that disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable or choose another one"),
+}
+_RESTORE = "restore the file from a copy, or leave this run out"
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be named, written, read or continued: one line with the file, the fault, the remedy."""
+
+
+def run_name(
+    *,
+    name: str,
+    batch_size: int,
+    lr: float,
+    base_channels: int,
+    weight_alpha: float | None,
+    data_aug: bool,
+    light=False,
+) -> str:
+    """Compose the folder's documented name, as in ``body_unet_bs2_lr0.0001_ch32_cw0.5_aug``.
+
+    weight_alpha None means that no class weights are used. Raises RunFolderError for a name that would leave the log
+    folder, hide the run or garble a terminal.
+    """
+    _check_name(name)
+    folder = f"{name}_bs{batch_size}_lr{lr}_ch{base_channels}"
+    folder += "" if weight_alpha is None else f"_cw{weight_alpha}"
+    folder += ("_aug" if data_aug else "") + ("_light" if light else "")
+    _check_name(folder)
+    return folder
+
+
+def _check_name(name: str) -> None:
+    faults = {
+        "is empty": not name.strip(),
+        "holds a slash": "/" in name or "\\" in name,
+        'holds ".."': ".." in name,
+        "starts with a dot": name.startswith("."),
+        "starts or ends with a space": name != name.strip(),
+        "holds a control or invisible character": not name.isprintable(),
+        "is longer than the 255 bytes of a file name": len(name.encode(errors="replace")) > 255,
+    }
+    for fault in (fault for fault, present in faults.items() if present):
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:80])
+        raise RunFolderError(f'run name "{shown}" {fault}; choose a plain one, as in --exp_name body_unet')
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace the file at path, at one stroke, by what `write` puts into the binary stream it is given.
+
+    Whoever opens the path, at any instant and also after a kill or a power cut, finds the old file or the new one,
+    whole. The new file's mode follows the umask, as any file's does (mkstemp would hide it from the group). Raises
+    RunFolderError where the disk refuses; the old file is then untouched and nothing is left beside it.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:120]}.{secrets.token_hex(6)}{UNFINISHED}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if refusal := _disk_error(error):
+            raise _write_error(path, refusal) from error
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the renaming itself durable, except on network file systems that cannot sync a folder."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """Find the OSError behind an exception: torch.save answers a full disk with an unrelated RuntimeError on top."""
+    while isinstance(error, Exception) and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error if isinstance(error, OSError) else None
+
+
+def _write_error(path: Path, error: OSError) -> RunFolderError:
+    reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "see to that folder")
+    return RunFolderError(f"{path}: cannot be written ({reason}); {remedy}; the old file is untouched")
+
+
+def null_for_undefined(value: Any) -> Any:
+    """Rebuild a value from JSON's own types: NaN and infinities become None, tuples lists, paths texts."""
+    if isinstance(value, Mapping):
+        return {str(key): null_for_undefined(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [null_for_undefined(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a document atomically as strict JSON in UTF-8; NaN and infinities become null."""
+    text = json.dumps(null_for_undefined(document), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    # a path that is not valid UTF-8 reaches us as lone surrogates: JSON can say those, as \udcXX, UTF-8 cannot
+    write_atomically(path, lambda stream: stream.write(text.encode("utf-8", errors="backslashreplace")))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read one JSON object; raises RunFolderError, with the file, for anything else, NaN and huge files included."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("not a regular file")
+        if path.stat().st_size > LARGEST_JSON:
+            raise OSError(f"over {LARGEST_JSON >> 20} MB")
+        document = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror or error}); {_RESTORE}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"{path}: is not valid JSON ({error}); {_RESTORE}") from error
+    if not isinstance(document, dict):
+        raise RunFolderError(f"{path}: expected a JSON object, found {_kind(document)}; {_RESTORE}")
+    return document
+
+
+def _refuse_constant(token: str) -> None:
+    raise ValueError(f"{token} is not JSON")
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
+    return names.get(type(value), f"the number {value!r:.20}")
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond float's range
+        return False
+
+
+def _number_or_none(value: Any) -> float | None:
+    number = math.nan if value is None else float(value)  # float() also takes tensors and numpy scalars
+    return number if math.isfinite(number) else None
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
+
+
+@dataclass
+class TrainingLog:
+    """The history of one training, one entry per finished epoch in each of six arrays, and which epoch was best."""
+
+    history: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in HISTORY_KEYS})
+    per_class_iou: dict[str, float | None] = field(default_factory=dict)
+    """Class name -> validation IoU in the best epoch; None where no case holds the class; empty when unknown."""
+    last_update: str = field(default_factory=now)
+
+    def __len__(self) -> int:
+        """Count the finished epochs."""
+        return len(self.history["epoch"])
+
+    def append_epoch(
+        self,
+        epoch: int,
+        *,
+        train_loss: float | None,
+        train_accuracy: float | None,
+        val_loss: float | None,
+        val_mIoU: float | None,  # noqa: N803  the documented key
+        learning_rate: float,
+        per_class_iou: Mapping[str, float | None] | None = None,
+    ) -> bool:
+        """Append a finished epoch (counted from 0) and say whether it is the best so far.
+
+        NaN and infinities count as undefined. Raises RunFolderError, and appends nothing, when the epoch is not the
+        next one or its learning rate is not a finite number.
+        """
+        if epoch != len(self):
+            raise RunFolderError(f"training_log.json: expected epoch {len(self)} next, found {epoch}")
+        entry = (epoch, *map(_number_or_none, (train_loss, train_accuracy, val_loss, val_mIoU, learning_rate)))
+        if entry[-1] is None:
+            raise RunFolderError(f"training_log.json: learning_rate[{epoch}]: expected a number, found {learning_rate}")
+        for key, value in zip(HISTORY_KEYS, entry, strict=True):
+            self.history[key].append(value)
+        self.last_update = now()
+        is_best = self.best_epoch == epoch
+        if is_best:
+            self.per_class_iou = {name: _number_or_none(iou) for name, iou in (per_class_iou or {}).items()}
+        return is_best
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The first epoch with the highest val_mIoU; None while no epoch has one."""
+        scores = [(score, -epoch) for epoch, score in enumerate(self.history["val_mIoU"]) if score is not None]
+        return -max(scores)[1] if scores else None
+
+    @property
+    def best_val_miou(self) -> float | None:
+        """The highest val_mIoU so far."""
+        return None if self.best_epoch is None else self.history["val_mIoU"][self.best_epoch]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Build the document of training_log.json."""
+        return {
+            "training_history": {key: list(self.history[key]) for key in HISTORY_KEYS},
+            "best_metrics": {"best_val_mIoU": self.best_val_miou, "best_epoch": self.best_epoch},
+            "per_class_iou": dict(self.per_class_iou),
+            "last_update": self.last_update,
+        }
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any], source: str = "training_log.json") -> TrainingLog:
+        """Restore from to_dict's document, finding the best anew; raises RunFolderError, with source, when damaged."""
+        history = document.get("training_history")
+        if not isinstance(history, dict):
+            raise RunFolderError(f"{source}: training_history: expected six arrays, found {_kind(history)}; {_RESTORE}")
+        for key in HISTORY_KEYS:
+            _check_series(key, history.get(key), source)
+        lengths = {key: len(history[key]) for key in HISTORY_KEYS}
+        if len(set(lengths.values())) > 1:
+            raise RunFolderError(f"{source}: training_history: expected equal lengths, found {lengths}; {_RESTORE}")
+        if history["epoch"] != list(range(lengths["epoch"])):
+            raise RunFolderError(f"{source}: epoch: expected 0, 1, 2, …, found {history['epoch']!s:.60}; {_RESTORE}")
+        iou, updated = document.get("per_class_iou"), document.get("last_update")
+        return cls(
+            history={key: list(history[key]) for key in HISTORY_KEYS},
+            per_class_iou=dict(iou) if isinstance(iou, dict) else {},
+            last_update=updated if isinstance(updated, str) else now(),
+        )
+
+
+def _check_series(key: str, values: Any, source: str) -> None:
+    if not isinstance(values, list):
+        raise RunFolderError(f"{source}: {key}: expected an array, found {_kind(values)}; {_RESTORE}")
+    may_be_null = key not in ("epoch", "learning_rate")
+    for epoch, value in enumerate(values):
+        if not (_is_number(value) or (value is None and may_be_null)):
+            raise RunFolderError(f"{source}: {key}[{epoch}]: expected a number, found {_kind(value)}; {_RESTORE}")
+
+
+class RunFolder:
+    """One run's folder, log_dir/name, which need not exist yet; its paths are relative where log_dir is.
+
+    Raises RunFolderError for an unsafe name.
+    """
+
+    def __init__(self, log_dir: str | Path, name: str) -> None:
+        _check_name(name)
+        self.name = name
+        self.path = Path(log_dir) / name
+        self.config = self.path / "training_config.json"
+        self.log = self.path / "training_log.json"
+        self.summary = self.path / "training_summary.json"
+        self.curves = self.path / "training_curves.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best_model.ckpt"
+        self.resume = self.path / "resume"
+        """What resuming needs beyond the best weights; there only while the run is unfinished."""
+        self.resume_checkpoint = self.resume / "last.ckpt"
+        """Everything as it stood after the last finished epoch. Write best_checkpoint, resume_checkpoint and log in
+        this order: a kill in between then costs the work of one epoch, and never the best weights."""
+
+    @classmethod
+    def at(cls, path: str | Path) -> RunFolder:
+        """Take an existing folder for a run, "." included."""
+        path = Path(path)
+        path = path if path.name not in ("", "..") else path.resolve()
+        return cls(path.parent, path.name)
+
+    @property
+    def state(self) -> State:
+        """What the folder holds; raises RunFolderError for a damaged summary."""
+        if self.summary.exists():
+            states: dict[Any, State] = {"completed": "finished", "failed": "failed"}
+            return states.get(self.read_summary()["status"], "interrupted")
+        ours = (self.config, self.log, self.best_checkpoint, self.resume_checkpoint)
+        return "interrupted" if any(path.exists() for path in ours) else "absent"
+
+    def start(self, *, resume: bool = False, overwrite: bool = False) -> bool:
+        """Make the folder ready for a training; True: it continues from resume_checkpoint, False: it begins.
+
+        A training is never overwritten unasked: RunFolderError then says what is there and what can be done. `resume`
+        of an absent run, or of one killed in its first epoch, begins: a requeued job repeats its command line.
+        `overwrite` removes the run's own files; TensorBoard's version_X stay, since X counts the starts.
+        """
+        if resume and overwrite:
+            raise RunFolderError("--resume and --overwrite exclude each other; give one of them")
+        state = "absent" if overwrite else self.state
+        if not resume and state != "absent":
+            raise RunFolderError(self._occupied(state))
+        continues = resume and state != "absent" and self._can_continue(state)
+        try:
+            self._make_ready(keep=continues)
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+        return continues
+
+    def _occupied(self, state: State) -> str:
+        kind = "an interrupted (or still running)" if state == "interrupted" else f"a {state}"
+        log = self.read_log()
+        best = "" if log.best_val_miou is None else f", best val mIoU {log.best_val_miou:.4f}"
+        go_on = "nothing is left to --resume" if state == "finished" else "continue it with --resume"
+        remedy = f"{go_on}, give the new one another --exp_name, or replace this one with --overwrite"
+        return f"{self.path} holds {kind} training ({len(log)} finished epochs{best}); {remedy}"
+
+    def _can_continue(self, state: State) -> bool:
+        if state == "finished":
+            raise RunFolderError(self._occupied(state))
+        if not self.resume_checkpoint.exists() and len(self.read_log()):
+            raise RunFolderError(
+                f"{self.resume_checkpoint}: expected the state after the last epoch, found nothing; "
+                "restore the file from a copy, or begin anew with --overwrite"
+            )
+        return self.resume_checkpoint.exists()
+
+    def _make_ready(self, *, keep: bool) -> None:
+        """Remove what an earlier training left: all its files, or only its ending and what a kill left half written."""
+        self.summary.unlink(missing_ok=True)
+        if not keep:
+            for path in (self.best_checkpoint, self.log, self.config, self.curves):
+                path.unlink(missing_ok=True)
+            self._remove_resume()
+        for folder in (self.checkpoints, self.resume):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._remove_half_written()
+
+    def _remove_resume(self) -> None:
+        if self.resume.exists():
+            shutil.rmtree(self.resume)
+
+    def _remove_half_written(self) -> None:
+        for folder in (self.path, self.checkpoints, self.resume):
+            for path in folder.glob(f".*{UNFINISHED}"):
+                path.unlink(missing_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write training_config.json from its groups."""
+        write_json(self.config, config)
+
+    def write_log(self, log: TrainingLog) -> None:
+        """Write training_log.json."""
+        write_json(self.log, log.to_dict())
+
+    def write_summary(self, status: Status, log: TrainingLog, *, reason: str | None = None) -> None:
+        """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason."""
+        if status == "failed" and not reason:
+            raise RunFolderError(f'{self.summary}: status "failed" needs a reason')
+        summary = {
+            "status": status,
+            "completion_time": now(),
+            "best_checkpoint": self.best_checkpoint.as_posix() if self.best_checkpoint.exists() else None,
+            "best_val_mIoU": log.best_val_miou,
+            "total_epochs": len(log),
+        }
+        write_json(self.summary, summary | ({"reason": reason} if reason else {}))
+        if status == "completed":
+            try:
+                self._remove_resume()
+                self._remove_half_written()
+            except OSError as error:
+                raise RunFolderError(f"{self.resume}: cannot be removed ({error}); remove it by hand") from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Read training_config.json: its groups, each a dict; raises RunFolderError when it is missing or damaged."""
+        config = read_json(self.config)
+        for name in ("experiment", "data", "model", "training", "loss", "system"):
+            if not isinstance(group := config.get(name), dict):
+                raise RunFolderError(f"{self.config}: {name}: expected a group, found {_kind(group)}; {_RESTORE}")
+        return config
+
+    def read_log(self) -> TrainingLog:
+        """Read training_log.json, an empty history while there is none; raises RunFolderError when it is damaged."""
+        return TrainingLog.from_dict(read_json(self.log), str(self.log)) if self.log.exists() else TrainingLog()
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read training_summary.json; raises RunFolderError when it is missing or damaged."""
+        summary = read_json(self.summary)
+        if (status := summary.get("status")) not in ("completed", "interrupted", "failed"):
+            found = f'"{status:.40}"' if isinstance(status, str) else _kind(status)
+            raise RunFolderError(f"{self.summary}: status: expected completed, interrupted or failed, found {found}")
+        return summary
+
+
+def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
+    """Name the runs at the given paths, each a run folder or a folder of several; each run once, in order.
+
+    Raises RunFolderError for a path that holds none or cannot be read.
+    """
+    found: dict[Path, RunFolder] = {}
+    for path in map(Path, paths):
+        try:
+            folders = [path] if _is_run(path) else sorted(filter(_is_run, path.glob("[!.]*/")))
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        if not folders:
+            what = "no training_config.json in it" if path.is_dir() else "no such folder"
+            raise RunFolderError(f"{path}: expected a run folder or a folder of runs, found {what}; check the path")
+        for folder in folders:
+            found.setdefault(folder.resolve(), RunFolder.at(folder))
+    return list(found.values())
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / f"training_{part}.json").exists() for part in ("config", "log", "summary"))
