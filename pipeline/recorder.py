@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.module import SegmentationModule
 from pipeline.overlay import class_colours, overlay_slice
-from pipeline.run_folder import RunFolder, TrainingLog, write_atomically
+from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog, write_atomically
 
 RESUME_FORMAT = 1
 """Version of the file that resuming reads."""
@@ -121,7 +121,8 @@ class RunRecorder(pl.Callback):
             k: float(trainer.callback_metrics[k]) for k in ("train_loss", "train_accuracy", "val_loss", "val_mIoU")
         }
         epoch = trainer.current_epoch
-        is_best = self.log.append_epoch(epoch=epoch, learning_rate=self._learning_rate, **values)
+        iou = dict(zip(self.class_names[1:], pl_module.val_iou_per_class.tolist(), strict=True))
+        is_best = self.log.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou, **values)
         best = self.log.best_epoch
         if self.patience and best is not None and epoch - best >= self.patience:
             self.stopped_early = trainer.should_stop = True
@@ -129,7 +130,7 @@ class RunRecorder(pl.Callback):
             return
         if is_best:
             self._write_best(pl_module, epoch, values["val_mIoU"])
-        write_atomically(self.folder.resume_state, _torch_writer(resume_state(trainer, pl_module, self.log)))
+        write_atomically(self.folder.resume_checkpoint, _torch_writer(resume_state(trainer, pl_module, self.log)))
         self.folder.write_log(self.log)
         self._write_events(trainer, pl_module, values)
 
@@ -218,11 +219,16 @@ def read_resume(path: Path) -> dict[str, Any]:
     """Read what `resume_state` wrote, on the CPU.
 
     Raises:
-        OSError, RuntimeError, pickle.UnpicklingError: the file is missing, damaged or holds more than data.
+        RunFolderError: the file is missing, damaged or holds more than data.
     """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state.get("format") != RESUME_FORMAT:
-        raise RuntimeError(f"{path}: format {state.get('format')}, expected {RESUME_FORMAT}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the safe loader raises many kinds for a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise RunFolderError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != RESUME_FORMAT:
+        raise RunFolderError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
     return state
 
 

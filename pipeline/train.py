@@ -27,7 +27,7 @@ from pipeline.losses import median_frequency_weights
 from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
 from pipeline.recorder import EventsLogger, RunRecorder, RunStopped, read_resume
-from pipeline.run_folder import RunFolder, RunFolderError, now, run_name
+from pipeline.run_folder import RunFolder, Status, now, run_name
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ def train(
     state = _open_folder(folder, config, resume=resume, overwrite=overwrite)
     for line in (RULE, f"Experiment: {folder.name}", f"Log directory: {folder.path}", RULE):
         say(line)
+    if state:
+        say(f"Resuming after {state['epochs_finished']} finished epochs")
 
     pl.seed_everything(config.training.seed, verbose=False)
     say("Setting up data...")
@@ -130,34 +132,13 @@ def name_of(config: Config) -> str:
 
 def _open_folder(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready; give the state to resume from, or None for a fresh start."""
-    state = folder.state
-    if resume:
-        if state == "finished":
-            raise RunFolderError(f"{folder.path}: this run is complete; nothing is left to resume")
-        if state != "absent" and folder.resume_state.exists():
-            _refuse_changed_settings(folder, config)
-            return _read_resume(folder)
-        if state == "absent":
-            raise RunFolderError(f"{folder.path}: there is no run to resume; start it without --resume")
-    if state != "absent" and not overwrite and not resume:
-        raise RunFolderError(
-            f"{folder.path}: holds a run that is {state}; go on with --resume, "
-            "choose another --exp_name, or delete it with --overwrite"
-        )
+    if resume and folder.config.exists():
+        _refuse_changed_settings(folder, config)
     if rank_zero_only.rank == 0:
-        folder.clear()
-        folder.create()
-    return None
-
-
-def _read_resume(folder: RunFolder) -> dict[str, Any]:
-    try:
-        return read_resume(folder.resume_state)
-    except Exception as error:  # the safe loader raises many kinds for a damaged file
-        reason = " ".join(str(error).split())[:200]
-        raise RunFolderError(
-            f"{folder.resume_state}: cannot be resumed from ({reason}); start anew with --overwrite"
-        ) from error
+        continues = folder.start(resume=resume, overwrite=overwrite)
+    else:
+        continues = resume and folder.resume_checkpoint.exists()
+    return read_resume(folder.resume_checkpoint) if continues else None
 
 
 def _refuse_changed_settings(folder: RunFolder, config: Config) -> None:
@@ -271,7 +252,9 @@ def _write_config(
 ) -> None:
     say("Saving training configuration...")
     document = as_mapping(config)
-    document["experiment"]["start_time"] = now()
+    # A resumed run started when it first started.
+    before = folder.read_config()["experiment"] if folder.config.exists() else {}
+    document["experiment"]["start_time"] = before.get("start_time", now())
     document["data"] |= {
         "intensity_found": prepared.intensity_found,
         "channel_names": list(prepared.dataset.channel_names),
@@ -387,7 +370,7 @@ def _fit(
         _write_summary(folder, recorder, "interrupted", f"stopped by {stop}")
         raise
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
+        status: Status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
         _write_summary(folder, recorder, status, f"{type(error).__name__}: {error}")
         raise
     if recorder.stopped_early:
@@ -395,13 +378,11 @@ def _fit(
         _write_summary(folder, recorder, "interrupted", f"val_mIoU has not risen for {patience} epochs")
     else:
         _write_summary(folder, recorder, "completed", None)
-        if rank_zero_only.rank == 0:
-            folder.remove_resume_state()
 
 
-def _write_summary(folder: RunFolder, recorder: RunRecorder, status: str, reason: str | None) -> None:
+def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
     if rank_zero_only.rank == 0:
-        folder.write_summary(status=status, log=recorder.log, reason=reason)
+        folder.write_summary(status, recorder.log, reason=reason)
 
 
 @contextmanager
@@ -442,7 +423,7 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def _say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]) -> None:
-    best = recorder.log.best_val_mIoU
+    best = recorder.log.best_val_miou
     for line in (
         RULE,
         "Training complete!" if not recorder.stopped_early else "Training stopped early: val mIoU no longer rises.",

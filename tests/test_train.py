@@ -1,0 +1,302 @@
+"""The main job, end to end: phantoms in, the documented run folder out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from monai.metrics import DiceMetric
+from monai.networks.utils import one_hot
+
+from pasco.models.body_net import BodyNet
+from pipeline.config import Config, ConfigError, DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
+from pipeline.data import EpochSampler, ShareSampler, prepare_data
+from pipeline.module import learning_rate_at
+from pipeline.phantom import CLASS_NAMES, write_dataset
+from pipeline.run_folder import RunFolder, RunFolderError
+from pipeline.train import train
+from transforms.chains import validation_chain
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZE = (24, 20, 40)
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_dataset(folder, n_cases=6, seed=1, voxel_mm=16.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(data_set, tmp_path_factory):
+    work = tmp_path_factory.mktemp("work")
+    return Config(
+        experiment=ExperimentConfig(name="tiny", log_dir=str(work / "logs")),
+        data=DataConfig(
+            dataset_root=str(data_set),
+            target_size=SIZE,
+            batch_size=2,
+            num_workers=0,
+            data_aug=True,
+            cache_dir=str(work / "cache"),
+        ),
+        model=ModelConfig(base_channels=4),
+        training=TrainingConfig(lr=3e-3, max_epochs=3, warmup_epochs=2, n_gpus=0, precision="32", overlay_every=2),
+        loss=LossConfig(use_class_weights=True),
+    )
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(config, lines):
+    return train(config, say=lines.append)
+
+
+def named(config, name, **training):
+    return replace(
+        config,
+        experiment=replace(config.experiment, name=name),
+        training=replace(config.training, **training),
+    )
+
+
+def history(run):
+    return json.loads((run / "training_log.json").read_text())["training_history"]
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)["state_dict"]
+
+
+def test_the_run_folder_keeps_its_contract(run, shared_spec):
+    checker = [sys.executable, str(shared_spec / "check_run.py"), str(run)]
+    result = subprocess.run(checker, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert run.name == "tiny_bs2_lr0.003_ch4_cw0.5_aug"
+
+
+def test_a_completed_run_holds_nothing_beside_the_documented_files(run):
+    found = sorted(p.relative_to(run).as_posix().split(".tfevents")[0] for p in run.rglob("*") if p.is_file())
+    assert found == [
+        "checkpoints/best_model.ckpt",
+        "training_config.json",
+        "training_log.json",
+        "training_summary.json",
+        "version_0/events.out",
+    ]
+
+
+def test_training_prints_the_documented_lines_in_order(run, lines):
+    wanted = [
+        "=" * 60,
+        "Experiment: tiny_bs2_lr0.003_ch4_cw0.5_aug",
+        f"Log directory: {run}",
+        "Setting up data...",
+        "BodyDataset [train]: 4 samples",
+        "BodyDataset [val]: 1 samples",
+        "Train samples: 4",
+        "Val samples: 1",
+        "Computing class frequencies...",
+        "Class weights - min: ",
+        "Creating model...",
+        "Total parameters: ",
+        "Trainable parameters: ",
+        "Saving training configuration...",
+        f"Training configuration saved to: {run / 'training_config.json'}",
+        "Starting training...",
+        "Training complete!",
+        f"Best checkpoint: {run / 'checkpoints' / 'best_model.ckpt'}",
+        "Best val mIoU: ",
+        f"Training log: {run / 'training_log.json'}",
+        f"Config file: {run / 'training_config.json'}",
+        f"Training summary saved to: {run / 'training_summary.json'}",
+        f"Training log saved to: {run / 'training_log.json'}",
+    ]
+    position = 0
+    for line in wanted:
+        position = next((i for i in range(position, len(lines)) if lines[i].startswith(line)), None)
+        assert position is not None, f"{line!r} is missing or out of order"
+
+
+def test_val_miou_is_what_monai_says_of_the_saved_network(run, config):
+    """Everything anew from the files: the chain, the best network, one-hot, MONAI's own DiceMetric, D / (2 - D)."""
+    checkpoint = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)
+    record = json.loads((run / "training_config.json").read_text())
+    network = BodyNet.load_from_checkpoint(run / "checkpoints" / "best_model.ckpt").eval()
+    metric = DiceMetric(include_background=False, reduction="none")
+    chain = validation_chain(**checkpoint["preprocessing"])
+    root = Path(config.data.dataset_root)
+    for case in record["data"]["split"]["val"]:
+        item = chain(
+            {
+                "image": str(root / "imagesTr" / f"{case}_0000.nii.gz"),
+                "label": str(root / "labelsTr" / f"{case}.nii.gz"),
+                "case": case,
+            }
+        )
+        with torch.no_grad():
+            prediction = network(item["image"].as_tensor()[None]).argmax(1, keepdim=True)
+        label = item["label"].as_tensor()[None].long()
+        metric(one_hot(prediction, len(CLASS_NAMES)), one_hot(label, len(CLASS_NAMES)))
+    dice = metric.get_buffer().numpy()
+    with np.errstate(invalid="ignore"):
+        iou = np.nanmean(dice / (2 - dice), axis=0)
+    log = json.loads((run / "training_log.json").read_text())
+    # The cache keeps 16 bits of an intensity: a voxel on the fence may fall to the other side.
+    assert np.nanmean(iou) == pytest.approx(log["best_metrics"]["best_val_mIoU"], abs=2e-3)
+
+
+def test_the_documented_three_lines_load_the_network(run):
+    summary = json.loads((run / "training_summary.json").read_text())
+    model = BodyNet.load_from_checkpoint(summary["best_checkpoint"])
+    model.eval()
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, *SIZE)).shape == (1, 71, *SIZE)
+
+
+def test_training_again_from_the_runs_own_record_repeats_it_bit_for_bit(run, config, tmp_path):
+    from jsonargparse import ArgumentParser
+
+    from pipeline.config import add_settings, parse
+
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    add_settings(parser)
+    record = str(run / "training_config.json")
+    again, _ = parse(parser, ["--config", record, "--log_dir", str(tmp_path), "--num_workers", "2"])
+    second = train(again)
+    assert history(second) == history(run)
+    one, two = weights(run), weights(second)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_another_seed_gives_other_weights(run, config):
+    other = train(named(config, "other", seed=43, max_epochs=1, warmup_epochs=1))
+    assert history(other)["train_loss"][0] != history(run)["train_loss"][0]
+
+
+def test_the_tensorboard_file_holds_the_logs_numbers_and_a_picture(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "version_0"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"train_loss", "val_loss", "val_mIoU", "train_accuracy", "learning_rate", "time_share/data"} <= scalars
+    assert any(tag.startswith("val_IoU/") for tag in scalars)
+    got = [event.value for event in events.Scalars("val_mIoU")]
+    assert got == pytest.approx(history(run)["val_mIoU"], rel=1e-6)
+    assert [event.step for event in events.Images("validation/label_and_segmentation")] == [0, 2]
+
+
+def test_a_run_is_never_overwritten_unasked(run, config):
+    before = (run / "training_log.json").read_bytes()
+    with pytest.raises(RunFolderError, match="--overwrite"):
+        train(config)
+    with pytest.raises(RunFolderError, match="nothing is left to resume"):
+        train(config, resume=True)
+    assert (run / "training_log.json").read_bytes() == before
+
+
+def test_a_contradicting_class_count_is_refused(config):
+    with pytest.raises(ValueError, match=r"model.n_classes is 5, but .* names 71"):
+        train(replace(named(config, "wrong"), model=replace(config.model, n_classes=5)))
+
+
+def spawn(config, *more):
+    path = Path(config.experiment.log_dir) / f"{config.experiment.name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    from pipeline.config import to_yaml
+
+    path.write_text(to_yaml(config))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "train_body.py"), "--config", str(path), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_epochs(process, run, count, limit_s=120):
+    began = time.monotonic()
+    while time.monotonic() - began < limit_s and process.poll() is None:
+        log = run / "training_log.json"
+        if log.exists() and len(json.loads(log.read_text())["training_history"]["epoch"]) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(process.communicate(timeout=10))
+
+
+def test_a_run_killed_in_mid_epoch_and_resumed_equals_one_never_interrupted(config):
+    whole = train(named(config, "whole", max_epochs=8))
+    killed = named(config, "killed", max_epochs=8)
+    process = spawn(killed)
+    folder = Path(config.experiment.log_dir) / "killed_bs2_lr0.003_ch4_cw0.5_aug"
+    wait_for_epochs(process, folder, 3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (folder / "training_summary.json").exists()
+    assert 3 <= len(history(folder)["epoch"]) < 8
+    with pytest.raises(RunFolderError, match="--resume"):
+        train(killed)
+    with pytest.raises(ConfigError, match=r"training.seed is 7, but the run in .* was started with 42"):
+        train(replace(killed, training=replace(killed.training, seed=7)), resume=True)
+    resumed = train(killed, resume=True)
+    assert history(resumed) == history(whole)
+    one, two = weights(whole), weights(resumed)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert RunFolder.at(resumed).state == "finished"
+
+
+def test_sigterm_ends_with_an_interrupted_summary_and_code_143(config):
+    asked = named(config, "asked", max_epochs=500)
+    process = spawn(asked)
+    folder = Path(config.experiment.log_dir) / "asked_bs2_lr0.003_ch4_cw0.5_aug"
+    wait_for_epochs(process, folder, 1)
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 143, complaint
+    assert "stopped by SIGTERM; go on with --resume" in complaint
+    assert "Traceback" not in complaint
+    summary = json.loads((folder / "training_summary.json").read_text())
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
+    assert summary["total_epochs"] == len(history(folder)["epoch"]) >= 1
+
+
+def test_the_warm_up_is_the_documented_one():
+    rates = [learning_rate_at(e, lr=1e-4, warmup_epochs=5, max_epochs=100, schedule="cosine") for e in range(100)]
+    assert rates[:6] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5, 1e-4, 1e-4])
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=95)
+    for rate in rates[5:]:
+        assert rate == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-9)
+        optimiser.step()
+        cosine.step()
+
+
+def test_every_case_is_seen_once_an_epoch_over_all_processes():
+    for world in (1, 2, 3):
+        trained = [list(EpochSampler(7, seed=3, epoch=5, rank=r, world_size=world)) for r in range(world)]
+        assert len({len(part) for part in trained}) == 1
+        assert {index for part in trained for _, index in part} == set(range(7))
+        assert {epoch for part in trained for epoch, _ in part} == {5}
+        shared = [index for r in range(world) for index in ShareSampler(7, rank=r, world_size=world)]
+        assert sorted(shared) == list(range(7))
+    assert list(EpochSampler(50, seed=3, epoch=0)) != list(EpochSampler(50, seed=3, epoch=1))
+
+
+def test_no_subject_is_on_both_sides_and_the_record_names_the_split(run, config):
+    record = json.loads((run / "training_config.json").read_text())["data"]["split"]
+    assert record["sizes"] == {"train": 4, "val": 1, "test": 1}
+    sides = [set(record[side]) for side in ("train", "val", "test")]
+    assert len(set.union(*sides)) == 6
+    assert prepare_data(config).split.hash == record["hash"]
