@@ -12,11 +12,11 @@ HISTORY_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_mIoU",
 """The six arrays of training_history, in the documented order."""
 
 
-class HistoryError(ValueError):
-    """A history that is damaged, or that an entry does not fit; the message names the array."""
+class RunFolderError(ValueError):
+    """A run that cannot be named, written, read or continued: one line with the file, the fault and the remedy."""
 
 
-def local_time() -> str:
+def now() -> str:
     """Say what time it is here, as the run's files say it: "YYYY-MM-DD HH:MM:SS"."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
@@ -28,7 +28,7 @@ class TrainingLog:
     history: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in HISTORY_KEYS})
     per_class_iou: dict[str, float | None] = field(default_factory=dict)
     """Class name -> validation IoU in the best epoch; None where no case holds the class; empty when unknown."""
-    last_update: str = field(default_factory=local_time)
+    last_update: str = field(default_factory=now)
 
     def __len__(self) -> int:
         """Count the finished epochs."""
@@ -47,17 +47,17 @@ class TrainingLog:
     ) -> bool:
         """Append a finished epoch (counted from 0) and say whether it is the best so far.
 
-        NaN and infinities count as undefined. Raises HistoryError, and appends nothing, when the epoch is not the next
-        one or its learning rate is not a finite number.
+        NaN and infinities count as undefined. Raises RunFolderError, and appends nothing, when the epoch is not the
+        next one or its learning rate is not a finite number.
         """
         if epoch != len(self):
-            raise HistoryError(f"epoch: expected {len(self)} next, found {epoch}")
+            raise RunFolderError(f"epoch: expected {len(self)} next, found {epoch}")
         entry = (epoch, *map(_number_or_none, (train_loss, train_accuracy, val_loss, val_mIoU, learning_rate)))
         if entry[-1] is None:
-            raise HistoryError(f"learning_rate[{epoch}]: expected a number, found {learning_rate}")
+            raise RunFolderError(f"learning_rate[{epoch}]: expected a number, found {learning_rate}")
         for key, value in zip(HISTORY_KEYS, entry, strict=True):
             self.history[key].append(value)
-        self.last_update = local_time()
+        self.last_update = now()
         is_best = self.best_epoch == epoch
         if is_best:
             self.per_class_iou = {name: _number_or_none(iou) for name, iou in (per_class_iou or {}).items()}
@@ -85,22 +85,22 @@ class TrainingLog:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> TrainingLog:
-        """Restore from to_dict's document, finding the best epoch anew; raises HistoryError when it is damaged."""
+        """Restore from to_dict's document, finding the best epoch anew; raises RunFolderError when it is damaged."""
         history = document.get("training_history")
         if not isinstance(history, dict):
-            raise HistoryError(f"training_history: expected six arrays, found {_shown(history)}")
+            raise RunFolderError(f"training_history: expected six arrays, found {_shown(history)}")
         for key in HISTORY_KEYS:
             _check_series(key, history.get(key))
         lengths = {key: len(history[key]) for key in HISTORY_KEYS}
         if len(set(lengths.values())) > 1:
-            raise HistoryError(f"training_history: expected arrays of equal length, found {lengths}")
+            raise RunFolderError(f"training_history: expected arrays of equal length, found {lengths}")
         if history["epoch"] != list(range(lengths["epoch"])):
-            raise HistoryError(f"training_history.epoch: expected 0, 1, 2, …, found {_shown(history['epoch'])}")
+            raise RunFolderError(f"training_history.epoch: expected 0, 1, 2, …, found {_shown(history['epoch'])}")
         iou, updated = document.get("per_class_iou"), document.get("last_update")
         return cls(
             history={key: list(history[key]) for key in HISTORY_KEYS},
             per_class_iou=dict(iou) if isinstance(iou, dict) else {},
-            last_update=updated if isinstance(updated, str) else local_time(),
+            last_update=updated if isinstance(updated, str) else now(),
         )
 
 
@@ -111,11 +111,11 @@ def _number_or_none(value: Any) -> float | None:
 
 def _check_series(key: str, values: Any) -> None:
     if not isinstance(values, list):
-        raise HistoryError(f"training_history.{key}: expected an array, found {_shown(values)}")
+        raise RunFolderError(f"training_history.{key}: expected an array, found {_shown(values)}")
     may_be_null = key not in ("epoch", "learning_rate")
     for epoch, value in enumerate(values):
         if not (_is_number(value) or (value is None and may_be_null)):
-            raise HistoryError(f"training_history.{key}[{epoch}]: expected a number, found {_shown(value)}")
+            raise RunFolderError(f"training_history.{key}[{epoch}]: expected a number, found {_shown(value)}")
 
 
 def _is_number(value: Any) -> bool:

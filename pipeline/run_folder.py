@@ -1,6 +1,7 @@
 """logs/<run>/, what one training leaves behind: its name, its three JSON files, how they are written and read back.
 
-Knows paths, strict JSON and replacing a file at one stroke. What the numbers mean, and when, is left to the recorder.
+Knows paths, strict JSON and replacing a file at one stroke. What stands in the history is left to `history`, when to
+write it to the recorder.
 """
 
 from __future__ import annotations
@@ -14,14 +15,11 @@ import os
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-HISTORY_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_mIoU", "learning_rate")
-"""The six arrays of training_history, in the documented order."""
+from pipeline.history import RunFolderError, TrainingLog, now
 
 Status = Literal["completed", "interrupted", "failed"]
 """How a training ended, as training_summary.json says it."""
@@ -42,10 +40,6 @@ _REMEDIES = {
 _RESTORE = "restore the file from a copy, or leave this run out"
 
 
-class RunFolderError(ValueError):
-    """A run folder that cannot be named, written, read or continued: one line with the file, the fault, the remedy."""
-
-
 def run_name(
     *,
     name: str,
@@ -54,7 +48,7 @@ def run_name(
     base_channels: int,
     weight_alpha: float | None,
     data_aug: bool,
-    light=False,
+    light: bool,
 ) -> str:
     """Compose the folder's documented name, as in ``body_unet_bs2_lr0.0001_ch32_cw0.5_aug``.
 
@@ -179,114 +173,6 @@ def _refuse_constant(token: str) -> None:
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "nothing"}
     return names.get(type(value), f"the number {value!r:.20}")
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:  # an integer beyond float's range
-        return False
-
-
-def _number_or_none(value: Any) -> float | None:
-    number = math.nan if value is None else float(value)  # float() also takes tensors and numpy scalars
-    return number if math.isfinite(number) else None
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S")
-
-
-@dataclass
-class TrainingLog:
-    """The history of one training, one entry per finished epoch in each of six arrays, and which epoch was best."""
-
-    history: dict[str, list[Any]] = field(default_factory=lambda: {key: [] for key in HISTORY_KEYS})
-    per_class_iou: dict[str, float | None] = field(default_factory=dict)
-    """Class name -> validation IoU in the best epoch; None where no case holds the class; empty when unknown."""
-    last_update: str = field(default_factory=now)
-
-    def __len__(self) -> int:
-        """Count the finished epochs."""
-        return len(self.history["epoch"])
-
-    def append_epoch(
-        self,
-        epoch: int,
-        *,
-        train_loss: float | None,
-        train_accuracy: float | None,
-        val_loss: float | None,
-        val_mIoU: float | None,  # noqa: N803  the documented key
-        learning_rate: float,
-        per_class_iou: Mapping[str, float | None] | None = None,
-    ) -> bool:
-        """Append a finished epoch (counted from 0) and say whether it is the best so far.
-
-        NaN and infinities count as undefined. Raises RunFolderError, and appends nothing, when the epoch is not the
-        next one or its learning rate is not a finite number.
-        """
-        if epoch != len(self):
-            raise RunFolderError(f"training_log.json: expected epoch {len(self)} next, found {epoch}")
-        entry = (epoch, *map(_number_or_none, (train_loss, train_accuracy, val_loss, val_mIoU, learning_rate)))
-        if entry[-1] is None:
-            raise RunFolderError(f"training_log.json: learning_rate[{epoch}]: expected a number, found {learning_rate}")
-        for key, value in zip(HISTORY_KEYS, entry, strict=True):
-            self.history[key].append(value)
-        self.last_update = now()
-        is_best = self.best_epoch == epoch
-        if is_best:
-            self.per_class_iou = {name: _number_or_none(iou) for name, iou in (per_class_iou or {}).items()}
-        return is_best
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The first epoch with the highest val_mIoU; None while no epoch has one."""
-        scores = [(score, -epoch) for epoch, score in enumerate(self.history["val_mIoU"]) if score is not None]
-        return -max(scores)[1] if scores else None
-
-    @property
-    def best_val_miou(self) -> float | None:
-        """The highest val_mIoU so far."""
-        return None if self.best_epoch is None else self.history["val_mIoU"][self.best_epoch]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Build the document of training_log.json."""
-        return {
-            "training_history": {key: list(self.history[key]) for key in HISTORY_KEYS},
-            "best_metrics": {"best_val_mIoU": self.best_val_miou, "best_epoch": self.best_epoch},
-            "per_class_iou": dict(self.per_class_iou),
-            "last_update": self.last_update,
-        }
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any], source: str = "training_log.json") -> TrainingLog:
-        """Restore from to_dict's document, finding the best anew; raises RunFolderError, with source, when damaged."""
-        history = document.get("training_history")
-        if not isinstance(history, dict):
-            raise RunFolderError(f"{source}: training_history: expected six arrays, found {_kind(history)}; {_RESTORE}")
-        for key in HISTORY_KEYS:
-            _check_series(key, history.get(key), source)
-        lengths = {key: len(history[key]) for key in HISTORY_KEYS}
-        if len(set(lengths.values())) > 1:
-            raise RunFolderError(f"{source}: training_history: expected equal lengths, found {lengths}; {_RESTORE}")
-        if history["epoch"] != list(range(lengths["epoch"])):
-            raise RunFolderError(f"{source}: epoch: expected 0, 1, 2, …, found {history['epoch']!s:.60}; {_RESTORE}")
-        iou, updated = document.get("per_class_iou"), document.get("last_update")
-        return cls(
-            history={key: list(history[key]) for key in HISTORY_KEYS},
-            per_class_iou=dict(iou) if isinstance(iou, dict) else {},
-            last_update=updated if isinstance(updated, str) else now(),
-        )
-
-
-def _check_series(key: str, values: Any, source: str) -> None:
-    if not isinstance(values, list):
-        raise RunFolderError(f"{source}: {key}: expected an array, found {_kind(values)}; {_RESTORE}")
-    may_be_null = key not in ("epoch", "learning_rate")
-    for epoch, value in enumerate(values):
-        if not (_is_number(value) or (value is None and may_be_null)):
-            raise RunFolderError(f"{source}: {key}[{epoch}]: expected a number, found {_kind(value)}; {_RESTORE}")
 
 
 class RunFolder:
@@ -421,7 +307,13 @@ class RunFolder:
 
     def read_log(self) -> TrainingLog:
         """Read training_log.json, an empty history while there is none; raises RunFolderError when it is damaged."""
-        return TrainingLog.from_dict(read_json(self.log), str(self.log)) if self.log.exists() else TrainingLog()
+        if not self.log.exists():
+            return TrainingLog()
+        document = read_json(self.log)
+        try:
+            return TrainingLog.from_dict(document)
+        except RunFolderError as error:
+            raise RunFolderError(f"{self.log}: {error}; {_RESTORE}") from error
 
     def read_summary(self) -> dict[str, Any]:
         """Read training_summary.json; raises RunFolderError when it is missing or damaged."""
