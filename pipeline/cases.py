@@ -1,0 +1,142 @@
+"""Which volumes exist: a data set listed, checked and divided. Reads no voxels.
+
+How data sets lie on disk is `layouts`' and `case_list`'s; here their rows become cases that can be trusted: ids unique
+and safe as file names, every file there, every image with its label, no subject on two sides.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.case_list import read_list
+from pipeline.dataset import Case, Dataset, DatasetError, Label, Split
+from pipeline.layouts import READERS, Listing, Reader, Row, recognise
+from pipeline.split import SIDES, split_by_subject
+from transforms.load import volume_kind
+
+__all__ = ["Case", "Dataset", "DatasetError", "Label", "Split", "list_cases", "split_by_subject"]
+
+logger = logging.getLogger(__name__)
+
+_SAFE_ID = re.compile(r"\w[\w .()+=@,-]{0,127}(?<![. ])")
+_ALL_READERS: dict[str, Reader] = {**READERS, "list": read_list}
+
+
+def list_cases(
+    root: Path | str, layout: str = "auto", *, fold: int = 0, class_names: Sequence[str] | None = None
+) -> Dataset:
+    """List and check the cases of a data set.
+
+    Args:
+        root: the data set's folder, or a JSON or CSV file that lists cases.
+        layout: "nnunet", "msd", "totalsegmentator", "pairs", "list", or "auto" to recognise it.
+        fold: the fold that validates, where the data set brings its own cross-validation.
+        class_names: names of the classes, background first, for data sets without names of their own; for masks per
+            structure also the choice and order of structures.
+
+    Returns:
+        The data set; its `split` is its own where it says which cases train and which validate, else None
+        (`split_by_subject` divides, and keeps the cases that it holds out for testing there).
+
+    Raises:
+        DatasetError: not a data set, or one that contradicts itself; case and file are named.
+    """
+    root = Path(root)
+    if not root.exists():
+        raise DatasetError(f"{root}: expected a data set, found no such file or folder")
+    layout = recognise(root) if layout == "auto" else layout
+    if layout not in _ALL_READERS:
+        raise DatasetError(f"data.layout: expected one of auto, {', '.join(_ALL_READERS)}, found {layout!r}")
+    try:
+        listing = _ALL_READERS[layout](root, fold, class_names)
+    except OSError as error:
+        raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
+    return _checked(listing, root, layout)
+
+
+def _checked(listing: Listing, root: Path, layout: str) -> Dataset:
+    if not listing.rows:
+        raise DatasetError(f"{root}: expected cases in the {layout} layout, found none")
+    for row in listing.rows:
+        _check_row(row, len(listing.channel_names), root)
+    if twice := [case for case, count in Counter(row.id for row in listing.rows).items() if count > 1]:
+        raise DatasetError(f"{root}: case {twice[0]} stands {Counter(row.id for row in listing.rows)[twice[0]]} times")
+    labelled = tuple(row for row in listing.rows if row.label is not None)
+    split = _own_split(labelled, root)
+    table = listing.table
+    return Dataset(
+        root, layout, tuple(_case(row, divided=split is not None) for row in labelled), table.names, table.values,
+        listing.channel_names, table.ignore_value, split,
+        tuple(_case(row, divided=False) for row in listing.rows if row.label is None),
+    )  # fmt: skip
+
+
+def _check_row(row: Row, n_channels: int, root: Path) -> None:
+    if not _SAFE_ID.fullmatch(row.id):
+        raise DatasetError(
+            f"{root}: case {row.id!r} cannot be a file name; use letters, digits and _-., 128 characters at most"
+        )
+    if not row.image:
+        raise DatasetError(f"case {row.id}: expected an image beside the label {row.label}, found none")
+    if row.label is None and row.side != "test":
+        raise DatasetError(f"case {row.id}: expected a label beside the image {row.image[0]}, found none")
+    if len(row.image) != n_channels:
+        hint = ""
+        if len(row.image) == 1:
+            hint = (
+                "; channels stored as frames of one 4-D file must be split into one file a channel, as nnU-Net has them"
+            )
+        raise DatasetError(f"case {row.id}: expected {n_channels} channels, found {len(row.image)} image files{hint}")
+    for path in _paths(row):
+        if not path.exists():
+            raise DatasetError(f"case {row.id}: {path} does not exist")
+        if volume_kind(path) is None:
+            raise DatasetError(f"case {row.id}: expected a volume file or DICOM folder, found {path}")
+
+
+def _paths(row: Row) -> Iterator[Path]:
+    yield from row.image
+    if isinstance(row.label, Path):
+        yield row.label
+    else:
+        yield from (path for _, path in row.label or ())
+
+
+def _case(row: Row, *, divided: bool) -> Case:
+    return Case(row.id, _subject(row), row.image, row.label, held_out=row.side == "test" and not divided)
+
+
+def _subject(row: Row) -> str:
+    """Return whose scan it is: as the data set says, else BIDS' "sub-XX" in front of the id, else the case itself."""
+    if row.subject:
+        return row.subject
+    bids = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", row.id)
+    return bids[0] if bids else row.id
+
+
+def _own_split(rows: Sequence[Row], root: Path) -> Split | None:
+    """Return the data set's own division, None where it does not say which cases validate."""
+    if not any(row.side == "val" for row in rows):
+        return None
+    if unsaid := [row.id for row in rows if row.side is None]:
+        raise DatasetError(f"{root}: expected a split for every case or for none, found none for case {unsaid[0]}")
+    sides = {side: tuple(sorted(row.id for row in rows if row.side == side)) for side in SIDES}
+    if not sides["train"]:
+        raise DatasetError(f"{root}: its own split has {len(sides['val'])} cases to validate and none to train")
+    _check_subjects(rows, root)
+    return Split(**sides, source="the data set's own")
+
+
+def _check_subjects(rows: Sequence[Row], root: Path) -> None:
+    seen: dict[str, Row] = {}
+    for row in rows:
+        first = seen.setdefault(_subject(row), row)
+        if first.side != row.side:
+            raise DatasetError(
+                f"{root}: subject {_subject(row)} is on two sides of the data set's own split: case {first.id} in "
+                f"{first.side}, case {row.id} in {row.side}; correct the split or the subjects"
+            )
