@@ -1,0 +1,388 @@
+"""Weighted soft Dice + cross entropy from features and a linear head, computed slab by slab. Pure: opens no file.
+
+Knows the loss, its gradient and the training accuracy; leaves the cutting into slabs to `slabs`, the class weights to
+whoever counts the classes, and logging to `module`.
+
+Full-size logits, probabilities and one-hot labels never exist, so that memory does not grow with the class count. The
+Dice term needs sums over whole volumes: the forward pass walks through the slabs and gathers the sums; the backward
+pass walks through them again, recomputes each slab's softmax and turns it into gradients in place. What is kept in
+between is one logarithm a voxel.
+
+With I, P and L the sums of p·y, p and y over the voxels of a class c (p softmax, y label), s = 1e-5 and weights w:
+
+    dice = mean_c w_c (1 − N_c / D_c),   N = 2 I + s,   D = P + L + s                  (Milletari et al. 2016)
+    ce   = Σ_v w_y(v) · −log p_y(v) / Σ_v w_y(v)
+    loss = dice + ce                                           (monai.losses.DiceCELoss, softmax, to_onehot_y)
+    ∂loss/∂z_k = p_k (b_k − Σ_c p_c b_c − g) + [k = y] g,   g = a_y p_y − w_y / Σ w
+    a_c = −2 w_c / (n D_c),   b_c = w_c N_c / (n D_c²),   n the number of classes in the mean
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pipeline.slabs import as_matrix, head_matrix, slabs
+
+logger = logging.getLogger(__name__)
+
+# The smoothing of MONAI's DiceLoss: smooth_nr = smooth_dr = 1e-5.
+SMOOTH = 1e-5
+
+
+class DiceCE(NamedTuple):
+    """The loss, and what the same pass counted; the counts carry no gradient."""
+
+    loss: Float[Tensor, ""]
+    """Dice + cross entropy, float32 (float64 for float64 features)."""
+    n_correct: Int[Tensor, ""]
+    """Voxels whose label has the highest logit; a tie with another class counts as correct."""
+    n_voxels: Int[Tensor, ""]
+    """Voxels that were looked at: all but the ignored ones."""
+
+
+class SlabDiceCELoss(nn.Module):
+    """Weighted soft Dice + cross entropy of `head(features)` without ever holding those logits.
+
+    Arguments:
+        class_weights: one weight a class, none negative, for the cross entropy and for the class's Dice term, as
+            MONAI's DiceCELoss takes them. None weighs all classes alike.
+        batch: True sums a class's Dice over the whole batch and averages over all classes, equal to
+            DiceCELoss(batch=True): a class that the batch lacks costs its predicted volume. False takes the Dice of
+            each sample by itself over the classes *present in that sample's label*, averages over these classes and
+            then over the samples with any label; MONAI's batch=False is dominated by the classes that a volume lacks.
+        ignore_index: voxels with this label count neither in Dice nor in cross entropy, as if they were not there.
+        memory_budget_mb: MiB for the working set of one slab; None takes the fastest measured for the device.
+        compile: run the slab's elementwise part through torch.compile, or without where that fails. On a 2-core
+            AVX-512 CPU it was a third slower than without, so it is for accelerators.
+
+    A cross entropy whose weights sum to zero (all voxels ignored or of weight 0) is 0, where MONAI has NaN.
+    """
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | Tensor | None = None,
+        batch: bool = True,
+        ignore_index: int | None = None,
+        memory_budget_mb: float | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        weights = None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32)
+        if weights is not None and not bool((weights >= 0).all()):
+            raise ValueError("class_weights: expected numbers of 0 and above, found a negative one or NaN")
+        self.class_weights: Tensor | None
+        # Not persistent: the weights belong to the configuration, not to the network's checkpoint.
+        self.register_buffer("class_weights", weights, persistent=False)
+        self.batch = batch
+        self.ignore_index = ignore_index
+        self.memory_budget_mb = memory_budget_mb
+        self.compile_slab = compile
+
+    def forward(self, features: Float[Tensor, "B F *grid"], head: nn.Module | None, label: Tensor) -> DiceCE:
+        """Compute the loss of `head(features)` (features themselves are the logits if head is None).
+
+        `label` is an integer map (B, 1, *grid) or (B, *grid). Raises ValueError as `slab_dice_ce` does.
+        """
+        weight, bias = head_matrix(head, features.shape[1])
+        return slab_dice_ce(
+            features,
+            weight,
+            bias,
+            label,
+            class_weights=self.class_weights,
+            batch=self.batch,
+            ignore_index=self.ignore_index,
+            memory_budget_mb=self.memory_budget_mb,
+            compile=self.compile_slab,
+        )
+
+
+def slab_dice_ce(
+    features: Float[Tensor, "B F *grid"],
+    weight: Float[Tensor, "C F"] | None,
+    bias: Float[Tensor, " C"] | None,
+    label: Integer[Tensor, "B 1 *grid"] | Integer[Tensor, " B *grid"],
+    *,
+    class_weights: Float[Tensor, " C"] | None = None,
+    batch: bool = True,
+    ignore_index: int | None = None,
+    memory_budget_mb: float | None = None,
+    compile: bool = False,
+) -> DiceCE:
+    """Compute what `SlabDiceCELoss` computes, from the head's weight and bias; its arguments are explained there.
+
+    The head's product is taken in float32 (float64 for float64 features) whatever the autocast, from features of any
+    floating type; gradients come back in the type and layout of what they belong to, so a GradScaler works as usual.
+
+    Raises ValueError if the label's grid is not the features', if a label is neither a class nor `ignore_index`, or
+    if `class_weights` has another length than there are classes.
+    """
+    # MONAI's MetaTensor would run its bookkeeping on each of thousands of slab operations.
+    features, label = features.as_subclass(Tensor), label.as_subclass(Tensor)
+    n_classes = features.shape[1] if weight is None else weight.shape[0]
+    if label.ndim == features.ndim:
+        label = label[:, 0]
+    if label.shape != features.shape[:1] + features.shape[2:]:
+        raise ValueError(
+            f"label: expected {tuple(features.shape[:1] + features.shape[2:])}, the features' grid, "
+            f"found {tuple(label.shape)}"
+        )
+    if class_weights is not None and class_weights.shape != (n_classes,):
+        raise ValueError(f"class_weights: expected {n_classes} numbers, one a class, found {len(class_weights)}")
+    if class_weights is None:
+        class_weights = features.new_ones(n_classes, dtype=torch.float32)
+    plan = _Plan(n_classes, batch, ignore_index, memory_budget_mb, compile)
+    return DiceCE(*_SlabDiceCE.apply(features, weight, bias, label.flatten(1), class_weights, plan))
+
+
+class _Plan(NamedTuple):
+    n_classes: int
+    batch: bool
+    ignore_index: int | None
+    memory_budget_mb: float | None
+    compile: bool
+
+
+class _Slab(NamedTuple):
+    """Some voxels of one sample: features (F, n), logits (C, n), which may be overwritten, and labels (n,)."""
+
+    sample: int
+    voxels: slice
+    features: Tensor
+    logits: Tensor
+    label: Tensor
+    ignored: Tensor | None
+
+
+class _SlabDiceCE(torch.autograd.Function):
+    """(features, weight, bias, label (B, N), class weights, plan) -> loss, n_correct, n_voxels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        label: Tensor,
+        class_weights: Tensor,
+        plan: _Plan,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        counts = _class_counts(label, plan)
+        # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
+        with torch.autocast(features.device.type, enabled=False):
+            sums, normaliser, n_correct = _gather_sums(features, weight, bias, label, plan)
+        ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
+        dice, own_gradient, any_gradient = _dice(sums, counts, class_weights.double(), plan.batch)
+        ctx.plan = plan
+        ctx.save_for_backward(features, weight, bias, label, normaliser, own_gradient, any_gradient, ce_gradient)
+        n_voxels = counts.sum().long()
+        ctx.mark_non_differentiable(n_correct, n_voxels)
+        return (ce + dice).to(normaliser.dtype), n_correct, n_voxels
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
+        features, weight, bias, label, normaliser, *coefficients = ctx.saved_tensors
+        own, anywhere, ce = ((c * loss_gradient).to(normaliser.dtype) for c in coefficients)
+        differentiate = _compiled(_differentiate) if ctx.plan.compile else _differentiate
+        needs = ctx.needs_input_grad
+        into_features = _empty_like(features) if needs[0] else None
+        # Summed in float64, since a thousand slabs are added up; they are a few thousand numbers.
+        into_weight = torch.zeros_like(weight, dtype=torch.float64) if needs[1] else None
+        into_bias = torch.zeros_like(bias, dtype=torch.float64) if needs[2] else None
+        with torch.autocast(features.device.type, enabled=False):
+            for slab in _walk(features, weight, bias, label, ctx.plan):
+                b, logits = slab.sample, slab.logits
+                # From here on the logits' place holds their gradient.
+                differentiate(logits, normaliser[b, slab.voxels], slab.label, slab.ignored, own[b], anywhere[b], ce)
+                if into_weight is not None:
+                    into_weight += logits @ slab.features.T
+                if into_bias is not None:
+                    into_bias += logits.sum(1)
+                if into_features is not None:
+                    _write_product(weight, logits, as_matrix(into_features[b])[:, slab.voxels])
+        into_weight = None if into_weight is None else into_weight.to(weight.dtype)
+        into_bias = None if into_bias is None else into_bias.to(bias.dtype)
+        return into_features, into_weight, into_bias, None, None, None
+
+
+def _work_type(features: Tensor) -> torch.dtype:
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def _walk(features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan) -> Iterator[_Slab]:
+    """Yield the batch slab by slab with fresh logits."""
+    dtype = _work_type(features)
+    matrix = None if weight is None else weight.to(dtype)
+    shift = None if bias is None else bias.to(dtype)[:, None]
+    # Logits and their gradient's factor, features and their gradient, the label and about six numbers a voxel.
+    bytes_per_voxel = (2 * plan.n_classes + 2 * features.shape[1] + 8) * dtype.itemsize
+    for b, sample in enumerate(features):
+        voxels_of = as_matrix(sample)
+        for voxels in slabs(label.shape[1], bytes_per_voxel, features.device, plan.memory_budget_mb):
+            x = voxels_of[:, voxels].to(dtype)
+            y = label[b, voxels].long()
+            ignored = None if plan.ignore_index is None else y == plan.ignore_index
+            if ignored is not None:
+                y.masked_fill_(ignored, 0)
+            yield _Slab(b, voxels, x, _logits(x, matrix, shift), y, ignored)
+
+
+def _logits(x: Tensor, matrix: Tensor | None, shift: Tensor | None) -> Tensor:
+    if matrix is None:
+        return x.clone()
+    return matrix @ x if shift is None else torch.addmm(shift, matrix, x)
+
+
+def _write_product(weight: Tensor | None, logits: Tensor, target: Tensor) -> None:
+    """Write the head's transpose times the logits' gradient into the slab of the features' gradient."""
+    if weight is None:
+        target.copy_(logits)
+    elif target.dtype == logits.dtype:
+        torch.mm(weight.to(logits.dtype).T, logits, out=target)
+    else:
+        target.copy_(weight.to(logits.dtype).T @ logits)
+
+
+def _empty_like(features: Tensor) -> Tensor:
+    """Make an unset tensor of the same shape and type, channels last if the features are, else contiguous."""
+    if features.stride(1) == 1:
+        batch, channels, *grid = features.shape
+        return features.new_empty(batch, *grid, channels).movedim(-1, 1)
+    return torch.empty_like(features, memory_format=torch.contiguous_format)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile the function; where there is no working compiler, say so once and go on without."""
+    from torch._dynamo.exc import TorchDynamoException  # late: importing the compiler takes seconds
+
+    attempts = [torch.compile(function, dynamic=True)]
+
+    def run(*arguments: Any) -> Any:
+        try:
+            return attempts[0](*arguments)
+        except TorchDynamoException as error:
+            if attempts[0] is function:
+                raise
+            logger.warning("the loss runs uncompiled, since torch.compile failed: %s", str(error).splitlines()[0])
+            attempts[0] = function
+            return function(*arguments)
+
+    return run
+
+
+def _summarise(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return log Σ exp, the label's log-likelihood, 1 / Σ exp and whether the label is on top, a voxel each.
+
+    Overwrites the logits with exp(logits − their maximum), which never exceeds 1.
+    """
+    top = logits.amax(0)
+    own = logits.gather(0, label[None])[0]
+    logits.sub_(top).exp_()
+    total = logits.sum(0)
+    normaliser = total.log().add_(top)
+    # own − top first: at logits of 1e4 the difference is exact, while the normaliser has lost its last digits.
+    return normaliser, (own - top).sub_(total.log()), total.reciprocal(), own >= top
+
+
+def _differentiate(
+    logits: Tensor,
+    normaliser: Tensor,
+    label: Tensor,
+    ignored: Tensor | None,
+    own_gradient: Tensor,
+    any_gradient: Tensor,
+    ce_gradient: Tensor,
+) -> None:
+    """Overwrite a slab's logits with the loss's gradient, as given at the top of this file."""
+    logits.sub_(normaliser).exp_()
+    gain = own_gradient[label] * logits.gather(0, label[None])[0] - ce_gradient[label]
+    shift = any_gradient @ logits + gain
+    logits.mul_(any_gradient[:, None] - shift)
+    logits.scatter_add_(0, label[None], gain[None])
+    if ignored is not None:
+        logits.masked_fill_(ignored, 0)
+
+
+class _Sums(NamedTuple):
+    """Sums over each sample's voxels, float64 (B, C): p_c where the label is c, p_c anywhere, log p_c where it is c."""
+
+    overlap: Tensor
+    prediction: Tensor
+    log_likelihood: Tensor
+
+
+def _gather_sums(
+    features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan
+) -> tuple[_Sums, Tensor, Tensor]:
+    """Walk through all slabs; return the sums, log Σ exp of each voxel (B, N) and the number of correct voxels."""
+    summarise = _compiled(_summarise) if plan.compile else _summarise
+    sums = _Sums(*features.new_zeros(3, len(features), plan.n_classes, dtype=torch.float64))
+    normaliser = features.new_empty(label.shape, dtype=_work_type(features))
+    n_correct = label.new_zeros((), dtype=torch.int64)
+    for slab in _walk(features, weight, bias, label, plan):
+        b = slab.sample
+        normaliser[b, slab.voxels], log_likelihood, inverse, correct = summarise(slab.logits, slab.label)
+        likelihood = log_likelihood.exp()
+        if slab.ignored is not None:
+            correct &= ~slab.ignored
+            for quantity in (inverse, likelihood, log_likelihood):
+                quantity.masked_fill_(slab.ignored, 0)
+        sums.overlap[b].index_add_(0, slab.label, likelihood.double())
+        sums.log_likelihood[b].index_add_(0, slab.label, log_likelihood.double())
+        sums.prediction[b] += slab.logits @ inverse
+        n_correct += correct.sum()
+    return sums, normaliser, n_correct
+
+
+def _class_counts(label: Tensor, plan: _Plan) -> Tensor:
+    """Count each sample's voxels of each class, float64 (B, C); refuse a label that is neither class nor ignored."""
+    n_classes = plan.n_classes
+    counts = label.new_zeros(len(label), n_classes + 2, dtype=torch.int64)
+    for b, sample in enumerate(label):
+        for voxels in slabs(len(sample), 4 * 8, label.device):
+            y = sample[voxels].long()
+            # One bin more for strangers and one for the ignored, which may have any number.
+            bins = torch.where((y < 0) | (y >= n_classes), n_classes, y)
+            if plan.ignore_index is not None:
+                bins.masked_fill_(y == plan.ignore_index, n_classes + 1)
+            counts[b] += torch.bincount(bins, minlength=n_classes + 2)
+            if counts[b, n_classes]:
+                stranger = int(y[bins == n_classes][0])
+                raise ValueError(
+                    f"label: expected classes 0 … {n_classes - 1} or ignore_index {plan.ignore_index}, "
+                    f"found {stranger}; remap the label, or set the class count or ignore_index to fit"
+                )
+    return counts[:, :n_classes].double()
+
+
+def _cross_entropy(log_likelihood: Tensor, counts: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the weighted cross entropy and w_c / Σ w (C,); both are 0 where the weights sum to 0."""
+    total = (counts * weights).sum()
+    share = torch.where(total > 0, weights / total.clamp(min=torch.finfo(torch.float64).tiny), 0)
+    return -(log_likelihood * share).sum(), share
+
+
+def _dice(sums: _Sums, counts: Tensor, weights: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the Dice loss, its gradient by p_y where the label is c and by p_c anywhere, each (B, C)."""
+    overlap, prediction, reference = sums.overlap, sums.prediction, counts
+    if batch:
+        overlap, prediction, reference = (s.sum(0, keepdim=True) for s in (overlap, prediction, reference))
+        present = torch.ones_like(reference)
+    else:
+        present = (reference > 0).double()
+    n_present = present.sum(1, keepdim=True)
+    share = weights * present / n_present.clamp(min=1) / (n_present > 0).sum().clamp(min=1)
+    numerator, denominator = 2 * overlap + SMOOTH, prediction + reference + SMOOTH
+    loss = (share * (1 - numerator / denominator)).sum()
+    own, anywhere = -2 * share / denominator, share * numerator / denominator**2
+    return loss, own.expand_as(counts), anywhere.expand_as(counts)
