@@ -310,14 +310,13 @@ class CachedDataset(Dataset):
 
     def _make_room(self, n_missing: int) -> None:
         """Estimate the disk that building takes, from the entries there are; prune other chains or refuse."""
-        if not n_missing:
-            return
         sizes = self._sizes()
-        needed = n_missing * sum(sizes) // len(sizes)
-        log.info("cache %s: %d cases to prepare, about %s", self.folder, n_missing, _gigabytes(needed))
+        needed = n_missing * sum(sizes) // max(1, len(sizes))
+        if n_missing:
+            log.info("cache %s: %d cases to prepare, about %s", self.folder, n_missing, _gigabytes(needed))
         if self.max_bytes is not None:
             held = sum(chain.n_bytes for chain in cache_info(self.folder).chains if chain.chain == self.chain_id)
-            if held + needed > self.max_bytes:
+            if n_missing and held + needed > self.max_bytes:
                 found = f"holds {_gigabytes(held)} of this chain and needs {_gigabytes(needed)} more"
                 limit = f"its limit is {_gigabytes(self.max_bytes)}; raise it or prune the cache"
                 raise CacheError(f"cache folder {self.folder} {found}; {limit}")

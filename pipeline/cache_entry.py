@@ -102,7 +102,7 @@ def encode(
         source_shape=tuple(int(n) for n in meta["spatial_shape"]) if "spatial_shape" in meta else None,
         notes={key: value for key, value in meta.items() if _is_note(key, value)},
         class_voxels=None if label is None else _class_voxels(label, n_classes),
-        voxel_hash=hashlib.sha256(repr(stored.shape).encode() + stored.tobytes()).hexdigest(),
+        voxel_hash=hashlib.sha256(repr((stored.shape, minimum, step)).encode() + stored.tobytes()).hexdigest(),
     )
     payload = np.zeros(entry.payload_bytes, np.uint8)
     payload[: stored.nbytes] = stored.reshape(-1).view(np.uint8)

@@ -32,6 +32,7 @@ from monai.transforms import (
 
 from pipeline import cache, cache_entry, cache_folder, cache_key
 from pipeline.cache import CacheBuildError, CachedDataset, CacheError, cache_info, prune
+from transforms.load import LoadVolumed
 
 N_CLASSES = 5
 SIZE = (12, 10, 14)
@@ -253,6 +254,34 @@ def test_equal_voxels_have_equal_hashes_whatever_file_holds_them(make, items, tm
     dataset.build()
     assert len(entries(dataset)) == 3
     assert dataset.voxel_hash(0) == dataset.voxel_hash(1) != dataset.voxel_hash(2)
+
+
+def test_constant_images_of_other_values_have_other_hashes():
+    hashes = {encode(image_of(np.full((1, 4, 4, 4), value)))[0].voxel_hash for value in (0.0, 0.5)}
+    assert len(hashes) == 2
+
+
+def test_real_scans_come_back_as_nibabel_reads_them(shared_data, tmp_path):
+    folder = shared_data / "hippocampus"
+    names = sorted(path.name for path in (folder / "labelsTr").glob("*.nii.gz"))[:3]
+    items = [
+        {
+            "image": folder / "imagesTr" / name.replace(".nii.gz", "_0000.nii.gz"),
+            "label": folder / "labelsTr" / name,
+            "case": name,
+        }
+        for name in names
+    ]
+    dataset = CachedDataset(items, LoadVolumed(), folder=tmp_path / "cache", key={}, n_classes=3)
+    dataset.build(workers=1)
+    for index, item in enumerate(items):
+        image, label = read(item["image"]), np.asarray(read(item["label"]).dataobj)
+        voxels = image.get_fdata()
+        bound = np.ptp(voxels) / 131070 + 2.0**-23 * np.abs(voxels).max()
+        assert np.abs(dataset[index]["image"].numpy()[0] - voxels).max() <= bound
+        assert np.array_equal(dataset[index]["label"].numpy()[0], label)
+        assert dataset.class_voxels(index).tolist() == np.bincount(label.astype(int).ravel(), minlength=3).tolist()
+        np.testing.assert_allclose(dataset[index]["image"].affine, image.affine)
 
 
 # ---- when an entry is built again
@@ -648,6 +677,12 @@ def test_a_batch_has_images_labels_affines_and_cases(make):
     assert batch["case"] == ["body_00", "body_01", "body_02"]
 
 
+def test_workers_build_what_nobody_built_before(make, met):
+    loader = monai.data.DataLoader(make(), sampler=[(0, i) for i in (4, 0, 4, 1)], num_workers=2)
+    assert [batch["case"][0] for batch in loader] == ["body_04", "body_00", "body_04", "body_01"]
+    assert met() == ["body_00", "body_01", "body_04"]
+
+
 def test_what_is_returned_is_the_callers_own(make):
     dataset = make()
     before = dataset[0]
@@ -694,6 +729,13 @@ def test_a_limit_below_what_the_chain_itself_needs_is_refused(make, met):
     with pytest.raises(CacheError, match=r"of this chain and needs .* more; its limit is"):
         make(max_bytes=30_000).build()
     assert cache_info(make().folder).chains[-1].n_entries == 5
+
+
+def test_a_lowered_limit_holds_although_nothing_is_built(make):
+    make(key={"n": 0}).build()
+    make().build()
+    make(max_bytes=1).build()
+    assert [chain.parameters for chain in cache_info(make().folder).chains] == [{"size": [12, 10, 14]}]
 
 
 def test_info_says_what_the_folder_holds(make):
