@@ -6,28 +6,33 @@ SIGINT / SIGTERM. Help answers without importing torch: a verb's room is importe
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pipeline import config
+from pipeline.progress import Bar
 
 EXIT_WRONG_INPUT = 2
 
 EXPECTED_ERRORS = (
     ("pipeline.config", "ConfigError"),
-    ("pipeline.cases", "DatasetError"),
-    ("pipeline.cache", "CacheError"),
+    ("pipeline.dataset", "DatasetError"),
+    ("pipeline.cache_entry", "CacheError"),
     ("pipeline.run_folder", "RunFolderError"),
     ("pipeline.module", "TrainingError"),
     ("transforms.load", "VolumeError"),
     ("transforms.chains", "ChainError"),
     ("networks.registry", "NetworkError"),
+    ("pipeline.phantom", "PhantomError"),
 )
 """Where the errors live whose message says everything to the person who reads it."""
 
@@ -85,7 +90,7 @@ def _parser(verb: str, function: Callable) -> ArgumentParser:
 
 def _train(arguments: list[str]) -> int:
     """Train a network on a folder of scans and leave a run folder."""
-    parser = _parser("train", _train)
+    parser = _parser("train", _train, "bodyseg train --dataset_root DIR [--config FILE] [SETTING ...]")
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or JSON file of settings, or a run's training_config.json."
     )
@@ -103,6 +108,52 @@ def _train(arguments: list[str]) -> int:
     except rooms.RunStopped as stop:
         resume = "go on with --resume"
         return _complain(f"training stopped by {stop}; {resume}", 143 if str(stop) == "SIGTERM" else 130)
+    return 0
+
+
+def _sample(arguments: list[str]) -> int:
+    """Write the embedded sample data set: whole-body phantoms with 70 labelled structures."""
+    parser = _parser("sample", _sample)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="Where to; nnU-Net raw layout.")
+    parser.add_argument("--n_cases", type=int, default=24, metavar="N", help="Number of bodies.")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Decides every body and every grid.")
+    parser.add_argument("--voxel_mm", type=float, default=7.0, metavar="MM", help="Mean voxel edge.")
+    given = parser.parse_args(arguments)
+    room = importlib.import_module("pipeline.phantom")
+    with Bar("Writing phantoms") as bar:
+        room.write_dataset(
+            given.folder, n_cases=given.n_cases, seed=given.seed, voxel_mm=given.voxel_mm, progress=bar.update
+        )
+    print(given.folder)
+    return 0
+
+
+def _cache(arguments: list[str]) -> int:
+    """Show what the cache holds, or remove what was used longest ago."""
+    parser = _parser("cache", _cache)
+    parser.add_argument("action", choices=["info", "prune"], help="info shows; prune removes.")
+    parser.add_argument("--cache_dir", type=Path, default=Path("cache"), metavar="DIR", help="The cache folder.")
+    parser.add_argument("--max_gb", type=float, default=0.0, metavar="GB", help="prune: size to shrink the folder to.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    given = parser.parse_args(arguments)
+    room = importlib.import_module("pipeline.cache")
+    if given.action == "prune":
+        pruned = room.prune(given.cache_dir, int(given.max_gb * 2**30))
+        text = f"removed {len(pruned.files)} files, {pruned.n_bytes / 2**30:.2f} GiB"
+        print(json.dumps(dataclasses.asdict(pruned), default=str) if given.json else text)
+        return 0
+    found = room.cache_info(given.cache_dir)
+    if given.json:
+        print(json.dumps(dataclasses.asdict(found), default=str))
+        return 0
+    print(
+        f"{found.folder}: {found.n_entries} cases, {found.n_bytes / 2**30:.2f} GiB; {found.free_bytes / 2**30:.1f} free"
+    )
+    for chain in found.chains:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(chain.last_used))
+        print(
+            f"  {chain.chain}  {chain.n_entries} cases  {chain.n_bytes / 2**30:.2f} GiB  used {used}  {chain.parameters}"
+        )
     return 0
 
 
@@ -133,4 +184,10 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {"train": _train, "plot": _plot, "compare": _compare}
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "plot": _plot,
+    "compare": _compare,
+    "sample": _sample,
+    "cache": _cache,
+}

@@ -19,8 +19,10 @@ from monai.data import DataLoader
 from torch.utils.data import Sampler
 
 from pipeline.cache import CachedDataset
-from pipeline.cases import Case, Dataset, DatasetError, Split, list_cases, split_by_subject
+from pipeline.cases import list_cases
 from pipeline.config import Config
+from pipeline.dataset import Case, Dataset, DatasetError, Split
+from pipeline.split import split_by_subject
 from transforms.chains import augmentation_chain, preprocessing_chain
 from transforms.load import read_volume
 
@@ -169,6 +171,7 @@ class _Cached:
             n_classes=len(class_names),
             transform=random_part,
             seed=self.config.training.seed,
+            max_bytes=int(data.cache_limit_gb * 2**30) or None,
         )
         built.build(progress=self.progress)
         return built

@@ -23,7 +23,7 @@ from networks.registry import build_network, network_settings
 from pipeline.config import Config, ConfigError, as_mapping
 from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.live import LiveProgress
-from pipeline.losses import median_frequency_weights
+from pipeline.class_weights import median_frequency_weights
 from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
 from pipeline.recorder import EventsLogger, RunRecorder, RunStopped, read_resume

@@ -1,0 +1,29 @@
+"""How much each class weighs in the loss, from voxel counts. Pure: counts come in, weights go out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def median_frequency_weights(class_voxels: NDArray[np.int64], alpha: float) -> NDArray[np.float64]:
+    """Weigh classes by median frequency balancing: (median(f) / f_c)^alpha.
+
+    f_c is the share of class c among the voxels of the cases that hold it, the median is over the classes that
+    occur (Eigen & Fergus 2015, section 6.3.2).
+
+    Args:
+        class_voxels: (n_cases, n_classes) voxels of each class in each case.
+        alpha: 0 = all occurring classes weigh 1; 1 = full balance.
+
+    Returns:
+        (n_classes,) weights; 0 for a class that no case holds.
+    """
+    holds = class_voxels > 0
+    voxels_of_class = class_voxels.sum(axis=0)
+    voxels_around = (holds * class_voxels.sum(axis=1, keepdims=True)).sum(axis=0)
+    occurs = voxels_of_class > 0
+    frequency = voxels_of_class[occurs] / voxels_around[occurs]
+    weights = np.zeros(class_voxels.shape[1])
+    weights[occurs] = (np.median(frequency) / frequency) ** alpha
+    return weights
