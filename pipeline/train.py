@@ -20,10 +20,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from networks.registry import build_network, network_settings
+from pipeline.class_weights import median_frequency_weights
 from pipeline.config import Config, ConfigError, as_mapping
 from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.live import LiveProgress
-from pipeline.class_weights import median_frequency_weights
 from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
 from pipeline.recorder import EventsLogger, RunRecorder, RunStopped, read_resume
