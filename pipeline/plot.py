@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.history import RunFolderError, TrainingLog
-from pipeline.run_folder import RunFolder, list_runs, write_atomically
+from pipeline.run_folder import RunFolder, distinct_names, list_runs, write_atomically
 
 LineStyle = Literal["-", "--"]
 Fill = Literal["full", "none"]
@@ -53,7 +53,7 @@ def plot(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
     if not any(len(log) for log in logs):
         named = folders[0].log if len(folders) == 1 else "these runs"
         raise RunFolderError(f"{named}: expected a finished epoch to draw, found none; wait for the first one")
-    picture = draw_curves(_names(folders), logs)
+    picture = draw_curves(distinct_names(folders), logs)
     write_atomically(path, lambda stream: picture.savefig(stream, format=path.suffix[1:].lower(), dpi=110))
     return path
 
@@ -67,12 +67,6 @@ def _output_path(folders: Sequence[RunFolder], output: str | Path | None) -> Pat
         known = ", ".join(f".{name}" for name in FORMATS)
         raise RunFolderError(f'--output {path}: expected a file ending in {known}, found "{path.suffix}"')
     return path
-
-
-def _names(folders: Sequence[RunFolder]) -> list[str]:
-    """The runs' names, with their folders where two runs of one name would be mistaken for each other."""
-    names = [folder.name for folder in folders]
-    return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
 
 
 def draw_curves(names: Sequence[str], logs: Sequence[TrainingLog]) -> Figure:
@@ -117,7 +111,7 @@ def _finish_panel(axes: Axes, title: str, series: dict[str, tuple[LineStyle, Fil
     margin = max(0.5, 0.03 * n_epochs)
     axes.set_xlim(-margin, n_epochs - 1 + margin)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
-    axes.ticklabel_format(axis="y", scilimits=(-2, 4), useOffset=False)
+    axes.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
     axes.grid(alpha=0.3)
     if len(series) > 1:
         looks = [

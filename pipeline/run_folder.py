@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -341,6 +341,12 @@ def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
         for folder in folders:
             found.setdefault(folder.resolve(), RunFolder.at(folder))
     return list(found.values())
+
+
+def distinct_names(folders: Sequence[RunFolder]) -> list[str]:
+    """The runs' names, or their paths where two runs of one name would be mistaken for each other."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
 
 
 def _is_run(path: Path) -> bool:

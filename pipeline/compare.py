@@ -1,0 +1,225 @@
+"""The verb "compare": several runs in one table, best first, with the settings in which they differ. Writes nothing."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.history import RunFolderError
+from pipeline.run_folder import RunFolder, distinct_names, list_runs, null_for_undefined
+
+COLUMNS = {
+    "run": "run",
+    "best_val_mIoU": "best mIoU",
+    "best_epoch": "best epoch",
+    "total_epochs": "epochs",
+    "status": "status",
+    "base_channels": "channels",
+    "total_parameters": "parameters",
+    "time": "time",
+}
+"""The columns that every comparison has, and their headings on the screen."""
+
+NOT_COMPARED = (
+    "experiment.",
+    "system.",
+    "loss.class_weights_stats",
+    "loss.classes_that_never_occur",
+    "data.intensity_found",
+    "data.split.train",
+    "data.split.val",
+    "data.split.test",
+    "model.base_channels",
+    "model.total_parameters",
+    "model.network_settings",
+)
+"""Beginnings of the keys that name the run, were found out by it, or stand in a column or hash of their own."""
+
+LONGEST_CELL = 60
+"""Characters of a setting's value that the screen shows; files get all of them."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other, best first."""
+
+    rows: tuple[dict[str, Any], ...]
+    """One a run: a value under every key of COLUMNS and of `settings`; None where a run has none."""
+    settings: tuple[str, ...]
+    """The settings that differ between the runs, as "training.lr"."""
+    skipped: tuple[str, ...]
+    """One line for each run that could not be read."""
+
+
+def compare(paths: Sequence[str | Path]) -> Comparison:
+    """Read the runs at the paths, each a run folder or a folder of runs, and set them beside each other.
+
+    A run that cannot be read is named in `skipped`. Raises RunFolderError for a path without a run, or when no run
+    can be read.
+    """
+    rows, configs, skipped = [], [], []
+    folders = list_runs(paths)
+    for name, folder in zip(distinct_names(folders), folders, strict=True):
+        try:
+            row, config = _read_row(name, folder)
+        except (RunFolderError, OSError, RecursionError) as error:
+            skipped.append(" ".join(str(error).split()))
+            continue
+        rows.append(row)
+        configs.append(config)
+    if not rows:
+        raise RunFolderError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
+    settings = _differing(configs)
+    for row, config in zip(rows, configs, strict=True):
+        row.update({key: config.get(key) for key in settings})
+    return Comparison(tuple(sorted(rows, key=_best_first)), tuple(settings), tuple(skipped))
+
+
+def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    config, log = folder.read_config(), folder.read_log()
+    summary = folder.read_summary() if folder.summary.exists() else {}
+    row = {
+        "run": name,
+        "best_val_mIoU": log.best_val_miou,
+        "best_epoch": log.best_epoch,
+        "total_epochs": len(log),
+        "status": summary.get("status", "unfinished"),
+        "base_channels": config["model"].get("base_channels"),
+        "total_parameters": config["model"].get("total_parameters"),
+        "time": _time_between(config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)),
+    }
+    return null_for_undefined(row), dict(_flat(config))
+
+
+def _time_between(start: Any, end: Any) -> str | None:
+    """Say the time between two of a run's time stamps as hh:mm:ss; None where one is damaged or the clock went back."""
+    try:
+        seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
+    except (TypeError, ValueError):
+        return None
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}" if seconds >= 0 else None
+
+
+def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """List the keys with more than one value, in the configs' own order; an absent key counts as null."""
+    keys = {key: None for config in configs for key in config if not key.startswith(NOT_COMPARED)}
+    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+
+
+def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:
+    best = row["best_val_mIoU"]
+    return best is None, -(best or 0.0), row["run"]
+
+
+def to_json(comparison: Comparison) -> str:
+    """Write the comparison as a JSON object with runs, settings and skipped."""
+    document = {"runs": comparison.rows, "settings": comparison.settings, "skipped": comparison.skipped}
+    return json.dumps(null_for_undefined(document), indent=2, allow_nan=False)
+
+
+def to_csv(comparison: Comparison) -> str:
+    """Write one line a run after a line of keys; an empty field is null, a list is JSON."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    keys = [*COLUMNS, *comparison.settings]
+    writer.writerow(keys)
+    writer.writerows([_csv_field(row[key]) for key in keys] for row in comparison.rows)
+    return stream.getvalue().rstrip("\n")
+
+
+def _csv_field(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict | bool) else value
+
+
+def to_text(comparison: Comparison, width: int | None = None) -> str:
+    """Write an aligned table for a screen of `width` columns; where it is too wide, in parts with the runs numbered.
+
+    Width None: the terminal's; where the output is no terminal, as wide as it takes, one line a run.
+    """
+    if width is None and sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+    tables = [_table(COLUMNS | {key: key for key in comparison.settings}, comparison.rows)]
+    if width is not None and _natural_width(tables[0]) > width:
+        tables = _narrow_tables(comparison)
+    parts = [_rendered(table, width) for table in tables]
+    return "\n\n".join([*parts, *(f"skipped: {_printable(line)}" for line in comparison.skipped)])
+
+
+def _narrow_tables(comparison: Comparison) -> list[Table]:
+    """Lay out names, results and settings one below the other; settings have a line each if they outnumber the runs."""
+    rows = [{"#": number} | row for number, row in enumerate(comparison.rows, start=1)]
+    results = {"#": "#"} | {key: heading for key, heading in COLUMNS.items() if key != "run"}
+    tables = [_table({"#": "#", "run": "run"}, rows), _table(results, rows)]
+    if len(comparison.settings) > len(rows):
+        turned = [{"setting": key} | {f"#{row['#']}": row[key] for row in rows} for key in comparison.settings]
+        tables.append(_table({key: key for key in turned[0]}, turned))
+    elif comparison.settings:
+        tables.append(_table({key: key for key in ("#", *comparison.settings)}, rows))
+    return tables
+
+
+def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for key, heading in headings.items():
+        numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
+        right = numbers or key == "time"
+        table.add_column(Text(_printable(heading)), justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(key, row[key])) for key in headings))
+    return table
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if key == "best_val_mIoU":
+        return f"{value:.4f}"
+    if key == "total_parameters" and isinstance(value, int):
+        return f"{value:,}"
+    text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return text if key == "run" or len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+
+
+def _printable(text: str) -> str:
+    """Replace what could steer a terminal; the texts come from files that anybody may have written."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _console(width: int | None) -> Console:
+    return Console(
+        file=io.StringIO(), width=width or 10_000, color_system=None, force_terminal=False, legacy_windows=False
+    )
+
+
+def _natural_width(table: Table) -> int:
+    console = _console(None)
+    return Measurement.get(console, console.options, table).maximum
+
+
+def _rendered(table: Table, width: int | None) -> str:
+    console = _console(width)
+    console.print(table)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # the StringIO given above
+    return "\n".join(line.rstrip() for line in lines)
