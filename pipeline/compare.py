@@ -50,7 +50,7 @@ NOT_COMPARED = (
 """Beginnings of the keys that name the run, were found out by it, or stand in a column or hash of their own."""
 
 LONGEST_CELL = 60
-"""Characters of a setting's value that the screen shows; files get all of them."""
+"""Characters of a setting's name or value that the screen shows; files get all of them."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         try:
             row, config = _read_row(name, folder)
         except (RunFolderError, OSError, RecursionError) as error:
-            skipped.append(" ".join(str(error).split()))
+            named = error if isinstance(error, RunFolderError) else f"{folder.config}: cannot be compared ({error})"
+            skipped.append(" ".join(str(named).split()))
             continue
         rows.append(row)
         configs.append(config)
@@ -102,7 +103,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "total_parameters": config["model"].get("total_parameters"),
         "time": _time_between(config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)),
     }
-    return null_for_undefined(row), dict(_flat(config))
+    return null_for_undefined(row), dict(_flat(null_for_undefined(config)))
 
 
 def _time_between(start: Any, end: Any) -> str | None:
@@ -185,7 +186,7 @@ def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Ta
     for key, heading in headings.items():
         numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
         right = numbers or key == "time"
-        table.add_column(Text(_printable(heading)), justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(_shortened(_printable(heading))), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(key, row[key])) for key in headings))
     return table
@@ -199,7 +200,11 @@ def _cell(key: str, value: Any) -> str:
     if key == "total_parameters" and isinstance(value, int):
         return f"{value:,}"
     text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return text if key == "run" or len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+    return text if key == "run" else _shortened(text)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
 
 
 def _printable(text: str) -> str:

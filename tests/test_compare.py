@@ -1,0 +1,175 @@
+"""The comparison of runs: the same numbers in every form, only what differs, and nothing hidden."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from pipeline.compare import compare, to_csv, to_json, to_text
+from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog
+
+BASE = ["run", "best_val_mIoU", "best_epoch", "total_epochs", "status", "base_channels", "total_parameters", "time"]
+
+
+def a_run(log_dir: Path, name: str, scores=(0.1, 0.3, 0.2), *, status="completed", **settings) -> RunFolder:
+    folder, log = RunFolder(log_dir, name), TrainingLog()
+    config = {
+        "experiment": {"name": name, "start_time": "2024-01-15 10:30:00"},
+        "data": {"target_size": [64, 64, 64], "split": {"hash": "ab", "train": [name]}},
+        "model": {"base_channels": 32, "total_parameters": 20458391, "network": None},
+        "training": {"lr": 1e-4, "seed": 42},
+        "loss": {"use_class_weights": True, "class_weights_stats": {"min": len(name)}},
+        "system": {"pytorch_version": name},
+    }
+    for key, value in settings.items():
+        group, _, setting = key.partition("__")
+        config[group][setting] = value
+    folder.start()
+    folder.write_config(config)
+    for epoch, score in enumerate(scores):
+        values = {"train_loss": 1, "train_accuracy": 1, "val_loss": 1, "learning_rate": 1e-4}
+        log.append_epoch(epoch, val_mIoU=score, **values)
+    log.last_update = "2024-01-15 11:00:01"
+    folder.write_log(log)
+    if status:
+        folder.write_summary(status, log, reason="because")
+        summary = folder.read_summary() | {"completion_time": "2024-01-17 14:33:09"}
+        folder.summary.write_text(json.dumps(summary))
+    return folder
+
+
+def test_runs_are_sorted_by_their_best_miou_and_show_what_differs(tmp_path):
+    a_run(tmp_path, "a", (0.1, 0.2), training__lr=1e-3, data__target_size=[32, 32, 32])
+    a_run(tmp_path, "b", (None, None), training__lr=1e-4)
+    a_run(tmp_path, "c", (0.7, 0.6), model__base_channels=16)
+    table = compare([tmp_path])
+    assert [row["run"] for row in table.rows] == ["c", "a", "b"]
+    assert table.settings == ("data.target_size", "training.lr")
+    assert [row["training.lr"] for row in table.rows] == [1e-4, 1e-3, 1e-4]
+    assert table.rows[0] == {
+        "run": "c",
+        "best_val_mIoU": 0.7,
+        "best_epoch": 0,
+        "total_epochs": 2,
+        "status": "completed",
+        "base_channels": 16,
+        "total_parameters": 20458391,
+        "time": "52:03:09",
+        "data.target_size": [64, 64, 64],
+        "training.lr": 1e-4,
+    }
+
+
+def test_a_group_of_settings_that_one_run_lacks_differs_key_by_key(tmp_path):
+    a_run(tmp_path, "a", model__network={"_target_": "SegResNet", "init_filters": 8}, training__clip=None)
+    a_run(tmp_path, "b")
+    table = compare([tmp_path])
+    assert table.settings == ("model.network._target_", "model.network.init_filters")
+    assert [row["model.network.init_filters"] for row in table.rows] == [8, None]
+
+
+def test_csv_and_json_hold_the_same_as_pandas_reads_them(tmp_path):
+    a_run(tmp_path, "a", training__lr=1 / 3, data__target_size=[1, 2, 3])
+    a_run(tmp_path, "b", (None,), training__schedule='po"ly, x')
+    table = compare([tmp_path])
+    from_csv, document = pd.read_csv(io.StringIO(to_csv(table))), json.loads(to_json(table))
+    from_json = pd.DataFrame(document["runs"])
+    assert from_csv.columns.tolist() == from_json.columns.tolist() == [*BASE, *document["settings"]]
+    from_csv["data.target_size"] = from_csv["data.target_size"].map(json.loads)
+    pd.testing.assert_frame_equal(from_csv, from_json, check_dtype=False)
+    assert from_csv["training.lr"][0] == 1 / 3
+    assert pd.to_timedelta(from_csv.time)[0] == pd.Timestamp("2024-01-17 14:33:09") - pd.Timestamp(
+        "2024-01-15 10:30:00"
+    )
+
+
+def test_unfinished_runs_stand_in_the_table_with_their_state(tmp_path):
+    a_run(tmp_path, "running", status=None)
+    a_run(tmp_path, "failed", status="failed")
+    a_run(tmp_path, "stopped", status="interrupted")
+    a_run(tmp_path, "fresh", (), status=None).log.unlink()
+    rows = {row["run"]: row for row in compare([tmp_path]).rows}
+    states = {"running": "unfinished", "failed": "failed", "stopped": "interrupted", "fresh": "unfinished"}
+    assert {name: row["status"] for name, row in rows.items()} == states
+    assert rows["running"]["time"] == "00:30:01"
+    assert (rows["fresh"]["total_epochs"], rows["fresh"]["best_val_mIoU"]) == (0, None)
+
+
+def test_a_damaged_run_is_named_at_the_end_and_the_others_are_compared(tmp_path):
+    good = a_run(tmp_path, "good", experiment__start_time="yesterday")
+    for name, text in [
+        ("bad1", "{"),
+        ("bad2", "[]"),
+        ("bad3", '{"model": 3}'),
+        ("bad4", '{"a":' * 900 + "1" + "}" * 900),
+    ]:
+        a_run(tmp_path, name).config.write_text(text)
+    table = compare([tmp_path])
+    assert [row["run"] for row in table.rows] == ["good"]
+    assert table.rows[0]["time"] is None
+    assert [next(name for name in line.split("/") if name.startswith("bad")) for line in table.skipped] == [
+        "bad1",
+        "bad2",
+        "bad3",
+        "bad4",
+    ]
+    assert to_text(table).splitlines()[-1].startswith(f"skipped: {tmp_path / 'bad4'}")
+    good.config.unlink()
+    with pytest.raises(RunFolderError, match=r"none of the 5 runs can be read; the first: .*bad1"):
+        compare([tmp_path])
+
+
+@pytest.mark.parametrize("depth", [50, 300, 600])
+@pytest.mark.parametrize(("opening", "closing"), [('{"x":', "}"), ("[", "]")])
+def test_a_deeply_nested_setting_is_shown_or_skipped_and_never_fatal(tmp_path, depth, opening, closing):
+    a_run(tmp_path, "a")
+    nested = a_run(tmp_path, "b", model__network="DEEP")
+    nested.config.write_text(nested.config.read_text().replace('"DEEP"', opening * depth + "1" + closing * depth))
+    table = compare([tmp_path])
+    assert len(table.rows) + len(table.skipped) == 2
+    assert all(str(nested.config) in line for line in table.skipped)
+    assert to_csv(table)
+    assert json.loads(to_json(table))
+    assert max(map(len, to_text(table, 100).splitlines())) <= max(100, *map(len, (*table.skipped, ""))) + 9
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    one, two = a_run(tmp_path / "x", "run"), a_run(tmp_path / "y", "run")
+    table = compare([one.path, two.path, one.path])
+    assert [row["run"] for row in table.rows] == [str(one.path), str(two.path)]
+
+
+@pytest.mark.parametrize("n_runs", [1, 2, 12])
+@pytest.mark.parametrize("width", [80, 100, 300])
+def test_the_text_fits_the_screen_and_keeps_every_name_and_number(tmp_path, n_runs, width):
+    names = [f"body_unet_bs2_lr{1e-4 * (i + 1):.5f}_ch32_cw0.5_aug" for i in range(n_runs)]
+    for i, name in enumerate(names):
+        network = {"_target_": "monai.networks.nets.SegResNet", "init_filters": i}
+        a_run(
+            tmp_path, name, (0.1 * i / n_runs,), training__lr=1e-4 / (i + 3), model__network=network, training__seed=i
+        )
+    table = compare([tmp_path])
+    text = to_text(table, width)
+    assert max(map(len, text.splitlines())) <= width
+    for row in table.rows:
+        assert row["run"] in text
+        assert f"{row['best_val_mIoU']:.4f}" in text
+    assert "20,458,391" in text
+
+
+def test_plain_text_has_one_line_a_run_however_wide(tmp_path):
+    for i in range(3):
+        a_run(tmp_path, f"run{i}", model__note=f"{i}" * 70, training__lr=1e-4 / (i + 3))
+    lines = to_text(compare([tmp_path])).splitlines()
+    assert len(lines) == 2 + 3
+    assert all(sum(f"run{i}" in line for line in lines) == 1 for i in range(3))
+
+
+def test_a_config_cannot_steer_the_terminal(tmp_path):
+    a_run(tmp_path, "a", training__note="\x1b[2J[red]")
+    a_run(tmp_path, "b", **{"training__\x1b]0;evil\x07": 1})
+    text = to_text(compare([tmp_path]))
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "[2J[red]" in text
