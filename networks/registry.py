@@ -1,0 +1,267 @@
+"""From a name to a network, and back from its checkpoint. Knows names, arguments and the checkpoint's form; `split`
+knows the network's inside.
+
+A specification is a mapping with the class under "_target_" and its arguments beside it. What the pipeline knows by
+itself (channels, classes, size) is filled in where the constructor asks for it. Nothing is evaluated: a class path must
+lie in a package of the allow-list.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import json
+import pickle
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from networks.split import NetworkError, Size, split
+
+BODY_NET = "networks.body_net.BodyNet"
+MONAI_NETS = "monai.networks.nets"
+# Short names. Every other class of monai.networks.nets can be named, too; these are the ones that segment volumes as
+# they come.
+KNOWN = (
+    *("BodyNet", "AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "HighResNet", "MedNeXt"),
+    *("SegResNet", "SegResNetDS", "SwinUNETR", "UNet", "UNETR", "VNet"),
+)
+ALLOWED_PACKAGES = ("networks", "monai.networks", "torch.nn")
+# What the pipeline knows, and the names that constructors have for it
+IN_CHANNELS = ("in_channels", "in_chans", "n_input_channels")
+N_CLASSES = ("out_channels", "n_classes", "num_classes")
+IMAGE_SIZE = ("img_size", "image_size", "input_image_size")
+SPATIAL_DIMS = ("spatial_dims", "dimensions")
+CHECKPOINT_KEYS = ("state_dict", "network")
+
+
+def build_network(
+    spec: Mapping[str, Any] | str | None = None,
+    *,
+    in_channels: int = 1,
+    n_classes: int = 71,
+    base_channels: int = 32,
+    light: bool = False,
+    target_size: Sequence[int] = (160, 160, 256),
+    checkpointing: bool = False,
+    trust: bool = False,
+) -> nn.Module:
+    """Build a network with `features(x)` -> (B, F, I, J, K) and `head`, a 1×1×1 convolution, or None where the features
+    are the logits.
+
+    Args:
+        spec: None for BodyNet; else {"_target_": NAME, arguments…}, or NAME alone, where NAME is a short name such
+            as "SegResNet" or a class path such as "monai.networks.nets.SegResNet".
+        in_channels: Channels of the image.
+        n_classes: Classes, background included.
+        base_channels: Channels of BodyNet at full resolution; other networks have their own arguments for their width.
+        light: BodyNet's light form.
+        target_size: Voxels (I, J, K) of the volumes to come. Sizes that the network does not take are padded inside.
+        checkpointing: BodyNet recomputes its inside in the backward pass; other networks have their own arguments
+            for it, if at all.
+        trust: Import class paths outside the allow-list, too. Importing runs that package's code.
+
+    Raises:
+        NetworkError: An unknown name (the known ones are listed), a wrong, missing or contradictory argument, a
+            network of another kind.
+    """
+    name, arguments = _parsed(BODY_NET if spec is None else spec)
+    network_class = _find_class(name, trust)
+    known = _fields(IN_CHANNELS, in_channels) | _fields(N_CLASSES, n_classes) | _fields(SPATIAL_DIMS, 3)
+    if _path_of(network_class) == BODY_NET:
+        known |= {"base_channels": base_channels, "light": light}
+        arguments |= {"checkpointing": True} if checkpointing else {}
+    elif light or checkpointing:
+        option = "use_light_model" if light else "checkpointing"
+        raise NetworkError(
+            f"model.{option} is a form of BodyNet; switch it off, {name} has its own arguments in model.network"
+        )
+    arguments = _filled(network_class, name, arguments, known)
+    return _assembled(network_class, name, arguments, target_size)
+
+
+def network_settings(network: nn.Module) -> dict[str, Any]:
+    """What a checkpoint says about its network: {"_target_": class path, arguments…}, plain JSON.
+
+    Raises:
+        NetworkError: If the network was not built here.
+    """
+    settings = getattr(network, "settings", None)
+    if not isinstance(settings, dict) or "_target_" not in settings:
+        raise NetworkError(
+            f"{type(network).__name__} does not know its settings; build it with networks.registry.build_network"
+        )
+    return dict(settings)
+
+
+def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", trust: bool = False) -> nn.Module:
+    """The network in a best_model.ckpt with its weights, in evaluation mode.
+
+    The file is read with weights_only=True: a checkpoint that would run code is refused.
+
+    Args:
+        path: best_model.ckpt of a run folder.
+        map_location: Where the weights shall lie.
+        trust: See `build_network`.
+
+    Raises:
+        NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
+    """
+    checkpoint = read_checkpoint(path)
+    name, arguments = _parsed(checkpoint["network"])
+    try:
+        network_class = _find_class(name, trust)
+        arguments = _filled(network_class, name, arguments, {})
+        size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
+        network = _assembled(network_class, name, arguments, size)
+        network.load_state_dict(checkpoint["state_dict"])
+    except (NetworkError, RuntimeError, AttributeError, TypeError) as error:
+        raise NetworkError(f"{path}: {' '.join(str(error).split())[:500]}") from error
+    return network.to(map_location).eval()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Everything in a best_model.ckpt, its tensors on the CPU, as ARCHITECTURE.md describes it.
+
+    Raises:
+        NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise NetworkError(f"{path}: no such file; expected the best_model.ckpt of a run folder") from None
+    except pickle.UnpicklingError as error:
+        raise NetworkError(
+            f"{path}: refused, it holds more than weights and plain values, which could run code"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise NetworkError(f"{path}: damaged or no checkpoint ({' '.join(str(error).split())[:200]})") from error
+    missing = [
+        key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict)
+    ]
+    if missing:
+        raise NetworkError(
+            f"{path}: no best_model.ckpt of this pipeline; it has no mapping {missing[0]}, "
+            f"expected {' and '.join(CHECKPOINT_KEYS)}"
+        )
+    if checkpoint.get("format") != 1:
+        raise NetworkError(f"{path}: checkpoint format {checkpoint.get('format')!r}; this version reads format 1")
+    return checkpoint
+
+
+def _parsed(spec: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of a specification, the arguments as plain JSON values."""
+    fields: dict[str, Any] = {"_target_": spec} if isinstance(spec, str) else dict(spec)
+    name = fields.pop("_target_", None)
+    if not isinstance(name, str) or not name:
+        raise NetworkError(
+            f"model.network: _target_ is {name!r}; expected a network's name or class path, as {MONAI_NETS}.SegResNet"
+        )
+    try:
+        return name, json.loads(json.dumps(fields, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise NetworkError(
+            f"model.network: the arguments of {name} must be plain numbers, texts, lists and mappings ({error})"
+        ) from None
+
+
+def _find_class(name: str, trust: bool) -> type[nn.Module]:
+    """The class of a short name or a class path."""
+    module_name, _, class_name = name.rpartition(".")
+    if not module_name:
+        module_name = BODY_NET.rpartition(".")[0] if name == "BodyNet" else MONAI_NETS
+    if not trust and not any(module_name == p or module_name.startswith(p + ".") for p in ALLOWED_PACKAGES):
+        raise NetworkError(
+            f"network {name}: classes are taken from {', '.join(ALLOWED_PACKAGES)} only; "
+            f"if you trust the package {module_name.split('.')[0]}, pass trust=True (--trust_config)"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), class_name, None)
+    except ImportError:
+        found = None
+    if not inspect.isclass(found) or not issubclass(found, nn.Module):
+        close = difflib.get_close_matches(class_name, KNOWN, n=1, cutoff=0.6)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise NetworkError(
+            f"unknown network {name}; {hint}known are {', '.join(KNOWN)}, "
+            f"and class paths such as {MONAI_NETS}.SegResNet"
+        )
+    return found
+
+
+def _path_of(network_class: type[nn.Module]) -> str:
+    return f"{network_class.__module__}.{network_class.__name__}"
+
+
+def _fields(names: Sequence[str], value: Any) -> dict[str, Any]:
+    return dict.fromkeys(names, value)
+
+
+def _filled(
+    network_class: type[nn.Module], name: str, arguments: dict[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments, completed by what the pipeline knows, checked against the constructor."""
+    parameters = inspect.signature(network_class).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    accepted = [key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    for key in arguments:
+        if key not in accepted and not takes_any:
+            raise NetworkError(f"network {name} has no argument {key}; it takes {', '.join(accepted)}")
+    for key, value in known.items():
+        if key in arguments and arguments[key] != value:
+            raise NetworkError(
+                f"network {name}: {key} is {arguments[key]} in model.network, but {value} by the data and the config; "
+                "remove it from model.network"
+            )
+    arguments = arguments | {key: value for key, value in known.items() if key in accepted}
+    needed = [key for key in accepted if parameters[key].default is inspect.Parameter.empty]
+    missing = [key for key in needed if key not in arguments and key not in IMAGE_SIZE]
+    if missing:
+        raise NetworkError(f"network {name} needs the argument {missing[0]}; it takes {', '.join(accepted)}")
+    return arguments
+
+
+def _assembled(
+    network_class: type[nn.Module], name: str, arguments: dict[str, Any], target_size: Sequence[int]
+) -> nn.Module:
+    """The network built and split, knowing its settings."""
+    size_key = next((key for key in IMAGE_SIZE if key in inspect.signature(network_class).parameters), None)
+    if size_key is not None:
+        arguments = {size_key: list(target_size)} | arguments
+    network = _constructed(network_class, name, arguments)
+    if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
+        network = split(
+            network,
+            name=name,
+            in_channels=_first(arguments, IN_CHANNELS, 1),
+            n_classes=_first(arguments, N_CLASSES, 1),
+            target_size=arguments[size_key] if size_key else target_size,
+            build_at=_builder(network_class, name, arguments, size_key) if size_key else None,
+        )
+    # torch types every attribute of a module as Tensor or Module
+    network.settings = {"_target_": _path_of(network_class), **arguments}  # type: ignore[assignment]
+    return network
+
+
+def _constructed(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return network_class(**arguments)
+    except NetworkError:
+        raise
+    except Exception as error:  # whatever a constructor raises is about its arguments
+        raise NetworkError(f"network {name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _builder(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any], size_key: str) -> Any:
+    def build_at(size: Size) -> nn.Module:
+        return _constructed(network_class, name, {**arguments, size_key: list(size)})
+
+    return build_at
+
+
+def _first(arguments: Mapping[str, Any], names: Sequence[str], default: int) -> int:
+    return next((arguments[name] for name in names if name in arguments), default)
