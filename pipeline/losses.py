@@ -6,7 +6,7 @@ whoever counts the classes, and logging to `module`.
 Full-size logits, probabilities and one-hot labels never exist, so that memory does not grow with the class count. The
 Dice term needs sums over whole volumes: the forward pass walks through the slabs and gathers the sums; the backward
 pass walks through them again, recomputes each slab's softmax and turns it into gradients in place. What is kept in
-between is one logarithm a voxel.
+between is one number a voxel.
 
 With I, P and L the sums of p·y, p and y over the voxels of a class c (p softmax, y label), s = 1e-5 and weights w:
 
@@ -25,7 +25,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -178,20 +178,20 @@ class _SlabDiceCE(torch.autograd.Function):
         counts = _class_counts(label, plan)
         # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
         with torch.autocast(features.device.type, enabled=False):
-            sums, normaliser, n_correct = _gather_sums(features, weight, bias, label, plan)
+            sums, inverses, n_correct = _gather_sums(features, weight, bias, label, plan)
         ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
         dice, own_gradient, any_gradient = _dice(sums, counts, class_weights.double(), plan.batch)
         ctx.plan = plan
-        ctx.save_for_backward(features, weight, bias, label, normaliser, own_gradient, any_gradient, ce_gradient)
+        ctx.save_for_backward(features, weight, bias, label, inverses, own_gradient, any_gradient, ce_gradient)
         n_voxels = counts.sum().long()
         ctx.mark_non_differentiable(n_correct, n_voxels)
-        return (ce + dice).to(normaliser.dtype), n_correct, n_voxels
+        return (ce + dice).to(inverses.dtype), n_correct, n_voxels
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
-        features, weight, bias, label, normaliser, *coefficients = ctx.saved_tensors
-        own, anywhere, ce = ((c * loss_gradient).to(normaliser.dtype) for c in coefficients)
+        features, weight, bias, label, inverses, *coefficients = ctx.saved_tensors
+        own, anywhere, ce = ((c * loss_gradient).to(inverses.dtype) for c in coefficients)
         differentiate = _compiled(_differentiate) if ctx.plan.compile else _differentiate
         needs = ctx.needs_input_grad
         into_features = _empty_like(features) if needs[0] else None
@@ -202,7 +202,7 @@ class _SlabDiceCE(torch.autograd.Function):
             for slab in _walk(features, weight, bias, label, ctx.plan):
                 b, logits = slab.sample, slab.logits
                 # From here on the logits' place holds their gradient.
-                differentiate(logits, normaliser[b, slab.voxels], slab.label, slab.ignored, own[b], anywhere[b], ce)
+                differentiate(logits, inverses[b, slab.voxels], slab.label, slab.ignored, own[b], anywhere[b], ce)
                 if into_weight is not None:
                     into_weight += logits @ slab.features.T
                 if into_bias is not None:
@@ -280,8 +280,10 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _summarise(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return log Σ exp, the label's log-likelihood, 1 / Σ exp and whether the label is on top, a voxel each.
+def _summarise(
+    logits: Float[Tensor, "C n"], label: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return 1 / Σ exp, the label's log-likelihood and whether the label is on top, a voxel each.
 
     Overwrites the logits with exp(logits − their maximum), which never exceeds 1.
     """
@@ -289,28 +291,31 @@ def _summarise(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, T
     own = logits.gather(0, label[None])[0]
     logits.sub_(top).exp_()
     total = logits.sum(0)
-    normaliser = total.log().add_(top)
-    # own − top first: at logits of 1e4 the difference is exact, while the normaliser has lost its last digits.
-    return normaliser, (own - top).sub_(total.log()), total.reciprocal(), own >= top
+    return total.reciprocal(), (own - top).sub_(total.log()), own >= top
 
 
 def _differentiate(
-    logits: Tensor,
-    normaliser: Tensor,
-    label: Tensor,
-    ignored: Tensor | None,
-    own_gradient: Tensor,
-    any_gradient: Tensor,
-    ce_gradient: Tensor,
+    logits: Float[Tensor, "C n"],
+    inverse: Float[Tensor, " n"],
+    label: Int[Tensor, " n"],
+    ignored: Bool[Tensor, " n"] | None,
+    own_gradient: Float[Tensor, " C"],
+    any_gradient: Float[Tensor, " C"],
+    ce_gradient: Float[Tensor, " C"],
 ) -> None:
-    """Overwrite a slab's logits with the loss's gradient, as given at the top of this file."""
-    logits.sub_(normaliser).exp_()
-    gain = own_gradient[label] * logits.gather(0, label[None])[0] - ce_gradient[label]
-    shift = any_gradient @ logits + gain
-    logits.mul_(any_gradient[:, None] - shift)
-    logits.scatter_add_(0, label[None], gain[None])
+    """Overwrite a slab's logits with the loss's gradient, as given at the top of this file.
+
+    The maximum is taken once more: subtracting a stored log Σ exp would lose the last digits at logits of 1e4.
+    """
+    logits.sub_(logits.amax(0)).exp_()
+    own = logits.gather(0, label[None])[0] * inverse
+    gain = own_gradient[label] * own - ce_gradient[label]
     if ignored is not None:
-        logits.masked_fill_(ignored, 0)
+        gain.masked_fill_(ignored, 0)
+    shift = (any_gradient @ logits).mul_(inverse).add_(gain).mul_(inverse)
+    # (b_k − shift) / Σ exp in one go; ignored voxels have 1 / Σ exp = 0.
+    logits.mul_(torch.addr(shift.neg_()[None], any_gradient, inverse))
+    logits.scatter_add_(0, label[None], gain[None])
 
 
 class _Sums(NamedTuple):
@@ -324,14 +329,14 @@ class _Sums(NamedTuple):
 def _gather_sums(
     features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan
 ) -> tuple[_Sums, Tensor, Tensor]:
-    """Walk through all slabs; return the sums, log Σ exp of each voxel (B, N) and the number of correct voxels."""
+    """Walk through all slabs; return the sums, 1 / Σ exp of each voxel (B, N) and the number of correct voxels."""
     summarise = _compiled(_summarise) if plan.compile else _summarise
     sums = _Sums(*features.new_zeros(3, len(features), plan.n_classes, dtype=torch.float64))
-    normaliser = features.new_empty(label.shape, dtype=_work_type(features))
+    inverses = features.new_empty(label.shape, dtype=_work_type(features))
     n_correct = label.new_zeros((), dtype=torch.int64)
     for slab in _walk(features, weight, bias, label, plan):
         b = slab.sample
-        normaliser[b, slab.voxels], log_likelihood, inverse, correct = summarise(slab.logits, slab.label)
+        inverse, log_likelihood, correct = summarise(slab.logits, slab.label)
         likelihood = log_likelihood.exp()
         if slab.ignored is not None:
             correct &= ~slab.ignored
@@ -340,8 +345,9 @@ def _gather_sums(
         sums.overlap[b].index_add_(0, slab.label, likelihood.double())
         sums.log_likelihood[b].index_add_(0, slab.label, log_likelihood.double())
         sums.prediction[b] += slab.logits @ inverse
+        inverses[b, slab.voxels] = inverse
         n_correct += correct.sum()
-    return sums, normaliser, n_correct
+    return sums, inverses, n_correct
 
 
 def _class_counts(label: Tensor, plan: _Plan) -> Tensor:
