@@ -42,14 +42,15 @@ def list_sources(paths: Iterable[Path | str]) -> tuple[Source, ...]:
     Raises:
         VolumeError: a path that does not exist, is no volume, or a folder without any.
     """
-    sources: list[Source] = []
+    by_path: dict[Path, Source] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise VolumeError(f"{path}: expected a volume or a folder, found no such file or folder")
         found = [_source(path, path.parent)] if path.is_file() else list(_walk(path))
         if not found or any(source.kind == "" for source in found):
             raise VolumeError(f"{path}: expected NIfTI, NRRD, MetaImage or a DICOM folder, found none")
-        sources += [source for source in found if source.path not in {known.path for known in sources}]
+        by_path.update({source.path: source for source in found})
+    sources = by_path.values()
     counts = Counter(volume_stem(source.path) for source in sources)
     named = [source if counts[volume_stem(source.path)] > 1 else _short(source) for source in sources]
     if twice := [name for name, count in Counter(source.id for source in named).items() if count > 1]:

@@ -7,16 +7,20 @@ its slices lie where one affine says they lie. Multi-frame objects and writing a
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import VR
 
 from transforms.grid import Geometry, OpenVolume, VolumeError, check_affine, check_shape
 
@@ -30,12 +34,12 @@ TILT_TOLERANCE_PIXELS = 0.5
 
 _DIRECTION_TOLERANCE = 1e-3  # of a direction cosine between slices, 0.06 degrees
 _SUFFIXES = {".dcm", ".dicom", ".ima"}  # names that promise DICOM: such a file that is none is an error
+# What pydicom raises on damaged headers, at reading or when a value is first looked at.
+_DAMAGE = (
+    InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
+    BytesLengthException, struct.error,
+)  # fmt: skip
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_TAGS = [
-    "SOPClassUID", "Modality", "SeriesInstanceUID", "SeriesDescription", "Rows", "Columns", "NumberOfFrames",
-    "SamplesPerPixel", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "BitsStored",
-    "PixelRepresentation", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "GantryDetectorTilt",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +73,9 @@ def open_series(folder: Path) -> OpenVolume:
     """Read the headers of a DICOM series and check that its slices make one volume.
 
     Axis i runs along the rows, j along the columns, k along the normal; the third column of the affine is the mean step
-    between slices. Values are rescaled (modality units, HU for a CT); the dtype is the smallest integer type that holds
-    every possible value, float32 where slope or intercept is not integral. Files that are not DICOM and objects that are
-    neither CT nor MR are passed over.
+    between slices. Values are rescaled (HU for a CT); the dtype is the smallest integer type that holds every possible
+    value, float32 where slope or intercept is not integral. Files that are not DICOM and objects that are neither CT
+    nor MR are passed over.
 
     Raises:
         VolumeError: no or several series, slices missing, double, unevenly spaced or sheared (gantry tilt), of several
@@ -124,35 +128,60 @@ def _slices(folder: Path) -> Iterator[_Slice]:
                 raise VolumeError(f"{path}: expected a DICOM file, found something else; copy it again or remove it")
             logger.debug("%s: not DICOM, passed over", path)
             continue
-        header = _header(path)
-        if header.get("Modality") in ("CT", "MR") and path.name.upper() != "DICOMDIR":
-            yield _slice(header, path)
+        found = _read_slice(path)
+        if isinstance(found, _Slice):
+            yield found
         else:
-            others.append(str(header.get("Modality", path.name)))
+            others.append(found)
     if others:
         logger.debug("%s: %d objects that are neither CT nor MR passed over (%s)", folder, len(others), others[:5])
 
 
-def _header(path: Path) -> pydicom.Dataset:
+def _read_slice(path: Path) -> _Slice | str:
+    """Return what the header says, or just the modality of an object that is neither CT nor MR."""
     try:
-        with pydicom.config.disable_value_validation():
-            return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_TAGS)
-    except (InvalidDicomError, EOFError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
-        raise VolumeError(f"{path}: the DICOM header is damaged ({error}); copy it again") from error
-
-
-def _slice(header: pydicom.Dataset, path: Path) -> _Slice:
-    if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
-        raise VolumeError(f"{path}: expected one grey-scale slice a file, found a multi-frame or colour object")
-    if "ModalityLUTSequence" in header:
-        raise VolumeError(f"{path}: a modality lookup table is not supported; export with rescale slope and intercept")
-    try:
-        return _parsed(header, path)
-    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        # Odd values elsewhere in the header are not our business.
+        with path.open("rb") as file, pydicom.config.disable_value_validation():
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+            if header.get("Modality") not in ("CT", "MR"):
+                return str(header.get("Modality", "DICOMDIR"))
+            if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
+                raise VolumeError(f"{path}: expected one grey-scale slice a file, found a multi-frame or colour object")
+            if "ModalityLUTSequence" in header:
+                raise VolumeError(f"{path}: expected rescale slope and intercept, found a modality lookup table")
+            _check_structure(header, path)
+            _check_pixels(header, file, path)
+            return _parsed(header, path)
+    except VolumeError:
+        raise
+    except _DAMAGE as error:
         raise VolumeError(
             f"{path}: expected Rows, Columns, PixelSpacing, ImagePositionPatient and ImageOrientationPatient, "
-            f"found one missing or unreadable ({error})"
+            f"found one missing or unreadable ({' '.join(str(error).split())})"
         ) from error
+
+
+def _check_structure(header: pydicom.Dataset, path: Path) -> None:
+    """Refuse unknown value representations: GDCM reads on from there at random, and allocates what it reads."""
+    found = {part.get_item(tag).VR for part in (header, header.file_meta) for tag in part.keys()}  # noqa: SIM118
+    if unknown := found - set(VR) - {None}:  # None: implicit
+        raise VolumeError(f"{path}: the DICOM header is damaged (value representation {min(unknown)!r}); copy it again")
+
+
+def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
+    """Refuse pixels that are cut short or missing; GDCM would first allocate what the header claims, up to 4 GB."""
+    if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return  # nothing can be told from the place in the file
+    implicit, little = header.original_encoding
+    start = file.read(12)  # pydicom stops in front of the pixels: tag, then (VR and padding and) length
+    order = "<" if little else ">"
+    tag, length = (
+        struct.unpack(f"{order}HH", start[:4]),
+        struct.unpack(f"{order}I", start[4:8] if implicit else start[8:])[0],
+    )
+    held = path.stat().st_size - file.tell() + (4 if implicit else 0)
+    if tag != (0x7FE0, 0x0010) or (length != 0xFFFFFFFF and length > held):  # all ones: compressed, of no stated length
+        raise VolumeError(f"{path}: truncated, {length} bytes of pixels expected, {held} found; copy it again")
 
 
 def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:

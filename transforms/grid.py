@@ -97,13 +97,13 @@ def _rows(affine: np.ndarray) -> str:
 
 
 def check_data_size(n_bytes: int, available: int, *, compressed: bool, name: str) -> None:
-    """Refuse a header that claims more voxel bytes than its file can hold, before anything is allocated."""
+    """Refuse a header that claims more bytes (with itself) than its file can hold, before anything is allocated."""
     # Deflate cannot pack more than 1032 to 1 (zlib technical notes), so a higher claim cannot be true.
     possible = available * 1032 if compressed else available
     if n_bytes > possible:
         held = f"{available} bytes of gzip" if compressed else f"{available} bytes"
         raise VolumeError(
-            f"{name}: the header claims {n_bytes} bytes of voxels, the file holds {held}; it is truncated or damaged"
+            f"{name}: the header claims {n_bytes} bytes, the file holds {held}; it is truncated or damaged"
         )
 
 

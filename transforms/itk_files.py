@@ -108,7 +108,7 @@ def _nrrd(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], int, Pat
         raise VolumeError(f"{path}: expected the encoding raw, gzip, hex or ascii, found {encoding or 'none'}")
     n_bytes = least[encoding] * _product(sizes)
     data_path = _data_path(fields.get("data file", fields.get("datafile", "LOCAL")), path)
-    return sizes, max(0, n_bytes - 1), data_path, encoding.startswith("gz")  # -1: ascii ends without a space
+    return sizes, n_bytes, data_path, encoding.startswith("gz")
 
 
 def _meta(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], int, Path, bool]:

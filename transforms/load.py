@@ -241,7 +241,7 @@ def _finite_float32(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _tensor(array: np.ndarray, affine: np.ndarray, filename: str, modality: str) -> MetaTensor:
-    """Wrap (I, J, K) or (C, I, J, K) in the file's own memory order; only flipped (negative-stride) arrays are copied."""
+    """Wrap (I, J, K) or (C, I, J, K) in the file's memory order; only flipped (negative-stride) arrays are copied."""
     if min(array.strides, default=0) < 0 or not array.flags.writeable:
         array = np.ascontiguousarray(array)
     world = torch.from_numpy(affine.copy())

@@ -44,10 +44,9 @@ def open_nifti(path: Path) -> OpenVolume:
     stored = _stored_dtype(header, name)
     shape = check_shape(_claimed_shape(header, name), name)
     affine = check_affine(_affine(header, shape, name), name)
-    offset, scale = max(0, int(header["vox_offset"])), _scale(header, name)
+    offset, scale = _offset(header, name), _scale(header, name)
     n_bytes = int(np.prod(shape, dtype=np.int64)) * stored.itemsize
-    compressed = _is_gzip(data_path)
-    check_data_size(n_bytes + offset, data_path.stat().st_size, compressed=compressed, name=name)
+    check_data_size(offset + n_bytes, data_path.stat().st_size, compressed=_is_gzip(data_path), name=name)
     dtype = np.dtype(np.float32) if scale else stored.newbyteorder("=")
     read = partial(_read_voxels, data_path, shape, stored, offset, scale)
     return OpenVolume(Geometry(shape, affine, dtype, "nifti"), None, read)
@@ -96,7 +95,7 @@ def _parse(header_class: type[nib.Nifti1Header], block: bytes, path: Path) -> ni
 def _stored_dtype(header: nib.Nifti1Header, name: str) -> np.dtype:
     try:
         dtype = header.get_data_dtype()
-    except HeaderDataError as error:
+    except (HeaderDataError, KeyError) as error:
         raise VolumeError(f"{name}: unknown voxel type ({error})") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise VolumeError(f"{name}: expected one real number a voxel, found {dtype}; export a grey-scale volume")
@@ -153,6 +152,13 @@ def _unit_mm(header: nib.Nifti1Header) -> float:
         return _MM.get(header.get_xyzt_units()[0], 1.0)
     except KeyError:  # a code outside the standard
         return 1.0
+
+
+def _offset(header: nib.Nifti1Header, name: str) -> int:
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < 2**40:
+        raise VolumeError(f"{name}: expected the voxels at a byte of the file, the header puts them at {offset:g}")
+    return int(offset)
 
 
 def _scale(header: nib.Nifti1Header, name: str) -> tuple[float, float] | None:
