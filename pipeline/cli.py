@@ -84,8 +84,10 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, (*kinds, ArgumentError))
 
 
-def _parser(verb: str, function: Callable) -> ArgumentParser:
-    return ArgumentParser(prog=f"bodyseg {verb}", description=function.__doc__, allow_abbrev=False, exit_on_error=False)
+def _parser(verb: str, function: Callable, usage: str | None = None) -> ArgumentParser:
+    return ArgumentParser(
+        prog=f"bodyseg {verb}", description=function.__doc__, usage=usage, allow_abbrev=False, exit_on_error=False
+    )
 
 
 def _train(arguments: list[str]) -> int:

@@ -61,7 +61,7 @@ class RunRecorder(pl.Callback):
     ) -> None:
         self.folder, self.checkpoint, self.class_names = folder, checkpoint, class_names
         self.overlay_every, self.patience, self.resume = overlay_every, patience, resume
-        self.log = TrainingLog.from_dict(resume["log"]) if resume else TrainingLog()
+        self.history = TrainingLog.from_dict(resume["log"]) if resume else TrainingLog()
         self.stopped_early = False
         self.stop_reason: str | None = None
         """Set by a signal handler; the training stops after the batch at hand."""
@@ -74,7 +74,7 @@ class RunRecorder(pl.Callback):
     @property
     def epochs_finished(self) -> int:
         """Epochs in the history."""
-        return len(self.log)
+        return len(self.history)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put weights, optimiser and epoch back where the last finished epoch left them."""
@@ -83,7 +83,7 @@ class RunRecorder(pl.Callback):
             restore(self.resume, trainer, pl_module)
             self.resume = None
         if trainer.is_global_zero:
-            self.folder.write_log(self.log)
+            self.folder.write_log(self.history)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the rate that the epoch's batches will be trained with, and start the clocks."""
@@ -122,16 +122,16 @@ class RunRecorder(pl.Callback):
         }
         epoch = trainer.current_epoch
         iou = dict(zip(self.class_names[1:], pl_module.val_iou_per_class.tolist(), strict=True))
-        is_best = self.log.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou, **values)
-        best = self.log.best_epoch
+        is_best = self.history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou, **values)
+        best = self.history.best_epoch
         if self.patience and best is not None and epoch - best >= self.patience:
             self.stopped_early = trainer.should_stop = True
         if not trainer.is_global_zero:
             return
         if is_best:
             self._write_best(pl_module, epoch, values["val_mIoU"])
-        write_atomically(self.folder.resume_checkpoint, _torch_writer(resume_state(trainer, pl_module, self.log)))
-        self.folder.write_log(self.log)
+        write_atomically(self.folder.resume_checkpoint, _torch_writer(resume_state(trainer, pl_module, self.history)))
+        self.folder.write_log(self.history)
         self._write_events(trainer, pl_module, values)
 
     def _lap(self, what: str) -> None:

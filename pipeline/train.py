@@ -350,22 +350,9 @@ def _fit(
     console: Console,
 ) -> None:
     """Run Lightning; whatever happens, write how it ended."""
-    trainer = pl.Trainer(
-        **devices,
-        max_epochs=config.training.max_epochs,
-        accumulate_grad_batches=config.training.accumulate,
-        gradient_clip_val=config.training.gradient_clip or None,
-        logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
-        callbacks=[recorder, LiveProgress(console)],
-        num_sanity_val_steps=1,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
     try:
         with _quiet_lightning(), _stop_on_signals(recorder):
-            trainer.fit(module, datamodule=data)
+            _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
     except RunStopped as stop:
         _write_summary(folder, recorder, "interrupted", f"stopped by {stop}")
         raise
@@ -380,9 +367,27 @@ def _fit(
         _write_summary(folder, recorder, "completed", None)
 
 
+def _trainer(
+    config: Config, folder: RunFolder, recorder: RunRecorder, devices: dict[str, Any], console: Console
+) -> pl.Trainer:
+    return pl.Trainer(
+        **devices,
+        max_epochs=config.training.max_epochs,
+        accumulate_grad_batches=config.training.accumulate,
+        gradient_clip_val=config.training.gradient_clip or None,
+        logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
+        callbacks=[recorder, LiveProgress(console)],
+        num_sanity_val_steps=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+
+
 def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
     if rank_zero_only.rank == 0:
-        folder.write_summary(status, recorder.log, reason=reason)
+        folder.write_summary(status, recorder.history, reason=reason)
 
 
 @contextmanager
@@ -410,20 +415,22 @@ def _quiet_lightning() -> Iterator[None]:
     """Silence Lightning's advice where this pipeline has decided otherwise for a reason."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             # How many workers prepare batches is the user's setting, and the cache makes few enough.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # An epoch of a small data set may have fewer steps than Lightning's logging interval.
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            # Lightning 2.6 asks torch 2.13's pytree in a way that torch has since renamed.
+            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:
         logger.setLevel(level)
 
 
 def _say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]) -> None:
-    best = recorder.log.best_val_miou
+    best = recorder.history.best_val_miou
     for line in (
         RULE,
         "Training complete!" if not recorder.stopped_early else "Training stopped early: val mIoU no longer rises.",
