@@ -68,10 +68,10 @@ class SlabDiceCELoss(nn.Module):
 
     def __init__(
         self,
-        class_weights: Sequence[float] | Tensor | None = None,
+        class_weights: Sequence[float | int] | Tensor | None = None,
         batch: bool = True,
         ignore_index: int | None = None,
-        memory_budget_mb: float | None = None,
+        memory_budget_mb: float | int | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -86,7 +86,9 @@ class SlabDiceCELoss(nn.Module):
         self.memory_budget_mb = memory_budget_mb
         self.compile_slab = compile
 
-    def forward(self, features: Float[Tensor, "B F *grid"], head: nn.Module | None, label: Tensor) -> DiceCE:
+    def forward(
+        self, features: Float[Tensor, "B F *grid"], head: nn.Module | None, label: Integer[Tensor, "B ..."]
+    ) -> DiceCE:
         """Compute the loss of `head(features)` (features themselves are the logits if head is None).
 
         `label` is an integer map (B, 1, *grid) or (B, *grid). Raises ValueError as `slab_dice_ce` does.
@@ -109,15 +111,17 @@ def slab_dice_ce(
     features: Float[Tensor, "B F *grid"],
     weight: Float[Tensor, "C F"] | None,
     bias: Float[Tensor, " C"] | None,
-    label: Integer[Tensor, "B 1 *grid"] | Integer[Tensor, " B *grid"],
+    label: Integer[Tensor, "B ..."],
     *,
-    class_weights: Float[Tensor, " C"] | None = None,
+    class_weights: Float[Tensor, " weights"] | None = None,
     batch: bool = True,
     ignore_index: int | None = None,
-    memory_budget_mb: float | None = None,
+    memory_budget_mb: float | int | None = None,
     compile: bool = False,
 ) -> DiceCE:
     """Compute what `SlabDiceCELoss` computes, from the head's weight and bias; its arguments are explained there.
+
+    `label` is an integer map (B, 1, *grid) or (B, *grid).
 
     The head's product is taken in float32 (float64 for float64 features) whatever the autocast, from features of any
     floating type; gradients come back in the type and layout of what they belong to, so a GradScaler works as usual.
@@ -147,7 +151,7 @@ class _Plan(NamedTuple):
     n_classes: int
     batch: bool
     ignore_index: int | None
-    memory_budget_mb: float | None
+    memory_budget_mb: float | int | None
     compile: bool
 
 

@@ -27,7 +27,7 @@ Absent = Literal["left_out", "scored"]
 
 @torch.no_grad()
 def segment_in_slabs(
-    features: Float[Tensor, "B F *grid"], head: nn.Module | None, memory_budget_mb: float | None = None
+    features: Float[Tensor, "B F *grid"], head: nn.Module | None, memory_budget_mb: float | int | None = None
 ) -> Integer[Tensor, B * grid]:
     """Return the class of the highest logit of `head(features)` at each voxel, the lowest class among equals.
 
@@ -168,7 +168,7 @@ class ClassScores(NamedTuple):
 
 
 def class_scores(
-    histogram: Int[Tensor, "C C"], spacing_mm: Sequence[float], absent: Absent = "left_out"
+    histogram: Int[Tensor, "C C"], spacing_mm: Sequence[float | int], absent: Absent = "left_out"
 ) -> ClassScores:
     """Read the overlap scores of one case off its joint histogram; spacing_mm is the voxel's size along i, j, k.
 

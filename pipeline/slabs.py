@@ -21,7 +21,7 @@ ACCELERATOR_BYTES = 256 * 2**20
 
 
 def slabs(
-    n_voxels: int, bytes_per_voxel: int, device: torch.device, memory_budget_mb: float | None = None
+    n_voxels: int, bytes_per_voxel: int, device: torch.device, memory_budget_mb: float | int | None = None
 ) -> Iterator[slice]:
     """Cut the voxels 0 … n_voxels of one sample into ranges whose working set fits the budget.
 

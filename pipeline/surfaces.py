@@ -38,12 +38,12 @@ class SurfaceScores(NamedTuple):
 
 def surface_scores(
     reference: Integer[np.ndarray, "I J K"],
-    prediction: Integer[np.ndarray, "I J K"],
-    spacing_mm: Sequence[float],
+    prediction: Integer[np.ndarray, "_ _ _"],
+    spacing_mm: Sequence[float | int] | Float[np.ndarray, " axes"],
     n_classes: int,
     *,
-    tolerance_mm: float | Sequence[float] = 2.0,
-    percentile: float = 95,
+    tolerance_mm: float | int | Sequence[float | int] | Float[np.ndarray, " C"] = 2.0,
+    percentile: float | int = 95,
     ignore_index: int | None = None,
     absent: Literal["left_out", "scored"] = "left_out",
 ) -> SurfaceScores:
@@ -74,7 +74,7 @@ def _score(
     from_reference: Float[np.ndarray, " n"],
     from_prediction: Float[np.ndarray, " m"],
     tolerance: float,
-    percentile: float,
+    percentile: float | int,
     absent: str,
 ) -> tuple[float, float]:
     if not len(from_reference) and absent == "left_out":
