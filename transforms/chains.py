@@ -1,0 +1,186 @@
+"""THE place of the transform chains: preprocessing, and training, validation and inference made from it.
+
+Plain arguments, no config: the chains serve anybody's code. Every chain is a `monai.transforms.Compose` over a
+dictionary with "image" (a path, or one a channel), "label" (see `transforms.load.LoadVolumed`) and "case":
+
+    chain = validation_chain((160, 160, 256), intensity="ct")
+    case = chain({"image": "ct.nii.gz", "label": "label.nii.gz", "case": "s0011"})
+    case["image"], case["label"]   # (1, 160, 160, 256) float32 in 0…1 and uint8, with the affine of the target grid
+
+The order is: load, orient to RAS, intensity (clipped before the resize, so that metal does not smear), resize. A label
+is never float. The way back from the target grid needs only the affines, see `transforms.resize`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+from monai.transforms import Compose, Orientationd
+
+from transforms.augment import RandomAugmentd, Strengths
+from transforms.intensity import INTENSITIES, intensity_transforms
+from transforms.load import LoadVolumed, VolumeError
+from transforms.resize import ResizeImaged, ResizeLabeld
+
+__all__ = [
+    "ChainError",
+    "augmentation_chain",
+    "inference_chain",
+    "preprocessing_arguments",
+    "preprocessing_chain",
+    "training_chain",
+    "validation_chain",
+]
+
+TARGET_SIZE = (160, 160, 256)
+RAS = (("L", "R"), ("P", "A"), ("I", "S"))
+"""MONAI's axis labels, spelled out: their default depends on meta data from 1.6 on."""
+
+
+STRENGTHS = {field.name for field in fields(Strengths)}
+
+
+class ChainError(ValueError):
+    """An argument of a chain that cannot be: which, expected, found."""
+
+
+class Chain(Compose):
+    """A Compose that raises a part's VolumeError as it is, where MONAI's would hide it in "applying transform …"."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while type(cause) is RuntimeError:
+                cause = cause.__cause__
+            if isinstance(cause, VolumeError):
+                raise cause from None
+            raise
+
+
+def preprocessing_chain(
+    target_size: Sequence[int] = TARGET_SIZE,
+    *,
+    intensity: str = "ct",
+    window: Sequence[float] = (-1000.0, 1000.0),
+    percentiles: Sequence[float] = (0.5, 99.5),
+    keep_aspect: bool = False,
+    label_values: Sequence[int] | None = None,
+    ignore_value: int | None = None,
+    with_label: bool = True,
+) -> Compose:
+    """Everything deterministic between a file and the network: what training, validation and inference share.
+
+    Args:
+        target_size: voxels along left-right, back-front and foot-head of the result.
+        intensity: "ct" (window), "mr" (percentiles), "zscore" or "none", see `transforms.intensity.INTENSITIES`.
+        window: HU that become 0 and 1; for "ct".
+        percentiles: of the voxels that are not zero, which become 0 and 1; for "mr".
+        keep_aspect: cubic voxels and padding with the lowest intensity, instead of stretching to the target size.
+        label_values: the value in the label file of each class; None: the class indices themselves.
+        ignore_value: the value in the label file of voxels that count for nothing; becomes 255 (uint16: 65535).
+        with_label: whether the chain reads "label" too.
+
+    Returns:
+        A chain whose result holds "image" (C, *target_size) float32 and "label" (1, *target_size) uint8 (uint16 above
+        255 classes), MetaTensors in RAS orientation whose affine maps target voxels to the world mm of the file.
+
+    Raises:
+        ChainError: naming the argument. The chain itself raises VolumeError, naming the case.
+    """
+    _check_target_size(target_size)
+    if intensity not in INTENSITIES:
+        raise ChainError(f"intensity is {intensity!r}, expected one of {', '.join(INTENSITIES)}")
+    _check_rising("window", window, -math.inf, math.inf)
+    _check_rising("percentiles", percentiles, 0, 100)
+    keys = ["image", "label"] if with_label else ["image"]
+    parts = [
+        LoadVolumed(keys, label_values=label_values, ignore_value=ignore_value),
+        Orientationd(keys, axcodes="RAS", labels=RAS),
+        *intensity_transforms("image", intensity, window=window, percentiles=percentiles),
+        ResizeImaged("image", target_size, keep_aspect=keep_aspect),
+    ]
+    return Chain([*parts, ResizeLabeld("label", target_size, keep_aspect=keep_aspect)] if with_label else parts)
+
+
+def preprocessing_arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The arguments of `preprocessing_chain`, checked, with its defaults filled in, as JSON knows them.
+
+    What a checkpoint stores and a cache is keyed by: `preprocessing_chain(**saved)` builds the same chain again, and
+    `inference_chain(**saved)` the one without labels. Raises ChainError as `preprocessing_chain` does.
+    """
+    bound = inspect.signature(preprocessing_chain).bind(*args, **kwargs)
+    bound.apply_defaults()
+    preprocessing_chain(**bound.arguments)
+    return {
+        name: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v
+        for name, v in bound.arguments.items()
+    }
+
+
+def augmentation_chain(
+    target_size: Sequence[int] = TARGET_SIZE,
+    *,
+    class_names: Sequence[str] | None = None,
+    flips: Sequence[int] = (),
+    **strengths: float,
+) -> Compose:
+    """Random variation of a preprocessed case; `set_random_state(seed)` decides everything that the next calls draw.
+
+    Args:
+        target_size: size of the volumes, as preprocessed.
+        class_names: names of all classes, background first; needed where left and right are mirrored.
+        flips: axes mirrored in half of the cases (0 = left-right). Classes named left and right are then swapped.
+            Off by default: a body is no mirror image of itself, the liver lies on the right.
+        **strengths: how much is varied, by the names and with the defaults of `transforms.augment.Strengths`.
+
+    Raises:
+        ChainError: naming the argument; also where left and right are mirrored without knowing the class names, or
+            with a sided name among them that has no partner.
+    """
+    _check_target_size(target_size)
+    if unknown := set(strengths) - STRENGTHS:
+        raise ChainError(f"unknown augmentation {', '.join(sorted(unknown))}; known: {', '.join(sorted(STRENGTHS))}")
+    try:
+        return Chain([RandomAugmentd(target_size, Strengths(**strengths), class_names=class_names, flips=flips)])
+    except ValueError as error:
+        raise ChainError(str(error)) from error
+
+
+def training_chain(target_size: Sequence[int] = TARGET_SIZE, **arguments: Any) -> Compose:
+    """Preprocessing, then augmentation, from the arguments of `preprocessing_chain` and `augmentation_chain`."""
+    random_names = {"class_names", "flips", *STRENGTHS}
+    random = {name: value for name, value in arguments.items() if name in random_names}
+    prepare = {name: value for name, value in arguments.items() if name not in random_names}
+    parts = [preprocessing_chain(target_size, **prepare), augmentation_chain(target_size, **random)]
+    return Chain([part for chain in parts for part in chain.transforms])
+
+
+def validation_chain(target_size: Sequence[int] = TARGET_SIZE, **arguments: Any) -> Compose:
+    """Preprocessing with the label, from the arguments of `preprocessing_chain`."""
+    return preprocessing_chain(target_size, **{**arguments, "with_label": True})
+
+
+def inference_chain(target_size: Sequence[int] = TARGET_SIZE, **arguments: Any) -> Compose:
+    """Preprocessing of the image alone, from the arguments of `preprocessing_chain`; what concerns labels is idle."""
+    return preprocessing_chain(target_size, **{**arguments, "with_label": False})
+
+
+def _check_target_size(target_size: Sequence[int]) -> None:
+    whole = isinstance(target_size, Sequence) and all(isinstance(n, int) and n >= 1 for n in target_size)
+    if not whole or len(target_size) != 3:
+        raise ChainError(
+            f"target_size is {target_size!r}, expected three whole numbers of voxels, such as {TARGET_SIZE}"
+        )
+
+
+def _check_rising(name: str, pair: Sequence[float], low: float, high: float) -> None:
+    numbers = list(pair)
+    if len(numbers) != 2 or not (low <= numbers[0] < numbers[1] <= high and math.isfinite(numbers[1] - numbers[0])):
+        within = f" within {low:g} and {high:g}" if math.isfinite(low) else ""
+        raise ChainError(f"{name} is {pair!r}, expected a lower and a higher number{within}")

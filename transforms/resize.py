@@ -1,0 +1,249 @@
+"""Resizing to the network's grid: where the target grid lies on the source grid, images, and labels that stay integer.
+
+Both are centre-aligned: the fields of view (voxel corners, not centres) of source and target coincide, so that nothing
+moves. `affine` of the result maps target voxels to the same world as before; hence the way back needs nothing but the
+two affines: a network's features on the target grid belong, for source voxel (i, j, k), at the target index
+`voxel_map(source_affine, target_affine) @ (i, j, k, 1)`, orientation and padding included.
+
+Why not `monai.transforms.Resized`: with anti_aliasing it takes 24 s for 512×512×300 on one core where the banded
+products take half a second, with the same contrast-to-noise on 1 mm vessels (1.4); without, a third of the voxels of a
+thin-sliced CT are skipped and the contrast of such a vessel swings between 0.2 and 0.9 with its position. For labels
+MONAI has only "nearest", which moves or tears small structures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, get_track_meta
+from monai.transforms import InvertibleTransform, MapTransform
+from monai.utils import convert_to_tensor
+from scipy import ndimage
+from torch import Tensor
+
+from transforms.separable import apply_along, band, kernel_matrix, row_blocks
+
+TIE = 1e-5
+"""Shares closer than this count as equal (float32 sums differ in the last digits); the lower class index then wins."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a target grid lies on a source grid: source index = scale · target index + offset, axis by axis."""
+
+    source_size: tuple[int, ...]
+    target_size: tuple[int, ...]
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """4×4 float64, target voxel index -> source voxel index; target affine = source affine @ matrix."""
+        matrix = np.diag([*self.scale, 1.0])
+        matrix[:3, 3] = self.offset
+        return matrix
+
+    @property
+    def inverse(self) -> Placement:
+        """The same two grids seen from the other side."""
+        scale = tuple(1 / s for s in self.scale)
+        offset = tuple(-o / s for s, o in zip(self.scale, self.offset, strict=True))
+        return Placement(self.target_size, self.source_size, scale, offset)
+
+    def matrices(self, kernel: str, antialias: bool) -> list[Tensor]:
+        """One (target, source) matrix an axis; rows outside the source's field of view are zero."""
+        axes = zip(self.source_size, self.target_size, self.scale, self.offset, strict=True)
+        return [kernel_matrix(*axis, kernel=kernel, antialias=antialias) for axis in axes]
+
+
+def place(
+    source_size: Sequence[int], target_size: Sequence[int], spacing_mm: Sequence[float] | None = None
+) -> Placement:
+    """Lay a target grid over a source grid so that the centres of their fields of view coincide.
+
+    Without `spacing_mm` the source is stretched to fill the target. With it (source voxel sizes in mm) the aspect
+    ratio is kept: target voxels are cubes, just large enough for the whole source to fit, and what the target has
+    beyond the source is padding, equal on both sides.
+    """
+    if spacing_mm is None:
+        scale = tuple(n / t for n, t in zip(source_size, target_size, strict=True))
+    else:
+        cube_mm = max(n * mm / t for n, mm, t in zip(source_size, spacing_mm, target_size, strict=True))
+        scale = tuple(cube_mm / mm for mm in spacing_mm)
+    axes = zip(source_size, target_size, scale, strict=True)
+    offset = tuple((n - 1) / 2 - s * (t - 1) / 2 for n, t, s in axes)
+    return Placement(tuple(source_size), tuple(target_size), scale, offset)
+
+
+def voxel_map(from_affine: np.ndarray, onto_affine: np.ndarray) -> np.ndarray:
+    """4×4 float64 that maps a voxel index of one grid to the (fractional) index of the same point in another.
+
+    Both affines map voxel index to world mm, 4×4. Restoring calls it with (source affine, target affine).
+    """
+    return np.linalg.solve(np.asarray(onto_affine, np.float64), np.asarray(from_affine, np.float64))
+
+
+def memory_order(volume: Tensor) -> list[int]:
+    """Axes of (I, J, K) from the slowest in memory to the fastest: files are read with I the fastest, and a product
+    along the axes as they lie spares a transposed copy of the whole volume."""
+    return sorted(range(3), key=volume.stride, reverse=True)
+
+
+def resize_image(image: Tensor, placement: Placement, *, antialias: bool = True) -> Tensor:
+    """Resample (C, I, J, K) linearly onto the placement's target grid; padding takes each channel's lowest value.
+
+    Where voxels get larger the kernel is a triangle of their size (antialiased), so that every source voxel counts and
+    noise falls; the weights are never negative, so no value leaves the source's range.
+    """
+    matrices = placement.matrices("linear", antialias)
+    order = [0, *(axis + 1 for axis in memory_order(image[0]))]
+    out = image.float().permute(order)
+    for position, axis in enumerate(order[1:], start=1):
+        out = apply_along(out, matrices[axis - 1], position)
+    out = out.permute(np.argsort(order).tolist()).contiguous()
+    outside = [torch.nonzero(~matrix.any(1)).flatten() for matrix in matrices]
+    if any(rows.numel() for rows in outside):
+        lowest = image.float().flatten(1).amin(1)[:, None, None, None]
+        for axis, rows in enumerate(outside, start=1):
+            shape = (*out.shape[:axis], rows.numel(), *out.shape[axis + 1 :])
+            out.index_copy_(axis, rows.to(out.device), lowest.expand(shape))
+    return out
+
+
+def resize_label(label: Tensor, placement: Placement, *, kernel: str = "cubic", antialias: bool = True) -> Tensor:
+    """Resample an integer label (1, I, J, K) softly: each target voxel gets the class with the largest share in it.
+
+    The share of a class is its one-hot volume, filtered; classes are taken one at a time inside their bounding box,
+    with a running argmax, slab by slab, so that memory does not grow with their number. Class 0 has what the others
+    leave. An ignore index is a class like any other here: it stays where it has the largest share. Equal shares go to
+    the lower index. Padding is class 0.
+
+    The cubic kernel (antialiased) keeps small structures best: a perfect prediction of the stored label comes back at
+    384×384×150 voxels of 0.8×0.8×2.5 mm from 160×160×256 with a mean Dice over ball positions of 0.994, 0.983, 0.956
+    and 0.890 for radii of 60, 20, 8 and 4 mm; a triangle kernel reaches 0.872 at 4 mm, "nearest-exact" 0.871 and only
+    0.943 at 8 mm.
+
+    Returns the label's dtype, (1, *target_size).
+    """
+    order = memory_order(label[0])
+    source, matrices = label[0].permute(order), placement.matrices(kernel, antialias)
+    first, *rest = [matrices[axis] for axis in order]
+    out = torch.empty([placement.target_size[axis] for axis in order], dtype=label.dtype)
+    for rows in row_blocks(first.shape[0]):
+        low, high = band(first[rows])
+        out[rows] = _vote(source[low:high], [first[rows, low:high], *rest]).to(label.dtype)
+    return out.permute(np.argsort(order).tolist()).contiguous()[None]
+
+
+def _vote(label: Tensor, matrices: list[Tensor]) -> Tensor:
+    """Class with the largest share in each target voxel of a slab; int32."""
+    size = tuple(matrix.shape[0] for matrix in matrices)
+    best, winner, taken = torch.zeros(size), torch.zeros(size, dtype=torch.int32), torch.zeros(size)
+    boxes = ndimage.find_objects(label.numpy()) if label.numel() else []
+    for value, box in enumerate(boxes, start=1):
+        if box is None:
+            continue
+        share, where = _share(label, value, box, matrices)
+        taken[where] += share
+        better = share > best[where] + TIE
+        best[where] = torch.where(better, share, best[where])
+        winner[where] = torch.where(better, value, winner[where])
+    return torch.where(1 - taken >= best - TIE, 0, winner)
+
+
+def _share(
+    label: Tensor, value: int, box: tuple[slice, ...], matrices: list[Tensor]
+) -> tuple[Tensor, tuple[slice, ...]]:
+    """Filtered one-hot of one class within its bounding box, and the part of the target grid that it reaches."""
+    share, where = (label[box] == value).float(), []
+    for axis, (matrix, span) in enumerate(zip(matrices, box, strict=True)):
+        weights = matrix[:, span]
+        start, stop = band(weights.T)
+        where.append(slice(start, stop))
+        share = apply_along(share, weights[start:stop], axis)
+    return share, tuple(where)
+
+
+class _Resized(MapTransform, InvertibleTransform):
+    """What image and label resizing share: the placement from the affine, the bookkeeping, the way back."""
+
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        target_size: Sequence[int],
+        *,
+        keep_aspect: bool = False,
+        allow_missing_keys: bool = False,
+    ):
+        super().__init__(keys, allow_missing_keys)
+        self.target_size = tuple(int(n) for n in target_size)
+        self.keep_aspect = keep_aspect
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resize each key, (C, I, J, K) with its affine."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            d[key] = self._to_target(convert_to_tensor(d[key], track_meta=get_track_meta()))
+        return d
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Bring each key, (C, *target_size), back onto its source's grid by plain linear interpolation."""
+        d = dict(data)
+        for key in self.key_iterator(d):
+            info = self.pop_transform(d[key])
+            placement = Placement(**{name: tuple(value) for name, value in info["extra_info"].items()}).inverse
+            out = MetaTensor(self._back(d[key].as_tensor(), placement)).copy_meta_from(d[key])
+            out.affine = d[key].affine @ torch.from_numpy(placement.matrix)
+            d[key] = out
+        return d
+
+    def _to_target(self, volume: Tensor) -> Tensor:
+        spacing_mm = None
+        if self.keep_aspect:
+            spacing_mm = volume.pixdim.tolist() if isinstance(volume, MetaTensor) else (1.0, 1.0, 1.0)
+        placement = place(volume.shape[1:], self.target_size, spacing_mm)
+        meta = self.track_transform_meta(
+            volume,
+            sp_size=self.target_size,
+            affine=placement.matrix,
+            extra_info=dict(vars(placement)),
+            orig_size=tuple(volume.shape[1:]),
+            transform_info=self.get_transform_info(),
+        )
+        plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
+        out = convert_to_tensor(self._resize(plain, placement), track_meta=get_track_meta())
+        return out.copy_meta_from(meta) if isinstance(out, MetaTensor) else out
+
+    def _resize(self, volume: Tensor, placement: Placement) -> Tensor:
+        raise NotImplementedError
+
+    def _back(self, volume: Tensor, placement: Placement) -> Tensor:
+        raise NotImplementedError
+
+
+class ResizeImaged(_Resized):
+    """`resize_image` as a dictionary transform; `keep_aspect` pads instead of stretching, see `place`."""
+
+    def _resize(self, volume: Tensor, placement: Placement) -> Tensor:
+        return resize_image(volume, placement)
+
+    def _back(self, volume: Tensor, placement: Placement) -> Tensor:
+        return resize_image(volume, placement, antialias=False)
+
+
+class ResizeLabeld(_Resized):
+    """`resize_label` as a dictionary transform; its inverse is the argmax of the linearly restored one-hot.
+
+    A label of more than 255 classes arrives in int32, which torch can flip, and leaves in uint16, which is half.
+    """
+
+    def _resize(self, volume: Tensor, placement: Placement) -> Tensor:
+        out = resize_label(volume, placement)
+        return out.to(torch.uint16) if out.dtype == torch.int32 else out
+
+    def _back(self, volume: Tensor, placement: Placement) -> Tensor:
+        return resize_label(volume, placement, kernel="linear", antialias=False)
