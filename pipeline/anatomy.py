@@ -89,7 +89,7 @@ def draw_body(rng: np.random.Generator) -> Body:
 
 
 def _draw_warp(rng: np.random.Generator) -> Warp:
-    scale = rng.uniform(0.90, 1.08) * np.array([rng.uniform(0.92, 1.1), rng.uniform(0.92, 1.12), 1.0])
+    scale = rng.uniform(0.91, 1.07) * np.array([rng.uniform(0.93, 1.08), rng.uniform(0.93, 1.1), 1.0])
     directions = rng.normal(size=(3, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     wavelengths_mm = rng.uniform(350, 700, size=(3, 1))
@@ -346,6 +346,6 @@ def _head() -> Iterator[_Entry]:
     firm = {"shift_sd_mm": 0.5}
     face = _blob((0, 68, 588), (44, 36, 34))
     jaw = _tube((50, 30, 592, 8), (48, 42, 548, 9), (24, 90, 536, 9), (0, 98, 535, 9))
-    yield _Entry("skull", (_blob((0, 14, 634), (69, 88, 74)), face, *_both(jaw)), 850.0, size_sd=0.01, **firm)
+    yield _Entry("skull", (_blob((0, 14, 634), (67, 86, 72)), face, *_both(jaw)), 850.0, size_sd=0.01, **firm)
     yield _Entry("airway", (_blob((0, 72, 584), (17, 32, 24)), _tube((0, 40, 575, 11), (0, 12, 490, 10))), _AIR, **firm)
-    yield _Entry("brain", (_blob((0, 14, 636), (61, 80, 65)),), 36.0, size_sd=0.01, **firm)
+    yield _Entry("brain", (_blob((0, 14, 635), (59, 78, 63)),), 36.0, size_sd=0.01, **firm)

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,13 +163,19 @@ class _Slab:
     label: NDArray[np.uint8]
     affine: Points
 
+    @cached_property
+    def inverse(self) -> Points:
+        """World mm to voxel indices of the slab (3, 4)."""
+        inverse = np.asarray(np.linalg.inv(self.affine)[:3], np.float64)
+        inverse[0, 3] -= self.start
+        return inverse
+
     def index_box(self, box_mm: Points) -> NDArray[np.int64]:
         """Voxels of the slab (first, last + 1) that a world box touches, at least half a voxel around it included."""
-        corners = np.array(list(itertools.product(*box_mm.T)))
-        inverse = np.linalg.inv(self.affine)
-        indices = corners @ inverse[:3, :3].T + inverse[:3, 3] - (self.start, 0, 0)
-        box = np.stack([np.floor(indices.min(0)), np.ceil(indices.max(0)) + 1]).astype(np.int64)
-        return np.clip(box, 0, self.image.shape)
+        middle = self.inverse[:, :3] @ ((box_mm[0] + box_mm[1]) / 2) + self.inverse[:, 3]
+        reach = np.abs(self.inverse[:, :3]) @ ((box_mm[1] - box_mm[0]) / 2)
+        box = np.array([np.floor(middle - reach), np.ceil(middle + reach) + 1]).astype(np.int64)
+        return np.minimum(np.maximum(box, 0), self.image.shape)
 
     def world(self, box: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         """World coordinates x, y, z (mm) of the voxel centres of an index box and of one voxel more all around."""
@@ -190,31 +197,36 @@ def _paint(slab: _Slab, structure: Structure) -> None:
     filled, core = np.zeros(high - low, np.float32), np.zeros(high - low, np.float32)
     for shape, box in touched:
         part = _slices(box - low)
-        outer, inner = _shares(slab, shape, box, structure.wall_mm)
-        np.maximum(filled[part], outer, out=filled[part])
-        np.maximum(core[part], inner, out=core[part])
+        away, width = _distance(slab, shape, box)
+        np.maximum(filled[part], _share(away, width), out=filled[part])
+        if structure.core_hu != structure.hu:
+            np.maximum(core[part], _share(away + np.float32(structure.wall_mm), width), out=core[part])
     image, label = slab.image[_slices(np.stack([low, high]))], slab.label[_slices(np.stack([low, high]))]
     hu = np.float32(structure.hu) + core * np.float32(structure.core_hu - structure.hu)
     image += filled * (hu - image)
     label[filled >= 0.5] = structure.class_index
 
 
-def _shares(slab: _Slab, shape: Shape, box: NDArray[np.int64], wall_mm: float) -> tuple[Array, Array]:
-    """Share of every voxel of a box that lies inside a shape, and inside it by more than wall_mm.
+def _share(away: Array, width: Array) -> Array:
+    """Share of a voxel inside a surface at distance `away` from its centre; at least one half where the centre is."""
+    return np.clip(np.float32(0.5) - away / width, 0, 1)
 
-    To first order: the surface is a plane within the voxel, and the voxel's width across it is the sum of the
-    distance's changes along the three axes. A share of at least one half is the same as a centre inside.
+
+def _distance(slab: _Slab, shape: Shape, box: NDArray[np.int64]) -> tuple[Array, Array]:
+    """Distance of a box's voxel centres from a surface, and the width of a voxel across it in the same measure.
+
+    The width is the root of the summed squares of the distance's changes along the three axes: for a plane, a linear
+    ramp that wide has the variance of the voxel's box projected on the normal.
     """
     away = shape.distance(*slab.world(box))
-    width = np.full(box[1] - box[0], 1e-6, np.float32)
+    squares = np.full(box[1] - box[0], 1e-12, np.float32)
     for axis in range(3):
         others = tuple(slice(None) if n == axis else slice(1, -1) for n in range(3))
-        steps = np.abs(np.diff(away[others], axis=axis))
+        along = away[others].swapaxes(0, axis)
+        steps = np.abs(along[1:] - along[:-1])
         # The larger of the steps to both neighbours: across a tube thinner than a voxel their mean would vanish.
-        ahead, behind = (np.take(steps, range(n, steps.shape[axis] - 1 + n), axis) for n in (0, 1))
-        width += np.maximum(ahead, behind)
-    away = away[1:-1, 1:-1, 1:-1]
-    return np.clip(0.5 - away / width, 0, 1), np.clip(0.5 - (away + np.float32(wall_mm)) / width, 0, 1)
+        squares += np.square(np.maximum(steps[1:], steps[:-1])).swapaxes(0, axis)
+    return away[1:-1, 1:-1, 1:-1], np.sqrt(squares)
 
 
 def _slices(box: NDArray[np.int64]) -> tuple[slice, slice, slice]:
