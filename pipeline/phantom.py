@@ -68,7 +68,7 @@ def make_body(
     of 2 to 12 degrees, and a shape that covers head and trunk. The person depends on the seed alone, not on the grid;
     label values are positions in CLASS_NAMES. Raises PhantomError for a grid that makes no sense.
     """
-    key = [seed] if isinstance(seed, int) else list(seed)
+    key = np.ravel(seed).tolist()
     body = draw_body(np.random.default_rng([*key, 0]))
     grid = draw_grid(
         body,
@@ -137,7 +137,7 @@ def render(
     Works in slabs along I, so that beyond the result the memory does not grow with the volume; noise is seeded per
     plane, so the slabs do not show. `progress` is called with (planes done, planes in all).
     """
-    n_planes, key = int(shape[0]), [seed] if isinstance(seed, int) else list(seed)
+    n_planes, key = int(shape[0]), np.ravel(seed).tolist()
     image, label = np.empty(tuple(shape), np.int16), np.zeros(tuple(shape), np.uint8)
     step = max(1, _SLAB_VOXELS // (int(shape[1]) * int(shape[2])))
     for start in range(0, n_planes, step):
@@ -307,6 +307,8 @@ def write_dataset(
     `progress` is called with (cases done, cases in all).
     Raises PhantomError for a folder that holds another data set: that one is not ours to replace.
     """
+    if n_cases < 1 or not voxel_mm > 0:
+        raise PhantomError(f"n_cases, voxel_mm: expected positive numbers, found {n_cases} and {voxel_mm}")
     folder, recipe = Path(folder), _recipe(n_cases, seed, voxel_mm)
     found = _found_recipe(folder)
     if found == recipe and all(path.is_file() for n in range(n_cases) for path in _case_paths(folder, n)):

@@ -27,7 +27,7 @@ from pipeline.phantom import (
     geometry_proof,
     make_body,
 )
-from pipeline.shapes import Ellipsoid, Loft, Tube, Warp
+from pipeline.shapes import Ellipsoid, Loft, Shape, Tube, Warp
 
 SPACING_MM = (3.7, 4.0, 4.4)
 
@@ -366,7 +366,7 @@ def test_a_mirrored_solid_is_as_far_from_a_point_as_the_solid_from_the_mirrored_
     blob = Ellipsoid(np.array([50.0, 10, 5]), np.array([30.0, 10, 20]), turn)
     solids: tuple[Tube | Loft | Ellipsoid, ...] = (tube, Loft(levels, plane), blob)
     for solid in solids:
-        pieces = solid.placed(still, np.zeros(3), 1.0)
-        twins = solid.mirrored().placed(still, np.zeros(3), 1.0)
+        pieces: tuple[Shape, ...] = solid.placed(still, np.zeros(3), 1.0)
+        twins: tuple[Shape, ...] = solid.mirrored().placed(still, np.zeros(3), 1.0)
         for piece, twin in zip(pieces, twins, strict=True):
             np.testing.assert_allclose(piece.distance(-x, y, z), twin.distance(x, y, z), rtol=1e-4, atol=1e-3)
