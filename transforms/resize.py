@@ -125,7 +125,7 @@ def resize_label(label: Tensor, placement: Placement, *, kernel: str = "cubic", 
     The cubic kernel (antialiased) keeps small structures best: a perfect prediction of the stored label comes back at
     384×384×150 voxels of 0.8×0.8×2.5 mm from 160×160×256 with a mean Dice over ball positions of 0.994, 0.983, 0.956
     and 0.89 for radii of 60, 20, 8 and 4 mm (0.84 at the worst position of a 4 mm ball); a triangle kernel reaches 0.87
-    at 4 mm, "nearest-exact" 0.87 and only 0.943 at 8 mm. Its negative lobes do no harm to an argmax; an image gets none.
+    at 4 mm, "nearest-exact" 0.87 and only 0.943 at 8 mm. An argmax minds no negative lobes; an image would.
 
     Returns the label's dtype, (1, *target_size).
     """
