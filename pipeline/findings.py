@@ -67,7 +67,7 @@ def from_volume_error(error: ValueError, *, case: str, file: Path) -> Finding:
 def from_dataset_error(error: ValueError, *, root: Path) -> Finding:
     """Turn a DatasetError into an error finding about the case it names, else about the data set."""
     text, file, case = str(error), str(root), ""
-    if named := re.match(r"case (\S+): (.+)", text):
+    if named := re.match(r"case (.+?): (.+)", text):
         case, text = named[1], named[2]
     if (before := text.split(": ", 1))[0].startswith(str(root)) and len(before) == 2:
         file, text = before

@@ -536,6 +536,20 @@ def test_real_files_are_judged_rightly(
     assert {finding.kind for finding in check(path, workers=1).findings if finding.case} == kinds
 
 
+def test_a_real_scan_with_a_mirrored_header_has_its_sides_swapped(shared_data: Path, tmp_path: Path) -> None:
+    labels = next(v for k, v in json.loads((shared_data / "class_names.json").read_text()).items() if "abdomen" in k)
+    for name in ("example_ct", "example_seg_fast_force_split"):
+        real = nib.load(shared_data / "abdomen_ct" / f"{name}.nii.gz")
+        save(tmp_path / f"{name}.nii.gz", np.asanyarray(real.dataobj), np.diag([-1.0, 1.0, 1.0, 1.0]) @ real.affine)
+    kinds = {}
+    for folder in (shared_data / "abdomen_ct", tmp_path):
+        image, label = folder / "example_ct.nii.gz", folder / "example_seg_fast_force_split.nii.gz"
+        path = tmp_path / "cases.json"
+        path.write_text(json.dumps({"cases": [{"image": str(image), "label": str(label)}], "labels": labels}))
+        kinds[folder] = {f.kind for f in check(path, workers=1).findings if f.case}
+    assert kinds == {shared_data / "abdomen_ct": set(), tmp_path: {"sides_swapped"}}
+
+
 def test_pydicom_reads_the_series_of_these_tests(tmp_path: Path) -> None:
     write_series(tmp_path, [0, 3])
     slices = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
