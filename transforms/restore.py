@@ -1,0 +1,298 @@
+"""The way back: from features on a network's grid to a segmentation on the source's own grid, slab by slab.
+
+Knows two affines, features and a linear head; opens no file and builds no network. The target grid of a chain comes
+from the source grid by orientation, padding and resize (`transforms.resize`), so that the map between the two is
+separable: each source axis runs along one target axis, scaled, shifted, perhaps backwards. Linear interpolation then
+is one banded product an axis, and a linear head commutes with it: interpolating the features, then applying the head,
+gives the interpolated logits. Logits exist for one slab of source voxels at a time, whatever the number of classes.
+
+Interpolation is centre-aligned and repeats the border voxel beyond the outermost centres, as torch's
+`interpolate(align_corners=False)` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count, pairwise
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transforms.resize import voxel_map
+from transforms.separable import apply_along, band
+
+SEPARABLE_TOLERANCE = 0.01
+"""Target voxels that a source corner may lie off its place when the axes are taken one by one."""
+
+CPU_BYTES_PER_THREAD = 3 * 2**20
+"""Working set of a slab: a core's share of the cache. At 71 classes 16 rows of 512 voxels were fastest on a 2-core AMD
+EPYC (1 MB of L2 a core); 128 rows took twice as long."""
+
+SLICES_A_BLOCK = 16
+"""Target slices brought into the source's memory order at once. Where the two orders differ, neighbouring slices lie in
+the same cache lines, and to fetch them one by one takes longer than all the rest."""
+
+ACCELERATOR_BYTES = 256 * 2**20
+"""Enough to fill an accelerator and to hide the launches."""
+
+PROBABILITY_STEPS = 255
+"""Probabilities leave as uint8: value / 255."""
+
+
+class RestoreError(ValueError):
+    """Features that cannot be brought back: which, expected, found."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """What one pass of one network knows about a volume.
+
+    `features` is (F, I, J, K), any float type, on the grid of `affine` (4×4, target voxel -> world mm). `weight` (C, F)
+    and `bias` (C,) are the linear head; without a weight the features are the logits. A pass over a mirrored volume is
+    described by the mirrored grid's affine, and by a head (or logits) whose sided classes are swapped.
+    """
+
+    features: Tensor
+    affine: np.ndarray
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.features if self.weight is None else self.weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """`segmentation` (I, J, K) uint8, uint16 above 255 classes; `probabilities[c]` (I, J, K) uint8, 255 for certain."""
+
+    segmentation: np.ndarray
+    probabilities: dict[int, np.ndarray]
+
+
+def restore(
+    maps: Sequence[FeatureMap],
+    shape: Sequence[int],
+    affine: np.ndarray,
+    *,
+    probabilities_of: Sequence[int] = (),
+    memory_budget_mb: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Restored:
+    """Segment the source's own voxels from the feature maps of one or several passes.
+
+    The class of a voxel is that of the highest interpolated logit, the lowest among equals; with several maps, of the
+    highest mean of their probabilities (softmax of the interpolated logits). Maps may have different grids and
+    networks, but the same classes.
+
+    Args:
+        maps: one a pass (ensemble, mirrored passes).
+        shape: source voxels (I, J, K).
+        affine: 4×4, source voxel -> world mm, the world that the maps' affines speak of.
+        probabilities_of: class indices whose probabilities are wanted, too.
+        memory_budget_mb: MiB of a slab's working set; None takes what was measured as fastest.
+        progress: called with (slices done, slices).
+
+    Returns:
+        Arrays in Fortran order, as files have them; beside them and the maps, memory is one slab.
+
+    Raises:
+        RestoreError: no map, class counts that differ, a wrong head, or grids that differ by more than axis
+            permutation, flip, scale and shift.
+    """
+    n_classes = _check(maps, probabilities_of)
+    n_i, n_j, n_k = (int(n) for n in shape)
+    segmentation = torch.empty((n_k, n_j, n_i), dtype=torch.uint8 if n_classes <= 255 else torch.uint16)
+    chosen = {c: torch.empty((n_k, n_j, n_i), dtype=torch.uint8) for c in probabilities_of}
+    n_rows = _rows_of_a_slab(maps, shape, memory_budget_mb)
+    certain = len(maps) > 1 or bool(chosen)
+    done = count(1)
+
+    @torch.no_grad()
+    def work(part: range) -> None:
+        ways = [_Way(one, shape, affine) for one in maps]
+        for k in part:
+            slices = [way.features_of(k) for way in ways]
+            for start in range(0, n_j, n_rows):
+                rows = slice(start, min(n_j, start + n_rows))
+                scores = _scores(ways, slices, rows, certain)
+                for c, volume in chosen.items():
+                    volume[k, rows] = (scores[c] * (PROBABILITY_STEPS / len(ways))).round_().to(torch.uint8)
+                segmentation[k, rows] = first_highest(scores).to(segmentation.dtype)
+            if progress:
+                progress(next(done), n_k)
+
+    _in_threads(work, n_k, on_cpu=maps[0].features.device.type == "cpu")
+    return Restored(segmentation.numpy().T, {c: volume.numpy().T for c, volume in chosen.items()})
+
+
+def _in_threads(work: Callable[[range], None], n_slices: int, *, on_cpu: bool) -> None:
+    """Do the slices 0 … n_slices − 1: on a CPU a range to each of torch's threads, which then compute alone. Slabs
+    that fit a cache are too small to be shared: the threads would mostly wait for each other."""
+    n_threads = min(torch.get_num_threads(), n_slices) if on_cpu else 1
+    edges = [n_slices * t // n_threads for t in range(n_threads + 1)]
+    parts = [range(low, high) for low, high in pairwise(edges)]
+    if n_threads == 1:
+        return work(parts[0])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # new threads take it over
+    try:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(before)
+
+
+def first_highest(scores: Tensor) -> Tensor:
+    """Index of the maximum along the first axis, the lowest among equals, as a float tensor; overwrites the scores.
+
+    torch.argmax over the first axis takes ten times as long on a CPU (torch 2.13); this vectorises.
+    """
+    n_classes = len(scores)
+    indices = torch.arange(n_classes, dtype=scores.dtype, device=scores.device)
+    indices = indices.view(-1, *[1] * (scores.ndim - 1))
+    lower = scores.lt_(scores.amax(0))
+    return torch.add(indices, lower, alpha=n_classes, out=scores).amin(0)
+
+
+def _check(maps: Sequence[FeatureMap], probabilities_of: Sequence[int]) -> int:
+    if not maps:
+        raise RestoreError("expected at least one feature map, found none")
+    n_classes = maps[0].n_classes
+    for one in maps:
+        if one.n_classes != n_classes:
+            raise RestoreError(f"feature maps of {n_classes} and {one.n_classes} classes cannot be joined")
+        if one.features.ndim != 4 or (one.weight is not None and one.weight.shape[1:] != one.features.shape[:1]):
+            head = None if one.weight is None else tuple(one.weight.shape)
+            raise RestoreError(
+                f"expected features (F, I, J, K) and weight (C, F), found {tuple(one.features.shape)} and {head}"
+            )
+    if unknown := [c for c in probabilities_of if not 0 <= c < n_classes]:
+        raise RestoreError(f"probabilities of class {unknown[0]} are wanted, the classes are 0 to {n_classes - 1}")
+    return n_classes
+
+
+def _rows_of_a_slab(maps: Sequence[FeatureMap], shape: Sequence[int], memory_budget_mb: float | None) -> int:
+    device, n_classes = maps[0].features.device, maps[0].n_classes
+    default = CPU_BYTES_PER_THREAD if device.type == "cpu" else ACCELERATOR_BYTES
+    budget = default if memory_budget_mb is None else memory_budget_mb * 2**20
+    # Logits before and after the last interpolation, and sums of probabilities where there are several maps.
+    bytes_per_row = int(shape[0]) * 4 * n_classes * (4 / 3 if len(maps) == 1 else 7 / 3)
+    return max(1, int(budget / bytes_per_row))
+
+
+def _scores(ways: Sequence[_Way], slices: Sequence[Tensor], rows: slice, certain: bool) -> Tensor:
+    """(C, rows, I): logits of a single map, or the maps' sum of probabilities where `certain`."""
+    total = None
+    for way, features in zip(ways, slices, strict=True):
+        logits = way.logits(features, rows)
+        scores = torch.softmax(logits, 0, out=logits) if certain else logits
+        total = scores if total is None else total.add_(scores)
+    assert total is not None
+    return total
+
+
+class _Way:
+    """One feature map seen from the source grid; axes run (K, J, I), as the source lies in memory."""
+
+    def __init__(self, one: FeatureMap, shape: Sequence[int], affine: np.ndarray) -> None:
+        order, scale, offset = separate(voxel_map(affine, one.affine), shape)
+        self.axes = [  # from the source's axis i to k
+            _Axis(int(shape[p]), one.features.shape[1 + order[p]], scale[p], offset[p]) for p in range(3)
+        ]
+        self.features = one.features.detach().permute(0, *(1 + order[p] for p in (2, 1, 0)))
+        self.dtype = torch.float64 if one.features.dtype == torch.float64 else torch.float32
+        device = one.features.device
+        self.weight = None if one.weight is None else one.weight.detach().to(device, self.dtype)
+        bias = torch.zeros(one.n_classes) if one.bias is None else one.bias.detach()
+        self.bias = bias.to(device, self.dtype)[:, None]
+        self.along_i = self.axes[0].matrix.to(device, self.dtype)
+        self.along_j = self.axes[1].matrix.to(device, self.dtype)
+        self.kept: dict[int, Tensor] = {}
+        self.block, self.block_start = self.features, -1
+        self.buffers: dict[str, Tensor] = {}
+
+    def features_of(self, k: int) -> Tensor:
+        """Features of source slice k: interpolated along i and k, not yet along j; (F, target rows, I)."""
+        low, high, share = (values[k] for values in (self.axes[2].low, self.axes[2].high, self.axes[2].share))
+        # Neighbouring source slices lie between the same two target slices: those two are kept.
+        self.kept = {t: self.kept[t] if t in self.kept else self._target_slice(t) for t in (int(low), int(high))}
+        below, above = self.kept[int(low)], self.kept[int(high)]
+        return torch.lerp(below, above, float(share), out=self._buffer("features", tuple(below.shape)))
+
+    def _target_slice(self, t: int) -> Tensor:
+        start = t - t % SLICES_A_BLOCK
+        if self.block_start != start:
+            self.block, self.block_start = self._block(start), start
+        return apply_along(self.block[t - start], self.along_i, 2)
+
+    def _block(self, start: int) -> Tensor:
+        """(block, F, target rows, target columns): read in the features' own memory order, turned inside the cache."""
+        part = self.features[:, start : start + SLICES_A_BLOCK]
+        block = self._buffer("block", (part.shape[1], part.shape[0], *part.shape[2:]))
+        for feature, plane in zip(part, block.unbind(1), strict=True):
+            plane.copy_(torch.empty_like(feature, dtype=self.dtype).copy_(feature))
+        return block
+
+    def logits(self, features: Tensor, rows: slice) -> Tensor:
+        """Logits of some rows of a source slice; (C, rows, I). The head comes before the last interpolation, when
+        there are fewer voxels to apply it to."""
+        weights = self.along_j[rows]
+        low, high = band(weights)
+        part = features[:, low:high]
+        if self.weight is not None:
+            headed = self._buffer("headed", (len(self.weight), part[0].numel()))
+            torch.addmm(self.bias, self.weight, part.flatten(1), out=headed)
+            part = headed.view(-1, *part.shape[1:])
+        logits = self._buffer("logits", (len(part), len(weights), part.shape[2]))
+        return torch.bmm(weights[:, low:high].expand(len(part), -1, -1), part, out=logits)
+
+    def _buffer(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A tensor to write into, the same memory each time: fresh megabytes cost more than the sums in them."""
+        n_values = prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < n_values:
+            self.buffers[name] = torch.empty(n_values, dtype=self.dtype, device=self.features.device)
+        return self.buffers[name][:n_values].view(shape)
+
+
+class _Axis:
+    """Linear interpolation along one axis: source index s lies between the target indices low[s] and high[s]."""
+
+    def __init__(self, n_source: int, n_target: int, scale: float, offset: float) -> None:
+        # Rounded, so that the noise of two affines (1e-13) does not make a grid that fits exactly look shifted.
+        position = np.clip(np.round(scale * np.arange(n_source) + offset, 9), 0, n_target - 1)
+        self.low = np.floor(position).astype(np.int64)
+        self.high = np.minimum(self.low + 1, n_target - 1)
+        self.share = position - self.low
+        matrix = np.zeros((n_source, n_target))
+        every = np.arange(n_source)
+        matrix[every, self.low] = 1 - self.share
+        matrix[every, self.high] += self.share
+        self.matrix = torch.from_numpy(matrix)
+
+
+def separate(matrix: np.ndarray, shape: Sequence[int]) -> tuple[list[int], list[float], list[float]]:
+    """Take a map of voxel indices (4×4, source -> target) apart into axes.
+
+    Returns for each source axis the target axis it runs along, and scale and offset of the index there.
+
+    Raises:
+        RestoreError: if a corner of the source, `shape` (I, J, K), would land more than `SEPARABLE_TOLERANCE` target
+            voxels from its place: the grids are turned or sheared against each other.
+    """
+    linear = matrix[:3, :3]
+    order = [int(axis) for axis in np.abs(linear).argmax(axis=0)]
+    kept = np.zeros((3, 3))
+    kept[order, range(3)] = linear[order, range(3)]
+    error = np.abs(linear - kept) @ np.array([float(n - 1) for n in shape])
+    if sorted(order) != [0, 1, 2] or error.max() > SEPARABLE_TOLERANCE:
+        raise RestoreError(
+            f"the source grid is turned or sheared against the network's grid, by {error.max():.3g} target voxels at a "
+            "corner; resample with a general interpolation"
+        )
+    return order, [float(linear[order[p], p]) for p in range(3)], [float(matrix[order[p], 3]) for p in range(3)]
