@@ -7,6 +7,7 @@ from typing import Any
 
 import psutil
 import torch
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from pipeline.config import Config, ConfigError
 
@@ -39,6 +40,11 @@ def choose_devices(config: Config) -> dict[str, Any]:
         "strategy": "ddp" if n_gpus > 1 else "auto",
         "precision": effective,
     }
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files and prints; the only one outside DistributedDataParallel."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def cpu_computes_in_bfloat16() -> bool:

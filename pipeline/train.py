@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from rich.console import Console
 
 from networks.registry import build_network, network_settings
 from pipeline.class_weights import median_frequency_weights
 from pipeline.config import Config, ConfigError, as_mapping
 from pipeline.data import BodyData, PreparedData, prepare_data
+from pipeline.devices import choose_devices, is_first_process
 from pipeline.live import LiveProgress
 from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
@@ -76,7 +76,7 @@ def train(
         TrainingError: the loss is no longer a number; the summary says "failed".
         RunStopped: a signal asked to stop; the summary says "interrupted".
     """
-    if rank_zero_only.rank != 0:
+    if not is_first_process():
         say = log.debug
     console = console or Console(file=sys.stderr)
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
@@ -134,7 +134,7 @@ def _open_folder(folder: RunFolder, config: Config, *, resume: bool, overwrite: 
     """Make the folder ready; give the state to resume from, or None for a fresh start."""
     if resume and folder.config.exists():
         _refuse_changed_settings(folder, config)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         continues = folder.start(resume=resume, overwrite=overwrite)
     else:
         continues = resume and folder.resume_checkpoint.exists()
@@ -208,39 +208,6 @@ def _say_parameters(network: torch.nn.Module, say: Callable[[str], None]) -> Non
     say(f"Trainable parameters: {sum(size for size, trains in sizes if trains):,}")
 
 
-def choose_devices(config: Config) -> dict[str, Any]:
-    """What Lightning is told about accelerator, number of devices and precision.
-
-    "16" on a CPU trains in bfloat16 where the processor computes in it, else in float32: float16 has no fast
-    convolutions there, and bfloat16 without its instructions is many times slower than float32.
-
-    Raises:
-        ConfigError: more GPUs than the machine has.
-    """
-    there = torch.cuda.device_count()
-    n_gpus = min(1, there) if config.training.n_gpus is None else config.training.n_gpus
-    if n_gpus > there:
-        raise ConfigError(f"training.n_gpus is {n_gpus}, but this machine has {there}; lower --n_gpus (0 = CPU)")
-    precision = config.training.precision
-    if precision == "32":
-        effective = "32-true"
-    elif n_gpus:
-        effective = f"{precision}-mixed"
-    else:
-        effective = "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"
-    return {
-        "accelerator": "gpu" if n_gpus else "cpu",
-        "devices": max(1, n_gpus),
-        "strategy": "ddp" if n_gpus > 1 else "auto",
-        "precision": effective,
-    }
-
-
-def cpu_computes_in_bfloat16() -> bool:
-    """Whether this processor has AVX512-BF16 or AMX."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
 def _write_config(
     folder: RunFolder,
     config: Config,
@@ -287,7 +254,7 @@ def _write_config(
         "packages": {name: version(name) for name in PACKAGES},
         "threads": torch.get_num_threads(),
     }
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         folder.write_config(document)
     say(f"Training configuration saved to: {folder.config}")
 
@@ -353,10 +320,11 @@ def _fit(
     try:
         with _quiet_lightning(), _stop_on_signals(recorder):
             _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
-    except RunStopped as stop:
-        _write_summary(folder, recorder, "interrupted", f"stopped by {stop}")
-        raise
     except BaseException as error:
+        if recorder.stop_reason:
+            # Lightning also watches SIGTERM and may end the training first, with its own exception.
+            _write_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
+            raise RunStopped(recorder.stop_reason) from error
         status: Status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
         _write_summary(folder, recorder, status, f"{type(error).__name__}: {error}")
         raise
@@ -386,7 +354,7 @@ def _trainer(
 
 
 def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         folder.write_summary(status, recorder.history, reason=reason)
 
 

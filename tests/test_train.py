@@ -151,8 +151,8 @@ def test_val_miou_is_what_monai_says_of_the_saved_network(run, config):
         label = item["label"].as_tensor()[None].long()
         metric(one_hot(prediction, len(CLASS_NAMES)), one_hot(label, len(CLASS_NAMES)))
     dice = metric.get_buffer().numpy()
-    with np.errstate(invalid="ignore"):
-        iou = np.nanmean(dice / (2 - dice), axis=0)
+    dice = dice[:, ~np.isnan(dice).all(axis=0)]
+    iou = np.nanmean(dice / (2 - dice), axis=0)
     log = json.loads((run / "training_log.json").read_text())
     # The cache keeps 16 bits of an intensity: a voxel on the fence may fall to the other side.
     assert np.nanmean(iou) == pytest.approx(log["best_metrics"]["best_val_mIoU"], abs=2e-3)
@@ -205,7 +205,7 @@ def test_a_run_is_never_overwritten_unasked(run, config):
     before = (run / "training_log.json").read_bytes()
     with pytest.raises(RunFolderError, match="--overwrite"):
         train(config)
-    with pytest.raises(RunFolderError, match="nothing is left to resume"):
+    with pytest.raises(RunFolderError, match="nothing is left to --resume"):
         train(config, resume=True)
     assert (run / "training_log.json").read_bytes() == before
 
