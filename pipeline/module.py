@@ -7,7 +7,8 @@ that a resumed training needs neither random states nor a scheduler's state.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -75,7 +76,8 @@ class SegmentationModule(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_epochs, self.max_epochs, self.schedule = warmup_epochs, max_epochs, schedule
         self.seed, self.ignore_index = seed, ignore_index
-        self._features: Any = torch.compile(network.features) if compile_features else network.features
+        features = cast(Callable[[Tensor], Tensor], network.features)
+        self._features = torch.compile(features) if compile_features else features
         # float64: an epoch adds up millions of voxels.
         self.train_loss, self.train_accuracy, self.val_loss = (MeanMetric().set_dtype(torch.float64) for _ in range(3))
         self.dice = HistogramDiceMetric(include_background=False)
@@ -83,6 +85,11 @@ class SegmentationModule(pl.LightningModule):
         """Per foreground class after the last validation; NaN where no case holds the class."""
         self.sample: tuple[Tensor, Tensor, Tensor] | None = None
         """Image (C, I, J, K), label and segmentation (I, J, K) of the first validation case, on the CPU."""
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The network's last 1×1×1 convolution, or None where its features are the logits."""
+        return cast(nn.Module | None, self.network.head)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (Loshchilov & Hutter 2019), in one fused kernel where gradients are not scaled."""
@@ -114,7 +121,7 @@ class SegmentationModule(pl.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch; accuracy comes out of the same pass."""
         image, label = _plain(batch["image"]), _plain(batch["label"])
-        result: DiceCE = self.criterion(self._features(image), self.network.head, label)
+        result: DiceCE = self.criterion(self._features(image), self.head, label)
         loss = result.loss.detach()
         if not torch.isfinite(loss):
             raise TrainingError(
@@ -137,10 +144,10 @@ class SegmentationModule(pl.LightningModule):
         """Loss and joint histogram of every case on its own: the same at any batch size."""
         image, label = _plain(batch["image"]), _plain(batch["label"])
         features = self._features(image)
-        segmentation = segment_in_slabs(features, self.network.head)
+        segmentation = segment_in_slabs(features, self.head)
         for case in range(len(image)):
             one = slice(case, case + 1)
-            self.val_loss.update(self.criterion(features[one], self.network.head, label[one]).loss)
+            self.val_loss.update(self.criterion(features[one], self.head, label[one]).loss)
             histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
             self.dice(histogram[None])
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, logger=False)

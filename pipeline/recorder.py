@@ -239,5 +239,5 @@ def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModu
     trainer.precision_plugin.load_state_dict(state["precision"])
     # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
     # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
-    progress = trainer.fit_loop.epoch_progress.current
+    progress: Any = trainer.fit_loop.epoch_progress.current
     progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]
