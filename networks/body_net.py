@@ -18,9 +18,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from networks import registry
+from networks.small_volumes import CarefulConv3d, needs_float32
 
 NEGATIVE_SLOPE = 0.01
 EPSILON = 1e-5
+HALF = (torch.bfloat16, torch.float16)
 # Channels at full, 1/2, … 1/32 resolution as multiples of base_channels, and residual blocks there on the way down; on
 # the way up there is one a level. With base_channels 32 this makes 20.47 million parameters, most of them at 1/8 and
 # 1/16, where they cost little time.
@@ -72,7 +74,7 @@ class BodyNet(nn.Module):
         self.checkpointing = checkpointing
         self.channels_last = channels_last
         widths = [int(base_channels * factor) // (2 if light else 1) for factor in WIDTHS]
-        self.stem = nn.Conv3d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.stem = CarefulConv3d(in_channels, widths[0], 3, padding=1, bias=False)
         pairs = list(pairwise(widths))
         self.encoder = nn.ModuleList(
             EncoderLevel(fine, coarse, n) for (fine, coarse), n in zip(pairs, ENCODER_BLOCKS[1:], strict=True)
@@ -117,7 +119,7 @@ class BodyNet(nn.Module):
         input's."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        channels_last = x.dtype in (torch.bfloat16, torch.float16) if self.channels_last is None else self.channels_last
+        channels_last = x.dtype in HALF if self.channels_last is None else self.channels_last
         if not channels_last:
             return x.contiguous()
         # x.contiguous(memory_format=…) would return a one-channel image as it is, with strides that the convolution
@@ -263,8 +265,7 @@ class _NormActConv(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, weight, bias, kernel = ctx.saved_tensors
         activated, mean, rstd = _activated(x, weight, bias)
-        convolution = (None, [ctx.stride] * 3, [1] * 3, [1] * 3, False, [0] * 3, 1, [True, True, False])
-        gradient, kernel_gradient, _ = torch.ops.aten.convolution_backward(gradient, activated, kernel, *convolution)
+        gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, [ctx.stride] * 3)
         # With a positive slope the sign of the activated value is that of its input, so the result serves as well
         slope = torch.ops.aten.leaky_relu_backward.grad_input
         gradient = slope(gradient, activated, NEGATIVE_SLOPE, True, grad_input=gradient)
@@ -287,6 +288,16 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, list[Te
         statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
         torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, None, None, True, 0.0, EPSILON, **statistics)
     return F.leaky_relu_(out, NEGATIVE_SLOPE), mean, rstd
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, kernel: Tensor, stride: list[int]) -> tuple[Tensor, Tensor]:
+    """Gradients for x and kernel from that for conv3d(x, kernel, stride, padding 1)."""
+    convolution = (None, stride, [1] * 3, [1] * 3, False, [0] * 3, 1, [True, True, False])
+    if x.dtype in HALF and needs_float32(x, kernel.shape[2:], stride):
+        single = (gradient.float(), x.float(), kernel.float())
+        x_gradient, kernel_gradient, _ = torch.ops.aten.convolution_backward(*single, *convolution)
+        return x_gradient.to(x.dtype), kernel_gradient.to(kernel.dtype)
+    return torch.ops.aten.convolution_backward(gradient, x, kernel, *convolution)[:2]
 
 
 def _normalised_backward(

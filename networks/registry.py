@@ -69,10 +69,10 @@ def build_network(
         NetworkError: An unknown name (the known ones are listed), a wrong, missing or contradictory argument, a
             network of another kind.
     """
-    name, arguments = _parsed(BODY_NET if spec is None else spec)
-    network_class = _find_class(name, trust)
+    path, arguments = _parsed(BODY_NET if spec is None else spec)
+    name, network_class = path.rpartition(".")[2], _find_class(path, trust)
     known = _fields(IN_CHANNELS, in_channels) | _fields(N_CLASSES, n_classes) | _fields(SPATIAL_DIMS, 3)
-    if _path_of(network_class) == BODY_NET:
+    if path == BODY_NET:
         known |= {"base_channels": base_channels, "light": light}
         arguments |= {"checkpointing": True} if checkpointing else {}
     elif light or checkpointing:
@@ -81,7 +81,7 @@ def build_network(
             f"model.{option} is a form of BodyNet; switch it off, {name} has its own arguments in model.network"
         )
     arguments = _filled(network_class, name, arguments, known)
-    return _assembled(network_class, name, arguments, target_size)
+    return _assembled(network_class, path, arguments, target_size)
 
 
 def network_settings(network: nn.Module) -> dict[str, Any]:
@@ -112,14 +112,15 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
         NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
     """
     checkpoint = read_checkpoint(path)
-    name, arguments = _parsed(checkpoint["network"])
     try:
-        network_class = _find_class(name, trust)
-        arguments = _filled(network_class, name, arguments, {})
+        class_path, arguments = _parsed(checkpoint["network"])
+        network_class = _find_class(class_path, trust)
+        arguments = _filled(network_class, class_path, arguments, {})
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
-        network = _assembled(network_class, name, arguments, size)
+        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
+            network = _assembled(network_class, class_path, arguments, size)
         network.load_state_dict(checkpoint["state_dict"])
-    except (NetworkError, RuntimeError, AttributeError, TypeError) as error:
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise NetworkError(f"{path}: {' '.join(str(error).split())[:500]}") from error
     return network.to(map_location).eval()
 
@@ -136,7 +137,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise NetworkError(f"{path}: no such file; expected the best_model.ckpt of a run folder") from None
     except pickle.UnpicklingError as error:
         raise NetworkError(
-            f"{path}: refused, it holds more than weights and plain values, which could run code"
+            f"{path}: refused, it is damaged or holds more than weights and plain values, which could run code"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise NetworkError(f"{path}: damaged or no checkpoint ({' '.join(str(error).split())[:200]})") from error
@@ -154,7 +155,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _parsed(spec: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments of a specification, the arguments as plain JSON values."""
+    """Class path and arguments of a specification, the arguments as plain JSON values."""
     fields: dict[str, Any] = {"_target_": spec} if isinstance(spec, str) else dict(spec)
     name = fields.pop("_target_", None)
     if not isinstance(name, str) or not name:
@@ -162,21 +163,26 @@ def _parsed(spec: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
             f"model.network: _target_ is {name!r}; expected a network's name or class path, as {MONAI_NETS}.SegResNet"
         )
     try:
-        return name, json.loads(json.dumps(fields, allow_nan=False))
+        return _class_path(name), json.loads(json.dumps(fields, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise NetworkError(
             f"model.network: the arguments of {name} must be plain numbers, texts, lists and mappings ({error})"
         ) from None
 
 
-def _find_class(name: str, trust: bool) -> type[nn.Module]:
-    """The class of a short name or a class path."""
-    module_name, _, class_name = name.rpartition(".")
-    if not module_name:
-        module_name = BODY_NET.rpartition(".")[0] if name == "BodyNet" else MONAI_NETS
+def _class_path(name: str) -> str:
+    """The class path of a short name; a class path as it is."""
+    if "." in name:
+        return name
+    return BODY_NET if name == "BodyNet" else f"{MONAI_NETS}.{name}"
+
+
+def _find_class(path: str, trust: bool) -> type[nn.Module]:
+    """The class of a class path that lies in an allowed package."""
+    module_name, _, class_name = path.rpartition(".")
     if not trust and not any(module_name == p or module_name.startswith(p + ".") for p in ALLOWED_PACKAGES):
         raise NetworkError(
-            f"network {name}: classes are taken from {', '.join(ALLOWED_PACKAGES)} only; "
+            f"network {path}: classes are taken from {', '.join(ALLOWED_PACKAGES)} only; "
             f"if you trust the package {module_name.split('.')[0]}, pass trust=True (--trust_config)"
         )
     try:
@@ -187,14 +193,10 @@ def _find_class(name: str, trust: bool) -> type[nn.Module]:
         close = difflib.get_close_matches(class_name, KNOWN, n=1, cutoff=0.6)
         hint = f"did you mean {close[0]}? " if close else ""
         raise NetworkError(
-            f"unknown network {name}; {hint}known are {', '.join(KNOWN)}, "
+            f"unknown network {path}; {hint}known are {', '.join(KNOWN)}, "
             f"and class paths such as {MONAI_NETS}.SegResNet"
         )
     return found
-
-
-def _path_of(network_class: type[nn.Module]) -> str:
-    return f"{network_class.__module__}.{network_class.__name__}"
 
 
 def _fields(names: Sequence[str], value: Any) -> dict[str, Any]:
@@ -226,24 +228,27 @@ def _filled(
 
 
 def _assembled(
-    network_class: type[nn.Module], name: str, arguments: dict[str, Any], target_size: Sequence[int]
+    network_class: type[nn.Module], path: str, arguments: dict[str, Any], target_size: Sequence[int]
 ) -> nn.Module:
     """The network built and split, knowing its settings."""
+    name = path.rpartition(".")[2]
     size_key = next((key for key in IMAGE_SIZE if key in inspect.signature(network_class).parameters), None)
     if size_key is not None:
         arguments = {size_key: list(target_size)} | arguments
+        target_size = [arguments[size_key]] * 3 if isinstance(arguments[size_key], int) else arguments[size_key]
     network = _constructed(network_class, name, arguments)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
         network = split(
             network,
             name=name,
-            in_channels=_first(arguments, IN_CHANNELS, 1),
-            n_classes=_first(arguments, N_CLASSES, 1),
-            target_size=arguments[size_key] if size_key else target_size,
+            in_channels=_first(arguments, IN_CHANNELS),
+            n_classes=_first(arguments, N_CLASSES),
+            target_size=target_size,
             build_at=_builder(network_class, name, arguments, size_key) if size_key else None,
         )
-    # torch types every attribute of a module as Tensor or Module
-    network.settings = {"_target_": _path_of(network_class), **arguments}  # type: ignore[assignment]
+    if not getattr(network, "settings", None):
+        # torch types every attribute of a module as Tensor or Module
+        network.settings = {"_target_": path, **arguments}  # type: ignore[assignment]
     return network
 
 
@@ -263,5 +268,6 @@ def _builder(network_class: type[nn.Module], name: str, arguments: Mapping[str, 
     return build_at
 
 
-def _first(arguments: Mapping[str, Any], names: Sequence[str], default: int) -> int:
-    return next((arguments[name] for name in names if name in arguments), default)
+def _first(arguments: Mapping[str, Any], names: Sequence[str]) -> int:
+    """The value of the argument that has one of these names; 1, the constructors' default, if there is none."""
+    return next((arguments[name] for name in names if name in arguments), 1)

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.small_volumes import make_careful
+
 DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
 SMALLEST_TRIAL = 16  # voxels a side of the volume that verifies the split; most networks have nothing left of fewer
 Size = tuple[int, int, int]
@@ -144,18 +146,15 @@ def split(
         if divisor:
             small, small_size = copy.deepcopy(network), trial.smallest_size(divisor, (i, j, k))
         else:
-            small, small_size = _small_twin(build_at, name, in_channels, n_classes) or (
-                copy.deepcopy(network),
-                (i, j, k),
-            )
+            small, small_size = _small_twin(trial, build_at) or (copy.deepcopy(network), (i, j, k))
         head_name = _Trial(small, name, in_channels, n_classes).head_name(small_size)
         if head_name is not None and not _is_same(small, head_name, torch.rand(1, in_channels, *small_size)):
             head_name = None
     sizes: dict[str, Any] = {"divisor": divisor, "fixed_size": None if divisor else (i, j, k)}
     if head_name is None:
-        return SplitNetwork(network, **sizes)
+        return SplitNetwork(make_careful(network), **sizes)
     head, transposed = _take_out(network, head_name)
-    return SplitNetwork(network, head, head_name=head_name, head_is_transposed=transposed, **sizes)
+    return SplitNetwork(make_careful(network), head, head_name=head_name, head_is_transposed=transposed, **sizes)
 
 
 class _Trial:
@@ -173,7 +172,7 @@ class _Trial:
             multiples = [-(-n // divisor) for n in target]
             # Odd multiples, because a multiple of 2·divisor would pass for a network that needs 2·divisor
             sizes = [_scaled(multiples, divisor), _scaled([n | 1 for n in multiples], divisor)]
-            if all(self.failure(size) is None for size in sizes):
+            if all(self.failure(size, evaluation=False) is None for size in sizes):
                 return divisor
         if fits:
             return 0
@@ -189,9 +188,9 @@ class _Trial:
                 return side, side, side
         return _scaled([-(-n // divisor) for n in target], divisor)
 
-    def failure(self, size: Size) -> str | None:
-        """Why the network does not take volumes of this size, in training or in evaluation; None if it does."""
-        for training in (True, False):
+    def failure(self, size: Size, *, evaluation: bool = True) -> str | None:
+        """Why the network does not take volumes of this size in training (and in evaluation); None if it does."""
+        for training in (True, False) if evaluation else (True,):
             try:
                 out = self.network.train(training)(self.input(size))
             except Exception as error:  # whatever a network raises says that this size does not suit it
@@ -243,17 +242,16 @@ class _Trial:
         return torch.empty(1, self.in_channels, *size, device="meta")
 
 
-def _small_twin(
-    build_at: Callable[[Size], nn.Module] | None, name: str, in_channels: int, n_classes: int
-) -> tuple[nn.Module, Size] | None:
-    """The network built for a small size instead, and that size."""
-    for side in (32, 48, 64, 96) if build_at else ():
-        assert build_at is not None
+def _small_twin(trial: _Trial, build_at: Callable[[Size], nn.Module] | None) -> tuple[nn.Module, Size] | None:
+    """The network that is tried, built for a small size instead, and that size; None if it is not to be had."""
+    if build_at is None:
+        return None
+    for side in (32, 48, 64, 96):
         try:
-            twin = build_at((side,) * 3)
-        except (ValueError, RuntimeError, AssertionError):
+            twin = build_at((side, side, side))
+        except NetworkError:
             continue  # a size that does not suit its patches
-        if _Trial(twin, name, in_channels, n_classes).failure((side,) * 3) is None:
+        if _Trial(twin, trial.name, trial.in_channels, trial.n_classes).failure((side, side, side)) is None:
             return twin, (side, side, side)
     return None
 
