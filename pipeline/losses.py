@@ -19,22 +19,21 @@ With I, P and L the sums of p·y, p and y over the voxels of a class c (p softma
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pipeline.slabs import as_matrix, head_matrix, slabs
-
-logger = logging.getLogger(__name__)
+from pipeline.slab_softmax import SlabBatch, compiled, differentiate, summarise
+from pipeline.slabs import as_matrix, counting_slabs, head_matrix, share_out
 
 # The smoothing of MONAI's DiceLoss: smooth_nr = smooth_dr = 1e-5.
 SMOOTH = 1e-5
+
+T = TypeVar("T")
 
 
 class DiceCE(NamedTuple):
@@ -155,17 +154,6 @@ class _Plan(NamedTuple):
     compile: bool
 
 
-class _Slab(NamedTuple):
-    """Some voxels of one sample: features (F, n), logits (C, n), which may be overwritten, and labels (n,)."""
-
-    sample: int
-    voxels: slice
-    features: Tensor
-    logits: Tensor
-    label: Tensor
-    ignored: Tensor | None
-
-
 class _SlabDiceCE(torch.autograd.Function):
     """(features, weight, bias, label (B, N), class weights, plan) -> loss, n_correct, n_voxels."""
 
@@ -182,7 +170,7 @@ class _SlabDiceCE(torch.autograd.Function):
         counts = _class_counts(label, plan)
         # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
         with torch.autocast(features.device.type, enabled=False):
-            sums, inverses, n_correct = _gather_sums(features, weight, bias, label, plan)
+            sums, inverses, n_correct = _gather_sums(_slab_batch(features, weight, bias, label, plan), plan)
         ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
         dice, own_gradient, any_gradient = _dice(sums, counts, class_weights.double(), plan.batch)
         ctx.plan = plan
@@ -196,130 +184,50 @@ class _SlabDiceCE(torch.autograd.Function):
     def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         features, weight, bias, label, inverses, *coefficients = ctx.saved_tensors
         own, anywhere, ce = ((c * loss_gradient).to(inverses.dtype) for c in coefficients)
-        differentiate = _compiled(_differentiate) if ctx.plan.compile else _differentiate
         needs = ctx.needs_input_grad
-        into_features = _empty_like(features) if needs[0] else None
-        # Summed in float64, since a thousand slabs are added up; they are a few thousand numbers.
-        into_weight = torch.zeros_like(weight, dtype=torch.float64) if needs[1] else None
-        into_bias = torch.zeros_like(bias, dtype=torch.float64) if needs[2] else None
+        plan: _Plan = ctx.plan
+        into_gradient = compiled(differentiate) if plan.compile else differentiate
         with torch.autocast(features.device.type, enabled=False):
-            for slab in _walk(features, weight, bias, label, ctx.plan):
-                b, logits = slab.sample, slab.logits
-                # From here on the logits' place holds their gradient.
-                differentiate(logits, inverses[b, slab.voxels], slab.label, slab.ignored, own[b], anywhere[b], ce)
-                if into_weight is not None:
-                    into_weight += logits @ slab.features.T
-                if into_bias is not None:
-                    into_bias += logits.sum(1)
-                if into_features is not None:
-                    _write_product(weight, logits, as_matrix(into_features[b])[:, slab.voxels])
-        into_weight = None if into_weight is None else into_weight.to(weight.dtype)
-        into_bias = None if into_bias is None else into_bias.to(bias.dtype)
+            batch = _slab_batch(features, weight, bias, label, plan)
+            into_features = _empty_like(features) if needs[0] else None
+
+            def add_up(places: Sequence[tuple[int, slice]]) -> list[Tensor]:
+                # In float64, since a thousand slabs are added up; these are a few thousand numbers.
+                into_head = [torch.zeros_like(h, dtype=torch.float64) for h in (weight, bias) if h is not None]
+                for b, voxels in places:
+                    slab = batch.slab(b, voxels)
+                    logits = slab.logits
+                    # From here on the logits' place holds their gradient.
+                    into_gradient(logits, inverses[b, voxels], slab.label, slab.ignored, own[b], anywhere[b], ce)
+                    if needs[1]:
+                        into_head[0] += logits @ slab.features.T
+                    if needs[2]:
+                        into_head[1] += logits.sum(1)
+                    if into_features is not None:
+                        batch.write_gradient(logits, as_matrix(into_features[b])[:, voxels])
+                return into_head
+
+            into_head = [sum(parts) for parts in zip(*_share_out(batch, add_up, plan), strict=True)]
+        into_weight = into_head[0].to(weight.dtype) if needs[1] else None
+        into_bias = into_head[1].to(bias.dtype) if needs[2] else None
         return into_features, into_weight, into_bias, None, None, None
 
 
-def _work_type(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
+def _slab_batch(features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan) -> SlabBatch:
+    return SlabBatch(features, weight, bias, label, plan.ignore_index, plan.memory_budget_mb)
 
 
-def _walk(features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan) -> Iterator[_Slab]:
-    """Yield the batch slab by slab with fresh logits."""
-    dtype = _work_type(features)
-    matrix = None if weight is None else weight.to(dtype)
-    shift = None if bias is None else bias.to(dtype)[:, None]
-    # Logits and their gradient's factor, features and their gradient, the label and about six numbers a voxel.
-    bytes_per_voxel = (2 * plan.n_classes + 2 * features.shape[1] + 8) * dtype.itemsize
-    for b, sample in enumerate(features):
-        voxels_of = as_matrix(sample)
-        for voxels in slabs(label.shape[1], bytes_per_voxel, features.device, plan.memory_budget_mb):
-            x = voxels_of[:, voxels].to(dtype)
-            y = label[b, voxels].long()
-            ignored = None if plan.ignore_index is None else y == plan.ignore_index
-            if ignored is not None:
-                y.masked_fill_(ignored, 0)
-            yield _Slab(b, voxels, x, _logits(x, matrix, shift), y, ignored)
+def _share_out(batch: SlabBatch, work: Callable[[Sequence[tuple[int, slice]]], T], plan: _Plan) -> list[T]:
+    # The compiler is not to be entered by several threads at once.
+    return [work(batch.places)] if plan.compile else share_out(batch.places, work, batch.label.device)
 
 
-def _logits(x: Tensor, matrix: Tensor | None, shift: Tensor | None) -> Tensor:
-    if matrix is None:
-        return x.clone()
-    return matrix @ x if shift is None else torch.addmm(shift, matrix, x)
-
-
-def _write_product(weight: Tensor | None, logits: Tensor, target: Tensor) -> None:
-    """Write the head's transpose times the logits' gradient into the slab of the features' gradient."""
-    if weight is None:
-        target.copy_(logits)
-    elif target.dtype == logits.dtype:
-        torch.mm(weight.to(logits.dtype).T, logits, out=target)
-    else:
-        target.copy_(weight.to(logits.dtype).T @ logits)
-
-
-def _empty_like(features: Tensor) -> Tensor:
+def _empty_like(features: Float[Tensor, "B F *grid"]) -> Float[Tensor, "B F *grid"]:
     """Make an unset tensor of the same shape and type, channels last if the features are, else contiguous."""
     if features.stride(1) == 1:
         batch, channels, *grid = features.shape
         return features.new_empty(batch, *grid, channels).movedim(-1, 1)
     return torch.empty_like(features, memory_format=torch.contiguous_format)
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile the function; where there is no working compiler, say so once and go on without."""
-    from torch._dynamo.exc import TorchDynamoException  # late: importing the compiler takes seconds
-
-    attempts = [torch.compile(function, dynamic=True)]
-
-    def run(*arguments: Any) -> Any:
-        try:
-            return attempts[0](*arguments)
-        except TorchDynamoException as error:
-            if attempts[0] is function:
-                raise
-            logger.warning("the loss runs uncompiled, since torch.compile failed: %s", str(error).splitlines()[0])
-            attempts[0] = function
-            return function(*arguments)
-
-    return run
-
-
-def _summarise(
-    logits: Float[Tensor, "C n"], label: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Return 1 / Σ exp, the label's log-likelihood and whether the label is on top, a voxel each.
-
-    Overwrites the logits with exp(logits − their maximum), which never exceeds 1.
-    """
-    top = logits.amax(0)
-    own = logits.gather(0, label[None])[0]
-    logits.sub_(top).exp_()
-    total = logits.sum(0)
-    return total.reciprocal(), (own - top).sub_(total.log()), own >= top
-
-
-def _differentiate(
-    logits: Float[Tensor, "C n"],
-    inverse: Float[Tensor, " n"],
-    label: Int[Tensor, " n"],
-    ignored: Bool[Tensor, " n"] | None,
-    own_gradient: Float[Tensor, " C"],
-    any_gradient: Float[Tensor, " C"],
-    ce_gradient: Float[Tensor, " C"],
-) -> None:
-    """Overwrite a slab's logits with the loss's gradient, as given at the top of this file.
-
-    The maximum is taken once more: subtracting a stored log Σ exp would lose the last digits at logits of 1e4.
-    """
-    logits.sub_(logits.amax(0)).exp_()
-    own = logits.gather(0, label[None])[0] * inverse
-    gain = own_gradient[label] * own - ce_gradient[label]
-    if ignored is not None:
-        gain.masked_fill_(ignored, 0)
-    shift = (any_gradient @ logits).mul_(inverse).add_(gain).mul_(inverse)
-    # (b_k − shift) / Σ exp in one go; ignored voxels have 1 / Σ exp = 0.
-    logits.mul_(torch.addr(shift.neg_()[None], any_gradient, inverse))
-    logits.scatter_add_(0, label[None], gain[None])
 
 
 class _Sums(NamedTuple):
@@ -330,28 +238,32 @@ class _Sums(NamedTuple):
     log_likelihood: Tensor
 
 
-def _gather_sums(
-    features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan
-) -> tuple[_Sums, Tensor, Tensor]:
+def _gather_sums(batch: SlabBatch, plan: _Plan) -> tuple[_Sums, Tensor, Tensor]:
     """Walk through all slabs; return the sums, 1 / Σ exp of each voxel (B, N) and the number of correct voxels."""
-    summarise = _compiled(_summarise) if plan.compile else _summarise
-    sums = _Sums(*features.new_zeros(3, len(features), plan.n_classes, dtype=torch.float64))
-    inverses = features.new_empty(label.shape, dtype=_work_type(features))
-    n_correct = label.new_zeros((), dtype=torch.int64)
-    for slab in _walk(features, weight, bias, label, plan):
-        b = slab.sample
-        inverse, log_likelihood, correct = summarise(slab.logits, slab.label)
-        likelihood = log_likelihood.exp()
-        if slab.ignored is not None:
-            correct &= ~slab.ignored
-            for quantity in (inverse, likelihood, log_likelihood):
-                quantity.masked_fill_(slab.ignored, 0)
-        sums.overlap[b].index_add_(0, slab.label, likelihood.double())
-        sums.log_likelihood[b].index_add_(0, slab.label, log_likelihood.double())
-        sums.prediction[b] += slab.logits @ inverse
-        inverses[b, slab.voxels] = inverse
-        n_correct += correct.sum()
-    return sums, inverses, n_correct
+    statistics = compiled(summarise) if plan.compile else summarise
+    label = batch.label
+    inverses = torch.empty(label.shape, dtype=batch.dtype, device=label.device)
+
+    def add_up(places: Sequence[tuple[int, slice]]) -> tuple[Tensor, Tensor]:
+        table = torch.zeros(3, len(label), plan.n_classes, dtype=torch.float64, device=label.device)
+        sums, n_correct = _Sums(*table), label.new_zeros((), dtype=torch.int64)
+        for b, voxels in places:
+            slab = batch.slab(b, voxels)
+            inverse, log_likelihood, correct = statistics(slab.logits, slab.label)
+            likelihood = log_likelihood.exp()
+            if slab.ignored is not None:
+                correct &= ~slab.ignored
+                for quantity in (inverse, likelihood, log_likelihood):
+                    quantity.masked_fill_(slab.ignored, 0)
+            sums.overlap[b].index_add_(0, slab.label, likelihood.double())
+            sums.log_likelihood[b].index_add_(0, slab.label, log_likelihood.double())
+            sums.prediction[b] += slab.logits @ inverse
+            inverses[b, voxels] = inverse
+            n_correct += correct.sum()
+        return table, n_correct
+
+    tables, n_correct = zip(*_share_out(batch, add_up, plan), strict=True)
+    return _Sums(*torch.stack(tables).sum(0)), inverses, torch.stack(n_correct).sum()
 
 
 def _class_counts(label: Tensor, plan: _Plan) -> Tensor:
@@ -359,7 +271,7 @@ def _class_counts(label: Tensor, plan: _Plan) -> Tensor:
     n_classes = plan.n_classes
     counts = label.new_zeros(len(label), n_classes + 2, dtype=torch.int64)
     for b, sample in enumerate(label):
-        for voxels in slabs(len(sample), 4 * 8, label.device):
+        for voxels in counting_slabs(len(sample), label.device):
             y = sample[voxels].long()
             # One bin more for strangers and one for the ignored, which may have any number.
             bins = torch.where((y < 0) | (y >= n_classes), n_classes, y)

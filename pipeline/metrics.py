@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, Integer
 from monai.metrics import DiceMetric
 from torch import Tensor, nn
 
-from pipeline.slabs import as_matrix, head_matrix, slabs
+from pipeline.slabs import as_matrix, counting_slabs, head_matrix, share_out, slabs
 
 Absent = Literal["left_out", "scored"]
 
@@ -43,14 +43,18 @@ def segment_in_slabs(
     grid = features.shape[2:]
     label_type = torch.uint8 if n_classes <= 255 else torch.uint16
     segmentation = torch.empty(len(features), grid.numel(), dtype=label_type, device=features.device)
+    samples = [as_matrix(sample) for sample in features]
+
+    def segment(places: Sequence[tuple[int, slice]]) -> None:
+        for b, voxels in places:
+            x = samples[b][:, voxels].to(dtype)
+            logits = x.clone() if matrix is None else torch.addmm(shift, matrix, x)
+            segmentation[b, voxels] = _first_highest(logits).to(label_type)
+
     bytes_per_voxel = (n_classes + features.shape[1] + 4) * dtype.itemsize
+    cuts = slabs(grid.numel(), bytes_per_voxel, features.device, memory_budget_mb)
     with torch.autocast(features.device.type, enabled=False):
-        for b, sample in enumerate(features):
-            voxels_of = as_matrix(sample)
-            for voxels in slabs(grid.numel(), bytes_per_voxel, features.device, memory_budget_mb):
-                x = voxels_of[:, voxels].to(dtype)
-                logits = x.clone() if matrix is None else torch.addmm(shift, matrix, x)
-                segmentation[b, voxels] = _first_highest(logits).to(label_type)
+        share_out([(b, voxels) for b in range(len(features)) for voxels in cuts], segment, features.device)
     return segmentation.view(len(features), *grid)
 
 
@@ -76,9 +80,9 @@ def joint_histogram(
     not a class 0 … n_classes − 1.
     """
     rows, columns = (t.detach().as_subclass(Tensor).flatten() for t in (reference, prediction))
-    # The last bin takes the ignored voxels. A voxel needs about 32 bytes: some 32-bit codes and masks.
+    # The last bin takes the ignored voxels.
     bins = torch.zeros(n_classes**2 + 1, dtype=torch.int64, device=rows.device)
-    for voxels in slabs(len(rows), 32, rows.device):
+    for voxels in counting_slabs(len(rows), rows.device):
         row, column = rows[voxels].int(), columns[voxels].int()
         ignored = None if ignore_index is None else row == ignore_index
         if ignored is not None:

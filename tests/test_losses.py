@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline import losses
 from pipeline.losses import SlabDiceCELoss, slab_dice_ce
+from pipeline.slab_softmax import compiled
 
 # So small that every test walks through several slabs (256 voxels each at least).
 BUDGET_MB = 0.01
@@ -203,6 +203,24 @@ def test_the_same_input_gives_the_same_bits():
     assert all(map(torch.equal, gradients(first, *inputs), gradients(second, *inputs)))
 
 
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_threads_share_the_work_without_changing_the_result(n_threads):
+    features, head, label = make(n_classes=71)
+    inputs = features, head.weight, head.bias
+    alone = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label)
+    alone_gradients = gradients(alone.loss, *inputs)
+    torch.set_num_threads(n_threads)
+    first, second = (SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label) for _ in range(2))
+    first_gradients, second_gradients = (gradients(r.loss, *inputs) for r in (first, second))
+    assert torch.get_num_threads() == n_threads
+    assert torch.equal(first.loss, second.loss)
+    assert all(map(torch.equal, first_gradients, second_gradients))
+    assert_same([first.loss, *first_gradients], [alone.loss, *alone_gradients])
+    assert first.n_correct == alone.n_correct
+    with torch.inference_mode():
+        assert torch.equal(SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label).loss, first.loss)
+
+
 def test_what_needs_no_gradient_gets_none():
     features, head, label = make()
     head.requires_grad_(False)
@@ -243,14 +261,14 @@ def test_a_failing_compiler_is_reported_and_done_without(monkeypatch, caplog):
         return run
 
     monkeypatch.setattr(torch, "compile", broken)
-    losses._compiled.cache_clear()
+    compiled.cache_clear()
     features, head, label = make()
     with caplog.at_level(logging.WARNING):
-        compiled = SlabDiceCELoss(compile=True, memory_budget_mb=BUDGET_MB)(features, head, label).loss
-        compiled.backward()
-    losses._compiled.cache_clear()
+        loss = SlabDiceCELoss(compile=True, memory_budget_mb=BUDGET_MB)(features, head, label).loss
+        loss.backward()
+    compiled.cache_clear()
     plain = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label).loss
-    assert torch.equal(compiled, plain)
+    assert torch.equal(loss, plain)
     assert [r.getMessage() for r in caplog.records] == 2 * [
         "the loss runs uncompiled, since torch.compile failed: no compiler"
     ]

@@ -48,6 +48,14 @@ def test_segmentation_in_slabs_is_the_argmax_of_the_logits(n_classes, dtype):
     assert torch.equal(segment_in_slabs(last, head).long(), segmentation.long())
 
 
+def test_threads_find_the_same_segmentation_also_in_inference_mode():
+    features, head = torch.randn(2, 4, 9, 10, 11), nn.Conv3d(4, 7, 1)
+    alone = segment_in_slabs(features, head)
+    torch.set_num_threads(2)
+    with torch.inference_mode():
+        assert torch.equal(segment_in_slabs(features, head, memory_budget_mb=0.01), alone)
+
+
 def test_among_equal_logits_the_lowest_class_wins():
     logits = torch.randint(0, 3, (1, 5, 6, 7, 8)).float()
     expected = torch.from_numpy(logits.numpy().argmax(1))
