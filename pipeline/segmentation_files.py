@@ -1,0 +1,101 @@
+"""Which files a segmented case becomes, and writing them. The formats themselves are `segmentation_*`'s.
+
+OUTPUT/CASE.nii.gz | CASE.seg.nrrd | CASE.dcm         the label map, one file a format
+OUTPUT/CASE/segmentations/<structure>.nii.gz          per structure, as TotalSegmentator has them
+OUTPUT/CASE/probabilities/<class>.nii.gz              of named classes
+OUTPUT/CASE.png                                       preview
+OUTPUT/CASE.json                                      what was done; written last, so that it marks a finished case
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.segmentation import Segmentation, SegmentationError, file_names
+from pipeline.segmentation_dicom import write_dicom_seg
+from pipeline.segmentation_nifti import write_mask, write_nifti, write_probabilities
+from pipeline.segmentation_nrrd import write_seg_nrrd
+
+WRITERS = {"nifti": write_nifti, "nrrd": write_seg_nrrd, "dicom": write_dicom_seg}
+SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".seg.nrrd", "dicom": ".dcm"}
+FORMATS = tuple(WRITERS)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What shall be written for every case: `probabilities` are class indices, `per_structure` one mask a class."""
+
+    folder: Path
+    class_names: tuple[str, ...]
+    formats: tuple[str, ...] = ("nifti",)
+    per_structure: bool = False
+    probabilities: tuple[int, ...] = ()
+    preview: bool = False
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.formats if name not in FORMATS]
+        if unknown or not (self.formats or self.per_structure):
+            raise SegmentationError(f"formats: expected some of {', '.join(FORMATS)}, found {unknown or 'none'}")
+
+    def label_files(self, case: str) -> dict[str, Path]:
+        """Format -> file of the label map."""
+        return {name: self.folder / f"{case}{SUFFIXES[name]}" for name in self.formats}
+
+    def mask_files(self, case: str) -> dict[int, Path]:
+        """Class index -> file of its mask, for every class but the background."""
+        names = file_names(self.class_names)
+        folder = self.folder / case / "segmentations"
+        return {c: folder / f"{names[c]}.nii.gz" for c in range(1, len(names))} if self.per_structure else {}
+
+    def probability_files(self, case: str) -> dict[int, Path]:
+        """Class index -> file of its probabilities."""
+        names = file_names(self.class_names)
+        return {c: self.folder / case / "probabilities" / f"{names[c]}.nii.gz" for c in self.probabilities}
+
+    def preview_file(self, case: str) -> Path:
+        """The picture of three planes."""
+        return self.folder / f"{case}.png"
+
+    def record_file(self, case: str) -> Path:
+        """The JSON that says what was done, and that all the others are there."""
+        return self.folder / f"{case}.json"
+
+    def files(self, case: str) -> list[Path]:
+        """Every file but the record."""
+        found = [*self.label_files(case).values(), *self.mask_files(case).values()]
+        found += self.probability_files(case).values()
+        return [*found, self.preview_file(case)] if self.preview else found
+
+
+def write_files(
+    segmentation: Segmentation, probabilities: Mapping[int, NDArray[np.uint8]], case: str, wanted: Wanted
+) -> None:
+    """Write a case's label maps, masks and probabilities, each whole or not at all.
+
+    Raises SegmentationError for a format that the source does not allow, RunFolderError if the disk refuses.
+    """
+    for name, path in wanted.label_files(case).items():
+        WRITERS[name](segmentation, _ready(path))
+    for c, path in wanted.mask_files(case).items():
+        write_mask(segmentation, [c], _ready(path))
+    for c, path in wanted.probability_files(case).items():
+        write_probabilities(segmentation, probabilities[c], _ready(path))
+
+
+def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:
+    """Raise SegmentationError where an output would take the place of one of the inputs (case -> its image files)."""
+    sources = {path.resolve() for paths in cases.values() for path in paths}
+    for case in cases:
+        for path in [*wanted.files(case), wanted.record_file(case)]:
+            if path.resolve() in sources:
+                raise SegmentationError(f"{path} is an input; choose another --output, it would be overwritten")
+
+
+def _ready(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
