@@ -113,6 +113,32 @@ def _train(arguments: list[str]) -> int:
     return 0
 
 
+def _check(arguments: list[str]) -> int:
+    """Open every case of a data set once and say what is wrong with it, and what training on it will cost.
+
+    Exit code 0: nothing found; 1: warnings only; 2: errors.
+    """
+    parser = _parser("check", _check, "bodyseg check DATASET | --config FILE [SETTING ...]")
+    parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
+    parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
+    parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    config.add_settings(parser)
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--dataset_root", arguments[0], *arguments]
+    settings, flags = config.parse(parser, arguments)
+    room = importlib.import_module("pipeline.check")
+    target = settings if flags["config"] else flags["dataset"] or settings
+    with Bar("Checking") as bar:
+        report = room.check(
+            target,
+            measure=not flags["no_measure"],
+            progress=lambda what, done, total: bar.update(done, total, what),
+        )
+    print(room.to_json(report) if flags["json"] else room.to_text(report))
+    return report.exit_code
+
+
 def _sample(arguments: list[str]) -> int:
     """Write the embedded sample data set: whole-body phantoms with 70 labelled structures."""
     parser = _parser("sample", _sample)
@@ -188,6 +214,7 @@ def _say(line: str) -> None:
 
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "check": _check,
     "plot": _plot,
     "compare": _compare,
     "sample": _sample,

@@ -301,7 +301,6 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dic
         parsed = parser.parse_args(list(arguments), namespace=base).as_dict()
     except ArgumentError as error:
         raise ConfigError(" ".join(str(error).split()).replace("Parser key ", "")) from None
-    parsed.pop("config", None)
     groups = {name: parsed.pop(name) for name in GROUPS}
     return from_mapping(groups), parsed
 
