@@ -13,7 +13,7 @@ from pipeline.train import train
 
 
 def cropped_and_rotated(image_path, label_path, names, folder, n_cases, step):
-    """Write a few cases in the nnU-Net raw layout: crops of one scan, each tilted a little in the world and reoriented."""
+    """Write a few cases in the nnU-Net raw layout: crops of one scan, each tilted in the world and reoriented."""
     image, label = nib.load(image_path), nib.load(label_path)
     values = np.asarray(label.dataobj)[::step, ::step, :].astype(np.uint8)
     voxels = np.asarray(image.dataobj)[::step, ::step, :].astype(np.int16)
