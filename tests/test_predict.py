@@ -253,7 +253,8 @@ REAL = [
     "dicom_series_faults/gantry_tilt", "dicom_series_faults/uneven_spacing", "dicom_compressed/jpeg2000",
 ]  # fmt: skip
 REFUSED = {
-    "awkward_nifti/example4d.nii.gz", "ct_head_tilted_dicom", "ct_lung_dicom", "dicom_series_faults/gantry_tilt",
+    "awkward_nifti/example4d.nii.gz", "awkward_nifti/example_nifti2.nii.gz", "ct_head_tilted_dicom", "ct_lung_dicom",
+    "dicom_series_faults/gantry_tilt",
     "dicom_series_faults/uneven_spacing",
 }  # fmt: skip
 
