@@ -1,0 +1,207 @@
+"""The verb "check-geometry": proves that a chain moves, mirrors and swaps nothing, and says what its size costs.
+
+Knows which grids are tried and what passes; the way there and back is measured in `round_trip`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff
+from scipy.spatial.transform import Rotation
+
+from networks.registry import read_checkpoint
+from pipeline.config import Config, from_mapping, load_mapping
+from pipeline.phantom import ORIENTATIONS
+from pipeline.round_trip import Grid, Returned, RoundTrip, round_trip
+from pipeline.run_folder import RunFolder, null_for_undefined
+from transforms.chains import TARGET_SIZE, preprocessing_arguments
+
+LARGEST_SHIFT_MM = 0.1
+
+DOCUMENTED_GRID = ((384, 384, 150), (0.8, 0.8, 2.5))
+"""Voxels and their mm of the scan for which the documented Dice holds."""
+
+DOCUMENTED_DICE = {60.0: 0.99, 20.0: 0.97, 8.0: 0.94, 4.0: 0.87}
+"""What a perfect prediction must reach at 160×160×256, by the ball's radius in mm."""
+
+WHOLE_VOXEL_NOISE = 0.05
+"""Share of the coarsest voxel by which the rounding to whole voxels may move the 60 mm ball; 0.01 is usual."""
+
+_OBLIQUE_DEG = ((16.5, 0.0, 0.0), (12.0, -20.0, 33.0), (-7.0, 41.0, 90.0))
+_ORIGIN_MM = (31.7, -214.3, 402.9)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class GeometryReport:
+    """What went through the chain and came back."""
+
+    chain: dict[str, Any]
+    trips: tuple[RoundTrip, ...]
+    """The first is the documented scan at the chain's own target size; the others are small."""
+    failures: tuple[str, ...]
+    """One line for everything that was swapped, lost, moved, or scores too low; empty if the chain is sound."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 if the geometry holds, else 2."""
+        return 2 if self.failures else 0
+
+    @property
+    def largest_shift_mm(self) -> float:
+        """Over all structures of all grids; infinite if one was lost."""
+        return max(structure.shift_mm for trip in self.trips for structure in trip.structures)
+
+    @property
+    def best_dice(self) -> dict[str, float]:
+        """The Dice that a perfect network could score, by structure, at the documented scan's size."""
+        return {structure.name: structure.dice for structure in self.trips[0].structures}
+
+
+def check_geometry(
+    target: Config | Mapping[str, Any] | Path | str | None = None, *, progress: Progress | None = None
+) -> GeometryReport:
+    """Send a phantom through a chain and back: all 48 orientations, oblique, anisotropic and odd grids.
+
+    The scan of the documented size goes through the chain as it is; the others through the same chain with a target of
+    a third of its voxels along each axis (at least 64), which changes no rule of the geometry and takes seconds.
+
+    Args:
+        target: settings, a YAML or JSON file of them, a run folder, a best_model.ckpt, or plain arguments of
+            `transforms.chains.preprocessing_chain`; None: its defaults.
+        progress: called with (grids done, grids).
+
+    Raises:
+        ConfigError, RunFolderError, NetworkError, ChainError: what is no chain, in one line.
+    """
+    chain = chain_of(target)
+    grids, trips = list(awkward_grids()), []
+    for done, grid in enumerate(grids, start=1):
+        size = chain["target_size"] if done == 1 else [max(64, n // 3) for n in chain["target_size"]]
+        trips.append(round_trip(grid, {**chain, "target_size": size}))
+        if progress:
+            progress(done, len(grids))
+    failures = [line for trip in trips for line in judge(trip)] + _judge_dice(trips[0], chain)
+    return GeometryReport(chain, tuple(trips), tuple(failures))
+
+
+def chain_of(target: Config | Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
+    """Return the arguments of a target's preprocessing chain, see `check_geometry`; intensity "auto" counts as "ct"."""
+    if isinstance(target, Path | str):
+        path = Path(target)
+        path = RunFolder.at(path).best_checkpoint if path.is_dir() else path
+        if path.suffix == ".ckpt":
+            return preprocessing_arguments(**read_checkpoint(path)["preprocessing"])
+        groups = load_mapping(path)
+        # Settings may leave the data set to the command line; the proof needs none.
+        target = from_mapping(groups | {"data": {"dataset_root": ".", **groups.get("data", {})}})
+    if isinstance(target, Config):
+        data = target.data
+        names = ("target_size", "window", "percentiles", "keep_aspect")
+        intensity = "ct" if data.intensity == "auto" else data.intensity
+        return preprocessing_arguments(intensity=intensity, **{name: getattr(data, name) for name in names})
+    return preprocessing_arguments(**(target or {}))
+
+
+def awkward_grids() -> Iterable[Grid]:
+    """Yield the documented scan's grid, then 48 orientations, oblique, anisotropic and odd-sized ones."""
+    yield _grid("documented scan", *DOCUMENTED_GRID, "LPS")
+    for code in ORIENTATIONS:
+        yield _grid(f"orientation {code}", (81, 100, 68), (3.1, 2.5, 3.7), code)
+    for code, degrees in itertools.product(("RAS", "PIR"), _OBLIQUE_DEG):
+        name = " ".join(f"{angle:g}°" for angle in degrees)
+        yield _grid(f"oblique {code} {name}", (81, 100, 68), (3.1, 2.5, 3.7), code, degrees)
+    yield _grid("thick slices", (208, 208, 63), (1.2, 1.2, 4.0), "LAS")
+    yield _grid("thick slices along i", (63, 139, 187), (4.0, 1.8, 1.35), "RSP", (5.0, 0.0, -3.0))
+    yield _grid("odd sizes", (109, 119, 105), (2.3, 2.1, 2.41), "RAS")
+
+
+def _grid(
+    name: str, shape: tuple[int, int, int], spacing_mm: Sequence[float], code: str, degrees: Sequence[float] = (0, 0, 0)
+) -> Grid:
+    axes = inv_ornt_aff(axcodes2ornt(code), (1, 1, 1))[:3, :3].T
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ axes * np.asarray(spacing_mm)
+    affine[:3, 3] = _ORIGIN_MM
+    return Grid(name, shape, affine.astype(np.float32).astype(np.float64))  # as NIfTI headers store it
+
+
+def judge(trip: RoundTrip) -> list[str]:
+    """Say what was lost, swapped or moved on one grid, a line each."""
+    return [f"{trip.grid.name}: {fault}" for structure in trip.structures for fault in _faults(structure, trip)]
+
+
+def _faults(structure: Returned, trip: RoundTrip) -> Iterable[str]:
+    name, coarsest = structure.name, trip.coarsest_mm
+    if structure.shift_mm > LARGEST_SHIFT_MM:
+        yield f"the image at {name} is {structure.shift_mm:.2f} mm off its place, expected at most {LARGEST_SHIFT_MM}"
+    if not structure.lies_at:
+        if structure.radius_mm > coarsest:
+            yield f"the label of {name} is lost"
+        return
+    if structure.lies_at != name:
+        yield f"the label of {name} came back at {structure.lies_at}"
+    allowed = max(LARGEST_SHIFT_MM, WHOLE_VOXEL_NOISE * coarsest)
+    if structure.radius_mm == max(DOCUMENTED_DICE) and structure.label_shift_mm > allowed:
+        yield f"the label of {name} is {structure.label_shift_mm:.2f} mm off its place, expected at most {allowed:.2f}"
+
+
+def _judge_dice(trip: RoundTrip, chain: Mapping[str, Any]) -> list[str]:
+    """Hold a chain of at least the documented size against the documented Dice; a smaller one is a choice."""
+    if chain["keep_aspect"] or any(n < least for n, least in zip(chain["target_size"], TARGET_SIZE, strict=True)):
+        return []
+    return [
+        f"{trip.grid.name}: the best possible Dice of {s.name} is {s.dice:.3f}, expected at least {least:g}"
+        for s in trip.structures
+        if s.name.startswith("ball_") and s.dice < (least := DOCUMENTED_DICE[s.radius_mm])
+    ]
+
+
+def to_text(report: GeometryReport) -> str:
+    """Write what a perfect network could score, the largest shift and every failure, for people."""
+    documented, *small = report.trips
+    size = "×".join(str(n) for n in report.chain["target_size"])
+    shape = "×".join(str(n) for n in documented.grid.shape)
+    spacing = "×".join(f"{mm:g}" for mm in documented.grid.spacing_mm)
+    lines = [f"Best Dice that a perfect network could score at {size}, from {shape} voxels of {spacing} mm:"]
+    lines += [
+        f"  ball of {s.radius_mm:g} mm  {s.dice:.3f}" for s in documented.structures if s.name.startswith("ball_")
+    ]
+    worst = max(report.trips, key=lambda trip: max(s.shift_mm for s in trip.structures))
+    lines += [
+        f"Largest centroid shift: {report.largest_shift_mm:.3f} mm ({worst.grid.name}); allowed {LARGEST_SHIFT_MM} mm",
+        f"Grids: 1 of the documented size, {len(small)} small ones (48 orientations, oblique, anisotropic, odd sizes)",
+    ]
+    lines += [f"FAILED {line}" for line in report.failures]
+    return "\n".join([*lines, "The geometry does not hold." if report.failures else "Nothing is swapped or moved."])
+
+
+def to_json(report: GeometryReport) -> str:
+    """Write the whole report as a JSON object; what is undefined or infinite is null."""
+    trips = [
+        {
+            "grid": trip.grid.name,
+            "shape": trip.grid.shape,
+            "affine": trip.grid.affine.tolist(),
+            "target_size": trip.target_size,
+            "structures": [asdict(structure) for structure in trip.structures],
+        }
+        for trip in report.trips
+    ]
+    document = {
+        "sound": not report.failures,
+        "failures": report.failures,
+        "best_dice": report.best_dice,
+        "largest_shift_mm": report.largest_shift_mm,
+        "chain": report.chain,
+        "trips": trips,
+    }
+    return json.dumps(null_for_undefined(document), indent=2, allow_nan=False)

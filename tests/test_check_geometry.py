@@ -1,0 +1,175 @@
+"""The geometry proof: sound chains pass, and each kind of fault that it is there for is really found."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline import check_geometry as verb
+from pipeline import round_trip as room
+from pipeline.check_geometry import awkward_grids, chain_of, check_geometry, judge, to_json, to_text
+from pipeline.config import Config, DataConfig
+from pipeline.phantom import ORIENTATIONS
+from pipeline.round_trip import round_trip
+from transforms.chains import ChainError, preprocessing_arguments
+
+SMALL = {"target_size": (64, 64, 72)}
+GRIDS = {grid.name: grid for grid in awkward_grids()}
+
+
+def few_grids(*names):
+    return lambda: [GRIDS[name] for name in names]
+
+
+def test_all_48_orientations_and_tilted_uneven_and_odd_grids_are_tried():
+    names = set(GRIDS)
+    assert {f"orientation {code}" for code in ORIENTATIONS} <= names
+    assert sum(name.startswith("oblique") for name in names) == 6
+    handedness = {np.sign(np.linalg.det(grid.affine[:3, :3])) for grid in GRIDS.values()}
+    assert handedness == {-1, 1}
+
+
+@pytest.mark.parametrize("name", ["orientation SLA", "orientation IRP", "oblique PIR 12° -20° 33°", "thick slices"])
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_nothing_moves_on_the_way_there_and_back(name, keep_aspect):
+    trip = round_trip(GRIDS[name], SMALL | {"keep_aspect": keep_aspect})
+    assert judge(trip) == []
+    assert max(s.shift_mm for s in trip.structures) < 0.1
+    assert [s.lies_at for s in trip.structures if s.radius_mm >= 8] == [
+        "ball_60", "ball_20", "ball_8", "marker_left", "marker_right",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("intensity", ["mr", "zscore", "none"])
+def test_the_intensity_of_a_chain_does_not_disturb_the_proof(intensity):
+    assert judge(round_trip(GRIDS["orientation RAS"], SMALL | {"intensity": intensity})) == []
+
+
+def with_moved_affine(monkeypatch, move):
+    """Let the chain claim another place for its result than the true one."""
+    true_chain = room.preprocessing_chain
+
+    def wrong_chain(**arguments):
+        def run(item):
+            case = true_chain(**arguments)(item)
+            for key in ("image", "label"):
+                case[key].affine = torch.from_numpy(move(case[key].affine.numpy().copy()))
+            return case
+
+        return run
+
+    monkeypatch.setattr(room, "preprocessing_chain", wrong_chain)
+
+
+def test_half_a_voxel_of_shift_is_found(monkeypatch):
+    def shifted(affine):
+        affine[:3, 3] += affine[:3, :3] @ [0.5, 0, 0]
+        return affine
+
+    with_moved_affine(monkeypatch, shifted)
+    faults = judge(round_trip(GRIDS["orientation RAS"], SMALL))
+    assert "orientation RAS: the image at ball_60 is 1.9" in faults[0]
+    assert any("the label of ball_60 is " in fault for fault in faults)
+
+
+def test_a_shift_of_a_fifth_of_a_millimetre_is_found(monkeypatch):
+    with_moved_affine(monkeypatch, lambda affine: affine + _step(0.2))
+    assert judge(round_trip(GRIDS["orientation RAS"], SMALL))
+
+
+def _step(mm):
+    step = np.zeros((4, 4))
+    step[1, 3] = mm
+    return step
+
+
+def test_swapped_sides_are_found_by_name(monkeypatch):
+    def mirrored(affine):
+        far = affine @ [SMALL["target_size"][0] - 1, 0, 0, 1]
+        affine[:3, 0] *= -1
+        affine[:3, 3] = far[:3]
+        return affine
+
+    with_moved_affine(monkeypatch, mirrored)
+    faults = judge(round_trip(GRIDS["orientation LPS"], SMALL))
+    assert "orientation LPS: the label of marker_left came back at marker_right" in faults
+    assert "orientation LPS: the label of marker_right came back at marker_left" in faults
+
+
+def test_a_label_resized_by_plain_nearest_is_found(monkeypatch):
+    # What MONAI's Resized(mode="nearest") does: index floor(i · scale), half a voxel off the affine that it reports.
+    true_chain = room.preprocessing_chain
+
+    def nearest_chain(**arguments):
+        def run(item):
+            case = true_chain(**arguments)(item)
+            source = true_chain(**(arguments | {"target_size": GRIDS["orientation RAS"].shape}))(item)["label"]
+            plain = torch.nn.functional.interpolate(source.as_tensor()[None].float(), size=SMALL["target_size"])[0]
+            case["label"].copy_(plain.to(torch.uint8))
+            return case
+
+        return run
+
+    monkeypatch.setattr(room, "preprocessing_chain", nearest_chain)
+    faults = judge(round_trip(GRIDS["orientation RAS"], SMALL))
+    assert len(faults) == 1
+    assert "the label of ball_60" in faults[0]
+
+
+def test_the_documented_size_reaches_the_documented_dice(monkeypatch):
+    monkeypatch.setattr(verb, "awkward_grids", few_grids("documented scan", "odd sizes"))
+    steps = []
+    report = check_geometry(progress=lambda done, total: steps.append((done, total)))
+    assert report.failures == ()
+    assert report.exit_code == 0
+    assert steps == [(1, 2), (2, 2)]
+    for name, least in {"ball_60": 0.99, "ball_20": 0.97, "ball_8": 0.94, "ball_4": 0.87}.items():
+        assert report.best_dice[name] >= least
+    text, document = to_text(report), json.loads(to_json(report))
+    assert "ball of 4 mm  0.92" in text
+    assert text.endswith("Nothing is swapped or moved.")
+    assert document["sound"]
+    assert document["trips"][0]["target_size"] == [160, 160, 256]
+
+
+def test_a_failing_chain_ends_with_its_faults(monkeypatch):
+    monkeypatch.setattr(verb, "awkward_grids", few_grids("orientation RAS"))
+    monkeypatch.setattr(verb, "LARGEST_SHIFT_MM", -1.0)
+    report = check_geometry(SMALL)
+    assert report.exit_code == 2
+    assert "FAILED orientation RAS: the image at ball_60" in to_text(report)
+
+
+def test_a_chain_is_taken_from_settings_files_checkpoints_and_run_folders(tmp_path):
+    wanted = preprocessing_arguments((40, 50, 60), intensity="mr", keep_aspect=True)
+    config = Config(data=DataConfig(dataset_root="x", target_size=(40, 50, 60), intensity="mr", keep_aspect=True))
+    (tmp_path / "c.yaml").write_text("data: {target_size: [40, 50, 60], intensity: mr, keep_aspect: true}\n")
+    checkpoint = tmp_path / "run" / "checkpoints" / "best_model.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    torch.save({"format": 1, "state_dict": {}, "network": {}, "preprocessing": wanted}, checkpoint)
+    sources = [
+        config,
+        tmp_path / "c.yaml",
+        checkpoint,
+        tmp_path / "run",
+        {"target_size": (40, 50, 60), **_rest(wanted)},
+    ]
+    assert all(chain_of(source) == wanted for source in sources)
+    assert chain_of(None)["target_size"] == [160, 160, 256]
+    with pytest.raises(ChainError, match="target_size"):
+        chain_of({"target_size": (1, 2)})
+
+
+def _rest(arguments):
+    return {key: value for key, value in arguments.items() if key in ("intensity", "keep_aspect")}
+
+
+def test_a_lost_small_ball_is_no_fault_where_voxels_are_larger():
+    structure = SimpleNamespace(name="ball_4", radius_mm=4.0, shift_mm=0.0, label_shift_mm=np.inf, lies_at="")
+    grid = SimpleNamespace(name="coarse")
+    assert judge(SimpleNamespace(grid=grid, coarsest_mm=5.0, structures=[structure])) == []
+    assert judge(SimpleNamespace(grid=grid, coarsest_mm=3.0, structures=[structure])) == [
+        "coarse: the label of ball_4 is lost"
+    ]
