@@ -1,0 +1,179 @@
+"""The scores of one case: prediction and label read, checked to lie on one grid, and compared class by class.
+
+The mathematics is `metrics`' and `surfaces`'; what scores of many cases say is `evaluation`'s. Which file belongs to
+which is the caller's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from pipeline.class_table import ClassTable
+from pipeline.dataset import Label
+from pipeline.metrics import Absent, class_scores, joint_histogram
+from pipeline.surfaces import surface_scores
+from transforms.grid import axes_onto, describe_mismatch
+from transforms.label_values import ignore_index
+from transforms.load import Geometry, LoadVolumed, VolumeError
+from transforms.resize import voxel_map
+
+METRICS = ("dice", "iou", "hd95_mm", "surface_dice", "volume_difference_ml")
+"""What is summed up over cases, each a field of CaseScores."""
+
+_IF_BOTH_LACK_IT = {"dice": 1.0, "iou": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0, "volume_difference_ml": 0.0}
+_IF_ONLY_PREDICTED = {"dice": 0.0, "iou": 0.0, "hd95_mm": np.inf, "surface_dice": 0.0}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: its prediction and its label, each a label map or (class index, mask) pairs."""
+
+    case: str
+    prediction: Label
+    label: Label
+
+
+@dataclass(frozen=True, eq=False)
+class CaseScores:
+    """Scores of one case by class (C,), background first; NaN where the label lacks the class ("left_out")."""
+
+    pair: Pair
+    label_sha256: str
+    """Of the label's shape and of its values as they stand in the file (class indices for masks)."""
+    spacing_mm: tuple[float, float, float]
+    resampled: bool
+    """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
+    dice: Float[np.ndarray, " C"]
+    iou: Float[np.ndarray, " C"]
+    hd95_mm: Float[np.ndarray, " C"]
+    """Infinite where only the prediction lacks the class."""
+    surface_dice: Float[np.ndarray, " C"]
+    volume_difference_ml: Float[np.ndarray, " C"]
+    """Prediction minus label."""
+    true_positives: Int[np.ndarray, " C"]
+    """In voxels, as the next two."""
+    false_positives: Int[np.ndarray, " C"]
+    false_negatives: Int[np.ndarray, " C"]
+    reference_ml: Float[np.ndarray, " C"]
+    prediction_ml: Float[np.ndarray, " C"]
+
+    @property
+    def case(self) -> str:
+        """The case's id."""
+        return self.pair.case
+
+    @property
+    def mean_dice(self) -> float:
+        """Over the structures that the label holds; NaN if it holds none."""
+        present = self.dice[1:][~np.isnan(self.dice[1:])]
+        return float(present.mean()) if len(present) else np.nan
+
+    def score(self, metric: str, absent: Absent) -> Float[np.ndarray, " C"]:
+        """One of METRICS by class under a convention for classes that the label lacks, see `pipeline.metrics`."""
+        scores: np.ndarray = getattr(self, metric)
+        if absent == "left_out":
+            return scores
+        predicted = self.prediction_ml > 0
+        worst = self.prediction_ml if metric == "volume_difference_ml" else _IF_ONLY_PREDICTED[metric]
+        return np.where(self.reference_ml > 0, scores, np.where(predicted, worst, _IF_BOTH_LACK_IT[metric]))
+
+
+def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resample: bool = False) -> CaseScores:
+    """Read a case and score it.
+
+    Args:
+        pair: the files; values in both are those of `table`. A prediction stored with other axes on the same grid (LAS
+            beside RAS) is turned.
+        table: class names and the values that they have in the files; voxels of its ignore value in the label count
+            for nothing.
+        tolerance_mm: distance up to which surfaces agree, for the surface Dice.
+        resample: bring a prediction on another grid onto the label's, by nearest neighbour, instead of refusing it.
+
+    Raises:
+        VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
+    """
+    label = _read(pair.label, pair.case, table.values, table.ignore_value)
+    prediction = _read(pair.prediction, pair.case, table.values, None)
+    reference = label.as_tensor()[0].numpy()
+    predicted, resampled = _onto_label(prediction, label, pair, resample)
+    grid, n_classes = _geometry(label), len(table.names)
+    ignored = None if table.ignore_value is None else ignore_index(n_classes)
+    histogram = joint_histogram(torch.from_numpy(reference), torch.from_numpy(predicted), n_classes, ignored)
+    overlap = class_scores(histogram, grid.spacing_mm)
+    surface = surface_scores(
+        reference, predicted, grid.spacing_mm, n_classes, tolerance_mm=tolerance_mm, ignore_index=ignored
+    )
+    volumes = {name: getattr(overlap, name).numpy() for name in ("reference_ml", "prediction_ml")}
+    difference = volumes["prediction_ml"] - volumes["reference_ml"]
+    return CaseScores(
+        pair=pair,
+        label_sha256=_hash(reference, table, ignored),
+        spacing_mm=grid.spacing_mm,
+        resampled=resampled,
+        dice=overlap.dice.double().numpy(),
+        iou=overlap.iou.double().numpy(),
+        hd95_mm=surface.hd95_mm,
+        surface_dice=surface.surface_dice,
+        volume_difference_ml=np.where(volumes["reference_ml"] > 0, difference, np.nan),
+        true_positives=overlap.true_positives.numpy(),
+        false_positives=overlap.false_positives.numpy(),
+        false_negatives=overlap.false_negatives.numpy(),
+        **volumes,
+    )
+
+
+def _read(source: Label, case: str, values: tuple[int, ...], ignore_value: int | None) -> MetaTensor:
+    item: dict[Any, Any] = {"label": source, "case": case}
+    return LoadVolumed(("label",), label_values=values, ignore_value=ignore_value)(item)["label"]
+
+
+def _geometry(volume: MetaTensor) -> Geometry:
+    return Geometry(tuple(volume.shape[1:]), volume.affine.numpy(), np.dtype(np.uint8), "nifti")
+
+
+def _onto_label(prediction: MetaTensor, label: MetaTensor, pair: Pair, resample: bool) -> tuple[np.ndarray, bool]:
+    """Return the prediction (I, J, K) on the label's grid, and whether that took resampling."""
+    array, found, wanted = prediction.as_tensor()[0].numpy(), _geometry(prediction), _geometry(label)
+    change = axes_onto(found, wanted)
+    if change is not None:
+        return np.ascontiguousarray(change.apply(array)), False
+    if not resample:
+        raise VolumeError(
+            f"case {pair.case}: prediction {_name(pair.prediction)} is not on the grid of its label "
+            f"{_name(pair.label)}: {describe_mismatch(found, wanted)}; predict from the labelled image, "
+            "or pass resample (--resample) to compare them all the same"
+        )
+    return _nearest(array, voxel_map(wanted.affine, found.affine), wanted.shape), True
+
+
+def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Value of the voxel nearest to `matrix` @ (index of each voxel of `shape`); 0, the background, outside."""
+    # "grid-constant": with plain "constant" the outer half of the outermost voxels would count as outside.
+    return ndimage.affine_transform(
+        array, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
+    )
+
+
+def _name(source: Label) -> str:
+    return str(source if isinstance(source, Path) else source[0][1].parent if source else "without masks")
+
+
+def _hash(reference: np.ndarray, table: ClassTable, ignored: int | None) -> str:
+    """Hash what the file says, not our class indices: those depend on which classes somebody evaluates."""
+    values = np.zeros(max(len(table.values), (ignored or 0) + 1), dtype="<i4")
+    values[: len(table.values)] = table.values
+    if ignored is not None:
+        values[ignored] = table.ignore_value
+    digest = hashlib.sha256(repr(tuple(reference.shape)).encode())
+    for k in range(reference.shape[2]):
+        digest.update(values[reference[:, :, k]].tobytes(order="F"))
+    return digest.hexdigest()

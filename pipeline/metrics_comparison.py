@@ -1,0 +1,186 @@
+"""Two metrics.json of the same cases side by side: paired differences by class, tested. Reads those files only.
+
+The tests themselves are `statistics`'; what stands in a metrics.json is `evaluation`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluation import FORMAT, aligned, number, printable
+from pipeline.run_folder import null_for_undefined, read_json
+from pipeline.statistics import bootstrap_interval, holm, wilcoxon_p
+
+COMPARED = ("dice", "iou", "hd95_mm", "surface_dice")
+SIGNIFICANT = 0.05
+
+
+class ComparisonError(ValueError):
+    """Two evaluations that cannot be compared: why, and what to do."""
+
+
+@dataclass(frozen=True)
+class ClassDifference:
+    """One class in both evaluations, over the cases with a value in both."""
+
+    name: str
+    n: int
+    n_left_out: int
+    """Cases whose label holds the class and that have no finite value in one of them: missed, for HD95."""
+    mean_first: float
+    mean_second: float
+    mean_difference: float
+    """Second minus first."""
+    ci95: tuple[float, float]
+    """Bootstrap interval of the mean difference."""
+    p: float
+    p_holm: float
+
+
+@dataclass(frozen=True)
+class MetricsComparison:
+    """Two evaluations of the same cases; classes in the files' order."""
+
+    first: str
+    second: str
+    metric: str
+    n_cases: int
+    classes: tuple[ClassDifference, ...]
+    only_in_one: tuple[str, ...]
+    """Classes that the other evaluation does not know."""
+
+
+def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice", *, seed: int = 0) -> MetricsComparison:
+    """Compare two metrics.json, case by case: Wilcoxon's signed-rank test by class, corrected by Holm over classes.
+
+    A class counts in the cases whose label holds it ("left_out"). A class with no such case has p 1 and is no part of
+    the correction.
+
+    Raises:
+        ComparisonError: case lists or labels that differ, no class in common, surface Dice at two tolerances.
+        RunFolderError: a file that cannot be read.
+    """
+    if metric not in COMPARED:
+        raise ComparisonError(f"metric is {metric!r}, expected one of {', '.join(COMPARED)}")
+    paths = Path(first), Path(second)
+    documents = [_read(path) for path in paths]
+    cases = _common_cases(documents, paths)
+    if metric == "surface_dice":
+        _check_tolerance(documents, paths)
+    known = [[str(name) for name in document["class_names"][1:]] for document in documents]
+    common = [name for name in known[0] if name in known[1]]
+    if not common:
+        raise ComparisonError(f"{paths[0]} and {paths[1]} have no class in common; compare runs of the same classes")
+    rows = [_difference(name, cases, metric, seed) for name in common]
+    tested = [place for place, row in enumerate(rows) if row["n"]]
+    for place, p in zip(tested, holm([rows[place]["p"] for place in tested]), strict=True):
+        rows[place]["p_holm"] = p
+    return MetricsComparison(
+        first=str(first), second=str(second), metric=metric, n_cases=len(cases),
+        classes=tuple(ClassDifference(**row) for row in rows),
+        only_in_one=tuple(name for name in [*known[0], *known[1]] if name not in common),
+    )  # fmt: skip
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = read_json(path)
+    if document.get("format") != FORMAT or not isinstance(document.get("class_names"), list):
+        raise ComparisonError(f"{path}: expected a metrics.json of format {FORMAT}; write it with bodyseg evaluate")
+    cases = document.get("cases")
+    wanted = {"case": str, "label_sha256": str, "classes": dict}
+    if not isinstance(cases, list) or not all(
+        isinstance(case, dict) and all(isinstance(case.get(key), kind) for key, kind in wanted.items())
+        for case in cases
+    ):
+        raise ComparisonError(f"{path}: expected cases with {', '.join(wanted)}; write it anew with bodyseg evaluate")
+    return document
+
+
+def _common_cases(
+    documents: Sequence[Mapping[str, Any]], paths: Sequence[Path]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Pair the cases of two documents; refuse lists or labels that differ."""
+    one, other = ({case["case"]: case for case in document["cases"]} for document in documents)
+    if unpaired := sorted(set(one) ^ set(other)):
+        where = paths[0] if unpaired[0] in one else paths[1]
+        raise ComparisonError(
+            f"{len(unpaired)} cases stand in only one of {paths[0]} and {paths[1]}, the first is {unpaired[0]} in "
+            f"{where}; evaluate both runs on the same cases"
+        )
+    if changed := sorted(case for case in one if one[case]["label_sha256"] != other[case]["label_sha256"]):
+        raise ComparisonError(
+            f"case {changed[0]}: expected the same label in both, found hashes {one[changed[0]]['label_sha256'][:12]} "
+            f"and {other[changed[0]]['label_sha256'][:12]} ({len(changed)} cases differ); evaluate both runs against "
+            "the same labels"
+        )
+    return [(one[case], other[case]) for case in sorted(one)]
+
+
+def _check_tolerance(documents: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> None:
+    found = [(document.get("settings") or {}).get("tolerance_mm") for document in documents]
+    if found[0] != found[1]:
+        raise ComparisonError(
+            f"surface Dice at {found[0]} mm in {paths[0]} and at {found[1]} mm in {paths[1]}; evaluate one anew"
+        )
+
+
+def _difference(
+    name: str, cases: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]], metric: str, seed: int
+) -> dict[str, Any]:
+    held = [pair for pair in cases if any(_has_label(case, name) for case in pair)]
+    values = np.array([[_value(case, name, metric) for case in pair] for pair in held], float).reshape(-1, 2)
+    first, second = values[np.isfinite(values).all(1)].T
+    differences = second - first
+    return {
+        "name": name,
+        "n": len(first),
+        "n_left_out": len(held) - len(first),
+        "mean_first": float(first.mean()) if len(first) else np.nan,
+        "mean_second": float(second.mean()) if len(first) else np.nan,
+        "mean_difference": float(differences.mean()) if len(first) else np.nan,
+        "ci95": bootstrap_interval(differences, seed=seed),
+        "p": wilcoxon_p(differences),
+        "p_holm": 1.0,
+    }
+
+
+def _has_label(case: Mapping[str, Any], name: str) -> bool:
+    scores = case["classes"].get(name)
+    return isinstance(scores, dict) and isinstance(scores.get("dice"), int | float)
+
+
+def _value(case: Mapping[str, Any], name: str, metric: str) -> float:
+    value = (case["classes"].get(name) or {}).get(metric)
+    return float(value) if isinstance(value, int | float) else np.nan
+
+
+def to_json(comparison: MetricsComparison) -> str:
+    """Write the comparison as a JSON object; what is undefined is null."""
+    return json.dumps(null_for_undefined(asdict(comparison)), indent=2, allow_nan=False)
+
+
+def to_text(comparison: MetricsComparison) -> str:
+    """Write a table of the classes; significant differences are marked."""
+    headings = ("structure", "n", "first", "second", "difference", "95 % interval", "p", "p (Holm)", "")
+    rows = [_row(row) for row in comparison.classes if row.n]
+    lines = [
+        f"{comparison.metric} of {comparison.n_cases} cases; first {comparison.first}, second {comparison.second}",
+        f"Wilcoxon's signed-rank test, Holm's correction over {len(rows)} structures; * below {SIGNIFICANT}",
+        "",
+        *aligned([headings, *rows]),
+    ]
+    if comparison.only_in_one:
+        lines += ["", f"known to one of them only: {', '.join(comparison.only_in_one)}"]
+    return "\n".join(map(printable, lines))
+
+
+def _row(row: ClassDifference) -> tuple[str, ...]:
+    interval = " … ".join(f"{end:+.4f}" for end in row.ci95) if row.n > 1 else ""
+    numbers = (number(row.mean_first), number(row.mean_second), f"{row.mean_difference:+.4f}", interval)
+    return row.name, str(row.n), *numbers, f"{row.p:.3g}", f"{row.p_holm:.3g}", "*" * (row.p_holm < SIGNIFICANT)

@@ -1,0 +1,265 @@
+"""Evaluation against MONAI, SimpleITK and closed forms, on files on disk and on real labels."""
+
+import csv
+import io
+import json
+import warnings
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+import torch
+from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.networks import one_hot
+from scipy import ndimage
+
+from pipeline.case_scores import METRICS, Pair, score_case
+from pipeline.class_table import ClassTable
+from pipeline.evaluate import EvaluationError, evaluate
+from pipeline.evaluation import CONVENTIONS, to_csv, to_document, to_text, write_files
+from pipeline.metrics import class_scores, joint_histogram
+from pipeline.phantom import balls
+from pipeline.surfaces import surface_scores
+from transforms.load import VolumeError
+
+SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "metrics.schema.json").read_text("utf-8"))
+AFFINE = np.array([[-0.9, 0, 0, 30], [0, 1.1, 0, -40], [0, 0, 2.0, 5], [0, 0, 0, 1]])
+TABLE = ClassTable(("background", "liver", "spleen", "left", "right"), (0, 1, 2, 3, 4))
+SHAPE = (30, 28, 20)
+
+
+def save(array, path, affine=AFFINE):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(array, affine), path)
+    return path
+
+
+def blobs(seed, n_classes=5):
+    noise = np.random.default_rng(seed).normal(size=(n_classes, *SHAPE))
+    return ndimage.gaussian_filter(noise, (0, 2, 2, 2)).argmax(0).astype(np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases with labels.json; the predictions are worse from case to case: a, b, c."""
+    for shift, case in enumerate("abc", start=1):
+        label = blobs(shift)
+        save(label, tmp_path / "labels" / f"{case}.nii.gz")
+        save(np.roll(label, shift, 1), tmp_path / "predictions" / f"{case}.nii.gz")
+    names = dict(zip(TABLE.names, TABLE.values, strict=True))
+    (tmp_path / "labels" / "labels.json").write_text(json.dumps(names))
+    return tmp_path
+
+
+def monai_surfaces(reference, prediction, n_classes, spacing_mm, tolerance_mm):
+    maps = [one_hot(torch.from_numpy(v.astype(np.int64))[None, None], n_classes) for v in (prediction, reference)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI 1.6.1 calls itself with an argument it deprecates
+        distance = compute_hausdorff_distance(*maps, percentile=95, spacing=spacing_mm)
+        dice = compute_surface_dice(*maps, [tolerance_mm] * (n_classes - 1), spacing=spacing_mm)
+    return distance[0].numpy(), dice[0].numpy()
+
+
+def test_a_real_label_against_its_shifted_and_eroded_copy_agrees_with_simpleitk_and_monai(shared_data, tmp_path):
+    path = shared_data / "abdomen_ct" / "example_seg_fast_force_split.nii.gz"
+    source = nib.load(path)
+    label = np.asarray(source.dataobj).astype(np.uint8)
+    moved = np.roll(label, (1, -1, 1), (0, 1, 2))
+    moved[ndimage.grey_erosion(moved, size=3) != moved] = 0
+    prediction = save(moved, tmp_path / "abdomen.nii.gz", source.affine)
+    values = tuple(int(v) for v in np.unique(label))
+    table = ClassTable(tuple(f"class_{v}" for v in values), values)
+    ours = score_case(Pair("abdomen", prediction, path), table, tolerance_mm=3.0)
+
+    images = [sitk.Cast(sitk.ReadImage(str(p)), sitk.sitkUInt16) for p in (path, prediction)]
+    overlap = sitk.LabelOverlapMeasuresImageFilter()
+    overlap.Execute(*images)
+    shape = sitk.LabelShapeStatisticsImageFilter()
+    shape.Execute(images[0])
+    for c, value in enumerate(values[1:], start=1):
+        assert ours.dice[c] == pytest.approx(overlap.GetDiceCoefficient(value), abs=1e-6)
+        assert ours.iou[c] == pytest.approx(overlap.GetJaccardCoefficient(value), abs=1e-6)
+        assert ours.reference_ml[c] == pytest.approx(shape.GetPhysicalSize(value) / 1000, rel=1e-5)
+    chosen = [values.index(v) for v in (1, 5, 10)]  # MONAI takes a second a class
+    small = [np.zeros_like(label), np.zeros_like(label)]
+    for n, c in enumerate(chosen, start=1):
+        for out, full in zip(small, (label, moved), strict=True):
+            out[full == values[c]] = n
+    distance, dice = monai_surfaces(*small, len(chosen) + 1, ours.spacing_mm, 3.0)
+    assert ours.hd95_mm[chosen] == pytest.approx(distance, rel=1e-5)
+    assert ours.surface_dice[chosen] == pytest.approx(dice, rel=1e-5)
+
+
+def test_a_ball_has_its_volume_and_a_larger_one_its_distance(tmp_path):
+    affine = np.diag([0.5, 0.5, 0.5, 1])
+    label = balls((60, 60, 60), affine, [(15, 15, 15)], [10])
+    grown = balls((60, 60, 60), affine, [(15, 15, 15)], [12])
+    pair = Pair("ball", save(grown, tmp_path / "p.nii", affine), save(label, tmp_path / "l.nii", affine))
+    scores = score_case(pair, ClassTable(("background", "ball"), (0, 1)))
+    small, large = (4 / 3 * np.pi * r**3 / 1000 for r in (10, 12))
+    assert scores.reference_ml[1] == pytest.approx(small, rel=0.005)
+    assert scores.volume_difference_ml[1] == pytest.approx(large - small, rel=0.01)
+    assert scores.dice[1] == pytest.approx(2 * small / (small + large), abs=0.003)
+    assert scores.hd95_mm[1] == pytest.approx(2, abs=0.26)
+    assert (scores.true_positives[1], scores.false_negatives[1]) == (np.count_nonzero(label), 0)
+    assert scores.false_positives[1] == np.count_nonzero(grown) - np.count_nonzero(label)
+
+
+def test_both_conventions_are_those_of_the_metric_rooms(tmp_path):
+    label, prediction = np.zeros((2, *SHAPE), np.uint8)
+    label[2:8, 2:8, 2:8], prediction[3:9, 2:8, 2:8] = 1, 1
+    label[20:25, 20:25, 10:15] = 2  # missed
+    prediction[20:25, 2:8, 2:8] = 3  # wrongly predicted; 4 is in neither
+    scores = score_case(Pair("x", save(prediction, tmp_path / "p.nii"), save(label, tmp_path / "l.nii")), TABLE)
+    histogram = joint_histogram(torch.from_numpy(label), torch.from_numpy(prediction), 5)
+    for absent in CONVENTIONS:
+        overlap = class_scores(histogram, scores.spacing_mm, absent)
+        surface = surface_scores(label, prediction, scores.spacing_mm, 5, absent=absent)
+        for name, theirs in {**overlap._asdict(), **surface._asdict()}.items():
+            if name in METRICS:
+                np.testing.assert_allclose(scores.score(name, absent)[1:], np.asarray(theirs)[1:], rtol=1e-6)
+    ml = np.prod(scores.spacing_mm) / 1000
+    assert np.isnan(scores.score("volume_difference_ml", "left_out")[3:]).all()
+    assert scores.score("volume_difference_ml", "scored")[1:] == pytest.approx([0, -125 * ml, 180 * ml, 0])
+
+
+def test_a_prediction_stored_along_other_axes_scores_the_same(tmp_path):
+    label, prediction = blobs(1), blobs(2)
+    paths = [save(v, tmp_path / f"{n}.nii.gz") for n, v in enumerate((label, prediction))]
+    image = nib.load(paths[1])
+    ornt = nib.orientations.ornt_transform(
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("SPL")
+    )
+    nib.save(image.as_reoriented(ornt), tmp_path / "turned.nii.gz")
+    plain = score_case(Pair("x", paths[1], paths[0]), TABLE)
+    other = score_case(Pair("x", tmp_path / "turned.nii.gz", paths[0]), TABLE)
+    assert not other.resampled
+    assert np.array_equal(plain.dice, other.dice, equal_nan=True)
+    assert np.array_equal(plain.hd95_mm, other.hd95_mm, equal_nan=True)
+
+
+def test_another_grid_is_refused_by_name_or_resampled_as_simpleitk_does(tmp_path):
+    label = save(blobs(1), tmp_path / "label.nii.gz")
+    coarse = AFFINE @ np.diag([1.7, 1.6, 1.3, 1])
+    coarse[:3, 3] += 0.3
+    prediction = save(blobs(1)[::2, ::2, :15], tmp_path / "prediction.nii.gz", coarse)
+    pair = Pair("liver_07", prediction, label)
+    with pytest.raises(VolumeError, match=r"case liver_07: prediction .*prediction\.nii\.gz is not on the grid.*shape"):
+        score_case(pair, TABLE)
+    scores = score_case(pair, TABLE, resample=True)
+    assert scores.resampled
+    moved = sitk.Resample(
+        sitk.ReadImage(str(prediction)), sitk.ReadImage(str(label)), sitk.Transform(), sitk.sitkNearestNeighbor
+    )
+    theirs = sitk.GetArrayFromImage(moved).transpose(2, 1, 0)
+    histogram = joint_histogram(torch.from_numpy(blobs(1)), torch.from_numpy(theirs.copy()), 5)
+    assert scores.true_positives == pytest.approx(class_scores(histogram, scores.spacing_mm).true_positives, abs=3)
+
+
+def test_the_mismatched_real_pair_is_refused_by_name(shared_data):
+    folder = shared_data / "mismatched_pair"
+    table = ClassTable(tuple(f"c{n}" for n in range(255)), tuple(range(255)))
+    with pytest.raises(VolumeError, match="case heart"):
+        score_case(Pair("heart", folder / "ct_cropped.nii.gz", folder / "heart.nii.gz"), table)
+
+
+def test_ignored_voxels_count_for_nothing(tmp_path):
+    label, prediction = blobs(1), blobs(2)
+    marked = label.copy()
+    marked[:10] = 200
+    cut = score_case(Pair("x", save(prediction[10:], tmp_path / "a.nii"), save(label[10:], tmp_path / "b.nii")), TABLE)
+    table = ClassTable(TABLE.names, TABLE.values, 200)
+    ours = score_case(Pair("x", save(prediction, tmp_path / "c.nii"), save(marked, tmp_path / "d.nii")), table)
+    assert np.array_equal(ours.dice, cut.dice)
+    assert np.array_equal(ours.false_positives, cut.false_positives)
+
+
+def test_the_worst_case_comes_first_and_classes_have_their_names(folders):
+    result = evaluate(folders / "predictions", folders / "labels")
+    assert [case.case for case in result.cases] == ["c", "b", "a"]
+    assert result.class_names == TABLE.names
+    dice = result.summaries("left_out")["liver"]["dice"]
+    values = [case.dice[1] for case in result.cases]
+    assert (dice.mean, dice.median, dice.n) == (pytest.approx(np.mean(values)), np.median(values), 3)
+    assert dice.ci95[0] <= dice.mean <= dice.ci95[1]
+    text = to_text(result)
+    assert "liver" in text
+    assert text.index("  c ") < text.index("  b ") < text.index("  a ")
+
+
+def test_metrics_json_fits_its_schema_and_repeats_bit_for_bit(folders):
+    missed = blobs(1)
+    missed[missed == 2] = 0
+    save(missed, folders / "predictions" / "a.nii.gz")
+    paths = []
+    for workers in (1, 3):
+        result = evaluate(folders / "predictions", folders / "labels", workers=workers)
+        paths.append(write_files(result, folders)[0].read_text("utf-8"))
+    documents = [json.loads(text) for text in paths]
+    jsonschema.validate(documents[0], SCHEMA)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    for document in documents:
+        document.pop("created")
+    assert documents[0] == documents[1]
+    spleen = documents[0]["summary"]["left_out"]["classes"]["spleen"]["hd95_mm"]
+    assert (spleen["n"], spleen["n_infinite"]) == (2, 1)
+    rows = list(csv.DictReader(io.StringIO((folders / "metrics.csv").read_text("utf-8"))))
+    assert rows[0]["case"] == "c"
+    assert [row["hd95_mm"] for row in rows if (row["case"], row["class"]) == ("a", "spleen")] == ["inf"]
+
+
+def test_a_case_that_cannot_be_scored_is_refused_and_the_others_counted(folders):
+    save(blobs(1) + 9, folders / "predictions" / "a.nii.gz")
+    (folders / "predictions" / "b.nii.gz").write_bytes(b"no gzip at all")
+    seen = []
+    result = evaluate(folders / "predictions", folders / "labels", progress=lambda *step: seen.append(step))
+    assert [case.case for case in result.cases] == ["c"]
+    assert list(result.refused) == ["a", "b"]
+    assert "expected the label values 0-4, found" in result.refused["a"]
+    assert result.exit_code == 1
+    assert seen[-1] == ("scoring cases", 3, 3)
+    assert "refused: case a" in to_text(result)
+    jsonschema.validate(json.loads(json.dumps(to_document(result), default=str).replace("NaN", "null")), SCHEMA)
+
+
+def test_predictions_and_labels_that_do_not_belong_together_are_named(folders):
+    save(blobs(1), folders / "predictions" / "d.nii.gz")
+    with pytest.raises(EvaluationError, match=r"case d: expected a label of this name in .*labels, found a, b, c"):
+        evaluate(folders / "predictions", folders / "labels")
+    with pytest.raises(EvaluationError, match="case e: expected a prediction of this name"):
+        evaluate(folders / "predictions", folders / "labels", cases=["a", "e"])
+    (folders / "predictions" / "a.nii.gz").write_bytes(b"")
+    with pytest.raises(EvaluationError, match="none of 1 cases can be scored"):
+        evaluate(folders / "predictions", folders / "labels", cases=["a"])
+    with pytest.raises(EvaluationError, match="tolerance_mm is -1"):
+        evaluate(folders / "predictions", folders / "labels", cases=["b"], tolerance_mm=-1)
+
+
+def test_labels_without_a_prediction_are_counted(folders):
+    (folders / "predictions" / "b.nii.gz").unlink()
+    result = evaluate(folders / "predictions", folders / "labels")
+    assert result.labels_without_prediction == ("b",)
+    assert "labels without a prediction: 1 (b)" in to_text(result)
+    assert "b" not in {row["case"] for row in csv.DictReader(io.StringIO(to_csv(result)))}
+
+
+def test_classes_without_names_are_called_by_their_value(folders):
+    (folders / "labels" / "labels.json").unlink()
+    assert evaluate(folders / "predictions", folders / "labels").class_names[:3] == ("background", "class_1", "class_2")
+    named = evaluate(folders / "predictions", folders / "labels", class_names=TABLE.names)
+    assert named.class_names == TABLE.names
+
+
+def test_labels_are_found_in_a_data_set_of_masks(tmp_path):
+    label = blobs(4, n_classes=3)
+    save(label.astype(np.int16), tmp_path / "data" / "s1" / "ct.nii.gz")
+    for value, name in enumerate(("background", "liver", "spleen")):
+        if value:
+            save((label == value).astype(np.uint8), tmp_path / "data" / "s1" / "segmentations" / f"{name}.nii.gz")
+    save(label, tmp_path / "predictions" / "s1.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "data")
+    assert result.class_names == ("background", "liver", "spleen")
+    assert result.cases[0].dice.tolist() == [1, 1, 1]
