@@ -93,9 +93,19 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (Loshchilov & Hutter 2019), in one fused kernel where gradients are not scaled."""
-        # Lightning refuses to clip gradients of a fused optimiser under float16 scaling.
+        # A fused optimiser unscales float16 gradients itself, too late for clipping.
         fused = self.trainer.precision != "16-mixed"
         return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Any = None,
+    ) -> None:
+        """Clip by norm. Lightning's own refuses fused optimisers in bfloat16 too, where nothing is scaled."""
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def learning_rate(self, epoch: int) -> float:
         """See `learning_rate_at`."""

@@ -15,10 +15,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _one_seed():
+def _one_thread_and_one_seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

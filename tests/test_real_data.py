@@ -1,4 +1,4 @@
-"""The main job on real scans: folders that lie as people's folders lie, in; a run that the contract's checker accepts, out."""
+"""The main job on real scans: folders as people have them in, a run that the contract's checker accepts out."""
 
 import json
 import subprocess
