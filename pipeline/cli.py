@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pipeline import config
 from pipeline.progress import Bar
 
+EXIT_DONE_IN_PART = 1
 EXIT_WRONG_INPUT = 2
 
 EXPECTED_ERRORS = (
@@ -33,6 +34,7 @@ EXPECTED_ERRORS = (
     ("transforms.chains", "ChainError"),
     ("networks.registry", "NetworkError"),
     ("pipeline.phantom", "PhantomError"),
+    ("pipeline.segmentation", "SegmentationError"),
 )
 """Where the errors live whose message says everything to the person who reads it."""
 
@@ -139,6 +141,68 @@ def _check(arguments: list[str]) -> int:
     return report.exit_code
 
 
+def _predict(arguments: list[str]) -> int:
+    """Segment scans with a trained run; several runs are averaged (ensemble).
+
+    Every result lies exactly on its scan's own voxel grid. A bad scan is named at the end and does not stop the others;
+    finished scans are skipped when the command is repeated. Exit code 0: all done; 1: some failed.
+    """
+    parser = _parser("predict", _predict, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="RUN INPUT",
+        help="First run folders or best_model.ckpt files, then scans: NIfTI, NRRD, MetaImage, DICOM folders, "
+        "folders with any of these, or data sets.",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="Folder for the results.")
+    parser.add_argument(
+        "--formats", default="nifti", metavar="F,F",
+        help="Of nifti (.nii.gz), nrrd (.seg.nrrd for 3D Slicer), dicom (DICOM SEG; DICOM scans only).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--per_structure", action="store_true", help="Also one mask a structure, in CASE/segmentations."
+    )
+    parser.add_argument("--probabilities", default="", metavar="CLASS,CLASS", help="Also the probabilities of classes.")
+    parser.add_argument("--preview", action="store_true", help="Also a picture of three planes for every scan.")
+    parser.add_argument(
+        "--tta", default="", metavar="AXES",
+        help="Also show the scan mirrored along x (left-right), y (back-front), z (foot-head), such as xy; left and "
+        "right classes are exchanged back by name. Slower.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--roi", nargs=3, type=int, metavar="N", help="Sliding window in voxels, for networks trained on patches."
+    )
+    parser.add_argument(
+        "--keep_largest", default="", metavar="CLASS,CLASS", help="Keep only the largest piece of these."
+    )
+    parser.add_argument(
+        "--min_volume_ml", type=float, default=0.0, metavar="ML", help="Remove pieces below this volume."
+    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16.")
+    parser.add_argument("--threads", type=int | None, metavar="N", help="Processor threads; default: all.")
+    parser.add_argument("--overwrite", action="store_true", help="Do finished scans again.")
+    parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")
+    parser.add_argument("--trust_config", action="store_true", help="Import network classes from any package.")
+    parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
+    given = parser.parse_args(arguments)
+    room = importlib.import_module("pipeline.predict")
+    runs, inputs = room.split_runs(given.paths)
+    document = room.predict(
+        runs, inputs, given.output,
+        formats=_words(given.formats), per_structure=given.per_structure, probabilities=_words(given.probabilities),
+        preview=given.preview, tta=given.tta, roi=given.roi, keep_largest=_words(given.keep_largest),
+        min_volume_ml=given.min_volume_ml, device=given.device, precision=given.precision, threads=given.threads,
+        overwrite=given.overwrite, report=given.report, trust=given.trust_config,
+    )  # fmt: skip
+    print(json.dumps(document, indent=2) if given.json else room.to_text(document))
+    return EXIT_DONE_IN_PART if document["n_failed"] else 0
+
+
+def _words(text: str) -> list[str]:
+    """Words between commas; none for an empty text."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _sample(arguments: list[str]) -> int:
     """Write the embedded sample data set: whole-body phantoms with 70 labelled structures."""
     parser = _parser("sample", _sample)
@@ -179,9 +243,8 @@ def _cache(arguments: list[str]) -> int:
     )
     for chain in found.chains:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(chain.last_used))
-        print(
-            f"  {chain.chain}  {chain.n_entries} cases  {chain.n_bytes / 2**30:.2f} GiB  used {used}  {chain.parameters}"
-        )
+        size = chain.n_bytes / 2**30
+        print(f"  {chain.chain}  {chain.n_entries} cases  {size:.2f} GiB  last used {used}  {chain.parameters}")
     return 0
 
 
@@ -215,6 +278,7 @@ def _say(line: str) -> None:
 VERBS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "check": _check,
+    "predict": _predict,
     "plot": _plot,
     "compare": _compare,
     "sample": _sample,
