@@ -40,6 +40,8 @@ class Pair:
     case: str
     prediction: Label
     label: Label
+    prediction_values: tuple[int, ...] | None = None
+    """The value of each class in the prediction; None: those of the label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +93,9 @@ def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resa
     """Read a case and score it.
 
     Args:
-        pair: the files; values in both are those of `table`. A prediction stored with other axes on the same grid (LAS
+        pair: the files. A prediction stored with other axes on the same grid (LAS
             beside RAS) is turned.
-        table: class names and the values that they have in the files; voxels of its ignore value in the label count
-            for nothing.
+        table: class names and the values that they have in the label; voxels of its ignore value count for nothing.
         tolerance_mm: distance up to which surfaces agree, for the surface Dice.
         resample: bring a prediction on another grid onto the label's, by nearest neighbour, instead of refusing it.
 
@@ -102,7 +103,7 @@ def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resa
         VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
     """
     label = _read(pair.label, pair.case, table.values, table.ignore_value)
-    prediction = _read(pair.prediction, pair.case, table.values, None)
+    prediction = _read(pair.prediction, pair.case, pair.prediction_values or table.values, None)
     reference = label.as_tensor()[0].numpy()
     predicted, resampled = _onto_label(prediction, label, pair, resample)
     grid, n_classes = _geometry(label), len(table.names)

@@ -16,13 +16,16 @@ from monai.metrics import compute_hausdorff_distance, compute_surface_dice
 from monai.networks import one_hot
 from scipy import ndimage
 
+from networks.body_net import BodyNet
 from pipeline.case_scores import METRICS, Pair, score_case
 from pipeline.class_table import ClassTable
-from pipeline.evaluate import EvaluationError, evaluate
+from pipeline.evaluate import EvaluationError, evaluate, evaluate_run
 from pipeline.evaluation import CONVENTIONS, to_csv, to_document, to_text, write_files
 from pipeline.metrics import class_scores, joint_histogram
 from pipeline.phantom import balls
+from pipeline.run_folder import RunFolder
 from pipeline.surfaces import surface_scores
+from transforms.chains import preprocessing_arguments
 from transforms.load import VolumeError
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "metrics.schema.json").read_text("utf-8"))
@@ -253,6 +256,25 @@ def test_classes_without_names_are_called_by_their_value(folders):
     assert named.class_names == TABLE.names
 
 
+def test_predictions_with_a_record_are_matched_to_the_labels_by_name(folders):
+    plain = evaluate(folders / "predictions", folders / "labels").cases
+    shuffled = {"background": 0, "right": 1, "left": 2, "spleen": 3, "liver": 4}
+    for case in "abc":
+        path = folders / "predictions" / f"{case}.nii.gz"
+        array = np.asarray(nib.load(path).dataobj)
+        save(np.array([0, 4, 3, 2, 1], np.uint8)[array], path)
+    classes = [{"name": name, "value": value} for name, value in shuffled.items()]
+    (folders / "predictions" / "a.json").write_text(json.dumps({"classes": classes}))
+    result = evaluate(folders / "predictions", folders / "labels")
+    assert result.class_names == TABLE.names
+    assert [case.dice.tolist() for case in result.cases] == [case.dice.tolist() for case in plain]
+    assert [case.label_sha256 for case in result.cases] == [case.label_sha256 for case in plain]
+    classes[1]["name"] = "kidney"
+    (folders / "predictions" / "a.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(EvaluationError, match=r"expected the same classes .* found 2 .*kidney, right"):
+        evaluate(folders / "predictions", folders / "labels")
+
+
 def test_labels_are_found_in_a_data_set_of_masks(tmp_path):
     label = blobs(4, n_classes=3)
     save(label.astype(np.int16), tmp_path / "data" / "s1" / "ct.nii.gz")
@@ -263,3 +285,50 @@ def test_labels_are_found_in_a_data_set_of_masks(tmp_path):
     result = evaluate(tmp_path / "predictions", tmp_path / "data")
     assert result.class_names == ("background", "liver", "spleen")
     assert result.cases[0].dice.tolist() == [1, 1, 1]
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run with an untrained network, and its data set, in whose label files the ball has the value 7."""
+    root = tmp_path / "data"
+    for n in range(3):
+        label = balls((24, 24, 24), np.eye(4), [(11.5, 11.5, 11.5)], [6 + n])
+        save(np.where(label, 500, -500).astype(np.int16), root / "images" / f"case_{n}.nii.gz", np.eye(4))
+        save(label * 7, root / "labels" / f"case_{n}.nii.gz", np.eye(4))
+    (root / "labels.json").write_text(json.dumps({"background": 0, "ball": 7}))
+    network = BodyNet(in_channels=1, n_classes=2, base_channels=4, light=True)
+    network.eval()
+    folder = RunFolder(tmp_path, "run")
+    folder.start()
+    checkpoint = {
+        "format": 1, "state_dict": network.state_dict(), "run": "run", "class_names": ["background", "ball"],
+        "network": {"_target_": "BodyNet", "in_channels": 1, "n_classes": 2, "base_channels": 4, "light": True},
+        "preprocessing": preprocessing_arguments((24, 24, 24), label_values=[0, 7]),
+    }  # fmt: skip
+    torch.save(checkpoint, folder.best_checkpoint)
+    groups = {name: {} for name in ("experiment", "model", "training", "loss", "system")}
+    split = {"train": ["case_2"], "val": ["case_0", "case_1"], "test": []}
+    folder.write_config(groups | {"data": {"dataset_root": str(root), "split": split}})
+    return folder
+
+
+def test_a_run_is_predicted_and_scored_on_its_own_validation_cases(run_folder):
+    result, output = evaluate_run(run_folder.path, "val", precision="32")
+    assert output == run_folder.path / "evaluation" / "val"
+    assert {case.case for case in result.cases} == {"case_0", "case_1"}
+    for case in result.cases:
+        prediction = np.asarray(nib.load(case.pair.prediction).dataobj)
+        label = np.asarray(nib.load(case.pair.label).dataobj) == 7
+        overlap = 2 * np.count_nonzero(label & (prediction == 1)) / (label.sum() + (prediction == 1).sum())
+        assert case.dice[1] == pytest.approx(overlap)
+    again, _ = evaluate_run(run_folder.path, "val", precision="32")
+    assert [c.mean_dice for c in again.cases] == [c.mean_dice for c in result.cases]
+
+
+def test_a_split_without_cases_or_a_changed_data_set_is_refused(run_folder):
+    with pytest.raises(EvaluationError, match=r"data\.split\.test: expected cases, found none"):
+        evaluate_run(run_folder.path, "test")
+    (Path(run_folder.read_config()["data"]["dataset_root"]) / "images" / "case_1.nii.gz").unlink()
+    (Path(run_folder.read_config()["data"]["dataset_root"]) / "labels" / "case_1.nii.gz").unlink()
+    with pytest.raises(EvaluationError, match="case case_1: expected it in"):
+        evaluate_run(run_folder.path, "val")
