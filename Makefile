@@ -37,5 +37,14 @@ test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type ch
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 
+# HIPPOCAMPUS=DIR adds the epoch on real scans; ROWS=step,gpu picks rows. See `python -m benchmarks --help`.
+BENCH = $(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(HIPPOCAMPUS),--hippocampus $(HIPPOCAMPUS))
+
+bench: $(VENV)/.test-ready  ## measure ours beside plain MONAI at reduced sizes, in minutes
+	$(BENCH)
+
+bench-full: $(VENV)/.test-ready  ## the same at the documented size, 160×160×256 (wants 24 GiB and an hour)
+	$(BENCH) --full
+
 clean:  ## remove what the targets made (never the run folders in logs/)
 	rm -rf $(VENV) $(SAMPLE) cache build *.egg-info

@@ -1,0 +1,77 @@
+"""One case from its files: through MONAI's usual chain, through ours, and from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Resized, ScaleIntensityRanged
+
+from benchmarks.inputs import N_PHANTOM_CLASSES, scan_item, write_scan
+from benchmarks.measure import Measurement, measure
+from pipeline.cache import CachedDataset
+from transforms.chains import RAS, preprocessing_chain
+
+
+def prepare(folder: str, source_size: Sequence[int], size: Sequence[int]) -> None:
+    """Write a CT and its label map of `source_size`, and the cache entry at `size`."""
+    write_scan(folder, source_size)
+    cached(folder, size).build(workers=0)
+
+
+def plain(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
+    """MONAI's transforms for the same steps; labels are resized by the nearest voxel."""
+    keys = ["image", "label"]
+    chain = Compose(
+        [
+            LoadImaged(keys, reader="NibabelReader"),
+            EnsureChannelFirstd(keys),
+            Orientationd(keys, axcodes="RAS", labels=RAS),
+            ScaleIntensityRanged("image", -1000, 1000, 0, 1, clip=True),
+            Resized(keys, spatial_size=list(size), mode=["trilinear", "nearest-exact"]),
+        ]
+    )
+    return measure(lambda: _summary(chain(scan_item(folder))), n=n)
+
+
+def uncached(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
+    """Our chain, from the files."""
+    chain = preprocessing_chain(size)
+    return measure(lambda: _summary(chain(scan_item(folder))), n=n)
+
+
+def second_epoch(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
+    """Our chain's result, from the cache; the first reading is not counted, as in a training's first epoch."""
+    dataset, found = cached(folder, size), []
+
+    def work() -> list[float]:
+        found.append(dataset[0])
+        return []
+
+    work()
+    measured = measure(work, n=n)
+    measured.value = _summary(found[-1])
+    measured.facts["entry_mb"] = max(path.stat().st_size for path in Path(folder, "cache").rglob("*")) / 1e6
+    return measured
+
+
+def cached(folder: str, size: Sequence[int], cases: Sequence[str] = ("phantom",), **arguments: Any) -> CachedDataset:
+    """The cached data set of the written scan under the given case ids."""
+    return CachedDataset(
+        [scan_item(folder, case) for case in cases],
+        preprocessing_chain(size),
+        folder=Path(folder, "cache"),
+        key={"target_size": list(size)},
+        n_classes=N_PHANTOM_CLASSES,
+        **arguments,
+    )
+
+
+def _summary(case: dict[str, Any]) -> list[float]:
+    """What two ways of loading must agree in: the image's mean and deviation, the affine, the voxels of each class."""
+    image, label = case["image"], case["label"]
+    voxels = torch.bincount(label.as_tensor().flatten().int(), minlength=N_PHANTOM_CLASSES)
+    moments = [float(image.as_tensor().double().mean()), float(image.as_tensor().double().std())]
+    return [*moments, *image.affine.double().flatten().tolist(), *voxels.double().tolist()]

@@ -1,0 +1,86 @@
+"""Loss and head: 1×1×1 convolution + MONAI's DiceCELoss against the loss in slabs, on the same 32 features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+
+from benchmarks.inputs import blocky_label, image_and_label
+from benchmarks.measure import Measurement, measure
+from networks.registry import build_network
+from pipeline.losses import SlabDiceCELoss
+
+
+def plain(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
+    """Logits, MONAI's loss and all gradients."""
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    features, head, label = _tensors(size, n_classes, n_features)
+    return measure(lambda: _backward(criterion(head(features), label), features, head), n=n)
+
+
+def ours(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
+    """The loss in slabs and all gradients."""
+    criterion = SlabDiceCELoss()
+    features, head, label = _tensors(size, n_classes, n_features)
+    return measure(lambda: _backward(criterion(features, head, label).loss, features, head), n=n)
+
+
+def _tensors(size: Sequence[int], n_classes: int, n_features: int) -> tuple[Tensor, nn.Conv3d, Tensor]:
+    torch.manual_seed(0)
+    head = nn.Conv3d(n_features, n_classes, 1)
+    features = torch.randn(1, n_features, *size).requires_grad_()
+    return features, head, blocky_label(size, n_classes)
+
+
+def _backward(loss: Tensor, features: Tensor, head: nn.Conv3d) -> list[float]:
+    """Loss and the norm of each gradient; the gradients are dropped, so that every repetition allocates them anew."""
+    loss.backward()
+    leaves = (features, head.weight, head.bias)
+    values = [loss.item()]
+    for leaf in leaves:
+        assert leaf is not None  # the head has a bias
+        assert leaf.grad is not None  # it was used
+        values.append(float(torch.linalg.vector_norm(leaf.grad, dtype=torch.float64)))
+        leaf.grad = None
+    return values
+
+
+def plain_curve(size: Sequence[int], n_classes: int, network: dict[str, Any] | None = None) -> Measurement:
+    """Losses of a short training in float32 with MONAI's loss; `network` None is a narrow BodyNet."""
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    return _curve(lambda net, image, label: criterion(net(image), label), size, n_classes, network)
+
+
+def our_curve(size: Sequence[int], n_classes: int, network: dict[str, Any] | None = None) -> Measurement:
+    """Losses of the same training with the loss in slabs."""
+    criterion = SlabDiceCELoss()
+    return _curve(lambda net, x, label: criterion(net.features(x), net.head, label).loss, size, n_classes, network)
+
+
+def _curve(
+    loss_of: Callable[[Any, Tensor, Tensor], Tensor],
+    size: Sequence[int],
+    n_classes: int,
+    spec: dict[str, Any] | None,
+    n_steps: int = 20,
+) -> Measurement:
+    torch.manual_seed(0)
+    network = build_network(spec, n_classes=n_classes, base_channels=4, target_size=size)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    image, label = image_and_label(size, n_classes)
+
+    def train() -> list[float]:
+        losses = []
+        for _ in range(n_steps):
+            optimiser.zero_grad()
+            loss = loss_of(network, image, label)
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.item())
+        return losses
+
+    return measure(train)

@@ -1,0 +1,74 @@
+"""The time and memory of a piece of work inside the process that does it. Knows nothing of what is compared."""
+
+from __future__ import annotations
+
+import gc
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+@dataclass
+class Measurement:
+    """What one process found out about one side of a comparison."""
+
+    seconds: list[float]
+    """Time of each repetition, or of each unit of work."""
+    extra_bytes: int | None = None
+    """Peak resident memory beyond what was there before the first repetition."""
+    peak_bytes: int | None = None
+    """Peak resident memory of the whole process; on a GPU the peak of its allocated memory."""
+    value: list[float] = field(default_factory=list)
+    """Numbers that both sides must agree in; empty where there is nothing to agree in."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Whatever else was found, by name; written into the result."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Why this machine cannot measure this."""
+
+    reason: str
+
+
+def measure(work: Callable[[], list[float]], *, n: int = 1) -> Measurement:
+    """Do the work `n` times; what it returns the last time becomes the value."""
+    gc.collect()
+    forget_peak()
+    before, seconds, value = resident_bytes(), [], list[float]()
+    for _ in range(n):
+        start = time.perf_counter()
+        value = work()
+        seconds.append(time.perf_counter() - start)
+    peak = peak_bytes()
+    return Measurement(seconds, max(0, peak - before), peak, value)
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def forget_peak() -> None:
+    """Let the peak start anew from what is resident now, where the system can (Linux: proc(5), clear_refs)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def peak_bytes() -> int:
+    """Highest resident memory since `forget_peak`, or since the start of the process where it cannot forget."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        # Only the second choice: Linux hands ru_maxrss on from the process that started this one.
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

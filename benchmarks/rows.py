@@ -1,0 +1,251 @@
+"""What is compared, at which sizes, and what must be shown. Imports nothing that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.runner import Comparison, Goal, Job, Row
+
+FULL, REDUCED, TOY = "full", "reduced", "toy"
+SIZES = {FULL: [160, 160, 256], REDUCED: [80, 80, 128], TOY: [16, 16, 32]}
+"""Voxels of a prepared volume: the documented size, an eighth of it for a look in minutes, and one for the tests."""
+SOURCES = {FULL: [512, 512, 300], REDUCED: [256, 256, 150], TOY: [24, 24, 30]}
+"""Voxels of a scan's file."""
+SMALLER = ([160, 160, 224], [160, 160, 192], [144, 144, 192], [128, 128, 192], [128, 128, 128])
+"""Where the documented size does not fit the plain way."""
+
+NO_DATA = "no data set: give --hippocampus DIR (Medical Segmentation Decathlon, Task04, in the nnU-Net raw layout)"
+
+
+def losses(scale: str, data: str | None) -> Row:
+    """Loss + head at few and at many classes."""
+    counts = (2, 5) if scale == TOY else (2, 16, 71, 118)
+    return Row(
+        "loss + head, forward and backward (32 features)",
+        [
+            Comparison(
+                f"{count} classes",
+                {"conv + DiceCELoss": Job("losses.plain"), "slabs": Job("losses.ours")},
+                [{"size": SIZES[scale], "n_classes": count, "n": _n(scale, 1, 3)}],
+                repeats=_n(scale, 3, 2),
+                same_value=("conv + DiceCELoss", "slabs"),
+                tolerance=1e-4,
+                goal=Goal(faster=5, memory=0.2) if scale == FULL and count == 71 else Goal(),
+            )
+            for count in counts
+        ],
+        flat_side="slabs",
+    )
+
+
+def metric(scale: str, data: str | None) -> Row:
+    """Dice of two label maps."""
+    return Row(
+        "Dice of label maps, 71 classes",
+        [
+            Comparison(
+                "Dice",
+                {"DiceMetric": Job("label_maps.plain_dice"), "joint histogram": Job("label_maps.our_dice")},
+                [{"n": _n(scale, 2, 2)}],
+                prepare=Job("inputs.write_label_pair", {"size": SIZES[scale]}),
+                folder=True,
+                repeats=_n(scale, 3, 2),
+                same_value=("DiceMetric", "joint histogram"),
+                tolerance=1e-6,
+                goal=Goal(faster=100) if scale == FULL else Goal(),
+            )
+        ],
+    )
+
+
+def surfaces(scale: str, data: str | None) -> Row:
+    """HD95 and surface Dice of two label maps."""
+    return Row(
+        "HD95 + surface Dice, 70 classes",
+        [
+            Comparison(
+                "surfaces",
+                {"MONAI": Job("label_maps.plain_surfaces"), "one pass": Job("label_maps.our_surfaces")},
+                prepare=Job("inputs.write_label_pair", {"size": SIZES[scale]}),
+                folder=True,
+                repeats=_n(scale, 2, 2),
+                same_value=("MONAI", "one pass"),
+                tolerance=1e-5,
+                goal=Goal(faster=20) if scale == FULL else Goal(),
+            )
+        ],
+    )
+
+
+def step(scale: str, data: str | None) -> Row:
+    """Full training steps."""
+    width = {"base_channels": 4, "n_classes": 5} if scale == TOY else {}
+    size, full = {"size": SIZES[scale], **width}, scale == FULL
+    smaller = [{**size, "size": s} for s in SMALLER] if full else []
+    # oneDNN's bfloat16 weight gradient is wrong where the first axis has shrunk to 2 voxels (torch 2.13, CPU).
+    precision = {"precision": "32-true"} if scale == TOY else {}
+    plain_unet, plain_body = {"network": "unet"}, {"network": "body_net"}
+    our_unet, our_body = plain_unet | precision, plain_body | precision
+    batches = {
+        "UNet, plain": Job("steps.plain", plain_unet | {"batch": 2}),
+        "BodyNet, ours": Job("steps.ours", our_body | {"batch": 2}),
+    }
+    return Row(
+        "training step, 71 classes, AdamW included",
+        [
+            Comparison(
+                "the same network, batch 1",
+                {"BodyNet, plain": Job("steps.plain", plain_body), "BodyNet, ours": Job("steps.ours", our_body)},
+                [size, *smaller],
+                repeats=_n(scale, 2, 2),
+                memory="peak",
+                same_value=("BodyNet, plain", "BodyNet, ours"),
+                tolerance=0.02,  # bfloat16 against float32
+                goal=Goal(faster=3, memory=0.5) if full else Goal(),
+            ),
+            Comparison(
+                "MONAI's UNet, batch 1",
+                {
+                    "UNet, plain": Job("steps.plain", plain_unet),
+                    "UNet, our step": Job("steps.ours", our_unet),
+                    "BodyNet, ours": Job("steps.ours", our_body),
+                },
+                [size],
+                repeats=_n(scale, 2, 2),
+                memory="peak",
+                same_value=("UNet, plain", "UNet, our step"),
+                tolerance=0.02,
+                goal=Goal(faster=1, memory=0.5) if full else Goal(),
+            ),
+            Comparison(
+                "MONAI's UNet, batch 2",
+                batches,
+                [size],
+                repeats=1,
+                memory="peak",
+                goal=Goal(peak_gb=16) if full else Goal(),
+            ),
+        ],
+    )
+
+
+def loading(scale: str, data: str | None) -> Row:
+    """One case, from its files or from the cache."""
+    return Row(
+        f"one case from gzip NIfTI, {'×'.join(map(str, SOURCES[scale]))} with its label",
+        [
+            Comparison(
+                "loading",
+                {
+                    "our chain": Job("loading.uncached", {"n": 1}),
+                    "MONAI's chain": Job("loading.plain", {"n": 1}),
+                    "cached": Job("loading.second_epoch", {"n": 20}),
+                },
+                [{"size": SIZES[scale]}],
+                prepare=Job("loading.prepare", {"source_size": SOURCES[scale], "size": SIZES[scale]}),
+                folder=True,
+                repeats=_n(scale, 3, 3),
+                same_value=("our chain", "cached"),
+                tolerance=1e-4,
+                goal=Goal(faster=100) if scale == FULL else Goal(),
+            )
+        ],
+    )
+
+
+def augmentation(scale: str, data: str | None) -> Row:
+    """Random variation of one prepared case."""
+    kinds = {"default probabilities": (0.75, 0.2), "every operation every time": (1.0, 1.0)}
+    return Row(
+        "augmentation of one case with its label on one core",
+        [
+            Comparison(
+                name,
+                {"MONAI's chain": Job("augmentation.plain"), "ours": Job("augmentation.ours")},
+                [{"size": SIZES[scale], "spatial": spatial, "intensity": intensity, "n": _n(scale, 16, 16)}],
+                repeats=_n(scale, 3, 2),
+            )
+            for name, (spatial, intensity) in kinds.items()
+        ],
+    )
+
+
+def epoch(scale: str, data: str | None) -> Row:
+    """A whole epoch on real scans."""
+    title = "whole epoch on the hippocampus data set, validation included"
+    if data is None:
+        return Row(title, [], skipped=NO_DATA)
+    sides = {"MONAI + PyTorch loop": Job("epoch.plain"), "bodyseg train": Job("epoch.ours")}
+    settings = {"dataset_root": data, "n_epochs": _n(scale, 5, 3)}
+    return Row(title, [Comparison("epoch", sides, [settings], folder=True, repeats=_n(scale, 2, 1), memory="peak")])
+
+
+def startup(scale: str, data: str | None) -> Row:
+    """Waiting for help."""
+    sides = {"import monai": Job("startup.plain"), "bodyseg train --help": Job("startup.ours")}
+    return Row("start-up", [Comparison("whole process", sides, [{"n": _n(scale, 3, 3)}], repeats=1, memory=None)])
+
+
+def curve(scale: str, data: str | None) -> Row:
+    """The same training with either loss."""
+    # Where a level of the network is left with a voxel or two, normalising them turns rounding into noise: BodyNet,
+    # of six levels, needs more than 64 voxels each way, and a toy a network of fewer levels.
+    shallow = {"_target_": "SegResNet", "init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]}
+    settings: dict[str, Any] = {"size": [80, 80, 96], "n_classes": 71}
+    if scale == TOY:
+        settings = {"size": [16, 16, 32], "n_classes": 5, "network": shallow}
+    return Row(
+        "loss curve of 20 steps, same seed, float32",
+        [
+            Comparison(
+                "curve",
+                {"DiceCELoss": Job("losses.plain_curve"), "slabs": Job("losses.our_curve")},
+                [settings],
+                repeats=1,
+                same_value=("DiceCELoss", "slabs"),
+                tolerance=1e-3,
+            )
+        ],
+    )
+
+
+def gpu(scale: str, data: str | None) -> Row:
+    """A GPU, where there is one."""
+    size = SIZES[REDUCED if scale == REDUCED else FULL]
+    prepare = Job("gpu.prepare_if_gpu", {"source_size": SOURCES[REDUCED], "size": size})
+    return Row(
+        "training step on a GPU, bfloat16, augmented from the cache",
+        [
+            Comparison(
+                f"batch {batch}",
+                {"BodyNet, ours": Job("gpu.ours", {"batch": batch})},
+                [{"size": size}],
+                prepare=prepare,
+                folder=True,
+                repeats=1,
+                memory="peak",
+            )
+            for batch in (1, 2)
+        ],
+    )
+
+
+def _n(scale: str, full: int, reduced: int) -> int:
+    """How often something is repeated."""
+    return {FULL: full, REDUCED: reduced, TOY: 1}[scale]
+
+
+ROWS: dict[str, Callable[[str, Any], Row]] = {
+    "losses": losses,
+    "metric": metric,
+    "surfaces": surfaces,
+    "step": step,
+    "loading": loading,
+    "augmentation": augmentation,
+    "epoch": epoch,
+    "startup": startup,
+    "curve": curve,
+    "gpu": gpu,
+}
+"""Every row by name: called with the scale and the folder of the hippocampus data set, or None."""

@@ -1,0 +1,163 @@
+"""Full training steps: a plain float32 loop with MONAI's loss against Lightning, autocast and the loss in slabs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from monai.losses import DiceCELoss
+from monai.networks.nets import UNet
+from torch import nn
+from torch.utils.data import DataLoader
+
+from benchmarks.inputs import image_and_label
+from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
+from networks.body_net import BodyNet
+from networks.registry import build_network
+from pipeline.devices import cpu_computes_in_bfloat16
+from pipeline.module import SegmentationModule
+
+LR = 1e-4
+
+
+def plain(
+    network: str,
+    size: Sequence[int],
+    batch: int = 1,
+    n_classes: int = 71,
+    base_channels: int = 32,
+    n_steps: int = 2,
+) -> Measurement:
+    """Steps of logits, MONAI's DiceCELoss and AdamW, in float32 and the default memory layout; the value is the first
+    loss. The first step's time is left out: it warms up."""
+    torch.manual_seed(0)
+    net = _plain_network(network, n_classes, base_channels)
+    criterion, optimiser = (
+        DiceCELoss(to_onehot_y=True, softmax=True, batch=True),
+        torch.optim.AdamW(net.parameters(), lr=LR),
+    )
+    image, label = image_and_label(size, n_classes, batch)
+    seconds, losses = [], []
+    forget_peak()
+    before = resident_bytes()
+    for _ in range(n_steps):
+        start = time.perf_counter()
+        optimiser.zero_grad()
+        loss = criterion(net(image), label)
+        loss.backward()
+        optimiser.step()
+        seconds.append(time.perf_counter() - start)
+        losses.append(loss.item())
+    facts = {"parameters": _n_parameters(net), "precision": "float32"}
+    return _measurement(seconds, before, losses, facts)
+
+
+def ours(
+    network: str,
+    size: Sequence[int],
+    batch: int = 1,
+    n_classes: int = 71,
+    base_channels: int = 32,
+    n_steps: int = 2,
+    precision: str | None = None,
+) -> Measurement:
+    """The same steps as `bodyseg train` takes them: in bfloat16 where the processor has it, unless told otherwise."""
+    torch.manual_seed(0)
+    net = _our_network(network, n_classes, base_channels, size)
+    image, label = image_and_label(size, n_classes, batch)
+    batches: Any = [{"image": image, "label": label, "case": ["noise"] * batch}] * n_steps
+    precision = precision or ("bf16-mixed" if cpu_computes_in_bfloat16() else "32-true")
+    forget_peak()
+    before = resident_bytes()
+    clock = fit(net, DataLoader(batches, batch_size=None), n_classes=n_classes, accelerator="cpu", precision=precision)
+    facts = {"parameters": _n_parameters(net), "precision": precision}
+    return _measurement(clock.seconds, before, clock.losses, facts)
+
+
+def _measurement(seconds: list[float], before: int, losses: list[float], facts: dict[str, Any]) -> Measurement:
+    peak = peak_bytes()
+    return Measurement(seconds[1:] or seconds, max(0, peak - before), peak, losses[:1], facts)
+
+
+def _plain_network(name: str, n_classes: int, base_channels: int) -> nn.Module:
+    if name == "body_net":
+        return BodyNet(1, n_classes, base_channels)
+    return UNet(in_channels=1, out_channels=n_classes, **_unet(base_channels))
+
+
+def _our_network(name: str, n_classes: int, base_channels: int, size: Sequence[int]) -> nn.Module:
+    """The same network as the registry builds it, of the same weights at the same seed."""
+    spec = None if name == "body_net" else {"_target_": "UNet", **_unet(base_channels)}
+    return build_network(spec, n_classes=n_classes, base_channels=base_channels, target_size=size)
+
+
+def _unet(base_channels: int) -> dict[str, Any]:
+    """MONAI's residual UNet that is as large as BodyNet: 19.5 million parameters at 32 channels and 71 classes."""
+    channels = [base_channels * 2**level for level in range(5)]
+    return {"spatial_dims": 3, "channels": channels, "strides": [2, 2, 2, 2], "num_res_units": 2}
+
+
+def _n_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+class Clock(pl.Callback):
+    """Takes every step's time and loss, and how long the step waited for its batch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.waits: list[float] = []
+        self.losses: list[float] = []
+        self._started = self._ended = 0.0
+
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self._ended = _now()
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._started = _now()
+        self.waits.append(self._started - self._ended)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
+        self._ended = _now()
+        self.seconds.append(self._ended - self._started)
+        self.losses.append(float(outputs["loss"]))
+
+
+def fit(network: nn.Module, batches: Iterable, *, n_classes: int, accelerator: str, precision: Any) -> Clock:
+    """Train through Lightning and SegmentationModule for one epoch of `batches`."""
+    module = SegmentationModule(
+        network,
+        n_classes=n_classes,
+        class_weights=None,
+        lr=LR,
+        weight_decay=0.0,
+        warmup_epochs=0,
+        max_epochs=1,
+        schedule="constant",
+        seed=0,
+    )
+    clock = Clock()
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,
+        max_epochs=1,
+        callbacks=[clock],
+        logger=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(module, train_dataloaders=batches)
+    return clock
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
