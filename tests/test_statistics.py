@@ -44,8 +44,8 @@ def test_the_same_seed_gives_the_same_interval():
 
 
 def test_wilcoxon_gives_darwins_maize_its_published_p():
-    # Height differences of crossed and self-fertilised maize (Darwin 1876) in eighths of an inch; p 0.041 (scipy,
-    # Hollander & Wolfe), exact since no two absolute differences are equal after the tie-free first fourteen.
+    # Height differences of crossed and self-fertilised maize (Darwin 1876), in eighths of an inch: p = 0.041, as in
+    # scipy's documentation of wilcoxon. No two are equal in size, so that the test is exact.
     eighths = np.array([6, 8, 14, 16, 23, 24, 28, 29, 41, -48, 49, 56, 60, -67, 75], float)
     assert wilcoxon_p(eighths) == pytest.approx(0.041, abs=5e-4)
 
