@@ -227,7 +227,11 @@ def list_predictions(path: Path | str) -> dict[str, Path]:
     if not volumes:
         raise VolumeError(f"{path}: expected label maps as NIfTI, NRRD or MetaImage in it, found none")
     found: dict[str, Path] = {}
+    # The same result in a second format of ours is passed over.
+    doubles = {file for file in volumes if file.with_name(file.name.removesuffix(".seg.nrrd") + ".nii.gz") in volumes}
     for file in volumes:
+        if file in doubles and file.name.endswith(".seg.nrrd"):
+            continue
         case = volume_stem(file).removesuffix(".seg")
         if case in found:
             raise EvaluationError(f"{found[case]} and {file} are both of case {case}; keep one of them")
