@@ -14,19 +14,29 @@ from benchmarks.measure import Measurement, measure
 from networks.registry import build_network
 from pipeline.losses import SlabDiceCELoss
 
+WARM_UP = (8, 8, 8)
+"""Size of a first volume, after which the libraries have loaded what they load on first use: not the loss's memory."""
+
 
 def plain(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
     """Logits, MONAI's loss and all gradients."""
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    features, head, label = _tensors(size, n_classes, n_features)
-    return measure(lambda: _backward(criterion(head(features), label), features, head), n=n)
+    return _measure(lambda x, head, label: criterion(head(x), label), size, n_classes, n_features, n)
 
 
 def ours(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
     """The loss in slabs and all gradients."""
     criterion = SlabDiceCELoss()
+    return _measure(lambda x, head, label: criterion(x, head, label).loss, size, n_classes, n_features, n)
+
+
+def _measure(
+    loss_of: Callable[[Tensor, nn.Conv3d, Tensor], Tensor], size: Sequence[int], n_classes: int, n_features: int, n: int
+) -> Measurement:
+    features, head, label = _tensors(WARM_UP, n_classes, n_features)
+    _backward(loss_of(features, head, label), features, head)
     features, head, label = _tensors(size, n_classes, n_features)
-    return measure(lambda: _backward(criterion(features, head, label).loss, features, head), n=n)
+    return measure(lambda: _backward(loss_of(features, head, label), features, head), n=n)
 
 
 def _tensors(size: Sequence[int], n_classes: int, n_features: int) -> tuple[Tensor, nn.Conv3d, Tensor]:
@@ -44,7 +54,7 @@ def _backward(loss: Tensor, features: Tensor, head: nn.Conv3d) -> list[float]:
     for leaf in leaves:
         assert leaf is not None  # the head has a bias
         assert leaf.grad is not None  # it was used
-        values.append(float(torch.linalg.vector_norm(leaf.grad, dtype=torch.float64)))
+        values.append(float(torch.linalg.vector_norm(leaf.grad)))
         leaf.grad = None
     return values
 

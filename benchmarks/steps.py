@@ -17,6 +17,7 @@ from benchmarks.inputs import image_and_label
 from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
 from networks.body_net import BodyNet
 from networks.registry import build_network
+from pipeline.config import TrainingConfig
 from pipeline.devices import cpu_computes_in_bfloat16
 from pipeline.module import SegmentationModule
 
@@ -145,6 +146,7 @@ def fit(network: nn.Module, batches: Iterable, *, n_classes: int, accelerator: s
         devices=1,
         precision=precision,
         max_epochs=1,
+        gradient_clip_val=TrainingConfig().gradient_clip or None,
         callbacks=[clock],
         logger=False,
         limit_val_batches=0,
