@@ -247,9 +247,8 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias = ctx.saved_tensors
         activated, mean, rstd = _activated(x, weight, bias)
-        gradient = torch.ops.aten.leaky_relu_backward(_like(gradient, x), activated, NEGATIVE_SLOPE, True)
-        del activated
-        return _normalised_backward(gradient, x, weight, mean, rstd)
+        _activation_backward(_like(gradient, x), activated, out=activated)
+        return _normalised_backward(activated, x, weight, mean, rstd)
 
 
 class _NormActConv(torch.autograd.Function):
@@ -266,9 +265,7 @@ class _NormActConv(torch.autograd.Function):
         x, weight, bias, kernel = ctx.saved_tensors
         activated, mean, rstd = _activated(x, weight, bias)
         gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, [ctx.stride] * 3)
-        # With a positive slope the sign of the activated value is that of its input, so the result serves as well
-        slope = torch.ops.aten.leaky_relu_backward.grad_input
-        gradient = slope(gradient, activated, NEGATIVE_SLOPE, True, grad_input=gradient)
+        _activation_backward(gradient, activated, out=gradient)
         del activated
         return *_normalised_backward(_like(gradient, x), x, weight, mean, rstd), kernel_gradient, None
 
@@ -288,6 +285,12 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, list[Te
         statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
         torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, None, None, True, 0.0, EPSILON, **statistics)
     return F.leaky_relu_(out, NEGATIVE_SLOPE), mean, rstd
+
+
+def _activation_backward(gradient: Tensor, activated: Tensor, *, out: Tensor) -> None:
+    """Write the gradient for leaky ReLU's input into `out`, which may be one of the other two."""
+    # With a positive slope the activated value has the sign of its input, so it serves as well
+    torch.ops.aten.leaky_relu_backward.grad_input(gradient, activated, NEGATIVE_SLOPE, True, grad_input=out)
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, kernel: Tensor, stride: list[int]) -> tuple[Tensor, Tensor]:
