@@ -104,8 +104,9 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
     parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
     config.add_settings(parser)
-    settings, flags = config.parse(parser, arguments)
-    if flags["print_config"]:
+    # jsonargparse takes a flag of this name for its own and wants a value after it.
+    settings, flags = config.parse(parser, [argument for argument in arguments if argument != "--print_config"])
+    if "--print_config" in arguments:
         print(config.to_yaml(settings), end="")
         return 0
     rooms = importlib.import_module("pipeline.train")
