@@ -18,10 +18,10 @@ from monai.networks.utils import one_hot
 from pasco.models.body_net import BodyNet
 from pipeline.config import Config, ConfigError, DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
 from pipeline.data import EpochSampler, ShareSampler, prepare_data
-from pipeline.module import learning_rate_at
+from pipeline.module import TrainingError, learning_rate_at
 from pipeline.phantom import CLASS_NAMES, write_dataset
 from pipeline.run_folder import RunFolder, RunFolderError
-from pipeline.train import train
+from pipeline.train import name_of, train
 from transforms.chains import validation_chain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -270,6 +270,49 @@ def test_sigterm_ends_with_an_interrupted_summary_and_code_143(config):
     summary = json.loads((folder / "training_summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
     assert summary["total_epochs"] == len(history(folder)["epoch"]) >= 1
+
+
+def test_a_loss_that_is_no_number_ends_as_failed_and_names_the_cases(config):
+    wild = named(config, "wild", lr=1e30, warmup_epochs=0, gradient_clip=0.0)
+    with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 0, step \d+ \(cases body_\d+"):
+        train(wild)
+    summary = json.loads((Path(wild.experiment.log_dir) / name_of(wild) / "training_summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "smaller --lr" in summary["reason"]
+
+
+def test_early_stopping_ends_as_interrupted_and_can_be_resumed(config):
+    patient = named(config, "patient", lr=1e-12, max_epochs=9, early_stopping_patience=2)
+    run = RunFolder.at(train(patient))
+    summary = run.read_summary()
+    assert (summary["status"], summary["total_epochs"]) == ("interrupted", run.read_log().best_epoch + 3)
+    assert summary["reason"] == "val_mIoU has not risen for 2 epochs"
+    assert run.resume_checkpoint.exists()
+
+
+def test_what_people_do_with_the_files_works_as_written(run, tmp_path):
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    log = json.loads((run / "training_log.json").read_text())["training_history"]
+    figure = Figure()
+    axes = figure.subplots(2, 2).ravel()
+    for axis, key in zip(axes, ("train_loss", "val_loss", "val_mIoU", "learning_rate"), strict=True):
+        axis.plot(log["epoch"], log[key])
+    figure.savefig(tmp_path / "training_curves.png")
+    assert (tmp_path / "training_curves.png").stat().st_size > 10_000
+    rows = []
+    for folder in run.parent.iterdir():
+        if (folder / "training_summary.json").exists():
+            summary = json.loads((folder / "training_summary.json").read_text())
+            record = json.loads((folder / "training_config.json").read_text())
+            rows.append(
+                {key: summary[key] for key in ("best_val_mIoU", "total_epochs")}
+                | {key: record["model"][key] for key in ("base_channels", "total_parameters")}
+            )
+    table = pd.DataFrame(rows)
+    assert set(table["base_channels"]) == {4}
+    assert (table["total_parameters"] == sum(v.numel() for v in weights(run).values())).all()
 
 
 def test_the_warm_up_is_the_documented_one():
