@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.runner import Comparison, Goal, Job, Row
@@ -30,7 +30,8 @@ def losses(scale: str, data: str | None) -> Row:
                 [{"size": SIZES[scale], "n_classes": count, "n": _n(scale, 1, 3)}],
                 repeats=_n(scale, 3, 2),
                 same_value=("conv + DiceCELoss", "slabs"),
-                tolerance=1e-4,
+                # Six million voxels summed in float32 on the plain side; tests/test_losses.py holds 1e-5 on smaller ones.
+                tolerance=1e-3 if scale == FULL else 1e-4,
                 goal=Goal(faster=5, memory=0.2) if scale == FULL and count == 71 else Goal(),
             )
             for count in counts
@@ -42,7 +43,7 @@ def losses(scale: str, data: str | None) -> Row:
 def metric(scale: str, data: str | None) -> Row:
     """Dice of two label maps."""
     return Row(
-        "Dice of label maps, 71 classes",
+        f"Dice of label maps, 71 classes, {_times(SIZES[scale])}",
         [
             Comparison(
                 "Dice",
@@ -62,7 +63,7 @@ def metric(scale: str, data: str | None) -> Row:
 def surfaces(scale: str, data: str | None) -> Row:
     """HD95 and surface Dice of two label maps."""
     return Row(
-        "HD95 + surface Dice, 70 classes",
+        f"HD95 + surface Dice, 70 classes, {_times(SIZES[scale])}",
         [
             Comparison(
                 "surfaces",
@@ -133,7 +134,7 @@ def step(scale: str, data: str | None) -> Row:
 def loading(scale: str, data: str | None) -> Row:
     """One case, from its files or from the cache."""
     return Row(
-        f"one case from gzip NIfTI, {'×'.join(map(str, SOURCES[scale]))} with its label",
+        f"one case from gzip NIfTI, {_times(SOURCES[scale])} with its label",
         [
             Comparison(
                 "loading",
@@ -234,6 +235,10 @@ def gpu(scale: str, data: str | None) -> Row:
 def _n(scale: str, full: int, reduced: int) -> int:
     """How often something is repeated."""
     return {FULL: full, REDUCED: reduced, TOY: 1}[scale]
+
+
+def _times(size: Sequence[int]) -> str:
+    return "×".join(map(str, size))
 
 
 ROWS: dict[str, Callable[[str, Any], Row]] = {

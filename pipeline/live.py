@@ -42,7 +42,7 @@ class LiveProgress(pl.Callback):
         steps = int(trainer.num_training_batches)
         done = trainer.current_epoch * steps + batch_idx + 1
         accuracy = pl_module.train_accuracy.compute().item()  # type: ignore[operator,union-attr]
-        note = f"loss {trainer.callback_metrics['loss'].item():.4f}  accuracy {accuracy:.4f}{self._score}"
+        note = f"loss {trainer.callback_metrics['loss'].item():.3f} accuracy {accuracy:.3f}{self._score}"
         title = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._bar.update(done, steps * int(trainer.max_epochs or 1), title, note)
 
@@ -51,7 +51,7 @@ class LiveProgress(pl.Callback):
         if not trainer.is_global_zero:
             return
         values = trainer.callback_metrics
-        self._score = f"  val mIoU {float(values['val_mIoU']):.4f}"
+        self._score = f" mIoU {float(values['val_mIoU']):.3f}"
         if self._bar is None:
             line = "  ".join(
                 f"{words} {float(values[key]):.4f}"
