@@ -44,7 +44,8 @@ class BodyNet(nn.Module):
         in_channels: Channels of the image.
         n_classes: Classes, background included.
         base_channels: Channels at full resolution; F of `features`.
-        light: Halve every width: a quarter of the parameters and of the arithmetic; F = base_channels // 2.
+        light: Halve every width and leave out one convolution at full resolution: a quarter of the parameters, less
+            than a quarter of the arithmetic; F = base_channels // 2.
         checkpointing: Recompute each level in the backward pass instead of keeping its inside; the same values,
             less memory, more time.
         channels_last: Memory layout of the convolutions. None: channels-last when they run in bfloat16 or float16
@@ -79,7 +80,9 @@ class BodyNet(nn.Module):
         self.encoder = nn.ModuleList(
             EncoderLevel(fine, coarse, n) for (fine, coarse), n in zip(pairs, ENCODER_BLOCKS[1:], strict=True)
         )
-        self.decoder = nn.ModuleList(DecoderLevel(coarse, fine) for fine, coarse in reversed(pairs))
+        *coarser, finest = [(coarse, fine) for fine, coarse in reversed(pairs)]
+        self.decoder = nn.ModuleList(DecoderLevel(*pair) for pair in coarser)
+        self.decoder.append(DecoderLevel(*finest, n_convolutions=1 if light else 2))
         self.last = NormAct(widths[0])
         self.head = nn.Conv3d(widths[0], n_classes, 1)
         for module in self.modules():
@@ -160,10 +163,10 @@ class DecoderLevel(nn.Module):
     """Double the resolution, add the skip, then a residual block: (B, coarse, …), skip (B, fine, I, J, K) -> (B, fine,
     I, J, K)."""
 
-    def __init__(self, coarse: int, fine: int) -> None:
+    def __init__(self, coarse: int, fine: int, n_convolutions: int = 2) -> None:
         super().__init__()
         self.up = nn.ConvTranspose3d(coarse, fine, 2, stride=2, bias=False)
-        self.block = ResidualBlock(fine)
+        self.block = ResidualBlock(fine, n_convolutions)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         i, j, k = skip.shape[2:]
@@ -173,15 +176,14 @@ class DecoderLevel(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))), two 3×3×3 convolutions, (B, C, I, J, K) -> (B, C, I, J, K)."""
+    """x + conv(act(norm(conv(act(norm(x)))))) with 3×3×3 convolutions, (B, C, I, J, K) -> (B, C, I, J, K)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, n_convolutions: int = 2) -> None:
         super().__init__()
-        self.first = NormActConv(channels, channels)
-        self.second = NormActConv(channels, channels)
+        self.convolutions = nn.Sequential(*(NormActConv(channels, channels) for _ in range(n_convolutions)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.second(self.first(x)).add_(x)
+        return self.convolutions(x).add_(x)
 
 
 class NormAct(nn.Module):
