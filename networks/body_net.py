@@ -98,6 +98,7 @@ class BodyNet(nn.Module):
         Returns:
             (B, F, I, J, K), in the autocast dtype where autocast is on.
         """
+        x = x.as_subclass(Tensor)  # a MONAI MetaTensor would do its bookkeeping in every operation
         x = self.stem(self._laid_out(x))
         skips = [x]
         for level in self.encoder:

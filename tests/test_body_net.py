@@ -209,3 +209,12 @@ def test_without_gradients_the_values_are_the_same():
 def test_impossible_sizes_are_refused_by_name(arguments, text):
     with pytest.raises(NetworkError, match=text):
         BodyNet(**arguments)
+
+
+def test_a_metatensor_from_monais_chains_goes_in_like_a_tensor():
+    from monai.data import MetaTensor
+
+    network = BodyNet(n_classes=3, base_channels=4).eval()
+    image = torch.rand(1, 1, 16, 24, 16)
+    with torch.no_grad():
+        assert torch.equal(network(MetaTensor(image)), network(image))
