@@ -23,6 +23,7 @@ from pipeline.dataset import Case, Dataset
 from pipeline.facts import ImageFacts, LabelFacts, count_values, measure_image, measure_label, suggest_remap
 from pipeline.findings import Finding, Severity, from_volume_error
 from transforms.grid import GRID_TOLERANCE_VOXELS, AxisChange, axes_onto, describe_mismatch
+from transforms.label_values import value_ranges
 from transforms.load import Geometry, Volume, VolumeError, read_volume
 
 FORM_TOLERANCE_VOXELS = 0.5
@@ -226,7 +227,7 @@ def _inspect_label_map(path: Path, dataset: Dataset, grid: Geometry | None, note
         remedy = f"name them as classes, or replace them, for example by the table {suggest_remap(counts, known)}"
         if len(unknown) > _MANY_VALUES:
             remedy = "look whether it is an image in the place of a label"
-        expected = f"the label values {_ranges(sorted(known))}"
+        expected = f"the label values {value_ranges(sorted(known))}"
         notes.add("error", "label_unknown_values", path, expected, _counted(unknown), remedy)
         return None
     return measure_label(volume.array, volume.affine, dataset.label_values, counts)
@@ -281,14 +282,3 @@ def _whole_numbers(array: np.ndarray, path: Path, notes: _Notes) -> dict[int, in
 def _counted(counts: dict[int, int]) -> str:
     listed = ", ".join(f"{value} ({count} voxels)" for value, count in list(counts.items())[:12])
     return listed + (f" and {len(counts) - 12} more values" if len(counts) > 12 else "")
-
-
-def _ranges(values: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for value in values:
-        if runs and value == runs[-1][1] + 1:
-            runs[-1][1] = value
-        else:
-            runs.append([value, value])
-    words = [f"{first}" if first == last else f"{first}-{last}" for first, last in runs]
-    return ", ".join(words[:12]) + (f" and {len(words) - 12} more ranges" if len(words) > 12 else "")

@@ -28,6 +28,7 @@ from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
 from pipeline.recorder import EventsLogger, RunRecorder, RunStopped, read_resume
 from pipeline.run_folder import RunFolder, Status, now, run_name
+from transforms import label_values
 
 log = logging.getLogger(__name__)
 
@@ -268,7 +269,7 @@ def _build_module(
     training = config.training
     ignore_index = None
     if prepared.dataset.ignore_value is not None:
-        ignore_index = 255 if prepared.n_classes <= 255 else 65535
+        ignore_index = label_values.ignore_index(prepared.n_classes)
     return SegmentationModule(
         network,
         n_classes=prepared.n_classes,

@@ -55,7 +55,7 @@ class ClassTable:
             )
         if not 1 <= self.n_classes <= 65535 or max(values) - min(values) > _MAX_SPAN:
             raise ValueError(
-                f"label_values: expected 1 to 65535 classes within {_MAX_SPAN} values, found {_short(values)}"
+                f"label_values: expected 1 to 65535 classes within {_MAX_SPAN} values, found {value_ranges(values)}"
             )
         self.values, self.dtype = sorted(values), label_dtype(self.n_classes)
         # One slot more than the span: every value outside it is sent there.
@@ -106,7 +106,7 @@ class ClassTable:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in sorted(unknown.items())[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         remedy = "; map them to classes with label_values, or repair the label"
-        return f"{name}: expected the label values {_short(self.values)}, found {found}{more}{remedy}"
+        return f"{name}: expected the label values {value_ranges(self.values)}, found {found}{more}{remedy}"
 
 
 def _inside(array: np.ndarray, name: str) -> np.ndarray:
@@ -116,7 +116,8 @@ def _inside(array: np.ndarray, name: str) -> np.ndarray:
         inside[:, :, k] = values != 0
         positive.update(np.unique(values[inside[:, :, k]]).tolist())
         if len(positive) > 1:
-            raise VolumeError(f"{name}: expected a mask of 0 and one other value, found {_short(sorted(positive))}")
+            found = value_ranges(sorted(positive))
+            raise VolumeError(f"{name}: expected a mask of 0 and one other value, found {found}")
     return inside
 
 
@@ -139,7 +140,7 @@ def _integer_slices(array: np.ndarray, name: str) -> Iterable[np.ndarray]:
         )
 
 
-def _short(values: Sequence[int]) -> str:
+def value_ranges(values: Sequence[int]) -> str:
     """Write a sorted list as ranges, at most a dozen: "0-24, 30, 207"."""
     runs: list[list[int]] = []
     for value in values:
