@@ -1,11 +1,14 @@
-"""What every test shares: one thread a worker, a fixed seed, and where the real scans lie (if they do)."""
+"""What every test shares: one thread a worker, a fixed seed, where the real scans lie (if they do), and the gathering
+of faults that tests injected."""
 
 import random
 from pathlib import Path
 
+import fault_table
 import numpy as np
 import pytest
 import torch
+from fault_table import Fault
 from jaxtyping import install_import_hook
 
 # The shapes in these rooms' annotations are executed: one that nothing checks becomes false in silence.
@@ -13,7 +16,11 @@ install_import_hook(
     [f"pipeline.{room}" for room in ("losses", "slab_softmax", "slabs", "metrics", "surfaces")], "beartype.beartype"
 )
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+pytest_plugins = ["pytester"]  # sessions inside a test: tests/test_fault_table.py
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+README = ROOT / "README.md"
 
 
 # The last bits of a sum depend on the number of threads; several test processes share the machine.
@@ -45,3 +52,52 @@ def shared_spec() -> Path:
     if not spec.is_dir():
         pytest.skip(f"the run-folder contract is absent: {spec} does not exist")
     return spec
+
+
+# What the tests marked as faults showed becomes the README's reliability table, and the table is held against them.
+_FAULTS: list[Fault] = []
+_DISAGREEMENTS: list[str] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-faults", action="store_true", help="Write the README's table of faults anew.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("fault"):
+        injected, happened = mark.args
+        # Properties travel with the report from an xdist worker to the process that sums up.
+        item.user_properties.append(("fault", (injected, happened)))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when != "call" and report.outcome == "passed":
+        return
+    file, line, _ = report.location
+    for name, value in report.user_properties:
+        if name == "fault":
+            injected, happened = value
+            _FAULTS.append(Fault(file, line or 0, str(injected), str(happened), report.outcome))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if hasattr(session.config, "workerinput") or exitstatus != 0:
+        return
+    if session.config.getoption("--write-faults"):
+        README.write_text(fault_table.replaced(README.read_text(encoding="utf-8"), _FAULTS), encoding="utf-8")
+    elif _is_whole_suite(session.config):
+        _DISAGREEMENTS.extend(fault_table.disagreements(README.read_text(encoding="utf-8"), _FAULTS))
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED if _DISAGREEMENTS else exitstatus
+
+
+def _is_whole_suite(config: pytest.Config) -> bool:
+    narrowed = any(config.getoption(name) for name in ("keyword", "markexpr", "deselect", "collectonly"))
+    return config.args_source is pytest.Config.ArgsSource.TESTPATHS and not narrowed
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _DISAGREEMENTS:
+        terminalreporter.section("README's table of faults")
+        for sentence in _DISAGREEMENTS:
+            terminalreporter.write_line(sentence)

@@ -1,0 +1,75 @@
+"""The table "fault injected, what happened" of the README: drawn from what tests recorded, and held against it.
+
+A test carries `@pytest.mark.fault(INJECTED, HAPPENED)`; `conftest.py` gathers how those tests went. Knows no pytest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+START = "<!-- faults: written by `make faults` from the tests that passed; do not edit -->"
+END = "<!-- end of faults -->"
+_HEAD = ("| fault injected | what happened | shown by |", "| --- | --- | --- |")
+
+
+@dataclass(frozen=True, order=True)
+class Fault:
+    """One run of one test: where it stands, what it injected, what it proves to happen, and how it ended.
+
+    `outcome` is "passed", "failed" or "skipped".
+    """
+
+    file: str
+    line: int
+    injected: str
+    happened: str
+    outcome: str
+
+    @property
+    def row(self) -> str:
+        """The README's line for it."""
+        cells = (self.injected, self.happened, f"`{self.file}`")
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def rows(faults: Iterable[Fault]) -> list[str]:
+    """Return one line a fault, in the order of the test files, where all runs of its tests passed."""
+    faults = sorted(faults)
+    spoilt = {fault.row for fault in faults if fault.outcome != "passed"}
+    return list(dict.fromkeys(fault.row for fault in faults if fault.row not in spoilt))
+
+
+def table(faults: Iterable[Fault]) -> str:
+    """Return the README's table with its two marks."""
+    return "\n".join((START, "", *_HEAD, *rows(faults), "", END))
+
+
+def replaced(readme: str, faults: Iterable[Fault]) -> str:
+    """Return the README's text with the table drawn anew. Raises ValueError where its two marks are missing."""
+    before, after = _around(readme)
+    return before + table(faults) + after
+
+
+def disagreements(readme: str, faults: Iterable[Fault]) -> list[str]:
+    """Return a sentence for every claim without a passing test, and for every passing test without a claim.
+
+    A claim whose tests were skipped on this machine stands.
+    """
+    faults = list(faults)
+    before, after = _around(readme)
+    said = readme[len(before) : len(readme) - len(after)].splitlines()
+    claims = [line for line in said if line.startswith("| ") and line not in _HEAD]
+    shown, skipped = rows(faults), {fault.row for fault in faults if fault.outcome == "skipped"}
+    unproved = [row for row in claims if row not in shown and row not in skipped]
+    unsaid = [row for row in shown if row not in claims]
+    return [f"README claims what no passing test shows: {row}" for row in unproved] + [
+        f"README lacks what a test shows (run `make faults`): {row}" for row in unsaid
+    ]
+
+
+def _around(readme: str) -> tuple[str, str]:
+    """Return what stands before and after the table."""
+    if readme.count(START) != 1 or readme.count(END) != 1:
+        raise ValueError(f"expected the lines {START!r} and {END!r} once each in the README")
+    return readme[: readme.index(START)], readme[readme.index(END) + len(END) :]
