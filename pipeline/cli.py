@@ -112,7 +112,7 @@ def _train(arguments: list[str]) -> int:
     rooms = importlib.import_module("pipeline.train")
     try:
         rooms.train(settings, resume=flags["resume"], overwrite=flags["overwrite"], say=_say)
-    except rooms.RunStopped as stop:
+    except importlib.import_module("pipeline.recorder").RunStopped as stop:
         resume = "go on with --resume"
         return _complain(f"training stopped by {stop}; {resume}", 143 if str(stop) == "SIGTERM" else 130)
     return 0

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -19,10 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.module import SegmentationModule
 from pipeline.overlay import class_colours, overlay_slice
-from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog, write_atomically
-
-RESUME_FORMAT = 1
-"""Version of the file that resuming reads."""
+from pipeline.resume import restore, resume_state
+from pipeline.run_folder import RunFolder, TrainingLog, write_atomically
 
 
 class RunStopped(Exception):  # noqa: N818  (a wish that was granted, not an error)
@@ -198,46 +195,3 @@ def _torch_writer(content: dict[str, Any]) -> Any:
         torch.save(content, file)
 
     return write
-
-
-# Resuming --------------------------------------------------------------------------------------------------------
-
-
-def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> dict[str, Any]:
-    """Everything that training on needs, as plain containers and tensors (loads with weights_only=True)."""
-    return {
-        "format": RESUME_FORMAT,
-        "epochs_finished": trainer.current_epoch + 1,
-        "network": module.network.state_dict(),
-        "optimizer": trainer.optimizers[0].state_dict(),
-        "precision": trainer.precision_plugin.state_dict(),
-        "log": log.to_dict(),
-    }
-
-
-def read_resume(path: Path) -> dict[str, Any]:
-    """Read what `resume_state` wrote, on the CPU.
-
-    Raises:
-        RunFolderError: the file is missing, damaged or holds more than data.
-    """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the safe loader raises many kinds for a damaged file
-        reason = " ".join(str(error).split())[:160]
-        raise RunFolderError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
-    found = state.get("format") if isinstance(state, dict) else None
-    if found != RESUME_FORMAT:
-        raise RunFolderError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
-    return state
-
-
-def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
-    """Put a resume state back into network, optimiser, scaler and epoch count."""
-    module.network.load_state_dict(state["network"])
-    trainer.optimizers[0].load_state_dict(state["optimizer"])
-    trainer.precision_plugin.load_state_dict(state["precision"])
-    # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
-    # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]

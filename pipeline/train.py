@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +17,20 @@ from rich.console import Console
 
 from networks.registry import build_network, network_settings
 from pipeline.class_weights import median_frequency_weights
-from pipeline.config import Config, ConfigError, as_mapping
+from pipeline.config import Config
 from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.devices import choose_devices, is_first_process
+from pipeline.ending import RULE, record_ending, say_end
 from pipeline.live import LiveProgress
 from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
-from pipeline.recorder import EventsLogger, RunRecorder, RunStopped, read_resume
-from pipeline.run_folder import RunFolder, Status, now, run_name
+from pipeline.recorder import EventsLogger, RunRecorder
+from pipeline.resume import read_resume, refuse_changed_settings
+from pipeline.run_folder import RunFolder, run_name
+from pipeline.run_record import classes_that_never_occur, run_record, weight_stats
 from transforms import label_values
 
 log = logging.getLogger(__name__)
-
-RULE = "=" * 60
-PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
-MAY_CHANGE_ON_RESUME = frozenset(
-    {
-        "experiment.log_dir",
-        "data.num_workers",
-        "data.cache_dir",
-        "data.cache_limit_gb",
-        "training.max_epochs",
-        "training.n_gpus",
-        "training.early_stopping_patience",
-        "training.overlay_every",
-        "training.compile",
-        "model.checkpointing",
-    }
-)
-"""Settings that do not change what the run is; the others are refused by name when a run is resumed."""
 
 
 def train(
@@ -97,7 +79,9 @@ def train(
     network = _build_network(config, prepared)
     _say_parameters(network, say)
     devices = choose_devices(config)
-    _write_config(folder, config, prepared, weights, network, devices, say)
+    say("Saving training configuration...")
+    _write_record(folder, run_record(config, prepared, weights, network, devices))
+    say(f"Training configuration saved to: {folder.config}")
     for line in (RULE, "Starting training...", RULE):
         say(line)
 
@@ -111,7 +95,7 @@ def train(
         epoch=state["epochs_finished"] if state else 0,
     )
     _fit(config, folder, module, data, recorder, devices, console)
-    _say_end(folder, recorder, say)
+    say_end(folder, recorder, say)
     return folder.path
 
 
@@ -134,27 +118,12 @@ def name_of(config: Config) -> str:
 def _open_folder(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
     """Make the folder ready; give the state to resume from, or None for a fresh start."""
     if resume and folder.config.exists():
-        _refuse_changed_settings(folder, config)
+        refuse_changed_settings(folder, config)
     if is_first_process():
         continues = folder.start(resume=resume, overwrite=overwrite)
     else:
         continues = resume and folder.resume_checkpoint.exists()
     return read_resume(folder.resume_checkpoint) if continues else None
-
-
-def _refuse_changed_settings(folder: RunFolder, config: Config) -> None:
-    before, wanted = folder.read_config(), as_mapping(config)
-    for group, settings in wanted.items():
-        for key, value in settings.items():
-            old = before[group].get(key, value)
-            if f"{group}.{key}" in MAY_CHANGE_ON_RESUME or old == value:
-                continue
-            if value is None and (group, key) in {("model", "n_classes"), ("training", "n_gpus")}:
-                continue  # left to the data and the machine, then as now
-            raise ConfigError(
-                f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}; "
-                "a resumed run keeps it: give the old value, or start another run"
-            )
 
 
 def _say_data(prepared: PreparedData, say: Callable[[str], None]) -> None:
@@ -174,21 +143,10 @@ def _class_weights(config: Config, prepared: PreparedData, say: Callable[[str], 
     weights = median_frequency_weights(prepared.class_voxels(), float(config.loss.weight_alpha or 0.0))
     stats = weight_stats(weights)
     say(f"Class weights - min: {stats['min']:.3f}, max: {stats['max']:.3f}, mean: {stats['mean']:.3f}")
-    absent = _never_occurring(prepared)
+    absent = classes_that_never_occur(prepared)
     if absent:
         say(f"No training case holds {', '.join(absent)}: weight 0")
     return weights
-
-
-def weight_stats(weights: np.ndarray) -> dict[str, float]:
-    """Smallest, largest, mean and standard deviation over the classes that occur (the others weigh 0)."""
-    used = weights[weights > 0]
-    return {"min": float(used.min()), "max": float(used.max()), "mean": float(used.mean()), "std": float(used.std())}
-
-
-def _never_occurring(prepared: PreparedData) -> list[str]:
-    voxels = prepared.class_voxels().sum(axis=0)
-    return [name for name, count in zip(prepared.dataset.class_names, voxels, strict=True) if count == 0]
 
 
 def _build_network(config: Config, prepared: PreparedData) -> torch.nn.Module:
@@ -209,55 +167,12 @@ def _say_parameters(network: torch.nn.Module, say: Callable[[str], None]) -> Non
     say(f"Trainable parameters: {sum(size for size, trains in sizes if trains):,}")
 
 
-def _write_config(
-    folder: RunFolder,
-    config: Config,
-    prepared: PreparedData,
-    weights: np.ndarray | None,
-    network: torch.nn.Module,
-    devices: dict[str, Any],
-    say: Callable[[str], None],
-) -> None:
-    say("Saving training configuration...")
-    document = as_mapping(config)
-    # A resumed run started when it first started.
-    before = folder.read_config()["experiment"] if folder.config.exists() else {}
-    document["experiment"]["start_time"] = before.get("start_time", now())
-    document["data"] |= {
-        "intensity_found": prepared.intensity_found,
-        "channel_names": list(prepared.dataset.channel_names),
-        "split": {
-            "source": prepared.split.source,
-            "hash": prepared.split.hash,
-            "sizes": {side: len(getattr(prepared.split, side)) for side in ("train", "val", "test")},
-            **{side: list(getattr(prepared.split, side)) for side in ("train", "val", "test")},
-        },
-    }
-    document["model"] |= {
-        "n_classes": prepared.n_classes,
-        "total_parameters": sum(p.numel() for p in network.parameters()),
-        "network_settings": network_settings(network),
-        "in_channels": prepared.in_channels,
-        "class_names": list(prepared.dataset.class_names),
-    }
-    document["training"] |= {
-        "n_gpus": devices["devices"] if devices["accelerator"] == "gpu" else 0,
-        "effective_precision": devices["precision"],
-    }
-    document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
-    if weights is not None:
-        document["loss"]["classes_that_never_occur"] = _never_occurring(prepared)
-    document["system"] = {
-        "pytorch_version": torch.__version__,
-        "cuda_available": torch.cuda.is_available(),
-        "cuda_version": torch.version.cuda,
-        "python_version": sys.version.split()[0],
-        "packages": {name: version(name) for name in PACKAGES},
-        "threads": torch.get_num_threads(),
-    }
+def _write_record(folder: RunFolder, record: dict[str, dict[str, Any]]) -> None:
+    if folder.config.exists():
+        # A resumed run started when it first started.
+        record["experiment"]["start_time"] = folder.read_config()["experiment"]["start_time"]
     if is_first_process():
-        folder.write_config(document)
-    say(f"Training configuration saved to: {folder.config}")
+        folder.write_config(record)
 
 
 # Training ---------------------------------------------------------------------------------------------------------
@@ -318,22 +233,8 @@ def _fit(
     console: Console,
 ) -> None:
     """Run Lightning; whatever happens, write how it ended."""
-    try:
-        with _quiet_lightning(), _stop_on_signals(recorder):
-            _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
-    except BaseException as error:
-        if recorder.stop_reason:
-            # Lightning also watches SIGTERM and may end the training first, with its own exception.
-            _write_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
-            raise RunStopped(recorder.stop_reason) from error
-        status: Status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-        _write_summary(folder, recorder, status, f"{type(error).__name__}: {error}")
-        raise
-    if recorder.stopped_early:
-        patience = config.training.early_stopping_patience
-        _write_summary(folder, recorder, "interrupted", f"val_mIoU has not risen for {patience} epochs")
-    else:
-        _write_summary(folder, recorder, "completed", None)
+    with record_ending(folder, recorder, config.training.early_stopping_patience), _quiet_lightning():
+        _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
 
 
 def _trainer(
@@ -354,31 +255,6 @@ def _trainer(
     )
 
 
-def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
-    if is_first_process():
-        folder.write_summary(status, recorder.history, reason=reason)
-
-
-@contextmanager
-def _stop_on_signals(recorder: RunRecorder) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the training after the batch at hand; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask(number: int, frame: Any) -> None:
-        if recorder.stop_reason:
-            raise KeyboardInterrupt
-        recorder.stop_reason = signal.Signals(number).name
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Silence Lightning's advice where this pipeline has decided otherwise for a reason."""
@@ -396,20 +272,3 @@ def _quiet_lightning() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]) -> None:
-    best = recorder.history.best_val_miou
-    for line in (
-        RULE,
-        "Training complete!" if not recorder.stopped_early else "Training stopped early: val mIoU no longer rises.",
-        RULE,
-        f"Best checkpoint: {folder.best_checkpoint}",
-        f"Best val mIoU: {best:.4f}" if best is not None else "Best val mIoU: undefined",
-        f"Training log: {folder.log}",
-        f"Config file: {folder.config}",
-        RULE,
-        f"Training summary saved to: {folder.summary}",
-        f"Training log saved to: {folder.log}",
-    ):
-        say(line)

@@ -1,0 +1,88 @@
+"""Going on with an interrupted run: which settings may change, what is kept after an epoch, how it is put back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from pipeline.config import Config, ConfigError, as_mapping
+from pipeline.module import SegmentationModule
+from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog
+
+RESUME_FORMAT = 1
+"""Version of the file that resuming reads."""
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "experiment.log_dir",
+        "data.num_workers",
+        "data.cache_dir",
+        "data.cache_limit_gb",
+        "training.max_epochs",
+        "training.n_gpus",
+        "training.early_stopping_patience",
+        "training.overlay_every",
+        "training.compile",
+        "model.checkpointing",
+    }
+)
+"""Settings that do not change what the run is; the others are refused by name when a run is resumed."""
+
+
+def refuse_changed_settings(folder: RunFolder, config: Config) -> None:
+    """Raise ConfigError, by the setting's name, where `config` would make another run of the one in `folder`."""
+    before, wanted = folder.read_config(), as_mapping(config)
+    for group, settings in wanted.items():
+        for key, value in settings.items():
+            old = before[group].get(key, value)
+            if f"{group}.{key}" in MAY_CHANGE_ON_RESUME or old == value:
+                continue
+            if value is None and (group, key) in {("model", "n_classes"), ("training", "n_gpus")}:
+                continue  # left to the data and the machine, then as now
+            raise ConfigError(
+                f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}; "
+                "a resumed run keeps it: give the old value, or start another run"
+            )
+
+
+def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> dict[str, Any]:
+    """Everything that training on needs, as plain containers and tensors (loads with weights_only=True)."""
+    return {
+        "format": RESUME_FORMAT,
+        "epochs_finished": trainer.current_epoch + 1,
+        "network": module.network.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "precision": trainer.precision_plugin.state_dict(),
+        "log": log.to_dict(),
+    }
+
+
+def read_resume(path: Path) -> dict[str, Any]:
+    """Read what `resume_state` wrote, on the CPU.
+
+    Raises:
+        RunFolderError: the file is missing, damaged or holds more than data.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the safe loader raises many kinds for a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise RunFolderError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != RESUME_FORMAT:
+        raise RunFolderError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
+    return state
+
+
+def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
+    """Put a resume state back into network, optimiser, scaler and epoch count."""
+    module.network.load_state_dict(state["network"])
+    trainer.optimizers[0].load_state_dict(state["optimizer"])
+    trainer.precision_plugin.load_state_dict(state["precision"])
+    # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
+    # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]
