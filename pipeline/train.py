@@ -15,12 +15,13 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from networks.registry import build_network, network_settings
+from networks.registry import network_settings
 from pipeline.class_weights import median_frequency_weights
 from pipeline.config import Config
 from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.devices import choose_devices, is_first_process
 from pipeline.ending import RULE, record_ending, say_end
+from pipeline.learner import configured_module, configured_network
 from pipeline.live import LiveProgress
 from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
@@ -28,7 +29,6 @@ from pipeline.recorder import EventsLogger, RunRecorder
 from pipeline.resume import read_resume, refuse_changed_settings
 from pipeline.run_folder import RunFolder, run_name
 from pipeline.run_record import classes_that_never_occur, run_record, weight_stats
-from transforms import label_values
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ def train(
     _say_data(prepared, say)
     weights = _class_weights(config, prepared, say)
     say("Creating model...")
-    network = _build_network(config, prepared)
+    network = configured_network(config, in_channels=prepared.in_channels, n_classes=prepared.n_classes)
     _say_parameters(network, say)
     devices = choose_devices(config)
     say("Saving training configuration...")
@@ -85,7 +85,13 @@ def train(
     for line in (RULE, "Starting training...", RULE):
         say(line)
 
-    module = _build_module(config, prepared, weights, network)
+    module = configured_module(
+        config,
+        network,
+        n_classes=prepared.n_classes,
+        class_weights=weights,
+        ignores_voxels=prepared.dataset.ignore_value is not None,
+    )
     recorder = _build_recorder(config, folder, prepared, network, state)
     data = BodyData(
         prepared,
@@ -149,18 +155,6 @@ def _class_weights(config: Config, prepared: PreparedData, say: Callable[[str], 
     return weights
 
 
-def _build_network(config: Config, prepared: PreparedData) -> torch.nn.Module:
-    return build_network(
-        config.model.network,
-        in_channels=prepared.in_channels,
-        n_classes=prepared.n_classes,
-        base_channels=config.model.base_channels,
-        light=config.model.use_light_model,
-        target_size=config.data.target_size,
-        checkpointing=config.model.checkpointing,
-    )
-
-
 def _say_parameters(network: torch.nn.Module, say: Callable[[str], None]) -> None:
     sizes = [(p.numel(), p.requires_grad) for p in network.parameters()]
     say(f"Total parameters: {sum(size for size, _ in sizes):,}")
@@ -176,28 +170,6 @@ def _write_record(folder: RunFolder, record: dict[str, dict[str, Any]]) -> None:
 
 
 # Training ---------------------------------------------------------------------------------------------------------
-
-
-def _build_module(
-    config: Config, prepared: PreparedData, weights: np.ndarray | None, network: torch.nn.Module
-) -> SegmentationModule:
-    training = config.training
-    ignore_index = None
-    if prepared.dataset.ignore_value is not None:
-        ignore_index = label_values.ignore_index(prepared.n_classes)
-    return SegmentationModule(
-        network,
-        n_classes=prepared.n_classes,
-        class_weights=None if weights is None else torch.as_tensor(weights, dtype=torch.float32),
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        warmup_epochs=training.warmup_epochs,
-        max_epochs=training.max_epochs,
-        schedule=training.schedule,
-        seed=training.seed,
-        ignore_index=ignore_index,
-        compile_features=training.compile,
-    )
 
 
 def _build_recorder(

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from networks.registry import build_network
 from pipeline.config import Config, from_mapping
 from pipeline.devices import choose_devices
-from pipeline.module import SegmentationModule
+from pipeline.learner import configured_module, configured_network
 
 N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
 
@@ -81,34 +81,15 @@ def take_step(config: Config, *, in_channels: int, n_classes: int) -> Trial:
     Raises NetworkError and ConfigError as a training would.
     """
     devices = choose_devices(config) | {"devices": 1, "strategy": "auto"}
-    network = build_network(
-        config.model.network,
-        in_channels=in_channels,
-        n_classes=n_classes,
-        base_channels=config.model.base_channels,
-        light=config.model.use_light_model,
-        target_size=config.data.target_size,
-        checkpointing=config.model.checkpointing,
-    )
-    training = config.training
-    module = SegmentationModule(
-        network,
-        n_classes=n_classes,
-        class_weights=torch.ones(n_classes) if config.loss.use_class_weights else None,
-        lr=training.lr,
-        weight_decay=training.weight_decay,
-        warmup_epochs=training.warmup_epochs,
-        max_epochs=training.max_epochs,
-        schedule=training.schedule,
-        seed=training.seed,
-        compile_features=training.compile,
-    )
+    network = configured_network(config, in_channels=in_channels, n_classes=n_classes)
+    weights = np.ones(n_classes) if config.loss.use_class_weights else None
+    module = configured_module(config, network, n_classes=n_classes, class_weights=weights)
     item = _random_item(config.data.target_size, in_channels, n_classes)
     clock = _Clock()
     trainer = pl.Trainer(
         **devices,
         max_epochs=1,
-        gradient_clip_val=training.gradient_clip or None,
+        gradient_clip_val=config.training.gradient_clip or None,
         callbacks=[clock],
         logger=False,
         num_sanity_val_steps=0,
