@@ -12,7 +12,8 @@ import difflib
 import importlib
 import inspect
 import json
-import pickle
+import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ KNOWN = (
     *("BodyNet", "AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "HighResNet", "MedNeXt"),
     *("SegResNet", "SegResNetDS", "SwinUNETR", "UNet", "UNETR", "VNet"),
 )
-ALLOWED_PACKAGES = ("networks", "monai.networks", "torch.nn")
+ALLOWED_PACKAGES = ("networks", "pasco", "monai.networks", "torch.nn")
 # What the pipeline knows, and the names that constructors have for it
 IN_CHANNELS = ("in_channels", "in_chans", "n_input_channels")
 N_CLASSES = ("out_channels", "n_classes", "num_classes")
@@ -101,7 +102,8 @@ def network_settings(network: nn.Module) -> dict[str, Any]:
 def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", trust: bool = False) -> nn.Module:
     """The network in a best_model.ckpt with its weights, in evaluation mode.
 
-    The file is read with weights_only=True: a checkpoint that would run code is refused.
+    The file is read with weights_only=True: a checkpoint that would run code is refused, and one whose description asks
+    for a larger network than its weights fill is refused before that network takes memory.
 
     Args:
         path: best_model.ckpt of a run folder.
@@ -109,20 +111,39 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
         trust: See `build_network`.
 
     Raises:
-        NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
+        NetworkError: If the file is missing, damaged, holds code, is no checkpoint of this pipeline, or names a class
+            outside the allow-list and `trust` is not given.
     """
     checkpoint = read_checkpoint(path)
     try:
         class_path, arguments = _parsed(checkpoint["network"])
         network_class = _find_class(class_path, trust)
         arguments = _filled(network_class, class_path, arguments, {})
+        _refuse_giant(network_class, arguments, checkpoint["state_dict"])
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
             network = _assembled(network_class, class_path, arguments, size)
         network.load_state_dict(checkpoint["state_dict"])
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise NetworkError(f"{path}: {' '.join(str(error).split())[:500]}") from error
+    except NetworkError as error:
+        raise NetworkError(f"{path}: {error}") from error
+    except Exception as error:  # whatever building or filling raises is about what stands in the file
+        raise NetworkError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
     return network.to(map_location).eval()
+
+
+def _refuse_giant(network_class: type[nn.Module], arguments: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Raise NetworkError where the description asks for more numbers than the file holds; nothing is allocated."""
+    try:
+        with torch.device("meta"):
+            described = network_class(**arguments)
+    except Exception:  # a constructor that computes with its weights cannot be sized so; the true one will complain
+        return
+    claimed = sum(math.prod(parameter.shape) for parameter in described.parameters())
+    held = sum(math.prod(value.shape) for value in weights.values() if isinstance(value, torch.Tensor))
+    if claimed > held:
+        raise NetworkError(
+            f"expected weights for a network of {claimed:,} numbers, found {held:,}; it is damaged, copy it again"
+        )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -132,15 +153,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
     """
     try:
+        _refuse_compressed(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise NetworkError(f"{path}: no such file; expected the best_model.ckpt of a run folder") from None
-    except pickle.UnpicklingError as error:
+    except OSError as error:
+        raise NetworkError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
+    except Exception as error:  # the safe loader raises many kinds for a damaged or hostile file
         raise NetworkError(
-            f"{path}: refused, it is damaged or holds more than weights and plain values, which could run code"
+            f"{path}: refused, it is damaged or holds more than weights and plain values, which could run code "
+            f"({' '.join(str(error).split())[:160]}); copy it again from its run"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise NetworkError(f"{path}: damaged or no checkpoint ({' '.join(str(error).split())[:200]})") from error
     missing = [
         key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict)
     ]
@@ -152,6 +175,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if checkpoint.get("format") != 1:
         raise NetworkError(f"{path}: checkpoint format {checkpoint.get('format')!r}; this version reads format 1")
     return checkpoint
+
+
+def _refuse_compressed(path: str | Path) -> None:
+    """Raise ValueError for what torch.save did not write: it compresses nothing, so a small file stays small in memory.
+
+    torch.load would also take the unzipped format of old, whose header says how much to allocate.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not a file of torch.save")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    unpacked = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > Path(path).stat().st_size:
+        raise ValueError(f"compressed, {unpacked} bytes when unpacked")
 
 
 def _parsed(spec: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
@@ -183,11 +220,11 @@ def _find_class(path: str, trust: bool) -> type[nn.Module]:
     if not trust and not any(module_name == p or module_name.startswith(p + ".") for p in ALLOWED_PACKAGES):
         raise NetworkError(
             f"network {path}: classes are taken from {', '.join(ALLOWED_PACKAGES)} only; "
-            f"if you trust the package {module_name.split('.')[0]}, pass trust=True (--trust_config)"
+            f"if you trust the package {module_name.split('.')[0]}, whose code then runs, give --trust_config (trust=True)"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
-    except ImportError:
+    except (ImportError, ValueError, TypeError):  # the last two for what is no module's name at all
         found = None
     if not inspect.isclass(found) or not issubclass(found, nn.Module):
         close = difflib.get_close_matches(class_name, KNOWN, n=1, cutoff=0.6)

@@ -190,7 +190,7 @@ def test_without_a_name_or_by_its_name_it_is_body_net(name):
         ),
         ("monai.networks.nowhere.SegResNet", "unknown network monai.networks.nowhere.SegResNet"),
         ("monai.networks.nets.swin_unetr", "unknown network"),  # a module, no class
-        ("os.system", "classes are taken from networks, monai.networks, torch.nn only"),
+        ("os.system", "classes are taken from networks, pasco, monai.networks, torch.nn only.*give --trust_config"),
         ("monai.bundle.ConfigParser", "classes are taken from"),
         ({"_target_": 3}, "_target_ is 3; expected a network's name"),
         ({}, "_target_ is None"),
