@@ -1,11 +1,15 @@
 """Segmentations as DICOM SEG of the series they were made from, by highdicom.
 
 One binary segment for each structure that occurs, in class order, with frames that refer to the source instances.
+Where an anonymiser blanked the instances' own UIDs, the copies in the files' meta information are taken: those are what
+a SEG refers to. Blank UIDs of study, series and frame of reference are made from them, the same ones every time.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import uuid
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -22,11 +26,13 @@ from pipeline.run_folder import write_atomically
 from pipeline.segmentation import Segmentation, SegmentationError, printable
 from transforms.dicom import series_files
 
+log = logging.getLogger(__name__)
+
 PRIVATE_SCHEME = "99BODYSEG"
 """Coding scheme of structures that pydicom's part of SNOMED CT has no word for (DICOM PS3.3, 8.2: 99 is private)."""
 
 PLACE_WORDS = {"left", "right", "upper", "lower", "middle", "lobe"}
-NEEDED = ("StudyInstanceUID", "FrameOfReferenceUID", "SOPInstanceUID")
+SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName",
@@ -39,7 +45,7 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
     """Write the structures as a DICOM SEG that refers to the source series.
 
     Raises:
-        SegmentationError: the source is no DICOM series, or its headers lack what a SEG must repeat.
+        SegmentationError: the source is no DICOM series, or its slices have no UIDs that a SEG could refer to.
         RunFolderError: the disk refuses.
     """
     if segmentation.source_kind != "dicom":
@@ -47,7 +53,7 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
             f"{segmentation.source}: a DICOM SEG refers to a DICOM series, found {segmentation.source_kind}; "
             "choose the format nifti or nrrd"
         )
-    instances = _instances(segmentation.source)
+    instances = _instances(segmentation)
     try:
         with warnings.catch_warnings():
             # The source's odd values (a name of one part, say) are repeated as they are.
@@ -83,28 +89,58 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
     )
 
 
-def _instances(folder: Path) -> list[pydicom.Dataset]:
-    """Headers of the source's slices, in the order of the volume's k."""
+def _instances(segmentation: Segmentation) -> list[pydicom.Dataset]:
+    """Headers of the source's slices, in the order of the volume's k, with what a reference needs filled in."""
+    folder = segmentation.source
     instances: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(folder)]
-    for field in NEEDED:
-        if not instances[0].get(field):
-            raise SegmentationError(
-                f"{folder}: a DICOM SEG repeats the source's {field}, found none; choose the format nifti or nrrd"
-            )
+    step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
     for instance in instances:
-        _complete(instance)
+        _complete(instance, step_mm)
+    uids = [str(instance.SOPInstanceUID) for instance in instances]
+    if n_blank := uids.count(""):
+        raise SegmentationError(
+            f"{folder}: a DICOM SEG refers to its slices by SOPInstanceUID, found none in {n_blank} of {len(uids)} "
+            "files, nor in their meta information; choose the format nifti or nrrd"
+        )
+    made = [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]
+    if made:
+        log.warning(
+            "%s: %s blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by SOPInstanceUID alone",
+            folder,
+            " and ".join(made),
+        )
     return instances
 
 
-def _complete(instance: pydicom.Dataset) -> None:
+def _complete(instance: pydicom.Dataset, step_mm: float) -> None:
     """Fill in what anonymisers empty and a reference needs; what cannot be known is left to highdicom to refuse."""
-    if not instance.get("SOPClassUID"):
-        instance.SOPClassUID = MRImageStorage if instance.Modality == "MR" else CTImageStorage
+    meta = instance.file_meta  # its copies of the two UIDs equal the header's (DICOM PS3.10, 7.1)
+    usual = MRImageStorage if instance.Modality == "MR" else CTImageStorage
+    instance.SOPClassUID = instance.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or usual
+    instance.SOPInstanceUID = instance.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or ""
     if not instance.get("SpecificCharacterSet", "present"):
         del instance.SpecificCharacterSet
+    if not instance.get("SliceThickness"):
+        instance.SliceThickness = step_mm  # a voxel of the segmentation is as thick as that, whatever the beam was
     for keyword in MAY_BE_EMPTY:
         if keyword not in instance:
             setattr(instance, keyword, "")
+
+
+def _share(keyword: str, instances: Sequence[pydicom.Dataset]) -> bool:
+    """Give slices without this UID that of the others; where none has one, a new one. Returns whether it is new."""
+    known = next((str(instance.get(keyword)) for instance in instances if instance.get(keyword)), "")
+    uid = known or _made_uid(keyword, [str(instance.SOPInstanceUID) for instance in instances])
+    for instance in instances:
+        if not instance.get(keyword):
+            setattr(instance, keyword, uid)
+    return not known
+
+
+def _made_uid(keyword: str, instance_uids: Sequence[str]) -> str:
+    """A UID that is the same whenever it is made for these slices, so that their SEGs come to lie in one study."""
+    name = " ".join([keyword, *sorted(instance_uids)])
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"  # UIDs from UUIDs: DICOM PS3.5, B.2
 
 
 def _describe(segmentation: Segmentation, value: int, number: int) -> hd.seg.SegmentDescription:
