@@ -1,9 +1,9 @@
 """How far two segmentations' surfaces lie apart: HD95 and surface Dice of all classes of a volume. Pure: opens no file.
 
-Overlap measures live in `metrics`. Here a surface is the set of a class's voxels that have a face neighbour of another
-class or lie at the volume's rim, and distances run between voxel centres in mm, as in monai.metrics with its default
-use_subvoxels=False. The surface-distance package of DeepMind weighs elements between voxels by their area instead
-(MONAI's use_subvoxels=True): its surface Dice differs by some percent, and its values do not mix with these.
+Overlap measures live in `metrics`; of which elements a surface consists, and what each counts, is `surface_elements`'.
+With "voxels" distances run between voxel centres in mm and the 95th percentile interpolates between elements, as in
+monai.metrics. With "area" they run between corners of voxels and every element counts with its area, also in the
+percentile, as in DeepMind's surface-distance. The two differ by some percent, and their values do not mix.
 
 Conventions for a class that the reference lacks, named as in `metrics`: "left_out" gives NaN; "scored" gives HD95 0 mm
 and surface Dice 1 if the prediction lacks it too, else infinity and 0. A class that only the prediction lacks has
@@ -19,6 +19,8 @@ import numpy as np
 from jaxtyping import Float, Int, Integer
 from scipy.spatial import KDTree
 
+from pipeline.surface_elements import Surface, SurfaceKind, find_surface
+
 # About so many neighbours of a surface voxel are looked up directly before a search tree is asked. With the surfaces
 # of a usable segmentation nearly all distances are found this way: 70 classes at 160×160×256 took 0.16 s instead of
 # 0.40 s by trees alone, and a distance transform of each class's box costs 30 ns a voxel, for 8 million voxels, twice.
@@ -33,7 +35,7 @@ class SurfaceScores(NamedTuple):
     hd95_mm: Float[np.ndarray, " C"]
     """The larger of the two directed 95th percentiles of surface distance."""
     surface_dice: Float[np.ndarray, " C"]
-    """Share of both surfaces' voxels that lie within the tolerance of the other surface."""
+    """Share of both surfaces that lies within the tolerance of the other surface."""
 
 
 def surface_scores(
@@ -46,13 +48,14 @@ def surface_scores(
     percentile: float | int = 95,
     ignore_index: int | None = None,
     absent: Literal["left_out", "scored"] = "left_out",
+    surface: SurfaceKind = "voxels",
 ) -> SurfaceScores:
     """Compute HD95 (Huttenlocher et al. 1993) and surface Dice (Nikolov et al. 2021) of every class in one pass.
 
     spacing_mm is the voxel's size along i, j, k; tolerance_mm one number or one a class, background included. Voxels
     whose reference is `ignore_index` count as background in both maps, as in MONAI. For classes that one of the maps
-    lacks see the top of this file. Raises ValueError if the maps differ in shape, hold other values than
-    0 … n_classes − 1, or if a spacing is not positive.
+    lacks, and for the two kinds of surface, see the top of this file. Raises ValueError if the maps differ in shape,
+    hold other values than 0 … n_classes − 1, or if a spacing is not positive.
     """
     tolerances = np.broadcast_to(np.asarray(tolerance_mm, dtype=np.float64), n_classes)
     spacing = np.asarray(spacing_mm, dtype=np.float64)
@@ -60,41 +63,66 @@ def surface_scores(
         raise ValueError(f"prediction: expected the reference's shape {reference.shape}, found {prediction.shape}")
     if spacing.shape != (3,) or not (spacing > 0).all():
         raise ValueError(f"spacing_mm: expected three positive numbers, found {tuple(spacing_mm)}")
-    surfaces = _surfaces(reference, prediction, n_classes, ignore_index)
-    from_reference, from_prediction = (
-        _by_class(*_nearest(of, to, spacing), n_classes) for of, to in (surfaces, surfaces[::-1])
-    )
+    reach = np.floor(_radius(spacing) / spacing).astype(int)
+    # Padded by what is looked up around a voxel: no neighbour lies outside, and no row's end meets the next row.
+    cropped = _cropped(reference, prediction, n_classes, ignore_index)
+    shape = tuple(n + 2 * (int(r) + 1) for n, r in zip(cropped[0].shape, reach, strict=True))
+    first, second = (find_surface(np.pad(m, [(r + 1, r + 1) for r in reach]), surface, spacing) for m in cropped)
+    from_reference = _by_class(first, _nearest(first, second, shape, reach, spacing))
+    from_prediction = _by_class(second, _nearest(second, first, shape, reach, spacing))
     scores = np.full((2, n_classes), np.nan)
+    nothing = _Distances(np.zeros(0), np.zeros(0))
     for c in range(1, n_classes):
-        scores[:, c] = _score(from_reference[c], from_prediction[c], tolerances[c], percentile, absent)
+        both = from_reference.get(c, nothing), from_prediction.get(c, nothing)
+        scores[:, c] = _score(*both, tolerances[c], percentile, absent, surface)
     return SurfaceScores(*scores)
 
 
+class _Distances(NamedTuple):
+    """Of one class's surface elements: distance to the other surface in mm, and what each element counts."""
+
+    mm: Float[np.ndarray, " n"]
+    weights: Float[np.ndarray, " n"]
+
+
 def _score(
-    from_reference: Float[np.ndarray, " n"],
-    from_prediction: Float[np.ndarray, " m"],
+    from_reference: _Distances,
+    from_prediction: _Distances,
     tolerance: float,
     percentile: float | int,
     absent: str,
+    surface: SurfaceKind,
 ) -> tuple[float, float]:
-    if not len(from_reference) and absent == "left_out":
+    both = from_reference, from_prediction
+    if not len(from_reference.mm) and absent == "left_out":
         return np.nan, np.nan
-    if not len(from_reference) and not len(from_prediction):
+    if not any(len(one.mm) for one in both):
         return 0.0, 1.0
-    if not len(from_reference) or not len(from_prediction):
+    if not all(len(one.mm) for one in both):
         return np.inf, 0.0
-    distance = max(np.percentile(d, percentile) for d in (from_reference, from_prediction))
-    within = np.concatenate([from_reference, from_prediction]) <= tolerance * (1 + ROUNDING)
-    return float(distance), float(within.mean())
+    distance = max(_percentile(one, percentile, surface) for one in both)
+    within = sum(one.weights[one.mm <= tolerance * (1 + ROUNDING)].sum() for one in both)
+    return float(distance), float(within / sum(one.weights.sum() for one in both))
 
 
-def _surfaces(
+def _percentile(distances: _Distances, percentile: float | int, surface: SurfaceKind) -> float:
+    """Return the percentile of the distances in mm: of the elements, or of their area, where nothing is interpolated
+    (DeepMind's compute_robust_hausdorff)."""
+    if surface == "voxels":
+        return float(np.percentile(distances.mm, percentile))
+    order = np.argsort(distances.mm, kind="stable")
+    share = distances.weights[order].cumsum()
+    place = int(np.searchsorted(share, percentile / 100 * share[-1]))
+    return float(distances.mm[order[min(place, len(order) - 1)]])
+
+
+def _cropped(
     reference: Integer[np.ndarray, "I J K"],
     prediction: Integer[np.ndarray, "I J K"],
     n_classes: int,
     ignore_index: int | None,
 ) -> tuple[Integer[np.ndarray, "i j k"], Integer[np.ndarray, "i j k"]]:
-    """Keep the classes of surface voxels, 0 elsewhere, in the box around the foreground of both maps."""
+    """Check both maps and crop them to the box around the foreground of both; ignored voxels become background."""
     if ignore_index is not None:
         counted = reference != ignore_index
         reference, prediction = reference * counted, prediction * counted
@@ -102,7 +130,7 @@ def _surfaces(
         if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
             raise ValueError(f"{name}: expected classes 0 … {n_classes - 1}, found {labels.min()} … {labels.max()}")
     box = _foreground_box(reference, prediction)
-    return _surface(reference[box]), _surface(prediction[box])
+    return reference[box], prediction[box]
 
 
 def _foreground_box(*maps: Integer[np.ndarray, "I J K"]) -> tuple[slice, ...]:
@@ -114,40 +142,26 @@ def _foreground_box(*maps: Integer[np.ndarray, "I J K"]) -> tuple[slice, ...]:
     return tuple(box)
 
 
-def _surface(labels: Integer[np.ndarray, "i j k"]) -> Integer[np.ndarray, "i j k"]:
-    """Set to 0 what has six neighbours of its own class; outside is background."""
-    inner = np.ones(labels.shape, dtype=bool)
-    for axis in range(3):
-        along = np.moveaxis(labels, axis, 0)
-        inside = np.moveaxis(inner, axis, 0)
-        same = along[1:] == along[:-1]
-        inside[1:] &= same
-        inside[:-1] &= same
-        inside[:1] = False
-        inside[-1:] = False
-    return np.where(inner, 0, labels)
-
-
 def _nearest(
-    of: Integer[np.ndarray, "i j k"], to: Integer[np.ndarray, "i j k"], spacing: Float[np.ndarray, " axes"]
-) -> tuple[Integer[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """Return each `of` voxel's class and distance (mm) to the nearest `to` voxel of that class, infinity if none."""
-    reach = np.floor(_radius(spacing) / spacing).astype(int)
-    of, to = (np.pad(v, [(r, r) for r in reach]) for v in (of, to))
-    found = np.flatnonzero(of)
-    classes, distances = of.reshape(-1)[found], np.full(len(found), np.inf)
-    rest, target = np.arange(len(found)), to.reshape(-1)
-    for offset, distance in _neighbours(reach, spacing, to.shape):
-        hit = target[found[rest] + offset] == classes[rest]
+    of: Surface,
+    to: Surface,
+    shape: tuple[int, ...],
+    reach: Int[np.ndarray, " axes"],
+    spacing: Float[np.ndarray, " axes"],
+) -> Float[np.ndarray, " n"]:
+    """Return each `of` element's distance (mm) to the nearest `to` element of its class, infinity if there is none."""
+    distances = np.full(len(of.places), np.inf)
+    rest = np.arange(len(of.places))
+    for offset, distance in _neighbours(reach, spacing, shape):
+        hit = to.holds(of.places[rest] + offset, of.classes[rest])
         distances[rest[hit]] = distance
         rest = rest[~hit]
-    targets = np.flatnonzero(to)
-    for c, members in _groups(classes[rest]):
-        goals = targets[target[targets] == c]
-        if len(goals):
-            tree = KDTree(_points(goals, to.shape, spacing), balanced_tree=False, compact_nodes=False)
-            distances[rest[members]] = tree.query(_points(found[rest[members]], to.shape, spacing))[0]
-    return classes, distances
+    goals_of = dict(_groups(to.classes)) if len(rest) else {}
+    for c, members in _groups(of.classes[rest]):
+        if c in goals_of:
+            tree = KDTree(_points(to.places[goals_of[c]], shape, spacing), balanced_tree=False, compact_nodes=False)
+            distances[rest[members]] = tree.query(_points(of.places[rest[members]], shape, spacing))[0]
+    return distances
 
 
 def _radius(spacing: Float[np.ndarray, " axes"]) -> float:
@@ -181,8 +195,5 @@ def _groups(classes: Integer[np.ndarray, " n"]) -> Iterator[tuple[int, Int[np.nd
         yield int(c), members
 
 
-def _by_class(
-    classes: Integer[np.ndarray, " n"], distances: Float[np.ndarray, " n"], n_classes: int
-) -> list[Float[np.ndarray, " m"]]:
-    groups = {c: distances[members] for c, members in _groups(classes)}
-    return [groups.get(c, distances[:0]) for c in range(n_classes)]
+def _by_class(surface: Surface, distances: Float[np.ndarray, " n"]) -> dict[int, _Distances]:
+    return {c: _Distances(distances[at], surface.weights[at]) for c, at in _groups(surface.classes)}

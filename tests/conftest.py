@@ -13,7 +13,8 @@ from jaxtyping import install_import_hook
 
 # The shapes in these rooms' annotations are executed: one that nothing checks becomes false in silence.
 install_import_hook(
-    [f"pipeline.{room}" for room in ("losses", "slab_softmax", "slabs", "metrics", "surfaces")], "beartype.beartype"
+    [f"pipeline.{room}" for room in ("losses", "slab_softmax", "slabs", "metrics", "surfaces", "surface_elements")],
+    "beartype.beartype",
 )
 
 pytest_plugins = ["pytester"]  # sessions inside a test: tests/test_fault_table.py

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.metrics.utils import get_mask_edges
 from monai.networks import one_hot
 from scipy import ndimage
 
 from pipeline import surfaces
+from pipeline.surface_elements import area_of_code, find_surface
 from pipeline.surfaces import surface_scores
 
 SPACING_MM = (0.7, 1.1, 2.9)
@@ -30,6 +32,34 @@ def monai_scores(reference, prediction, n_classes, tolerance_mm, spacing_mm=SPAC
         distance = compute_hausdorff_distance(*maps, percentile=95, spacing=spacing_mm)
         dice = compute_surface_dice(*maps, [tolerance_mm] * (n_classes - 1), spacing=spacing_mm)
     return distance[0].numpy(), dice[0].numpy()
+
+
+def monai_area_dice(reference, prediction, n_classes, tolerance_mm, spacing_mm=SPACING_MM):
+    maps = [one_hot(torch.from_numpy(v.astype(np.int64))[None, None], n_classes) for v in (prediction, reference)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return compute_surface_dice(*maps, [tolerance_mm] * (n_classes - 1), spacing=spacing_mm, use_subvoxels=True)[
+            0
+        ].numpy()
+
+
+def deepmind_hd95(reference, prediction, spacing_mm=SPACING_MM):
+    """The 95 % distance of surface-distance's compute_robust_hausdorff for two masks, by distance transforms.
+
+    The surface elements and their areas are MONAI's, the distances scipy's.
+    """
+    masks = [torch.from_numpy(np.pad(mask, 1)) for mask in (reference, prediction)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        *edges, area_first, area_second = get_mask_edges(*masks, crop=False, spacing=spacing_mm)
+    edges, areas = [e.numpy().astype(bool) for e in edges], [a.numpy() for a in (area_first, area_second)]
+    found = []
+    for one, other, area in zip(edges, edges[::-1], areas, strict=True):
+        distances = ndimage.distance_transform_edt(~other, sampling=spacing_mm)[one]
+        order = np.argsort(distances)
+        share = np.cumsum(area[one][order]) / area[one].sum()
+        found.append(distances[order][np.searchsorted(share, 0.95)])
+    return max(found)
 
 
 def brute_force(reference, prediction, tolerance_mm):
@@ -59,6 +89,42 @@ def test_all_classes_equal_monai(seed, n_neighbours, monkeypatch):
     assert np.isnan([scores.hd95_mm[0], scores.surface_dice[0]]).all()
 
 
+@pytest.mark.parametrize("n_neighbours", [1, 100])
+@pytest.mark.parametrize("seed", range(3))
+def test_surfaces_by_area_equal_monai_and_the_distance_transform(seed, n_neighbours, monkeypatch):
+    monkeypatch.setattr(surfaces, "N_NEIGHBOURS", n_neighbours)
+    reference, prediction = blobs(seed), np.roll(blobs(seed), (1, 2, -1), (0, 1, 2))
+    prediction[3:6, 3:6, 3:6] = 4
+    scores = surface_scores(reference, prediction, SPACING_MM, 5, tolerance_mm=1.5, surface="area")
+    assert np.allclose(scores.surface_dice[1:], monai_area_dice(reference, prediction, 5, 1.5), rtol=1e-5)
+    distances = [deepmind_hd95(reference == c, prediction == c) for c in range(1, 5)]
+    assert np.allclose(scores.hd95_mm[1:], distances, rtol=1e-6)
+    voxels = surface_scores(reference, prediction, SPACING_MM, 5, tolerance_mm=1.5)
+    assert not np.allclose(scores.surface_dice[1:], voxels.surface_dice[1:], rtol=1e-3)
+
+
+def test_surfaces_by_area_give_the_figures_published_with_surface_distance():
+    # SurfaceDistance3DTest in surface_distance_test.py of google-deepmind/surface-distance, tolerance 1 mm.
+    apart = np.zeros((2, 60, 70, 80), bool)
+    apart[0, 50, 60, 70] = apart[1, 50, 60, 72] = True
+    scores = surface_scores(*apart.astype(np.uint8), (3, 2, 1), 2, tolerance_mm=1, surface="area")
+    assert (scores.hd95_mm[1], scores.surface_dice[1]) == pytest.approx((2.0, 0.5))
+    cubes = np.zeros((2, 100, 100, 100), np.uint8)
+    cubes[0, :50], cubes[1, :51] = 1, 1
+    scores = surface_scores(*cubes, (2, 1, 1), 2, tolerance_mm=1, surface="area")
+    assert (scores.hd95_mm[1], scores.surface_dice[1]) == pytest.approx((2.0, 0.836), abs=5e-4)
+
+
+def test_a_box_has_the_area_of_its_faces_and_the_table_knows_the_voxels_size():
+    labels = np.zeros((60, 50, 40), np.uint8)
+    labels[5:55, 5:45, 5:35] = 3
+    faces_mm2 = 2 * sum(a * b for a, b in ((50 * 0.7, 40 * 1.1), (50 * 0.7, 30 * 2.9), (40 * 1.1, 30 * 2.9)))
+    # Marching cubes cuts the edges and corners off, half a voxel deep.
+    assert find_surface(labels, "area", SPACING_MM).weights.sum() == pytest.approx(faces_mm2, rel=0.03)
+    assert area_of_code(SPACING_MM)[0b11110000] == pytest.approx(1.1 * 2.9)  # a wall across the first axis
+    assert area_of_code(SPACING_MM)[0b10101010] == pytest.approx(0.7 * 1.1)  # across the last
+
+
 @pytest.mark.parametrize("tolerance_mm", [0.0, 0.7, 2.2, 5.0])
 def test_scores_follow_from_the_definition(tolerance_mm):
     reference, prediction = blobs(7, n_classes=2), blobs(8, n_classes=2)
@@ -68,11 +134,12 @@ def test_scores_follow_from_the_definition(tolerance_mm):
     )
 
 
-def test_far_apart_surfaces_are_measured_too():
+@pytest.mark.parametrize(("kind", "steps"), [("voxels", (39, 29, 19)), ("area", (39, 29, 19))])
+def test_far_apart_surfaces_are_measured_too(kind, steps):
     reference, prediction = np.zeros((2, 40, 30, 20), np.uint16)
     reference[0, 0, 0], prediction[39, 29, 19] = 300, 300
-    scores = surface_scores(reference, prediction, SPACING_MM, 301)
-    assert scores.hd95_mm[300] == pytest.approx(np.linalg.norm(np.array([39, 29, 19]) * SPACING_MM))
+    scores = surface_scores(reference, prediction, SPACING_MM, 301, surface=kind)
+    assert scores.hd95_mm[300] == pytest.approx(np.linalg.norm(np.array(steps) * SPACING_MM))
     assert scores.surface_dice[300] == 0
 
 
@@ -114,10 +181,11 @@ def test_absent_classes_follow_the_named_convention():
     assert np.array_equal(scored, [[np.nan, np.inf, np.inf, 0], [np.nan, 0, 0, 1]], equal_nan=True)
 
 
+@pytest.mark.parametrize("kind", ["voxels", "area"])
 @pytest.mark.parametrize("convention", ["left_out", "scored"])
-def test_two_empty_maps_have_no_surface(convention):
+def test_two_empty_maps_have_no_surface(convention, kind):
     empty = np.zeros((4, 5, 6), np.uint8)
-    scores = surface_scores(empty, empty, SPACING_MM, 2, absent=convention)
+    scores = surface_scores(empty, empty, SPACING_MM, 2, absent=convention, surface=kind)
     expected = (np.nan, np.nan) if convention == "left_out" else (0, 1)
     assert (scores.hd95_mm[1], scores.surface_dice[1]) == pytest.approx(expected, nan_ok=True)
 
@@ -162,3 +230,8 @@ def test_organs_of_a_real_scan_score_as_monai_scores_them(shared_data):
     distance, dice = monai_scores(reference, prediction, n_classes, 3, spacing_mm)
     assert np.allclose(scores.hd95_mm[1:], distance, rtol=1e-6)
     assert np.allclose(scores.surface_dice[1:], dice, rtol=1e-6)
+    by_area = surface_scores(reference, prediction, spacing_mm, n_classes, tolerance_mm=3, surface="area")
+    dice = monai_area_dice(reference, prediction, n_classes, 3, spacing_mm)
+    assert np.allclose(by_area.surface_dice[1:], dice, rtol=1e-5)
+    organ = [reference == 1, prediction == 1]
+    assert by_area.hd95_mm[1] == pytest.approx(deepmind_hd95(*organ, spacing_mm), rel=1e-6)
