@@ -219,8 +219,8 @@ def _find_class(path: str, trust: bool) -> type[nn.Module]:
     module_name, _, class_name = path.rpartition(".")
     if not trust and not any(module_name == p or module_name.startswith(p + ".") for p in ALLOWED_PACKAGES):
         raise NetworkError(
-            f"network {path}: classes are taken from {', '.join(ALLOWED_PACKAGES)} only; "
-            f"if you trust the package {module_name.split('.')[0]}, whose code then runs, give --trust_config (trust=True)"
+            f"network {path}: classes are taken from {', '.join(ALLOWED_PACKAGES)} only; if you trust the package "
+            f"{module_name.split('.')[0]}, whose code then runs, give --trust_config (trust=True)"
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
