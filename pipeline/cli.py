@@ -1,7 +1,7 @@
 """The command line: finds the verb, parses its arguments, turns expected errors into one line and an exit code.
 
-Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 130 / 143 stopped by
-SIGINT / SIGTERM. Help answers without importing torch: a verb's room is imported when it runs.
+Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 130 / 138 / 143 stopped by
+SIGINT / SIGUSR1 / SIGTERM. Help answers without importing torch: a verb's room is imported when it runs.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -113,8 +114,8 @@ def _train(arguments: list[str]) -> int:
     try:
         rooms.train(settings, resume=flags["resume"], overwrite=flags["overwrite"], say=_say)
     except importlib.import_module("pipeline.recorder").RunStopped as stop:
-        resume = "go on with --resume"
-        return _complain(f"training stopped by {stop}; {resume}", 143 if str(stop) == "SIGTERM" else 130)
+        number = signal.Signals[str(stop)]
+        return _complain(f"training stopped by {stop}; go on with --resume", 128 + number)
     return 0
 
 

@@ -159,6 +159,8 @@ class TrainingConfig:
     """Largest norm of the gradient; 0 = no clipping."""
     accumulate: int = 1
     """Batches whose gradients are added up before one step."""
+    on_nan_loss: Literal["stop", "skip"] = "stop"
+    """When a loss or gradient is no number: stop the training, or skip (and count) that step."""
     early_stopping_patience: int = 0
     """Stop when val_mIoU has not risen for so many epochs; 0 = never."""
     compile: bool = False

@@ -2,71 +2,114 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from pipeline.config import Config
 from pipeline.devices import is_first_process
+from pipeline.failures import in_one_sentence
+from pipeline.module import TrainingError
 from pipeline.recorder import RunRecorder, RunStopped
-from pipeline.run_folder import RunFolder, Status
+from pipeline.run_folder import RunFolder, RunFolderError, Status
 
 RULE = "=" * 60
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ctrl-C, the end of a job (also a preempted one), and the warning before it (`sbatch --signal=B:USR1@120`)."""
+
 
 @contextmanager
-def record_ending(folder: RunFolder, recorder: RunRecorder, patience: int) -> Iterator[None]:
-    """Write training_summary.json however the training inside ends; SIGINT and SIGTERM end it between two batches.
+def stop_at_once_on_signals() -> Iterator[None]:
+    """Let the stopping signals raise RunStopped: before the first batch there is nothing to save."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise RunStopped(signal.Signals(number).name)
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> Iterator[None]:
+    """Write training_summary.json however the training inside ends; a stopping signal ends it between two batches.
 
     Args:
         folder, recorder: the run's.
-        patience: epochs after which it stops by itself, for the summary's words.
+        config: the settings, for the words about them.
 
     Raises:
         RunStopped: a signal asked to stop; the summary says "interrupted".
-        Exception: whatever the training raised; the summary says "failed".
+        TrainingError, RunFolderError: what broke the training, in one line; the summary says "failed".
+        Exception: whatever else the training raised; the summary says "failed" too.
     """
-    try:
-        with _stop_on_signals(recorder):
+    with _stop_between_batches(recorder):
+        try:
             yield
-    except BaseException as error:
-        if recorder.stop_reason:
-            # Lightning also watches SIGTERM and may end the training first, with its own exception.
-            _write_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
-            raise RunStopped(recorder.stop_reason) from error
-        status: Status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-        _write_summary(folder, recorder, status, f"{type(error).__name__}: {error}")
-        raise
-    if recorder.stopped_early:
-        _write_summary(folder, recorder, "interrupted", f"val_mIoU has not risen for {patience} epochs")
-    else:
-        _write_summary(folder, recorder, "completed", None)
+        except BaseException as error:
+            _record_broken_off(folder, recorder, config, error)
+            raise
+        patience = config.training.early_stopping_patience
+        if recorder.stopped_early:
+            _write_summary(folder, recorder, "interrupted", f"val_mIoU has not risen for {patience} epochs")
+        else:
+            _write_summary(folder, recorder, "completed", None)
+
+
+def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config, error: BaseException) -> None:
+    """Write the summary of a training that raised, and raise its error in words where they are known."""
+    if recorder.stop_reason and not isinstance(error, RunFolderError | TrainingError):
+        # What follows a signal is its doing: Lightning's own exception, data workers that it ended first.
+        _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
+        raise RunStopped(recorder.stop_reason) from error
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
+        return
+    told = in_one_sentence(error, config, folder=folder.path, epoch=recorder.epochs_finished)
+    reason = str(told) if told is not error else f"{type(error).__name__}: {error}"
+    _write_last_summary(folder, recorder, "failed", reason)
+    if told is not error:
+        raise told from error
+
+
+def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str) -> None:
+    # What broke the training is what must be told, not that the same full disk takes no summary either.
+    with contextlib.suppress(RunFolderError):
+        _write_summary(folder, recorder, status, reason)
 
 
 def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
     if is_first_process():
-        folder.write_summary(status, recorder.history, reason=reason)
+        folder.write_summary(status, recorder.history, reason=reason, skipped_steps=recorder.skipped_steps)
 
 
 @contextmanager
-def _stop_on_signals(recorder: RunRecorder) -> Iterator[None]:
-    """Let SIGINT and SIGTERM end the training after the batch at hand; a second one ends it at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stop_between_batches(recorder: RunRecorder) -> Iterator[None]:
+    """Let a stopping signal end the training after the batch at hand; a second one ends it at once."""
 
     def ask(number: int, frame: Any) -> None:
         if recorder.stop_reason:
             raise KeyboardInterrupt
         recorder.stop_reason = signal.Signals(number).name
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    with _handling(ask):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = {number: signal.signal(number, handler) for number in STOPPING}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]) -> None:

@@ -54,4 +54,5 @@ def configured_module(
         seed=training.seed,
         ignore_index=label_values.ignore_index(n_classes) if ignores_voxels else None,
         compile_features=training.compile,
+        skip_undefined=training.on_nan_loss == "skip",
     )

@@ -42,7 +42,8 @@ class LiveProgress(pl.Callback):
         steps = int(trainer.num_training_batches)
         done = trainer.current_epoch * steps + batch_idx + 1
         accuracy = pl_module.train_accuracy.compute().item()  # type: ignore[operator,union-attr]
-        note = f"loss {trainer.callback_metrics['loss'].item():.3f} accuracy {accuracy:.3f}{self._score}"
+        loss = float(trainer.callback_metrics.get("loss", float("nan")))  # absent while every step was left out
+        note = f"loss {loss:.3f} accuracy {accuracy:.3f}{self._score}"
         title = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         self._bar.update(done, steps * int(trainer.max_epochs or 1), title, note)
 

@@ -6,6 +6,7 @@ that a resumed training needs neither random states nor a scheduler's state.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any, cast
@@ -19,6 +20,8 @@ from torchmetrics import MeanMetric
 
 from pipeline.losses import DiceCE, SlabDiceCELoss
 from pipeline.metrics import HistogramDiceMetric, joint_histogram, mean_iou, segment_in_slabs
+
+log = logging.getLogger(__name__)
 
 
 class TrainingError(RuntimeError):
@@ -52,6 +55,7 @@ class SegmentationModule(pl.LightningModule):
         seed: decides the random numbers of every epoch.
         ignore_index: label value of voxels that count nowhere.
         compile_features: run the network through torch.compile.
+        skip_undefined: leave out and count the steps whose loss or gradient is no number, instead of stopping there.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class SegmentationModule(pl.LightningModule):
         seed: int,
         ignore_index: int | None = None,
         compile_features: bool = False,
+        skip_undefined: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -76,6 +81,11 @@ class SegmentationModule(pl.LightningModule):
         self.lr, self.weight_decay = lr, weight_decay
         self.warmup_epochs, self.max_epochs, self.schedule = warmup_epochs, max_epochs, schedule
         self.seed, self.ignore_index = seed, ignore_index
+        self.skip_undefined = skip_undefined
+        self.skipped_steps = 0
+        """Steps of the whole run whose loss or gradient was no number."""
+        self._skipped_in_a_row = 0
+        self._cases: list[str] = []
         features = cast(Callable[[Tensor], Tensor], network.features)
         self._features = torch.compile(features) if compile_features else features
         # float64: an epoch adds up millions of voxels.
@@ -103,9 +113,15 @@ class SegmentationModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Any = None,
     ) -> None:
-        """Clip by norm. Lightning's own refuses fused optimisers in bfloat16 too, where nothing is scaled."""
-        if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        """Clip by norm. Lightning's own refuses fused optimisers in bfloat16 too, where nothing is scaled.
+
+        A gradient that is no number would make every weight none, one step before a loss shows it.
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
+        # With scaled gradients infinities are normal: the scaler leaves such a step out and scales less.
+        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
+            self._pass_over("gradient", norm)
+            optimizer.zero_grad(set_to_none=True)
 
     def learning_rate(self, epoch: int) -> float:
         """See `learning_rate_at`."""
@@ -128,22 +144,44 @@ class SegmentationModule(pl.LightningModule):
         """Logits (B, n_classes, I, J, K): for a person who wants them; training never makes them."""
         return self.network(image)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Loss of one batch; accuracy comes out of the same pass."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        """Loss of one batch; accuracy comes out of the same pass. None: the step is left out (see skip_undefined)."""
         image, label = _plain(batch["image"]), _plain(batch["label"])
+        self._cases = [str(case) for case in batch["case"]]
         result: DiceCE = self.criterion(self._features(image), self.head, label)
         loss = result.loss.detach()
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}, step {batch_idx} "
-                f"(cases {', '.join(batch['case'])}); try a smaller --lr, --precision 32, or look at these cases"
-            )
+        if not self._is_finite_everywhere(loss):
+            self._pass_over("loss", loss)
+            return None
+        self._skipped_in_a_row = 0
         self.train_loss.update(loss, weight=len(image))
         self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, logger=False)
         return result.loss
+
+    def _is_finite_everywhere(self, loss: Tensor) -> bool:
+        """Whether every process has a number; when steps may be left out, all must leave out the same ones."""
+        finite = torch.isfinite(loss)
+        if self.skip_undefined and self.trainer.world_size > 1:
+            finite = cast(Tensor, self.trainer.strategy.reduce(finite.float(), reduce_op="min")) > 0
+        return bool(finite)
+
+    def _pass_over(self, what: str, value: Tensor) -> None:
+        """Count a step that cannot be trained with; raise TrainingError unless it may be left out."""
+        step = self.trainer.fit_loop.epoch_loop.batch_idx
+        where = (
+            f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {', '.join(self._cases)})"
+        )
+        advice = "try a smaller --lr, --precision 32, or look at these cases"
+        if not self.skip_undefined:
+            raise TrainingError(f"{where}; {advice} (--training.on_nan_loss skip leaves such steps out)")
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        log.warning("%s; step left out, %d so far", where, self.skipped_steps)
+        if self._skipped_in_a_row >= self.trainer.num_training_batches:
+            raise TrainingError(f"{where}, like all of the {self._skipped_in_a_row} steps before it; {advice}")
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

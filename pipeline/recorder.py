@@ -6,6 +6,7 @@ between two of them costs nothing: the resumed run repeats the epoch and writes 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import Any, BinaryIO
@@ -22,8 +23,8 @@ from pipeline.resume import restore, resume_state
 from pipeline.run_folder import RunFolder, TrainingLog, write_atomically
 
 
-class RunStopped(Exception):  # noqa: N818  (a wish that was granted, not an error)
-    """Training stops between two batches because somebody asked for it."""
+class RunStopped(BaseException):
+    """Training stops because somebody asked for it; like KeyboardInterrupt, no `except Exception` may swallow it."""
 
 
 class EventsLogger(TensorBoardLogger):
@@ -32,6 +33,11 @@ class EventsLogger(TensorBoardLogger):
     def save(self) -> None:
         """Flush the events; write nothing else."""
         self.experiment.flush()
+
+    def finalize(self, status: str) -> None:
+        """Close the events; after a failure their disk's refusal must not take the place of what went wrong."""
+        with contextlib.suppress(*(() if status == "success" else (OSError,))):
+            super().finalize(status)
 
 
 class RunRecorder(pl.Callback):
@@ -62,6 +68,8 @@ class RunRecorder(pl.Callback):
         self.stopped_early = False
         self.stop_reason: str | None = None
         """Set by a signal handler; the training stops after the batch at hand."""
+        self.skipped_steps = 0
+        """Steps that the module left out because their loss or gradient was no number."""
         self._learning_rate = float("nan")
         self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
         self._clock = time.monotonic()
@@ -78,6 +86,7 @@ class RunRecorder(pl.Callback):
         assert isinstance(pl_module, SegmentationModule)
         if self.resume:
             restore(self.resume, trainer, pl_module)
+            self.skipped_steps = pl_module.skipped_steps
             self.resume = None
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
@@ -97,6 +106,7 @@ class RunRecorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The time since the batch arrived was spent computing."""
         self._lap("step")
+        self.skipped_steps = pl_module.skipped_steps
         self._stop_if_asked()
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from pipeline.config import Config, ConfigError, as_mapping
 from pipeline.module import SegmentationModule
-from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog
+from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog, null_for_undefined
 
-RESUME_FORMAT = 1
+RESUME_FORMAT = 2
 """Version of the file that resuming reads."""
 
 MAY_CHANGE_ON_RESUME = frozenset(
@@ -23,6 +23,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.cache_limit_gb",
         "training.max_epochs",
         "training.n_gpus",
+        "training.on_nan_loss",
         "training.early_stopping_patience",
         "training.overlay_every",
         "training.compile",
@@ -48,6 +49,40 @@ def refuse_changed_settings(folder: RunFolder, config: Config) -> None:
             )
 
 
+def refuse_changed_data(folder: RunFolder, found: dict[str, dict[str, Any]]) -> None:
+    """Raise ConfigError where the data or the network are no longer what the run in `folder` was started with.
+
+    found: what `run_record.run_record` says now. Settings may be the same and cases have come or gone all the same.
+    """
+    before = folder.read_config()
+    for group, key, what in (
+        ("data", "split", "the division into train, val and test"),
+        ("data", "channel_names", "the channels"),
+        ("data", "intensity_found", "how intensities are scaled"),
+        ("model", "class_names", "the classes"),
+        ("model", "network_settings", "the network"),
+    ):
+        old, now = before[group].get(key), found[group][key]
+        if old != null_for_undefined(now):
+            raise ConfigError(
+                f"{group}.{key}: {what} of {folder.path} changed since it was started ({_difference(old, now)}); "
+                "a resumed run keeps them: put the data back as they were, or start another run"
+            )
+
+
+def _difference(old: Any, now: Any) -> str:
+    """Name the first cases or entries that came or went; else show both."""
+    if isinstance(old, dict) and isinstance(now, dict):
+        for key in ("train", "val", "test", *now):
+            if old.get(key) != now.get(key):
+                return f"{key}: {_difference(old.get(key), now.get(key))}"
+    if isinstance(old, list) and isinstance(now, list):
+        gone, new = [x for x in old if x not in now], [x for x in now if x not in old]
+        parts = [f"{word} {', '.join(map(str, some[:3]))}" for word, some in (("gone", gone), ("new", new)) if some]
+        return "; ".join(parts) or "another order"
+    return f"was {old!r:.60}, is {now!r:.60}"
+
+
 def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> dict[str, Any]:
     """Everything that training on needs, as plain containers and tensors (loads with weights_only=True)."""
     return {
@@ -57,6 +92,7 @@ def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingL
         "optimizer": trainer.optimizers[0].state_dict(),
         "precision": trainer.precision_plugin.state_dict(),
         "log": log.to_dict(),
+        "skipped_steps": module.skipped_steps,
     }
 
 
@@ -82,6 +118,7 @@ def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModu
     module.network.load_state_dict(state["network"])
     trainer.optimizers[0].load_state_dict(state["optimizer"])
     trainer.precision_plugin.load_state_dict(state["precision"])
+    module.skipped_steps = state["skipped_steps"]
     # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
     # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
     progress: Any = trainer.fit_loop.epoch_progress.current

@@ -98,8 +98,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if refusal := _disk_error(error):
-            raise _write_error(path, refusal) from error
+        if refusal := disk_error(error):
+            raise write_error(path, refusal) from error
         raise
 
 
@@ -115,14 +115,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _disk_error(error: BaseException | None) -> OSError | None:
+def disk_error(error: BaseException | None) -> OSError | None:
     """Find the OSError behind an exception: torch.save answers a full disk with an unrelated RuntimeError on top."""
     while isinstance(error, Exception) and not isinstance(error, OSError):
         error = error.__cause__ or error.__context__
     return error if isinstance(error, OSError) else None
 
 
-def _write_error(path: Path, error: OSError) -> RunFolderError:
+def write_error(path: Path, error: OSError) -> RunFolderError:
+    """Word a disk's refusal: which file or folder, why, and what to do."""
     reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "see to that folder")
     return RunFolderError(f"{path}: cannot be written ({reason}); {remedy}; the old file is untouched")
 
@@ -197,6 +198,9 @@ class RunFolder:
         """Everything as it stood after the last finished epoch. Write best_checkpoint, resume_checkpoint and log in
         this order: a kill in between then costs the work of one epoch, and never the best weights."""
 
+        self.lock = self.resume / "lock"
+        """Held by the process that trains here; see run_lock."""
+
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
         """Take an existing folder for a run, "." included."""
@@ -213,24 +217,41 @@ class RunFolder:
         ours = (self.config, self.log, self.best_checkpoint, self.resume_checkpoint)
         return "interrupted" if any(path.exists() for path in ours) else "absent"
 
-    def start(self, *, resume: bool = False, overwrite: bool = False) -> bool:
-        """Make the folder ready for a training; True: it continues from resume_checkpoint, False: it begins.
+    def may_start(self, *, resume: bool = False, overwrite: bool = False) -> bool:
+        """Say how a training would start here, touching nothing; True: from resume_checkpoint, False: from nothing.
 
         A training is never overwritten unasked: RunFolderError then says what is there and what can be done. `resume`
         of an absent run, or of one killed in its first epoch, begins: a requeued job repeats its command line.
-        `overwrite` removes the run's own files; TensorBoard's version_X stay, since X counts the starts.
         """
         if resume and overwrite:
             raise RunFolderError("--resume and --overwrite exclude each other; give one of them")
         state = "absent" if overwrite else self.state
         if not resume and state != "absent":
             raise RunFolderError(self._occupied(state))
-        continues = resume and state != "absent" and self._can_continue(state)
+        return resume and state != "absent" and self._can_continue(state)
+
+    def make_ready(self, *, keep: bool) -> None:
+        """Clear the folder for a training, as late as possible: what is removed here is gone.
+
+        keep: go on from resume_checkpoint, so that only the ending and what a kill left half written is removed;
+        otherwise all files of the run before are. TensorBoard's version_X stay, since X counts the starts.
+        """
         try:
-            self._make_ready(keep=continues)
+            self.summary.unlink(missing_ok=True)
+            if not keep:
+                for path in (self.best_checkpoint, self.log, self.config, self.curves, self.resume_checkpoint):
+                    path.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.resume):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._remove_half_written()
         except OSError as error:
-            raise _write_error(self.path, error) from error
-        return continues
+            raise write_error(self.path, error) from error
+
+    def tidy(self) -> None:
+        """Remove what a kill left in a completed run at the very end of its training."""
+        if self.state == "finished":
+            self._remove_resume()
+            self._remove_half_written()
 
     def _occupied(self, state: State) -> str:
         kind = "an interrupted (or still running)" if state == "interrupted" else f"a {state}"
@@ -250,17 +271,6 @@ class RunFolder:
             )
         return self.resume_checkpoint.exists()
 
-    def _make_ready(self, *, keep: bool) -> None:
-        """Remove what an earlier training left: all its files, or only its ending and what a kill left half written."""
-        self.summary.unlink(missing_ok=True)
-        if not keep:
-            for path in (self.best_checkpoint, self.log, self.config, self.curves):
-                path.unlink(missing_ok=True)
-            self._remove_resume()
-        for folder in (self.checkpoints, self.resume):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._remove_half_written()
-
     def _remove_resume(self) -> None:
         if self.resume.exists():
             shutil.rmtree(self.resume)
@@ -278,7 +288,9 @@ class RunFolder:
         """Write training_log.json."""
         write_json(self.log, log.to_dict())
 
-    def write_summary(self, status: Status, log: TrainingLog, *, reason: str | None = None) -> None:
+    def write_summary(
+        self, status: Status, log: TrainingLog, *, reason: str | None = None, skipped_steps: int = 0
+    ) -> None:
         """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason."""
         if status == "failed" and not reason:
             raise RunFolderError(f'{self.summary}: status "failed" needs a reason')
@@ -289,7 +301,9 @@ class RunFolder:
             "best_val_mIoU": log.best_val_miou,
             "total_epochs": len(log),
         }
-        write_json(self.summary, summary | ({"reason": reason} if reason else {}))
+        summary |= {"reason": reason} if reason else {}
+        summary |= {"skipped_steps": skipped_steps} if skipped_steps else {}
+        write_json(self.summary, summary)
         if status == "completed":
             try:
                 self._remove_resume()

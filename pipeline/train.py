@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,14 @@ from pipeline.class_weights import median_frequency_weights
 from pipeline.config import Config
 from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.devices import choose_devices, is_first_process
-from pipeline.ending import RULE, record_ending, say_end
+from pipeline.ending import RULE, record_ending, say_end, stop_at_once_on_signals
 from pipeline.learner import configured_module, configured_network
 from pipeline.live import LiveProgress
-from pipeline.module import SegmentationModule
 from pipeline.progress import Bar
 from pipeline.recorder import EventsLogger, RunRecorder
-from pipeline.resume import read_resume, refuse_changed_settings
+from pipeline.resume import read_resume, refuse_changed_data, refuse_changed_settings
 from pipeline.run_folder import RunFolder, run_name
+from pipeline.run_lock import only_training_in
 from pipeline.run_record import classes_that_never_occur, run_record, weight_stats
 
 log = logging.getLogger(__name__)
@@ -54,54 +55,53 @@ def train(
         The run folder.
 
     Raises:
-        RunFolderError: the folder holds a run and neither `resume` nor `overwrite` is given.
-        DatasetError, VolumeError, CacheError, NetworkError, ConfigError: what cannot be trained, in one line.
-        TrainingError: the loss is no longer a number; the summary says "failed".
-        RunStopped: a signal asked to stop; the summary says "interrupted".
+        RunFolderError: the folder holds a run and neither `resume` nor `overwrite` is given, another process trains
+            there, or the disk refuses.
+        DatasetError, VolumeError, CacheError, NetworkError, ConfigError: what cannot be trained, in one line; nothing
+            was written, and an earlier run not touched.
+        TrainingError: the loss is no longer a number, memory ran out, a data worker failed; the summary says "failed".
+        RunStopped: a signal asked to stop; the summary, if a batch was to be trained, says "interrupted".
     """
     if not is_first_process():
         say = log.debug
     console = console or Console(file=sys.stderr)
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
-    state = _open_folder(folder, config, resume=resume, overwrite=overwrite)
-    for line in (RULE, f"Experiment: {folder.name}", f"Log directory: {folder.path}", RULE):
-        say(line)
-    if state:
-        say(f"Resuming after {state['epochs_finished']} finished epochs")
-
-    pl.seed_everything(config.training.seed, verbose=False)
-    say("Setting up data...")
-    with Bar("Preprocessing", console) as bar:
-        prepared = prepare_data(config, lambda what, done, total: bar.update(done, total, what))
-    _say_data(prepared, say)
-    weights = _class_weights(config, prepared, say)
-    say("Creating model...")
-    network = configured_network(config, in_channels=prepared.in_channels, n_classes=prepared.n_classes)
-    _say_parameters(network, say)
-    devices = choose_devices(config)
-    say("Saving training configuration...")
-    _write_record(folder, run_record(config, prepared, weights, network, devices))
-    say(f"Training configuration saved to: {folder.config}")
-    for line in (RULE, "Starting training...", RULE):
-        say(line)
-
-    module = configured_module(
-        config,
-        network,
-        n_classes=prepared.n_classes,
-        class_weights=weights,
-        ignores_voxels=prepared.dataset.ignore_value is not None,
-    )
-    recorder = _build_recorder(config, folder, prepared, network, state)
-    data = BodyData(
-        prepared,
-        batch_size=config.data.batch_size,
-        num_workers=config.data.num_workers,
-        seed=config.training.seed,
-        epoch=state["epochs_finished"] if state else 0,
-    )
-    _fit(config, folder, module, data, recorder, devices, console)
-    say_end(folder, recorder, say)
+    with stop_at_once_on_signals(), only_training_in(folder) if is_first_process() else nullcontext():
+        state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
+        _say_beginning(folder, state, resume, say)
+        pl.seed_everything(config.training.seed, verbose=False)
+        say("Setting up data...")
+        with Bar("Preprocessing", console) as bar:
+            prepared = prepare_data(config, lambda what, done, total: bar.update(done, total, what))
+        _say_data(prepared, say)
+        weights = _class_weights(config, prepared, say)
+        say("Creating model...")
+        network = configured_network(config, in_channels=prepared.in_channels, n_classes=prepared.n_classes)
+        _say_parameters(network, say)
+        devices = choose_devices(config)
+        record = run_record(config, prepared, weights, network, devices)
+        module = configured_module(
+            config,
+            network,
+            n_classes=prepared.n_classes,
+            class_weights=weights,
+            ignores_voxels=prepared.dataset.ignore_value is not None,
+        )
+        recorder = _build_recorder(config, folder, prepared, network, state)
+        data = BodyData(
+            prepared,
+            batch_size=config.data.batch_size,
+            num_workers=config.data.num_workers,
+            seed=config.training.seed,
+            epoch=state["epochs_finished"] if state else 0,
+        )
+        _clear_folder(folder, record, resumes=state is not None)
+        with record_ending(folder, recorder, config), _quiet_lightning():
+            _write_record(folder, record, say)
+            for line in (RULE, "Starting training...", RULE):
+                say(line)
+            _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
+        say_end(folder, recorder, say)
     return folder.path
 
 
@@ -121,15 +121,37 @@ def name_of(config: Config) -> str:
 # Before the first batch -------------------------------------------------------------------------------------------
 
 
-def _open_folder(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Make the folder ready; give the state to resume from, or None for a fresh start."""
-    if resume and folder.config.exists():
-        refuse_changed_settings(folder, config)
+def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
+    """Give the state to resume from, or None for a fresh start; RunFolderError or ConfigError for neither."""
     if is_first_process():
-        continues = folder.start(resume=resume, overwrite=overwrite)
+        if not overwrite:
+            folder.tidy()
+        continues = folder.may_start(resume=resume, overwrite=overwrite)
     else:
         continues = resume and folder.resume_checkpoint.exists()
-    return read_resume(folder.resume_checkpoint) if continues else None
+    if not continues:
+        return None
+    refuse_changed_settings(folder, config)
+    return read_resume(folder.resume_checkpoint)
+
+
+def _say_beginning(folder: RunFolder, state: dict[str, Any] | None, resume: bool, say: Callable[[str], None]) -> None:
+    for line in (RULE, f"Experiment: {folder.name}", f"Log directory: {folder.path}", RULE):
+        say(line)
+    if state:
+        say(f"Resuming after {state['epochs_finished']} finished epochs")
+    elif resume:
+        say("Nothing to resume in that folder: beginning with epoch 0")
+
+
+def _clear_folder(folder: RunFolder, record: dict[str, dict[str, Any]], *, resumes: bool) -> None:
+    """Make the folder ready, now that nothing of the data or the settings can be refused any more."""
+    if resumes:
+        refuse_changed_data(folder, record)
+        # A resumed run started when it first started.
+        record["experiment"]["start_time"] = folder.read_config()["experiment"]["start_time"]
+    if is_first_process():
+        folder.make_ready(keep=resumes)
 
 
 def _say_data(prepared: PreparedData, say: Callable[[str], None]) -> None:
@@ -161,12 +183,11 @@ def _say_parameters(network: torch.nn.Module, say: Callable[[str], None]) -> Non
     say(f"Trainable parameters: {sum(size for size, trains in sizes if trains):,}")
 
 
-def _write_record(folder: RunFolder, record: dict[str, dict[str, Any]]) -> None:
-    if folder.config.exists():
-        # A resumed run started when it first started.
-        record["experiment"]["start_time"] = folder.read_config()["experiment"]["start_time"]
+def _write_record(folder: RunFolder, record: dict[str, dict[str, Any]], say: Callable[[str], None]) -> None:
+    say("Saving training configuration...")
     if is_first_process():
         folder.write_config(record)
+    say(f"Training configuration saved to: {folder.config}")
 
 
 # Training ---------------------------------------------------------------------------------------------------------
@@ -195,20 +216,6 @@ def _build_recorder(
     )
 
 
-def _fit(
-    config: Config,
-    folder: RunFolder,
-    module: SegmentationModule,
-    data: BodyData,
-    recorder: RunRecorder,
-    devices: dict[str, Any],
-    console: Console,
-) -> None:
-    """Run Lightning; whatever happens, write how it ended."""
-    with record_ending(folder, recorder, config.training.early_stopping_patience), _quiet_lightning():
-        _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
-
-
 def _trainer(
     config: Config, folder: RunFolder, recorder: RunRecorder, devices: dict[str, Any], console: Console
 ) -> pl.Trainer:
@@ -233,14 +240,20 @@ def _quiet_lightning() -> Iterator[None]:
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.ERROR)
+    hook = threading.excepthook
+    # TensorBoard writes in a thread; what broke there is raised here at its next flush, and told once.
+    threading.excepthook = lambda broken: log.debug("thread %s: %s", broken.thread, broken.exc_value)
     try:
         with warnings.catch_warnings():
             # How many workers prepare batches is the user's setting, and the cache makes few enough.
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # An epoch of a small data set may have fewer steps than Lightning's logging interval.
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            # Leaving a step out is what the setting asked for.
+            warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
             # Lightning 2.6 asks torch 2.13's pytree in a way that torch has since renamed.
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             yield
     finally:
+        threading.excepthook = hook
         logger.setLevel(level)

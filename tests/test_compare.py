@@ -26,7 +26,7 @@ def a_run(log_dir: Path, name: str, scores=(0.1, 0.3, 0.2), *, status="completed
     for key, value in settings.items():
         group, _, setting = key.partition("__")
         config[group][setting] = value
-    folder.start()
+    folder.make_ready(keep=False)
     folder.write_config(config)
     for epoch, score in enumerate(scores):
         values = {"train_loss": 1, "train_accuracy": 1, "val_loss": 1, "learning_rate": 1e-4}

@@ -299,7 +299,7 @@ def run_folder(tmp_path):
     network = BodyNet(in_channels=1, n_classes=2, base_channels=4, light=True)
     network.eval()
     folder = RunFolder(tmp_path, "run")
-    folder.start()
+    folder.make_ready(keep=False)
     checkpoint = {
         "format": 1, "state_dict": network.state_dict(), "run": "run", "class_names": ["background", "ball"],
         "network": {"_target_": "BodyNet", "in_channels": 1, "n_classes": 2, "base_channels": 4, "light": True},

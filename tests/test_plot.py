@@ -25,7 +25,7 @@ def a_log(n_epochs: int, undefined: tuple[int, ...] = ()) -> TrainingLog:
 
 def a_run(log_dir: Path, name: str, n_epochs: int = 5) -> Path:
     folder = RunFolder(log_dir, name)
-    folder.start()
+    folder.make_ready(keep=False)
     folder.write_log(a_log(n_epochs))
     return folder.path
 

@@ -95,7 +95,7 @@ def finished_run(log_dir: Path, config: dict, scores=(0.1, 0.2, None, 0.5, 0.5, 
             light=config["model"]["use_light_model"],
         ),
     )
-    folder.start()
+    start(folder)
     folder.write_config(config)
     log = TrainingLog()
     for score in scores:
@@ -108,6 +108,13 @@ def finished_run(log_dir: Path, config: dict, scores=(0.1, 0.2, None, 0.5, 0.5, 
     events.parent.mkdir()
     events.touch()
     return folder
+
+
+def start(folder: RunFolder, **how: bool) -> bool:
+    """What a training does before its first file."""
+    continues = folder.may_start(**how)
+    folder.make_ready(keep=continues)
+    return continues
 
 
 def checked(spec: Path, folder: RunFolder) -> str:
@@ -152,7 +159,7 @@ def test_the_run_name_is_the_checkers_for_every_combination(shared_spec):
 def test_the_log_is_valid_before_and_after_every_epoch_whatever_the_values(tmp_path, shared_spec):
     schema = json.loads((shared_spec / "training_log.schema.json").read_text())
     folder, log = RunFolder(tmp_path, "run"), TrainingLog()
-    folder.start()
+    start(folder)
     for miou in (math.nan, np.float32(0.25), torch.tensor(0.5), None, -math.inf, np.float64("nan")):
         folder.write_log(log)
         jsonschema.Draft202012Validator(schema).validate(json.loads(folder.log.read_text(), parse_constant=pytest.fail))
@@ -230,7 +237,7 @@ def writer(log_dir: Path, n_epochs: int) -> subprocess.Popen:
 
 def test_a_reader_never_meets_a_half_written_log(tmp_path):
     folder = RunFolder(tmp_path, "run")
-    folder.start()
+    start(folder)
     folder.write_log(TrainingLog())
     lengths = []
     with writer(tmp_path, 500) as process:
@@ -246,7 +253,7 @@ def test_a_reader_never_meets_a_half_written_log(tmp_path):
 
 def test_a_log_is_whole_after_a_kill_at_any_moment(tmp_path):
     folder, moments = RunFolder(tmp_path, "run"), random.Random(0)
-    folder.start()
+    start(folder)
     for _ in range(5):
         with writer(tmp_path, 10_000) as process:
             process.stdout.readline()
@@ -258,7 +265,7 @@ def test_a_log_is_whole_after_a_kill_at_any_moment(tmp_path):
 
 def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_start_removes_the_rest(tmp_path):
     folder = RunFolder(tmp_path, "run")
-    folder.start()
+    start(folder)
     folder.write_config(documented_config())
     write_atomically(folder.resume_checkpoint, lambda stream: stream.write(b"state"))
     write_atomically(folder.best_checkpoint, lambda stream: stream.write(b"good weights"))
@@ -268,7 +275,7 @@ def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_start_removes_the_
 
     assert folder.best_checkpoint.read_bytes() == b"good weights"
     assert len(list(folder.checkpoints.iterdir())) == 2
-    assert folder.start(resume=True)
+    assert start(folder, resume=True)
     assert list(folder.checkpoints.iterdir()) == [folder.best_checkpoint]
     assert folder.best_checkpoint.read_bytes() == b"good weights"
 
@@ -295,7 +302,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, write):
 
 def test_a_folder_without_permission_is_named_and_the_old_file_stays(tmp_path):
     folder = RunFolder(tmp_path, "run")
-    folder.start()
+    start(folder)
     folder.write_log(TrainingLog())
     before = folder.log.read_bytes()
     user = os.geteuid()
@@ -391,7 +398,7 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed_unasked(tmp_path):
         with pytest.raises(
             RunFolderError, match=r"finished training \(6 finished epochs, best val mIoU 0.5000\).*--overwr"
         ):
-            folder.start(resume=resume)
+            start(folder, resume=resume)
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert folder.state == "finished"
 
@@ -400,28 +407,28 @@ def test_overwriting_removes_the_run_and_keeps_what_is_not_its_own(tmp_path):
     folder = finished_run(tmp_path, documented_config())
     (folder.path / "notes.txt").write_text("mine")
     folder.summary.write_text("damaged")
-    assert folder.start(overwrite=True) is False
+    assert start(folder, overwrite=True) is False
     assert folder.state == "absent"
     files = sorted(path.name for path in folder.path.rglob("*") if path.is_file())
     assert files == ["events.out.tfevents.1", "notes.txt"]
     with pytest.raises(RunFolderError, match="exclude each other"):
-        folder.start(resume=True, overwrite=True)
+        start(folder, resume=True, overwrite=True)
 
 
 def test_an_interrupted_run_says_so_and_resumes(tmp_path):
     folder, log = RunFolder(tmp_path, "run"), TrainingLog()
     assert folder.state == "absent"
-    assert folder.start(resume=True) is False  # a requeued job repeats its command line
+    assert start(folder, resume=True) is False  # a requeued job repeats its command line
     folder.write_config(documented_config())
     append(log, 0.25)
     write_atomically(folder.resume_checkpoint, lambda stream: stream.write(b"state"))
     folder.write_log(log)
     assert folder.state == "interrupted"
     with pytest.raises(RunFolderError, match=r"still running\) training \(1 finished .*continue it with --resume"):
-        folder.start()
+        start(folder)
     folder.write_summary("failed", log, reason="the loss is NaN")
     assert folder.state == "failed"
-    assert folder.start(resume=True) is True
+    assert start(folder, resume=True) is True
     assert folder.state == "interrupted"  # the old ending is gone, history and state are not
     assert folder.read_log() == log
     assert folder.resume_checkpoint.read_bytes() == b"state"
@@ -429,22 +436,22 @@ def test_an_interrupted_run_says_so_and_resumes(tmp_path):
 
 def test_a_run_killed_in_its_first_epoch_begins_anew_and_one_without_its_state_is_refused(tmp_path):
     folder, log = RunFolder(tmp_path, "run"), TrainingLog()
-    folder.start()
+    start(folder)
     folder.write_config(documented_config())
     folder.write_log(log)
-    assert folder.start(resume=True) is False
+    assert start(folder, resume=True) is False
     assert not folder.config.exists()
     append(log, 0.5)
     folder.write_log(log)
     with pytest.raises(RunFolderError, match=r"last\.ckpt: expected the state after the last epoch, found nothing"):
-        folder.start(resume=True)
+        start(folder, resume=True)
     assert len(folder.read_log()) == 1
 
 
 def test_a_file_in_the_runs_place_is_named(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(RunFolderError, match="run: cannot be written"):
-        RunFolder(tmp_path, "run").start()
+        start(RunFolder(tmp_path, "run"))
 
 
 # Reading damaged files -----------------------------------------------------------------------------------------------
@@ -474,7 +481,7 @@ SIX = {"epoch": [0], "train_loss": [1], "train_accuracy": [1], "val_loss": [1], 
 )
 def test_a_damaged_log_is_named_with_what_is_wrong(tmp_path, content, words):
     folder = RunFolder(tmp_path, "run")
-    folder.start()
+    start(folder)
     text = content if isinstance(content, str) else json.dumps(content)
     folder.log.write_bytes(text.encode("latin-1"))
     with pytest.raises(RunFolderError, match=words) as error:
