@@ -7,6 +7,7 @@ which is the caller's.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,8 @@ def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resa
     Raises:
         VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
     """
-    label = _read(pair.label, pair.case, table.values, table.ignore_value)
-    prediction = _read(pair.prediction, pair.case, pair.prediction_values or table.values, None)
+    label = _read(pair.label, pair.case, table.values, table.ignore_value, table.remap)
+    prediction = _read(pair.prediction, pair.case, pair.prediction_values or table.values)
     reference = label.as_tensor()[0].numpy()
     predicted, resampled = _onto_label(prediction, label, pair, resample)
     grid, n_classes = _geometry(label), len(table.names)
@@ -132,9 +133,15 @@ def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resa
     )
 
 
-def _read(source: Label, case: str, values: tuple[int, ...], ignore_value: int | None) -> MetaTensor:
+def _read(
+    source: Label,
+    case: str,
+    values: tuple[int, ...],
+    ignore_value: int | None = None,
+    remap: Mapping[int, int] | None = None,
+) -> MetaTensor:
     item: dict[Any, Any] = {"label": source, "case": case}
-    return LoadVolumed(("label",), label_values=values, ignore_value=ignore_value)(item)["label"]
+    return LoadVolumed(("label",), label_values=values, ignore_value=ignore_value, label_remap=remap)(item)["label"]
 
 
 def _geometry(volume: MetaTensor) -> Geometry:

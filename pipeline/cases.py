@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.case_list import read_list
+from pipeline.class_table import resolve_remap
 from pipeline.dataset import Case, Dataset, DatasetError, Label, Split
 from pipeline.layouts import READERS, Listing, Reader, Row, recognise
 from pipeline.split import SIDES, split_by_subject
@@ -27,7 +29,12 @@ _ALL_READERS: dict[str, Reader] = {**READERS, "list": read_list}
 
 
 def list_cases(
-    root: Path | str, layout: str = "auto", *, fold: int = 0, class_names: Sequence[str] | None = None
+    root: Path | str,
+    layout: str = "auto",
+    *,
+    fold: int = 0,
+    class_names: Sequence[str] | None = None,
+    label_remap: Mapping[int | str, int | str] | None = None,
 ) -> Dataset:
     """List and check the cases of a data set.
 
@@ -37,6 +44,8 @@ def list_cases(
         fold: the fold that validates, where the data set brings its own cross-validation.
         class_names: names of the classes, background first, for data sets without names of their own; for masks per
             structure also the choice and order of structures.
+        label_remap: class name or index for further values of the label files, or for values that shall mean
+            something else.
 
     Returns:
         The data set; its `split` is its own where it says which cases train and which validate, else None
@@ -55,7 +64,17 @@ def list_cases(
         listing = _ALL_READERS[layout](root, fold, class_names)
     except OSError as error:
         raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
-    return _checked(listing, root, layout)
+    dataset = _checked(listing, root, layout)
+    return replace(dataset, label_remap=_remap(label_remap, dataset)) if label_remap else dataset
+
+
+def _remap(wanted: Mapping[int | str, int | str], dataset: Dataset) -> dict[int, int]:
+    if not any(isinstance(case.label, Path) for case in dataset.cases):
+        raise DatasetError(
+            f"{dataset.root}: data.label_remap replaces values of label maps, but this data set has one mask a "
+            "structure; leave it out"
+        )
+    return resolve_remap(wanted, dataset.class_names)
 
 
 def _checked(listing: Listing, root: Path, layout: str) -> Dataset:

@@ -53,7 +53,9 @@ def check(
     data, root = config.data, Path(config.data.dataset_root)
     report = progress or (lambda what, done, total: None)
     try:
-        dataset = list_cases(root, data.layout, fold=data.fold, class_names=data.class_names or None)
+        dataset = list_cases(
+            root, data.layout, fold=data.fold, class_names=data.class_names or None, label_remap=data.label_remap
+        )
     except DatasetError as error:
         return Report((from_dataset_error(error, root=root),), None, None)
     facts = inspect_cases(dataset.cases, dataset, workers=workers, progress=progress)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ _MAX_JSON_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Names and label-file values of the classes in class order, background first; and the value to ignore, if any."""
+    """Names and label-file values of the classes in class order, background first; and the value to ignore, if any.
+
+    `remap` gives class indices to further values of the label files, or to values that shall mean something else.
+    """
 
     names: tuple[str, ...]
     values: tuple[int, ...]
     ignore_value: int | None = None
+    remap: Mapping[int, int] = field(default_factory=dict)
 
     @classmethod
     def in_order(cls, names: Sequence[str], source: Path) -> ClassTable:
@@ -119,3 +123,27 @@ def reconcile(found: ClassTable | None, given: Sequence[str] | None, root: Path)
             f"({where}); leave data.class_names out or make them equal"
         )
     return found
+
+
+def resolve_remap(wanted: Mapping[int | str, int | str], names: Sequence[str]) -> dict[int, int]:
+    """Turn what data.label_remap says into class indices: {7: "liver", 9: 0} -> {7: 3, 9: 0}.
+
+    Args:
+        wanted: class name or index for values of the label files (a number as a text counts, as JSON has it for keys).
+        names: of the classes, background first.
+
+    Raises:
+        DatasetError: an unknown name or index.
+    """
+    return {int(value): _index_of(target, names, f"data.label_remap: {value}") for value, target in wanted.items()}
+
+
+def _index_of(target: int | str, names: Sequence[str], where: str) -> int:
+    if target in names:
+        return list(names).index(str(target))
+    if isinstance(target, int) and 0 <= target < len(names):
+        return target
+    known = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    raise DatasetError(
+        f"{where}: expected a class or an index of 0 to {len(names) - 1}, found {target!r}; known: {known}"
+    )

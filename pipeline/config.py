@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,18 @@ class ConfigError(ValueError):
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ConfigError(message)
+
+
+def _checked_remap(remap: Mapping[Any, Any]) -> dict[int, int | str]:
+    """Values of label files as whole numbers, which JSON writes as texts, to class names or indices."""
+    for value, target in remap.items():
+        is_right = re.fullmatch(r"-?\d{1,9}", str(value)) and type(target) in (int, str)
+        _require(
+            bool(is_right),
+            "data.label_remap: expected whole numbers and for each a class name or index, such as "
+            f"{{7: liver, 255: 0}}, found {value!r}: {target!r}",
+        )
+    return {int(value): target for value, target in remap.items()}
 
 
 @dataclass(frozen=True)
@@ -55,6 +68,11 @@ class DataConfig:
     """Which fold of a data set that brings its own cross-validation is the validation set."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first; empty: taken from the data set."""
+    label_remap: dict[Any, Any] | None = None
+    """Class name or index for values of the label files that are no class (or shall mean another), such as
+    {7: liver, 255: background}; `bodyseg check` suggests it."""
+    skip_bad_cases: bool = False
+    """Train without the cases that have errors instead of refusing; training_config.json names them."""
     target_size: tuple[int, int, int] = (160, 160, 256)
     """Size in voxels (left-right, back-front, foot-head) that every volume is resized to."""
     keep_aspect: bool = False
@@ -81,6 +99,8 @@ class DataConfig:
     """Entries of other settings are removed to keep the cache folder below this size; 0 = no limit."""
 
     def __post_init__(self) -> None:
+        if self.label_remap is not None:
+            object.__setattr__(self, "label_remap", _checked_remap(self.label_remap))
         _require(len(self.target_size) == 3, f"data.target_size wants 3 numbers, got {len(self.target_size)}")
         _require(
             min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8"
@@ -225,7 +245,7 @@ GROUPS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f i
 
 FOUND_OUT: dict[str, frozenset[str]] = {
     "experiment": frozenset({"start_time", "command"}),
-    "data": frozenset({"intensity_found", "split", "channel_names", "n_cases"}),
+    "data": frozenset({"intensity_found", "split", "channel_names", "n_cases", "skipped_cases"}),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
     "training": frozenset({"effective_precision", "steps_per_epoch"}),
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
@@ -236,6 +256,7 @@ SHORT_FLAGS: dict[str, str] = {
     "exp_name": "experiment.name",
     "log_dir": "experiment.log_dir",
     "dataset_root": "data.dataset_root",
+    "skip_bad_cases": "data.skip_bad_cases",
     "target_size": "data.target_size",
     "batch_size": "data.batch_size",
     "num_workers": "data.num_workers",

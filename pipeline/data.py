@@ -73,7 +73,13 @@ def prepare_data(config: Config, progress: Callable[[str, int, int], None] | Non
         CacheError, VolumeError: a case cannot be prepared.
     """
     data = config.data
-    dataset = list_cases(Path(data.dataset_root), data.layout, fold=data.fold, class_names=data.class_names or None)
+    dataset = list_cases(
+        Path(data.dataset_root),
+        data.layout,
+        fold=data.fold,
+        class_names=data.class_names or None,
+        label_remap=data.label_remap,
+    )
     _check_classes(dataset, config.model.n_classes)
     intensity, reason = choose_intensity(dataset, data.intensity)
     preprocessing = {
@@ -84,6 +90,7 @@ def prepare_data(config: Config, progress: Callable[[str, int, int], None] | Non
         "keep_aspect": data.keep_aspect,
         "label_values": list(dataset.label_values),
         "ignore_value": dataset.ignore_value,
+        **({"label_remap": dict(dataset.label_remap)} if dataset.label_remap else {}),
     }
     cached = _Cached(config, dataset, preprocessing, progress)
     split = dataset.split

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 Label = Path | tuple[tuple[int, Path], ...]
@@ -51,7 +52,8 @@ class Dataset:
 
     `label_values[c]` is the value of class c in the label files; `class_names[0]` is the background. `unlabelled` holds
     the images that the data set keeps for testing without a label; `cases` all others. `split` is the data set's
-    own, or None where it has none.
+    own, or None where it has none. `label_remap` gives class indices to further values of the label files, or to values
+    that shall mean something else.
     """
 
     root: Path
@@ -63,3 +65,15 @@ class Dataset:
     ignore_value: int | None = None
     split: Split | None = None
     unlabelled: tuple[Case, ...] = ()
+    label_remap: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def class_of_value(self) -> dict[int, int]:
+        """The class index of every known value of a label map; the ignore value has none."""
+        values = {value: index for index, value in enumerate(self.label_values)} | dict(self.label_remap)
+        return dict(sorted(values.items()))
+
+    @property
+    def known_values(self) -> frozenset[int]:
+        """The values that a label map may hold: those of the classes, and the one to ignore."""
+        return frozenset(self.class_of_value) | (frozenset() if self.ignore_value is None else {self.ignore_value})

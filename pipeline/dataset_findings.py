@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import yaml
 
 from pipeline.dataset import Dataset, Split
 from pipeline.facts import ImageFacts
 from pipeline.findings import Finding
-from pipeline.inspection import CaseFacts
+from pipeline.inspection import CaseFacts, list_counts
+from transforms.label_values import value_ranges
 from transforms.labels import OTHER_SIDE
 
 EDGE_LIMITS_MM = (0.05, 15.0)
@@ -24,6 +26,7 @@ _HU_MEDIAN = 1500.0  # dense bone; half of no scan lies above it
 _HU_HIGHEST = 10000.0  # of the 99.5th percentile: extended scales end at 32767, but only metal reaches so far
 _AIR_HU = -500.0
 _NAMES_LISTED = 8
+_MANY_VALUES = 50  # unknown values in a label: nobody forgot to name so many classes
 
 
 def judge_dataset(
@@ -31,12 +34,13 @@ def judge_dataset(
 ) -> tuple[Finding, ...]:
     """Judge the cases of a data set against each other and against what is usual.
 
-    Errors: a subject, or an image of equal voxels, on two sides of `split`, or equal images of two subjects where the
-    data set leaves the division to a seed. Warnings: equal images otherwise, classes absent from train or validation,
-    unusual voxel sizes, intensities that are unusual for `intensity` ("ct", "mr"; others are not judged), left and
-    right swapped.
+    Errors: label values of no class; a subject, or an image of equal voxels, on two sides of `split`, or equal images
+    of two subjects where the data set leaves the division to a seed. Warnings: equal images otherwise, classes absent
+    from train or validation, unusual voxel sizes, intensities unusual for `intensity` ("ct", "mr"; others are not
+    judged), left and right swapped.
     """
     findings: list[Finding] = []
+    findings += _unknown_values(facts, dataset)
     for case in facts:
         for image in case.images[:1]:
             findings += _judge_spacing(case.case, image)
@@ -46,6 +50,37 @@ def judge_dataset(
     findings += _equal_images(facts, dataset, split)
     findings += _absent_classes(facts, dataset, split)
     return tuple(findings)
+
+
+def _unknown_values(facts: Sequence[CaseFacts], dataset: Dataset) -> Iterator[Finding]:
+    table = suggest_remap([case.unknown_values for case in facts], dataset)
+    remedy = f"name them as classes, or replace them: write under data in the settings  label_remap: {table}"
+    for case in facts:
+        unknown = {v: count for v, count in case.unknown_values.items() if v not in dataset.known_values}
+        if unknown:
+            yield Finding(
+                "error", "label_unknown_values", case.case, _label_file(case, dataset),
+                f"the label values {value_ranges(sorted(dataset.known_values))}", list_counts(unknown),
+                remedy if len(unknown) <= _MANY_VALUES else "look whether it is an image in the place of a label",
+            )  # fmt: skip
+
+
+def suggest_remap(labels: Sequence[Mapping[int, int]], dataset: Dataset) -> str:
+    """Guess what unknown values mean and write it as data.label_remap takes it, one table for all labels.
+
+    Where a label holds as many unknown values as it lacks classes, they are these, in order (a mask stored as 0 and 255
+    for the classes 0 and 1); else background. Where labels disagree, the first of the guesses that most of them give.
+    """
+    guesses: dict[int, Counter[int]] = defaultdict(Counter)
+    for counts in labels:
+        unknown = sorted(counts.keys() - dataset.known_values)
+        lacking = sorted(set(range(1, len(dataset.class_names))) - {dataset.class_of_value.get(v) for v in counts})
+        meant = lacking if len(lacking) == len(unknown) else [0] * len(unknown)
+        for value, index in zip(unknown, meant, strict=True):
+            if len(unknown) <= _MANY_VALUES:
+                guesses[value][index] += 1
+    remap = {value: dataset.class_names[guesses[value].most_common(1)[0][0]] for value in sorted(guesses)}
+    return yaml.safe_dump(remap, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()
 
 
 def _judge_spacing(case: str, image: ImageFacts) -> Iterator[Finding]:

@@ -143,7 +143,7 @@ def evaluate_run(
     files = {case.id: wanted.label_files(case.id)["nifti"] for case in cases}
     indices = tuple(range(len(dataset.class_names)))
     pairs = [Pair(c.id, files[c.id], c.label, indices) for c in cases if c.id not in failed and c.label is not None]
-    table = ClassTable(dataset.class_names, dataset.label_values, dataset.ignore_value)
+    table = ClassTable(dataset.class_names, dataset.label_values, dataset.ignore_value, dataset.label_remap)
     result = evaluate_pairs(
         pairs, table, tolerance_mm=tolerance_mm, seed=seed, workers=workers, progress=progress,
         described=(str(folder.path), f"{split} cases of {dataset.root}"), refused=failed,
@@ -159,7 +159,7 @@ def _cases_of(folder: RunFolder, split: str) -> tuple[Dataset, list[Case]]:
         raise EvaluationError(f"{folder.config}: data.split.{split}: expected cases, found none; name another split")
     dataset = list_cases(
         data["dataset_root"], data.get("layout", "auto"), fold=data.get("fold", 0),
-        class_names=data.get("class_names") or None,
+        class_names=data.get("class_names") or None, label_remap=data.get("label_remap"),
     )  # fmt: skip
     known = {case.id: case for case in dataset.cases}
     if missing := [case for case in ids if case not in known]:

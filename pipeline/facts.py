@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,32 +124,25 @@ def _counts_of(values: np.ndarray) -> Iterator[tuple[int, int]]:
         yield from zip(map(int, found), often.tolist(), strict=True)
 
 
-def suggest_remap(counts: Mapping[int, int], known: set[int]) -> dict[int, int]:
-    """Guess what a label's unknown values mean: where they are as many as the classes it lacks, these in order.
-
-    Else background. A mask stored as 0 and 255 for the classes 0 and 1 gives {255: 1}.
-    """
-    unknown = sorted(counts.keys() - known)
-    lacking = sorted(known - counts.keys() - {0})
-    return dict(zip(unknown, lacking if len(lacking) == len(unknown) else [0] * len(unknown), strict=True))
-
-
 def measure_label(
-    array: np.ndarray, affine: np.ndarray, values: Sequence[int], counts: Mapping[int, int]
+    array: np.ndarray, affine: np.ndarray, n_classes: int, class_of: Mapping[int, int], counts: Mapping[int, int]
 ) -> LabelFacts:
-    """Measure a label map; `values[c]` is the value of class c, `counts` are the voxels of every value."""
-    class_voxels = np.array([counts.get(int(value), 0) for value in values], np.int64)
-    sums = np.zeros((len(values), 3))
-    order = np.argsort(values)
-    ordered = np.asarray(values)[order]
+    """Measure a label map; `class_of` is the class of every value (others count for nothing), `counts` its voxels."""
+    class_voxels = np.zeros(n_classes, np.int64)
+    for value, index in class_of.items():
+        class_voxels[index] += counts.get(value, 0)
+    sums = np.zeros((n_classes, 3))
+    ordered = np.array(sorted(class_of))
+    classes = np.array([class_of[value] for value in ordered.tolist()])
     for k in range(array.shape[2]):
-        i, j = np.nonzero(array[:, :, k])
+        # Background, whose place nobody asks for, is most of a volume.
+        i, j = np.nonzero(array[:, :, k] if class_of.get(0) == 0 else np.ones(array.shape[:2]))
         found = np.rint(array[i, j, k]).astype(np.int64)
         place = np.minimum(np.searchsorted(ordered, found), len(ordered) - 1)
         is_class = ordered[place] == found  # the others are to be ignored
-        of_class = order[place[is_class]]
+        of_class = classes[place[is_class]]
         for axis, index in enumerate((i[is_class], j[is_class], np.full(len(of_class), k))):
-            sums[:, axis] += np.bincount(of_class, weights=index, minlength=len(values))
+            sums[:, axis] += np.bincount(of_class, weights=index, minlength=n_classes)
     sizes = np.where(class_voxels > 0, class_voxels, np.nan)
     sizes[0] = np.nan
     centroids = (sums / sizes[:, None]) @ affine[:3, :3].T + affine[:3, 3]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,30 +20,32 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from pipeline.dataset import Case, Dataset
-from pipeline.facts import ImageFacts, LabelFacts, count_values, measure_image, measure_label, suggest_remap
+from pipeline.facts import ImageFacts, LabelFacts, count_values, measure_image, measure_label
 from pipeline.findings import Finding, Severity, from_volume_error
 from transforms.grid import GRID_TOLERANCE_VOXELS, AxisChange, axes_onto, describe_mismatch
-from transforms.label_values import value_ranges
 from transforms.load import Geometry, Volume, VolumeError, read_volume
 
 FORM_TOLERANCE_VOXELS = 0.5
 """How far sform and qform may lie apart at the far corner: a float32 quaternion is rounded by less."""
 
 _BYTES_A_CASE = 3 << 30  # memory that a large CT and its label may take while they are looked at
-_MANY_VALUES = 50  # unknown values in a label: nobody forgot to name so many classes
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class CaseFacts:
-    """What was found in a case: `images` holds the channels that could be read, `label` is None if it cannot serve."""
+    """What was found in a case: `images` holds the channels that could be read, `label` is None if it cannot serve.
+
+    `unknown_values` are the voxels of every value of a label map that holds values of no class, else empty.
+    """
 
     case: str
     subject: str
     images: tuple[ImageFacts, ...]
     label: LabelFacts | None
     findings: tuple[Finding, ...]
+    unknown_values: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class _Notes:
 
     case: str
     findings: list[Finding] = field(default_factory=list)
+    label_values: dict[int, int] = field(default_factory=dict)
+    """Voxels of every value of a label map with unknown ones."""
 
     def add(self, severity: Severity, kind: str, file: object, expected: str, found: str, remedy: str) -> None:
         self.findings.append(Finding(severity, kind, self.case, str(file), expected, found, remedy))
@@ -104,8 +108,8 @@ def inspect_case(case: Case, dataset: Dataset) -> CaseFacts:
 
     Errors: files that cannot be read whole, several frames, no or a singular affine, NaN or infinite voxels, channels
     or label on another grid than the first channel (a corner further away than 0.1 of the smallest voxel edge), label
-    values that are not integral or of no class, no label. Warnings: constant image, empty label, sform and qform apart.
-    Never raises for what a file holds. Memory: a volume and its label at a time.
+    values that are not integral, no label; label values of no class are only noted. Warnings: constant image, empty
+    label, sform and qform apart. Never raises for what a file holds. Memory: a volume and its label at a time.
     """
     notes = _Notes(case.id)
     images: list[ImageFacts] = []
@@ -119,7 +123,7 @@ def inspect_case(case: Case, dataset: Dataset) -> CaseFacts:
             _judge_image(images[-1], notes)
         del volume
     label = _inspect_label(case, dataset, grid, notes)
-    return CaseFacts(case.id, case.subject, tuple(images), label, tuple(notes.findings))
+    return CaseFacts(case.id, case.subject, tuple(images), label, tuple(notes.findings), notes.label_values)
 
 
 def _read(path: Path, notes: _Notes) -> Volume | None:
@@ -222,15 +226,10 @@ def _inspect_label_map(path: Path, dataset: Dataset, grid: Geometry | None, note
     counts = _whole_numbers(volume.array, path, notes)
     if counts is None:
         return None
-    known = {*dataset.label_values, *(() if dataset.ignore_value is None else (dataset.ignore_value,))}
-    if unknown := {value: count for value, count in counts.items() if value not in known}:
-        remedy = f"name them as classes, or replace them, for example by the table {suggest_remap(counts, known)}"
-        if len(unknown) > _MANY_VALUES:
-            remedy = "look whether it is an image in the place of a label"
-        expected = f"the label values {value_ranges(sorted(known))}"
-        notes.add("error", "label_unknown_values", path, expected, _counted(unknown), remedy)
+    if counts.keys() - dataset.known_values:
+        notes.label_values.update(counts)  # what they may mean shows beside the other cases
         return None
-    return measure_label(volume.array, volume.affine, dataset.label_values, counts)
+    return measure_label(volume.array, volume.affine, len(dataset.class_names), dataset.class_of_value, counts)
 
 
 def _inspect_masks(
@@ -255,7 +254,7 @@ def _inspect_masks(
     if merged is None or grid is None or not complete:
         return None
     counts = dict(enumerate(np.bincount(merged.ravel(order="K"), minlength=n_classes).tolist()))
-    return measure_label(merged, grid.affine, range(n_classes), counts)
+    return measure_label(merged, grid.affine, n_classes, {c: c for c in range(n_classes)}, counts)
 
 
 def _inside(array: np.ndarray, path: Path, notes: _Notes) -> np.ndarray | None:
@@ -264,7 +263,7 @@ def _inside(array: np.ndarray, path: Path, notes: _Notes) -> np.ndarray | None:
         return None
     if len(counts.keys() - {0}) > 1:
         expected, remedy = "a mask of 0 and one other value", "export one structure a file"
-        notes.add("error", "label_unknown_values", path, expected, _counted(counts), remedy)
+        notes.add("error", "label_unknown_values", path, expected, list_counts(counts), remedy)
         return None
     return (np.rint(array) if array.dtype.kind == "f" else array) != 0
 
@@ -279,6 +278,7 @@ def _whole_numbers(array: np.ndarray, path: Path, notes: _Notes) -> dict[int, in
     return counts
 
 
-def _counted(counts: dict[int, int]) -> str:
+def list_counts(counts: Mapping[int, int]) -> str:
+    """Write the first dozen values with their voxels."""
     listed = ", ".join(f"{value} ({count} voxels)" for value, count in list(counts.items())[:12])
     return listed + (f" and {len(counts) - 12} more values" if len(counts) > 12 else "")

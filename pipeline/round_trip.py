@@ -83,7 +83,8 @@ def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
     that make no chain.
     """
     proof = geometry_proof(grid.shape, grid.affine)
-    arguments = {**chain_arguments, "label_values": None, "ignore_value": None, "with_label": True}
+    labels = {"label_values": None, "ignore_value": None, "label_remap": None, "with_label": True}
+    arguments = {**chain_arguments, **labels}
     chain = preprocessing_chain(**arguments)
     marks = _marks(proof, grid)
     with TemporaryDirectory(prefix="check_geometry_") as folder:

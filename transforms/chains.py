@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -72,6 +72,7 @@ def preprocessing_chain(
     keep_aspect: bool = False,
     label_values: Sequence[int] | None = None,
     ignore_value: int | None = None,
+    label_remap: Mapping[int, int] | None = None,
     with_label: bool = True,
 ) -> Compose:
     """Everything deterministic between a file and the network: what training, validation and inference share.
@@ -84,6 +85,7 @@ def preprocessing_chain(
         keep_aspect: cubic voxels and padding with the lowest intensity, instead of stretching to the target size.
         label_values: the value in the label file of each class; None: the class indices themselves.
         ignore_value: the value in the label file of voxels that count for nothing; becomes 255 (uint16: 65535).
+        label_remap: class indices of further values in the label file, or of values that shall mean something else.
         with_label: whether the chain reads "label" too.
 
     Returns:
@@ -100,7 +102,7 @@ def preprocessing_chain(
     _check_rising("percentiles", percentiles, 0, 100)
     keys = ["image", "label"] if with_label else ["image"]
     parts = [
-        LoadVolumed(keys, label_values=label_values, ignore_value=ignore_value),
+        LoadVolumed(keys, label_values=label_values, ignore_value=ignore_value, label_remap=label_remap),
         Orientationd(keys, axcodes="RAS", labels=RAS),
         *intensity_transforms("image", intensity, window=window, percentiles=percentiles),
         ResizeImaged("image", target_size, keep_aspect=keep_aspect),

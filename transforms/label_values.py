@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,20 @@ class ClassTable:
     Args:
         label_values: the value of class 0, 1, …; None for 0…254 as they are.
         ignore_value: the value that becomes `ignore_index(n_classes)`.
+        label_remap: class indices of further values, or of values that shall mean something else than above: several
+            values may become one class. A voxel is looked up once, so that values can be exchanged.
 
     Raises:
-        ValueError: two classes share a value, or the ignore value is a class's, or the values span too far.
+        ValueError: two classes share a value, or the ignore value is a class's, or the values span too far, or
+            `label_remap` names a class that there is not.
     """
 
-    def __init__(self, label_values: Sequence[int] | None, ignore_value: int | None) -> None:
+    def __init__(
+        self,
+        label_values: Sequence[int] | None,
+        ignore_value: int | None,
+        label_remap: Mapping[int, int] | None = None,
+    ) -> None:
         implicit = [value for value in range(255) if value != ignore_value]
         values = implicit if label_values is None else [int(value) for value in label_values]
         classes = implicit if label_values is None else list(range(len(values)))
@@ -53,6 +61,11 @@ class ClassTable:
             raise ValueError(
                 f"label_values: every class (and ignore_value) needs a value of its own, {twice} is shared"
             )
+        remap = {int(value): int(index) for value, index in (label_remap or {}).items()}  # JSON has texts as keys
+        if strange := [index for index in remap.values() if not 0 <= index < self.n_classes]:
+            raise ValueError(f"label_remap: expected class indices of 0 to {self.n_classes - 1}, found {strange[0]}")
+        index_of = dict(zip(values, classes, strict=True)) | remap
+        values = list(index_of)
         if not 1 <= self.n_classes <= 65535 or max(values) - min(values) > _MAX_SPAN:
             raise ValueError(
                 f"label_values: expected 1 to 65535 classes within {_MAX_SPAN} values, found {value_ranges(values)}"
@@ -60,7 +73,7 @@ class ClassTable:
         self.values, self.dtype = sorted(values), label_dtype(self.n_classes)
         # One slot more than the span: every value outside it is sent there.
         self._table = np.full(self.values[-1] - self.values[0] + 2, _UNKNOWN, dtype=np.int32)
-        self._table[np.array(values) - self.values[0]] = classes
+        self._table[np.array(values) - self.values[0]] = list(index_of.values())
 
     def indices(self, array: np.ndarray, name: str) -> np.ndarray:
         """Return each voxel's class index for an (I, J, K) label map, in `dtype`, the memory order kept.
@@ -105,7 +118,7 @@ class ClassTable:
     def _complaint(self, unknown: Counter[int], name: str) -> str:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in sorted(unknown.items())[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
-        remedy = "; map them to classes with label_values, or repair the label"
+        remedy = "; map them to classes with label_values or label_remap, or repair the label"
         return f"{name}: expected the label values {value_ranges(self.values)}, found {found}{more}{remedy}"
 
 

@@ -125,6 +125,7 @@ class LoadVolumed(MapTransform):
             serves up to 255 classes.
         ignore_value: the value in the file of voxels that count for nothing; stored as 255 (65535 in int32).
         allow_missing_keys: pass over absent keys.
+        label_remap: class indices of values in the file beyond or instead of the above; masks know none.
 
     Raises:
         VolumeError: named by case, for a file that `read_volume` refuses, several frames, infinite or NaN voxels in the
@@ -138,11 +139,12 @@ class LoadVolumed(MapTransform):
         label_values: Sequence[int] | None = None,
         ignore_value: int | None = None,
         allow_missing_keys: bool = False,
+        label_remap: Mapping[int, int] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if unknown := set(self.keys) - {"image", "label"}:
             raise ValueError(f'LoadVolumed loads "image" and "label", not {sorted(map(str, unknown))}')
-        self.classes = ClassTable(label_values, ignore_value)
+        self.classes = ClassTable(label_values, ignore_value, label_remap)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with its paths replaced by tensors."""
