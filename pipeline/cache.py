@@ -164,7 +164,14 @@ class CachedDataset(Dataset):
         case = self._case(index)
         item = {"image": image, "case": case} if label is None else {"image": image, "label": label, "case": case}
         self.transform.set_random_state(seed=_hash_to_seed(self.seed, draw, case))
-        return self.transform(item)
+        try:
+            return self.transform(item)
+        except Exception as error:
+            cause = _root_cause(error)
+            if isinstance(cause, MemoryError):
+                raise cause from error
+            what = " ".join(f"{type(cause).__name__}: {cause}".split())
+            raise CacheError(f"case {case}: it cannot be augmented ({what}); look at this case") from error
 
     def _header(self, index: int) -> Entry:
         return self._or_build(index, read_header)
