@@ -27,7 +27,11 @@ from transforms.restore import FeatureMap
 AXES = {"x": 0, "y": 1, "z": 2}
 """World axes of the network's grid, which is RAS: x left-right, y back-front, z foot-head."""
 
+AUTO = "auto"
+"""Mirror as the training did."""
+
 OVERLAP = 0.5
+"""Share of the sliding window that neighbouring windows have in common."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +44,8 @@ class Model:
     preprocessing: dict[str, Any]
     class_names: tuple[str, ...]
     n_channels: int
+    flips: tuple[int, ...] = ()
+    """Axes of its grid along which its training mirrored scans."""
 
     @property
     def device(self) -> torch.device:
@@ -123,7 +129,8 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     n_channels = len(checkpoint.get("channel_names") or ["image"])
     network = load_network(path, map_location=device, trust=trust)
     name = str(checkpoint.get("run") or path.stem)
-    return Model(name, path, network, preprocessing, tuple(map(str, names)), n_channels)
+    flips = tuple(int(axis) for axis in checkpoint.get("flips") or ())
+    return Model(name, path, network, preprocessing, tuple(map(str, names)), n_channels, flips)
 
 
 def _difference(first: Sequence[str], second: Sequence[str]) -> str:
@@ -173,10 +180,26 @@ def feature_maps(model: Model, prepared: Prepared, passes: Passes) -> Iterator[F
 
 
 def mirror_axes(names: str) -> tuple[int, ...]:
-    """ "xz" -> (0, 2). Raises NetworkError for other letters."""
-    if set(names) - set(AXES) or len(set(names)) != len(names):
+    """ "xz" or "x,z" -> (0, 2). Raises NetworkError for other letters."""
+    letters = names.replace(",", "")
+    if set(letters) - set(AXES) or len(set(letters)) != len(letters):
         raise NetworkError(f"tta: expected some of the letters x, y and z, each once, found {names!r}")
-    return tuple(sorted(AXES[name] for name in names))
+    return tuple(sorted(AXES[letter] for letter in letters))
+
+
+def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
+    """The axes to mirror ("", "x", "xz", …): the named ones, or for "auto" those along which all trainings mirrored.
+
+    Where they mirrored along none, "auto" is "x": a body is nearly its own mirror image from left to right, never
+    upside down. Raises NetworkError for unknown letters, and where left and right classes cannot be exchanged back.
+    """
+    if tta == AUTO:
+        common = set(AXES.values()).intersection(*(model.flips for model in models)) or {AXES["x"]}
+    else:
+        common = set(mirror_axes(tta))
+    if AXES["x"] in common:
+        _partners(models[0])
+    return "".join(letter for letter, axis in AXES.items() if axis in common)
 
 
 def _partners(model: Model) -> tuple[int, ...]:

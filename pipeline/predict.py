@@ -10,10 +10,11 @@ import torch
 from rich.console import Console
 
 from networks.registry import NetworkError
-from pipeline.batch import Settings, list_inputs, segment_cases
-from pipeline.inference import Passes, choose_device, choose_precision, load_models, mirror_axes
+from pipeline.batch import Settings, segment_cases
+from pipeline.inference import AUTO, Passes, choose_device, choose_mirrored, choose_precision, load_models, mirror_axes
 from pipeline.progress import Bar
 from pipeline.run_folder import write_json
+from pipeline.scans import list_inputs
 from pipeline.segmentation import SegmentationError
 from pipeline.segmentation_files import Wanted
 
@@ -49,7 +50,8 @@ def predict(
         per_structure: one mask a structure, too, in CASE/segmentations.
         probabilities: names of classes whose probabilities are written, too.
         preview: a picture of three planes for every case.
-        tta: axes (of x left-right, y back-front, z foot-head) along which the scan is also shown mirrored.
+        tta: axes (of x left-right, y back-front, z foot-head) along which the scan is also shown mirrored; "auto"
+            takes those of the training, see `inference.choose_mirrored`.
         roi: sliding window in voxels of the network's grid; None for the whole volume at once.
         keep_largest: names of classes of which only the largest connected piece stays.
         min_volume_ml: connected pieces below this volume are removed.
@@ -73,7 +75,8 @@ def predict(
         if threads < 1:
             raise NetworkError(f"threads: expected 1 or more, found {threads}")
         torch.set_num_threads(threads)
-    mirror_axes(tta)
+    if tta != AUTO:
+        mirror_axes(tta)  # a wrong letter is said before networks are loaded
     place = choose_device(device)
     cases = list_inputs(inputs)
     models = load_models(runs, place, trust=trust)
@@ -82,7 +85,7 @@ def predict(
         Path(output), names, tuple(formats), per_structure, _indices(probabilities, names, "probabilities"), preview
     )
     settings = Settings(
-        Passes(tta, _checked_roi(roi), choose_precision(precision, place)),
+        Passes(choose_mirrored(tta, models), _checked_roi(roi), choose_precision(precision, place)),
         _indices(keep_largest, names, "keep_largest"),
         float(min_volume_ml),
     )
@@ -94,6 +97,7 @@ def predict(
             settings,
             overwrite=overwrite,
             progress=lambda d, n, what: bar.update(d, n, note=what),
+            case_progress=bar.update_part,
         )
     document = {"format": 1, "runs": [str(run) for run in runs], "class_names": list(names), "cases": records}
     document |= {f"n_{s}": sum(r["status"] == s for r in records) for s in ("done", "skipped", "failed")}

@@ -4,11 +4,13 @@ OUTPUT/CASE.nii.gz | CASE.seg.nrrd | CASE.dcm         the label map, one file a 
 OUTPUT/CASE/segmentations/<structure>.nii.gz          per structure, as TotalSegmentator has them
 OUTPUT/CASE/probabilities/<class>.nii.gz              of named classes
 OUTPUT/CASE.png                                       preview
+OUTPUT/labels.ctbl                                    class names and colours of all the cases, for 3D Slicer
 OUTPUT/CASE.json                                      what was done; written last, so that it marks a finished case
 """
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +18,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.run_folder import UNFINISHED
 from pipeline.segmentation import Segmentation, SegmentationError, file_names
 from pipeline.segmentation_dicom import write_dicom_seg
 from pipeline.segmentation_nifti import write_mask, write_nifti, write_probabilities
 from pipeline.segmentation_nrrd import write_seg_nrrd
+from pipeline.segmentation_table import colour_table, write_colour_table
 
 WRITERS = {"nifti": write_nifti, "nrrd": write_seg_nrrd, "dicom": write_dicom_seg}
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".seg.nrrd", "dicom": ".dcm"}
@@ -65,6 +69,11 @@ class Wanted:
         """The JSON that says what was done, and that all the others are there."""
         return self.folder / f"{case}.json"
 
+    @property
+    def table_file(self) -> Path:
+        """Class names and colours; one for the folder, as all its cases have the same classes."""
+        return self.folder / "labels.ctbl"
+
     def files(self, case: str) -> list[Path]:
         """Every file but the record."""
         found = [*self.label_files(case).values(), *self.mask_files(case).values()]
@@ -85,6 +94,28 @@ def write_files(
         write_mask(segmentation, [c], _ready(path))
     for c, path in wanted.probability_files(case).items():
         write_probabilities(segmentation, probabilities[c], _ready(path))
+
+
+def write_table(wanted: Wanted, *, overwrite: bool = False) -> None:
+    """Make the folder and its colour table.
+
+    Raises SegmentationError if label maps of other classes lie there and `overwrite` does not allow to go on.
+    """
+    path, table = wanted.table_file, colour_table(wanted.class_names)
+    found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    if found not in (None, table) and not overwrite:
+        raise SegmentationError(
+            f"{path}: this folder holds segmentations with other classes; choose another --output or --overwrite"
+        )
+    if found != table:
+        write_colour_table(wanted.class_names, _ready(path))
+
+
+def remove_half_written(case: str, wanted: Wanted) -> None:
+    """Remove what a killed process had begun to write of a case: files of temporary names, never whole ones."""
+    for path in [*wanted.files(case), wanted.record_file(case)]:
+        for half in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
+            half.unlink(missing_ok=True)
 
 
 def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:

@@ -11,9 +11,9 @@ from monai.inferers import sliding_window_inference
 from torch.nn import functional as F
 
 from networks.registry import NetworkError, build_network, load_network, network_settings
-from pipeline.batch import list_inputs
 from pipeline.inference import Passes, choose_device, choose_precision, feature_maps, load_models, prepare
 from pipeline.predict import predict, split_runs, to_text
+from pipeline.scans import list_inputs
 from pipeline.segmentation import SegmentationError
 from transforms.chains import inference_chain, preprocessing_arguments
 from transforms.load import read_geometry, read_volume
@@ -24,7 +24,7 @@ LOGITS_ONLY = {"_target_": "UNet", "channels": [4, 8], "strides": [2], "num_res_
 SMALL = {"device": "cpu", "precision": "32"}
 
 
-def checkpoint(path, seed=0, names=NAMES, target=TARGET, network=None, **chain):
+def checkpoint(path, seed=0, names=NAMES, target=TARGET, network=None, flips=(), **chain):
     """A best_model.ckpt in the contract's form, with random weights that make every class occur."""
     torch.manual_seed(seed)
     model = build_network(network, n_classes=len(names), base_channels=4, light=network is None, target_size=target)
@@ -36,6 +36,7 @@ def checkpoint(path, seed=0, names=NAMES, target=TARGET, network=None, **chain):
         "preprocessing": preprocessing_arguments(target, **chain),
         "class_names": list(names),
         "channel_names": ["CT"],
+        "flips": list(flips),
         "run": f"run{seed}",
         "epoch": 1,
         "val_mIoU": 0.5,
@@ -143,10 +144,24 @@ def test_a_mirrored_pass_exchanges_left_and_right_by_name(tmp_path, network):
     np.testing.assert_allclose(found, expected[2], atol=0.5 / 255 + 1e-4)
 
 
-def test_tta_without_a_partner_is_refused_for_the_case_in_one_sentence(tmp_path):
+@pytest.mark.parametrize("tta", ["auto", "xy"])
+def test_mirroring_left_and_right_without_a_partner_is_refused_before_anything_is_written(tmp_path, tta):
     ckpt = checkpoint(tmp_path / "m.ckpt", names=["background", "kidney_left"])
-    document = predict([ckpt], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", tta="xy", **SMALL)
-    assert "kidney_right" in document["cases"][0]["error"]
+    with pytest.raises(NetworkError, match="kidney_right"):
+        predict([ckpt], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", tta=tta, **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("trained", "mirrored"), [([], "x"), ([0, 1], "xy"), ([2], "z")])
+def test_tta_without_axes_mirrors_as_the_training_did(tmp_path, trained, mirrored):
+    ckpt = checkpoint(tmp_path / "m.ckpt", flips=trained)
+    path = scan(tmp_path / "case.nii.gz")
+    predict([ckpt], [path], tmp_path / "a", tta="auto", probabilities=["liver"], **SMALL)
+    predict([ckpt], [path], tmp_path / "b", tta=mirrored, probabilities=["liver"], **SMALL)
+    predict([ckpt], [path], tmp_path / "c", probabilities=["liver"], **SMALL)
+    auto, named, plain = (result(tmp_path / f / "case" / "probabilities" / "liver.nii.gz") for f in "abc")
+    np.testing.assert_array_equal(auto, named)
+    assert not np.array_equal(auto, plain)
 
 
 def test_a_sliding_window_averages_the_logits_of_its_windows(run, tmp_path):
@@ -172,7 +187,7 @@ def test_a_batch_goes_on_after_a_bad_case_and_says_which_and_why(run, tmp_path):
     assert to_text(document).splitlines()[0] == "2 done, 0 skipped, 1 failed"
     assert "case1" in to_text(document).splitlines()[1]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "case0.json", "case0.nii.gz", "case2.json", "case2.nii.gz",
+        "case0.json", "case0.nii.gz", "case2.json", "case2.nii.gz", "labels.ctbl",
     ]  # fmt: skip
 
 
