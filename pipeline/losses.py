@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pipeline.processes import gathered, n_processes, rank
 from pipeline.slab_softmax import SlabBatch, compiled, differentiate, summarise
 from pipeline.slabs import as_matrix, counting_slabs, head_matrix, share_out
 
@@ -62,6 +63,10 @@ class SlabDiceCELoss(nn.Module):
         compile: run the slab's elementwise part through torch.compile, or without where that fails. On a 2-core
             AVX-512 CPU it was a third slower than without, so it is for accelerators.
 
+    Several processes that train together may take their batches for one (`across_processes`): the loss is then the same
+    in all of them, and gradients are scaled so that their *mean* over the processes, which DistributedDataParallel
+    takes, is the gradient of one process with all the samples.
+
     A cross entropy whose weights sum to zero (all voxels ignored or of weight 0) is 0, where MONAI has NaN.
     """
 
@@ -86,11 +91,17 @@ class SlabDiceCELoss(nn.Module):
         self.compile_slab = compile
 
     def forward(
-        self, features: Float[Tensor, "B F *grid"], head: nn.Module | None, label: Integer[Tensor, "B ..."]
+        self,
+        features: Float[Tensor, "B F *grid"],
+        head: nn.Module | None,
+        label: Integer[Tensor, "B ..."],
+        *,
+        across_processes: bool = False,
+        counted: Sequence[bool] | None = None,
     ) -> DiceCE:
         """Compute the loss of `head(features)` (features themselves are the logits if head is None).
 
-        `label` is an integer map (B, 1, *grid) or (B, *grid). Raises ValueError as `slab_dice_ce` does.
+        `label` is an integer map (B, 1, *grid) or (B, *grid). The other arguments and what is raised: `slab_dice_ce`.
         """
         weight, bias = head_matrix(head, features.shape[1])
         return slab_dice_ce(
@@ -103,6 +114,8 @@ class SlabDiceCELoss(nn.Module):
             ignore_index=self.ignore_index,
             memory_budget_mb=self.memory_budget_mb,
             compile=self.compile_slab,
+            across_processes=across_processes,
+            counted=counted,
         )
 
 
@@ -117,10 +130,16 @@ def slab_dice_ce(
     ignore_index: int | None = None,
     memory_budget_mb: float | int | None = None,
     compile: bool = False,
+    across_processes: bool = False,
+    counted: Sequence[bool] | None = None,
 ) -> DiceCE:
     """Compute what `SlabDiceCELoss` computes, from the head's weight and bias; its arguments are explained there.
 
     `label` is an integer map (B, 1, *grid) or (B, *grid).
+
+    With `across_processes` all connected processes must call this together, with batch=False for equally many samples
+    each; n_correct and n_voxels remain this process's own. A sample that is not `counted` (None: all are) only fills
+    the batch up: the loss is as if it were not there, and its gradient is 0.
 
     The head's product is taken in float32 (float64 for float64 features) whatever the autocast, from features of any
     floating type; gradients come back in the type and layout of what they belong to, so a GradScaler works as usual.
@@ -142,7 +161,9 @@ def slab_dice_ce(
         raise ValueError(f"class_weights: expected {n_classes} numbers, one a class, found {len(class_weights)}")
     if class_weights is None:
         class_weights = features.new_ones(n_classes, dtype=torch.float32)
-    plan = _Plan(n_classes, batch, ignore_index, memory_budget_mb, compile)
+    left_out = () if counted is None else tuple(b for b, counts in enumerate(counted) if not counts)
+    together = across_processes and n_processes() > 1
+    plan = _Plan(n_classes, batch, ignore_index, memory_budget_mb, compile, together, left_out)
     return DiceCE(*_SlabDiceCE.apply(features, weight, bias, label.flatten(1), class_weights, plan))
 
 
@@ -152,6 +173,8 @@ class _Plan(NamedTuple):
     ignore_index: int | None
     memory_budget_mb: float | int | None
     compile: bool
+    across_processes: bool
+    left_out: tuple[int, ...]
 
 
 class _SlabDiceCE(torch.autograd.Function):
@@ -171,11 +194,15 @@ class _SlabDiceCE(torch.autograd.Function):
         # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
         with torch.autocast(features.device.type, enabled=False):
             sums, inverses, n_correct = _gather_sums(_slab_batch(features, weight, bias, label, plan), plan)
+        n_voxels = counts.sum().long()
+        own_share = slice(None)
+        if plan.across_processes:
+            sums, counts, own_share = _of_all_processes(sums, counts, plan)
         ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
-        dice, own_gradient, any_gradient = _dice(sums, counts, class_weights.double(), plan.batch)
+        dice, *dice_gradients = _dice(sums, counts, class_weights.double(), plan.batch)
+        own_gradient, any_gradient = (g[own_share].expand(len(label), -1) for g in dice_gradients)
         ctx.plan = plan
         ctx.save_for_backward(features, weight, bias, label, inverses, own_gradient, any_gradient, ce_gradient)
-        n_voxels = counts.sum().long()
         ctx.mark_non_differentiable(n_correct, n_voxels)
         return (ce + dice).to(inverses.dtype), n_correct, n_voxels
 
@@ -183,13 +210,17 @@ class _SlabDiceCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         features, weight, bias, label, inverses, *coefficients = ctx.saved_tensors
+        plan: _Plan = ctx.plan
+        if plan.across_processes:
+            loss_gradient = loss_gradient * n_processes()  # DistributedDataParallel will divide by it
         own, anywhere, ce = ((c * loss_gradient).to(inverses.dtype) for c in coefficients)
         needs = ctx.needs_input_grad
-        plan: _Plan = ctx.plan
         into_gradient = compiled(differentiate) if plan.compile else differentiate
         with torch.autocast(features.device.type, enabled=False):
             batch = _slab_batch(features, weight, bias, label, plan)
             into_features = _empty_like(features) if needs[0] else None
+            if into_features is not None and plan.left_out:
+                into_features[list(plan.left_out)] = 0
 
             def add_up(places: Sequence[tuple[int, slice]]) -> list[Tensor]:
                 # In float64, since a thousand slabs are added up; these are a few thousand numbers.
@@ -214,7 +245,7 @@ class _SlabDiceCE(torch.autograd.Function):
 
 
 def _slab_batch(features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor, plan: _Plan) -> SlabBatch:
-    return SlabBatch(features, weight, bias, label, plan.ignore_index, plan.memory_budget_mb)
+    return SlabBatch(features, weight, bias, label, plan.ignore_index, plan.memory_budget_mb, plan.left_out)
 
 
 def _share_out(batch: SlabBatch, work: Callable[[Sequence[tuple[int, slice]]], T], plan: _Plan) -> list[T]:
@@ -266,6 +297,23 @@ def _gather_sums(batch: SlabBatch, plan: _Plan) -> tuple[_Sums, Tensor, Tensor]:
     return _Sums(*torch.stack(tables).sum(0)), inverses, torch.stack(n_correct).sum()
 
 
+def _of_all_processes(sums: _Sums, counts: Tensor, plan: _Plan) -> tuple[_Sums, Tensor, slice]:
+    """Put all processes' sums and counts one below the other; the slice is where this process's samples stand.
+
+    Where the whole batch is summed, each process gives one row, so that their numbers of samples may differ.
+    """
+    tables = torch.stack([*sums, counts], dim=1)
+    if plan.batch:
+        return *_untangle(gathered(tables.sum(0, keepdim=True))), slice(None, 1)
+    first = rank() * len(tables)
+    return *_untangle(gathered(tables)), slice(first, first + len(tables))
+
+
+def _untangle(tables: Tensor) -> tuple[_Sums, Tensor]:
+    *sums, counts = tables.unbind(1)
+    return _Sums(*sums), counts
+
+
 def _class_counts(label: Tensor, plan: _Plan) -> Tensor:
     """Count each sample's voxels of each class, float64 (B, C); refuse a label that is neither class nor ignored."""
     n_classes = plan.n_classes
@@ -284,6 +332,8 @@ def _class_counts(label: Tensor, plan: _Plan) -> Tensor:
                     f"label: expected classes 0 … {n_classes - 1} or ignore_index {plan.ignore_index}, "
                     f"found {stranger}; remap the label, or set the class count or ignore_index to fit"
                 )
+    if plan.left_out:
+        counts[list(plan.left_out)] = 0
     return counts[:, :n_classes].double()
 
 
@@ -295,7 +345,7 @@ def _cross_entropy(log_likelihood: Tensor, counts: Tensor, weights: Tensor) -> t
 
 
 def _dice(sums: _Sums, counts: Tensor, weights: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the Dice loss, its gradient by p_y where the label is c and by p_c anywhere, each (B, C)."""
+    """Return the Dice loss, its gradient by p_y where the label is c and by p_c anywhere: (B or 1, C)."""
     overlap, prediction, reference = sums.overlap, sums.prediction, counts
     if batch:
         overlap, prediction, reference = (s.sum(0, keepdim=True) for s in (overlap, prediction, reference))
@@ -307,4 +357,4 @@ def _dice(sums: _Sums, counts: Tensor, weights: Tensor, batch: bool) -> tuple[Te
     numerator, denominator = 2 * overlap + SMOOTH, prediction + reference + SMOOTH
     loss = (share * (1 - numerator / denominator)).sum()
     own, anywhere = -2 * share / denominator, share * numerator / denominator**2
-    return loss, own.expand_as(counts), anywhere.expand_as(counts)
+    return loss, own, anywhere

@@ -6,7 +6,7 @@ Knows one slab at a time; `losses` adds them up to a loss. The formulas stand th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Slab(NamedTuple):
 
 
 class SlabBatch:
-    """Features, label and head, out of which the logits of one slab at a time are made."""
+    """Features, label and head, out of which one slab's logits at a time are made; a sample left out has no slab."""
 
     def __init__(
         self,
@@ -39,6 +39,7 @@ class SlabBatch:
         label: Integer[Tensor, "B N"],
         ignore_index: int | None,
         memory_budget_mb: float | int | None,
+        left_out: Collection[int] = (),
     ) -> None:
         self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         self.samples = [as_matrix(sample) for sample in features]
@@ -49,7 +50,7 @@ class SlabBatch:
         # Logits and their gradient's factor, features and their gradient, the label and about six numbers a voxel.
         bytes_per_voxel = (2 * n_classes + 2 * features.shape[1] + 8) * self.dtype.itemsize
         cuts = slabs(label.shape[1], bytes_per_voxel, features.device, memory_budget_mb)
-        self.places = [(b, voxels) for b in range(len(features)) for voxels in cuts]
+        self.places = [(b, voxels) for b in range(len(features)) if b not in left_out for voxels in cuts]
 
     def slab(self, sample: int, voxels: slice) -> Slab:
         x = self.samples[sample][:, voxels].to(self.dtype)

@@ -1,0 +1,188 @@
+"""The other processes of a training on this machine: started with this one's command line, watched, ended together.
+
+Lightning starts processes too, but kills the first one five seconds after another has died, before it could say why.
+Who stands where is `processes`'s business; what a training leaves when it fails is `ending`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pipeline.processes import (
+    STARTED_BY,
+    Place,
+    ProcessError,
+    is_first_process,
+    is_lost_connection,
+    n_processes,
+    place,
+    tell_failure,
+    told_failure,
+)
+
+GRACE_S = 20.0
+"""Seconds that a process has to end by itself after another one of its training has."""
+
+EXIT_LOST = 2
+"""Exit code of a process that could not end by itself."""
+
+_POLL_S = 0.5
+
+
+@contextlib.contextmanager
+def companions(n: int, when_lost: Callable[[str], None], *, orderly: type[Exception]) -> Iterator[None]:
+    """Train inside together with n − 1 more processes of this machine, unless somebody has started them already.
+
+    Args:
+        n: processes of this machine, this one included.
+        when_lost: called with a sentence, from another thread, where this process has to be ended because it still
+            waits for one that has died, as in a rendezvous or on a GPU.
+        orderly: what the training raises where all processes agreed to stop.
+
+    Raises:
+        ProcessError: another process has ended; its own reason where it left one.
+    """
+    here = place()
+    if n == 1 and here.world_size == 1:
+        yield
+        return
+    children: list[subprocess.Popen] = []
+    with contextlib.ExitStack() as stack:
+        if here.world_size == 1:
+            here = stack.enter_context(_environment(n))
+            children = [_start(here, rank) for rank in range(1, n)]
+            stack.callback(_end, children)
+        else:
+            _end_with_starter()
+        ending = threading.Event()
+        threading.Thread(target=_watch, args=(children, ending, when_lost), daemon=True).start()
+        try:
+            yield
+        except BaseException as error:
+            ending.set()
+            if isinstance(error, orderly):
+                raise
+            if is_lost_connection(error):
+                raise ProcessError(_sentence(told_failure() or _dead(children, wait_s=2.0))) from error
+            tell_failure(" ".join(f"{type(error).__name__}: {error}".split()))
+            raise
+        finally:
+            ending.set()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _environment(n: int) -> Iterator[Place]:
+    """Set the variables that torchrun sets, for this process as the first of n."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ours = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(n),
+        "LOCAL_WORLD_SIZE": str(n),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        STARTED_BY: str(os.getpid()),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield place()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start(here: Place, rank: int) -> subprocess.Popen:
+    environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return subprocess.Popen(_command(here.world_size), env=environment, stdin=subprocess.DEVNULL)
+
+
+def _command(n: int) -> list[str]:
+    """This process's own command, as Lightning repeats it too."""
+    import __main__  # whatever was started
+
+    specification = getattr(__main__, "__spec__", None)
+    if specification is not None:
+        return [sys.executable, "-m", specification.name.removesuffix(".__main__"), *sys.argv[1:]]
+    script = Path(sys.argv[0])
+    if not script.is_file():
+        raise ProcessError(
+            f"a training with {n} processes starts its program again, and {sys.argv[0] or 'this session'!r} is no file;"
+            " use `bodyseg train`, a script, or torchrun"
+        )
+    return [sys.executable, str(script.resolve()), *sys.argv[1:]]
+
+
+def _end(children: list[subprocess.Popen]) -> None:
+    """Wait until the children have ended too; end those that do not."""
+    until = time.monotonic() + GRACE_S
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, until - time.monotonic()))
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def _watch(children: list[subprocess.Popen], ending: threading.Event, when_lost: Callable[[str], None]) -> None:
+    """End this process where it has not ended by itself some time after a child did."""
+    while not ending.wait(_POLL_S):
+        dead = [child for child in children if child.poll()]
+        if dead and not ending.wait(GRACE_S):
+            when_lost(_sentence(told_failure(0.0) or _dead(children)))
+            for child in children:
+                child.kill()
+            os._exit(EXIT_LOST)
+
+
+def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str:
+    """Say which child has ended, and how; the connection may break a moment before the process is gone."""
+    until = time.monotonic() + wait_s
+    while children and not any(child.poll() for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    for rank, child in enumerate(children, start=1):
+        if code := child.poll():
+            if code > 0:
+                return f"process {rank} ended with exit code {code}"
+            memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+            return f"process {rank} was ended by {signal.Signals(-code).name}{memory}"
+    return "process 0 has ended" if not is_first_process() else "another process has ended without a word"
+
+
+def _sentence(what: str) -> str:
+    n = n_processes() if n_processes() > 1 else place().world_size
+    return f"{what}; the training of {n} processes ended with it; see to its cause and go on with --resume"
+
+
+def _end_with_starter() -> None:
+    """End this process where the one that started it is gone and nothing else has ended it: nobody would write."""
+    starter = os.environ.get(STARTED_BY)
+    if starter is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == starter:
+            time.sleep(_POLL_S)
+        time.sleep(GRACE_S)
+        os._exit(EXIT_LOST)
+
+    threading.Thread(target=watch, daemon=True).start()

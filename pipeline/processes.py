@@ -1,0 +1,219 @@
+"""Which processes train together: who started them, who is the first, what they tell each other.
+
+Knows torchrun's and SLURM's environment variables. Leaves to `companions` starting processes where nobody else has, to
+`devices` what each of them computes on, and to DistributedDataParallel the averaging of gradients.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+STARTED_BY = "BODYSEG_STARTED_BY"
+"""Environment variable of a process that `companions` started: the process id of the one that did."""
+
+_FAILURE = "bodyseg/failure"
+
+
+class ProcessError(RuntimeError):
+    """Another process of the training has ended, or cannot be started; one line that says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this process stands among those that train together; a process alone is 0 of 1."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    node: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+    started_by: str = ""
+    """Who started the processes, for messages: torchrun, SLURM, or this program."""
+
+    @property
+    def n_nodes(self) -> int:
+        """Machines that take part, where each runs as many processes as this one."""
+        return max(1, self.world_size // self.local_world_size)
+
+
+def place(environment: Mapping[str, str] | None = None) -> Place:
+    """Read this process's place from the environment (its own, unless another is given).
+
+    torchrun, and whoever starts processes by hand, sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
+    (and LOCAL_WORLD_SIZE where there is more than one machine); srun sets SLURM_PROCID, SLURM_LOCALID, SLURM_NODEID
+    and SLURM_NTASKS. The former count inside the latter: torchrun may run in a SLURM job.
+
+    Raises:
+        ProcessError: a variable is missing or no number.
+    """
+    given = os.environ if environment is None else environment
+    if _number(given, "WORLD_SIZE", 1) > 1 and "RANK" in given:
+        return _place_of_torchrun(given)
+    if _n_slurm_tasks(given) > 1:
+        return _place_of_slurm(given)
+    return Place()
+
+
+def _place_of_torchrun(given: Mapping[str, str]) -> Place:
+    world_size = _number(given, "WORLD_SIZE")
+    return Place(
+        rank=_number(given, "RANK"),
+        world_size=world_size,
+        local_rank=_number(given, "LOCAL_RANK"),
+        local_world_size=_number(given, "LOCAL_WORLD_SIZE", world_size),
+        node=_number(given, "GROUP_RANK", 0),
+        address=_text(given, "MASTER_ADDR"),
+        port=_number(given, "MASTER_PORT"),
+        started_by="this program" if STARTED_BY in given else "torchrun",
+    )
+
+
+def _place_of_slurm(given: Mapping[str, str]) -> Place:
+    world_size, n_nodes = _n_slurm_tasks(given), _number(given, "SLURM_NNODES", 1)
+    if world_size % n_nodes:
+        raise ProcessError(
+            f"SLURM runs {world_size} tasks on {n_nodes} nodes; every node needs equally many: use --ntasks-per-node"
+        )
+    nodes = given.get("SLURM_STEP_NODELIST") or given.get("SLURM_JOB_NODELIST") or given.get("SLURM_NODELIST", "")
+    return Place(
+        rank=_number(given, "SLURM_PROCID"),
+        world_size=world_size,
+        local_rank=_number(given, "SLURM_LOCALID"),
+        local_world_size=world_size // n_nodes,
+        node=_number(given, "SLURM_NODEID", 0),
+        address=given.get("MASTER_ADDR") or first_node(nodes) or "127.0.0.1",
+        # Every process of a job finds the same port, and two jobs on one machine rarely do.
+        port=_number(given, "MASTER_PORT", 15000 + _number(given, "SLURM_JOB_ID", 0) % 10000),
+        started_by="SLURM",
+    )
+
+
+def _n_slurm_tasks(given: Mapping[str, str]) -> int:
+    """Tasks of this job step; 1 in a batch script itself, where SLURM_NTASKS says what srun would start."""
+    if "SLURM_PROCID" not in given or "SLURM_LOCALID" not in given:
+        return 1
+    if "SLURM_STEP_ID" not in given and "SLURM_STEPID" not in given and "SLURM_STEP_NUM_TASKS" not in given:
+        return 1
+    return _number(given, "SLURM_STEP_NUM_TASKS", _number(given, "SLURM_NTASKS", 1))
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a SLURM node list: "gpu[07-09,12],cpu1" gives "gpu07"."""
+    host = re.match(r"([^\[,\s]*)(?:\[([^\],-]*)[^\]]*\])?([^\[,\s]*)", nodes)
+    return "".join(part or "" for part in host.groups()) if host else ""
+
+
+def _text(given: Mapping[str, str], name: str) -> str:
+    if not given.get(name):
+        raise ProcessError(f"environment variable {name} is missing; torchrun sets it, or set it in every process")
+    return given[name]
+
+
+def _number(given: Mapping[str, str], name: str, default: int | None = None) -> int:
+    if default is not None and not given.get(name):
+        return default
+    text = _text(given, name)
+    if not re.fullmatch(r"\d{1,9}", text):
+        raise ProcessError(f"environment variable {name}: expected a number of 0 or more, found {text!r:.40}")
+    return int(text)
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes files and prints; the only one of a training without companions.
+
+    Right before and after the processes have found each other.
+    """
+    return dist.get_rank() == 0 if _are_connected() else place().rank == 0
+
+
+def rank() -> int:
+    """This process's number among those connected, 0 where there is no other."""
+    return dist.get_rank() if _are_connected() else 0
+
+
+def n_processes() -> int:
+    """How many processes are connected: 1 before a training has begun, and in one without companions."""
+    return dist.get_world_size() if _are_connected() else 1
+
+
+def _are_connected() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+# What they tell each other ----------------------------------------------------------------------------------------
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """Concatenate the tensors of all processes along the first axis, in the processes' order; of equal shape in all.
+
+    Every process gets the same bits, which a sum on the way would not promise. Carries no gradient.
+    """
+    if n_processes() == 1:
+        return tensor
+    tensor = tensor.contiguous()
+    parts = [torch.empty_like(tensor) for _ in range(n_processes())]
+    dist.all_gather(parts, tensor)
+    return torch.cat(parts)
+
+
+def highest(number: int, device: torch.device) -> int:
+    """The highest of the processes' numbers; waits until all of them ask."""
+    if n_processes() == 1:
+        return number
+    return int(gathered(torch.tensor([number], device=device)).max())
+
+
+def all_texts(text: str) -> list[str]:
+    """Every process's text, in the processes' order; waits until all of them ask."""
+    if n_processes() == 1:
+        return [text]
+    texts: list[Any] = [None] * n_processes()
+    dist.all_gather_object(texts, text)
+    return texts
+
+
+def tell_failure(text: str) -> None:
+    """Leave the reason of this process's end where the first process looks when it misses us."""
+    if n_processes() > 1:
+        with contextlib.suppress(Exception):  # the store lives in the first process, which may be gone
+            _store().set(_FAILURE, f"process {dist.get_rank()}: {text}")
+
+
+def told_failure(wait_s: float = 2.0) -> str | None:
+    """What another process told before it ended; None where none did within the time."""
+    if n_processes() == 1:
+        return None
+    until = time.monotonic() + wait_s
+    with contextlib.suppress(Exception):
+        while not _store().check([_FAILURE]):
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.05)
+        return _store().get(_FAILURE).decode(errors="replace")
+    return None
+
+
+def _store() -> Any:
+    return dist.distributed_c10d._get_default_store()
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says that another process has gone: torch has no one type for it on all backends."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, dist.DistError) or re.search(r"gloo[/\\]|Connection (closed|reset) by peer", str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
