@@ -208,6 +208,7 @@ def _build_recorder(
             "preprocessing": prepared.preprocessing,
             "class_names": list(prepared.dataset.class_names),
             "channel_names": list(prepared.dataset.channel_names),
+            "flips": list(config.data.flips),
         },
         class_names=prepared.dataset.class_names,
         overlay_every=config.training.overlay_every,
