@@ -52,8 +52,8 @@ class GeometryReport:
 
     @property
     def exit_code(self) -> int:
-        """0 if the geometry holds, else 2."""
-        return 2 if self.failures else 0
+        """0 if the geometry holds, else 1."""
+        return 1 if self.failures else 0
 
     @property
     def largest_shift_mm(self) -> float:
@@ -67,7 +67,11 @@ class GeometryReport:
 
 
 def check_geometry(
-    target: Config | Mapping[str, Any] | Path | str | None = None, *, progress: Progress | None = None
+    target: Config | Mapping[str, Any] | Path | str | None = None,
+    *,
+    target_size: Sequence[int] | None = None,
+    keep_aspect: bool | None = None,
+    progress: Progress | None = None,
 ) -> GeometryReport:
     """Send a phantom through a chain and back: all 48 orientations, oblique, anisotropic and odd grids.
 
@@ -77,12 +81,15 @@ def check_geometry(
     Args:
         target: settings, a YAML or JSON file of them, a run folder, a best_model.ckpt, or plain arguments of
             `transforms.chains.preprocessing_chain`; None: its defaults.
+        target_size, keep_aspect: instead of the target's own; None leaves them.
         progress: called with (grids done, grids).
 
     Raises:
         ConfigError, RunFolderError, NetworkError, ChainError: what is no chain, in one line.
     """
-    chain = chain_of(target)
+    changed = {"target_size": target_size, "keep_aspect": keep_aspect}
+    chain = chain_of(target) | {name: value for name, value in changed.items() if value is not None}
+    chain = preprocessing_arguments(**chain)
     grids, trips = list(awkward_grids()), []
     for done, grid in enumerate(grids, start=1):
         size = chain["target_size"] if done == 1 else [max(64, n // 3) for n in chain["target_size"]]

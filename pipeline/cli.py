@@ -11,6 +11,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import time
@@ -169,8 +170,9 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--preview", action="store_true", help="Also a picture of three planes for every scan.")
     parser.add_argument(
         "--tta", default="", metavar="AXES",
-        help="Also show the scan mirrored along x (left-right), y (back-front), z (foot-head), such as xy; left and "
-        "right classes are exchanged back by name. Slower.",
+        help="Also show the scan mirrored: alone along the axes that the training mirrored (left-right if it mirrored "
+        "none), or along those named of x (left-right), y (back-front), z (foot-head), such as xy; left and right "
+        "classes are exchanged back by name. Slower.",
     )  # fmt: skip
     parser.add_argument(
         "--roi", nargs=3, type=int, metavar="N", help="Sliding window in voxels, for networks trained on patches."
@@ -188,7 +190,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")
     parser.add_argument("--trust_config", action="store_true", help="Import network classes from any package.")
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(_with_value(arguments, "--tta", r"[xyz,]+", "auto"))
     room = importlib.import_module("pipeline.predict")
     runs, inputs = room.split_runs(given.paths)
     document = room.predict(
@@ -248,17 +250,35 @@ def _check_geometry(arguments: list[str]) -> int:
     """Prove that preprocessing and its way back move, mirror and swap nothing, and say what the target size costs.
 
     Balls of 60, 20, 8 and 4 mm and sided markers go through the chain and back on 48 orientations and on oblique,
-    anisotropic and odd grids. Exit code 0: the geometry holds; 2: it does not.
+    anisotropic and odd grids. Exit code 0: the geometry holds; 1: it does not.
     """
-    parser = _parser("check-geometry", _check_geometry, "bodyseg check-geometry [RUN | CONFIG]")
+    parser = _parser("check-geometry", _check_geometry, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
     parser.add_argument("target", nargs="?", type=Path, metavar="RUN|CONFIG", help="Run, checkpoint or settings file.")
+    parser.add_argument(
+        "--target_size", nargs=3, type=int, metavar="N", help="Another size than that of the run or settings."
+    )
+    parser.add_argument(
+        "--keep_aspect", type=bool | None, nargs="?", const=True, metavar="true|false",
+        help="Pad instead of stretching (or not), whatever run or settings say.",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(_with_value(arguments, "--keep_aspect", "true|false", "true"))
     room = importlib.import_module("pipeline.check_geometry")
     with Bar("Round trips") as bar:
-        report = room.check_geometry(given.target, progress=bar.update)
+        report = room.check_geometry(
+            given.target, target_size=given.target_size, keep_aspect=given.keep_aspect, progress=bar.update
+        )
     print(room.to_json(report) if given.json else room.to_text(report))
     return report.exit_code
+
+
+def _with_value(arguments: list[str], flag: str, values: str, default: str) -> list[str]:
+    """Give a flag that stands alone its default: argparse would take the next path for its value."""
+    result = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        alone = argument == flag and not re.fullmatch(values, following)
+        result.append(f"{flag}={default}" if alone else argument)
+    return result
 
 
 def _words(text: str) -> list[str]:
