@@ -7,7 +7,9 @@ its slices lie where one affine says they lie. Multi-frame objects and writing a
 from __future__ import annotations
 
 import logging
+import math
 import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +24,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
-from transforms.grid import Geometry, OpenVolume, VolumeError, check_affine, check_shape
+from transforms.grid import Geometry, OpenVolume, VolumeError, check_affine, check_memory, check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,11 @@ _SUFFIXES = {".dcm", ".dicom", ".ima"}  # names that promise DICOM: such a file 
 # What pydicom raises on damaged headers, at reading or when a value is first looked at.
 _DAMAGE = (
     InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
-    BytesLengthException, struct.error,
+    BytesLengthException, struct.error, zlib.error, RecursionError, MemoryError,
 )  # fmt: skip
+_MAX_SLICE_PIXELS = 2**26  # 8192 × 8192; what a header claims beyond, the decoder would allocate first
+_META_START = 144  # preamble, "DICM", and the element with the length of the file meta information (DICOM PS3.10, 7.1)
+_MAX_INFLATED = 2**28  # bytes of a deflated file, which pydicom unpacks as a whole
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -142,6 +147,7 @@ def _read_slice(path: Path) -> _Slice | str:
     try:
         # Odd values elsewhere in the header are not our business.
         with path.open("rb") as file, pydicom.config.disable_value_validation():
+            _refuse_bomb(file, path)
             header = pydicom.dcmread(file, stop_before_pixels=True)
             if header.get("Modality") not in ("CT", "MR"):
                 return str(header.get("Modality", "DICOMDIR"))
@@ -161,6 +167,18 @@ def _read_slice(path: Path) -> _Slice | str:
         ) from error
 
 
+def _refuse_bomb(file: BinaryIO, path: Path) -> None:
+    """Refuse a deflated file that unpacks to more than any slice has, before pydicom unpacks it."""
+    deflated = DeflatedExplicitVRLittleEndian.encode() in file.read(4096)  # the file meta information comes first
+    if deflated:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MAX_INFLATED)
+        if len(unpacked) == _MAX_INFLATED:
+            raise VolumeError(f"{path}: expected one slice, found over {_MAX_INFLATED >> 20} MiB in it; copy it again")
+    file.seek(0)
+
+
 def _check_structure(header: pydicom.Dataset, path: Path) -> None:
     """Refuse unknown value representations: GDCM reads on from there at random, and allocates what it reads."""
     found = {part.get_item(tag).VR for part in (header, header.file_meta) for tag in part.keys()}  # noqa: SIM118
@@ -170,6 +188,9 @@ def _check_structure(header: pydicom.Dataset, path: Path) -> None:
 
 def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
     """Refuse pixels that are cut short or missing; GDCM would first allocate what the header claims, up to 4 GB."""
+    n_pixels = int(header.Rows) * int(header.Columns)
+    if n_pixels > _MAX_SLICE_PIXELS:
+        raise VolumeError(f"{path}: the header claims {header.Columns}×{header.Rows} pixels in a slice; it is damaged")
     if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return  # nothing can be told from the place in the file
     implicit, little = header.original_encoding
@@ -182,6 +203,9 @@ def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
     held = path.stat().st_size - file.tell() + (4 if implicit else 0)
     if tag != (0x7FE0, 0x0010) or (length != 0xFFFFFFFF and length > held):  # all ones: compressed, of no stated length
         raise VolumeError(f"{path}: truncated, {length} bytes of pixels expected, {held} found; copy it again")
+    needed = math.ceil(n_pixels * int(header.BitsAllocated) / 8)
+    if length < needed:
+        raise VolumeError(f"{path}: truncated, {needed} bytes of pixels expected, {length} found; copy it again")
 
 
 def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:
@@ -289,6 +313,7 @@ def _dtype(slices: Sequence[_Slice]) -> np.dtype:
 
 
 def _read_voxels(files: Sequence[Path], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    check_memory(math.prod(shape) * dtype.itemsize, str(files[0].parent))
     array = np.empty(shape, dtype=dtype, order="F")
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

@@ -10,9 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
 
 MAX_VOXELS = 2**31
 """No scanner makes more (1290 voxels a side); a header that claims more is damaged or hostile."""
+
+BOMB_BYTES = 4 * 2**30
+BOMB_RATIO = 500
+"""More bytes than this out of gzip, packed more tightly than this to one, are no scan and no label map: a CT packs 2 to
+1, a label map 100 to 1, and the emptiest mask is smaller than that unless its numbers are needlessly wide."""
 
 GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are the same when no corner lies further apart than this share of the smallest voxel edge."""
@@ -104,6 +110,21 @@ def check_data_size(n_bytes: int, available: int, *, compressed: bool, name: str
         held = f"{available} bytes of gzip" if compressed else f"{available} bytes"
         raise VolumeError(
             f"{name}: the header claims {n_bytes} bytes, the file holds {held}; it is truncated or damaged"
+        )
+    if compressed and n_bytes > BOMB_BYTES and n_bytes > BOMB_RATIO * available:
+        raise VolumeError(
+            f"{name}: {available} bytes of gzip would become {n_bytes} bytes, expected at most {BOMB_RATIO} to 1 above "
+            f"{BOMB_BYTES >> 30} GiB; save it with a smaller number type, or leave it out"
+        )
+
+
+def check_memory(n_bytes: int, name: str) -> None:
+    """Refuse a volume that this machine cannot hold: the kernel would end the whole process, or others."""
+    free = psutil.virtual_memory().available
+    if n_bytes > free:
+        raise VolumeError(
+            f"{name}: its voxels take {n_bytes / 1e9:.3g} GB, this machine has {free / 1e9:.3g} GB of memory free; "
+            "crop the volume, or end other programs"
         )
 
 

@@ -1,11 +1,13 @@
 """NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd) files through SimpleITK, LPS turned to RAS+ here.
 
-ITK fills in what a header lacks (orientation, voxel size) and follows a detached header to any file of the machine.
-So the text header is read here first: what it names, claims or leaves out is judged before ITK sees it.
+ITK fills in what a header lacks (orientation, voxel size), follows a detached header to any file of the machine, and
+dies of a MetaImage that claims too many axes (ITK 5.4). So the text header is read here first: what it names, claims,
+says twice or leaves out is judged before ITK sees it.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from functools import partial
 from pathlib import Path
@@ -13,7 +15,16 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
-from transforms.grid import Geometry, OpenVolume, VolumeError, check_affine, check_data_size, check_shape
+from transforms.detached import beside
+from transforms.grid import (
+    Geometry,
+    OpenVolume,
+    VolumeError,
+    check_affine,
+    check_data_size,
+    check_memory,
+    check_shape,
+)
 
 _HEADER_LIMIT = 2**20
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -21,6 +32,12 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _NRRD_SPACES = {
     "lps", "ras", "las", "left-posterior-superior", "right-anterior-superior", "left-anterior-superior",
 }  # fmt: skip
+# MetaImage's fields of numbers: how many there are, as a power of the number of axes.
+_META_LISTS = {
+    "elementspacing": 1, "elementsize": 1, "offset": 1, "position": 1, "origin": 1, "centerofrotation": 1,
+    "transformmatrix": 2, "rotation": 2, "orientation": 2,
+}  # fmt: skip
+_MAX_AXES = 5
 _DTYPES = {
     sitk.sitkUInt8: np.uint8, sitk.sitkInt8: np.int8, sitk.sitkUInt16: np.uint16, sitk.sitkInt16: np.int16,
     sitk.sitkUInt32: np.uint32, sitk.sitkInt32: np.int32, sitk.sitkUInt64: np.uint64, sitk.sitkInt64: np.int64,
@@ -35,12 +52,14 @@ def open_itk(path: Path) -> OpenVolume:
         VolumeError: not such a file, truncated, no orientation or voxel size, more than one number a voxel, or voxels
             kept in a file outside the header's folder.
     """
-    fields = _text_header(path)
     is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
+    fields = _text_header(path, ":" if is_nrrd else "=:")
     sizes, n_bytes, data_path, compressed = _nrrd(fields, path) if is_nrrd else _meta(fields, path)
     check_shape(sizes, str(path))
     check_data_size(n_bytes, data_path.stat().st_size, compressed=compressed, name=str(path))
     reader = sitk.ImageFileReader()
+    # By name: ITK would otherwise try every format it knows on the content.
+    reader.SetImageIO("NrrdImageIO" if is_nrrd else "MetaImageIO")
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
@@ -51,6 +70,8 @@ def open_itk(path: Path) -> OpenVolume:
         raise VolumeError(f"{path}: expected one real number a voxel, found {found}; export a grey-scale volume")
     kind = "nrrd" if is_nrrd else "metaimage"
     shape = check_shape(reader.GetSize(), str(path))
+    if math.prod(shape) != math.prod(sizes):
+        raise VolumeError(f"{path}: expected the size {sizes} of the header, ITK reads {shape}; save it again")
     geometry = Geometry(shape, _affine(reader, str(path)), np.dtype(_DTYPES[reader.GetPixelID()]), kind)
     return OpenVolume(geometry, None, partial(_read_voxels, reader, shape, path))
 
@@ -65,6 +86,8 @@ def _affine(reader: sitk.ImageFileReader, name: str) -> np.ndarray:
 
 
 def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path) -> np.ndarray:
+    n_bytes = math.prod(shape) * np.dtype(_DTYPES[reader.GetPixelID()]).itemsize
+    check_memory(2 * n_bytes, str(path))  # ITK's own and the array
     try:
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
@@ -73,23 +96,30 @@ def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Pat
 
 
 def _reason(error: RuntimeError) -> str:
-    """Return the last line of ITK's message, which is the one that says why."""
+    """Return the last line of ITK's message that says why; "Reason:" is an unrelated errno of the system."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no reason given"
+    lines = [line for line in lines if not line.startswith("Reason:")]
+    # "ITK ERROR: MetaImageIO(0x55b2f12c4cd0): …": an address helps nobody
+    return re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", lines[-1])[:200] if lines else "no reason given"
 
 
-def _text_header(path: Path) -> dict[str, str]:
-    """Return the header's fields, names in lower case; where a field stands twice, the last."""
+def _text_header(path: Path, separators: str) -> dict[str, str]:
+    """Return the header's fields, names in lower case. Raises VolumeError where a field stands twice."""
     fields: dict[str, str] = {}
     n_read = 0
     with path.open("rb") as file:
         while n_read < _HEADER_LIMIT and (line := file.readline(_HEADER_LIMIT)).strip():
             n_read += len(line)
-            field = re.match(r"([^:=#]+?)\s*[:=]=?\s*(.*)", line.decode("latin-1").strip())
-            if field:
-                fields[field[1].lower()] = field[2]
-                if field[1] == "ElementDataFile":  # a MetaImage header ends with it, a NRRD header with an empty line
-                    break
+            # NRRD's "key:=value" is a remark, no field.
+            field = re.match(rf"([^:=#]+?)\s*[{separators}](?!=)\s*(.*)", line.decode("latin-1").strip())
+            if field is None:
+                continue
+            name = field[1].lower()
+            if name in fields:  # which of the two counts is not the same in every program
+                raise VolumeError(f"{path}: expected {field[1]} once in the header, found it twice; save it again")
+            fields[name] = field[2]
+            if field[1] == "ElementDataFile":  # a MetaImage header ends with it, a NRRD header with an empty line
+                break
     return fields
 
 
@@ -102,11 +132,12 @@ def _nrrd(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], int, Pat
             f"found {space or 'none'}: left and right are unknown; save it again with its orientation"
         )
     sizes, item = _integers(fields, "sizes", path), _item_size(fields.get("type", ""), path)
+    _check_axes(fields, "dimension", sizes, path)
     encoding = fields.get("encoding", "").lower()
     least = {"raw": item, "gzip": item, "gz": item, "hex": 2 * item, "ascii": 2, "text": 2, "txt": 2}
     if encoding not in least:
         raise VolumeError(f"{path}: expected the encoding raw, gzip, hex or ascii, found {encoding or 'none'}")
-    n_bytes = least[encoding] * _product(sizes)
+    n_bytes = least[encoding] * math.prod(sizes)
     data_path = _data_path(fields.get("data file", fields.get("datafile", "LOCAL")), path)
     return sizes, n_bytes, data_path, encoding.startswith("gz")
 
@@ -116,9 +147,47 @@ def _meta(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], int, Pat
     if "elementspacing" not in fields and "elementsize" not in fields:
         raise VolumeError(f"{path}: expected ElementSpacing in the header, found none: the voxel size is unknown")
     sizes = _integers(fields, "dimsize", path)
-    n_bytes = _product(sizes) * _item_size(fields.get("elementtype", ""), path)
+    _check_axes(fields, "ndims", sizes, path)
+    _check_meta_numbers(fields, len(sizes), path)
+    n_bytes = math.prod(sizes) * _item_size(fields.get("elementtype", ""), path)
     compressed = fields.get("compresseddata", "").lower() in ("true", "1", "yes")
-    return sizes, n_bytes, _data_path(fields.get("elementdatafile", ""), path), compressed
+    data_path = _data_path(fields.get("elementdatafile", ""), path)
+    if compressed and "compresseddatasize" in fields:  # ITK allocates what stands there
+        held = _integers(fields, "compresseddatasize", path)[0]
+        check_data_size(held, data_path.stat().st_size, compressed=False, name=str(path))
+    return sizes, n_bytes, data_path, compressed
+
+
+def _check_axes(fields: dict[str, str], field: str, sizes: tuple[int, ...], path: Path) -> None:
+    n_axes = _integers(fields, field, path)[0]
+    if n_axes != len(sizes) or n_axes > _MAX_AXES:
+        raise VolumeError(f"{path}: expected 3 axes, the header claims {n_axes} and {len(sizes)} sizes; it is damaged")
+
+
+def _check_meta_numbers(fields: dict[str, str], n_axes: int, path: Path) -> None:
+    for field in _META_LISTS.keys() & fields.keys():
+        numbers, expected = _numbers(fields[field]), n_axes ** _META_LISTS[field]
+        if len(numbers) != expected or not all(map(math.isfinite, numbers)):
+            raise VolumeError(
+                f"{path}: expected {expected} numbers in the header's {field}, found {fields[field][:80]!r}; "
+                "it is damaged"
+            )
+        if field in ("elementspacing", "elementsize") and min(numbers) <= 0:
+            raise VolumeError(f"{path}: expected a positive voxel size in mm, found {field} {numbers}; correct it")
+    if fields.get("elementnumberofchannels", "1").strip() != "1":
+        found = fields["elementnumberofchannels"][:40]
+        raise VolumeError(f"{path}: expected one real number a voxel, found {found!r}; export a grey-scale volume")
+
+
+def _numbers(words: str) -> list[float]:
+    """Return the numbers of a field, NaN for what is none."""
+    found = []
+    for word in words.split():
+        try:
+            found.append(float(word) if re.fullmatch(r"[-+.0-9eE]+", word) else math.nan)
+        except ValueError:
+            found.append(math.nan)
+    return found
 
 
 def _integers(fields: dict[str, str], field: str, path: Path) -> tuple[int, ...]:
@@ -126,13 +195,6 @@ def _integers(fields: dict[str, str], field: str, path: Path) -> tuple[int, ...]
     if not words or not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
         raise VolumeError(f"{path}: expected whole numbers in the header's {field}, found {fields.get(field)!r}")
     return tuple(int(word) for word in words)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    product = 1
-    for size in sizes:  # Python's integers, which do not overflow on a hostile header
-        product *= size
-    return product
 
 
 def _item_size(word: str, path: Path) -> int:
@@ -151,10 +213,4 @@ def _data_path(name: str, path: Path) -> Path:
         return path
     if not name or name.upper().startswith("LIST") or "%" in name:
         raise VolumeError(f"{path}: expected the voxels in one file, the header names {name!r}; save it as one file")
-    if Path(name).is_absolute() or ".." in Path(name).parts:
-        raise VolumeError(
-            f"{path}: the header names voxels outside its own folder ({name}); put them beside the header"
-        )
-    if not (path.parent / name).is_file():
-        raise VolumeError(f"{path}: its voxels, {name}, are missing beside it")
-    return path.parent / name
+    return beside(path, name)

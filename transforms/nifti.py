@@ -17,7 +17,16 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from transforms.grid import Geometry, OpenVolume, VolumeError, check_affine, check_data_size, check_shape
+from transforms.detached import beside
+from transforms.grid import (
+    Geometry,
+    OpenVolume,
+    VolumeError,
+    check_affine,
+    check_data_size,
+    check_memory,
+    check_shape,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +34,7 @@ _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAGIC = {b"n+1\0": True, b"n+2\0": True, b"ni1\0": False, b"ni2\0": False}  # whether voxels follow in the same file
 _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
 _TRAILING_LIMIT = 2**20
+_OFFSET_LIMIT = 2**28  # bytes of header extensions: a DICOM header or a protocol takes under a megabyte
 
 
 def open_nifti(path: Path) -> OpenVolume:
@@ -57,9 +67,7 @@ def _pair(path: Path) -> tuple[Path, Path]:
     other = suffixes.get(path.suffix.lower())
     if other is None:
         return path, path
-    partner = path.with_suffix(other)
-    if not partner.is_file():
-        raise VolumeError(f"{path}: its other half {partner.name} is missing beside it")
+    partner = beside(path, path.with_suffix(other).name)
     return (partner, path) if other == ".hdr" else (path, partner)
 
 
@@ -156,7 +164,7 @@ def _unit_mm(header: nib.Nifti1Header) -> float:
 
 def _offset(header: nib.Nifti1Header, name: str) -> int:
     offset = float(header["vox_offset"])
-    if not 0 <= offset < 2**40:
+    if not 0 <= offset <= _OFFSET_LIMIT:
         raise VolumeError(f"{name}: expected the voxels at a byte of the file, the header puts them at {offset:g}")
     return int(offset)
 
@@ -174,6 +182,8 @@ def _scale(header: nib.Nifti1Header, name: str) -> tuple[float, float] | None:
 def _read_voxels(
     path: Path, shape: tuple[int, ...], stored: np.dtype, offset: int, scale: tuple[float, float] | None
 ) -> np.ndarray:
+    n_voxels = int(np.prod(shape, dtype=np.int64))
+    check_memory(n_voxels * (stored.itemsize + (4 if scale else 0)), str(path))
     array = np.empty(shape, dtype=stored, order="F")
     _fill(array.reshape(-1, order="F").view(np.uint8).data, path, offset)
     if scale is None:
