@@ -1,7 +1,8 @@
 """A cache folder: which files in it are ours, locks, its size and pruning. Reads no voxels and builds nothing.
 
 A folder holds CACHEDIR.TAG (the convention by which backups skip it), sources.jsonl (what unchanged source files hash
-to) and `<chain>-<content>.bodycase` entries, beside `.tmp` and `.lock` files of those being built.
+to), inspections.jsonl (what was found in source files) and `<chain>-<content>.bodycase` entries, beside `.tmp` and
+`.lock` files of those being built.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ TAG_TEXT = (
 )
 OURS = re.compile(r"(?P<chain>[0-9a-f]{16})-[0-9a-f]{32}(\.bodycase|\.tmp|\.lock)")
 SOURCES = "sources.jsonl"  # written by cache_key
+INSPECTIONS = "inspections.jsonl"  # written by inspection_memory
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ def prune(folder: str | os.PathLike[str], max_bytes: int, *, keep_chain: str | N
             removed.append((path, status.st_size))
             excess -= status.st_size
     if not _ours(folder, SUFFIX):
-        (folder / SOURCES).unlink(missing_ok=True)
+        for name in (SOURCES, INSPECTIONS):
+            (folder / name).unlink(missing_ok=True)
     return Pruned(tuple(path for path, _ in removed), sum(size for _, size in removed))
 
 

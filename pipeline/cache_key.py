@@ -69,7 +69,7 @@ def code_version() -> str:
     spec = importlib.util.find_spec("transforms")
     roots = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
     files = sorted(file for root in roots for file in Path(root).glob("*.py"))
-    code = [[file.name, _without_comments(file.read_text(encoding="utf-8"))] for file in files]
+    code = [[file.name, without_comments(file.read_text(encoding="utf-8"))] for file in files]
     return sha256([code, monai.__version__, torch.__version__.partition("+")[0]])[:16]
 
 
@@ -94,7 +94,7 @@ def sha256(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _without_comments(source: str) -> str:
+def without_comments(source: str) -> str:
     """What a comment, a docstring or the formatting says changes no voxel and shall cost nobody hours."""
     tree = ast.parse(source)
     for node in ast.walk(tree):

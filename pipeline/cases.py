@@ -35,6 +35,7 @@ def list_cases(
     fold: int = 0,
     class_names: Sequence[str] | None = None,
     label_remap: Mapping[int | str, int | str] | None = None,
+    strict: bool = True,
 ) -> Dataset:
     """List and check the cases of a data set.
 
@@ -46,6 +47,7 @@ def list_cases(
             structure also the choice and order of structures.
         label_remap: class name or index for further values of the label files, or for values that shall mean
             something else.
+        strict: False leaves out the cases whose files cannot serve; `refused` of the data set says why.
 
     Returns:
         The data set; its `split` is its own where it says which cases train and which validate, else None
@@ -64,7 +66,7 @@ def list_cases(
         listing = _ALL_READERS[layout](root, fold, class_names)
     except OSError as error:
         raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
-    dataset = _checked(listing, root, layout)
+    dataset = _checked(listing, root, layout, strict=strict)
     return replace(dataset, label_remap=_remap(label_remap, dataset)) if label_remap else dataset
 
 
@@ -77,21 +79,35 @@ def _remap(wanted: Mapping[int | str, int | str], dataset: Dataset) -> dict[int,
     return resolve_remap(wanted, dataset.class_names)
 
 
-def _checked(listing: Listing, root: Path, layout: str) -> Dataset:
+def _checked(listing: Listing, root: Path, layout: str, *, strict: bool) -> Dataset:
     if not listing.rows:
         raise DatasetError(f"{root}: expected cases in the {layout} layout, found none")
-    for row in listing.rows:
-        _check_row(row, len(listing.channel_names), root)
+    rows, refused = _usable(listing, root, strict=strict)
     if twice := [case for case, count in Counter(row.id for row in listing.rows).items() if count > 1]:
         raise DatasetError(f"{root}: case {twice[0]} stands {Counter(row.id for row in listing.rows)[twice[0]]} times")
-    labelled = tuple(row for row in listing.rows if row.label is not None)
-    split = _own_split(labelled, root)
+    labelled = tuple(row for row in rows if row.label is not None)
+    has_own_split = any(row.side == "val" for row in listing.rows)
+    split = _own_split(labelled, root) if has_own_split else None
     table = listing.table
     return Dataset(
-        root, layout, tuple(_case(row, divided=split is not None) for row in labelled), table.names, table.values,
+        root, layout, tuple(_case(row, divided=has_own_split) for row in labelled), table.names, table.values,
         listing.channel_names, table.ignore_value, split,
-        tuple(_case(row, divided=False) for row in listing.rows if row.label is None),
+        tuple(_case(row, divided=False) for row in rows if row.label is None), refused=refused,
     )  # fmt: skip
+
+
+def _usable(listing: Listing, root: Path, *, strict: bool) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows that can serve, and by case what is wrong with the others; `strict` raises for the first."""
+    rows, refused = [], {}
+    for row in listing.rows:
+        try:
+            _check_row(row, len(listing.channel_names), root)
+            rows.append(row)
+        except DatasetError as error:
+            if strict:
+                raise
+            refused[row.id] = str(error)
+    return rows, refused
 
 
 def _check_row(row: Row, n_channels: int, root: Path) -> None:
@@ -138,14 +154,13 @@ def _subject(row: Row) -> str:
 
 
 def _own_split(rows: Sequence[Row], root: Path) -> Split | None:
-    """Return the data set's own division, None where it does not say which cases validate."""
-    if not any(row.side == "val" for row in rows):
-        return None
+    """Return the data set's own division of the cases that can serve, one at least on either side."""
     if unsaid := [row.id for row in rows if row.side is None]:
         raise DatasetError(f"{root}: expected a split for every case or for none, found none for case {unsaid[0]}")
     sides = {side: tuple(sorted(row.id for row in rows if row.side == side)) for side in SIDES}
-    if not sides["train"]:
-        raise DatasetError(f"{root}: its own split has {len(sides['val'])} cases to validate and none to train")
+    for side, verb, other, with_verb in (("train", "train", "val", "validate"), ("val", "validate", "train", "train")):
+        if not sides[side]:
+            raise DatasetError(f"{root}: its own split has {len(sides[other])} cases to {with_verb} and none to {verb}")
     _check_subjects(rows, root)
     return Split(**sides, source="the data set's own")
 

@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug or not _is_expected(error):
             raise
-        return _complain(str(error))
+        # Bad data have a line for every error, any other message is one line.
+        return [_complain(line) for line in getattr(error, "lines", [str(error)])][-1]
     except KeyboardInterrupt:
         return _complain("stopped", 130)
 

@@ -6,9 +6,8 @@ Unpacks the config once: below this room everything takes plain arguments. What 
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,19 +18,10 @@ from monai.data import DataLoader
 from torch.utils.data import Sampler
 
 from pipeline.cache import CachedDataset
-from pipeline.cases import list_cases
 from pipeline.config import Config
-from pipeline.dataset import Case, Dataset, DatasetError, Split
-from pipeline.split import split_by_subject
+from pipeline.dataset import Case, Dataset, Split
+from pipeline.screening import screen
 from transforms.chains import augmentation_chain, preprocessing_chain
-from transforms.load import read_volume
-
-log = logging.getLogger(__name__)
-
-_AIR_HU = -500
-"""A scan whose darkest voxels lie below this is a CT: MR and other intensities have no such values."""
-_CASES_LOOKED_AT = 3
-"""How many images decide the modality when the data set does not name it."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +33,10 @@ class PreparedData:
     preprocessing: dict[str, Any]
     """Arguments of transforms.chains.preprocessing_chain; they travel with the checkpoint."""
     intensity_found: dict[str, str]
+    skipped: Mapping[str, str]
+    """Cases left out for their errors (data.skip_bad_cases), and what is wrong with each."""
+    n_warnings: int
+    """Warnings that a check of the data gives."""
     train: CachedDataset
     val: CachedDataset
 
@@ -61,30 +55,29 @@ class PreparedData:
         return np.stack([self.train.class_voxels(index) for index in range(len(self.train))])
 
 
-def prepare_data(config: Config, progress: Callable[[str, int, int], None] | None = None) -> PreparedData:
-    """List the cases, decide what the data leave open, preprocess every case once, and split by subject.
+def prepare_data(
+    config: Config,
+    progress: Callable[[str, int, int], None] | None = None,
+    *,
+    skipped_before: Mapping[str, str] | None = None,
+) -> PreparedData:
+    """Look at every case, decide what the data leave open, divide by subject, and preprocess what trains or validates.
 
     Args:
         config: the settings.
-        progress: called with (what, done, total) while cases are preprocessed.
+        progress: called with (what, done, total) while cases are looked at and preprocessed.
+        skipped_before: what a resumed run left out when it began, see `screening.screen`.
 
     Raises:
-        DatasetError: the folder is no data set, contradicts the settings, or leaves no validation case.
+        DatasetError: the folder is no data set, contradicts the settings, has bad cases, or leaves no validation case.
         CacheError, VolumeError: a case cannot be prepared.
     """
-    data = config.data
-    dataset = list_cases(
-        Path(data.dataset_root),
-        data.layout,
-        fold=data.fold,
-        class_names=data.class_names or None,
-        label_remap=data.label_remap,
-    )
-    _check_classes(dataset, config.model.n_classes)
-    intensity, reason = choose_intensity(dataset, data.intensity)
+    screened = screen(config, progress, skipped_before=skipped_before)
+    dataset, split, data = screened.dataset, screened.split, config.data
+    assert split is not None  # a data set that cannot be divided was refused
     preprocessing = {
         "target_size": list(data.target_size),
-        "intensity": intensity,
+        "intensity": screened.intensity["intensity"],
         "window": list(data.window),
         "percentiles": list(data.percentiles),
         "keep_aspect": data.keep_aspect,
@@ -93,63 +86,17 @@ def prepare_data(config: Config, progress: Callable[[str, int, int], None] | Non
         **({"label_remap": dict(dataset.label_remap)} if dataset.label_remap else {}),
     }
     cached = _Cached(config, dataset, preprocessing, progress)
-    split = dataset.split
-    if split is None:
-        everything = cached.dataset(dataset.cases, augment=False)
-        classes_of = {
-            case.id: {int(c) for c in np.flatnonzero(everything.class_voxels(i))}
-            for i, case in enumerate(dataset.cases)
-        }
-        split = split_by_subject(dataset.cases, seed=config.training.seed, classes_of=classes_of)
-    _check_split(split, Path(data.dataset_root))
     by_id = {case.id: case for case in dataset.cases}
     return PreparedData(
         dataset=replace(dataset, split=split),
         split=split,
         preprocessing=preprocessing,
-        intensity_found={"intensity": intensity, "because": reason},
+        intensity_found=screened.intensity,
+        skipped=screened.skipped,
+        n_warnings=len(screened.findings),
         train=cached.dataset([by_id[i] for i in split.train], augment=data.data_aug),
         val=cached.dataset([by_id[i] for i in split.val], augment=False),
     )
-
-
-def _check_classes(dataset: Dataset, n_classes: int | None) -> None:
-    found = len(dataset.class_names)
-    if n_classes is not None and n_classes != found:
-        raise DatasetError(
-            f"model.n_classes is {n_classes}, but {dataset.root} names {found} classes with the background; "
-            f"set model.n_classes to {found} or leave it out"
-        )
-
-
-def _check_split(split: Split, root: Path) -> None:
-    for side in ("train", "val"):
-        if not getattr(split, side):
-            raise DatasetError(f"{root}: the {side} split holds no case; training needs one at least on either side")
-
-
-def choose_intensity(dataset: Dataset, wanted: str) -> tuple[str, str]:
-    """Decide how intensities are scaled where the settings say "auto".
-
-    Returns:
-        "ct", "mr" or "zscore", and the reason in words (it is written into training_config.json).
-    """
-    if wanted != "auto":
-        return wanted, "data.intensity says so"
-    names = " ".join(dataset.channel_names).upper()
-    if "CT" in names.split():
-        return "ct", f"the data set's channels are named {list(dataset.channel_names)}"
-    if any(word in names for word in ("MR", "T1", "T2", "FLAIR", "DWI", "ADC")):
-        return "mr", f"the data set's channels are named {list(dataset.channel_names)}"
-    volumes = [read_volume(case.image[0]) for case in dataset.cases[:_CASES_LOOKED_AT]]
-    modalities = {volume.modality for volume in volumes} - {None}
-    if modalities in ({"CT"}, {"MR"}):
-        modality = modalities.pop()
-        return str(modality).lower(), f"the DICOM headers say {modality}"
-    darkest = sorted(float(volume.array.min()) for volume in volumes)[len(volumes) // 2]
-    if darkest < _AIR_HU:
-        return "ct", f"the darkest voxels are at {darkest:g}, as air in HU"
-    return "mr", f"the darkest voxels are at {darkest:g}, which is not air in HU"
 
 
 @dataclass(frozen=True)

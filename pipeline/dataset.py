@@ -53,7 +53,7 @@ class Dataset:
     `label_values[c]` is the value of class c in the label files; `class_names[0]` is the background. `unlabelled` holds
     the images that the data set keeps for testing without a label; `cases` all others. `split` is the data set's
     own, or None where it has none. `label_remap` gives class indices to further values of the label files, or to values
-    that shall mean something else.
+    that shall mean something else. `refused` says by case what was wrong with those left out.
     """
 
     root: Path
@@ -66,6 +66,7 @@ class Dataset:
     split: Split | None = None
     unlabelled: tuple[Case, ...] = ()
     label_remap: Mapping[int, int] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def class_of_value(self) -> dict[int, int]:

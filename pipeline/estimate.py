@@ -82,7 +82,6 @@ def estimate_training(
     """
     sizes = {"in_channels": len(dataset.channel_names), "n_classes": len(dataset.class_names)}
     n_train, n_val = (len(split.train), len(split.val)) if split else (len(dataset.cases), 0)
-    n_cached = n_train + n_val if dataset.split is not None else len(dataset.cases)
     findings: list[Finding] = []
     devices = choose_devices(config)
     trial = None
@@ -94,7 +93,7 @@ def estimate_training(
     validations = math.ceil(n_val / devices["devices"])
     estimate = Estimate(
         cache_dir=config.data.cache_dir,
-        cache_bytes=n_cached * entry_bytes(config, **sizes),
+        cache_bytes=(n_train + n_val) * entry_bytes(config, **sizes),
         free_bytes=_free_bytes(Path(config.data.cache_dir)),
         memory_bytes=memory_bytes(devices["accelerator"]),
         n_val=n_val,

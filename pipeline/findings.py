@@ -7,12 +7,16 @@ impossible; warnings are worth a look.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pipeline.dataset import DatasetError
+
 Severity = Literal["error", "warning"]
+
+_LINES = 100  # errors that a refusal names: more nobody reads on a terminal
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,14 @@ class Finding:
         """The finding as one line."""
         where = ": ".join(part for part in (self.case and f"case {self.case}", self.file) if part)
         return f"{where}: expected {self.expected}, found {self.found}; {self.remedy}"
+
+
+class BadDataError(DatasetError):
+    """Data that must not be trained on: `lines` has one for every error and one that sums up."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = tuple(lines)
 
 
 # A message of transforms.load or pipeline.cases -> its kind, and what it means where the message does not spell it out.
@@ -93,12 +105,16 @@ def errors(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(finding for finding in findings if finding.severity == "error")
 
 
-def refusal(findings: Iterable[Finding], *, quoted: int = 3) -> str | None:
-    """Say in one line why a training is refused; None where no finding is an error."""
+def refuse_errors(findings: Iterable[Finding], remedy: str) -> None:
+    """Raise BadDataError with a line for each error among the findings and one that sums up and ends in `remedy`.
+
+    Does nothing where there is no error.
+    """
     wrong = errors(findings)
     if not wrong:
-        return None
-    cases = sorted({finding.case for finding in wrong if finding.case})
-    more = f"; and {len(wrong) - quoted} more" if len(wrong) > quoted else ""
-    where = f" in {len(cases)} cases" if cases else ""
-    return f"{len(wrong)} errors in the data{where}: " + "; ".join(str(finding) for finding in wrong[:quoted]) + more
+        return
+    cases = {finding.case for finding in wrong if finding.case}
+    more = [f"and {len(wrong) - _LINES} more errors; bodyseg check lists all"] if len(wrong) > _LINES else []
+    total = f"{len(wrong)} {'error' if len(wrong) == 1 else 'errors'} in the data"
+    where = f" in {len(cases)} {'case' if len(cases) == 1 else 'cases'}" if cases else ""
+    raise BadDataError((*(str(finding) for finding in wrong[:_LINES]), *more, f"{total}{where}; {remedy}"))

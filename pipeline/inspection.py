@@ -62,7 +62,12 @@ class _Notes:
 
 
 def inspect_cases(
-    cases: Sequence[Case], dataset: Dataset, *, workers: int | None = None, progress: Progress | None = None
+    cases: Sequence[Case],
+    dataset: Dataset,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    on_facts: Callable[[CaseFacts], None] | None = None,
 ) -> list[CaseFacts]:
     """`inspect_case` of every case, in threads: reading is gzip, which lets go of the interpreter.
 
@@ -71,13 +76,16 @@ def inspect_cases(
         dataset: says which label values are classes.
         workers: cases looked at at once; None: by cores and memory.
         progress: called with (what, done, total).
+        on_facts: called with the facts of each case as they come, one at a time.
     """
     facts: dict[int, CaseFacts] = {}
-    with _quiet("transforms"), ThreadPoolExecutor(workers or _default_workers()) as pool:
+    with _quiet("transforms"), ThreadPoolExecutor(workers or default_workers()) as pool:
         waiting = {pool.submit(inspect_case, case, dataset): place for place, case in enumerate(cases)}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 facts[waiting[future]] = future.result()
+                if on_facts:
+                    on_facts(future.result())
                 if progress:
                     progress("checking cases", done, len(waiting))
         except BaseException:
@@ -86,7 +94,8 @@ def inspect_cases(
     return [facts[place] for place in range(len(cases))]
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
+    """Cases that cores and memory allow to look at at once."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(cores, psutil.virtual_memory().available // _BYTES_A_CASE))
 

@@ -38,7 +38,7 @@ def run_record(
     """
     document = as_mapping(config)
     document["experiment"]["start_time"] = now()
-    document["data"] |= _data_facts(prepared)
+    document["data"] |= _data_facts(prepared, may_skip=config.data.skip_bad_cases)
     document["model"] |= {
         "n_classes": prepared.n_classes,
         "total_parameters": sum(p.numel() for p in network.parameters()),
@@ -57,11 +57,12 @@ def run_record(
     return document
 
 
-def _data_facts(prepared: PreparedData) -> dict[str, Any]:
+def _data_facts(prepared: PreparedData, *, may_skip: bool) -> dict[str, Any]:
     sides = {side: list(getattr(prepared.split, side)) for side in ("train", "val", "test")}
     return {
         "intensity_found": prepared.intensity_found,
         "channel_names": list(prepared.dataset.channel_names),
+        **({"skipped_cases": dict(prepared.skipped)} if may_skip else {}),
         "split": {
             "source": prepared.split.source,
             "hash": prepared.split.hash,

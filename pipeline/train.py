@@ -72,7 +72,11 @@ def train(
         pl.seed_everything(config.training.seed, verbose=False)
         say("Setting up data...")
         with Bar("Preprocessing", console) as bar:
-            prepared = prepare_data(config, lambda what, done, total: bar.update(done, total, what))
+            prepared = prepare_data(
+                config,
+                lambda what, done, total: bar.update(done, total, what),
+                skipped_before=folder.read_config()["data"].get("skipped_cases") if state else None,
+            )
         _say_data(prepared, say)
         weights = _class_weights(config, prepared, say)
         say("Creating model...")
@@ -155,6 +159,10 @@ def _clear_folder(folder: RunFolder, record: dict[str, dict[str, Any]], *, resum
 
 
 def _say_data(prepared: PreparedData, say: Callable[[str], None]) -> None:
+    for case, reason in prepared.skipped.items():
+        say(f"Skipping case {case}: {reason}")
+    if prepared.n_warnings:
+        say(f"The data give {prepared.n_warnings} warnings; bodyseg check explains them")
     counts = {"train": len(prepared.train), "val": len(prepared.val)}
     for side, count in counts.items():
         say(f"BodyDataset [{side}]: {count} samples")

@@ -21,7 +21,7 @@ from pipeline import estimate
 from pipeline.cache import CachedDataset
 from pipeline.check import Report, check, to_json, to_text
 from pipeline.config import from_mapping
-from pipeline.findings import Finding, errors, refusal
+from pipeline.findings import BadDataError, Finding, errors, refuse_errors
 from pipeline.phantom import write_dataset
 from transforms.chains import preprocessing_chain
 
@@ -361,10 +361,10 @@ def test_all_bad_cases_are_found_in_one_pass(folder: Folder) -> None:
     kinds = {(finding.case, finding.kind) for finding in report.findings if finding.case}
     assert kinds == {("a", "unreadable"), ("c", "not_finite"), ("c", "label_unknown_values"), ("d", "empty_label")}
     assert len(errors(report.findings)) == 3
-    line = refusal(report.findings)
-    assert line is not None
-    assert line.startswith("3 errors in the data in 2 cases: case a: ")
-    assert "\n" not in line
+    with pytest.raises(BadDataError) as refused:
+        refuse_errors(report.findings, "repair them")
+    assert refused.value.lines[0].startswith(f"case a: {folder.image('a')}: expected a whole, readable volume, found ")
+    assert refused.value.lines[3:] == ("3 errors in the data in 2 cases; repair them",)
 
 
 def test_masks_are_merged_and_bad_ones_named(tmp_path: Path) -> None:

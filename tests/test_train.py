@@ -211,7 +211,7 @@ def test_a_run_is_never_overwritten_unasked(run, config):
 
 
 def test_a_contradicting_class_count_is_refused(config):
-    with pytest.raises(ValueError, match=r"model.n_classes is 5, but .* names 71"):
+    with pytest.raises(ValueError, match=r"expected 5 classes .*model.n_classes.*, found 71"):
         train(replace(named(config, "wrong"), model=replace(config.model, n_classes=5)))
 
 
@@ -326,15 +326,26 @@ def test_the_warm_up_is_the_documented_one():
         cosine.step()
 
 
-def test_every_case_is_seen_once_an_epoch_over_all_processes():
+def test_every_case_counts_once_an_epoch_over_all_processes():
     for world in (1, 2, 3):
         trained = [list(EpochSampler(7, seed=3, epoch=5, rank=r, world_size=world)) for r in range(world)]
         assert len({len(part) for part in trained}) == 1
-        assert {index for part in trained for _, index in part} == set(range(7))
-        assert {epoch for part in trained for epoch, _ in part} == {5}
-        shared = [index for r in range(world) for index in ShareSampler(7, rank=r, world_size=world)]
-        assert sorted(shared) == list(range(7))
+        assert sorted(index for part in trained for _, index, counted in part if counted) == list(range(7))
+        assert {epoch for part in trained for epoch, *_ in part} == {5}
+        validated = [list(ShareSampler(7, rank=r, world_size=world)) for r in range(world)]
+        assert len({len(part) for part in validated}) == 1
+        assert sorted(index for part in validated for batch in part for index in batch) == list(range(7))
     assert list(EpochSampler(50, seed=3, epoch=0)) != list(EpochSampler(50, seed=3, epoch=1))
+
+
+def test_the_batches_of_two_processes_are_together_those_of_one():
+    def batches(size, rank=0, world_size=1):
+        sampler = EpochSampler(7, seed=3, epoch=5, rank=rank, world_size=world_size)
+        indices = [index for _, index, counted in sampler if counted]
+        return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+    alone, first, second = batches(4), batches(2, 0, 2), batches(2, 1, 2)
+    assert [sorted(batch) for batch in alone] == [sorted(a + b) for a, b in zip(first, second, strict=True)]
 
 
 def test_no_subject_is_on_both_sides_and_the_record_names_the_split(run, config):
