@@ -1,13 +1,13 @@
 """The scores of one case: prediction and label read, checked to lie on one grid, and compared class by class.
 
 The mathematics is `metrics`' and `surfaces`'; what scores of many cases say is `evaluation`'s. Which file belongs to
-which is the caller's.
+which is `pairing`'s, which class to which `common_classes`'.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,25 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from pipeline.class_table import ClassTable
+from pipeline.common_classes import CommonClasses
 from pipeline.dataset import Label
 from pipeline.metrics import Absent, class_scores, joint_histogram
+from pipeline.surface_elements import SurfaceKind
 from pipeline.surfaces import surface_scores
 from transforms.grid import axes_onto, describe_mismatch
 from transforms.label_values import ignore_index
 from transforms.load import Geometry, LoadVolumed, VolumeError
 from transforms.resize import voxel_map
 
-METRICS = ("dice", "iou", "hd95_mm", "surface_dice", "volume_difference_ml")
+VOLUMES = ("reference_ml", "prediction_ml")
+SHARE_OF_READING = 0.5
+"""How much of a case's progress reading and checking its files is: gzip takes as long as all that follows."""
+
+SURFACE_METRICS = ("hd95_mm", "surface_dice")
+METRICS = ("dice", "iou", *SURFACE_METRICS, "volume_difference_ml", *VOLUMES)
 """What is summed up over cases, each a field of CaseScores."""
 
-_IF_BOTH_LACK_IT = {"dice": 1.0, "iou": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0, "volume_difference_ml": 0.0}
+_IF_BOTH_LACK_IT = {"dice": 1.0, "iou": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
 _IF_ONLY_PREDICTED = {"dice": 0.0, "iou": 0.0, "hd95_mm": np.inf, "surface_dice": 0.0}
 
 
@@ -41,8 +48,6 @@ class Pair:
     case: str
     prediction: Label
     label: Label
-    prediction_values: tuple[int, ...] | None = None
-    """The value of each class in the prediction; None: those of the label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +58,8 @@ class CaseScores:
     label_sha256: str
     """Of the label's shape and of its values as they stand in the file (class indices for masks)."""
     spacing_mm: tuple[float, float, float]
+    surface: SurfaceKind | None
+    """None where surfaces were left out: HD95 and surface Dice are NaN then."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
     dice: Float[np.ndarray, " C"]
@@ -83,48 +90,81 @@ class CaseScores:
     def score(self, metric: str, absent: Absent) -> Float[np.ndarray, " C"]:
         """One of METRICS by class under a convention for classes that the label lacks, see `pipeline.metrics`."""
         scores: np.ndarray = getattr(self, metric)
+        held = self.reference_ml > 0
         if absent == "left_out":
+            return np.where(held, scores, np.nan)
+        if metric in VOLUMES:
             return scores
-        predicted = self.prediction_ml > 0
-        worst = self.prediction_ml if metric == "volume_difference_ml" else _IF_ONLY_PREDICTED[metric]
-        return np.where(self.reference_ml > 0, scores, np.where(predicted, worst, _IF_BOTH_LACK_IT[metric]))
+        if metric == "volume_difference_ml":
+            return np.where(held, scores, self.prediction_ml)
+        if metric in SURFACE_METRICS and self.surface is None:
+            return scores
+        return np.where(
+            held, scores, np.where(self.prediction_ml > 0, _IF_ONLY_PREDICTED[metric], _IF_BOTH_LACK_IT[metric])
+        )
 
 
-def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resample: bool = False) -> CaseScores:
+def score_case(
+    pair: Pair,
+    classes: CommonClasses,
+    *,
+    tolerance_mm: float = 2.0,
+    surface: SurfaceKind | None = "voxels",
+    resample: bool = False,
+    advance: Callable[[float], None] | None = None,
+) -> CaseScores:
     """Read a case and score it.
 
     Args:
         pair: the files. A prediction stored with other axes on the same grid (LAS
             beside RAS) is turned.
-        table: class names and the values that they have in the label; voxels of its ignore value count for nothing.
+        classes: what is scored, and the values that it has on either side; voxels of the label's ignore value count
+            for nothing.
         tolerance_mm: distance up to which surfaces agree, for the surface Dice.
+        surface: what a surface consists of, see `surface_elements`; None leaves HD95 and surface Dice out (NaN).
         resample: bring a prediction on another grid onto the label's, by nearest neighbour, instead of refusing it.
+        advance: called with the share of the work that is done, 0 to 1.
 
     Raises:
         VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
     """
-    label = _read(pair.label, pair.case, table.values, table.ignore_value, table.remap)
-    prediction = _read(pair.prediction, pair.case, pair.prediction_values or table.values)
-    reference = label.as_tensor()[0].numpy()
+    advance = advance or (lambda share: None)
+    advance(0.0)
+    label, prediction = (
+        _read(pair.label, pair.case, classes.label),
+        _read(pair.prediction, pair.case, classes.prediction),
+    )
+    grid, as_read = _geometry(label), label.as_tensor()[0].numpy()
+    advance(SHARE_OF_READING)
+    digest = _hash(as_read, classes.label)
     predicted, resampled = _onto_label(prediction, label, pair, resample)
-    grid, n_classes = _geometry(label), len(table.names)
-    ignored = None if table.ignore_value is None else ignore_index(n_classes)
+    reference, predicted = (
+        _looked_up(as_read, classes.label_lookup()),
+        _looked_up(predicted, classes.prediction_lookup()),
+    )
+    n_classes, ignored = len(classes.names), classes.ignored
     histogram = joint_histogram(torch.from_numpy(reference), torch.from_numpy(predicted), n_classes, ignored)
     overlap = class_scores(histogram, grid.spacing_mm)
-    surface = surface_scores(
-        reference, predicted, grid.spacing_mm, n_classes, tolerance_mm=tolerance_mm, ignore_index=ignored
-    )
-    volumes = {name: getattr(overlap, name).numpy() for name in ("reference_ml", "prediction_ml")}
+    hd95_mm, surface_dice = np.full((2, n_classes), np.nan)
+    if surface is not None:
+        advance(0.5 + SHARE_OF_READING / 2)
+        hd95_mm, surface_dice = surface_scores(
+            reference, predicted, grid.spacing_mm, n_classes,
+            tolerance_mm=tolerance_mm, ignore_index=ignored, surface=surface,
+        )  # fmt: skip
+    advance(1.0)
+    volumes = {name: getattr(overlap, name).numpy() for name in VOLUMES}
     difference = volumes["prediction_ml"] - volumes["reference_ml"]
     return CaseScores(
         pair=pair,
-        label_sha256=_hash(reference, table, ignored),
+        label_sha256=digest,
         spacing_mm=grid.spacing_mm,
+        surface=surface,
         resampled=resampled,
         dice=overlap.dice.double().numpy(),
         iou=overlap.iou.double().numpy(),
-        hd95_mm=surface.hd95_mm,
-        surface_dice=surface.surface_dice,
+        hd95_mm=hd95_mm,
+        surface_dice=surface_dice,
         volume_difference_ml=np.where(volumes["reference_ml"] > 0, difference, np.nan),
         true_positives=overlap.true_positives.numpy(),
         false_positives=overlap.false_positives.numpy(),
@@ -133,15 +173,15 @@ def score_case(pair: Pair, table: ClassTable, *, tolerance_mm: float = 2.0, resa
     )
 
 
-def _read(
-    source: Label,
-    case: str,
-    values: tuple[int, ...],
-    ignore_value: int | None = None,
-    remap: Mapping[int, int] | None = None,
-) -> MetaTensor:
+def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:
     item: dict[Any, Any] = {"label": source, "case": case}
-    return LoadVolumed(("label",), label_values=values, ignore_value=ignore_value, label_remap=remap)(item)["label"]
+    return LoadVolumed(("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap)(
+        item
+    )["label"]
+
+
+def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
+    return indices if lookup is None else lookup[indices]
 
 
 def _geometry(volume: MetaTensor) -> Geometry:
@@ -175,8 +215,9 @@ def _name(source: Label) -> str:
     return str(source if isinstance(source, Path) else source[0][1].parent if source else "without masks")
 
 
-def _hash(reference: np.ndarray, table: ClassTable, ignored: int | None) -> str:
+def _hash(reference: np.ndarray, table: ClassTable) -> str:
     """Hash what the file says, not our class indices: those depend on which classes somebody evaluates."""
+    ignored = None if table.ignore_value is None else ignore_index(len(table.values))
     values = np.zeros(max(len(table.values), (ignored or 0) + 1), dtype="<i4")
     values[: len(table.values)] = table.values
     if ignored is not None:

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -32,12 +33,13 @@ EXPECTED_ERRORS = (
     ("pipeline.cache_entry", "CacheError"),
     ("pipeline.run_folder", "RunFolderError"),
     ("pipeline.module", "TrainingError"),
+    ("pipeline.processes", "ProcessError"),
     ("transforms.load", "VolumeError"),
     ("transforms.chains", "ChainError"),
     ("networks.registry", "NetworkError"),
     ("pipeline.phantom", "PhantomError"),
     ("pipeline.segmentation", "SegmentationError"),
-    ("pipeline.evaluate", "EvaluationError"),
+    ("pipeline.pairing", "EvaluationError"),
     ("pipeline.metrics_comparison", "ComparisonError"),
 )
 """Where the errors live whose message says everything to the person who reads it."""
@@ -116,8 +118,8 @@ def _train(arguments: list[str]) -> int:
     try:
         rooms.train(settings, resume=flags["resume"], overwrite=flags["overwrite"], say=_say)
     except importlib.import_module("pipeline.recorder").RunStopped as stop:
-        number = signal.Signals[str(stop)]
-        return _complain(f"training stopped by {stop}; go on with --resume", 128 + number)
+        code = 128 + signal.Signals[str(stop)]
+        return _complain(f"training stopped by {stop}; go on with --resume", code) if rooms.is_first_process() else code
     return 0
 
 
@@ -208,43 +210,89 @@ def _predict(arguments: list[str]) -> int:
 def _evaluate(arguments: list[str]) -> int:
     """Score segmentations against labels: Dice, IoU, HD95, surface Dice and volumes, by structure and case.
 
-    Either folders of predictions and labels, or a run, whose own split is predicted first. Writes metrics.json and
-    metrics.csv. Exit code 0: all cases scored; 1: some were refused, by name.
+    Either folders of predictions and labels, or a run, whose own cases are predicted first (finished ones are reused).
+    Cases belong together by file name, structures by their names; what only one side knows is left out and said.
+    Writes metrics.json and metrics.csv and prints a table, worst cases first. Exit code 0: all cases scored; 1: some
+    were refused, by name.
     """
     usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
     parser = _parser("evaluate", _evaluate, usage)
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder.")
-    parser.add_argument("--split", choices=["train", "val", "test"], default="test", help="Which of the run's cases.")
-    parser.add_argument("--predictions", type=Path | None, metavar="DIR", help="Folder of predicted label maps.")
-    parser.add_argument("--labels", type=Path | None, metavar="DIR", help="Folder of label maps, or a data set.")
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training.")
+    parser.add_argument(
+        "--split", choices=["train", "val", "test"], default="test", help="Which of the run's cases (with RUN)."
+    )
+    parser.add_argument(
+        "--predictions", type=Path | None, metavar="DIR",
+        help="Folder of label maps (CASE.nii.gz, .nrrd, .seg.nrrd, .mha) or of one folder of masks a case "
+        "(CASE/liver.nii.gz or CASE/segmentations/liver.nii.gz); or a single case.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", type=Path | None, metavar="DIR", help="The same with the true labels, or a data set of training."
+    )
     parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for metrics.json and metrics.csv.")
-    parser.add_argument("--tolerance_mm", type=float, default=2.0, metavar="MM", help="Of the surface Dice.")
+    parser.add_argument(
+        "--class_names", default="", metavar="NAMES",
+        help="What the numbers in the files mean, where nothing says so: liver=1,spleen=2,… or, for 0, 1, 2, …, "
+        "background,liver,spleen,….",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance_mm", type=float, default=2.0, metavar="MM",
+        help="Surfaces that lie so close count as equal in the surface Dice.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--surface", choices=["voxels", "area", "none"], default="voxels",
+        help="What surfaces consist of: voxels (as in MONAI), area (as in DeepMind's surface-distance), or none to "
+        "leave HD95 and surface Dice out, which is faster.",
+    )  # fmt: skip
     parser.add_argument("--resample", action="store_true", help="Bring predictions of other grids onto the label's.")
-    parser.add_argument("--compare", type=Path | None, metavar="FILE", help="metrics.json of another run, same cases.")
+    parser.add_argument(
+        "--compare", type=Path | None, metavar="FILE",
+        help="metrics.json of another run on the same cases: is the difference of the two more than chance?",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare_by", choices=["dice", "iou", "hd95_mm", "surface_dice"], default="dice", help="What is compared."
+    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (with RUN).")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16 (with RUN).")
+    parser.add_argument("--overwrite", action="store_true", help="Predict finished cases again (with RUN).")
+    parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
-    parser.add_argument("--json", action="store_true", help="Print metrics.json instead of a table.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
     given = parser.parse_args(arguments)
+    if (given.run is None) == (given.predictions is None) or (given.predictions is None) != (given.labels is None):
+        raise config.ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
     room = importlib.import_module("pipeline.evaluate")
     with Bar("Evaluating") as bar:
         common = {
-            "tolerance_mm": given.tolerance_mm,
-            "seed": given.seed,
-            "progress": lambda what, done, total: bar.update(done, total, what),
-        }
+            "tolerance_mm": given.tolerance_mm, "surface": None if given.surface == "none" else given.surface,
+            "resample": given.resample, "seed": given.seed, "workers": given.workers, "case_progress": bar.update_part,
+            "progress": lambda what, done, total, note: bar.update(done, total, what.capitalize(), note),
+        }  # fmt: skip
         if given.run is not None:
-            found, folder = room.evaluate_run(given.run, split=given.split, output=given.output, **common)
-        elif given.predictions is not None and given.labels is not None:
-            found = room.evaluate(given.predictions, given.labels, resample=given.resample, **common)
+            found, folder = room.evaluate_run(
+                given.run, given.split, output=given.output, device=given.device, precision=given.precision,
+                overwrite=given.overwrite, **common,
+            )  # fmt: skip
+        else:
+            names = importlib.import_module("pipeline.pairing").parse_class_names(given.class_names)
+            found = room.evaluate(given.predictions, given.labels, class_names=names, **common)
             folder = given.output or (given.predictions if given.predictions.is_dir() else given.predictions.parent)
             folder.mkdir(parents=True, exist_ok=True)
-        else:
-            raise config.ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
     metrics, _ = room.write_files(found, folder)
-    print(metrics.read_text() if given.json else room.to_text(found))
-    if given.compare is not None:
-        comparison = importlib.import_module("pipeline.metrics_comparison")
-        print(comparison.to_text(comparison.compare_metrics(metrics, given.compare, seed=given.seed)))
-    return EXIT_DONE_IN_PART if found.refused else 0
+    compared = given.compare and room.compare_metrics(metrics, given.compare, given.compare_by, seed=given.seed)
+    print(_evaluation_as_json(metrics, compared) if given.json else room.to_text(found))
+    if compared and not given.json:
+        print("\n" + importlib.import_module("pipeline.metrics_comparison").to_text(compared))
+    return found.exit_code
+
+
+def _evaluation_as_json(metrics: Path, comparison: Any) -> str:
+    """metrics.json as it was written, with the comparison under a key of its own."""
+    text = metrics.read_text(encoding="utf-8")
+    if comparison is None:
+        return text
+    to_json = importlib.import_module("pipeline.metrics_comparison").to_json
+    return json.dumps({**json.loads(text), "comparison": json.loads(to_json(comparison))}, indent=2)
 
 
 def _check_geometry(arguments: list[str]) -> int:

@@ -16,16 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.case_scores import METRICS, CaseScores
+from pipeline.case_scores import METRICS, SURFACE_METRICS, VOLUMES, CaseScores
+from pipeline.common_classes import CommonClasses
 from pipeline.dataset import Label
 from pipeline.history import now
 from pipeline.metrics import Absent
 from pipeline.run_folder import write_atomically, write_json
 from pipeline.statistics import CONFIDENCE, N_RESAMPLES, Summary, summarise
+from pipeline.surface_elements import SurfaceKind
 
 FORMAT = 1
 CONVENTIONS: tuple[Absent, ...] = ("left_out", "scored")
 COUNTS = ("true_positives", "false_positives", "false_negatives")
+DEFINITIONS = {
+    "voxels": "distances between the centres of surface voxels, each counting 1 (monai.metrics, use_subvoxels=False)",
+    "area": "distances between surface elements by marching cubes, each counting its area in mm² (Nikolov et al. 2018, "
+    "surface-distance; monai.metrics, use_subvoxels=True)",
+}
+"""What HD95 and surface Dice of a metrics.json mean, in the file's own words."""
+
 N_WORST = 10
 """Cases that the table names; the files have all."""
 
@@ -41,14 +50,22 @@ class Evaluation:
 
     predictions: str
     labels: str
-    class_names: tuple[str, ...]
+    classes: CommonClasses
     tolerance_mm: float
+    surface: SurfaceKind | None
     seed: int
     cases: tuple[CaseScores, ...]
     """Worst mean Dice first; cases without any structure last."""
     refused: dict[str, str]
     """The reason, by case."""
     labels_without_prediction: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know about how classes and files were matched."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes that are scored, background first."""
+        return self.classes.names
 
     @property
     def exit_code(self) -> int:
@@ -86,12 +103,19 @@ def to_document(evaluation: Evaluation) -> dict[str, Any]:
         "predictions": evaluation.predictions,
         "labels": evaluation.labels,
         "settings": {
+            "surface": None if evaluation.surface is None else _definition(evaluation.surface),
             "tolerance_mm": evaluation.tolerance_mm,
             "hd_percentile": 95,
             "interval": {"method": "percentile bootstrap", "confidence": CONFIDENCE, "resamples": N_RESAMPLES}
             | {"seed": evaluation.seed},
         },
         "class_names": evaluation.class_names,
+        "left_out": {
+            "only_in_labels": evaluation.classes.only_in_labels,
+            "only_in_predictions": evaluation.classes.only_in_predictions,
+        },
+        "notes": evaluation.notes,
+        "totals": _totals(evaluation),
         "summary": {
             absent: {
                 "mean_over_classes": {metric: mean_over_classes(by_class, metric) for metric in METRICS},
@@ -105,6 +129,20 @@ def to_document(evaluation: Evaluation) -> dict[str, Any]:
         "cases": [_case_document(case, evaluation.class_names) for case in evaluation.cases],
         "refused": [{"case": case, "reason": reason} for case, reason in evaluation.refused.items()],
         "labels_without_prediction": evaluation.labels_without_prediction,
+    }
+
+
+def _definition(surface: SurfaceKind) -> dict[str, str]:
+    return {"kind": surface, "definition": DEFINITIONS[surface]}
+
+
+def _totals(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
+    """Counts and volumes of each structure over all cases."""
+    sums = {name: sum(getattr(case, name) for case in evaluation.cases) for name in (*COUNTS, *VOLUMES)}
+    return {
+        structure: {name: sums[name][c].item() for name in sums}
+        for c, structure in enumerate(evaluation.class_names)
+        if c
     }
 
 
@@ -123,7 +161,7 @@ def _case_document(case: CaseScores, class_names: Sequence[str]) -> dict[str, An
 
 
 def _class_document(case: CaseScores, c: int) -> dict[str, Any]:
-    numbers = {name: float(getattr(case, name)[c]) for name in (*METRICS, "reference_ml", "prediction_ml")}
+    numbers = {name: float(getattr(case, name)[c]) for name in METRICS}
     return numbers | {name: int(getattr(case, name)[c]) for name in COUNTS}
 
 
@@ -166,20 +204,31 @@ def to_text(evaluation: Evaluation) -> str:
     """Write the table that a person reads: each structure over the cases, worst cases, and what was left out."""
     left_out, scored = (evaluation.summaries(absent) for absent in CONVENTIONS)
     rows = [_table_row(name, left_out[name], scored[name]) for name in left_out if scored[name]["dice"].n]
-    means = [f"{mean_over_classes(s, m):.4f}" for m in ("dice", "iou", "surface_dice") for s in (left_out,)]
+    means = [
+        f"{what} {mean_over_classes(left_out, metric):.4f}"
+        for what, metric in (("Dice", "dice"), ("IoU", "iou"), ("surface Dice", "surface_dice"))
+        if evaluation.surface is not None or metric not in SURFACE_METRICS
+    ]
     parts = [
-        f"{len(evaluation.cases)} cases; surface Dice within {evaluation.tolerance_mm:g} mm; averages over the cases "
-        'whose label holds the structure ("left_out");',
+        f'{len(evaluation.cases)} cases; averages over the cases whose label holds the structure ("left_out");',
         'the last column counts a rightly absent structure as 1, a wrongly predicted one as 0 ("scored").',
+        _about_surfaces(evaluation),
         "",
         *aligned([_HEADINGS, *rows]),
         "",
-        "Mean over structures: Dice {}, IoU {}, surface Dice {}".format(*means),
+        f"Mean over structures: {', '.join(means)}",
         "",
         f"Worst cases ({min(N_WORST, len(evaluation.cases))} of {len(evaluation.cases)}):",
         *aligned([_worst_row(case, evaluation.class_names) for case in evaluation.cases[:N_WORST]]),
     ]
     return "\n".join([*parts, *_left_over(evaluation)])
+
+
+def _about_surfaces(evaluation: Evaluation) -> str:
+    if evaluation.surface is None:
+        return "HD95 and surface Dice were left out (--surface none)."
+    counted = {"voxels": "counted in voxels", "area": "weighted by area"}[evaluation.surface]
+    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {counted}."
 
 
 _HEADINGS = (
@@ -216,7 +265,14 @@ def _worst_row(case: CaseScores, class_names: Sequence[str]) -> tuple[str, ...]:
 
 def _left_over(evaluation: Evaluation) -> list[str]:
     resampled = [case.case for case in evaluation.cases if case.resampled]
-    lines = [f"resampled onto the label's grid by nearest neighbour: {', '.join(resampled)}"] if resampled else []
+    lines = list(evaluation.notes)
+    for where, names in (
+        ("labels", evaluation.classes.only_in_labels), ("predictions", evaluation.classes.only_in_predictions),
+    ):  # fmt: skip
+        if names:
+            lines.append(f"left out, since only the {where} know them: {', '.join(names)}")
+    if resampled:
+        lines.append(f"resampled onto the label's grid by nearest neighbour: {', '.join(resampled)}")
     lines += [f"refused: {printable(reason)}" for reason in evaluation.refused.values()]
     if missing := evaluation.labels_without_prediction:
         more = ", …" if len(missing) > N_WORST else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.case_scores import SURFACE_METRICS
 from pipeline.evaluation import FORMAT, aligned, number, printable
 from pipeline.run_folder import null_for_undefined, read_json
 from pipeline.statistics import bootstrap_interval, holm, wilcoxon_p
@@ -63,7 +64,8 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     the correction.
 
     Raises:
-        ComparisonError: case lists or labels that differ, no class in common, surface Dice at two tolerances.
+        ComparisonError: case lists or labels that differ, no class in common; surfaces of two kinds, or surface
+            Dice at two tolerances.
         RunFolderError: a file that cannot be read.
     """
     if metric not in COMPARED:
@@ -71,8 +73,8 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     paths = Path(first), Path(second)
     documents = [_read(path) for path in paths]
     cases = _common_cases(documents, paths)
-    if metric == "surface_dice":
-        _check_tolerance(documents, paths)
+    if metric in SURFACE_METRICS:
+        _check_surfaces(documents, paths, metric)
     known = [[str(name) for name in document["class_names"][1:]] for document in documents]
     common = [name for name in known[0] if name in known[1]]
     if not common:
@@ -122,9 +124,16 @@ def _common_cases(
     return [(one[case], other[case]) for case in sorted(one)]
 
 
-def _check_tolerance(documents: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> None:
-    found = [(document.get("settings") or {}).get("tolerance_mm") for document in documents]
-    if found[0] != found[1]:
+def _check_surfaces(documents: Sequence[Mapping[str, Any]], paths: Sequence[Path], metric: str) -> None:
+    settings = [document.get("settings") or {} for document in documents]
+    kinds = [(one.get("surface") or {}).get("kind") for one in settings]
+    if kinds[0] != kinds[1] or kinds[0] is None:
+        raise ComparisonError(
+            f"{metric} with surface {kinds[0] or 'none'} in {paths[0]} and {kinds[1] or 'none'} in {paths[1]}; "
+            "evaluate anew with the same --surface"
+        )
+    found = [one.get("tolerance_mm") for one in settings]
+    if metric == "surface_dice" and found[0] != found[1]:
         raise ComparisonError(
             f"surface Dice at {found[0]} mm in {paths[0]} and at {found[1]} mm in {paths[1]}; evaluate one anew"
         )

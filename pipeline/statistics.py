@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -57,12 +58,16 @@ def bootstrap_interval(
     """
     if len(values) < 2:
         return np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    # As counts of each value rather than as drawn values: one product, and memory of resamples × values only once.
-    counts = rng.multinomial(len(values), np.full(len(values), 1 / len(values)), size=n_resamples)
-    means = counts @ values / len(values)
+    means = _drawn_counts(len(values), n_resamples, seed) @ values / len(values)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=4)
+def _drawn_counts(n: int, n_resamples: int, seed: int) -> Int[np.ndarray, "resamples n"]:
+    """How often each of n values was drawn in each resample. As counts the means are one product; and they are the same
+    for all classes and metrics of n cases, where drawing takes longer than all else."""
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
 
 
 def wilcoxon_p(differences: Float[np.ndarray, " n"]) -> float:

@@ -9,7 +9,7 @@ from scipy import stats
 from pipeline.metrics_comparison import ComparisonError, compare_metrics, to_json, to_text
 
 
-def write(path, dice, *, label="0", tolerance_mm=2.0, missed=()):
+def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=()):
     """A metrics.json with the Dice of each class (rows) in each case (columns)."""
     names = [f"organ_{c}" for c in range(len(dice))]
     cases = [
@@ -23,7 +23,7 @@ def write(path, dice, *, label="0", tolerance_mm=2.0, missed=()):
         }
         for n, column in enumerate(np.transpose(dice).tolist())
     ]
-    settings = {"tolerance_mm": tolerance_mm}
+    settings = {"tolerance_mm": tolerance_mm, "surface": surface and {"kind": surface}}
     document = {"format": 1, "class_names": ["background", *names], "settings": settings, "cases": cases}
     path.write_text(json.dumps(document))
     return path
@@ -74,6 +74,13 @@ def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
     with pytest.raises(ComparisonError, match=r"surface Dice at 2.0 mm in .* and at 3.0 mm"):
         compare_metrics(two[0], wider, "surface_dice")
     assert compare_metrics(two[0], wider).n_cases == 20
+    by_area, without = (write(tmp_path / f"{kind}.json", two[3], surface=kind) for kind in ("area", None))
+    for metric in ("hd95_mm", "surface_dice"):
+        with pytest.raises(ComparisonError, match=rf"{metric} with surface voxels in .* and area in .*--surface"):
+            compare_metrics(two[0], by_area, metric)
+        with pytest.raises(ComparisonError, match=f"{metric} with surface none in .* and none"):
+            compare_metrics(without, without, metric)
+    assert compare_metrics(two[0], by_area).n_cases == 20
 
 
 def test_other_files_and_metrics_are_refused(two, tmp_path):
