@@ -23,15 +23,13 @@ from pipeline.processes import (
     STARTED_BY,
     Place,
     ProcessError,
-    is_first_process,
     is_lost_connection,
     n_processes,
     place,
-    tell_failure,
     told_failure,
 )
 
-GRACE_S = 20.0
+GRACE_S = 10.0
 """Seconds that a process has to end by itself after another one of its training has."""
 
 EXIT_LOST = 2
@@ -41,7 +39,9 @@ _POLL_S = 0.5
 
 
 @contextlib.contextmanager
-def companions(n: int, when_lost: Callable[[str], None], *, orderly: type[Exception]) -> Iterator[None]:
+def companions(
+    n: int, when_lost: Callable[[str], None], *, orderly: type[BaseException] | tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
     """Train inside together with n − 1 more processes of this machine, unless somebody has started them already.
 
     Args:
@@ -53,34 +53,38 @@ def companions(n: int, when_lost: Callable[[str], None], *, orderly: type[Except
     Raises:
         ProcessError: another process has ended; its own reason where it left one.
     """
-    here = place()
-    if n == 1 and here.world_size == 1:
-        yield
-        return
-    children: list[subprocess.Popen] = []
-    with contextlib.ExitStack() as stack:
-        if here.world_size == 1:
-            here = stack.enter_context(_environment(n))
-            children = [_start(here, rank) for rank in range(1, n)]
-            stack.callback(_end, children)
-        else:
-            _end_with_starter()
-        ending = threading.Event()
-        threading.Thread(target=_watch, args=(children, ending, when_lost), daemon=True).start()
-        try:
+    if place().world_size > 1:
+        _end_with_starter()
+        with _in_words([]):
             yield
-        except BaseException as error:
-            ending.set()
-            if isinstance(error, orderly):
+    elif n > 1:
+        with _environment(n) as here:
+            children = [_start(here, rank) for rank in range(1, n)]
+            patience_s = 0.0
+            try:
+                with _watched(children, when_lost), _in_words(children):
+                    yield
+                patience_s = GRACE_S
+            except BaseException as error:
+                patience_s = GRACE_S if isinstance(error, orderly) else _POLL_S
                 raise
-            if is_lost_connection(error):
-                raise ProcessError(_sentence(told_failure() or _dead(children, wait_s=2.0))) from error
-            tell_failure(" ".join(f"{type(error).__name__}: {error}".split()))
-            raise
-        finally:
-            ending.set()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+            finally:
+                _end(children, patience_s)
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def _in_words(children: list[subprocess.Popen]) -> Iterator[None]:
+    """Say what became of a process whose connection was lost; leave the others when the training is over."""
+    try:
+        yield
+    except BaseException as error:
+        if is_lost_connection(error):
+            raise ProcessError(_sentence(told_failure() or _dead(children, wait_s=2.0))) from error
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -131,9 +135,9 @@ def _command(n: int) -> list[str]:
     return [sys.executable, str(script.resolve()), *sys.argv[1:]]
 
 
-def _end(children: list[subprocess.Popen]) -> None:
+def _end(children: list[subprocess.Popen], patience_s: float) -> None:
     """Wait until the children have ended too; end those that do not."""
-    until = time.monotonic() + GRACE_S
+    until = time.monotonic() + patience_s
     for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(max(0.0, until - time.monotonic()))
@@ -143,15 +147,23 @@ def _end(children: list[subprocess.Popen]) -> None:
             child.wait()
 
 
-def _watch(children: list[subprocess.Popen], ending: threading.Event, when_lost: Callable[[str], None]) -> None:
-    """End this process where it has not ended by itself some time after a child did."""
-    while not ending.wait(_POLL_S):
-        dead = [child for child in children if child.poll()]
-        if dead and not ending.wait(GRACE_S):
-            when_lost(_sentence(told_failure(0.0) or _dead(children)))
-            for child in children:
-                child.kill()
-            os._exit(EXIT_LOST)
+@contextlib.contextmanager
+def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None]) -> Iterator[None]:
+    """End this process where it has not ended by itself some time after a child has failed."""
+    ending = threading.Event()
+
+    def watch() -> None:
+        while not ending.wait(_POLL_S):
+            if any(child.poll() for child in children) and not ending.wait(GRACE_S):
+                when_lost(_sentence(told_failure(0.0) or _dead(children)))
+                _end(children, 0.0)
+                os._exit(EXIT_LOST)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ending.set()
 
 
 def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str:
@@ -165,7 +177,7 @@ def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str:
                 return f"process {rank} ended with exit code {code}"
             memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
             return f"process {rank} was ended by {signal.Signals(-code).name}{memory}"
-    return "process 0 has ended" if not is_first_process() else "another process has ended without a word"
+    return "another process has ended"
 
 
 def _sentence(what: str) -> str:

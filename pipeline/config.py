@@ -170,7 +170,9 @@ class TrainingConfig:
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     """What the learning rate does after warm-up."""
     n_gpus: int | None = None
-    """GPUs to train on; 0 = CPU; null: one where there is one."""
+    """GPUs to train on, on each machine, one process a GPU; 0 = CPU; null: one where there is one."""
+    n_processes: int | None = None
+    """Processes that train together on the CPUs of each machine; null: one, or as many as torchrun or SLURM started."""
     precision: Precision = "16"
     """Numbers the network computes in: 32, 16 (float16 on a GPU, bfloat16 on a CPU that has it) or bf16."""
     seed: int = 42
@@ -194,6 +196,15 @@ class TrainingConfig:
         _require(self.max_epochs >= 1, f"training.max_epochs must be at least 1, got {self.max_epochs}")
         _require(self.warmup_epochs >= 0, f"training.warmup_epochs must be 0 or more, got {self.warmup_epochs}")
         _require(self.n_gpus is None or self.n_gpus >= 0, f"training.n_gpus must be 0 or more, got {self.n_gpus}")
+        _require(
+            self.n_processes is None or self.n_processes >= 1,
+            f"training.n_processes must be at least 1, got {self.n_processes}",
+        )
+        _require(
+            not self.n_gpus or self.n_processes in (None, self.n_gpus),
+            f"training.n_processes is {self.n_processes}, but {self.n_gpus} GPUs make {self.n_gpus} processes; "
+            "leave it out, or train on CPUs with --n_gpus 0",
+        )
         _require(0 <= self.seed < 2**32, f"training.seed must lie within 0 to 4294967295, got {self.seed}")
         _require(self.gradient_clip >= 0, f"training.gradient_clip must be 0 or more, got {self.gradient_clip}")
         _require(self.accumulate >= 1, f"training.accumulate must be at least 1, got {self.accumulate}")
@@ -247,7 +258,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
     "experiment": frozenset({"start_time", "command"}),
     "data": frozenset({"intensity_found", "split", "channel_names", "n_cases", "skipped_cases"}),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
-    "training": frozenset({"effective_precision", "steps_per_epoch"}),
+    "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch"}),
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
 }
 """Keys of training_config.json that a run finds out by itself; they are no settings."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from monai.data import DataLoader
+from monai.data import DataLoader, list_data_collate
+from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import Sampler
 
 from pipeline.cache import CachedDataset
@@ -142,11 +143,12 @@ def _item(case: Case) -> dict[str, Any]:
     }
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """Give (epoch, case index) pairs: a new order in every epoch, decided by the seed, shared out over processes.
+class EpochSampler(Sampler[tuple[int, int, bool]]):
+    """Give (epoch, case index, counted): a new order in every epoch, decided by the seed, shared out over processes.
 
-    The pair tells the dataset which random numbers are the epoch's. Every process gets equally many cases (the
-    first few stand in for the missing ones), since DistributedDataParallel waits for all of them.
+    The epoch tells the dataset which random numbers are to be drawn. The n-th batches of all processes hold together
+    what the n-th batch of one process would, whose batches are as large as theirs together. Every process gets equally
+    many cases, since they wait for each other; the first few stand in for the missing ones, and are not counted.
     """
 
     def __init__(self, n_cases: int, *, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -160,56 +162,84 @@ class EpochSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return math.ceil(self.n_cases / self.world_size)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int, bool]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_cases)
-        padded = np.resize(order, len(self) * self.world_size)
-        return iter([(self.epoch, int(index)) for index in padded[self.rank :: self.world_size]])
+        places = range(self.rank, len(self) * self.world_size, self.world_size)
+        return iter([(self.epoch, int(order[place % self.n_cases]), place < self.n_cases) for place in places])
 
 
-class ShareSampler(Sampler[int]):
-    """Give each process its share of the validation cases, every case once in all."""
+class ShareSampler(Sampler[list[int]]):
+    """Give each process its share of the validation cases, one a batch, every case once in all.
+
+    Every process gets equally many batches, since they wait for each other; where cases are missing the last is empty.
+    """
 
     def __init__(self, n_cases: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.indices = range(rank, n_cases, world_size)
+        self.n_cases, self.rank, self.world_size = n_cases, rank, world_size
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return math.ceil(self.n_cases / self.world_size)
 
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
+    def __iter__(self) -> Iterator[list[int]]:
+        places = range(self.rank, len(self) * self.world_size, self.world_size)
+        return iter([[place] if place < self.n_cases else [] for place in places])
+
+
+class _TrainingCases(TorchDataset):
+    """What `EpochSampler` asks for: an augmented case, and under "counted" whether it counts."""
+
+    def __init__(self, cases: CachedDataset) -> None:
+        self.cases = cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, place: tuple[int, int, bool]) -> dict[str, Any]:
+        epoch, index, counted = place
+        return self.cases[epoch, index] | {"counted": counted}
+
+
+def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return list_data_collate(items) if items else {"case": []}
 
 
 class BodyData(pl.LightningDataModule):
-    """Batches of {"image" (B, C, I, J, K) float32, "label" (B, 1, I, J, K) integer, "case" list of ids}."""
+    """Batches of {"image" (B, C, I, J, K) float32, "label" (B, 1, I, J, K) integer, "case" list of ids}.
+
+    Training batches have "counted" (B,) too, which is False for a case that only fills a process's last batch up. A
+    validation batch is one case, or {"case": []} where a process has none left.
+    """
 
     def __init__(self, prepared: PreparedData, *, batch_size: int, num_workers: int, seed: int, epoch: int = 0) -> None:
         super().__init__()
         self.prepared = prepared
         self.batch_size, self.num_workers, self.seed, self.epoch = batch_size, num_workers, seed, epoch
-        # A validation volume is one case of the mean whatever the batch, so one at a time costs the least memory.
-
-    def _loader(self, dataset: CachedDataset, sampler: Sampler, batch_size: int) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=sampler,
-            num_workers=min(self.num_workers, len(dataset)),
-            persistent_workers=self.num_workers > 0,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-        )
 
     def train_dataloader(self) -> DataLoader:
         """All training cases once an epoch."""
         rank, world_size = self._place()
-        n_cases = len(self.prepared.train)
-        sampler = EpochSampler(n_cases, seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
-        return self._loader(self.prepared.train, sampler, self.batch_size)
+        cases = self.prepared.train
+        sampler = EpochSampler(len(cases), seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
+        return self._loader(_TrainingCases(cases), batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """All validation cases once, over all processes."""
+        """All validation cases once, over all processes.
+
+        A validation volume is one case of the mean whatever the batch, so one at a time costs the least memory.
+        """
         rank, world_size = self._place()
-        sampler = ShareSampler(len(self.prepared.val), rank=rank, world_size=world_size)
-        return self._loader(self.prepared.val, sampler, 1)
+        cases = self.prepared.val
+        return self._loader(cases, batch_sampler=ShareSampler(len(cases), rank=rank, world_size=world_size))
+
+    def _loader(self, dataset: TorchDataset, **which: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            **which,
+            collate_fn=_collate,
+            num_workers=min(self.num_workers, len(dataset)),  # type: ignore[arg-type]
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -7,44 +7,52 @@ from typing import Any
 
 import psutil
 import torch
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from pipeline.config import Config, ConfigError
+from pipeline.processes import place
 
 _CONTROL_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def choose_devices(config: Config) -> dict[str, Any]:
-    """What Lightning is told about accelerator, number of devices and precision.
+    """What Lightning is told about accelerator, devices, machines, strategy and precision.
+
+    One process a device: GPUs, or CPU processes where training.n_processes asks for them. Where torchrun or SLURM has
+    started the processes already, their number decides and the settings must not contradict it.
 
     "16" on a CPU trains in bfloat16 where the processor computes in it, else in float32: float16 has no fast
     convolutions there, and bfloat16 without its instructions is many times slower than float32.
 
     Raises:
-        ConfigError: more GPUs than the machine has.
+        ConfigError: more GPUs than the machine has, or another number of processes than were started.
     """
+    training, here = config.training, place()
+    started = here.local_world_size if here.world_size > 1 else None
     there = torch.cuda.device_count()
-    n_gpus = min(1, there) if config.training.n_gpus is None else config.training.n_gpus
+    n_gpus = training.n_gpus
+    if n_gpus is None:
+        n_gpus = 0 if training.n_processes else min(started or 1, there)
     if n_gpus > there:
         raise ConfigError(f"training.n_gpus is {n_gpus}, but this machine has {there}; lower --n_gpus (0 = CPU)")
-    precision = config.training.precision
-    if precision == "32":
+    asked = ("n_gpus", n_gpus) if n_gpus else ("n_processes", training.n_processes or started or 1)
+    if started not in (None, asked[1]):
+        raise ConfigError(
+            f"training.{asked[0]} is {asked[1]}, but {here.started_by} started {started} processes on this machine; "
+            f"give --training.{asked[0]} {started}, or have {here.started_by} start {asked[1]}"
+        )
+    if training.precision == "32":
         effective = "32-true"
     elif n_gpus:
-        effective = f"{precision}-mixed"
+        effective = f"{training.precision}-mixed"
     else:
         effective = "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"
     return {
         "accelerator": "gpu" if n_gpus else "cpu",
-        "devices": max(1, n_gpus),
-        "strategy": "ddp" if n_gpus > 1 else "auto",
+        "devices": asked[1],
+        "num_nodes": here.n_nodes,
+        "strategy": "ddp" if asked[1] * here.n_nodes > 1 else "auto",
         "precision": effective,
     }
-
-
-def is_first_process() -> bool:
-    """Whether this is the process that writes files and prints; the only one outside DistributedDataParallel."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def cpu_computes_in_bfloat16() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -10,11 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.devices import is_first_process
 from pipeline.failures import in_one_sentence
 from pipeline.module import TrainingError
+from pipeline.processes import ProcessError, is_first_process, tell_failure
 from pipeline.recorder import RunRecorder, RunStopped
 from pipeline.run_folder import RunFolder, RunFolderError, Status
+
+log = logging.getLogger(__name__)
 
 RULE = "=" * 60
 
@@ -61,7 +64,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> I
 
 def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config, error: BaseException) -> None:
     """Write the summary of a training that raised, and raise its error in words where they are known."""
-    if recorder.stop_reason and not isinstance(error, RunFolderError | TrainingError):
+    if recorder.stop_reason and not isinstance(error, RunFolderError | TrainingError | ProcessError):
         # What follows a signal is its doing: Lightning's own exception, data workers that it ended first.
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
         raise RunStopped(recorder.stop_reason) from error
@@ -70,9 +73,20 @@ def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config,
         return
     told = in_one_sentence(error, config, folder=folder.path, epoch=recorder.epochs_finished)
     reason = str(told) if told is not error else f"{type(error).__name__}: {error}"
+    if not isinstance(error, ProcessError):
+        tell_failure(reason)
     _write_last_summary(folder, recorder, "failed", reason)
     if told is not error:
         raise told from error
+
+
+def record_lost(folder: RunFolder, recorder: RunRecorder, reason: str) -> None:
+    """Write the summary of a training that can only be ended from outside, since it waits for a process that died."""
+    log.error("%s", reason)
+    if recorder.stop_reason:
+        _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
+    else:
+        _write_last_summary(folder, recorder, "failed", reason)
 
 
 def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str) -> None:

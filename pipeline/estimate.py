@@ -89,8 +89,9 @@ def estimate_training(
         progress("taking a trial step", 0, 1)
         trial = _measure(config, sizes, findings)
         progress("taking a trial step", 1, 1)
-    steps = math.ceil(n_train / (config.data.batch_size * devices["devices"]))
-    validations = math.ceil(n_val / devices["devices"])
+    n_processes = devices["devices"] * devices["num_nodes"]
+    steps = math.ceil(n_train / (config.data.batch_size * n_processes))
+    validations = math.ceil(n_val / n_processes)
     estimate = Estimate(
         cache_dir=config.data.cache_dir,
         cache_bytes=(n_train + n_val) * entry_bytes(config, **sizes),

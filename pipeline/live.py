@@ -41,7 +41,9 @@ class LiveProgress(pl.Callback):
             return
         steps = int(trainer.num_training_batches)
         done = trainer.current_epoch * steps + batch_idx + 1
-        accuracy = pl_module.train_accuracy.compute().item()  # type: ignore[operator,union-attr]
+        # This process's own: compute() would wait for the others, which show no bar and do not ask.
+        sums: Any = pl_module.train_accuracy
+        accuracy = float(sums.mean_value / sums.weight)
         loss = float(trainer.callback_metrics.get("loss", float("nan")))  # absent while every step was left out
         note = f"loss {loss:.3f} accuracy {accuracy:.3f}{self._score}"
         title = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"

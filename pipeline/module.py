@@ -20,6 +20,7 @@ from torchmetrics import MeanMetric
 
 from pipeline.losses import DiceCE, SlabDiceCELoss
 from pipeline.metrics import HistogramDiceMetric, joint_histogram, mean_iou, segment_in_slabs
+from pipeline.processes import all_texts
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +123,8 @@ class SegmentationModule(pl.LightningModule):
         if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
             self._pass_over("gradient", norm)
             optimizer.zero_grad(set_to_none=True)
+        if self.skip_undefined and not norm:  # a step left out; momentum shall not move the weights either
+            optimizer.zero_grad(set_to_none=True)
 
     def learning_rate(self, epoch: int) -> float:
         """See `learning_rate_at`."""
@@ -148,32 +151,32 @@ class SegmentationModule(pl.LightningModule):
         """Loss of one batch; accuracy comes out of the same pass. None: the step is left out (see skip_undefined)."""
         image, label = _plain(batch["image"]), _plain(batch["label"])
         self._cases = [str(case) for case in batch["case"]]
-        result: DiceCE = self.criterion(self._features(image), self.head, label)
+        counted = batch["counted"].tolist() if "counted" in batch else [True] * len(image)
+        result: DiceCE = self.criterion(
+            self._features(image), self.head, label, across_processes=True, counted=None if all(counted) else counted
+        )
+        # The same in all processes: none goes on, or leaves a step out, without the others.
         loss = result.loss.detach()
-        if not self._is_finite_everywhere(loss):
+        if not torch.isfinite(loss):
             self._pass_over("loss", loss)
-            return None
+            return None if self.trainer.world_size == 1 else self._nothing_to_learn()
         self._skipped_in_a_row = 0
-        self.train_loss.update(loss, weight=len(image))
+        self.train_loss.update(loss, weight=sum(counted))
         self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, logger=False)
         return result.loss
 
-    def _is_finite_everywhere(self, loss: Tensor) -> bool:
-        """Whether every process has a number; when steps may be left out, all must leave out the same ones."""
-        finite = torch.isfinite(loss)
-        if self.skip_undefined and self.trainer.world_size > 1:
-            finite = cast(Tensor, self.trainer.strategy.reduce(finite.float(), reduce_op="min")) > 0
-        return bool(finite)
+    def _nothing_to_learn(self) -> Tensor:
+        """A loss of 0 from every parameter: Lightning lets no process leave its backward pass out."""
+        return cast(Tensor, sum((0 * p).sum() for p in self.parameters()))
 
     def _pass_over(self, what: str, value: Tensor) -> None:
         """Count a step that cannot be trained with; raise TrainingError unless it may be left out."""
         step = self.trainer.fit_loop.epoch_loop.batch_idx
-        where = (
-            f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {', '.join(self._cases)})"
-        )
+        cases = ", ".join(all_texts(", ".join(self._cases)))
+        where = f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {cases})"
         advice = "try a smaller --lr, --precision 32, or look at these cases"
         if not self.skip_undefined:
             raise TrainingError(f"{where}; {advice} (--training.on_nan_loss skip leaves such steps out)")
@@ -189,7 +192,16 @@ class SegmentationModule(pl.LightningModule):
         self.sample = None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and joint histogram of every case on its own: the same at any batch size."""
+        """Loss and joint histogram of every case on its own: the same at any batch size and number of processes."""
+        if batch["case"]:
+            self._validate(batch, keep_sample=batch_idx == 0)
+        else:
+            # This process has no case left; it adds nothing to the means, but as many rows as the others gather.
+            self.val_loss.update(0.0, weight=0.0)
+            self.dice(torch.zeros(1, self.n_classes, self.n_classes, dtype=torch.int64, device=self.device))
+        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, logger=False)
+
+    def _validate(self, batch: dict[str, Any], *, keep_sample: bool) -> None:
         image, label = _plain(batch["image"]), _plain(batch["label"])
         features = self._features(image)
         segmentation = segment_in_slabs(features, self.head)
@@ -198,8 +210,7 @@ class SegmentationModule(pl.LightningModule):
             self.val_loss.update(self.criterion(features[one], self.head, label[one]).loss)
             histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
             self.dice(histogram[None])
-        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, logger=False)
-        if batch_idx == 0:
+        if keep_sample:
             self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation[0].cpu())
 
     def on_validation_epoch_end(self) -> None:

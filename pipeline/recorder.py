@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import signal
 import time
 from typing import Any, BinaryIO
 
@@ -19,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.module import SegmentationModule
 from pipeline.overlay import class_colours, overlay_slice
+from pipeline.processes import highest
 from pipeline.resume import restore, resume_state
 from pipeline.run_folder import RunFolder, TrainingLog, write_atomically
 
@@ -107,7 +109,7 @@ class RunRecorder(pl.Callback):
         """The time since the batch arrived was spent computing."""
         self._lap("step")
         self.skipped_steps = pl_module.skipped_steps
-        self._stop_if_asked()
+        self._stop_if_asked(pl_module.device)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock of the validation."""
@@ -115,7 +117,7 @@ class RunRecorder(pl.Callback):
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Any, *rest: Any, **more: Any) -> None:
         """Stop between two cases where asked to."""
-        self._stop_if_asked()
+        self._stop_if_asked(pl_module.device)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock of the validation."""
@@ -146,8 +148,11 @@ class RunRecorder(pl.Callback):
         self._seconds[what] += now - self._clock
         self._clock = now
 
-    def _stop_if_asked(self) -> None:
-        if self.stop_reason:
+    def _stop_if_asked(self, device: torch.device) -> None:
+        """Stop where this process was asked to, or another one: all of them come here after the same batch."""
+        number = highest(signal.Signals[self.stop_reason] if self.stop_reason else 0, device)
+        if number:
+            self.stop_reason = signal.Signals(number).name
             raise RunStopped(self.stop_reason)
 
     # What is written ---------------------------------------------------------------------------------------------

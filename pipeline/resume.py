@@ -23,6 +23,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "data.cache_limit_gb",
         "training.max_epochs",
         "training.n_gpus",
+        "training.n_processes",
         "training.on_nan_loss",
         "training.early_stopping_patience",
         "training.overlay_every",

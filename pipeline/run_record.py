@@ -48,8 +48,11 @@ def run_record(
     }
     document["training"] |= {
         "n_gpus": devices["devices"] if devices["accelerator"] == "gpu" else 0,
+        "n_nodes": devices["num_nodes"],
         "effective_precision": devices["precision"],
     }
+    if devices["accelerator"] == "cpu" and devices["devices"] > 1:
+        document["training"]["n_processes"] = devices["devices"]
     document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
     if weights is not None:
         document["loss"]["classes_that_never_occur"] = classes_that_never_occur(prepared)

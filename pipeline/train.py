@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,20 @@ from rich.console import Console
 
 from networks.registry import network_settings
 from pipeline.class_weights import median_frequency_weights
+from pipeline.companions import companions
 from pipeline.config import Config
 from pipeline.data import BodyData, PreparedData, prepare_data
-from pipeline.devices import choose_devices, is_first_process
-from pipeline.ending import RULE, record_ending, say_end, stop_at_once_on_signals
+from pipeline.devices import choose_devices
+from pipeline.ending import RULE, record_ending, record_lost, say_end, stop_at_once_on_signals
 from pipeline.learner import configured_module, configured_network
-from pipeline.live import LiveProgress
+from pipeline.processes import is_first_process
 from pipeline.progress import Bar
-from pipeline.recorder import EventsLogger, RunRecorder
+from pipeline.recorder import RunRecorder, RunStopped
 from pipeline.resume import read_resume, refuse_changed_data, refuse_changed_settings
 from pipeline.run_folder import RunFolder, run_name
 from pipeline.run_lock import only_training_in
 from pipeline.run_record import classes_that_never_occur, run_record, weight_stats
+from pipeline.trainer import configured_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,9 @@ def train(
     console: Console | None = None,
 ) -> Path:
     """Train a network and leave the documented run folder.
+
+    Where the settings ask for several processes and neither torchrun nor SLURM has started them, the others are
+    started with this program's own command line. All of them call this; the first alone writes and says anything.
 
     Args:
         config: every setting.
@@ -60,11 +64,13 @@ def train(
         DatasetError, VolumeError, CacheError, NetworkError, ConfigError: what cannot be trained, in one line; nothing
             was written, and an earlier run not touched.
         TrainingError: the loss is no longer a number, memory ran out, a data worker failed; the summary says "failed".
+        ProcessError: another process of the training has ended, or cannot be started.
         RunStopped: a signal asked to stop; the summary, if a batch was to be trained, says "interrupted".
     """
     if not is_first_process():
-        say = log.debug
+        say, console = log.debug, Console(quiet=True)
     console = console or Console(file=sys.stderr)
+    devices = choose_devices(config)
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
     with stop_at_once_on_signals(), only_training_in(folder) if is_first_process() else nullcontext():
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
@@ -82,7 +88,6 @@ def train(
         say("Creating model...")
         network = configured_network(config, in_channels=prepared.in_channels, n_classes=prepared.n_classes)
         _say_parameters(network, say)
-        devices = choose_devices(config)
         record = run_record(config, prepared, weights, network, devices)
         module = configured_module(
             config,
@@ -100,11 +105,15 @@ def train(
             epoch=state["epochs_finished"] if state else 0,
         )
         _clear_folder(folder, record, resumes=state is not None)
-        with record_ending(folder, recorder, config), _quiet_lightning():
+        with (
+            record_ending(folder, recorder, config),
+            companions(devices["devices"], partial(record_lost, folder, recorder), orderly=RunStopped),
+            quiet_lightning(),
+        ):
             _write_record(folder, record, say)
             for line in (RULE, "Starting training...", RULE):
                 say(line)
-            _trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
+            configured_trainer(config, folder, recorder, devices, console).fit(module, datamodule=data)
         say_end(folder, recorder, say)
     return folder.path
 
@@ -223,46 +232,3 @@ def _build_recorder(
         patience=config.training.early_stopping_patience,
         resume=state,
     )
-
-
-def _trainer(
-    config: Config, folder: RunFolder, recorder: RunRecorder, devices: dict[str, Any], console: Console
-) -> pl.Trainer:
-    return pl.Trainer(
-        **devices,
-        max_epochs=config.training.max_epochs,
-        accumulate_grad_batches=config.training.accumulate,
-        gradient_clip_val=config.training.gradient_clip or None,
-        logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
-        callbacks=[recorder, LiveProgress(console)],
-        num_sanity_val_steps=1,
-        use_distributed_sampler=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=False,
-    )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Silence Lightning's advice where this pipeline has decided otherwise for a reason."""
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    hook = threading.excepthook
-    # TensorBoard writes in a thread; what broke there is raised here at its next flush, and told once.
-    threading.excepthook = lambda broken: log.debug("thread %s: %s", broken.thread, broken.exc_value)
-    try:
-        with warnings.catch_warnings():
-            # How many workers prepare batches is the user's setting, and the cache makes few enough.
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            # An epoch of a small data set may have fewer steps than Lightning's logging interval.
-            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-            # Leaving a step out is what the setting asked for.
-            warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
-            # Lightning 2.6 asks torch 2.13's pytree in a way that torch has since renamed.
-            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-            yield
-    finally:
-        threading.excepthook = hook
-        logger.setLevel(level)

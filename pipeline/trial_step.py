@@ -80,7 +80,7 @@ def take_step(config: Config, *, in_channels: int, n_classes: int) -> Trial:
 
     Raises NetworkError and ConfigError as a training would.
     """
-    devices = choose_devices(config) | {"devices": 1, "strategy": "auto"}
+    devices = choose_devices(config) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
     network = configured_network(config, in_channels=in_channels, n_classes=n_classes)
     weights = np.ones(n_classes) if config.loss.use_class_weights else None
     module = configured_module(config, network, n_classes=n_classes, class_weights=weights)
