@@ -12,6 +12,10 @@ SIZES = {FULL: [160, 160, 256], REDUCED: [80, 80, 128], TOY: [16, 16, 32]}
 """Voxels of a prepared volume: the documented size, an eighth of it for a look in minutes, and one for the tests."""
 SOURCES = {FULL: [512, 512, 300], REDUCED: [256, 256, 150], TOY: [24, 24, 30]}
 """Voxels of a scan's file."""
+LARGE_SCANS = {FULL: [512, 512, 800], REDUCED: [96, 96, 150], TOY: [24, 22, 30]}
+"""Voxels of a large scan, onto whose grid a prediction comes back."""
+NETWORK_GRIDS = {FULL: SIZES[FULL], REDUCED: [32, 32, 48], TOY: SIZES[TOY]}
+"""Where it comes from. At the reduced scale both are small: of 118 classes MONAI holds every voxel several times."""
 SMALLER = ([160, 160, 224], [160, 160, 192], [144, 144, 192], [128, 128, 192], [128, 128, 128])
 """Where the documented size does not fit the plain way."""
 
@@ -76,6 +80,29 @@ def surfaces(scale: str, data: str | None) -> Row:
                 goal=Goal(faster=20) if scale == FULL else Goal(),
             )
         ],
+    )
+
+
+def way_back(scale: str, data: str | None) -> Row:
+    """From features to a label map on the scan's grid."""
+    counts = (3, 5) if scale == TOY else (71, 118)
+    sizes = {"source_size": LARGE_SCANS[scale], "size": NETWORK_GRIDS[scale]}
+    return Row(
+        f"way back from {_times(NETWORK_GRIDS[scale])} onto a scan of {_times(LARGE_SCANS[scale])}",
+        [
+            Comparison(
+                f"{count} classes",
+                {"conv + Invertd": Job("way_back.plain"), "slab by slab": Job("way_back.ours")},
+                [{**sizes, "n_classes": count}],
+                repeats=_n(scale, 1, 2),
+                memory="peak",
+                same_value=("conv + Invertd", "slab by slab"),
+                tolerance=1e-3,  # each class's share of the voxels: rounding decides where two logits are equal
+                goal=Goal(peak_gb=2.5) if scale == FULL else Goal(),
+            )
+            for count in counts
+        ],
+        flat_side="slab by slab",
     )
 
 
@@ -245,6 +272,7 @@ ROWS: dict[str, Callable[[str, Any], Row]] = {
     "losses": losses,
     "metric": metric,
     "surfaces": surfaces,
+    "restore": way_back,
     "step": step,
     "loading": loading,
     "augmentation": augmentation,

@@ -18,7 +18,7 @@ from benchmarks.rows import FULL, REDUCED, ROWS, TOY
 from benchmarks.runner import Comparison, Goal, Job, Row, largest_difference, run_comparison, run_job, run_row
 from benchmarks.worker import call
 
-IN_PROCESS = ("losses", "metric", "surfaces", "step", "loading", "augmentation", "curve")
+IN_PROCESS = ("losses", "metric", "surfaces", "restore", "step", "loading", "augmentation", "curve")
 PEERS_WARNINGS = (
     "ignore:.*does not have many workers.*",
     "ignore:.*smaller than the logging interval.*",
