@@ -10,6 +10,7 @@ import torch
 from pipeline import check_geometry as verb
 from pipeline import round_trip as room
 from pipeline.check_geometry import awkward_grids, chain_of, check_geometry, judge, to_json, to_text
+from pipeline.cli import main
 from pipeline.config import Config, DataConfig
 from pipeline.phantom import ORIENTATIONS
 from pipeline.round_trip import round_trip
@@ -138,8 +139,52 @@ def test_a_failing_chain_ends_with_its_faults(monkeypatch):
     monkeypatch.setattr(verb, "awkward_grids", few_grids("orientation RAS"))
     monkeypatch.setattr(verb, "LARGEST_SHIFT_MM", -1.0)
     report = check_geometry(SMALL)
-    assert report.exit_code == 2
+    assert report.exit_code == 1
     assert "FAILED orientation RAS: the image at ball_60" in to_text(report)
+
+
+@pytest.mark.fault(
+    "a preprocessing chain that mirrors or shifts its volumes", "check-geometry names it and ends with 1"
+)
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda volume: volume.flip(1), "the label of marker_left came back at marker_right"),
+        (lambda volume: volume.roll(1, 3), "the image at ball_60 is "),
+    ],
+    ids=["mirrored", "shifted"],
+)
+def test_the_command_fails_on_voxels_that_moved_under_their_affine(tmp_path, monkeypatch, capsys, spoil, words):
+    true_chain = room.preprocessing_chain
+
+    def spoilt_chain(**arguments):
+        def run(item):
+            case = true_chain(**arguments)(item)
+            for key in ("image", "label"):
+                case[key].copy_(spoil(case[key].as_tensor()))
+            return case
+
+        return run
+
+    monkeypatch.setattr(verb, "awkward_grids", few_grids("orientation RAS"))
+    (tmp_path / "c.yaml").write_text("data: {target_size: [48, 48, 48]}\n")
+    command = ["check-geometry", str(tmp_path / "c.yaml"), "--target_size", "64", "64", "72"]
+    assert main(command) == 0
+    assert "at 64×64×72" in capsys.readouterr().out
+    monkeypatch.setattr(room, "preprocessing_chain", spoilt_chain)
+    assert main(command) == 1
+    assert f"FAILED orientation RAS: {words}" in capsys.readouterr().out
+
+
+def test_size_and_aspect_of_a_run_can_be_tried_without_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(verb, "awkward_grids", few_grids("thick slices"))
+    flags = ["--target_size", "40", "48", "56", "--json"]
+    chains = []
+    for aspect in ([], ["--keep_aspect"], ["--keep_aspect", "true"], ["--keep_aspect", "false"]):
+        assert main(["check-geometry", *aspect, *flags]) == 0
+        chains.append(json.loads(capsys.readouterr().out)["chain"])
+    assert [chain["keep_aspect"] for chain in chains] == [False, True, True, False]
+    assert all(chain["target_size"] == [40, 48, 56] for chain in chains)
 
 
 def test_a_chain_is_taken_from_settings_files_checkpoints_and_run_folders(tmp_path):

@@ -1,6 +1,13 @@
 """The verb predict: every grid comes back, batches survive bad cases and kills, ensembles and mirrored passes agree."""
 
+import itertools
 import json
+import signal
+import subprocess
+import sys
+import threading
+from io import StringIO
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -8,14 +15,18 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 import torch
 from monai.inferers import sliding_window_inference
+from rich.console import Console
 from torch.nn import functional as F
 
 from networks.registry import NetworkError, build_network, load_network, network_settings
+from pipeline import batch
+from pipeline.cli import main
 from pipeline.inference import Passes, choose_device, choose_precision, feature_maps, load_models, prepare
 from pipeline.predict import predict, split_runs, to_text
 from pipeline.scans import list_inputs
 from pipeline.segmentation import SegmentationError
 from transforms.chains import inference_chain, preprocessing_arguments
+from transforms.dicom import series_files
 from transforms.load import read_geometry, read_volume
 
 NAMES = ["background", "liver", "kidney_left", "kidney_right"]
@@ -177,6 +188,158 @@ def test_a_sliding_window_averages_the_logits_of_its_windows(run, tmp_path):
     torch.testing.assert_close(ours, theirs[0], atol=1e-4, rtol=1e-4)
 
 
+def test_threads_are_those_of_torch_and_more_than_none(run, tmp_path):
+    path = scan(tmp_path / "case.nii.gz")
+    predict([run], [path], tmp_path / "out", threads=2, **SMALL)
+    assert torch.get_num_threads() == 2
+    with pytest.raises(NetworkError, match="threads: expected 1 or more, found 0"):
+        predict([run], [path], tmp_path / "out", threads=0, **SMALL)
+
+
+def pieces(path, value):
+    """Sizes of a class's connected pieces in voxels, by SimpleITK, largest first."""
+    components = sitk.ConnectedComponent(sitk.ReadImage(path) == value, True)
+    return sorted(np.bincount(sitk.GetArrayFromImage(components).ravel())[1:], reverse=True)
+
+
+def test_the_largest_piece_of_named_classes_stays_and_specks_go_by_their_volume_in_ml(tmp_path):
+    path = scan(tmp_path / "case.nii.gz", shape=(34, 29, 31))
+    noisy = checkpoint(tmp_path / "m.ckpt", network=LOGITS_ONLY, target=(16, 16, 32))
+    predict([noisy], [path], tmp_path / "all", **SMALL)
+    counts = {value: pieces(tmp_path / "all" / "case.nii.gz", value) for value in (1, 2, 3)}
+    assert min(len(sizes) for sizes in counts.values()) > 10  # else little is shown below
+    predict([noisy], [path], tmp_path / "largest", keep_largest=["kidney_right"], **SMALL)
+    for value, before in counts.items():
+        kept = before[:1] if NAMES[value] == "kidney_right" else before
+        assert pieces(tmp_path / "largest" / "case.nii.gz", value) == kept
+    # A voxel has 1 · 2 · 3 mm³ = 0.006 ml.
+    document = predict([noisy], [path], tmp_path / "specks", min_volume_ml=0.057, **SMALL)
+    for value, before in counts.items():
+        assert pieces(tmp_path / "specks" / "case.nii.gz", value) == [n for n in before if n >= 10]
+    removed = sum(n for sizes in counts.values() for n in sizes if n < 10)
+    assert document["cases"][0]["voxels_removed"] == removed > 0
+
+
+def test_the_folder_has_a_colour_table_and_takes_no_other_classes(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    document = predict([run], [path], out, **SMALL)
+    lines = [line.split() for line in (out / "labels.ctbl").read_text().splitlines() if not line.startswith("#")]
+    assert [int(line[0]) for line in lines] == [0, 1, 2, 3]
+    assert [line[1] for line in lines] == NAMES
+    colours = [c["colour"] for c in document["cases"][0]["classes"]]
+    assert [[int(part) for part in line[2:5]] for line in lines] == colours
+    assert [line[5] for line in lines] == ["0", "255", "255", "255"]
+    other = checkpoint(tmp_path / "other.ckpt", names=["background", "left lung", "right lung"])
+    with pytest.raises(SegmentationError, match="other classes"):
+        predict([other], [path], out, **SMALL)
+    predict([other], [path], out, overwrite=True, **SMALL)
+    assert "left_lung" in (out / "labels.ctbl").read_text()
+
+
+def test_reading_the_next_and_writing_the_last_happen_while_the_network_works(run, tmp_path, monkeypatch):
+    for number in range(3):
+        scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)
+    begun = {what: threading.Event() for what in ("read case1", "read case2", "write case0", "write case1")}
+    waited_for = {0: ["read case1"], 1: ["read case2", "write case0"], 2: ["write case1"]}
+    networks, in_vain = itertools.count(), []
+
+    def announced(function, what):
+        def call(models_or_segmentation, images_or_probabilities, case, *rest):
+            if event := begun.get(f"{what} {case}"):
+                event.set()
+            return function(models_or_segmentation, images_or_probabilities, case, *rest)
+
+        return call
+
+    def network_that_waits(*arguments, true=batch.feature_maps):
+        # Would any of these begin only after the network, the wait would be in vain.
+        in_vain.extend(name for name in waited_for[next(networks)] if not begun[name].wait(timeout=20))
+        return true(*arguments)
+
+    monkeypatch.setattr(batch, "prepare", announced(batch.prepare, "read"))
+    monkeypatch.setattr(batch, "write_files", announced(batch.write_files, "write"))
+    monkeypatch.setattr(batch, "feature_maps", network_that_waits)
+    assert predict([run], [tmp_path / "in"], tmp_path / "out", **SMALL)["n_done"] == 3
+    assert in_vain == []
+
+
+def test_a_terminal_shows_a_bar_over_the_batch_and_one_for_the_case(run, tmp_path):
+    for number in range(2):
+        scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)
+    console = Console(file=StringIO(), force_terminal=True, width=80)
+    predict([run], [tmp_path / "in"], tmp_path / "out", tta="x", console=console, **SMALL)
+    whole, part = console.file.getvalue().splitlines()[-3:-1]
+    assert "Predicting" in whole
+    assert "2/2" in whole
+    assert "case1" in part
+    assert "100%" in part
+
+
+def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, capsys):
+    for number in range(2):
+        scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)
+    (tmp_path / "in" / "case1.nii.gz").write_bytes(b"no NIfTI")
+    paths = [str(run), str(tmp_path / "in"), "--output", str(tmp_path / "out"), "--report", str(tmp_path / "r.json")]
+    command = ["predict", "--device", "cpu", "--tta", *paths]
+    assert main(command) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 done, 0 skipped, 1 failed"
+    assert lines[1].startswith("  case1: ")
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["cases"][0]["made_by"]["settings"]["passes"]["mirrored"] == "x"
+    (tmp_path / "in" / "case1.nii.gz").unlink()
+    assert main(command) == 0
+    assert capsys.readouterr().out == "0 done, 1 skipped, 0 failed\n"
+
+
+def test_a_scan_that_was_replaced_is_done_again(run, tmp_path):
+    path = scan(tmp_path / "in" / "case.nii.gz")
+    predict([run], [path], tmp_path / "out", **SMALL)
+    before = result(tmp_path / "out" / "case.nii.gz")
+    assert predict([run], [path], tmp_path / "out", **SMALL)["n_skipped"] == 1
+    scan(path, seed=5)
+    assert predict([run], [path], tmp_path / "out", **SMALL)["n_done"] == 1
+    assert not np.array_equal(result(tmp_path / "out" / "case.nii.gz"), before)
+
+
+KILLED = """
+import os, signal, sys
+from pipeline import segmentation_nifti
+from pipeline.predict import predict
+true = segmentation_nifti._stream
+def stream(file, header, array, written=[]):
+    if written:  # in the middle of the second case's file
+        file.write(b"half a file")
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+    written.append(true(file, header, array))
+segmentation_nifti._stream = stream
+predict([sys.argv[1]], [sys.argv[2]], sys.argv[3], device="cpu", precision="32", threads=1)
+"""
+
+
+@pytest.mark.fault(
+    "SIGKILL in the middle of writing a prediction",
+    "no half file under a result's name; the same command goes on with that case, and the results are the same",
+)
+def test_a_batch_killed_while_it_writes_leaves_whole_files_and_goes_on(run, tmp_path):
+    for number in range(3):
+        scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)
+    out, root = tmp_path / "out", Path(__file__).resolve().parents[1]
+    ended = subprocess.run([sys.executable, "-c", KILLED, run, tmp_path / "in", out], check=False, cwd=root)
+    assert ended.returncode == -signal.SIGKILL
+    assert {path.name for path in out.glob("[!.]*")} == {"labels.ctbl", "case0.nii.gz", "case0.json"}
+    assert len(list(out.glob(".case1*"))) == 1  # the half file, under a name of its own
+    again = predict([run], [tmp_path / "in"], out, **SMALL)
+    assert [record["status"] for record in again["cases"]] == ["skipped", "done", "done"]
+    assert list(out.glob(".*")) == []
+    predict([run], [tmp_path / "in"], tmp_path / "at once", **SMALL)
+    for number in range(3):
+        name = f"case{number}.nii.gz"
+        assert (out / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
+
+
+@pytest.mark.fault("a truncated scan in a batch", "named at the end with the reason; all the others are segmented")
 def test_a_batch_goes_on_after_a_bad_case_and_says_which_and_why(run, tmp_path):
     for number in range(3):
         scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)
@@ -260,35 +423,56 @@ def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-REAL = [
-    "awkward_nifti/CT_AVM.nii.gz", "awkward_nifti/CT_pitch.nii.gz", "awkward_nifti/anatomical.nii",
-    "awkward_nifti/reoriented_anat_moved.nii", "awkward_nifti/example4d.nii.gz", "awkward_nifti/example_nifti2.nii.gz",
-    "awkward_nifti/t2.nii.gz", "abdomen_ct/example_ct.nii.gz", "spine_crops/sample_mri/sub-mri_label-6_T2w.nii.gz",
-    "abdomen_ct_dicom/series", "ct_head_tilted_dicom", "ct_lung_dicom", "dicom_seg/ct-3slice",
-    "dicom_series_faults/gantry_tilt", "dicom_series_faults/uneven_spacing", "dicom_compressed/jpeg2000",
-]  # fmt: skip
 REFUSED = {
-    "awkward_nifti/example4d.nii.gz", "awkward_nifti/example_nifti2.nii.gz", "ct_head_tilted_dicom", "ct_lung_dicom",
-    "dicom_series_faults/gantry_tilt",
-    "dicom_series_faults/uneven_spacing",
-}  # fmt: skip
+    "awkward_nifti/example4d.nii.gz": "frames",
+    "awkward_nifti/example_nifti2.nii.gz": "frames",
+    "ct_head_tilted_dicom": "gantry tilt",
+    "ct_lung_dicom": "missing",
+    "dicom_series_faults/gantry_tilt": "gantry tilt",
+    "dicom_series_faults/uneven_spacing": "not evenly spaced",
+}
+READ = [
+    "abdomen_ct/example_ct.nii.gz", "abdomen_ct_dicom/series", "awkward_nifti/CT_AVM.nii.gz",
+    "awkward_nifti/CT_pitch.nii.gz", "awkward_nifti/anatomical.nii", "awkward_nifti/reoriented_anat_moved.nii",
+    "awkward_nifti/t2.nii.gz", "chest_ct/cxr.nii.gz", "dicom_compressed/jpeg2000", "dicom_compressed/rle",
+    "dicom_seg/ct-3slice", "hippocampus/imagesTr/hippocampus_003_0000.nii.gz",
+    "hippocampus/imagesTr/hippocampus_017_0000.nii.gz", "mismatched_pair/ct_cropped.nii.gz", "nrrd/brain1_image.nrrd",
+    "spine_crops/sample_ct/sub-ct_label-22_ct.nii.gz", "spine_crops/sample_mri/sub-mri_label-6_T2w.nii.gz",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", [*READ, *REFUSED])
 def test_every_real_file_lands_on_its_exact_grid_or_is_refused_with_a_sentence(shared_data, run, tmp_path, name):
-    document = predict([run], [shared_data / name], tmp_path / "out", **SMALL)
-    for record in document["cases"]:
-        assert (record["status"] == "failed") == (name in REFUSED), record
-        if record["status"] == "failed":
-            assert str(shared_data) in record["error"]
-            assert "\n" not in record["error"]
-            assert "Error:" not in record["error"]
-            continue
-        (source,) = record["source"]
-        before, after = read_geometry(source), read_volume(tmp_path / "out" / f"{record['case']}.nii.gz")
-        assert after.array.shape == before.shape
-        np.testing.assert_allclose(after.affine, before.affine, atol=1e-4)
-        assert after.array.dtype == np.uint8
+    (record,) = predict([run], [shared_data / name], tmp_path / "out", **SMALL)["cases"]
+    if name in REFUSED:
+        assert record["status"] == "failed"
+        assert str(shared_data) in record["error"]
+        assert REFUSED[name] in record["error"]
+        assert "\n" not in record["error"]
+        assert "Error:" not in record["error"]
+        return
+    assert record["status"] == "done", record
+    source, written = shared_data / name, tmp_path / "out" / f"{record['case']}.nii.gz"
+    before, after = read_geometry(source), read_volume(written)
+    assert after.array.dtype == np.uint8
+    assert after.array.shape == before.shape
+    np.testing.assert_allclose(after.affine, before.affine, atol=1e-4)
+    by_itk = itk_corners(written)
+    np.testing.assert_allclose(by_itk, corners(nib.load(written).affine, before.shape), atol=5e-3)
+    np.testing.assert_allclose(by_itk, itk_corners(*series_files(source) if source.is_dir() else [source]), atol=5e-3)
+
+
+def corners(affine, shape):
+    """The eight corner voxels' centres in RAS mm."""
+    return [(affine @ [*index, 1])[:3] for index in itertools.product(*((0, n - 1) for n in shape))]
+
+
+def itk_corners(*files):
+    """The same by SimpleITK, which thinks in LPS; of a series from its files in order."""
+    image = sitk.ReadImage([str(file) for file in files] if len(files) > 1 else str(files[0]))
+    indices = itertools.product(*((0, n - 1) for n in image.GetSize()[:3]))
+    rest = (0,) * (image.GetDimension() - 3)
+    return [np.array(image.TransformIndexToPhysicalPoint(index + rest)[:3]) * [-1, -1, 1] for index in indices]
 
 
 def test_an_oblique_scan_in_any_order_of_axes_gives_the_same_segmentation_of_the_body(run, tmp_path):
