@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.class_table import find_table, parse_table, read_json, reconcile
 from pipeline.dataset import DatasetError
-from pipeline.layouts import Given, Listing, Row, parse_side, read_csv
+from pipeline.layouts import Given, Listing, Row, each, parse_side, read_csv
 from transforms.load import volume_stem
 
 _KEYS = {"case", "subject", "image", "label", "split"}
@@ -33,11 +33,13 @@ def read_list(root: Path, fold: int, given: Given) -> Listing:
         raise DatasetError(f"{path}: expected a list of cases, found none")
     labels = content.get("labels")
     table = reconcile(parse_table(labels, path) if labels else find_table(path.parent), given, path)
-    rows = tuple(_row(item, number, path) for number, item in enumerate(content["cases"], start=1))
-    names = content.get("channel_names") or [f"image{i}" if i else "image" for i in range(len(rows[0].image))]
+    problems: list[str] = []
+    rows = each(lambda numbered: _row(numbered[1], numbered[0], path), enumerate(content["cases"], start=1), problems)
+    n_channels = len(rows[0].image) if rows else 1
+    names = content.get("channel_names") or [f"image{i}" if i else "image" for i in range(n_channels)]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DatasetError(f"{path}: expected channel_names to be a list of names, found {str(names)[:60]!r}")
-    return Listing(rows, table, tuple(names))
+    return Listing(tuple(rows), table, tuple(names), tuple(problems))
 
 
 def _row(item: Any, number: int, path: Path) -> Row:
@@ -49,6 +51,8 @@ def _row(item: Any, number: int, path: Path) -> Row:
     label, subject, split = item.get("label"), item.get("subject"), item.get("split")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in (*names, label or "", split or "")):
         raise DatasetError(f"{path}: expected image, label and split of case number {number} to be text")
+    if any("\0" in name for name in (*names, label or "")):
+        raise DatasetError(f"{path}: expected file names for case number {number}, found one with a zero byte")
     image = tuple(path.parent / name.strip() for name in names)
     case = str(item.get("case") or volume_stem(image[0]))
     side = parse_side(split, case, path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.case_list import read_list
 from pipeline.class_table import resolve_remap
 from pipeline.dataset import Case, Dataset, DatasetError, Label, Split
-from pipeline.layouts import READERS, Listing, Reader, Row, recognise
+from pipeline.layouts import READERS, Listing, Reader, Row, leaves, recognise
 from pipeline.split import SIDES, split_by_subject
 from transforms.load import volume_kind
 
@@ -24,7 +24,9 @@ __all__ = ["Case", "Dataset", "DatasetError", "Label", "Split", "list_cases", "s
 
 logger = logging.getLogger(__name__)
 
+_LINES = 20  # of what is wrong, before the rest is only counted
 _SAFE_ID = re.compile(r"\w[\w .()+=@,-]{0,127}(?<![. ])")
+_LONGEST_ID = 200  # bytes; a file system's names end at 255, and ours put suffixes behind the id
 _ALL_READERS: dict[str, Reader] = {**READERS, "list": read_list}
 
 
@@ -36,6 +38,7 @@ def list_cases(
     class_names: Sequence[str] | None = None,
     label_remap: Mapping[int | str, int | str] | None = None,
     strict: bool = True,
+    follow_links: bool = False,
 ) -> Dataset:
     """List and check the cases of a data set.
 
@@ -48,13 +51,17 @@ def list_cases(
         label_remap: class name or index for further values of the label files, or for values that shall mean
             something else.
         strict: False leaves out the cases whose files cannot serve; `refused` of the data set says why.
+        follow_links: take files that links inside a published layout fetch from outside it, as people make them who
+            lay out a data set without copying it. A downloaded archive may hold such links, too, to any file of this
+            machine: by default their cases are refused. `root` may always be a link, and an explicit list may name
+            any file: both are the user's own words.
 
     Returns:
         The data set; its `split` is its own where it says which cases train and which validate, else None
         (`split_by_subject` divides, and keeps the cases that it holds out for testing there).
 
     Raises:
-        DatasetError: not a data set, or one that contradicts itself; case and file are named.
+        DatasetError: not a data set, or one that contradicts itself; case and file are named, all that are wrong.
     """
     root = Path(root)
     if not root.exists():
@@ -66,7 +73,7 @@ def list_cases(
         listing = _ALL_READERS[layout](root, fold, class_names)
     except OSError as error:
         raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
-    dataset = _checked(listing, root, layout, strict=strict)
+    dataset = _checked(listing, root, layout, strict=strict, follow_links=follow_links)
     return replace(dataset, label_remap=_remap(label_remap, dataset)) if label_remap else dataset
 
 
@@ -79,12 +86,16 @@ def _remap(wanted: Mapping[int | str, int | str], dataset: Dataset) -> dict[int,
     return resolve_remap(wanted, dataset.class_names)
 
 
-def _checked(listing: Listing, root: Path, layout: str, *, strict: bool) -> Dataset:
-    if not listing.rows:
+def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_links: bool) -> Dataset:
+    if not listing.rows and not listing.problems:
         raise DatasetError(f"{root}: expected cases in the {layout} layout, found none")
-    rows, refused = _usable(listing, root, strict=strict)
-    if twice := [case for case, count in Counter(row.id for row in listing.rows).items() if count > 1]:
-        raise DatasetError(f"{root}: case {twice[0]} stands {Counter(row.id for row in listing.rows)[twice[0]]} times")
+    rows, refused = _usable(listing, root, follow_links=follow_links or layout == "list")
+    if strict and refused:
+        raise DatasetError(*_lines(list(refused.values()), root))
+    if twice := [case for case, count in Counter(row.id for row in rows).items() if count > 1]:
+        count = sum(row.id == twice[0] for row in rows)
+        others = f", and so do {len(twice) - 1} others ({', '.join(twice[1:6])})" if twice[1:] else ""
+        raise DatasetError(f"{root}: case {twice[0]} stands {count} times{others}; give every case a name of its own")
     labelled = tuple(row for row in rows if row.label is not None)
     has_own_split = any(row.side == "val" for row in listing.rows)
     split = _own_split(labelled, root) if has_own_split else None
@@ -96,24 +107,47 @@ def _checked(listing: Listing, root: Path, layout: str, *, strict: bool) -> Data
     )  # fmt: skip
 
 
-def _usable(listing: Listing, root: Path, *, strict: bool) -> tuple[list[Row], dict[str, str]]:
-    """Return the rows that can serve, and by case what is wrong with the others; `strict` raises for the first."""
-    rows, refused = [], {}
+def _usable(listing: Listing, root: Path, *, follow_links: bool) -> tuple[list[Row], dict[str, str]]:
+    """Return the rows that can serve, and by case what is wrong with the others."""
+    rows: list[Row] = []
+    refused: dict[str, str] = {}
+    for text in listing.problems:
+        named = re.match(r"case (.+?): ", text)
+        refused[named[1] if named else text] = text
+    seen: dict[Path, bool] = {}
     for row in listing.rows:
         try:
             _check_row(row, len(listing.channel_names), root)
+            if not follow_links:
+                _check_links(row, root, seen)
             rows.append(row)
         except DatasetError as error:
-            if strict:
-                raise
             refused[row.id] = str(error)
     return rows, refused
 
 
+def _lines(problems: Sequence[str], root: Path) -> list[str]:
+    """Return the problems, not too many for a screen, and how many they are."""
+    if len(problems) == 1:
+        return list(problems)
+    left_out = f", {len(problems) - _LINES} of them not shown" if len(problems) > _LINES else ""
+    return [*problems[:_LINES], f"{root}: {len(problems)} entries cannot be used{left_out}; repair or remove them"]
+
+
+def _check_links(row: Row, root: Path, seen: dict[Path, bool]) -> None:
+    for path in _paths(row):
+        if leaves(path, root, seen):
+            raise DatasetError(
+                f"case {row.id}: {path} is reached by a link that leads out of the data set, to {path.resolve()}; "
+                "give --follow_links if that is meant, else copy the file"
+            )
+
+
 def _check_row(row: Row, n_channels: int, root: Path) -> None:
-    if not _SAFE_ID.fullmatch(row.id):
+    if not _SAFE_ID.fullmatch(row.id) or len(row.id.encode()) > _LONGEST_ID:
+        shown = row.id if len(row.id) <= 80 else f"{row.id[:80]}…"
         raise DatasetError(
-            f"{root}: case {row.id!r} cannot be a file name; use letters, digits and _-., 128 characters at most"
+            f"{root}: case {shown!r} cannot be a file name; use letters, digits and _-., 128 characters at most"
         )
     if not row.image:
         raise DatasetError(f"case {row.id}: expected an image beside the label {row.label}, found none")
@@ -127,9 +161,13 @@ def _check_row(row: Row, n_channels: int, root: Path) -> None:
             )
         raise DatasetError(f"case {row.id}: expected {n_channels} channels, found {len(row.image)} image files{hint}")
     for path in _paths(row):
-        if not path.exists():
+        try:
+            found, kind = path.exists(), volume_kind(path)
+        except OSError as error:
+            raise DatasetError(f"case {row.id}: {path} cannot be looked at ({error.strerror or error})") from error
+        if not found:
             raise DatasetError(f"case {row.id}: {path} does not exist")
-        if volume_kind(path) is None:
+        if kind is None:
             raise DatasetError(f"case {row.id}: expected a volume file or DICOM folder, found {path}")
 
 

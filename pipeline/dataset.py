@@ -13,7 +13,11 @@ Label = Path | tuple[tuple[int, Path], ...]
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be used as it lies: one line with the case or file, expected, found, what to do."""
+    """A data set that cannot be used as it lies: `lines` with the case or file, expected, found, what to do."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(lines))
+        self.lines = lines
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How published data sets lie on disk: one reader a layout, from a folder to rows; `cases` judges the rows.
 
-Names inside a data set's own files (dataset.json, splits_final.json) are not trusted: they stay below its root.
+Names inside a data set's own files (dataset.json, splits_final.json) are not trusted: they stay below its root, and so
+do links, which an archive may bring along (`leaves`). A list that a person wrote (`case_list`) may name any file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.class_table import ClassTable, find_table, parse_table, read_json, reconcile
 from pipeline.dataset import DatasetError, Label
@@ -40,15 +42,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout's reader found."""
+    """What a layout's reader found; `problems` says in one line what is wrong with each entry that gave no row."""
 
     rows: tuple[Row, ...]
     table: ClassTable
     channel_names: tuple[str, ...]
+    problems: tuple[str, ...] = ()
 
 
 Given = Sequence[str] | None
 Reader = Callable[[Path, int, Given], Listing]
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+def each(make: Callable[[Item], Made], items: Iterable[Item], problems: list[str]) -> list[Made]:
+    """Return what `make` makes of the items; the message of each that it refuses is added to `problems`."""
+    made = []
+    for item in items:
+        try:
+            made.append(make(item))
+        except DatasetError as error:
+            problems.append(str(error))
+    return made
 
 
 def recognise(root: Path) -> str:
@@ -86,31 +102,41 @@ def read_nnunet(root: Path, fold: int, given: Given) -> Listing:
     if not isinstance(ending, str) or volume_kind(f"x{ending}") is None:
         raise DatasetError(f"{root / 'dataset.json'}: expected file_ending to be a volume's, found {ending!r}")
     table = reconcile(parse_table(description.get("labels"), root / "dataset.json"), given, root)
-    rows = _nnunet_rows(root, "Tr", ending, len(channels))
-    rows = _with_fold(rows, root / "splits_final.json", fold)
-    return Listing((*rows, *_nnunet_rows(root, "Ts", ending, len(channels), side="test")), table, channels)
+    problems: list[str] = []
+    rows = _nnunet_rows(root, "Tr", ending, len(channels), problems)
+    rows = _with_fold(rows, root / "splits_final.json", fold, has_problems=bool(problems))
+    tests = _nnunet_rows(root, "Ts", ending, len(channels), problems, side="test")
+    return Listing((*rows, *tests), table, channels, tuple(problems))
 
 
-def _nnunet_rows(root: Path, part: str, ending: str, n_channels: int, side: str | None = None) -> list[Row]:
-    images: dict[str, dict[int, Path]] = {}
-    for path in _visible(root / f"images{part}"):
+def _nnunet_rows(
+    root: Path, part: str, ending: str, n_channels: int, problems: list[str], side: str | None = None
+) -> list[Row]:
+    def named(path: Path) -> tuple[str, int, Path]:
         match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name)
         if match is None:
             raise DatasetError(f"{path}: expected a name like CASE_0000{ending}; rename it or move it away")
-        images.setdefault(match[1], {})[int(match[2])] = path
-    for case, found in images.items():
-        if sorted(found) != list(range(n_channels)):
+        return match[1], int(match[2]), path
+
+    def row(case: str) -> Row:
+        found = images.get(case, {})
+        if found and sorted(found) != list(range(n_channels)):
             numbers = ", ".join(f"_{number:04d}" for number in sorted(found))
             raise DatasetError(f"case {case}: expected {n_channels} channel files from _0000 on, found {numbers}")
+        return Row(case, tuple(path for _, path in sorted(found.items())), labels.get(case), side)
+
+    images: dict[str, dict[int, Path]] = {}
+    for case, number, path in each(named, _visible(root / f"images{part}"), problems):
+        images.setdefault(case, {})[number] = path
     labels = {path.name.removesuffix(ending): path for path in _visible(root / f"labels{part}")}
-    return [
-        Row(case, tuple(path for _, path in sorted(images.get(case, {}).items())), labels.get(case), side)
-        for case in sorted(images.keys() | labels.keys())
-    ]
+    return each(row, sorted(images.keys() | labels.keys()), problems)
 
 
-def _with_fold(rows: list[Row], path: Path, fold: int) -> list[Row]:
-    """Give rows the side that splits_final.json has for them; cases it leaves out stay unused, as in nnU-Net."""
+def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) -> list[Row]:
+    """Give rows the side that splits_final.json has for them; cases it leaves out stay unused, as in nnU-Net.
+
+    A case of the file that is no row is an error, unless `has_problems` already says why there may be none.
+    """
     if not path.is_file():
         return rows
     folds = read_json(path)
@@ -123,7 +149,7 @@ def _with_fold(rows: list[Row], path: Path, fold: int) -> list[Row]:
     sides = {str(case): side for side in ("train", "val") for case in chosen[side]}
     if both := set(map(str, chosen["train"])) & set(map(str, chosen["val"])):
         raise DatasetError(f"{path}: case {min(both)} is in train and in val of fold {fold}")
-    if unknown := sides.keys() - {row.id for row in rows}:
+    if (unknown := sides.keys() - {row.id for row in rows}) and not has_problems:
         raise DatasetError(f"{path}: case {min(unknown)} of fold {fold} has no image in imagesTr")
     if unused := len(rows) - len(sides):
         logger.warning("%s: %d cases are on neither side of fold %d and stay unused", path, unused, fold)
@@ -140,22 +166,25 @@ def read_msd(root: Path, fold: int, given: Given) -> Listing:
     labels = description.get("labels")
     table = reconcile(parse_table(labels, source) if labels else find_table(root), given, root)
     rows: list[Row] = []
+    problems: list[str] = []
     for part, side in (("training", "train"), ("validation", "val"), ("test", "test"), ("testing", "test")):
         items = description.get(part) or []
         if not isinstance(items, list):
             raise DatasetError(f'{source}: expected "{part}" to be a list, found {str(items)[:60]!r}')
         folded = side == "train" and any(isinstance(item, dict) and "fold" in item for item in items)
-        rows += [_msd_row(item, root, side if not folded else _fold_side(item, fold, source)) for item in items]
-        if folded and not any(row.side == "val" for row in rows):
+        rows += each(partial(_msd_row, root, side, fold if folded else None), items, problems)
+        if folded and not problems and not any(row.side == "val" for row in rows):
             raise DatasetError(f"{source}: expected training cases of fold {fold} (data.fold), found none")
     channels = description.get("modality", description.get("channel_names"))
     n_channels = max((len(row.image) for row in rows), default=1)
     names = _names(channels, source) if channels else tuple(f"image{i}" if i else "image" for i in range(n_channels))
-    return Listing(tuple(rows), table, names)
+    return Listing(tuple(rows), table, names, tuple(problems))
 
 
-def _msd_row(item: Any, root: Path, side: str | None) -> Row:
+def _msd_row(root: Path, side: str, fold: int | None, item: Any) -> Row:
+    """Return the row of an entry; where `fold` is given, the entry's own fold says whether it validates."""
     source = root / "dataset.json"
+    side = side if fold is None else _fold_side(item, fold, source)
     item = {"image": item} if isinstance(item, str | list) else item
     if not isinstance(item, dict) or "image" not in item:
         raise DatasetError(f'{source}: expected an entry like {{"image": …, "label": …}}, found {str(item)[:80]!r}')
@@ -190,13 +219,17 @@ def read_totalsegmentator(root: Path, fold: int, given: Given) -> Listing:
     else:
         table = ClassTable.in_order(["background", *sorted(set().union(*masks.values()))], root)
     meta = _meta(root / "meta.csv")
-    rows = []
-    for case, image in folders.items():
-        combined = image.parent / "combined_labels.nii.gz"
+
+    def row(case: str) -> Row:
+        combined = folders[case].parent / "combined_labels.nii.gz"
         label = combined if known and combined.is_file() else _merged(masks[case], table, case)
-        rows.append(Row(case, (image,), label, *_meta_row(meta, case, root / "meta.csv")))
+        return Row(case, (folders[case],), label, *_meta_row(meta, case, root / "meta.csv"))
+
+    problems: list[str] = []
+    rows = each(row, folders, problems)
     modalities = {volume_stem(image).upper().replace("MRI", "MR") for image in folders.values()}
-    return Listing(tuple(rows), table, (modalities.pop() if len(modalities) == 1 else "image",))
+    channel = modalities.pop() if len(modalities) == 1 else "image"
+    return Listing(tuple(rows), table, (channel,), tuple(problems))
 
 
 def _scan(folder: Path) -> Path | None:
@@ -246,25 +279,25 @@ def read_pairs(root: Path, fold: int, given: Given) -> Listing:
 
     Class names are those of labels.json, class_names.json or dataset.json, else `given`.
     """
-    images, labels = _by_stem(root / "images"), _by_stem(root / "labels")
+    problems: list[str] = []
+    images, labels = _by_stem(root / "images", problems), _by_stem(root / "labels", problems)
     rows = [
         Row(case, (images[case],) if case in images else (), labels.get(case))
         for case in sorted(images.keys() | labels.keys())
     ]
-    return Listing(tuple(rows), reconcile(find_table(root), given, root), ("image",))
+    return Listing(tuple(rows), reconcile(find_table(root), given, root), ("image",), tuple(problems))
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, problems: list[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in _visible(folder):
         # The data half of a pair would name its case twice.
         if volume_kind(path) is None or path.suffix.lower() == ".img":
             continue
         if volume_stem(path) in found:
-            raise DatasetError(
-                f"case {volume_stem(path)}: expected one file, found {found[volume_stem(path)]} and {path}"
-            )
-        found[volume_stem(path)] = path
+            first = found[volume_stem(path)]
+            problems.append(f"case {volume_stem(path)}: expected one file, found {first} and {path}; remove one")
+        found.setdefault(volume_stem(path), path)
     return found
 
 
@@ -276,10 +309,21 @@ READERS: dict[str, Reader] = {
 }
 
 
+def leaves(path: Path, root: Path, seen: dict[Path, bool]) -> bool:
+    """Say whether a link leads a path below `root` out of it; `root` itself may be one, since the user named it.
+
+    `seen` remembers folders: a data set has a hundred thousand masks in a thousand folders.
+    """
+    there = root.resolve()
+    if path.parent not in seen:
+        seen[path.parent] = not path.parent.resolve().is_relative_to(there)
+    return seen[path.parent] or (path.is_symlink() and not path.resolve().is_relative_to(there))
+
+
 def inside(root: Path, name: Any, source: Path) -> Path:
     """Return root / name for a name out of a data set's own file; refuse one that leads out of the data set."""
-    if not isinstance(name, str) or not name:
-        raise DatasetError(f"{source}: expected a file name, found {name!r}")
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise DatasetError(f"{source}: expected a file name, found {str(name)[:80]!r}")
     plain = Path(os.path.normpath(name))
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or plain.parts[:1] == ("..",):
         raise DatasetError(f"{source}: {name!r} leads out of the data set; list such files in a cases.csv of your own")
