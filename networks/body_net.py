@@ -131,7 +131,9 @@ class BodyNet(nn.Module):
         return torch.empty_like(x, memory_format=torch.channels_last_3d).copy_(x)
 
     @classmethod
-    def load_from_checkpoint(cls, path: str | Path, map_location: str | torch.device = "cpu") -> nn.Module:
+    def load_from_checkpoint(
+        cls, path: str | Path, map_location: str | torch.device = "cpu", *, trust: bool = False
+    ) -> nn.Module:
         """The trained network of a run, from its best_model.ckpt.
 
         It is a BodyNet, unless the run's config named another network: then it is that one, with `features` and `head`
@@ -140,11 +142,12 @@ class BodyNet(nn.Module):
         Args:
             path: best_model.ckpt of a run folder.
             map_location: Where the weights shall lie.
+            trust: Import a class outside the registry's allow-list, too.
 
         Raises:
             networks.registry.NetworkError: If the file is no such checkpoint.
         """
-        return registry.load_network(path, map_location=map_location)
+        return registry.load_network(path, map_location=map_location, trust=trust)
 
 
 class EncoderLevel(nn.Module):

@@ -28,6 +28,7 @@ def check(
     *,
     measure: bool = True,
     workers: int | None = None,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Check a data set, or the data set and the training of a config.
@@ -41,6 +42,7 @@ def check(
         target: the settings of a training, or the path of a data set (then there is no estimate).
         measure: take one real training step, in a process of its own, for memory and time of the estimate.
         workers: cases looked at at once; None: by cores and memory.
+        trust: take network classes from any package in the step.
         progress: called with (what, done, total).
 
     Returns:
@@ -58,5 +60,5 @@ def check(
     fingerprint = take_fingerprint(facts, dataset, split=judged.split, intensity=judged.intensity)
     if not isinstance(target, Config):
         return Report(findings, fingerprint, None)
-    estimate, costs = estimate_training(config, dataset, judged.split, measure=measure, progress=report)
+    estimate, costs = estimate_training(config, dataset, judged.split, measure=measure, trust=trust, progress=report)
     return Report((*findings, *costs), fingerprint, estimate)

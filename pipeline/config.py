@@ -71,6 +71,8 @@ class DataConfig:
     label_remap: dict[Any, Any] | None = None
     """Class name or index for values of the label files that are no class (or shall mean another), such as
     {7: liver, 255: background}; `bodyseg check` suggests it."""
+    follow_links: bool = False
+    """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
     skip_bad_cases: bool = False
     """Train without the cases that have errors instead of refusing; training_config.json names them."""
     target_size: tuple[int, int, int] = (160, 160, 256)
@@ -267,6 +269,7 @@ SHORT_FLAGS: dict[str, str] = {
     "exp_name": "experiment.name",
     "log_dir": "experiment.log_dir",
     "dataset_root": "data.dataset_root",
+    "follow_links": "data.follow_links",
     "skip_bad_cases": "data.skip_bad_cases",
     "target_size": "data.target_size",
     "batch_size": "data.batch_size",

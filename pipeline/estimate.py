@@ -66,6 +66,7 @@ def estimate_training(
     split: Split | None,
     *,
     measure: bool,
+    trust: bool = False,
     progress: Callable[[str, int, int], None],
 ) -> tuple[Estimate, tuple[Finding, ...]]:
     """Estimate disk, memory and time, and hold them against the machine.
@@ -75,6 +76,7 @@ def estimate_training(
         dataset: the data set, listed.
         split: its division; None: all cases train.
         measure: take a trial step.
+        trust: take network classes from any package in it.
         progress: called with (what, done, total).
 
     Returns:
@@ -87,7 +89,7 @@ def estimate_training(
     trial = None
     if measure:
         progress("taking a trial step", 0, 1)
-        trial = _measure(config, sizes, findings)
+        trial = _measure(config, sizes, findings, trust=trust)
         progress("taking a trial step", 1, 1)
     n_processes = devices["devices"] * devices["num_nodes"]
     steps = math.ceil(n_train / (config.data.batch_size * n_processes))
@@ -133,9 +135,9 @@ def _free_bytes(folder: Path) -> int:
     return shutil.disk_usage(there).free + held
 
 
-def _measure(config: Config, sizes: dict[str, int], findings: list[Finding]) -> Trial | None:
+def _measure(config: Config, sizes: dict[str, int], findings: list[Finding], *, trust: bool) -> Trial | None:
     """Take the trial step in a process of its own; None, with a finding, where it does not end well."""
-    asked = json.dumps({"config": as_mapping(config), **sizes})
+    asked = json.dumps({"config": as_mapping(config), **sizes, "trust": trust})
     # The modules of this process shall be the other one's, wherever it was started.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "pipeline.trial_step"]

@@ -107,6 +107,7 @@ def evaluate_run(
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
+    trust: bool = False,
     tolerance_mm: float = 2.0,
     surface: SurfaceKind | None = "voxels",
     resample: bool = False,
@@ -121,7 +122,7 @@ def evaluate_run(
         run: a run folder; its training_config.json names the data set and the split.
         split: "val" or "test" (or "train").
         output: folder for predictions/ and the metrics; None: RUN/evaluation/SPLIT.
-        device, precision, overwrite: as `predict` has them.
+        device, precision, overwrite, trust: as `predict` has them.
         tolerance_mm, surface, resample, seed, workers, progress, case_progress: as `evaluate` has them.
 
     Returns:
@@ -134,7 +135,7 @@ def evaluate_run(
     folder = RunFolder.at(run)
     dataset, cases = _cases_of(folder, split)
     place = choose_device(device)
-    models = load_models([run], place)
+    models = load_models([run], place, trust=trust)
     if models[0].class_names != dataset.class_names:
         raise EvaluationError(f"{folder.path}: its classes are not those of {dataset.root} any more; restore the data")
     target = folder.path / "evaluation" / split if output is None else Path(output)

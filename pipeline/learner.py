@@ -11,8 +11,12 @@ from pipeline.module import SegmentationModule
 from transforms import label_values
 
 
-def configured_network(config: Config, *, in_channels: int, n_classes: int) -> torch.nn.Module:
-    """Build the network that the settings ask for, with weights drawn from torch's generator. Raises NetworkError."""
+def configured_network(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> torch.nn.Module:
+    """Build the network that the settings ask for, with weights drawn from torch's generator.
+
+    `trust` takes classes outside the registry's allow-list, too: the caller's word, never the settings' own.
+    Raises NetworkError.
+    """
     return build_network(
         config.model.network,
         in_channels=in_channels,
@@ -21,6 +25,7 @@ def configured_network(config: Config, *, in_channels: int, n_classes: int) -> t
         light=config.model.use_light_model,
         target_size=config.data.target_size,
         checkpointing=config.model.checkpointing,
+        trust=trust,
     )
 
 

@@ -56,6 +56,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         class_names=data.class_names or None,
         label_remap=data.label_remap,
         strict=False,
+        follow_links=data.follow_links,
     )
     findings = [from_dataset_error(DatasetError(text), root=dataset.root) for text in dataset.refused.values()]
     return dataset, (*findings, *_class_count(dataset, config.model.n_classes))

@@ -40,6 +40,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    trust: bool = False,
     say: Callable[[str], None] = log.info,
     console: Console | None = None,
 ) -> Path:
@@ -52,6 +53,7 @@ def train(
         config: every setting.
         resume: go on where the last finished epoch of an interrupted run stood.
         overwrite: delete an earlier run of the same name first.
+        trust: take network classes outside the registry's allow-list, too; their package's code then runs.
         say: takes the lines that training prints.
         console: where the progress bar goes.
 
@@ -86,7 +88,9 @@ def train(
         _say_data(prepared, say)
         weights = _class_weights(config, prepared, say)
         say("Creating model...")
-        network = configured_network(config, in_channels=prepared.in_channels, n_classes=prepared.n_classes)
+        network = configured_network(
+            config, in_channels=prepared.in_channels, n_classes=prepared.n_classes, trust=trust
+        )
         _say_parameters(network, say)
         record = run_record(config, prepared, weights, network, devices)
         module = configured_module(

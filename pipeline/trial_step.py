@@ -75,13 +75,13 @@ class _Clock(pl.Callback):
         self.validation_s = _now() - self.started
 
 
-def take_step(config: Config, *, in_channels: int, n_classes: int) -> Trial:
+def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial:
     """Train for three batches and validate one case as `config` says, on one device.
 
     Raises NetworkError and ConfigError as a training would.
     """
     devices = choose_devices(config) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    network = configured_network(config, in_channels=in_channels, n_classes=n_classes)
+    network = configured_network(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
     weights = np.ones(n_classes) if config.loss.use_class_weights else None
     module = configured_module(config, network, n_classes=n_classes, class_weights=weights)
     item = _random_item(config.data.target_size, in_channels, n_classes)
@@ -143,7 +143,7 @@ def _end_with_parent() -> None:
 
 
 def main() -> int:
-    """Read {"config", "in_channels", "n_classes"}, print the trial or {"error": one line}."""
+    """Read {"config", "in_channels", "n_classes", "trust"}, print the trial or {"error": one line}."""
     with contextlib.suppress(OSError):  # when memory ends, the kernel shall take this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     _end_with_parent()
@@ -151,7 +151,7 @@ def main() -> int:
     warnings.filterwarnings("ignore")
     asked = json.load(sys.stdin)
     try:
-        trial = take_step(from_mapping(asked["config"]), in_channels=asked["in_channels"], n_classes=asked["n_classes"])
+        trial = take_step(from_mapping(asked.pop("config")), **asked)
     except Exception as error:
         print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())}))
         return 1
