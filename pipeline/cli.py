@@ -44,6 +44,9 @@ EXPECTED_ERRORS = (
 )
 """Where the errors live whose message says everything to the person who reads it."""
 
+_TRUST = "Import network classes from any package; its code then runs."
+_LINKS = "Take files that links in a data set or folder fetch from outside it."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is returned.
@@ -108,6 +111,7 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("--print_config", action="store_true", help="Print the settings as YAML and stop.")
     parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
     parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
+    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
     config.add_settings(parser)
     # jsonargparse takes a flag of this name for its own and wants a value after it.
     settings, flags = config.parse(parser, [argument for argument in arguments if argument != "--print_config"])
@@ -116,7 +120,9 @@ def _train(arguments: list[str]) -> int:
         return 0
     rooms = importlib.import_module("pipeline.train")
     try:
-        rooms.train(settings, resume=flags["resume"], overwrite=flags["overwrite"], say=_say)
+        rooms.train(
+            settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=_say
+        )
     except importlib.import_module("pipeline.recorder").RunStopped as stop:
         code = 128 + signal.Signals[str(stop)]
         return _complain(f"training stopped by {stop}; go on with --resume", code) if rooms.is_first_process() else code
@@ -132,6 +138,7 @@ def _check(arguments: list[str]) -> int:
     parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
+    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     config.add_settings(parser)
     if arguments and not arguments[0].startswith("-"):
@@ -143,6 +150,7 @@ def _check(arguments: list[str]) -> int:
         report = room.check(
             target,
             measure=not flags["no_measure"],
+            trust=flags["trust_config"],
             progress=lambda what, done, total: bar.update(done, total, what),
         )
     print(room.to_json(report) if flags["json"] else room.to_text(report))
@@ -191,7 +199,8 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int | None, metavar="N", help="Processor threads; default: all.")
     parser.add_argument("--overwrite", action="store_true", help="Do finished scans again.")
     parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")
-    parser.add_argument("--trust_config", action="store_true", help="Import network classes from any package.")
+    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
+    parser.add_argument("--follow_links", action="store_true", help=_LINKS)
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
     given = parser.parse_args(_with_value(arguments, "--tta", r"[xyz,]+", "auto"))
     room = importlib.import_module("pipeline.predict")
@@ -202,6 +211,7 @@ def _predict(arguments: list[str]) -> int:
         preview=given.preview, tta=given.tta, roi=given.roi, keep_largest=_words(given.keep_largest),
         min_volume_ml=given.min_volume_ml, device=given.device, precision=given.precision, threads=given.threads,
         overwrite=given.overwrite, report=given.report, trust=given.trust_config,
+        follow_links=given.follow_links,
     )  # fmt: skip
     print(json.dumps(document, indent=2) if given.json else room.to_text(document))
     return EXIT_DONE_IN_PART if document["n_failed"] else 0
@@ -255,6 +265,8 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (with RUN).")
     parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16 (with RUN).")
     parser.add_argument("--overwrite", action="store_true", help="Predict finished cases again (with RUN).")
+    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
+    parser.add_argument("--follow_links", action="store_true", help=_LINKS)
     parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
@@ -271,11 +283,13 @@ def _evaluate(arguments: list[str]) -> int:
         if given.run is not None:
             found, folder = room.evaluate_run(
                 given.run, given.split, output=given.output, device=given.device, precision=given.precision,
-                overwrite=given.overwrite, **common,
+                overwrite=given.overwrite, trust=given.trust_config, **common,
             )  # fmt: skip
         else:
             names = importlib.import_module("pipeline.pairing").parse_class_names(given.class_names)
-            found = room.evaluate(given.predictions, given.labels, class_names=names, **common)
+            found = room.evaluate(
+                given.predictions, given.labels, class_names=names, follow_links=given.follow_links, **common
+            )
             folder = given.output or (given.predictions if given.predictions.is_dir() else given.predictions.parent)
             folder.mkdir(parents=True, exist_ok=True)
     metrics, _ = room.write_files(found, folder)

@@ -56,6 +56,7 @@ def evaluate(
     tolerance_mm: float = 2.0,
     surface: SurfaceKind | None = "voxels",
     resample: bool = False,
+    follow_links: bool = False,
     seed: int = 0,
     workers: int | None = 1,
     progress: Progress | None = None,
@@ -77,6 +78,7 @@ def evaluate(
         surface: what surfaces consist of: "voxels" (monai.metrics' default) or "area" (surface-distance's definition);
             None: no HD95 and no surface Dice, which is faster.
         resample: bring predictions on another grid onto their label's by nearest neighbour instead of refusing them.
+        follow_links: as `cases.list_cases` has it, where the labels are a data set.
         seed: decides the bootstrap.
         workers: processes that score a case each; None: by cores, memory and the number of cases. More than one only
             from a script whose main part is guarded by `if __name__ == "__main__"`, as Python's multiprocessing has it.
@@ -89,7 +91,7 @@ def evaluate(
             scored is in `refused`.
     """
     matched = match(
-        list_side(predictions, "prediction"), list_side(labels, "label"),
+        list_side(predictions, "prediction"), list_side(labels, "label", follow_links=follow_links),
         class_names=class_names, cases=cases, progress=progress,
     )  # fmt: skip
     return evaluate_pairs(
@@ -168,7 +170,8 @@ def _cases_of(folder: RunFolder, split: str) -> tuple[Dataset, list[Case]]:
         raise EvaluationError(f"{folder.config}: data.split.{split}: expected cases, found none; name another split")
     dataset = list_cases(
         data["dataset_root"], data.get("layout", "auto"), fold=data.get("fold", 0),
-        class_names=data.get("class_names") or None, label_remap=data.get("label_remap"),
+        class_names=data.get("class_names") or None, label_remap=data.get("label_remap"), strict=False,
+        follow_links=data.get("follow_links") is True,
     )  # fmt: skip
     known = {case.id: case for case in dataset.cases}
     if missing := [case for case in ids if case not in known]:

@@ -67,7 +67,7 @@ class Matched:
     labels_without_prediction: tuple[str, ...]
 
 
-def list_side(path: Path | str, what: str) -> Side:
+def list_side(path: Path | str, what: str, *, follow_links: bool = False) -> Side:
     """List the cases at a path: as a data set (labels only), label maps, folders of masks, or one case of these.
 
     Raises:
@@ -76,7 +76,7 @@ def list_side(path: Path | str, what: str) -> Side:
     path = Path(path)
     if not path.exists():
         raise VolumeError(f"{path}: expected {what}s, found no such file or folder")
-    if what == "label" and (dataset := _dataset(path)) is not None:
+    if what == "label" and (dataset := _dataset(path, follow_links)) is not None:
         table = ClassTable(dataset.class_names, dataset.label_values, dataset.ignore_value, dataset.label_remap)
         by_case = {case.id: case.label for case in dataset.cases if case.label is not None}
         return Side(what, path, by_case, table)
@@ -87,13 +87,13 @@ def list_side(path: Path | str, what: str) -> Side:
     return Side(what, path, by_case, _table_beside(path, by_case, what), single=path.is_file())
 
 
-def _dataset(path: Path) -> Dataset | None:
+def _dataset(path: Path, follow_links: bool) -> Dataset | None:
     """The data set at a path; None where it is a bare folder of label maps or masks."""
     try:
         recognise(path)
     except DatasetError:
         return None
-    return None if path.is_file() and volume_kind(path) else list_cases(path)
+    return None if path.is_file() and volume_kind(path) else list_cases(path, follow_links=follow_links)
 
 
 def _label_maps(path: Path) -> list[Path]:

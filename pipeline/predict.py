@@ -38,6 +38,7 @@ def predict(
     overwrite: bool = False,
     report: Path | str | None = None,
     trust: bool = False,
+    follow_links: bool = False,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Segment scans with one trained network, or with several whose probabilities are averaged.
@@ -61,6 +62,7 @@ def predict(
         overwrite: do finished cases again.
         report: where to write the returned document as JSON.
         trust: import network classes outside the allow-list, too.
+        follow_links: take files that links in the inputs fetch from outside them.
         console: where the progress bar goes.
 
     Returns:
@@ -78,7 +80,7 @@ def predict(
     if tta != AUTO:
         mirror_axes(tta)  # a wrong letter is said before networks are loaded
     place = choose_device(device)
-    cases = list_inputs(inputs)
+    cases = list_inputs(inputs, follow_links=follow_links)
     models = load_models(runs, place, trust=trust)
     names = models[0].class_names
     wanted = Wanted(

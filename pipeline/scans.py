@@ -42,10 +42,11 @@ class InputCase:
         return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def list_inputs(paths: Iterable[Path | str]) -> tuple[InputCase, ...]:
+def list_inputs(paths: Iterable[Path | str], *, follow_links: bool = False) -> tuple[InputCase, ...]:
     """List the cases below some paths: volumes, DICOM folders, folder trees, or data sets in a layout of training.
 
-    Of a data set all images are taken, labelled or not, with the data set's own case ids.
+    Of a data set all images are taken, labelled or not, with the data set's own case ids. A link that leads out of a
+    path is refused unless `follow_links`; the path itself may be one.
 
     Raises:
         VolumeError, DatasetError: a path that holds none; SegmentationError: two cases of one name.
@@ -54,12 +55,12 @@ def list_inputs(paths: Iterable[Path | str]) -> tuple[InputCase, ...]:
     plain: list[Path] = []
     for path in map(Path, paths):
         if _is_dataset(path):
-            dataset = list_cases(path)
+            dataset = list_cases(path, follow_links=follow_links)
             found += [InputCase(case.id, case.image) for case in (*dataset.cases, *dataset.unlabelled)]
         else:
             plain.append(path)
     if plain:
-        found += [InputCase(source.id, (source.path,)) for source in list_sources(plain)]
+        found += [InputCase(source.id, (source.path,)) for source in list_sources(plain, follow_links=follow_links)]
     if twice := [name for name, n in Counter(case.id.lower() for case in found).items() if n > 1]:
         same = " and ".join(str(case.images[0]) for case in found if case.id.lower() == twice[0])
         raise SegmentationError(f"{same}: both would be called {twice[0]}; predict them into two folders")
