@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from networks.body_net import BodyNet
 from pipeline import case_scores
 from pipeline.case_scores import METRICS, VOLUMES, Pair
 from pipeline.class_table import ClassTable
+from pipeline.cli import main
 from pipeline.common_classes import CommonClasses
 from pipeline.evaluate import EvaluationError, evaluate, evaluate_run
 from pipeline.evaluation import CONVENTIONS, to_csv, to_document, to_text, write_files
@@ -298,6 +301,88 @@ def test_labels_are_found_in_a_data_set_of_masks(tmp_path):
     assert result.cases[0].dice.tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("surface", ["area", None])
+def test_the_definition_of_surfaces_stands_in_the_file_and_none_leaves_them_out(folders, surface):
+    by_voxels, result = (evaluate(folders / "predictions", folders / "labels", surface=s) for s in ("voxels", surface))
+    path, csv_path = write_files(result, folders)
+    document = json.loads(path.read_text("utf-8"))
+    jsonschema.validate(document, SCHEMA)
+    scores = document["cases"][0]["classes"]["liver"]
+    assert scores["dice"] == by_voxels.cases[0].dice[1]
+    if surface is None:
+        assert document["settings"]["surface"] is scores["hd95_mm"] is scores["surface_dice"] is None
+        assert document["summary"]["scored"]["classes"]["liver"]["hd95_mm"]["mean"] is None
+        assert "left out (--surface none)" in to_text(result)
+    else:
+        assert document["settings"]["surface"]["kind"] == "area"
+        assert "Nikolov" in document["settings"]["surface"]["definition"]
+        assert scores["surface_dice"] != by_voxels.cases[0].surface_dice[1]
+        assert "weighted by area" in to_text(result)
+    assert csv_path.read_text("utf-8").count("\n") == 1 + sum(len(case["classes"]) for case in document["cases"])
+
+
+def test_totals_are_the_sums_over_cases(folders):
+    document = to_document(evaluate(folders / "predictions", folders / "labels"))
+    pairs = [
+        [np.asarray(nib.load(folders / side / f"{case}.nii.gz").dataobj) for side in ("labels", "predictions")]
+        for case in "abc"
+    ]
+    spleen = document["totals"]["spleen"]
+    assert spleen["true_positives"] == sum(np.sum((label == 2) & (pred == 2)) for label, pred in pairs)
+    assert spleen["false_positives"] == sum(np.sum((label != 2) & (pred == 2)) for label, pred in pairs)
+    assert spleen["false_negatives"] == sum(np.sum((label == 2) & (pred != 2)) for label, pred in pairs)
+    ml = 0.9 * 1.1 * 2 / 1000
+    assert spleen["reference_ml"] == pytest.approx(ml * sum(np.sum(label == 2) for label, _ in pairs))
+
+
+def killed(pair, **settings):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_reported_and_ends_the_evaluation(folders, monkeypatch):
+    monkeypatch.setattr("pipeline.evaluate.score_case", killed)
+    with pytest.raises(EvaluationError, match=r"one of 2 processes that score was killed.*fewer --workers"):
+        evaluate(folders / "predictions", folders / "labels", workers=2)
+
+
+def test_the_share_of_a_case_that_is_done_grows_to_one(folders):
+    seen = []
+    evaluate(folders / "predictions", folders / "labels", case_progress=lambda *step: seen.append(step))
+    for case in "abc":
+        shares = [share for name, share in seen if name == case]
+        assert shares == sorted(shares)
+        assert (shares[0], shares[-1], len(shares)) == (0.0, 1.0, 4)
+
+
+def test_the_command_prints_a_table_or_json_and_compares(folders, capsys):
+    given = ["evaluate", "--predictions", str(folders / "predictions"), "--labels", str(folders / "labels")]
+    assert main([*given, "--output", str(folders / "first"), "--workers", "1"]) == 0
+    assert "Mean over structures: Dice" in capsys.readouterr().out
+    for case in "abc":
+        save(np.roll(np.asarray(nib.load(folders / "labels" / f"{case}.nii.gz").dataobj), 1, 0),
+             folders / "predictions" / f"{case}.nii.gz")  # fmt: skip
+    compared = ["--output", str(folders / "second"), "--compare", str(folders / "first" / "metrics.json")]
+    assert main([*given, *compared, "--compare_by", "iou", "--json", "--workers", "1"]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    comparison = document.pop("comparison")
+    jsonschema.validate(document, SCHEMA)
+    assert document == json.loads((folders / "second" / "metrics.json").read_text("utf-8"))
+    assert (comparison["metric"], comparison["n_cases"]) == ("iou", 3)
+    assert "Scoring: 3/3" in printed.err
+    save(blobs(5), folders / "labels" / "a.nii.gz")
+    assert main([*given, *compared]) == 2
+    assert "case a: expected the same label in both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["RUN", "--predictions", "P", "--labels", "L"], ["--predictions", "P"], ["RUN", "--labels", "L"]]
+)
+def test_a_command_that_names_half_is_refused(arguments, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    assert "name a RUN, or both --predictions DIR and --labels DIR" in capsys.readouterr().err
+
+
 @pytest.fixture
 def run_folder(tmp_path):
     """A run with an untrained network, and its data set, in whose label files the ball has the value 7."""
@@ -343,3 +428,29 @@ def test_a_split_without_cases_or_a_changed_data_set_is_refused(run_folder):
     (Path(run_folder.read_config()["data"]["dataset_root"]) / "labels" / "case_1.nii.gz").unlink()
     with pytest.raises(EvaluationError, match="case case_1: expected it in"):
         evaluate_run(run_folder.path, "val")
+
+
+def test_the_command_reuses_finished_predictions_unless_told_to_overwrite(run_folder, capsys):
+    given = [
+        "evaluate",
+        str(run_folder.path),
+        "--split",
+        "val",
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+        "--surface",
+        "none",
+    ]
+    files = [run_folder.path / "evaluation" / "val" / "predictions" / f"case_{n}.json" for n in range(2)]
+
+    def times():
+        assert main(given) == 0
+        return [file.stat().st_mtime_ns for file in files]
+
+    first = times()
+    assert times() == first
+    given.append("--overwrite")
+    assert all(after > before for after, before in zip(times(), first, strict=True))
+    assert (run_folder.path / "evaluation" / "val" / "metrics.csv").is_file()
