@@ -153,10 +153,12 @@ def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
     split = dataset.split
     if split is not None:
         sides = {side: tuple(i for i in getattr(split, side) if i not in skipped) for side in ("train", "val", "test")}
-        if empty := [side for side in ("train", "val") if not sides[side]]:
-            raise DatasetError(
-                f"{dataset.root}: every {empty[0]} case has errors ({', '.join(sorted(skipped)[:5])}, …) and nothing "
-                f"is left to {'train on' if empty[0] == 'train' else 'validate with'}; repair one at least"
-            )
+        for side, use in (("train", "train on"), ("val", "validate with")):
+            if not sides[side]:
+                first = next(f"case {i}: {skipped[i]}" for i in getattr(split, side))
+                raise DatasetError(
+                    f"{dataset.root}: every {side} case has errors and would be left out, so that nothing is left to "
+                    f"{use}; repair one at least, such as {first}"
+                )
         split = Split(**sides, source=split.source)
     return replace(dataset, cases=cases, split=split)

@@ -61,10 +61,13 @@ class Folder:
     def __getitem__(self, name: str) -> dict:
         return next(case for case in self.cases if case["case"] == name)
 
-    def check(self) -> Report:
+    def write(self) -> Path:
         path = self.root / "cases.json"
         path.write_text(json.dumps({"cases": self.cases, "labels": self.labels, "channel_names": self.channel_names}))
-        return check(path, workers=1)
+        return path
+
+    def check(self) -> Report:
+        return check(self.write(), workers=1)
 
 
 def hounsfield(name: str) -> np.ndarray:
