@@ -273,6 +273,10 @@ def _evaluate(arguments: list[str]) -> int:
     given = parser.parse_args(arguments)
     if (given.run is None) == (given.predictions is None) or (given.predictions is None) != (given.labels is None):
         raise config.ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
+    if given.run is not None and given.class_names:
+        raise config.ConfigError(
+            "--class_names is for --predictions and --labels; a RUN and its data name their classes"
+        )
     room = importlib.import_module("pipeline.evaluate")
     with Bar("Evaluating") as bar:
         common = {

@@ -381,6 +381,8 @@ def test_the_command_prints_a_table_or_json_and_compares(folders, capsys):
 def test_a_command_that_names_half_is_refused(arguments, capsys):
     assert main(["evaluate", *arguments]) == 2
     assert "name a RUN, or both --predictions DIR and --labels DIR" in capsys.readouterr().err
+    assert main(["evaluate", "RUN", "--class_names", "liver=1"]) == 2
+    assert "a RUN and its data name their classes" in capsys.readouterr().err
 
 
 @pytest.fixture
