@@ -38,6 +38,7 @@ def write_preview(segmentation: Segmentation, image: NDArray, affine: NDArray, p
         picture = plane.swapaxes(0, 1)[::-1]
         axes.imshow(picture[:, ::-1] if across == 0 else picture, aspect=spacing_mm[up] / spacing_mm[across])
         axes.set_title(title, color="white")
+        axes.text(0.01, 0.5, "R" if across == 0 else "P", color="white", transform=axes.transAxes)
         axes.set_axis_off()
     write_atomically(path, lambda stream: figure.savefig(stream, format="png", dpi=100))
 

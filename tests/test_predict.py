@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 import torch
+from matplotlib import image as mpl_image
 from monai.inferers import sliding_window_inference
 from rich.console import Console
 from torch.nn import functional as F
@@ -23,8 +24,9 @@ from pipeline import batch
 from pipeline.cli import main
 from pipeline.inference import Passes, choose_device, choose_precision, feature_maps, load_models, prepare
 from pipeline.predict import predict, split_runs, to_text
+from pipeline.preview import write_preview
 from pipeline.scans import list_inputs
-from pipeline.segmentation import SegmentationError
+from pipeline.segmentation import Segmentation, SegmentationError
 from transforms.chains import inference_chain, preprocessing_arguments
 from transforms.dicom import series_files
 from transforms.load import read_geometry, read_volume
@@ -385,6 +387,25 @@ def test_formats_preview_structures_and_cleaning_go_together(run, tmp_path):
         np.testing.assert_array_equal(mask, result(out / "case.nii.gz") == value)
     assert (out / "case.png").read_bytes().startswith(b"\x89PNG")
     assert all((out / name).exists() for name in document["cases"][0]["files"])
+
+
+def test_the_preview_shows_the_patients_right_on_the_left_and_the_structures_where_they_are(tmp_path):
+    label = np.zeros((40, 40, 40), np.uint8)
+    label[4:16, 4:16, 22:38] = 1  # i runs to the left, j to the front, k to the feet
+    affine = np.diag([-2.0, 2.0, -2.0, 1.0])
+    path = tmp_path / "ct.nii.gz"
+    nib.save(nib.Nifti1Image(label.astype(np.int16) * 500, affine), path)
+    image = inference_chain((20, 20, 20))({"image": str(path), "case": "x"})["image"]
+    segmentation = Segmentation(label, affine, ("background", "liver"), path, "nifti")
+    write_preview(segmentation, image[0].numpy(), image.affine.numpy(), tmp_path / "a.png")
+    picture = mpl_image.imread(tmp_path / "a.png")[..., :3]
+    coloured = np.ptp(picture, axis=2) > 0.2  # all the rest is grey
+    third = picture.shape[1] // 3
+    centres = [np.argwhere(part).mean(0) / part.shape for part in np.split(coloured[:, : 3 * third], 3, axis=1)]
+    # (from the top, from the left): the structure lies towards the patient's right, back and feet.
+    for down, across in centres:
+        assert down > 0.55
+        assert across < 0.45
 
 
 def test_a_dicom_seg_of_a_nifti_fails_that_case_only(run, tmp_path):
