@@ -7,7 +7,7 @@ impossible; warnings are worth a look.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,10 +39,6 @@ class Finding:
 
 class BadDataError(DatasetError):
     """Data that must not be trained on: `lines` has one for every error and one that sums up."""
-
-    def __init__(self, lines: Sequence[str]) -> None:
-        super().__init__("\n".join(lines))
-        self.lines = tuple(lines)
 
 
 # A message of transforms.load or pipeline.cases -> its kind, and what it means where the message does not spell it out.
@@ -117,4 +113,4 @@ def refuse_errors(findings: Iterable[Finding], remedy: str) -> None:
     more = [f"and {len(wrong) - _LINES} more errors; bodyseg check lists all"] if len(wrong) > _LINES else []
     total = f"{len(wrong)} {'error' if len(wrong) == 1 else 'errors'} in the data"
     where = f" in {len(cases)} {'case' if len(cases) == 1 else 'cases'}" if cases else ""
-    raise BadDataError((*(str(finding) for finding in wrong[:_LINES]), *more, f"{total}{where}; {remedy}"))
+    raise BadDataError(*(str(finding) for finding in wrong[:_LINES]), *more, f"{total}{where}; {remedy}")

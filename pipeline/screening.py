@@ -112,6 +112,8 @@ def screen(
     """
     dataset, found = list_configured(config)
     skipped = dict(skipped_before or {})
+    if config.data.skip_bad_cases:
+        refuse_errors([finding for finding in found if not finding.case], _NOT_OF_A_CASE)
     skipped |= _to_drop([finding for finding in found if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
     facts = inspect_once(dataset.cases, dataset, Path(config.data.cache_dir), progress=progress)

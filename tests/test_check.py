@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 import signal
@@ -20,6 +21,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pipeline import estimate
 from pipeline.cache import CachedDataset
 from pipeline.check import Report, check, to_json, to_text
+from pipeline.cli import main
 from pipeline.config import from_mapping
 from pipeline.findings import BadDataError, Finding, errors, refuse_errors
 from pipeline.phantom import write_dataset
@@ -94,6 +96,11 @@ def shifted(*mm: float) -> np.ndarray:
     affine = AFFINE.copy()
     affine[:3, 3] = mm
     return affine
+
+
+def turned_by_degrees(angle: float) -> np.ndarray:
+    cos, sin = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    return np.array([[cos, -sin, 0, 0], [sin, cos, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ AFFINE
 
 
 def edit_header(path: Path, **fields: object) -> None:
@@ -195,10 +202,14 @@ def as_mr(folder: Folder, spoiled: np.ndarray) -> None:
         save(folder.image(name), spoiled if name == "c" else np.abs(hounsfield(name)))
 
 
-def without_split(folder: Folder) -> None:
-    save(folder.image("c"), hounsfield("a"))
+def without_split_column(folder: Folder) -> None:
     for case in folder.cases:
         del case["split"]
+
+
+def without_split(folder: Folder) -> None:
+    save(folder.image("c"), hounsfield("a"))
+    without_split_column(folder)
 
 
 def rgb(path: Path) -> None:
@@ -252,6 +263,12 @@ BAD = [
     Bad("a class stored under another value",
         lambda f: save(f.label(), np.where(organs() == 3, 255, organs()).astype(np.uint8)), "error",
         "label_unknown_values", "c", "the label values 0-3", "255 (48 voxels)", "label_remap: {255: liver}"),
+    Bad("a label with NaN", lambda f: save(f.label(), with_value(organs(), np.nan)), "error", "label_not_integral", "c",
+        "whole numbers", "1 voxels that are not, nan for one"),
+    Bad("a label with two frames", lambda f: save(f.label(), np.stack([organs(), organs()], -1)), "error", "not_3d",
+        "c", "one 3-D volume", "2 frames, shape (16, 14, 12, 2)"),
+    Bad("a label on a turned grid", lambda f: save(f.label(), organs(), turned_by_degrees(3)), "error",
+        "grid_mismatch", "c", "every corner within 0.2 mm, 0.1 of a voxel edge", "mm apart at the furthest corner"),
     Bad("a negative label value", lambda f: save(f.label(), with_value(organs(), -1, np.int16)), "error",
         "label_unknown_values", "c", "the label values 0-3", "-1 (1 voxels)"),
     Bad("an image in the place of a label", lambda f: save(f.label(), hounsfield("c")), "error",
@@ -277,6 +294,9 @@ BAD = [
     Bad("voxels of 30 mm", lambda f: (save(f.image(), hounsfield("c"), np.diag([2, 2, 30, 1])),
                                       save(f.label(), organs(), np.diag([2, 2, 30, 1]))), "warning", "odd_spacing",
         "c", "voxel edges of 0.05 to 15 mm", "2 × 2 × 30 mm"),
+    Bad("voxels of 0.01 mm", lambda f: (save(f.image(), hounsfield("c"), np.diag([2, 2, 0.01, 1])),
+                                         save(f.label(), organs(), np.diag([2, 2, 0.01, 1]))), "warning",
+        "odd_spacing", "c", "voxel edges of 0.05 to 15 mm", "2 × 2 × 0.01 mm"),
     Bad("a volume as small as a pea", lambda f: (save(f.image(), hounsfield("c"), np.diag([0.1, 0.1, 0.1, 1])),
                                                  save(f.label(), organs(), np.diag([0.1, 0.1, 0.1, 1]))), "warning",
         "odd_spacing", "c", "a longest side of 10 to 2500 mm", "1.6 mm"),
@@ -389,6 +409,34 @@ def test_masks_are_merged_and_bad_ones_named(tmp_path: Path) -> None:
     assert "1 (27 voxels), 2 (27 voxels), 3 (48 voxels)" in finding.found
 
 
+@pytest.mark.parametrize(("spoil", "code"), [("nothing", 0), ("label", 1), ("image", 2)])
+def test_the_exit_code_tells_errors_from_warnings(
+    folder: Folder, capsys: pytest.CaptureFixture[str], spoil: str, code: int
+) -> None:
+    if spoil == "label":
+        save(folder.label(), 0 * organs())
+    if spoil == "image":
+        cut(folder.image(), 2000)
+    before = {path: path.read_bytes() for path in [folder.write(), *folder.root.iterdir()]}
+    assert main(["check", str(folder.root / "cases.json")]) == code
+    assert f"Result: {code // 2} errors, {code % 2} warnings." in capsys.readouterr().out
+    assert main(["check", str(folder.root / "cases.json"), "--json"]) == code
+    assert json.loads(capsys.readouterr().out)["exit_code"] == code
+    assert {path: path.read_bytes() for path in folder.root.iterdir()} == before
+
+
+def test_cases_that_cannot_be_listed_hide_no_other(folder: Folder) -> None:
+    folder.label("a").unlink()
+    folder.label("b").unlink()
+    cut(folder.image("c"), 2000)
+    without_split_column(folder)
+    report = folder.check()
+    found = {(finding.case, finding.kind) for finding in report.findings if finding.severity == "error"}
+    assert found >= {("a", "missing_file"), ("b", "missing_file"), ("c", "unreadable")}
+    assert report.fingerprint is not None
+    assert report.fingerprint.n_cases == 2
+
+
 def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:
     report = check(tmp_path)
     (finding,) = report.findings
@@ -467,7 +515,7 @@ def test_a_cache_limit_below_the_need_is_an_error(folder: Folder) -> None:
     assert "data.cache_limit_gb 1e-06" in finding.found
 
 
-def test_one_real_step_gives_memory_and_time(folder: Folder) -> None:
+def test_one_real_step_gives_memory_and_time(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.check()
     report = check(configured(folder.root / "cases.json", data={"cache_dir": "cache"}), workers=1)
     assert report.findings == ()
@@ -478,6 +526,14 @@ def test_one_real_step_gives_memory_and_time(folder: Folder) -> None:
     assert 1e8 < trial.peak_bytes < report.estimate.memory_bytes  # torch alone takes more than 100 MB
     assert report.estimate.epoch_s == pytest.approx(2 * trial.step_s + 2 * trial.validation_s)
     assert "GB at its peak" in to_text(report)
+    # The same step on a machine with less memory, which the disk's free bytes do not concern.
+    monkeypatch.setattr(estimate, "memory_bytes", lambda accelerator: int(trial.peak_bytes / 0.95))
+    done = estimate.subprocess.CompletedProcess([], 0, json.dumps(dataclasses.asdict(trial)), "")
+    monkeypatch.setattr(estimate.subprocess, "run", lambda *args, **options: done)
+    (finding,) = check(configured(folder.root / "cases.json", data={"cache_dir": "cache"}), workers=1).findings
+    assert (finding.severity, finding.kind) == ("warning", "memory")
+    assert "90% of the memory" in finding.expected
+    assert "--batch_size, --base_channels or --target_size" in finding.remedy
 
 
 @pytest.mark.parametrize(
