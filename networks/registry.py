@@ -85,6 +85,17 @@ def build_network(
     return _assembled(network_class, path, arguments, target_size)
 
 
+def check_network(spec: Mapping[str, Any] | str | None, *, trust: bool = False) -> None:
+    """Judge a specification as far as that takes no data, before they are prepared for hours.
+
+    Raises:
+        NetworkError: As `build_network` for the class and the names of its arguments.
+    """
+    if spec is not None:
+        path, arguments = _parsed(spec)
+        _refuse_unknown(_find_class(path, trust), path.rpartition(".")[2], arguments)
+
+
 def network_settings(network: nn.Module) -> dict[str, Any]:
     """What a checkpoint says about its network: {"_target_": class path, arguments…}, plain JSON.
 
@@ -245,11 +256,7 @@ def _filled(
 ) -> dict[str, Any]:
     """The arguments, completed by what the pipeline knows, checked against the constructor."""
     parameters = inspect.signature(network_class).parameters
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    accepted = [key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    for key in arguments:
-        if key not in accepted and not takes_any:
-            raise NetworkError(f"network {name} has no argument {key}; it takes {', '.join(accepted)}")
+    accepted = _refuse_unknown(network_class, name, arguments)
     for key, value in known.items():
         if key in arguments and arguments[key] != value:
             raise NetworkError(
@@ -262,6 +269,17 @@ def _filled(
     if missing:
         raise NetworkError(f"network {name} needs the argument {missing[0]}; it takes {', '.join(accepted)}")
     return arguments
+
+
+def _refuse_unknown(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> list[str]:
+    """The names of the constructor's arguments. Raises NetworkError where one is given that it has not."""
+    parameters = inspect.signature(network_class).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    accepted = [key for key, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    for key in arguments:
+        if key not in accepted and not takes_any:
+            raise NetworkError(f"network {name} has no argument {key}; it takes {', '.join(accepted)}")
+    return accepted
 
 
 def _assembled(

@@ -90,7 +90,7 @@ def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_
     if not listing.rows and not listing.problems:
         raise DatasetError(f"{root}: expected cases in the {layout} layout, found none")
     rows, refused = _usable(listing, root, follow_links=follow_links or layout == "list")
-    if strict and refused:
+    if refused and (strict or not rows):
         raise DatasetError(*_lines(list(refused.values()), root))
     if twice := [case for case, count in Counter(row.id for row in rows).items() if count > 1]:
         count = sum(row.id == twice[0] for row in rows)
@@ -98,7 +98,10 @@ def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_
         raise DatasetError(f"{root}: case {twice[0]} stands {count} times{others}; give every case a name of its own")
     labelled = tuple(row for row in rows if row.label is not None)
     has_own_split = any(row.side == "val" for row in listing.rows)
-    split = _own_split(labelled, root) if has_own_split else None
+    try:
+        split = _own_split(labelled, root) if has_own_split else None
+    except DatasetError as error:  # what is missing on a side may be what was refused
+        raise DatasetError(*_lines(list(refused.values()), root), *error.lines) from error
     table = listing.table
     return Dataset(
         root, layout, tuple(_case(row, divided=has_own_split) for row in labelled), table.names, table.values,
@@ -127,11 +130,9 @@ def _usable(listing: Listing, root: Path, *, follow_links: bool) -> tuple[list[R
 
 
 def _lines(problems: Sequence[str], root: Path) -> list[str]:
-    """Return the problems, not too many for a screen, and how many they are."""
-    if len(problems) == 1:
-        return list(problems)
-    left_out = f", {len(problems) - _LINES} of them not shown" if len(problems) > _LINES else ""
-    return [*problems[:_LINES], f"{root}: {len(problems)} entries cannot be used{left_out}; repair or remove them"]
+    """Return the problems, not too many for a screen."""
+    more = [f"{root}: {len(problems) - _LINES} further entries cannot be used"] if len(problems) > _LINES else []
+    return [*problems[:_LINES], *more]
 
 
 def _check_links(row: Row, root: Path, seen: dict[Path, bool]) -> None:
@@ -162,7 +163,7 @@ def _check_row(row: Row, n_channels: int, root: Path) -> None:
         raise DatasetError(f"case {row.id}: expected {n_channels} channels, found {len(row.image)} image files{hint}")
     for path in _paths(row):
         try:
-            found, kind = path.exists(), volume_kind(path)
+            found, kind = path.exists(), volume_kind(path) if path.is_file() or path.is_dir() else None
         except OSError as error:
             raise DatasetError(f"case {row.id}: {path} cannot be looked at ({error.strerror or error})") from error
         if not found:

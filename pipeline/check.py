@@ -53,7 +53,8 @@ def check(
     try:
         dataset, listing_findings = list_configured(config)
     except DatasetError as error:
-        return Report((from_dataset_error(error, root=Path(config.data.dataset_root)),), None, None)
+        root = Path(config.data.dataset_root)
+        return Report(tuple(from_dataset_error(DatasetError(line), root=root) for line in error.lines), None, None)
     facts = inspect_cases(dataset.cases, dataset, workers=workers, progress=progress)
     judged = judge(config, dataset, facts)
     findings = (*listing_findings, *judged.findings)

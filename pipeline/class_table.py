@@ -13,6 +13,7 @@ from pipeline.dataset import DatasetError
 
 _TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 _MAX_JSON_BYTES = 256 * 2**20
+_LARGEST_VALUE = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _checked(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Pat
     for what, items in (("label value", [value for value, _ in pairs]), ("class name", [name for _, name in pairs])):
         if twice := [item for item, count in Counter(items).items() if count > 1]:
             raise DatasetError(f"{source}: the {what} {twice[0]!r} stands {Counter(items)[twice[0]]} times")
+    if pairs[-1][0] > _LARGEST_VALUE:
+        raise DatasetError(f"{source}: class {pairs[-1][1]!r} has the value {pairs[-1][0]:.6g}, at most 2147483647 is read")
     if pairs[0][0] < 0 or len(pairs) < 2:
         raise DatasetError(f"{source}: expected a background at 0 and at least one class above it, found {pairs[:3]}")
     return ClassTable(tuple(name for _, name in pairs), tuple(value for value, _ in pairs), ignore_value)

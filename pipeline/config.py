@@ -24,6 +24,12 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 Precision = Literal["32", "16", "bf16"]
 
+MOST_VOXELS = 2**31
+"""Of a volume: no network takes more, and the readers of `transforms` refuse scans of more."""
+
+LARGEST_CONFIG = 16 * 2**20
+"""Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
+
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type, or contradicts another; one line that names it."""
@@ -106,6 +112,10 @@ class DataConfig:
         _require(len(self.target_size) == 3, f"data.target_size wants 3 numbers, got {len(self.target_size)}")
         _require(
             min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8"
+        )
+        _require(
+            math.prod(self.target_size) <= MOST_VOXELS,
+            f"data.target_size {list(self.target_size)}: at most {MOST_VOXELS} voxels, got {math.prod(self.target_size)}",
         )
         _require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         _require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
@@ -353,6 +363,16 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
     return found
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a dozen lines of them stand for more values than memory holds ("billion laughs")."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1} has an alias (*name); write the value itself")
+        return super().compose_node(parent, index)
+
+
 def load_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON file of settings; what a run found out by itself is left out.
 
@@ -360,8 +380,10 @@ def load_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing, damaged or not a mapping of the five groups.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        document = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        with path.open(encoding="utf-8") as file:  # no stat: a shell's <(…) is a pipe
+            text = file.read(LARGEST_CONFIG + 1)
+        _require(len(text) <= LARGEST_CONFIG, f"--config {path}: expected settings, found over {LARGEST_CONFIG} bytes")
+        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:

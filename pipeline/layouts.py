@@ -29,6 +29,9 @@ _SIDES = {
 }  # fmt: skip
 
 
+_MAX_CSV_BYTES = 64 * 2**20
+
+
 @dataclass(frozen=True)
 class Row:
     """A case as its data set writes it down; `side` is "train", "val", "test" or None, `subject` None if not said."""
@@ -342,9 +345,13 @@ def parse_side(word: str | None, case: str, source: Path) -> str | None:
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Return a table's rows by column name (lower case); "," and ";" both separate."""
     try:
+        if path.stat().st_size > _MAX_CSV_BYTES:
+            raise DatasetError(f"{path}: expected a table of cases, found {path.stat().st_size} bytes")
         text = path.read_text(encoding="utf-8-sig")
         first = text.split("\n", 1)[0]
         lines = list(csv.reader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ","))
+    except DatasetError:
+        raise
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(f"{path}: cannot be read as CSV ({error}); repair the file") from error
     lines = [line for line in lines if any(cell.strip() for cell in line)]

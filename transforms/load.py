@@ -97,6 +97,8 @@ def _open(path: Pathish) -> OpenVolume:
     path = Path(path)
     if not path.exists():
         raise VolumeError(f"{path}: expected a volume, found no such file or folder")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+        raise VolumeError(f"{path}: expected a volume, found a pipe or device; copy its content to a file")
     kind = volume_kind(path)
     if kind is None:
         what = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"
