@@ -115,7 +115,7 @@ class DataConfig:
         )
         _require(
             math.prod(self.target_size) <= MOST_VOXELS,
-            f"data.target_size {list(self.target_size)}: at most {MOST_VOXELS} voxels, got {math.prod(self.target_size)}",
+            f"data.target_size {list(self.target_size)}: expected at most {MOST_VOXELS} voxels",
         )
         _require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         _require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
@@ -403,7 +403,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 
 def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[str, Any]:
-    _require(isinstance(values, Mapping), f"--config {path}: group {group} must hold settings, found {values!r}")
+    _require(isinstance(values, Mapping), f"--config {path}: group {group} must hold settings, found {values!r:.60}")
     known = [f.name for f in fields(cls)]
     for key in values:
         _require(

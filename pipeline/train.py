@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from networks.registry import network_settings
+from networks.registry import check_network, network_settings
 from pipeline.class_weights import median_frequency_weights
 from pipeline.companions import companions
 from pipeline.config import Config
@@ -73,6 +73,7 @@ def train(
         say, console = log.debug, Console(quiet=True)
     console = console or Console(file=sys.stderr)
     devices = choose_devices(config)
+    check_network(config.model.network, trust=trust)
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
     with stop_at_once_on_signals(), only_training_in(folder) if is_first_process() else nullcontext():
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
