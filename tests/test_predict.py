@@ -294,6 +294,19 @@ def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, cap
     assert capsys.readouterr().out == "0 done, 1 skipped, 0 failed\n"
 
 
+@pytest.mark.parametrize(("tta", "mirrored"), [("--tta", "x"), ("--tta zx", "xz"), ("--tta y,z", "yz"), ("", "")])
+def test_flags_reach_the_batch(run, tmp_path, tta, mirrored):
+    path = scan(tmp_path / "case.nii.gz")
+    flags = (
+        "--roi 12 12 16 --keep_largest liver,kidney_left --min_volume_ml 0.5 --precision 32 --device cpu --threads 1"
+    )
+    paths = [str(run), str(path), "--output", str(tmp_path / "out")]
+    assert main(["predict", *flags.split(), *paths, *tta.split()]) == 0
+    settings = json.loads((tmp_path / "out" / "case.json").read_text())["made_by"]["settings"]
+    assert settings["passes"] == {"mirrored": mirrored, "roi": [12, 12, 16], "precision": "32"}
+    assert (settings["keep_largest"], settings["min_volume_ml"]) == ([1, 2], 0.5)
+
+
 def test_a_scan_that_was_replaced_is_done_again(run, tmp_path):
     path = scan(tmp_path / "in" / "case.nii.gz")
     predict([run], [path], tmp_path / "out", **SMALL)
