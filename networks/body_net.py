@@ -8,6 +8,7 @@ one tensor a convolution instead of two or three.
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ class BodyNet(nn.Module):
         skips.pop()
         for level in self.decoder:
             x = self._run(level, x, skips.pop())
-        return self.last(x)
+        x = self.last(x)
+        if not torch.is_grad_enabled():
+            _kept.memory = None  # there is no backward pass to come
+        return x
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, n_classes, I, J, K) of the image (B, C, I, J, K)."""
@@ -245,7 +249,7 @@ class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = _dense(x)
-        activated, mean, rstd = _activated(x, weight, bias)
+        activated, mean, rstd = _activated(x, weight, bias, out=torch.empty_like(x))
         ctx.save_for_backward(x, weight, bias, mean, rstd)
         return activated
 
@@ -253,7 +257,7 @@ class _NormAct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
-        activated = _activated_again(x, weight, bias, mean, rstd)
+        activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
         _activation_backward(_like(gradient, x), activated, out=activated)
         return _normalised_backward(activated, x, weight, mean, rstd)
 
@@ -262,7 +266,7 @@ class _NormActConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int) -> Tensor:
         x = _dense(x)
-        activated, mean, rstd = _activated(x, weight, bias)
+        activated, mean, rstd = _activated(x, weight, bias, out=_scratch(x))
         ctx.save_for_backward(x, weight, bias, kernel, mean, rstd)
         ctx.stride = stride
         return F.conv3d(activated, kernel, stride=stride, padding=1)
@@ -271,10 +275,9 @@ class _NormActConv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
-        activated = _activated_again(x, weight, bias, mean, rstd)
+        activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
         gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, [ctx.stride] * 3)
         _activation_backward(gradient, activated, out=gradient)
-        del activated
         return *_normalised_backward(_like(gradient, x), x, weight, mean, rstd), kernel_gradient, None
 
 
@@ -283,9 +286,8 @@ class _NormActConv(torch.autograd.Function):
 # there are wrong (torch 2.13, and test_body_net.py).
 
 
-def _activated(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _activated(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """leaky_relu(instance_norm(x)) in x's layout, and the means and reciprocal standard deviations, both (B, C)."""
-    out = torch.empty_like(x)
     mean, rstd = (weight.new_empty(x.shape[:2]) for _ in range(2))
     for b in range(len(x)):
         statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
@@ -293,15 +295,32 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor,
     return F.leaky_relu_(out, NEGATIVE_SLOPE), mean, rstd
 
 
-def _activated_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
+def _activated_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, *, out: Tensor) -> Tensor:
     """The same values from statistics that are known: one pass over x instead of two."""
-    out, variance = torch.empty_like(x), rstd.pow(-2)
-    nothing = weight.new_empty(0)
+    variance, nothing = rstd.pow(-2), weight.new_empty(0)
     for b in range(len(x)):
         known = (mean[b], variance[b], False, 0.0, 0.0)  # not training; and the variance holds EPSILON already
         results = {"out": out[b : b + 1], "save_mean": nothing, "save_invstd": nothing}
         torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, *known, **results)
     return F.leaky_relu_(out, NEGATIVE_SLOPE)
+
+
+def _scratch(x: Tensor) -> Tensor:
+    """An unset tensor like x that is valid until the next call in this thread.
+
+    On a CPU the memory is kept: fresh pages cost more time than the normalisation that fills them, and a hole where
+    such a tensor was tears the heap apart. On a GPU the caching allocator sees to both.
+    """
+    if x.device.type != "cpu":
+        return torch.empty_like(x)
+    kept = getattr(_kept, "memory", None)
+    size = x.numel() * x.element_size()
+    if kept is None or kept.numel() < size:
+        kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
+    return kept[:size].view(x.dtype).as_strided(x.shape, x.stride())
+
+
+_kept = threading.local()  # .memory: bytes, or None
 
 
 def _activation_backward(gradient: Tensor, activated: Tensor, *, out: Tensor) -> None:

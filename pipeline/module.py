@@ -18,6 +18,7 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from pipeline.allocator import keep_freed_memory
 from pipeline.losses import DiceCE, SlabDiceCELoss
 from pipeline.metrics import HistogramDiceMetric, joint_histogram, mean_iou, segment_in_slabs
 from pipeline.processes import all_texts
@@ -135,6 +136,16 @@ class SegmentationModule(pl.LightningModule):
             max_epochs=self.max_epochs,
             schedule=self.schedule,
         )
+
+    def on_fit_start(self) -> None:
+        """On a CPU, keep the memory of one step for the next."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Step, then free the gradients: left until the next backward pass, they would lie between its activations."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def on_train_epoch_start(self) -> None:
         """Set the epoch's learning rate and random numbers."""
