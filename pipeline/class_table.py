@@ -88,7 +88,7 @@ def _checked(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Pat
             raise DatasetError(f"{source}: the {what} {twice[0]!r} stands {Counter(items)[twice[0]]} times")
     if pairs[-1][0] > _LARGEST_VALUE:
         found = str(pairs[-1][0])[:20]
-        raise DatasetError(f"{source}: class {pairs[-1][1]!r}: expected a value up to {_LARGEST_VALUE}, found {found}")
+        raise DatasetError(f"{source}: expected values up to {_LARGEST_VALUE}, found {found} for {pairs[-1][1]!r}")
     if pairs[0][0] < 0 or len(pairs) < 2:
         raise DatasetError(f"{source}: expected a background at 0 and at least one class above it, found {pairs[:3]}")
     return ClassTable(tuple(name for _, name in pairs), tuple(value for value, _ in pairs), ignore_value)

@@ -126,10 +126,15 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     names, preprocessing = checkpoint.get("class_names"), checkpoint.get("preprocessing")
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
-    n_channels = len(checkpoint.get("channel_names") or ["image"])
     network = load_network(path, map_location=device, trust=trust)
     name = str(checkpoint.get("run") or path.stem)
-    flips = tuple(int(axis) for axis in checkpoint.get("flips") or ())
+    try:
+        inference_chain(**preprocessing)
+        n_channels = len(checkpoint.get("channel_names") or ["image"])
+        flips = tuple(int(axis) for axis in checkpoint.get("flips") or ())
+    except Exception as error:  # whatever a chain says to arguments that no training wrote
+        reason = " ".join(str(error).split())[:200]
+        raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
     return Model(name, path, network, preprocessing, tuple(map(str, names)), n_channels, flips)
 
 

@@ -111,15 +111,27 @@ def read_resume(path: Path) -> dict[str, Any]:
     found = state.get("format") if isinstance(state, dict) else None
     if found != RESUME_FORMAT:
         raise RunFolderError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
+    kinds = {"epochs_finished": int, "network": dict, "optimizer": dict, "precision": dict, "log": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
+        raise RunFolderError(f"{path}: expected {', '.join(kinds)}, found no {wrong[0]}; begin anew with --overwrite")
     return state
 
 
 def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
-    """Put a resume state back into network, optimiser, scaler and epoch count."""
-    module.network.load_state_dict(state["network"])
-    trainer.optimizers[0].load_state_dict(state["optimizer"])
-    trainer.precision_plugin.load_state_dict(state["precision"])
-    module.skipped_steps = state["skipped_steps"]
+    """Put a resume state back into network, optimiser, scaler and epoch count.
+
+    Raises RunFolderError where it is of another network.
+    """
+    try:
+        module.network.load_state_dict(state["network"])
+        trainer.optimizers[0].load_state_dict(state["optimizer"])
+        trainer.precision_plugin.load_state_dict(state["precision"])
+        module.skipped_steps = state["skipped_steps"]
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFolderError(
+            f"the state to resume does not fit the network ({reason}); begin anew with --overwrite"
+        ) from error
     # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
     # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
     progress: Any = trainer.fit_loop.epoch_progress.current
