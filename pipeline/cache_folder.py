@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
 import stat
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ TAG_TEXT = (
     "# bodyseg: prepared cases, made again when missing; `bodyseg cache prune` removes them\n"
 )
 OURS = re.compile(r"(?P<chain>[0-9a-f]{16})-[0-9a-f]{32}(\.bodycase|\.tmp|\.lock)")
+_POLL_S = 0.2
 SOURCES = "sources.jsonl"  # written by cache_key
 INSPECTIONS = "inspections.jsonl"  # written by inspection_memory
 
@@ -131,6 +134,27 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
             path.unlink(missing_ok=True)
             fcntl.flock(descriptor, fcntl.LOCK_UN)  # said aloud: a forked child may share the open file
             os.close(descriptor)
+
+
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, group: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Let the processes of a group in one after another; `waiting` is called once where another one is in.
+
+    Raises CacheError where the folder cannot be used.
+    """
+    open_folder(folder)
+    name = hashlib.sha256(group.encode()).hexdigest()
+    path = folder / f"{name[:16]}-{name[16:48]}.lock"
+    told = False
+    while True:
+        with locked(path, wait=False) as alone:
+            if alone:
+                yield
+                return
+        if not told:
+            waiting()
+            told = True
+        time.sleep(_POLL_S)  # and not in the kernel, where no signal would be answered
 
 
 def _take(path: Path, wait: bool) -> int | None:

@@ -13,7 +13,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.failures import in_one_sentence
 from pipeline.module import TrainingError
-from pipeline.processes import ProcessError, is_first_process, tell_failure
+from pipeline.processes import ProcessError, end_after_the_first, is_first_process, tell_failure
 from pipeline.recorder import RunRecorder, RunStopped
 from pipeline.run_folder import RunFolder, RunFolderError, Status
 
@@ -67,12 +67,14 @@ def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config,
     if recorder.stop_reason and not isinstance(error, RunFolderError | TrainingError | ProcessError):
         # What follows a signal is its doing: Lightning's own exception, data workers that it ended first.
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
+        end_after_the_first()
         raise RunStopped(recorder.stop_reason) from error
     if isinstance(error, KeyboardInterrupt | SystemExit):
         _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
         return
     told = in_one_sentence(error, config, folder=folder.path, epoch=recorder.epochs_finished)
-    reason = str(told) if told is not error else f"{type(error).__name__}: {error}"
+    in_words = isinstance(told, TrainingError | RunFolderError | ProcessError)
+    reason = str(told) if in_words else f"{type(told).__name__}: {told}"
     if not isinstance(error, ProcessError):
         tell_failure(reason)
     _write_last_summary(folder, recorder, "failed", reason)
@@ -90,8 +92,9 @@ def record_lost(folder: RunFolder, recorder: RunRecorder, reason: str) -> None:
 
 
 def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str) -> None:
-    # What broke the training is what must be told, not that the same full disk takes no summary either.
-    with contextlib.suppress(RunFolderError):
+    # What broke the training is what must be told, not that the same full disk takes no summary either. A second
+    # signal must not break this off: torchrun and SLURM send one as soon as another process has ended.
+    with _handling(lambda number, frame: None), contextlib.suppress(RunFolderError):
         _write_summary(folder, recorder, status, reason)
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 STARTED_BY = "BODYSEG_STARTED_BY"
 """Environment variable of a process that `companions` started: the process id of the one that did."""
 
-_FAILURE = "bodyseg/failure"
+THIS_PROGRAM = "this program"
+_FAILURE, _WRITTEN = "bodyseg/failure", "bodyseg/written"
 
 
 class ProcessError(RuntimeError):
@@ -76,7 +77,7 @@ def _place_of_torchrun(given: Mapping[str, str]) -> Place:
         node=_number(given, "GROUP_RANK", 0),
         address=_text(given, "MASTER_ADDR"),
         port=_number(given, "MASTER_PORT"),
-        started_by="this program" if STARTED_BY in given else "torchrun",
+        started_by=THIS_PROGRAM if STARTED_BY in given else "torchrun",
     )
 
 
@@ -203,6 +204,23 @@ def told_failure(wait_s: float = 2.0) -> str | None:
             time.sleep(0.05)
         return _store().get(_FAILURE).decode(errors="replace")
     return None
+
+
+def end_after_the_first(patience_s: float = 20.0) -> None:
+    """Let the first process end before the others: torchrun and SLURM send the rest SIGTERM as soon as one has ended.
+
+    The first one calls this when its files are written.
+    """
+    if n_processes() == 1:
+        return
+    with contextlib.suppress(Exception):  # the store is gone: so is the first process
+        if rank() == 0:
+            _store().set(_WRITTEN, "")
+            return
+        until = time.monotonic() + patience_s
+        while not _store().check([_WRITTEN]) and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1.0)  # it still has a line to print
 
 
 def _store() -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from rich.console import Console
 
 from networks.registry import check_network, network_settings
+from pipeline.cache_folder import one_at_a_time
 from pipeline.class_weights import median_frequency_weights
 from pipeline.companions import companions
 from pipeline.config import Config
@@ -23,7 +25,7 @@ from pipeline.data import BodyData, PreparedData, prepare_data
 from pipeline.devices import choose_devices
 from pipeline.ending import RULE, record_ending, record_lost, say_end, stop_at_once_on_signals
 from pipeline.learner import configured_module, configured_network
-from pipeline.processes import is_first_process
+from pipeline.processes import THIS_PROGRAM, is_first_process, place
 from pipeline.progress import Bar
 from pipeline.recorder import RunRecorder, RunStopped
 from pipeline.resume import read_resume, refuse_changed_data, refuse_changed_settings
@@ -69,9 +71,9 @@ def train(
         ProcessError: another process of the training has ended, or cannot be started.
         RunStopped: a signal asked to stop; the summary, if a batch was to be trained, says "interrupted".
     """
-    if not is_first_process():
-        say, console = log.debug, Console(quiet=True)
     console = console or Console(file=sys.stderr)
+    if not is_first_process():
+        say = log.debug
     devices = choose_devices(config)
     check_network(config.model.network, trust=trust)
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
@@ -80,7 +82,7 @@ def train(
         _say_beginning(folder, state, resume, say)
         pl.seed_everything(config.training.seed, verbose=False)
         say("Setting up data...")
-        with Bar("Preprocessing", console) as bar:
+        with _alone_on_this_machine(config, console), Bar("Preprocessing", console) as bar:
             prepared = prepare_data(
                 config,
                 lambda what, done, total: bar.update(done, total, what),
@@ -170,6 +172,29 @@ def _clear_folder(folder: RunFolder, record: dict[str, dict[str, Any]], *, resum
         record["experiment"]["start_time"] = folder.read_config()["experiment"]["start_time"]
     if is_first_process():
         folder.make_ready(keep=resumes)
+
+
+@contextmanager
+def _alone_on_this_machine(config: Config, console: Console) -> Iterator[None]:
+    """Let one process of a training prepare the data while those that torchrun or SLURM started beside it wait.
+
+    Each machine has its own turn: its cache may lie on its own disk. Nobody waits in a collective meanwhile, which
+    would give up after half an hour. What one has prepared the next one finds, and it has nothing to show for it.
+    """
+    here = place()
+    if here.world_size == 1 or here.started_by == THIS_PROGRAM:
+        console.quiet |= here.rank > 0
+        yield
+        return
+
+    def waiting() -> None:
+        console.print(f"Process {here.rank} waits for another one that prepares the data", highlight=False)
+        console.quiet = True
+
+    group = f"{socket.gethostname()} {here.address}:{here.port}"
+    with one_at_a_time(Path(config.data.cache_dir), group, waiting):
+        yield
+    console.quiet = here.rank > 0
 
 
 def _say_data(prepared: PreparedData, say: Callable[[str], None]) -> None:

@@ -1,7 +1,17 @@
 """Several processes that train together: their places, their common loss, one and the same training, common ends."""
 
+import json
 import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,9 +19,26 @@ from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipeline import companions as companions_room
+from pipeline.cli import main
+from pipeline.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    LossConfig,
+    ModelConfig,
+    TrainingConfig,
+    to_yaml,
+)
+from pipeline.devices import choose_devices
 from pipeline.losses import SlabDiceCELoss
-from pipeline.processes import Place, ProcessError, first_node, gathered, highest, place
+from pipeline.phantom import write_dataset
+from pipeline.processes import Place, ProcessError, first_node, gathered, highest, place, tell_failure
+from pipeline.run_folder import RunFolder
+from pipeline.train import name_of, train
 
+ROOT = Path(__file__).resolve().parents[1]
 FORK = multiprocessing.get_context("fork")
 GRID = (9, 10, 11)
 N_CLASSES = 7
@@ -19,7 +46,7 @@ N_CLASSES = 7
 
 # ---- where a process stands
 
-TORCHRUN = {
+BY_TORCHRUN = {
     "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",
     "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
 }  # fmt: skip
@@ -33,10 +60,10 @@ SLURM = {
     ("environment", "expected"),
     [
         ({}, Place()),
-        (TORCHRUN, Place(5, 8, 1, 4, 1, "node1", 29500, "torchrun")),
+        (BY_TORCHRUN, Place(5, 8, 1, 4, 1, "node1", 29500, "torchrun")),
         (SLURM, Place(3, 4, 1, 2, 1, "gpu07", 15000 + 4567, "SLURM")),
         # torchrun in a job step of one task a node
-        (SLURM | {"SLURM_NTASKS": "2"} | TORCHRUN, Place(5, 8, 1, 4, 1, "node1", 29500, "torchrun")),
+        (SLURM | {"SLURM_NTASKS": "2"} | BY_TORCHRUN, Place(5, 8, 1, 4, 1, "node1", 29500, "torchrun")),
         # a batch script itself is no task of a step, whatever SLURM_NTASKS says
         ({name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}, Place()),
         # a step of one task in a job of several
@@ -59,8 +86,8 @@ def test_the_first_host_of_a_node_list_is_found(nodes, first):
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        (TORCHRUN | {"MASTER_PORT": ""}, "MASTER_PORT is missing; torchrun sets it"),
-        (TORCHRUN | {"LOCAL_RANK": "one"}, "LOCAL_RANK: expected a number of 0 or more, found 'one'"),
+        (BY_TORCHRUN | {"MASTER_PORT": ""}, "MASTER_PORT is missing; torchrun sets it"),
+        (BY_TORCHRUN | {"LOCAL_RANK": "one"}, "LOCAL_RANK: expected a number of 0 or more, found 'one'"),
         (SLURM | {"SLURM_NTASKS": "3"}, "SLURM runs 3 tasks on 2 nodes.*--ntasks-per-node"),
     ],
 )
@@ -143,3 +170,271 @@ def test_two_processes_have_the_loss_and_gradients_of_one_with_all_samples(tmp_p
             logits = alone.head(alone.body(image))[:, :, 1:]  # the first plane is ignored
             theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, weight=alone.loss.class_weights)
             assert got[0][1][case][0] == pytest.approx(float(theirs(logits, label[:, :, 1:]).detach()), rel=1e-5)
+
+
+# ---- one and the same training
+
+N_EPOCHS = 3
+N_TRAIN, N_VAL = 5, 3  # odd: on two processes each side has to be filled up
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """One process with batch size 2; the learning rate is so low that float32 has no time to drift apart."""
+    work = tmp_path_factory.mktemp("work")
+    write_dataset(work / "phantoms", n_cases=N_TRAIN + N_VAL, seed=1, voxel_mm=16.0)
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (work / "phantoms" / "labelsTr").iterdir())
+    described = json.loads((work / "phantoms" / "dataset.json").read_text())
+    cases = [
+        {
+            "case": name,
+            "image": f"imagesTr/{name}_0000.nii.gz",
+            "label": f"labelsTr/{name}.nii.gz",
+            "split": "train" if number < N_TRAIN else "val",
+        }
+        for number, name in enumerate(names)
+    ]
+    listed = {"labels": described["labels"], "channel_names": ["CT"], "cases": cases}
+    (work / "phantoms" / "list.json").write_text(json.dumps(listed))
+    return Config(
+        experiment=ExperimentConfig(name="alone", log_dir=str(work / "logs")),
+        data=DataConfig(
+            dataset_root=str(work / "phantoms" / "list.json"),
+            target_size=(24, 20, 40),
+            batch_size=2,
+            num_workers=0,
+            data_aug=True,
+            cache_dir=str(work / "cache"),
+        ),
+        model=ModelConfig(base_channels=4),
+        training=TrainingConfig(lr=1e-5, max_epochs=N_EPOCHS, warmup_epochs=1, n_gpus=0, precision="32"),
+        loss=LossConfig(use_class_weights=True),
+    )
+
+
+def in_two(config, name, **training):
+    """The same training for two processes: each with half of the batch."""
+    return replace(
+        config,
+        experiment=replace(config.experiment, name=name),
+        data=replace(config.data, batch_size=1),
+        training=replace(config.training, **training),
+    )
+
+
+def write_settings(config):
+    path = Path(config.experiment.log_dir).parent / f"{config.experiment.name}.yaml"
+    path.write_text(to_yaml(config))
+    return path
+
+
+def start(config, *flags, launcher=()):
+    """Start a training as a person does, or a launcher of one; FORCE_COLOR shows a bar as on a terminal."""
+    command = [sys.executable, *launcher, str(ROOT / "train_body.py"), "--config", str(write_settings(config)), *flags]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "FORCE_COLOR": "1", "COLUMNS": "200"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+TORCHRUN = (
+    "-m",
+    "torch.distributed.run",
+    "--nproc_per_node",
+    "2",
+    "--rdzv_backend=c10d",
+    "--rdzv_endpoint=localhost:0",
+)
+
+
+def run_task(arguments, environment, output):
+    """What one task of srun does, in a process that has imported everything already."""
+    os.environ.update(environment)
+    sys.stdout = sys.stderr = output.open("w")  # multiprocessing flushes them
+    sys.exit(main(arguments))
+
+
+def start_tasks(config, *flags):
+    """Two tasks of one node, as srun starts them, as far as a task can see."""
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_NNODES": "1"}
+    nodes = {"SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost"}
+    arguments = ["train", "--config", str(write_settings(config)), *flags]
+    outputs = [Path(config.experiment.log_dir).parent / f"{config.experiment.name}_{rank}.txt" for rank in range(2)]
+    tasks = []
+    for rank, output in enumerate(outputs):
+        environment = job | nodes | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
+        tasks.append(FORK.Process(target=run_task, args=(arguments, environment, output)))
+        tasks[-1].start()
+    return tasks, outputs
+
+
+def folder_of(config):
+    return RunFolder(Path(config.experiment.log_dir), name_of(config))
+
+
+def history(config):
+    return json.loads(folder_of(config).log.read_text())["training_history"]
+
+
+def weights(config):
+    return torch.load(folder_of(config).best_checkpoint, weights_only=True)["state_dict"]
+
+
+def wait_for_an_epoch(process, config, limit_s=240):
+    began = time.monotonic()
+    while time.monotonic() - began < limit_s and process.poll() is None:
+        log = folder_of(config).log
+        if log.exists() and json.loads(log.read_text())["training_history"]["epoch"]:
+            return
+        time.sleep(0.02)
+    process.terminate()
+    raise AssertionError(process.communicate(timeout=60))
+
+
+def process_of_rank(first, rank):
+    """The process of that rank among the ones that `first` has started."""
+    (found,) = [p for p in psutil.Process(first.pid).children() if p.environ().get("RANK") == str(rank)]
+    return found
+
+
+def files_of(config):
+    folder = folder_of(config).path
+    return sorted(p.relative_to(folder).as_posix().split(".tfevents")[0] for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.timeout(600)  # five starts of Python on a machine that may be busy
+def test_two_processes_stopped_and_resumed_train_as_one_does_with_the_same_batches(config, shared_spec):
+    two = in_two(config, "two")
+    process = start(two, launcher=TORCHRUN)
+    wait_for_an_epoch(process, two)
+    process_of_rank(process, 1).send_signal(signal.SIGUSR1)  # to one of them; both must end
+    said, complaint = process.communicate(timeout=240)
+    assert complaint.count("waits for another one that prepares the data") == 1
+    assert complaint.count("training stopped by SIGUSR1; go on with --resume") == 1
+    assert said.count("Starting training...") == 1
+    summary = folder_of(two).read_summary()
+    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGUSR1")
+    n_before = len(history(two)["epoch"])
+    assert 1 <= n_before < N_EPOCHS
+
+    tasks, outputs = start_tasks(two, "--resume")
+    for task, output in zip(tasks, outputs, strict=True):
+        task.join(240)
+        assert task.exitcode == 0, output.read_text()
+    assert f"Resuming after {n_before} finished epochs" in outputs[0].read_text()
+    assert "Starting training" not in outputs[1].read_text()
+    checker = [sys.executable, str(shared_spec / "check_run.py"), str(folder_of(two).path), "--no-torch"]
+    checked = subprocess.run(checker, capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+    documented = ["checkpoints/best_model.ckpt", *(f"training_{part}.json" for part in ("config", "log", "summary"))]
+    assert files_of(two) == [*documented, "version_0/events.out", "version_1/events.out"]
+
+    train(config)
+    alone, together = history(config), history(two)
+    assert alone["epoch"] == together["epoch"] == list(range(N_EPOCHS))
+    for key in ("train_loss", "train_accuracy", "val_loss", "val_mIoU", "learning_rate"):
+        assert together[key] == pytest.approx(alone[key], rel=1e-5), key
+    pairs = zip(weights(config).values(), weights(two).values(), strict=True)
+    assert all(torch.allclose(a, b, atol=2 * config.training.lr) for a, b in pairs)
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_process_ends_the_other_with_a_message(config):
+    killed = in_two(config, "killed", max_epochs=500, n_processes=2)
+    process = start(killed)
+    wait_for_an_epoch(process, killed)
+    other = process_of_rank(process, 1)
+    other.kill()
+    began = time.monotonic()
+    _, complaint = process.communicate(timeout=240)
+    assert process.returncode == 2
+    assert time.monotonic() - began < 60
+    told = "process 1 was ended by SIGKILL, as the kernel does when memory runs out; the training of 2 processes ended"
+    assert f"bodyseg: {told}" in complaint
+    assert "Traceback" not in complaint
+    summary = folder_of(killed).read_summary()
+    assert summary["status"] == "failed"
+    assert summary["reason"].startswith(told)
+    assert summary["total_epochs"] == len(history(killed)["epoch"]) >= 1
+    assert folder_of(killed).resume_checkpoint.exists()
+
+
+# ---- common ends
+
+
+def fail_in_the_second(rank, rendezvous, queue):
+    """The second process fails by itself while the first one waits for its share."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{rendezvous}", rank=rank, world_size=2)
+    if rank == 1:
+        tell_failure("case body_07: the file has gone")
+        os._exit(2)
+    try:
+        with companions_room._in_words([]):
+            highest(0, torch.device("cpu"))
+    except ProcessError as error:
+        queue.put(str(error))
+
+
+def test_the_reason_of_another_process_is_told():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = FORK.Queue()
+    processes = [FORK.Process(target=fail_in_the_second, args=(rank, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    assert queue.get(timeout=60) == (
+        "process 1: case body_07: the file has gone; the training of 2 processes ended with it; see to its cause and "
+        "go on with --resume"
+    )
+
+
+def wait_for_nobody(told):
+    companions_room._command = lambda n: [sys.executable, "-c", "import sys; sys.exit(3)"]
+    companions_room.GRACE_S = 0.5
+    with companions_room.companions(2, told.write_text):
+        time.sleep(60)  # as in a rendezvous, or for a GPU
+
+
+def test_a_process_that_waits_for_one_that_never_came_is_ended(tmp_path):
+    told = tmp_path / "told.txt"
+    process = FORK.Process(target=wait_for_nobody, args=(told,))
+    process.start()
+    process.join(50)
+    assert process.exitcode == companions_room.EXIT_LOST
+    assert told.read_text().startswith("process 1 ended with exit code 3; the training of 2 processes ended with it")
+
+
+def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch):
+    import __main__
+
+    monkeypatch.setattr(__main__, "__spec__", None)
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    with (
+        pytest.raises(ProcessError, match="starts its program again, and '-c' is no file; use `bodyseg train`"),
+        companions_room.companions(2, print),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("training", "started", "message"),
+    [
+        ({"n_gpus": 0, "n_processes": 3}, 2, r"training.n_processes is 3, but torchrun started 2 .*n_processes 2"),
+        ({"n_gpus": 64}, 1, r"training.n_gpus is 64, but this machine has \d+; lower --n_gpus"),
+    ],
+)
+def test_settings_that_contradict_the_launcher_are_refused(config, monkeypatch, training, started, message):
+    for name, value in {
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+        "WORLD_SIZE": started,
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ConfigError, match=message):
+        choose_devices(in_two(config, "refused", **training))
+
+
+def test_a_number_of_cpu_processes_beside_gpus_is_refused():
+    with pytest.raises(ConfigError, match=r"training\.n_processes is 3, but 2 GPUs make 2 processes; leave it out"):
+        TrainingConfig(n_gpus=2, n_processes=3)
