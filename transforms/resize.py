@@ -13,8 +13,9 @@ labels MONAI has only "nearest", which moves or tears small structures.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,9 @@ def voxel_map(from_affine: np.ndarray, onto_affine: np.ndarray) -> np.ndarray:
     Both affines map voxel index to world mm, 4×4. Restoring calls it with (source affine, target affine).
     """
     return np.linalg.solve(np.asarray(onto_affine, np.float64), np.asarray(from_affine, np.float64))
+
+
+Resample = Callable[[Tensor, Placement], Tensor]
 
 
 def memory_order(volume: Tensor) -> list[int]:
@@ -169,18 +173,24 @@ def _share(
 
 
 class _Resized(MapTransform, InvertibleTransform):
-    """What image and label resizing share: the placement from the affine, the bookkeeping, the way back."""
+    """What image and label resizing share: the placement from the affine, the bookkeeping, the way back.
+
+    `onto_target` and `back` resample a (C, I, J, K) tensor onto a placement's target grid.
+    """
 
     def __init__(
         self,
         keys: str | Sequence[str],
         target_size: Sequence[int],
+        onto_target: Resample,
+        back: Resample,
         *,
-        keep_aspect: bool = False,
-        allow_missing_keys: bool = False,
+        keep_aspect: bool,
+        allow_missing_keys: bool,
     ):
         super().__init__(keys, allow_missing_keys)
         self.target_size = tuple(int(n) for n in target_size)
+        self.onto_target, self.back = onto_target, back
         self.keep_aspect = keep_aspect
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -196,7 +206,7 @@ class _Resized(MapTransform, InvertibleTransform):
         for key in self.key_iterator(d):
             info = self.pop_transform(d[key])
             placement = Placement(**{name: tuple(value) for name, value in info["extra_info"].items()}).inverse
-            out = MetaTensor(self._back(d[key].as_tensor(), placement)).copy_meta_from(d[key])
+            out = MetaTensor(self.back(d[key].as_tensor(), placement)).copy_meta_from(d[key])
             out.affine = d[key].affine @ torch.from_numpy(placement.matrix)
             d[key] = out
         return d
@@ -215,24 +225,23 @@ class _Resized(MapTransform, InvertibleTransform):
             transform_info=self.get_transform_info(),
         )
         plain = volume.as_tensor() if isinstance(volume, MetaTensor) else volume
-        out = convert_to_tensor(self._resize(plain, placement), track_meta=get_track_meta())
+        out = convert_to_tensor(self.onto_target(plain, placement), track_meta=get_track_meta())
         return out.copy_meta_from(meta) if isinstance(out, MetaTensor) else out
-
-    def _resize(self, volume: Tensor, placement: Placement) -> Tensor:
-        raise NotImplementedError
-
-    def _back(self, volume: Tensor, placement: Placement) -> Tensor:
-        raise NotImplementedError
 
 
 class ResizeImaged(_Resized):
     """`resize_image` as a dictionary transform; `keep_aspect` pads instead of stretching, see `place`."""
 
-    def _resize(self, volume: Tensor, placement: Placement) -> Tensor:
-        return resize_image(volume, placement)
-
-    def _back(self, volume: Tensor, placement: Placement) -> Tensor:
-        return resize_image(volume, placement, antialias=False)
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        target_size: Sequence[int],
+        *,
+        keep_aspect: bool = False,
+        allow_missing_keys: bool = False,
+    ):
+        flags = {"keep_aspect": keep_aspect, "allow_missing_keys": allow_missing_keys}
+        super().__init__(keys, target_size, resize_image, partial(resize_image, antialias=False), **flags)
 
 
 class ResizeLabeld(_Resized):
@@ -241,9 +250,19 @@ class ResizeLabeld(_Resized):
     A label of more than 255 classes arrives in int32, which torch can flip, and leaves in uint16, which is half.
     """
 
-    def _resize(self, volume: Tensor, placement: Placement) -> Tensor:
-        out = resize_label(volume, placement)
-        return out.to(torch.uint16) if out.dtype == torch.int32 else out
+    def __init__(
+        self,
+        keys: str | Sequence[str],
+        target_size: Sequence[int],
+        *,
+        keep_aspect: bool = False,
+        allow_missing_keys: bool = False,
+    ):
+        back = partial(resize_label, kernel="linear", antialias=False)
+        flags = {"keep_aspect": keep_aspect, "allow_missing_keys": allow_missing_keys}
+        super().__init__(keys, target_size, _resize_label_compactly, back, **flags)
 
-    def _back(self, volume: Tensor, placement: Placement) -> Tensor:
-        return resize_label(volume, placement, kernel="linear", antialias=False)
+
+def _resize_label_compactly(label: Tensor, placement: Placement) -> Tensor:
+    out = resize_label(label, placement)
+    return out.to(torch.uint16) if out.dtype == torch.int32 else out
