@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample
 .DEFAULT_GOAL := help
-.PHONY: help venv train test faults bench bench-full clean
+.PHONY: help venv train test faults soak bench bench-full clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type ch
 
 faults: $(VENV)/.test-ready  ## write README's table of faults anew from the tests that inject them
 	$(BIN)/pytest -n 2 -m fault --write-faults
+
+soak: $(VENV)/.test-ready  ## kill a training 50 times at random moments, resume it, and print what was found (minutes)
+	$(BIN)/python -m tests.soak --kills 50
 
 # HIPPOCAMPUS=DIR adds the epoch on real scans; ROWS=step,gpu picks rows. See `python -m benchmarks --help`.
 BENCH = $(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(HIPPOCAMPUS),--hippocampus $(HIPPOCAMPUS))
