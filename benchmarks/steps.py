@@ -64,6 +64,7 @@ def ours(
     base_channels: int = 32,
     n_steps: int = 2,
     precision: str | None = None,
+    compiled: bool = False,
 ) -> Measurement:
     """The same steps as `bodyseg train` takes them: in bfloat16 where the processor has it, unless told otherwise."""
     torch.manual_seed(0)
@@ -73,7 +74,8 @@ def ours(
     precision = precision or ("bf16-mixed" if cpu_computes_in_bfloat16() else "32-true")
     forget_peak()
     before = resident_bytes()
-    clock = fit(net, DataLoader(batches, batch_size=None), n_classes=n_classes, accelerator="cpu", precision=precision)
+    machine = {"accelerator": "cpu", "precision": precision}
+    clock = fit(net, DataLoader(batches, batch_size=None), n_classes=n_classes, compiled=compiled, **machine)
     facts = {"parameters": _n_parameters(net), "precision": precision}
     return _measurement(clock.seconds, before, clock.losses, facts)
 
@@ -127,7 +129,15 @@ class Clock(pl.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def fit(network: nn.Module, batches: Iterable, *, n_classes: int, accelerator: str, precision: Any) -> Clock:
+def fit(
+    network: nn.Module,
+    batches: Iterable,
+    *,
+    n_classes: int,
+    accelerator: str,
+    precision: Any,
+    compiled: bool = False,
+) -> Clock:
     """Train through Lightning and SegmentationModule for one epoch of `batches`."""
     module = SegmentationModule(
         network,
@@ -139,6 +149,7 @@ def fit(network: nn.Module, batches: Iterable, *, n_classes: int, accelerator: s
         max_epochs=1,
         schedule="constant",
         seed=0,
+        compile_features=compiled,
     )
     clock = Clock()
     trainer = pl.Trainer(

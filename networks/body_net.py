@@ -309,9 +309,10 @@ def _scratch(x: Tensor) -> Tensor:
     """An unset tensor like x that is valid until the next call in this thread.
 
     On a CPU the memory is kept: fresh pages cost more time than the normalisation that fills them, and a hole where
-    such a tensor was tears the heap apart. On a GPU the caching allocator sees to both.
+    such a tensor was tears the heap apart. On a GPU the caching allocator sees to both,
+    and compiled code to its own buffers.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty_like(x)
     kept = getattr(_kept, "memory", None)
     size = x.numel() * x.element_size()
