@@ -154,7 +154,7 @@ def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) ->
         raise DatasetError(f"{path}: case {min(both)} is in train and in val of fold {fold}")
     if (unknown := sides.keys() - {row.id for row in rows}) and not has_problems:
         raise DatasetError(f"{path}: case {min(unknown)} of fold {fold} has no image in imagesTr")
-    if unused := len(rows) - len(sides):
+    if unused := sum(row.id not in sides for row in rows):
         logger.warning("%s: %d cases are on neither side of fold %d and stay unused", path, unused, fold)
     return [replace(row, side=sides[row.id]) for row in rows if row.id in sides]
 
