@@ -21,7 +21,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from pipeline import config
+from pipeline import config, config_flags
 from pipeline.progress import Bar
 
 EXIT_DONE_IN_PART = 1
@@ -112,9 +112,9 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
     parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
     parser.add_argument("--trust_config", action="store_true", help=_TRUST)
-    config.add_settings(parser)
+    config_flags.add_settings(parser)
     # jsonargparse takes a flag of this name for its own and wants a value after it.
-    settings, flags = config.parse(parser, [argument for argument in arguments if argument != "--print_config"])
+    settings, flags = config_flags.parse(parser, [argument for argument in arguments if argument != "--print_config"])
     if "--print_config" in arguments:
         print(config.to_yaml(settings), end="")
         return 0
@@ -140,10 +140,10 @@ def _check(arguments: list[str]) -> int:
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
     parser.add_argument("--trust_config", action="store_true", help=_TRUST)
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    config.add_settings(parser)
+    config_flags.add_settings(parser)
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--dataset_root", arguments[0], *arguments]
-    settings, flags = config.parse(parser, arguments)
+    settings, flags = config_flags.parse(parser, arguments)
     room = importlib.import_module("pipeline.check")
     target = settings if flags["config"] else flags["dataset"] or settings
     with Bar("Checking") as bar:

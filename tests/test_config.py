@@ -7,7 +7,8 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from pipeline.config import SHORT_FLAGS, Config, ConfigError, add_settings, as_mapping, parse, to_yaml
+from pipeline.config import Config, ConfigError, as_mapping, to_yaml
+from pipeline.config_flags import SHORT_FLAGS, add_settings, parse
 
 
 def settings(*arguments):

@@ -8,7 +8,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from pasco.models.body_net import BodyNet
-from pipeline.config import add_settings, parse
+from pipeline.config_flags import add_settings, parse
 from pipeline.phantom import write_dataset
 from pipeline.run_folder import RunFolder
 from pipeline.train import train

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from pipeline.config import add_settings, parse
+from pipeline.config_flags import add_settings, parse
 from pipeline.phantom import write_dataset
 from pipeline.train import train
 

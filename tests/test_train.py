@@ -169,7 +169,7 @@ def test_the_documented_three_lines_load_the_network(run):
 def test_training_again_from_the_runs_own_record_repeats_it_bit_for_bit(run, config, tmp_path):
     from jsonargparse import ArgumentParser
 
-    from pipeline.config import add_settings, parse
+    from pipeline.config_flags import add_settings, parse
 
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
