@@ -12,7 +12,8 @@ import torch
 from pipeline.config import Config
 from pipeline.devices import memory_bytes
 from pipeline.module import TrainingError
-from pipeline.run_folder import disk_error, write_error
+from pipeline.processes import ProcessError
+from pipeline.run_folder import RunFolderError, disk_error, write_error
 
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|std::bad_alloc|MemoryError"
@@ -45,8 +46,9 @@ def in_one_sentence(error: BaseException, config: Config, *, folder: Path, epoch
         epoch: in which epoch, counted from 0.
     """
     text = str(error)
-    lost = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    if lost or (isinstance(error, RuntimeError | OSError) and _NO_MEMORY.search(text)):
+    if isinstance(error, TrainingError | RunFolderError | ProcessError):
+        return error
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(text):
         return TrainingError(_memory_sentence(error, config, epoch))
     if isinstance(error, RuntimeError) and (killed := _WORKER_KILLED.search(text)):
         return TrainingError(_killed_worker_sentence(killed, config, epoch))

@@ -7,6 +7,7 @@ between two of them costs nothing: the resumed run repeats the epoch and writes 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import time
@@ -70,8 +71,7 @@ class RunRecorder(pl.Callback):
         self.stopped_early = False
         self.stop_reason: str | None = None
         """Set by a signal handler; the training stops after the batch at hand."""
-        self.skipped_steps = 0
-        """Steps that the module left out because their loss or gradient was no number."""
+        self._module: SegmentationModule | None = None
         self._learning_rate = float("nan")
         self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
         self._clock = time.monotonic()
@@ -83,12 +83,17 @@ class RunRecorder(pl.Callback):
         """Epochs in the history."""
         return len(self.history)
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that the module left out because their loss or gradient was no number."""
+        return 0 if self._module is None else self._module.skipped_steps
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put weights, optimiser and epoch back where the last finished epoch left them."""
         assert isinstance(pl_module, SegmentationModule)
+        self._module = pl_module
         if self.resume:
             restore(self.resume, trainer, pl_module)
-            self.skipped_steps = pl_module.skipped_steps
             self.resume = None
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
@@ -108,7 +113,6 @@ class RunRecorder(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The time since the batch arrived was spent computing."""
         self._lap("step")
-        self.skipped_steps = pl_module.skipped_steps
         self._stop_if_asked(pl_module.device)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,17 +135,19 @@ class RunRecorder(pl.Callback):
         }
         epoch = trainer.current_epoch
         iou = dict(zip(self.class_names[1:], pl_module.val_iou_per_class.tolist(), strict=True))
-        is_best = self.history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou, **values)
-        best = self.history.best_epoch
+        history = copy.deepcopy(self.history)
+        is_best = history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou, **values)
+        if trainer.is_global_zero:
+            if is_best:
+                self._write_best(pl_module, epoch, values["val_mIoU"])
+            write_atomically(self.folder.resume_checkpoint, _torch_writer(resume_state(trainer, pl_module, history)))
+            self.folder.write_log(history)
+        # Only now has the epoch finished: where the disk refused, the summary must not count it.
+        self.history, best = history, history.best_epoch
         if self.patience and best is not None and epoch - best >= self.patience:
             self.stopped_early = trainer.should_stop = True
-        if not trainer.is_global_zero:
-            return
-        if is_best:
-            self._write_best(pl_module, epoch, values["val_mIoU"])
-        write_atomically(self.folder.resume_checkpoint, _torch_writer(resume_state(trainer, pl_module, self.history)))
-        self.folder.write_log(self.history)
-        self._write_events(trainer, pl_module, values)
+        if trainer.is_global_zero:
+            self._write_events(trainer, pl_module, values)
 
     def _lap(self, what: str) -> None:
         now = time.monotonic()
