@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample
 .DEFAULT_GOAL := help
-.PHONY: help venv train test faults soak bench bench-full clean
+.PHONY: help venv train test faults fuzz soak bench bench-full clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ faults: $(VENV)/.test-ready  ## write README's table of faults anew from the tes
 
 soak: $(VENV)/.test-ready  ## kill a training 50 times at random moments, resume it, and print what was found (minutes)
 	$(BIN)/python -m tests.soak --kills 50
+
+FUZZ_EXAMPLES ?= 20000
+fuzz: $(VENV)/.test-ready  ## mutate files of every format at random, some ten minutes (FUZZ_EXAMPLES=N a test)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -n 2 --timeout 3600 tests/test_fuzz.py
 
 # HIPPOCAMPUS=DIR adds the epoch on real scans; ROWS=step,gpu picks rows. See `python -m benchmarks --help`.
 BENCH = $(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(HIPPOCAMPUS),--hippocampus $(HIPPOCAMPUS))
