@@ -98,6 +98,8 @@ class DataConfig:
     """Voxel axes that augmentation may mirror (0 = left-right; sided classes are then swapped by name)."""
     augmentation: dict[str, Any] | None = None
     """Strengths of the augmentation, by name; see transforms.chains.augmentation_chain."""
+    augment_on_device: bool = False
+    """Augment on the GPU that trains instead of in the workers, where these cannot keep up with it."""
     cache_dir: str = "cache"
     """Folder of the preprocessed cases, shared by all runs."""
     cache_limit_gb: float = 0.0
@@ -131,6 +133,10 @@ class DataConfig:
         _require(
             not self.flips or self.data_aug,
             "data.flips is set but augmentation is off; add --data_aug or remove data.flips",
+        )
+        _require(
+            not self.augment_on_device or self.data_aug,
+            "data.augment_on_device is set but augmentation is off; add --data_aug or remove data.augment_on_device",
         )
         _require(
             not self.augmentation or self.data_aug,

@@ -116,7 +116,11 @@ class _Cached:
         random_part = None
         if augment:
             random_part = augmentation_chain(
-                data.target_size, class_names=class_names, flips=data.flips, **(data.augmentation or {})
+                data.target_size,
+                class_names=class_names,
+                flips=data.flips,
+                later=data.augment_on_device,
+                **(data.augmentation or {}),
             )
         built = CachedDataset(
             [_item(case) for case in cases],
@@ -200,7 +204,10 @@ class _TrainingCases(TorchDataset):
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return list_data_collate(items) if items else {"case": []}
+    if not items:
+        return {"case": []}
+    drawn = [item.pop("draw") for item in items if "draw" in item]
+    return list_data_collate(items) | ({"draw": drawn} if drawn else {})
 
 
 class BodyData(pl.LightningDataModule):
@@ -230,6 +237,13 @@ class BodyData(pl.LightningDataModule):
         rank, world_size = self._place()
         cases = self.prepared.val
         return self._loader(cases, batch_sampler=ShareSampler(len(cases), rank=rank, world_size=world_size))
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Augment here what was only drawn in the workers (data.augment_on_device)."""
+        if "draw" not in batch:
+            return batch
+        (augment,) = self.prepared.train.transform.transforms
+        return augment.apply_to_batch(batch)
 
     def _loader(self, dataset: TorchDataset, **which: Any) -> DataLoader:
         return DataLoader(

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,8 @@ class RandomAugmentd(Randomizable, MapTransform):
     """Draw a `Draw` and apply it to image and label; `set_random_state` decides everything.
 
     `data["image"]` is float (C, I, J, K), `data["label"]`, which may be absent, integer (1, I, J, K), both on a grid of
-    `target_size`. Each axis in `flips` is mirrored in half of the cases. Raises ValueError that names the argument.
+    `target_size`. Each axis in `flips` is mirrored in half of the cases. With `later`, a call only writes what it drew
+    into `data["draw"]`, for `apply_to_batch`. Raises ValueError that names the argument.
     """
 
     def __init__(
@@ -163,8 +164,10 @@ class RandomAugmentd(Randomizable, MapTransform):
         *,
         class_names: Sequence[str] | None = None,
         flips: Sequence[int] = (),
+        later: bool = False,
     ):
         super().__init__(("image", "label"), allow_missing_keys=True)
+        self.later = later
         self.target_size, self.flips = tuple(target_size), tuple(flips)
         self.strengths = Strengths() if strengths is None else strengths
         self.partners = _partners(self.flips, class_names)
@@ -202,7 +205,20 @@ class RandomAugmentd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
-        return self.apply(data, self.drawn)
+        return {**data, "draw": asdict(self.drawn)} if self.later else self.apply(data, self.drawn)
+
+    def apply_to_batch(self, batch: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Apply the draws of a batch, one a case, on the device that it lies on.
+
+        `batch` holds "image" (B, C, I, J, K), "label" (B, 1, I, J, K) and "draw", which is left out of the result.
+        Both are changed in place. The noise of a GPU is other than a CPU's from the same seed.
+        """
+        d = dict(batch)
+        for index, drawn in enumerate(d.pop("draw")):
+            applied = self.apply({key: d[key][index] for key in self.key_iterator(d)}, Draw(**drawn))
+            for key in self.key_iterator(d):
+                d[key][index] = applied[key]
+        return d
 
     def apply(self, data: Mapping[Hashable, Any], draw: Draw) -> dict[Hashable, Any]:
         """Apply what was drawn: deterministic, and nothing is changed in place. Affine and meta stay."""
