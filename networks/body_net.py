@@ -344,16 +344,23 @@ def _normalised_backward(
     gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for x, weight and bias from that for the normalised values."""
-    samples = [
-        torch.ops.aten.native_batch_norm_backward(
-            gradient[b : b + 1], x[b : b + 1], weight, None, None, mean[b], rstd[b], True, EPSILON, [True, True, True]
-        )
-        for b in range(len(x))
-    ]
-    if len(samples) == 1:
-        return samples[0]
-    x_gradients, weight_gradients, bias_gradients = zip(*samples, strict=True)
-    return torch.cat(x_gradients), torch.stack(weight_gradients).sum(0), torch.stack(bias_gradients).sum(0)
+    if len(x) == 1:
+        return _normalised_backward_of_one(gradient, x, weight, mean[0], rstd[0])
+    into_x, into_weight, into_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+    for b in range(len(x)):
+        one = slice(b, b + 1)
+        of_one = _normalised_backward_of_one(gradient[one], x[one], weight, mean[b], rstd[b])
+        into_x[one] = of_one[0]
+        into_weight += of_one[1]
+        into_bias += of_one[2]
+    return into_x, into_weight, into_bias
+
+
+def _normalised_backward_of_one(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (None, None, mean, rstd, True, EPSILON, [True, True, True])
+    return torch.ops.aten.native_batch_norm_backward(gradient, x, weight, *statistics)
 
 
 def _dense(x: Tensor) -> Tensor:
