@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from networks.body_net import BodyNet, norm_act, norm_act_conv
+from networks.body_net import BodyNet
+from networks.norm_act import norm_act, norm_act_conv
 from networks.registry import NetworkError
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]

@@ -1,0 +1,206 @@
+"""Instance normalisation, leaky ReLU and a convolution as one step that keeps a single tensor for the backward pass.
+
+The convolution's *un-normalised* input is kept and the rest recomputed: one tensor a convolution instead of two or
+three. Knows no network.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from networks.small_volumes import needs_float32
+
+NEGATIVE_SLOPE = 0.01
+EPSILON = 1e-5
+HALF = (torch.bfloat16, torch.float16)
+
+
+class NormAct(nn.Module):
+    """Instance normalisation and leaky ReLU, keeping only its input for the backward pass, in any memory layout."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return norm_act(x, self.weight, self.bias)
+
+
+class NormActConv(nn.Module):
+    """Instance normalisation, leaky ReLU and a 3×3×3 convolution, keeping only its input for the backward pass."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.norm = NormAct(in_channels)
+        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.conv.weight.to(
+            x.dtype
+        )  # what autocast would do, and where the weight's gradient comes back in float32
+        return norm_act_conv(x, self.norm.weight, self.norm.bias, kernel, self.conv.stride[0])
+
+
+def norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """leaky_relu(instance_norm(x)), equal to torch's own, statistics in float32.
+
+    Args:
+        x: (B, C, I, J, K) in any floating dtype.
+        weight: (C,) scale of the normalised values.
+        bias: (C,) shift of the normalised values.
+    """
+    return _NormAct.apply(x, weight, bias)
+
+
+def norm_act_conv(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
+    """conv3d(norm_act(x), kernel, stride, padding 1), keeping x alone for the backward pass.
+
+    Args:
+        x: (B, C, I, J, K) in any floating dtype.
+        weight: (C,) scale of the normalised values.
+        bias: (C,) shift of the normalised values.
+        kernel: (D, C, 3, 3, 3) in x's dtype.
+        stride: Step of the convolution, the same in the three directions.
+    """
+    return _NormActConv.apply(x, weight, bias, kernel, stride)
+
+
+class _NormAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x = _dense(x)
+        activated, mean, rstd = _activated(x, weight, bias, out=torch.empty_like(x))
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        return activated
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
+        _activation_backward(_like(gradient, x), activated, out=activated)
+        return _normalised_backward(activated, x, weight, mean, rstd)
+
+
+class _NormActConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int) -> Tensor:
+        x = _dense(x)
+        activated, mean, rstd = _activated(x, weight, bias, out=_scratch(x))
+        ctx.save_for_backward(x, weight, bias, kernel, mean, rstd)
+        ctx.stride = stride
+        return F.conv3d(activated, kernel, stride=stride, padding=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
+        activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
+        gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, [ctx.stride] * 3)
+        _activation_backward(gradient, activated, out=gradient)
+        return *_normalised_backward(_like(gradient, x), x, weight, mean, rstd), kernel_gradient, None
+
+
+# Instance normalisation is batch normalisation of one sample. torch's batch-norm kernels are used because they know the
+# channels-last layout, forwards and backwards; its instance_norm is slow in that layout, and on a CPU its gradients
+# there are wrong (torch 2.13, and test_body_net.py).
+
+
+def _activated(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """leaky_relu(instance_norm(x)) in x's layout, and the means and reciprocal standard deviations, both (B, C)."""
+    mean, rstd = (weight.new_empty(x.shape[:2]) for _ in range(2))
+    for b in range(len(x)):
+        statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
+        torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, None, None, True, 0.0, EPSILON, **statistics)
+    return F.leaky_relu_(out, NEGATIVE_SLOPE), mean, rstd
+
+
+def _activated_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, *, out: Tensor) -> Tensor:
+    """The same values from statistics that are known: one pass over x instead of two."""
+    variance, nothing = rstd.pow(-2), weight.new_empty(0)
+    for b in range(len(x)):
+        known = (mean[b], variance[b], False, 0.0, 0.0)  # not training; and the variance holds EPSILON already
+        results = {"out": out[b : b + 1], "save_mean": nothing, "save_invstd": nothing}
+        torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, *known, **results)
+    return F.leaky_relu_(out, NEGATIVE_SLOPE)
+
+
+def _scratch(x: Tensor) -> Tensor:
+    """An unset tensor like x that is valid until the next call in this thread.
+
+    On a CPU the memory is kept: fresh pages cost more time than the normalisation that fills them, and a hole where
+    such a tensor was tears the heap apart. On a GPU the caching allocator sees to both,
+    and compiled code to its own buffers.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.empty_like(x)
+    kept = getattr(_kept, "memory", None)
+    size = x.numel() * x.element_size()
+    if kept is None or kept.numel() < size:
+        kept = _kept.memory = torch.empty(size, dtype=torch.uint8)
+    return kept[:size].view(x.dtype).as_strided(x.shape, x.stride())
+
+
+_kept = threading.local()  # .memory: bytes, or None
+
+
+def forget_scratch() -> None:
+    """Give this thread's scratch memory back."""
+    _kept.memory = None
+
+
+def _activation_backward(gradient: Tensor, activated: Tensor, *, out: Tensor) -> None:
+    """Write the gradient for leaky ReLU's input into `out`, which may be one of the other two."""
+    # With a positive slope the activated value has the sign of its input, so it serves as well
+    torch.ops.aten.leaky_relu_backward.grad_input(gradient, activated, NEGATIVE_SLOPE, True, grad_input=out)
+
+
+def _convolution_backward(gradient: Tensor, x: Tensor, kernel: Tensor, stride: list[int]) -> tuple[Tensor, Tensor]:
+    """Gradients for x and kernel from that for conv3d(x, kernel, stride, padding 1)."""
+    convolution = (None, stride, [1] * 3, [1] * 3, False, [0] * 3, 1, [True, True, False])
+    if x.dtype in HALF and needs_float32(x, kernel.shape[2:], stride):
+        single = (gradient.float(), x.float(), kernel.float())
+        x_gradient, kernel_gradient, _ = torch.ops.aten.convolution_backward(*single, *convolution)
+        return x_gradient.to(x.dtype), kernel_gradient.to(kernel.dtype)
+    return torch.ops.aten.convolution_backward(gradient, x, kernel, *convolution)[:2]
+
+
+def _normalised_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for x, weight and bias from that for the normalised values."""
+    if len(x) == 1:
+        return _normalised_backward_of_one(gradient, x, weight, mean[0], rstd[0])
+    into_x, into_weight, into_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+    for b in range(len(x)):
+        one = slice(b, b + 1)
+        of_one = _normalised_backward_of_one(gradient[one], x[one], weight, mean[b], rstd[b])
+        into_x[one] = of_one[0]
+        into_weight += of_one[1]
+        into_bias += of_one[2]
+    return into_x, into_weight, into_bias
+
+
+def _normalised_backward_of_one(
+    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (None, None, mean, rstd, True, EPSILON, [True, True, True])
+    return torch.ops.aten.native_batch_norm_backward(gradient, x, weight, *statistics)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x itself if it lies in one of the two layouts that the kernels know, else a copy in the default one."""
+    if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d):
+        return x
+    return x.contiguous()
+
+
+def _like(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient in x's memory layout: the batch-norm kernels want both alike."""
+    return gradient if gradient.stride() == x.stride() else torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)
