@@ -165,9 +165,18 @@ def evaluate_run(
 def _cases_of(folder: RunFolder, split: str) -> tuple[Dataset, list[Case]]:
     """The data set of a run and the cases of a side of its split, in the split's order."""
     data = folder.read_config()["data"]
-    ids = (data.get("split") or {}).get(split)
+    sides = data.get("split") or {}
+    ids = sides.get(split)
     if not ids:
-        raise EvaluationError(f"{folder.config}: data.split.{split}: expected cases, found none; name another split")
+        others = [f"--split {side} ({len(sides[side])})" for side in ("val", "test", "train") if sides.get(side)]
+        raise EvaluationError(
+            f"{folder.config}: data.split.{split}: expected cases, found none; "
+            + (
+                f"there are some for {', '.join(others)}"
+                if others
+                else "name predictions and labels instead of the run"
+            )
+        )
     dataset = list_cases(
         data["dataset_root"], data.get("layout", "auto"), fold=data.get("fold", 0),
         class_names=data.get("class_names") or None, label_remap=data.get("label_remap"), strict=False,

@@ -424,7 +424,8 @@ def test_a_run_is_predicted_and_scored_on_its_own_validation_cases(run_folder):
 
 
 def test_a_split_without_cases_or_a_changed_data_set_is_refused(run_folder):
-    with pytest.raises(EvaluationError, match=r"data\.split\.test: expected cases, found none"):
+    there = r"found none; there are some for --split val \(2\), --split train \(1\)$"
+    with pytest.raises(EvaluationError, match=r"data\.split\.test: expected cases, " + there):
         evaluate_run(run_folder.path, "test")
     (Path(run_folder.read_config()["data"]["dataset_root"]) / "images" / "case_1.nii.gz").unlink()
     (Path(run_folder.read_config()["data"]["dataset_root"]) / "labels" / "case_1.nii.gz").unlink()
