@@ -201,7 +201,7 @@ def _say_data(prepared: PreparedData, say: Callable[[str], None]) -> None:
     for case, reason in prepared.skipped.items():
         say(f"Skipping case {case}: {reason}")
     if prepared.n_warnings:
-        say(f"The data give {prepared.n_warnings} warnings; bodyseg check explains them")
+        say(f"Warnings about the data: {prepared.n_warnings}; bodyseg check explains them")
     counts = {"train": len(prepared.train), "val": len(prepared.val)}
     for side, count in counts.items():
         say(f"BodyDataset [{side}]: {count} samples")
