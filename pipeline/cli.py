@@ -278,15 +278,20 @@ def _evaluate(arguments: list[str]) -> int:
             "--class_names is for --predictions and --labels; a RUN and its data name their classes"
         )
     room = importlib.import_module("pipeline.evaluate")
+    surfaces = {"tolerance_mm": given.tolerance_mm, "surface": None if given.surface == "none" else given.surface}
+    folder = given.output or room.default_output(given.run, given.split, given.predictions)
+    room.check_output(folder)
+    if given.compare:
+        room.check_baseline(given.compare, room.metrics_path(folder), given.compare_by, **surfaces)
     with Bar("Evaluating") as bar:
         common = {
-            "tolerance_mm": given.tolerance_mm, "surface": None if given.surface == "none" else given.surface,
-            "resample": given.resample, "seed": given.seed, "workers": given.workers, "case_progress": bar.update_part,
+            **surfaces, "resample": given.resample, "seed": given.seed, "workers": given.workers,
+            "case_progress": bar.update_part,
             "progress": lambda what, done, total, note: bar.update(done, total, what.capitalize(), note),
         }  # fmt: skip
         if given.run is not None:
-            found, folder = room.evaluate_run(
-                given.run, given.split, output=given.output, device=given.device, precision=given.precision,
+            found, _ = room.evaluate_run(
+                given.run, given.split, output=folder, device=given.device, precision=given.precision,
                 overwrite=given.overwrite, trust=given.trust_config, **common,
             )  # fmt: skip
         else:
@@ -294,8 +299,6 @@ def _evaluate(arguments: list[str]) -> int:
             found = room.evaluate(
                 given.predictions, given.labels, class_names=names, follow_links=given.follow_links, **common
             )
-            folder = given.output or (given.predictions if given.predictions.is_dir() else given.predictions.parent)
-            folder.mkdir(parents=True, exist_ok=True)
     metrics, _ = room.write_files(found, folder)
     compared = given.compare and room.compare_metrics(metrics, given.compare, given.compare_by, seed=given.seed)
     print(_evaluation_as_json(metrics, compared) if given.json else room.to_text(found))

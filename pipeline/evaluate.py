@@ -27,9 +27,18 @@ from pipeline.cases import list_cases
 from pipeline.class_table import ClassTable
 from pipeline.common_classes import CommonClasses
 from pipeline.dataset import Case, Dataset
-from pipeline.evaluation import Evaluation, to_csv, to_document, to_text, worst_first, write_files
+from pipeline.evaluation import (
+    Evaluation,
+    check_output,
+    metrics_path,
+    to_csv,
+    to_document,
+    to_text,
+    worst_first,
+    write_files,
+)
 from pipeline.inference import Passes, choose_device, choose_precision, load_models
-from pipeline.metrics_comparison import MetricsComparison, compare_metrics
+from pipeline.metrics_comparison import MetricsComparison, check_baseline, compare_metrics
 from pipeline.pairing import ClassNames, EvaluationError, Progress, list_side, match
 from pipeline.run_folder import RunFolder
 from pipeline.segmentation_files import Wanted
@@ -37,7 +46,8 @@ from pipeline.surface_elements import SurfaceKind
 from transforms.load import VolumeError
 
 __all__ = ["Evaluation", "EvaluationError", "MetricsComparison", "compare_metrics", "evaluate", "evaluate_pairs"]
-__all__ += ["evaluate_run", "to_csv", "to_document", "to_text", "write_files"]
+__all__ += ["check_baseline", "check_output", "default_output", "evaluate_run", "metrics_path"]
+__all__ += ["to_csv", "to_document", "to_text", "write_files"]
 
 Split = Literal["train", "val", "test"]
 
@@ -140,7 +150,7 @@ def evaluate_run(
     models = load_models([run], place, trust=trust)
     if models[0].class_names != dataset.class_names:
         raise EvaluationError(f"{folder.path}: its classes are not those of {dataset.root} any more; restore the data")
-    target = folder.path / "evaluation" / split if output is None else Path(output)
+    target = default_output(folder.path, split) if output is None else Path(output)
     wanted = Wanted(target / "predictions", models[0].class_names)
     records = segment_cases(
         models, [InputCase(case.id, case.image) for case in cases], wanted,
@@ -160,6 +170,15 @@ def evaluate_run(
         described=(str(folder.path), f"{split} cases of {dataset.root}"),
     )  # fmt: skip
     return result, target
+
+
+def default_output(run: Path | None, split: Split, predictions: Path | None = None) -> Path:
+    """Return where metrics lie unless something else is said: RUN/evaluation/SPLIT, or the predictions' own folder."""
+    if run is not None:
+        return RunFolder.at(run).path / "evaluation" / split
+    if predictions is None:
+        raise EvaluationError("expected a run or predictions, found neither; name one")
+    return predictions if predictions.is_dir() else predictions.parent
 
 
 def _cases_of(folder: RunFolder, split: str) -> tuple[Dataset, list[Case]]:

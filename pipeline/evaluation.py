@@ -7,8 +7,10 @@ together is `evaluate`'s, and two metrics.json side by side are `metrics_compari
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from pipeline.common_classes import CommonClasses
 from pipeline.dataset import Label
 from pipeline.history import now
 from pipeline.metrics import Absent
-from pipeline.run_folder import write_atomically, write_json
+from pipeline.run_folder import write_atomically, write_error, write_json
 from pipeline.statistics import CONFIDENCE, N_RESAMPLES, Summary, summarise
 from pipeline.surface_elements import SurfaceKind
 
@@ -170,14 +172,35 @@ def _found(case: CaseScores) -> list[int]:
     return [int(c) for c in np.flatnonzero(held) if c > 0]
 
 
+def metrics_path(folder: Path) -> Path:
+    """Where in its output folder an evaluation has its metrics.json."""
+    return folder / "metrics.json"
+
+
 def _path(source: Label) -> str:
     """The file; for a mask a structure their folder."""
     return str(source if isinstance(source, Path) else source[0][1].parent if source else "")
 
 
+def check_output(folder: Path) -> None:
+    """Refuse a folder that cannot be written or made, before hours of scoring; makes nothing. Raises RunFolderError."""
+    try:
+        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise write_error(folder, error) from None
+
+
 def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Write metrics.json and metrics.csv into an existing folder, each at one stroke. Raises RunFolderError."""
-    json_path, csv_path = folder / "metrics.json", folder / "metrics.csv"
+    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises RunFolderError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    json_path, csv_path = metrics_path(folder), folder / "metrics.csv"
     write_json(json_path, to_document(evaluation))
     text = to_csv(evaluation)
     write_atomically(csv_path, lambda stream: stream.write(text.encode("utf-8", errors="backslashreplace")))

@@ -17,6 +17,7 @@ from pipeline.case_scores import SURFACE_METRICS
 from pipeline.evaluation import FORMAT, aligned, number, printable
 from pipeline.run_folder import null_for_undefined, read_json
 from pipeline.statistics import bootstrap_interval, holm, wilcoxon_p
+from pipeline.surface_elements import SurfaceKind
 
 COMPARED = ("dice", "iou", "hd95_mm", "surface_dice")
 SIGNIFICANT = 0.05
@@ -88,6 +89,33 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
         classes=tuple(ClassDifference(**row) for row in rows),
         only_in_one=tuple(name for name in [*known[0], *known[1]] if name not in common),
     )  # fmt: skip
+
+
+def check_baseline(
+    baseline: Path, output: Path, metric: str = "dice", *, tolerance_mm: float, surface: SurfaceKind | None
+) -> None:
+    """Refuse, before an evaluation is computed, a metrics.json that it could not be compared with.
+
+    Args:
+        baseline: the metrics.json to compare with.
+        output: the metrics.json that the evaluation will write; where that is the baseline, the comparison would be
+            one of the result with itself, and the baseline lost.
+        metric: what will be compared.
+        tolerance_mm, surface: of the evaluation.
+
+    Raises:
+        ComparisonError: the same file; no metrics.json; surfaces that `metric` cannot compare. RunFolderError: a file
+            that cannot be read.
+    """
+    document = _read(baseline)
+    if output.exists() and output.samefile(baseline):
+        raise ComparisonError(
+            f"{baseline}: expected the metrics.json of an earlier evaluation, found the file that this one writes and "
+            "would be compared with itself; give this one a folder of its own with --output DIR"
+        )
+    if metric in SURFACE_METRICS:
+        planned = {"settings": {"surface": surface and {"kind": surface}, "tolerance_mm": float(tolerance_mm)}}
+        _check_surfaces([planned, document], [output, baseline], metric)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from pipeline.evaluate import EvaluationError, evaluate, evaluate_run
 from pipeline.evaluation import CONVENTIONS, to_csv, to_document, to_text, write_files
 from pipeline.metrics import class_scores, joint_histogram
 from pipeline.phantom import balls
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, RunFolderError
 from pipeline.surfaces import surface_scores
 from transforms.chains import preprocessing_arguments
 from transforms.load import VolumeError
@@ -373,6 +373,58 @@ def test_the_command_prints_a_table_or_json_and_compares(folders, capsys):
     save(blobs(5), folders / "labels" / "a.nii.gz")
     assert main([*given, *compared]) == 2
     assert "case a: expected the same label in both" in capsys.readouterr().err
+
+
+def scoring(monkeypatch):
+    """The cases that were read to be scored."""
+    seen, score = [], case_scores.score_case
+
+    def noted(pair, **settings):
+        seen.append(pair.case)
+        return score(pair, **settings)
+
+    monkeypatch.setattr("pipeline.evaluate.score_case", noted)
+    return seen
+
+
+def test_a_baseline_is_read_before_anything_is_scored_and_is_never_overwritten(folders, capsys, monkeypatch):
+    given = ["evaluate", "--predictions", str(folders / "predictions"), "--labels", str(folders / "labels")]
+    given += ["--workers", "1"]
+    assert main(given) == 0
+    baseline = folders / "predictions" / "metrics.json"
+    before, scored = baseline.read_bytes(), scoring(monkeypatch)
+    capsys.readouterr()
+    (folders / "link").symlink_to(folders / "predictions", target_is_directory=True)
+    damaged = folders / "damaged.json"
+    damaged.write_text("{}")
+    for compared, words in (
+        ([str(baseline)], "the file that this one writes and would be compared with itself"),
+        ([str(folders / "link" / "metrics.json")], "give this one a folder of its own with --output DIR"),
+        ([str(damaged)], "expected a metrics.json of format"),
+        ([str(folders / "nowhere.json")], "nowhere.json"),
+        ([str(baseline), "--compare_by", "hd95_mm", "--surface", "area", "--output", str(folders / "x")], "--surface"),
+        ([str(baseline), "--compare_by", "surface_dice", "--tolerance_mm", "3", "--output", str(folders / "x")], "3.0"),
+    ):
+        assert main([*given, "--compare", *compared]) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert len(error.splitlines()) == 1
+    assert (scored, baseline.read_bytes(), (folders / "x").exists()) == ([], before, False)
+    assert main([*given, "--compare", str(baseline), "--output", str(folders / "x")]) == 0
+    assert baseline.read_bytes() == before
+
+
+def test_an_output_folder_that_cannot_be_made_is_refused_before_anything_is_scored(folders, capsys, monkeypatch):
+    given = ["evaluate", "--predictions", str(folders / "predictions"), "--labels", str(folders / "labels")]
+    scored = scoring(monkeypatch)
+    (folders / "file").write_text("")
+    assert main([*given, "--workers", "1", "--output", str(folders / "file" / "x")]) == 2
+    error = capsys.readouterr().err
+    assert f"{folders / 'file' / 'x'}: cannot be written" in error
+    assert (len(error.splitlines()), scored) == (1, [])
+    (folders / "dangling").symlink_to(folders / "nowhere" / "else")  # only making it shows that it cannot be made
+    with pytest.raises(RunFolderError, match="dangling: cannot be written"):
+        write_files(evaluate(folders / "predictions", folders / "labels"), folders / "dangling")
 
 
 @pytest.mark.parametrize(
