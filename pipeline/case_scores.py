@@ -37,6 +37,13 @@ SURFACE_METRICS = ("hd95_mm", "surface_dice")
 METRICS = ("dice", "iou", *SURFACE_METRICS, "volume_difference_ml", *VOLUMES)
 """What is summed up over cases, each a field of CaseScores."""
 
+MAX_SHEAR_DEGREES = 0.05
+"""Surface distances take a voxel for a box. Up to this angle off a right one they are less than 0.1 % wrong."""
+
+_AXIS_STEP_MM, _ORIGIN_STEP_MM = 2**0.5 / 1000, 2**0.5 / 100
+"""To what an affine is rounded before it is hashed: file formats keep 7 digits or more. Irrational, since spacings are
+round numbers and must not lie on the edge between two steps."""
+
 _IF_BOTH_LACK_IT = {"dice": 1.0, "iou": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
 _IF_ONLY_PREDICTED = {"dice": 0.0, "iou": 0.0, "hd95_mm": np.inf, "surface_dice": 0.0}
 
@@ -56,10 +63,12 @@ class CaseScores:
 
     pair: Pair
     label_sha256: str
-    """Of the label's shape and of its values as they stand in the file (class indices for masks)."""
+    """Of the label's grid (shape and affine) and of its values as they stand in the file (class indices for masks)."""
     spacing_mm: tuple[float, float, float]
+    shear_degrees: float
+    """How far the voxel's axes are off right angles, at most."""
     surface: SurfaceKind | None
-    """None where surfaces were left out: HD95 and surface Dice are NaN then."""
+    """None where surfaces were left out, or the grid is sheared: HD95 and surface Dice are NaN then."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
     dice: Float[np.ndarray, " C"]
@@ -121,7 +130,8 @@ def score_case(
         classes: what is scored, and the values that it has on either side; voxels of the label's ignore value count
             for nothing.
         tolerance_mm: distance up to which surfaces agree, for the surface Dice.
-        surface: what a surface consists of, see `surface_elements`; None leaves HD95 and surface Dice out (NaN).
+        surface: what a surface consists of, see `surface_elements`; None leaves HD95 and surface Dice out (NaN), as
+            does a grid sheared by more than MAX_SHEAR_DEGREES, on which they would be wrong.
         resample: bring a prediction on another grid onto the label's, by nearest neighbour, instead of refusing it.
         advance: called with the share of the work that is done, 0 to 1.
 
@@ -136,7 +146,9 @@ def score_case(
     )
     grid, as_read = _geometry(label), label.as_tensor()[0].numpy()
     advance(SHARE_OF_READING)
-    digest = _hash(as_read, classes.label)
+    digest, shear = _hash(as_read, classes.label, grid.affine), _shear_degrees(grid.affine)
+    if shear > MAX_SHEAR_DEGREES:
+        surface = None
     predicted, resampled = _onto_label(prediction, label, pair, resample)
     reference, predicted = (
         _looked_up(as_read, classes.label_lookup()),
@@ -144,7 +156,7 @@ def score_case(
     )
     n_classes, ignored = len(classes.names), classes.ignored
     histogram = joint_histogram(torch.from_numpy(reference), torch.from_numpy(predicted), n_classes, ignored)
-    overlap = class_scores(histogram, grid.spacing_mm)
+    overlap = class_scores(histogram, abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000)
     hd95_mm, surface_dice = np.full((2, n_classes), np.nan)
     if surface is not None:
         advance(0.5 + SHARE_OF_READING / 2)
@@ -159,6 +171,7 @@ def score_case(
         pair=pair,
         label_sha256=digest,
         spacing_mm=grid.spacing_mm,
+        shear_degrees=shear,
         surface=surface,
         resampled=resampled,
         dice=overlap.dice.double().numpy(),
@@ -188,6 +201,12 @@ def _geometry(volume: MetaTensor) -> Geometry:
     return Geometry(tuple(volume.shape[1:]), volume.affine.numpy(), np.dtype(np.uint8), "nifti")
 
 
+def _shear_degrees(affine: np.ndarray) -> float:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
+    return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
+
+
 def _onto_label(prediction: MetaTensor, label: MetaTensor, pair: Pair, resample: bool) -> tuple[np.ndarray, bool]:
     """Return the prediction (I, J, K) on the label's grid, and whether that took resampling."""
     array, found, wanted = prediction.as_tensor()[0].numpy(), _geometry(prediction), _geometry(label)
@@ -215,14 +234,19 @@ def _name(source: Label) -> str:
     return str(source if isinstance(source, Path) else source[0][1].parent if source else "without masks")
 
 
-def _hash(reference: np.ndarray, table: ClassTable) -> str:
-    """Hash what the file says, not our class indices: those depend on which classes somebody evaluates."""
+def _hash(reference: np.ndarray, table: ClassTable, affine: np.ndarray) -> str:
+    """Hash what the file says, not our class indices: those depend on which classes somebody evaluates.
+
+    The grid belongs to it: the same voxels of another size have other volumes and distances.
+    """
     ignored = None if table.ignore_value is None else ignore_index(len(table.values))
     values = np.zeros(max(len(table.values), (ignored or 0) + 1), dtype="<i4")
     values[: len(table.values)] = table.values
     if ignored is not None:
         values[ignored] = table.ignore_value
-    digest = hashlib.sha256(repr(tuple(reference.shape)).encode())
+    steps = np.array([_AXIS_STEP_MM] * 3 + [_ORIGIN_STEP_MM])
+    grid = np.rint(affine[:3] / steps).astype(np.int64).tolist()
+    digest = hashlib.sha256(repr((tuple(reference.shape), grid)).encode())
     for k in range(reference.shape[2]):
         digest.update(values[reference[:, :, k]].tobytes(order="F"))
     return digest.hexdigest()

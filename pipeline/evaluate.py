@@ -248,8 +248,21 @@ def evaluate_pairs(
     return Evaluation(
         predictions=described[0], labels=described[1], classes=classes, tolerance_mm=float(tolerance_mm),
         surface=surface, seed=seed, cases=worst_first(scores), refused=dict(sorted(refused.items())),
-        labels_without_prediction=tuple(labels_without_prediction), notes=tuple(notes),
+        labels_without_prediction=tuple(labels_without_prediction), notes=(*notes, *_sheared(scores, surface)),
     )  # fmt: skip
+
+
+def _sheared(scores: Sequence[CaseScores], surface: SurfaceKind | None, most: int = 10) -> list[str]:
+    """Name the cases whose surfaces could not be measured."""
+    if surface is None:
+        return []
+    lines = [
+        f"case {case.case}: the axes of its voxels are {case.shear_degrees:.3g}° off right angles (a tilted gantry?): "
+        "HD95 and surface Dice are left out of it; resample image and label onto an upright grid to have them"
+        for case in sorted(scores, key=lambda case: case.case)
+        if case.surface is None
+    ]
+    return lines[:most] + ([f"and {len(lines) - most} more cases with such voxels"] if len(lines) > most else [])
 
 
 def _check_tolerance(tolerance_mm: float) -> None:

@@ -27,7 +27,8 @@ from pipeline.run_folder import write_atomically, write_error, write_json
 from pipeline.statistics import CONFIDENCE, N_RESAMPLES, Summary, summarise
 from pipeline.surface_elements import SurfaceKind
 
-FORMAT = 1
+FORMAT = 2
+"""Of metrics.json. 2: label_sha256 holds the label's grid, too, so that hashes of format 1 are never equal to it."""
 CONVENTIONS: tuple[Absent, ...] = ("left_out", "scored")
 COUNTS = ("true_positives", "false_positives", "false_negatives")
 DEFINITIONS = {

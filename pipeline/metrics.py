@@ -11,7 +11,6 @@ Conventions for a class that the reference lacks, named the same in `surfaces`:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -162,17 +161,16 @@ class ClassScores(NamedTuple):
     prediction_ml: Float[Tensor, " C"]
 
 
-def class_scores(
-    histogram: Int[Tensor, "C C"], spacing_mm: Sequence[float | int], absent: Absent = "left_out"
-) -> ClassScores:
-    """Read the overlap scores of one case off its joint histogram; spacing_mm is the voxel's size along i, j, k.
+def class_scores(histogram: Int[Tensor, "C C"], voxel_ml: float | int, absent: Absent = "left_out") -> ClassScores:
+    """Read the overlap scores of one case off its joint histogram; voxel_ml is the volume of one voxel.
+
+    That volume is |det| of the affine's 3×3 part in mm³, by 1000: on a sheared grid the product of edges is larger.
 
     `absent` decides Dice and IoU where the reference lacks the class, see the top of this file.
     """
     tp = histogram.diagonal()
     fp, fn = histogram.sum(0) - tp, histogram.sum(1) - tp
     dice = dice_of(histogram, absent)
-    voxel_ml = math.prod(spacing_mm) / 1000
     return ClassScores(
         dice=dice,
         iou=dice / (2 - dice),

@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from networks.body_net import BodyNet
 from pipeline import case_scores
-from pipeline.case_scores import METRICS, VOLUMES, Pair
+from pipeline.case_scores import METRICS, SURFACE_METRICS, VOLUMES, Pair
 from pipeline.class_table import ClassTable
 from pipeline.cli import main
 from pipeline.common_classes import CommonClasses
@@ -121,6 +121,52 @@ def test_a_ball_has_its_volume_and_a_larger_one_its_distance(tmp_path):
     assert scores.false_positives[1] == np.count_nonzero(grown) - np.count_nonzero(label)
 
 
+@pytest.mark.parametrize("tilt_degrees", [0.01, 20])
+def test_a_sheared_grid_has_true_volumes_and_no_distances_that_would_be_wrong(tmp_path, tilt_degrees):
+    affine = np.diag([0.5, 0.5, 0.5, 1])
+    affine[1, 2] = 0.5 * np.tan(np.radians(tilt_degrees))  # as a CT with its gantry tilted
+    affine[1, 3] = -60 * affine[1, 2] / 2
+    label, grown = (balls((60, 80, 60), affine, [(15, 20, 15)], [radius]) for radius in (10, 12))
+    save(label, tmp_path / "labels" / "ball.nii", affine)
+    save(grown, tmp_path / "predictions" / "ball.nii", affine)
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels", class_names=["background", "ball", "none"])
+    (scores,) = result.cases
+    small, large = (4 / 3 * np.pi * r**3 / 1000 for r in (10, 12))
+    assert (scores.reference_ml[1], scores.prediction_ml[1]) == pytest.approx((small, large), rel=0.005)
+    assert scores.volume_difference_ml[1] == pytest.approx(large - small, rel=0.01)
+    document = to_document(result)
+    if tilt_degrees > 1:
+        assert np.isnan(
+            [scores.score(metric, absent)[1:] for metric in SURFACE_METRICS for absent in CONVENTIONS]
+        ).all()
+        assert "case ball: the axes of its voxels are 20° off right angles" in to_text(result)
+    else:
+        assert scores.hd95_mm[1] == pytest.approx(2, abs=0.26)
+        assert scores.surface_dice[1] > 0.5
+    assert len(document["notes"]) == (1 if tilt_degrees > 1 else 0)
+    assert document["summary"]["left_out"]["classes"]["ball"]["hd95_mm"]["n"] == (0 if tilt_degrees > 1 else 1)
+
+
+def test_the_labels_hash_tells_grids_apart_and_not_the_files_rounding(tmp_path):
+    label = blobs(1)
+    prediction = save(label, tmp_path / "prediction.nii")
+
+    def hashed(name, affine):
+        path = save(label, tmp_path / name, affine)
+        return score_case(Pair("x", prediction, path), TABLE, resample=True, surface=None).label_sha256
+
+    wider, moved = AFFINE @ np.diag([1, 1, 1.01, 1]), AFFINE.copy()
+    moved[0, 3] += 1
+    grids = {"a.nii": AFFINE, "wider.nii": wider, "moved.nii": moved}
+    hashes = {name: hashed(name, affine) for name, affine in grids.items()}
+    assert len(set(hashes.values())) == 3
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nii")), str(tmp_path / "a.mha"))
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nii")), str(tmp_path / "a.nrrd"))
+    for name in ("a.mha", "a.nrrd"):
+        again = score_case(Pair("x", prediction, tmp_path / name), TABLE, resample=True, surface=None)
+        assert again.label_sha256 == hashes["a.nii"]
+
+
 def test_both_conventions_are_those_of_the_metric_rooms(tmp_path):
     label, prediction = np.zeros((2, *SHAPE), np.uint8)
     label[2:8, 2:8, 2:8], prediction[3:9, 2:8, 2:8] = 1, 1
@@ -129,7 +175,7 @@ def test_both_conventions_are_those_of_the_metric_rooms(tmp_path):
     scores = score_case(Pair("x", save(prediction, tmp_path / "p.nii"), save(label, tmp_path / "l.nii")), TABLE)
     histogram = joint_histogram(torch.from_numpy(label), torch.from_numpy(prediction), 5)
     for absent in CONVENTIONS:
-        overlap = class_scores(histogram, scores.spacing_mm, absent)
+        overlap = class_scores(histogram, float(np.prod(scores.spacing_mm)) / 1000, absent)
         surface = surface_scores(label, prediction, scores.spacing_mm, 5, absent=absent)
         for name, theirs in {**overlap._asdict(), **surface._asdict()}.items():
             if name in METRICS and name not in VOLUMES:
@@ -171,7 +217,7 @@ def test_another_grid_is_refused_by_name_or_resampled_as_simpleitk_does(tmp_path
     )
     theirs = sitk.GetArrayFromImage(moved).transpose(2, 1, 0)
     histogram = joint_histogram(torch.from_numpy(blobs(1)), torch.from_numpy(theirs.copy()), 5)
-    assert scores.true_positives == pytest.approx(class_scores(histogram, scores.spacing_mm).true_positives, abs=3)
+    assert scores.true_positives == pytest.approx(class_scores(histogram, 1.0).true_positives, abs=3)
 
 
 def test_the_mismatched_real_pair_is_refused_by_name(shared_data):

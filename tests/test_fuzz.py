@@ -329,7 +329,7 @@ def test_a_mutated_run_is_read_or_refused(tmp_path: Path, name: str) -> None:
 def test_mutated_metrics_are_compared_or_refused(tmp_path: Path) -> None:
     scores = {"dice": 0.5, "iou": 0.4, "hd95_mm": 3.0, "surface_dice": 0.6}
     document = {
-        "format": 1,
+        "format": 2,
         "class_names": ["background", "liver"],
         "settings": {"tolerance_mm": 2.0},
         "cases": [{"case": n, "label_sha256": "0", "classes": {"liver": scores}} for n in "abc"],

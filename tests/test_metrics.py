@@ -175,7 +175,7 @@ def test_overlap_scores_are_those_of_simpleitk():
     reference, prediction = (v[0, 0].byte() for v in cases())
     overlap = sitk.LabelOverlapMeasuresImageFilter()
     overlap.Execute(*(sitk.GetImageFromArray(v.numpy()) for v in (prediction, reference)))
-    scores = class_scores(joint_histogram(reference, prediction, N_CLASSES), (1.0, 1.0, 1.0))
+    scores = class_scores(joint_histogram(reference, prediction, N_CLASSES), 0.001)
     for c in (1, 3, 4):
         assert float(scores.dice[c]) == pytest.approx(overlap.GetDiceCoefficient(c))
         assert float(scores.iou[c]) == pytest.approx(overlap.GetJaccardCoefficient(c))
@@ -188,7 +188,7 @@ def test_a_ball_of_10_mm_has_4_19_ml_and_half_of_it_a_dice_of_two_thirds():
     grids = torch.meshgrid(*[(torch.arange(round(22 / s)) + 0.5) * s - 11 for s in spacing], indexing="ij")
     ball = (sum(g**2 for g in grids) <= 100).byte()
     half = ball * (grids[0] > 0)
-    scores = class_scores(joint_histogram(ball, half, 2), spacing)
+    scores = class_scores(joint_histogram(ball, half, 2), math.prod(spacing) / 1000)
     assert float(scores.reference_ml[1]) == pytest.approx(4 / 3 * math.pi, rel=1e-3)
     assert float(scores.prediction_ml[1]) == pytest.approx(2 / 3 * math.pi, rel=1e-3)
     assert [float(v[1]) for v in scores[:4]] == pytest.approx([2 / 3, 1 / 2, 1, 1 / 2])

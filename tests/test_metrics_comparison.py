@@ -24,7 +24,7 @@ def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=(
         for n, column in enumerate(np.transpose(dice).tolist())
     ]
     settings = {"tolerance_mm": tolerance_mm, "surface": surface and {"kind": surface}}
-    document = {"format": 1, "class_names": ["background", *names], "settings": settings, "cases": cases}
+    document = {"format": 2, "class_names": ["background", *names], "settings": settings, "cases": cases}
     path.write_text(json.dumps(document))
     return path
 
@@ -85,7 +85,7 @@ def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
 
 def test_other_files_and_metrics_are_refused(two, tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ComparisonError, match=r"expected a metrics\.json of format 1"):
+    with pytest.raises(ComparisonError, match=r"expected a metrics\.json of format 2"):
         compare_metrics(two[0], tmp_path / "x.json")
     with pytest.raises(ComparisonError, match="metric is 'accuracy', expected one of dice"):
         compare_metrics(two[0], two[1], "accuracy")
