@@ -25,6 +25,10 @@ from pipeline.processes import all_texts
 
 log = logging.getLogger(__name__)
 
+SCALED_STEPS_TO_GIVE_UP = 20
+"""Steps in a row whose scaled gradient was no number. The scale begins at 2**16 and halves after each: some are normal,
+but once it has fallen below 1, it is the gradient itself that is none."""
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; one line that says where and why."""
@@ -120,11 +124,12 @@ class SegmentationModule(pl.LightningModule):
         A gradient that is no number would make every weight none, one step before a loss shows it.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
-        # With scaled gradients infinities are normal: the scaler leaves such a step out and scales less.
-        if self.trainer.precision != "16-mixed" and not torch.isfinite(norm):
-            self._pass_over("gradient", norm)
-            optimizer.zero_grad(set_to_none=True)
-        if self.skip_undefined and not norm:  # a step left out; momentum shall not move the weights either
+        if not torch.isfinite(norm):
+            self._pass_over("gradient", norm, was_scaled=self.trainer.precision == "16-mixed")
+            optimizer.zero_grad(set_to_none=True)  # a scaler has seen it, leaves the step out too and scales less
+        elif norm:
+            self._skipped_in_a_row = 0
+        elif self.skip_undefined:  # a step left out; momentum shall not move the weights either
             optimizer.zero_grad(set_to_none=True)
 
     def learning_rate(self, epoch: int) -> float:
@@ -171,7 +176,6 @@ class SegmentationModule(pl.LightningModule):
         if not torch.isfinite(loss):
             self._pass_over("loss", loss)
             return None if self.trainer.world_size == 1 else self._nothing_to_learn()
-        self._skipped_in_a_row = 0
         self.train_loss.update(loss, weight=sum(counted))
         self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
@@ -183,18 +187,23 @@ class SegmentationModule(pl.LightningModule):
         """A loss of 0 from every parameter: Lightning lets no process leave its backward pass out."""
         return cast(Tensor, sum((0 * p).sum() for p in self.parameters()))
 
-    def _pass_over(self, what: str, value: Tensor) -> None:
-        """Count a step that cannot be trained with; raise TrainingError unless it may be left out."""
+    def _pass_over(self, what: str, value: Tensor, *, was_scaled: bool = False) -> None:
+        """Count a step that cannot be trained with; raise TrainingError unless it may be left out.
+
+        was_scaled: the scale may have been too large, which is normal; only too many in a row are an error.
+        """
         step = self.trainer.fit_loop.epoch_loop.batch_idx
         cases = ", ".join(all_texts(", ".join(self._cases)))
         where = f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {cases})"
         advice = "try a smaller --lr, --precision 32, or look at these cases"
-        if not self.skip_undefined:
+        if not (self.skip_undefined or was_scaled):
             raise TrainingError(f"{where}; {advice} (--training.on_nan_loss skip leaves such steps out)")
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
-        log.warning("%s; step left out, %d so far", where, self.skipped_steps)
-        if self._skipped_in_a_row >= self.trainer.num_training_batches:
+        log.log(
+            logging.INFO if was_scaled else logging.WARNING, "%s; step left out, %d so far", where, self.skipped_steps
+        )
+        if self._skipped_in_a_row >= (SCALED_STEPS_TO_GIVE_UP if was_scaled else self.trainer.num_training_batches):
             raise TrainingError(f"{where}, like all of the {self._skipped_in_a_row} steps before it; {advice}")
 
     def on_validation_epoch_start(self) -> None:
@@ -218,11 +227,24 @@ class SegmentationModule(pl.LightningModule):
         segmentation = segment_in_slabs(features, self.head)
         for case in range(len(image)):
             one = slice(case, case + 1)
-            self.val_loss.update(self.criterion(features[one], self.head, label[one]).loss)
+            self.val_loss.update(self._defined(self.criterion(features[one], self.head, label[one]).loss, batch, case))
             histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
             self.dice(histogram[None])
         if keep_sample:
             self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation[0].cpu())
+
+    def _defined(self, loss: Tensor, batch: dict[str, Any], case: int) -> Tensor:
+        """A case's validation loss, or infinity for one that is no number: then the epoch's mean is undefined, too.
+
+        A MeanMetric would leave a NaN out, and what it then gave were the mean of fewer cases.
+        """
+        if torch.isfinite(loss):
+            return loss
+        log.warning(
+            "case %s: the validation loss is %s in epoch %d; val_loss of this epoch is undefined",
+            batch["case"][case], loss.item(), self.current_epoch,
+        )  # fmt: skip
+        return torch.full_like(loss, math.inf)
 
     def on_validation_epoch_end(self) -> None:
         """val_mIoU as the run folder defines it: Dice to IoU per case and class, mean over cases, then over classes."""

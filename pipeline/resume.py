@@ -120,19 +120,34 @@ def read_resume(path: Path) -> dict[str, Any]:
 def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Put a resume state back into network, optimiser, scaler and epoch count.
 
-    Raises RunFolderError where it is of another network.
+    Raises RunFolderError where it is of another network, or the scaler's part is damaged.
     """
     try:
         module.network.load_state_dict(state["network"])
         trainer.optimizers[0].load_state_dict(state["optimizer"])
-        trainer.precision_plugin.load_state_dict(state["precision"])
         module.skipped_steps = state["skipped_steps"]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RunFolderError(
             f"the state to resume does not fit the network ({reason}); begin anew with --overwrite"
         ) from error
+    _restore_precision(state["precision"], trainer)
     # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
     # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
     progress: Any = trainer.fit_loop.epoch_progress.current
     progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]
+
+
+def _restore_precision(state: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Put the gradient scaler back. Only float16 has one: a run that changes its device may gain or lose it."""
+    expected = trainer.precision_plugin.state_dict()
+    if not state or not expected:
+        return  # a new scaler finds its scale within some steps
+    try:
+        trainer.precision_plugin.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"the gradient scaler's state cannot be put back: expected {', '.join(expected)}, "
+            f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or begin anew with "
+            "--overwrite"
+        ) from error
