@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import torch.distributed as dist
 
 from pipeline.processes import (
     STARTED_BY,
+    THIS_PROGRAM,
     Place,
     ProcessError,
     is_lost_connection,
@@ -51,7 +53,7 @@ def companions(
         orderly: what the training raises where all processes agreed to stop.
 
     Raises:
-        ProcessError: another process has ended; its own reason where it left one.
+        ProcessError: another process has ended, with its own reason where it left one; or they did not meet.
     """
     if place().world_size > 1:
         _end_with_starter()
@@ -81,10 +83,36 @@ def _in_words(children: list[subprocess.Popen]) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_lost_connection(error):
-            raise ProcessError(_sentence(told_failure() or _dead(children, wait_s=2.0))) from error
+            raise ProcessError(_what_became(children, error)) from error
         raise
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _what_became(children: list[subprocess.Popen], error: BaseException) -> str:
+    """Word an error between processes: the other's own reason, how a child ended, else what the connection says."""
+    if dist.is_initialized():
+        reason = " ".join(str(error).split())[:200]
+        lost = f"another process has ended or cannot be reached ({reason})"
+        return _sentence(told_failure() or _dead(children, wait_s=2.0) or lost)
+    dead = _dead(children, wait_s=2.0)
+    return _sentence(dead) if dead else _not_met(str(error))
+
+
+def _not_met(error: str) -> str:
+    """Word why the processes did not meet: torch's error as they gather at the first one's address."""
+    here = place()
+    of_ours = here.started_by == THIS_PROGRAM
+    if "EADDRINUSE" in error:
+        remedy = "start again" if of_ours else "start all of them again with another MASTER_PORT"
+        return f"port {here.port} of {here.address} is taken, perhaps by another training; {remedy}"
+    joined = re.search(r"(\d+)/(\d+) clients joined", error)
+    who = f"only {joined[1]} of {joined[2]} processes" if joined else f"process {here.rank} of {here.world_size} alone"
+    reason = " ".join(error.split())[:200]
+    return (
+        f"{who} came to {here.address}:{here.port}, where all were to meet ({reason}); see why the others did not "
+        "start, whether all can reach that address, and set another MASTER_PORT where the port is taken"
+    )
 
 
 @contextlib.contextmanager
@@ -155,7 +183,7 @@ def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None])
     def watch() -> None:
         while not ending.wait(_POLL_S):
             if any(child.poll() for child in children) and not ending.wait(GRACE_S):
-                when_lost(_sentence(told_failure(0.0) or _dead(children)))
+                when_lost(_sentence(told_failure(0.0) or _dead(children) or "another process has ended"))
                 _end(children, 0.0)
                 os._exit(EXIT_LOST)
 
@@ -166,8 +194,11 @@ def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None])
         ending.set()
 
 
-def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str:
-    """Say which child has ended, and how; the connection may break a moment before the process is gone."""
+def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str | None:
+    """Say which child has ended, and how; the connection may break a moment before the process is gone.
+
+    None where all of them run or have ended well.
+    """
     until = time.monotonic() + wait_s
     while children and not any(child.poll() for child in children) and time.monotonic() < until:
         time.sleep(0.05)
@@ -177,7 +208,7 @@ def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str:
                 return f"process {rank} ended with exit code {code}"
             memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
             return f"process {rank} was ended by {signal.Signals(-code).name}{memory}"
-    return "another process has ended"
+    return None
 
 
 def _sentence(what: str) -> str:

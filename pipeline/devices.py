@@ -30,6 +30,8 @@ def choose_devices(config: Config) -> dict[str, Any]:
     started = here.local_world_size if here.world_size > 1 else None
     there = torch.cuda.device_count()
     n_gpus = training.n_gpus
+    if started and 0 < there < started and n_gpus != 0 and not (n_gpus is None and training.n_processes):
+        raise ConfigError(_too_few_gpus(there, started, here.started_by))
     if n_gpus is None:
         n_gpus = 0 if training.n_processes else min(started or 1, there)
     if n_gpus > there:
@@ -53,6 +55,17 @@ def choose_devices(config: Config) -> dict[str, Any]:
         "strategy": "ddp" if asked[1] * here.n_nodes > 1 else "auto",
         "precision": effective,
     }
+
+
+def _too_few_gpus(there: int, started: int, started_by: str) -> str:
+    """Word that a process sees fewer GPUs than its machine has processes; SLURM may hide each one's from the others."""
+    found = f"{started_by} started {started} processes on this machine, and this one sees {there} of its GPUs"
+    if started_by == "SLURM":
+        return (
+            f"{found}, as with --gpus-per-task or --gpu-bind; each must see all of them: "
+            f"use --gpus-per-node={started} instead, or --n_gpus 0 to train on the CPUs"
+        )
+    return f"{found}; have {started_by} start {there}, or give --n_gpus 0 to train on the CPUs"
 
 
 def cpu_computes_in_bfloat16() -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
@@ -403,6 +404,68 @@ def test_a_process_that_waits_for_one_that_never_came_is_ended(tmp_path):
     assert told.read_text().startswith("process 1 ended with exit code 3; the training of 2 processes ended with it")
 
 
+@pytest.fixture
+def rendezvous(monkeypatch):
+    """Be the first of two processes that somebody else has started; the socket that has the port they meet at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        here = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in here.items():
+            monkeypatch.setenv(name, value)
+        yield taken
+
+
+def meet(timeout_s):
+    with companions_room.companions(2, print):
+        dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
+
+
+@pytest.mark.fault("MASTER_PORT is taken by another program", "one line with the port and what to set, exit 2")
+def test_a_port_that_is_taken_is_said_with_the_remedy(rendezvous):
+    port = rendezvous.getsockname()[1]
+    with pytest.raises(ProcessError) as told:
+        meet(5)
+    assert str(told.value) == (
+        f"port {port} of 127.0.0.1 is taken, perhaps by another training; "
+        "start all of them again with another MASTER_PORT"
+    )
+
+
+@pytest.mark.fault("processes that never come to the meeting point", "one line with how many came and where, exit 2")
+def test_processes_that_never_joined_are_counted(rendezvous):
+    port = rendezvous.getsockname()[1]
+    rendezvous.close()
+    with pytest.raises(ProcessError, match=rf"only 1 of 2 processes came to 127\.0\.0\.1:{port}, where"):
+        meet(1)
+
+
+def lose_the_second(rank, port, queue):
+    """The second process vanishes without a word, and nobody here has started it."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    if rank == 1:
+        os._exit(2)
+    try:
+        with companions_room._in_words([]):
+            highest(0, torch.device("cpu"))
+    except ProcessError as error:
+        queue.put(str(error))
+
+
+def test_a_lost_connection_says_what_the_connection_said_where_nothing_else_is_known():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    queue = FORK.Queue()
+    processes = [FORK.Process(target=lose_the_second, args=(rank, port, queue)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    told = queue.get(timeout=60)
+    assert told.startswith("another process has ended or cannot be reached (")
+    assert "gloo" in told or "Connection" in told
+
+
 def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch):
     import __main__
 
@@ -433,6 +496,29 @@ def test_settings_that_contradict_the_launcher_are_refused(config, monkeypatch, 
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ConfigError, match=message):
         choose_devices(in_two(config, "refused", **training))
+
+
+@pytest.mark.parametrize(
+    ("launcher", "n_gpus", "words"),
+    [
+        ("SLURM", None, "SLURM started 4 .* this one sees 1 .* as with --gpus-per-task .* use --gpus-per-node=4"),
+        ("SLURM", 4, "SLURM started 4 .* this one sees 1 .* as with --gpus-per-task .* use --gpus-per-node=4"),
+        ("torchrun", None, "torchrun started 4 .* sees 1 of its GPUs; have torchrun start 1, or give --n_gpus 0"),
+    ],
+)
+def test_processes_that_see_too_few_gpus_are_told_one_cause_and_one_remedy(
+    config, monkeypatch, launcher, n_gpus, words
+):
+    slurm = SLURM | {"SLURM_NNODES": "1"}
+    torchrun = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    for name, value in (slurm if launcher == "SLURM" else torchrun).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # what CUDA_VISIBLE_DEVICES leaves of four
+    settings = in_two(config, "refused", n_gpus=n_gpus, n_processes=None)
+    with pytest.raises(ConfigError, match=words):
+        choose_devices(settings)
+    on_cpus = replace(settings, training=replace(settings.training, n_gpus=0))
+    assert choose_devices(on_cpus)["devices"] == 4
 
 
 def test_a_number_of_cpu_processes_beside_gpus_is_refused():
