@@ -142,7 +142,10 @@ class DataConfig:
             not self.augmentation or self.data_aug,
             "data.augmentation is set but augmentation is off; add --data_aug or remove data.augmentation",
         )
-        _require(self.cache_limit_gb >= 0, f"data.cache_limit_gb must be 0 or more, got {self.cache_limit_gb}")
+        _require(
+            0 <= self.cache_limit_gb < math.inf,
+            f"data.cache_limit_gb must be a number of 0 (no limit) or more, got {self.cache_limit_gb}",
+        )
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _require(0 < self.lr < math.inf, f"training.lr must be above 0, got {self.lr}")
-        _require(self.weight_decay >= 0, f"training.weight_decay must be 0 or more, got {self.weight_decay}")
+        _require(
+            0 <= self.weight_decay < math.inf,
+            f"training.weight_decay must be a number of 0 or more, got {self.weight_decay}",
+        )
         _require(self.max_epochs >= 1, f"training.max_epochs must be at least 1, got {self.max_epochs}")
         _require(self.warmup_epochs >= 0, f"training.warmup_epochs must be 0 or more, got {self.warmup_epochs}")
         _require(self.n_gpus is None or self.n_gpus >= 0, f"training.n_gpus must be 0 or more, got {self.n_gpus}")
@@ -221,7 +227,10 @@ class TrainingConfig:
             "leave it out, or train on CPUs with --n_gpus 0",
         )
         _require(0 <= self.seed < 2**32, f"training.seed must lie within 0 to 4294967295, got {self.seed}")
-        _require(self.gradient_clip >= 0, f"training.gradient_clip must be 0 or more, got {self.gradient_clip}")
+        _require(
+            0 <= self.gradient_clip < math.inf,
+            f"training.gradient_clip must be a number of 0 (no clipping) or more, got {self.gradient_clip}",
+        )
         _require(self.accumulate >= 1, f"training.accumulate must be at least 1, got {self.accumulate}")
         _require(
             self.early_stopping_patience >= 0,

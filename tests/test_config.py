@@ -111,6 +111,9 @@ def test_a_config_cannot_be_changed_after_it_was_made():
         (["--model.network", '{"in_channels": 1}'], "_target_"),
         (["--use_light_model", "--model.network", '{"_target_": "UNet"}'], "use_light_model"),
         (["--data.layout", "bids"], "data.layout"),
+        (["--data.cache_limit_gb", ".inf"], "data.cache_limit_gb must be a number of 0 (no limit) or more, got inf"),
+        (["--weight_decay", ".inf"], "training.weight_decay must be a number of 0 or more, got inf"),
+        (["--training.gradient_clip", ".inf"], "training.gradient_clip must be a number of 0 (no clipping) or more"),
     ],
 )
 def test_a_wrong_flag_is_named(arguments, words):
