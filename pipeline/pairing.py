@@ -20,6 +20,7 @@ from pipeline.common_classes import CommonClasses, match_by_name
 from pipeline.dataset import Dataset, DatasetError, Label
 from pipeline.layouts import recognise
 from pipeline.run_folder import read_json
+from transforms import label_values
 from transforms.load import VolumeError, read_volume, volume_kind, volume_stem
 
 Progress = Callable[[str, int, int, str], None]
@@ -210,10 +211,13 @@ def match(
 
     Raises:
         EvaluationError: a prediction without a label, a wanted case without a prediction, classes without names where
-            the other side's are masks, names for classes that have some already. DatasetError: no class in common.
+            the other side's are masks, names for classes that have some already, values too large or too many for a
+            label map. DatasetError: no class in common.
     """
     pairs, refused = _paired(predictions, labels, cases)
     classes, notes = _classes(predictions, labels, class_names, pairs, progress)
+    for side, table in ((predictions, classes.prediction), (labels, classes.label)):
+        _check_values(table, f"{side.root}: the values of the {side.what}s' classes")
     left = () if cases is not None or (predictions.single and labels.single) else labels.by_case
     return Matched(
         tuple(pairs), classes, (*notes, *_missing_masks(predictions)), refused,
@@ -335,13 +339,30 @@ def _table_of_values(pairs: Sequence[Pair], progress: Progress | None) -> ClassT
     for done, pair in enumerate(pairs, start=1):
         for source in (pair.prediction, pair.label):
             if isinstance(source, Path):
-                values.update(_integral_values(source))
+                found = _integral_values(source)
+                _check_values(_called_by_value(found | {0}), f"case {pair.case}: {source}")
+                values |= found
         if progress:
             progress("looking for classes", done, len(pairs), pair.case)
+    return _called_by_value(values)
+
+
+def _called_by_value(values: set[int]) -> ClassTable:
     ordered = sorted(values)
-    if ordered[0] < 0:
-        raise EvaluationError(f"found the label value {ordered[0]}, expected 0 for the background and positive classes")
     return ClassTable(tuple(f"class_{v}" if v else "background" for v in ordered), tuple(ordered))
+
+
+def _check_values(table: ClassTable, where: str) -> None:
+    """Refuse values of which no label map can be read: negative, too large, too many."""
+    if min(table.values) < 0:
+        raise EvaluationError(
+            f"{where}: found the label value {min(table.values)}, expected 0 for the background and positive classes; "
+            "name a label map, not an image"
+        )
+    try:
+        label_values.ClassTable(table.values, table.ignore_value, table.remap)
+    except ValueError as error:
+        raise EvaluationError(f"{where}: {error}; correct the stray value, or number the classes anew") from None
 
 
 def _integral_values(path: Path) -> set[int]:

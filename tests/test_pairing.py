@@ -191,6 +191,26 @@ def test_masks_say_nothing_about_bare_numbers(tmp_path):
     assert result.cases[0].dice[1:].tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([0, 1, 3_000_000], "found 0-1, 3000000"),
+        ([0, -7], "found the label value -7, expected 0 for the background and positive classes"),
+    ],
+)
+def test_values_of_no_label_map_are_refused_with_case_and_file(tmp_path, values, words):
+    label = np.resize(np.array(values, np.int32), blobs(1).shape)
+    save(blobs(1), tmp_path / "predictions" / "s1.nii.gz")
+    save(label, tmp_path / "labels" / "s1.nii.gz")
+    with pytest.raises(EvaluationError) as refused:
+        evaluate(tmp_path / "predictions", tmp_path / "labels")
+    assert str(refused.value).startswith(f"case s1: {tmp_path / 'labels' / 's1.nii.gz'}: ")
+    assert words in str(refused.value)
+    named = {"liver": 1, "stray": values[-1]}
+    with pytest.raises((EvaluationError, DatasetError), match=r"value"):
+        evaluate(tmp_path / "predictions", tmp_path / "labels", class_names=named)
+
+
 def test_folders_without_anything_to_score_are_refused(tmp_path):
     (tmp_path / "empty" / "case").mkdir(parents=True)
     save(blobs(1), tmp_path / "labels" / "a.nii.gz")
