@@ -22,12 +22,14 @@ from pipeline.scans import InputCase
 from pipeline.segmentation import Segmentation
 from pipeline.segmentation_files import (
     Wanted,
+    check_formats,
     check_no_source_is_overwritten,
-    remove_half_written,
+    check_table,
+    make_room,
     write_files,
     write_table,
 )
-from transforms.load import Geometry, read_geometry
+from transforms.load import Geometry, VolumeError, read_geometry
 from transforms.restore import FeatureMap, Restored, restore
 
 __all__ = ["InputCase", "Settings", "segment_cases"]
@@ -79,13 +81,14 @@ def segment_cases(
     Raises SegmentationError before anything is written if an output would overwrite an input, or the folder holds
     label maps of other classes.
     """
-    check_no_source_is_overwritten({case.id: case.files for case in cases}, wanted)
-    write_table(wanted, overwrite=overwrite)
+    check_no_source_is_overwritten({case.id: case.files for case in cases if not case.error}, wanted)
+    check_table(wanted, {case.id for case in cases}, overwrite=overwrite)
+    write_table(wanted, replace=False)
     made_by = prediction_record.made_by(models, asdict(settings), wanted)
     batch = _Batch(models, wanted, settings, made_by, len(cases), progress, case_progress)
     open_cases, records = [], {}
     for case in cases:
-        record = None if overwrite else earlier(case, wanted, made_by)
+        record = None if overwrite or case.error else earlier(case, wanted, made_by)
         if record is None:
             open_cases.append(case)
         else:
@@ -161,8 +164,11 @@ class _Batch:
     def read(self, case: InputCase) -> _Read:
         """What the reading thread does."""
         start = time.perf_counter()
+        if case.error:
+            raise VolumeError(case.error)
         state = case.state
         geometry = read_geometry(case.images[0])
+        check_formats(case.images[0], geometry.kind, self.wanted)
         prepared = prepare(self.models, case.images, case.id)
         return _Read(geometry, state, prepared, time.perf_counter() - start)
 
@@ -207,7 +213,8 @@ class _Batch:
             keep_largest=self.settings.keep_largest,
             min_volume_ml=self.settings.min_volume_ml,
         )
-        remove_half_written(case.id, self.wanted)
+        make_room(case.id, self.wanted)
+        write_table(self.wanted, replace=True)
         write_files(segmentation, restored.probabilities, case.id, self.wanted)
         if self.wanted.preview:
             first = read.prepared[0]

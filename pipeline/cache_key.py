@@ -37,7 +37,7 @@ class SourceIndex:
     def content(self, path: str | os.PathLike[str]) -> str:
         """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file. Raises OSError."""
         path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve would follow links whose target may be exchanged)
-        files = _files_behind(path)
+        files = files_behind(path)
         if files == [path]:
             return self._file_content(path)
         contents = [self._file_content(file) for file in files]
@@ -115,7 +115,7 @@ def _index_lines(path: Path) -> Iterator[tuple[tuple[str, int, int, int, int], s
                     yield (str(name), int(size), int(mtime), int(ctime), int(inode)), content
 
 
-def _files_behind(path: Path) -> list[Path]:
+def files_behind(path: Path) -> list[Path]:
     """The files that hold a volume: the path itself, all below a folder (DICOM), a header with its data file."""
     if path.is_dir():
         return sorted(Path(root) / name for root, _, names in os.walk(path) for name in names)

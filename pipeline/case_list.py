@@ -18,7 +18,7 @@ from transforms.load import volume_stem
 _KEYS = {"case", "subject", "image", "label", "split"}
 
 
-def read_list(root: Path, fold: int, given: Given) -> Listing:
+def read_list(root: Path, fold: int | None, given: Given) -> Listing:
     """Read a list file, or cases.csv / cases.json in a folder.
 
     A JSON list is an array of cases, or an object with "cases" and optionally "labels" and "channel_names". Without

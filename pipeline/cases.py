@@ -20,7 +20,7 @@ from pipeline.layouts import READERS, Listing, Reader, Row, leaves, recognise
 from pipeline.split import SIDES, split_by_subject
 from transforms.load import volume_kind
 
-__all__ = ["Case", "Dataset", "DatasetError", "Label", "Split", "list_cases", "split_by_subject"]
+__all__ = ["Case", "Dataset", "DatasetError", "Label", "Split", "list_cases", "list_images", "split_by_subject"]
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,26 @@ def list_cases(
         raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
     dataset = _checked(listing, root, layout, strict=strict, follow_links=follow_links)
     return replace(dataset, label_remap=_remap(label_remap, dataset)) if label_remap else dataset
+
+
+def list_images(root: Path | str, *, follow_links: bool = False) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
+    """List the images of a data set that is to be segmented: all of them, whatever its splits and labels say.
+
+    Returns:
+        By case its image files, one a channel; and by case (or entry) why the others cannot serve.
+
+    Raises:
+        DatasetError: not a data set, one without any usable image, or with two cases of one name.
+    """
+    root = Path(root)
+    layout = recognise(root)
+    try:
+        listing = _ALL_READERS[layout](root, None, None)
+    except OSError as error:
+        raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
+    images = tuple(replace(row, label=None, side="test") for row in listing.rows if row.image)
+    dataset = _checked(replace(listing, rows=images), root, layout, strict=False, follow_links=follow_links)
+    return {case.id: case.image for case in dataset.unlabelled}, dict(dataset.refused)
 
 
 def _remap(wanted: Mapping[int | str, int | str], dataset: Dataset) -> dict[int, int]:

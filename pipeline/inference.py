@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,13 +168,15 @@ def feature_maps(model: Model, prepared: Prepared, passes: Passes) -> Iterator[F
     """Send a prepared image through a network, once for each combination of mirrored axes.
 
     A mirrored pass shows the network a mirrored body; where left and right are exchanged, the sided classes of its
-    head are exchanged back by name. Raises NetworkError where that cannot be done.
+    head are exchanged back by name. Raises NetworkError where that cannot be done, and where features or head are not
+    finite: every comparison with NaN is false, so that the whole scan would come out as background.
     """
     axes = mirror_axes(passes.mirrored)
     subsets = itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1))
     for flipped in subsets:
         features = _features(model, prepared.image.flip([1 + axis for axis in flipped]), passes)
         weight, bias = head_matrix(model.network.head, len(features))
+        _check_finite(model, passes, features, weight, bias)
         affine = prepared.affine @ _mirror(flipped, prepared.image.shape[1:])
         if AXES["x"] in flipped:
             partners = torch.tensor(_partners(model), device=features.device)
@@ -182,6 +185,14 @@ def feature_maps(model: Model, prepared: Prepared, passes: Passes) -> Iterator[F
             else:
                 weight, bias = weight[partners], None if bias is None else bias[partners]
         yield FeatureMap(features, affine, weight, bias)
+
+
+def _check_finite(model: Model, passes: Passes, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        # The extremes of a tensor with NaN are NaN: one pass, and no second tensor of its size.
+        if tensor is not None and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach())):
+            remedy = "try --precision 32, or another run" if passes.precision != "32" else "predict with another run"
+            raise NetworkError(f"{model.path}: its network gives NaN or infinite values for this scan; {remedy}")
 
 
 def mirror_axes(names: str) -> tuple[int, ...]:

@@ -54,7 +54,8 @@ class Listing:
 
 
 Given = Sequence[str] | None
-Reader = Callable[[Path, int, Given], Listing]
+Reader = Callable[[Path, int | None, Given], Listing]
+"""Folder, fold and class names wanted -> listing. No fold: images alone are wanted, without split and labels."""
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -94,7 +95,7 @@ def recognise(root: Path) -> str:
     )
 
 
-def read_nnunet(root: Path, fold: int, given: Given) -> Listing:
+def read_nnunet(root: Path, fold: int | None, given: Given) -> Listing:
     """Read the nnU-Net raw layout: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, splits_final.json for `fold`.
 
     Cases of imagesTs are test cases, labelled where labelsTs holds them. See nnU-Net's documentation/dataset_format.md.
@@ -106,14 +107,23 @@ def read_nnunet(root: Path, fold: int, given: Given) -> Listing:
         raise DatasetError(f"{root / 'dataset.json'}: expected file_ending to be a volume's, found {ending!r}")
     table = reconcile(parse_table(description.get("labels"), root / "dataset.json"), given, root)
     problems: list[str] = []
-    rows = _nnunet_rows(root, "Tr", ending, len(channels), problems)
-    rows = _with_fold(rows, root / "splits_final.json", fold, has_problems=bool(problems))
-    tests = _nnunet_rows(root, "Ts", ending, len(channels), problems, side="test")
+    listed = partial(_nnunet_rows, root, ending=ending, n_channels=len(channels), problems=problems)
+    rows = listed("Tr", with_labels=fold is not None)
+    if fold is not None:
+        rows = _with_fold(rows, root / "splits_final.json", fold, has_problems=bool(problems))
+    tests = listed("Ts", with_labels=fold is not None, side="test")
     return Listing((*rows, *tests), table, channels, tuple(problems))
 
 
 def _nnunet_rows(
-    root: Path, part: str, ending: str, n_channels: int, problems: list[str], side: str | None = None
+    root: Path,
+    part: str,
+    *,
+    ending: str,
+    n_channels: int,
+    problems: list[str],
+    with_labels: bool,
+    side: str | None = None,
 ) -> list[Row]:
     def named(path: Path) -> tuple[str, int, Path]:
         match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name)
@@ -131,7 +141,8 @@ def _nnunet_rows(
     images: dict[str, dict[int, Path]] = {}
     for case, number, path in each(named, _visible(root / f"images{part}"), problems):
         images.setdefault(case, {})[number] = path
-    labels = {path.name.removesuffix(ending): path for path in _visible(root / f"labels{part}")}
+    files = _visible(root / f"labels{part}") if with_labels else ()
+    labels = {path.name.removesuffix(ending): path for path in files}
     return each(row, sorted(images.keys() | labels.keys()), problems)
 
 
@@ -159,7 +170,7 @@ def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) ->
     return [replace(row, side=sides[row.id]) for row in rows if row.id in sides]
 
 
-def read_msd(root: Path, fold: int, given: Given) -> Listing:
+def read_msd(root: Path, fold: int | None, given: Given) -> Listing:
     """Read a Decathlon dataset.json or MONAI datalist.
 
     "training" lists {"image", "label"} and maybe "fold"; "validation" and "test" where there are such cases.
@@ -174,7 +185,9 @@ def read_msd(root: Path, fold: int, given: Given) -> Listing:
         items = description.get(part) or []
         if not isinstance(items, list):
             raise DatasetError(f'{source}: expected "{part}" to be a list, found {str(items)[:60]!r}')
-        folded = side == "train" and any(isinstance(item, dict) and "fold" in item for item in items)
+        folded = (
+            fold is not None and side == "train" and any(isinstance(item, dict) and "fold" in item for item in items)
+        )
         rows += each(partial(_msd_row, root, side, fold if folded else None), items, problems)
         if folded and not problems and not any(row.side == "val" for row in rows):
             raise DatasetError(f"{source}: expected training cases of fold {fold} (data.fold), found none")
@@ -206,7 +219,7 @@ def _fold_side(item: Any, fold: int, source: Path) -> str:
     return "val" if number == fold else "train"
 
 
-def read_totalsegmentator(root: Path, fold: int, given: Given) -> Listing:
+def read_totalsegmentator(root: Path, fold: int | None, given: Given) -> Listing:
     """Read CASE/ct.nii.gz or mri.nii.gz with CASE/segmentations/STRUCTURE.nii.gz (TotalSegmentator, AbdomenAtlas).
 
     Classes are the structures' names, sorted, over all cases, or those of `given`, labels.json or class_names.json, in
@@ -224,6 +237,8 @@ def read_totalsegmentator(root: Path, fold: int, given: Given) -> Listing:
     meta = _meta(root / "meta.csv")
 
     def row(case: str) -> Row:
+        if fold is None:
+            return Row(case, (folders[case],), None)
         combined = folders[case].parent / "combined_labels.nii.gz"
         label = combined if known and combined.is_file() else _merged(masks[case], table, case)
         return Row(case, (folders[case],), label, *_meta_row(meta, case, root / "meta.csv"))
@@ -277,13 +292,14 @@ def _meta_row(meta: dict[str, dict[str, str]], case: str, path: Path) -> tuple[s
     return parse_side(row.get("split"), case, path), row.get("subject") or row.get("subject_id") or None
 
 
-def read_pairs(root: Path, fold: int, given: Given) -> Listing:
+def read_pairs(root: Path, fold: int | None, given: Given) -> Listing:
     """Read images/ and labels/ with files (or, as images, DICOM folders) of equal names; suffixes may differ.
 
     Class names are those of labels.json, class_names.json or dataset.json, else `given`.
     """
     problems: list[str] = []
-    images, labels = _by_stem(root / "images", problems), _by_stem(root / "labels", problems)
+    images = _by_stem(root / "images", problems)
+    labels = {} if fold is None else _by_stem(root / "labels", problems)
     rows = [
         Row(case, (images[case],) if case in images else (), labels.get(case))
         for case in sorted(images.keys() | labels.keys())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,10 @@ def predict(
         torch.set_num_threads(threads)
     if tta != AUTO:
         mirror_axes(tta)  # a wrong letter is said before networks are loaded
+    for folder in (Path(output), *([] if report is None else [_report_folder(Path(report))])):
+        _check_place(folder)
     place = choose_device(device)
-    cases = list_inputs(inputs, follow_links=follow_links)
+    cases = list_inputs(inputs, follow_links=follow_links, output=Path(output))
     models = load_models(runs, place, trust=trust)
     names = models[0].class_names
     wanted = Wanted(
@@ -104,6 +107,7 @@ def predict(
     document = {"format": 1, "runs": [str(run) for run in runs], "class_names": list(names), "cases": records}
     document |= {f"n_{s}": sum(r["status"] == s for r in records) for s in ("done", "skipped", "failed")}
     if report is not None:
+        Path(report).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(report), document)
     return document
 
@@ -127,6 +131,24 @@ def to_text(document: dict[str, Any]) -> str:
     counts = f"{document['n_done']} done, {document['n_skipped']} skipped, {document['n_failed']} failed"
     failed = [record for record in document["cases"] if record["status"] == "failed"]
     return "\n".join([counts, *(f"  {record['case']}: {record['error']}" for record in failed)])
+
+
+def _report_folder(report: Path) -> Path:
+    if report.is_dir():
+        raise SegmentationError(f"--report {report}: expected a file, found a folder; name a file in it")
+    return report.parent
+
+
+def _check_place(folder: Path) -> None:
+    """Raise SegmentationError if files could not be written into a folder, which need not exist yet."""
+    try:
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise SegmentationError(f"{folder}: cannot be looked at ({error.strerror or error})") from error
+    if not nearest.is_dir():
+        raise SegmentationError(f"{folder}: expected a folder for results, found that {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SegmentationError(f"{folder}: {nearest} cannot be written to; make it writable or choose another folder")
 
 
 def _is_run(path: Path) -> bool:

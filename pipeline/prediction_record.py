@@ -98,7 +98,10 @@ def earlier(case: InputCase, wanted: Wanted, made_by: dict[str, Any]) -> dict[st
                 "give --overwrite or another --output"
             ),
         )
-    is_whole = all(file.exists() for file in wanted.files(case.id)) and record.get("source_state") == case.state
+    try:
+        is_whole = all(file.exists() for file in wanted.files(case.id)) and record.get("source_state") == case.state
+    except OSError:  # reading the scan says what is wrong with it
+        return None
     return {**record, "status": "skipped"} if is_whole else None
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import json
 import math
 import numbers
 import os
+import re
 import secrets
 import shutil
+import socket
 import stat
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -29,6 +33,9 @@ State = Literal["absent", "finished", "interrupted", "failed"]
 
 UNFINISHED = ".writing"
 """Ends the name of a file being written; only a kill leaves one behind, and the run's next start removes it."""
+
+_THIS_PROCESS = secrets.token_hex(3)
+"""Tells this process from an earlier one of the same number, as containers start them."""
 
 LARGEST_JSON = 64 * 2**20
 """Bytes; ten thousand epochs take under 2 MB, so a larger file is not one of ours and is not read into memory."""
@@ -86,7 +93,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     RunFolderError where the disk refuses; the old file is then untouched and nothing is left beside it.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:120]}.{secrets.token_hex(6)}{UNFINISHED}")
+    temporary = path.with_name(f"{_beginning(path)}{os.getpid()}.{_THIS_PROCESS}.{secrets.token_hex(6)}{UNFINISHED}")
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as stream:
@@ -101,6 +108,50 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         if refusal := disk_error(error):
             raise write_error(path, refusal) from error
         raise
+
+
+def _beginning(path: Path) -> str:
+    """How the temporary names of a file begin that processes of this host write: hidden, and below 255 bytes.
+
+    A long name is cut, so its checksum tells it from others that begin alike.
+    """
+    name = path.name.encode(errors="replace")
+    host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:40]
+    return f".{name[:120].decode(errors='ignore')}.{zlib.crc32(name):08x}.{host}."
+
+
+def remove_half_written(path: Path) -> None:
+    """Remove what killed processes of this host had begun to write of a file.
+
+    Those of living ones stay, and those of other hosts, of which nothing is known here.
+    """
+    for half in path.parent.glob(f"{glob.escape(_beginning(path))}*{UNFINISHED}"):
+        process, token = [*half.name.removeprefix(_beginning(path)).split("."), ""][:2]
+        if process.isdecimal() and not _is_alive(int(process), token):
+            half.unlink(missing_ok=True)
+
+
+def _is_alive(process: int, token: str) -> bool:
+    if process == os.getpid():
+        return token == _THIS_PROCESS
+    try:
+        os.kill(process, 0)
+    except PermissionError:  # another user's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file, if it is there, so that it is gone after a power cut, too. Raises RunFolderError."""
+    try:
+        path.unlink()
+        _sync_folder(path.parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -118,7 +169,8 @@ def _sync_folder(folder: Path) -> None:
 def disk_error(error: BaseException | None) -> OSError | None:
     """Find the OSError behind an exception: torch.save answers a full disk with an unrelated RuntimeError on top."""
     while isinstance(error, Exception) and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
+        # raised "from None", an error has no more to do with what went before
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error if isinstance(error, OSError) else None
 
 
@@ -195,8 +247,8 @@ class RunFolder:
         self.resume = self.path / "resume"
         """What resuming needs beyond the best weights; there only while the run is unfinished."""
         self.resume_checkpoint = self.resume / "last.ckpt"
-        """Everything as it stood after the last finished epoch. Write best_checkpoint, resume_checkpoint and log in
-        this order: a kill in between then costs the work of one epoch, and never the best weights."""
+        """Everything as it stood after the last finished epoch. Write resume_checkpoint, best_checkpoint and log in
+        this order: after a kill in between, the other two are written from it."""
 
         self.lock = self.resume / "lock"
         """Held by the process that trains here; see run_lock."""

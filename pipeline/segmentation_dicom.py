@@ -48,12 +48,8 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
         SegmentationError: the source is no DICOM series, or its slices have no UIDs that a SEG could refer to.
         RunFolderError: the disk refuses.
     """
-    if segmentation.source_kind != "dicom":
-        raise SegmentationError(
-            f"{segmentation.source}: a DICOM SEG refers to a DICOM series, found {segmentation.source_kind}; "
-            "choose the format nifti or nrrd"
-        )
-    instances = _instances(segmentation)
+    instances = check_series(segmentation.source, segmentation.source_kind)
+    _complete_all(instances, segmentation)
     try:
         with warnings.catch_warnings():
             # The source's odd values (a name of one part, say) are repeated as they are.
@@ -89,35 +85,49 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
     )
 
 
-def _instances(segmentation: Segmentation) -> list[pydicom.Dataset]:
-    """Headers of the source's slices, in the order of the volume's k, with what a reference needs filled in."""
-    folder = segmentation.source
-    instances: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(folder)]
-    step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
-    for instance in instances:
-        _complete(instance, step_mm)
-    uids = [str(instance.SOPInstanceUID) for instance in instances]
-    if n_blank := uids.count(""):
+def check_series(source: Path, source_kind: str) -> list[pydicom.Dataset]:
+    """The headers of a source's slices, in the order of the volume's k, if a DICOM SEG could refer to them.
+
+    Raises SegmentationError: the source is no DICOM series, or its slices have no UIDs.
+    """
+    if source_kind != "dicom":
         raise SegmentationError(
-            f"{folder}: a DICOM SEG refers to its slices by SOPInstanceUID, found none in {n_blank} of {len(uids)} "
-            "files, nor in their meta information; choose the format nifti or nrrd"
+            f"{source}: a DICOM SEG refers to a DICOM series, found {source_kind}; choose the format nifti or nrrd"
         )
-    made = [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]
-    if made:
-        log.warning(
-            "%s: %s blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by SOPInstanceUID alone",
-            folder,
-            " and ".join(made),
+    instances: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(source)]
+    if n_blank := [_instance_uid(instance) for instance in instances].count(""):
+        raise SegmentationError(
+            f"{source}: a DICOM SEG refers to its slices by SOPInstanceUID, found none in {n_blank} of "
+            f"{len(instances)} files, nor in their meta information; choose the format nifti or nrrd"
         )
     return instances
 
 
+def _complete_all(instances: Sequence[pydicom.Dataset], segmentation: Segmentation) -> None:
+    """Fill in what a reference needs."""
+    step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
+    for instance in instances:
+        _complete(instance, step_mm)
+    made = [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]
+    if made:
+        log.warning(
+            "%s: %s blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by SOPInstanceUID alone",
+            segmentation.source,
+            " and ".join(made),
+        )
+
+
+def _instance_uid(instance: pydicom.Dataset) -> str:
+    """A slice's own UID, or its copy in the file's meta information (DICOM PS3.10, 7.1); "" where it has none."""
+    return str(instance.get("SOPInstanceUID") or instance.file_meta.get("MediaStorageSOPInstanceUID") or "")
+
+
 def _complete(instance: pydicom.Dataset, step_mm: float) -> None:
     """Fill in what anonymisers empty and a reference needs; what cannot be known is left to highdicom to refuse."""
-    meta = instance.file_meta  # its copies of the two UIDs equal the header's (DICOM PS3.10, 7.1)
+    meta = instance.file_meta
     usual = MRImageStorage if instance.Modality == "MR" else CTImageStorage
     instance.SOPClassUID = instance.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or usual
-    instance.SOPInstanceUID = instance.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or ""
+    instance.SOPInstanceUID = _instance_uid(instance)
     if not instance.get("SpecificCharacterSet", "present"):
         del instance.SpecificCharacterSet
     if not instance.get("SliceThickness"):

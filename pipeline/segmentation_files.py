@@ -10,17 +10,17 @@ OUTPUT/CASE.json                                      what was done; written las
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.run_folder import UNFINISHED
+from pipeline.run_folder import RunFolderError, read_json, remove_durably, remove_half_written, write_error
 from pipeline.segmentation import Segmentation, SegmentationError, file_names
-from pipeline.segmentation_dicom import write_dicom_seg
+from pipeline.segmentation_dicom import check_series, write_dicom_seg
 from pipeline.segmentation_nifti import write_mask, write_nifti, write_probabilities
 from pipeline.segmentation_nrrd import write_seg_nrrd
 from pipeline.segmentation_table import colour_table, write_colour_table
@@ -81,6 +81,23 @@ class Wanted:
         return [*found, self.preview_file(case)] if self.preview else found
 
 
+def check_formats(source: Path, source_kind: str, wanted: Wanted) -> None:
+    """Raise SegmentationError for a format that a source does not allow, before anything is written."""
+    if "dicom" in wanted.formats:
+        check_series(source, source_kind)
+
+
+def make_room(case: str, wanted: Wanted) -> None:
+    """Remove a case's earlier record and what a killed process had begun to write of it.
+
+    The record goes first, for good: from now on until the new one is there the case counts as unfinished, so that a
+    failure or kill between two files leaves none of them under a record that was not made of it. Raises RunFolderError.
+    """
+    remove_durably(wanted.record_file(case))
+    for path in [*wanted.files(case), wanted.record_file(case)]:
+        remove_half_written(path)
+
+
 def write_files(
     segmentation: Segmentation, probabilities: Mapping[int, NDArray[np.uint8]], case: str, wanted: Wanted
 ) -> None:
@@ -88,7 +105,8 @@ def write_files(
 
     Raises SegmentationError for a format that the source does not allow, RunFolderError if the disk refuses.
     """
-    for name, path in wanted.label_files(case).items():
+    # DICOM first: it alone may find only while it is made that the source does not allow it.
+    for name, path in sorted(wanted.label_files(case).items(), key=lambda item: item[0] != "dicom"):
         WRITERS[name](segmentation, _ready(path))
     for c, path in wanted.mask_files(case).items():
         write_mask(segmentation, [c], _ready(path))
@@ -96,26 +114,46 @@ def write_files(
         write_probabilities(segmentation, probabilities[c], _ready(path))
 
 
-def write_table(wanted: Wanted, *, overwrite: bool = False) -> None:
-    """Make the folder and its colour table.
-
-    Raises SegmentationError if label maps of other classes lie there and `overwrite` does not allow to go on.
-    """
-    path, table = wanted.table_file, colour_table(wanted.class_names)
+def check_table(wanted: Wanted, cases: Collection[str], *, overwrite: bool = False) -> None:
+    """Raise SegmentationError if the folder holds label maps of other classes: any, or with `overwrite` any of cases
+    that are not among those to be done again. One colour table serves the folder."""
+    path = wanted.table_file
     found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    if found not in (None, table) and not overwrite:
+    if found == colour_table(wanted.class_names):
+        return
+    if found is not None and not overwrite:
         raise SegmentationError(
             f"{path}: this folder holds segmentations with other classes; choose another --output or --overwrite"
         )
-    if found != table:
+    for record in sorted(wanted.folder.glob("*.json")):
+        if record.stem not in cases and _class_names(record) not in (None, [*wanted.class_names]):
+            raise SegmentationError(
+                f"{record}: case {record.stem} was segmented with other classes and is not among these scans, so that "
+                "--overwrite would give its values other names; choose another --output or remove its files"
+            )
+
+
+def _class_names(record: Path) -> list[Any] | None:
+    """The class names of a case's record; None where the file is none (metrics.json, say)."""
+    try:
+        document = read_json(record)
+    except RunFolderError:
+        return None
+    classes = document.get("classes")
+    if document.get("case") != record.stem or not isinstance(classes, list):
+        return None
+    return [one.get("name") if isinstance(one, dict) else one for one in classes]
+
+
+def write_table(wanted: Wanted, *, replace: bool) -> None:
+    """Make the folder and its colour table; one of other classes is replaced only where `replace` says so.
+
+    Raises RunFolderError if the disk refuses.
+    """
+    path, table = wanted.table_file, colour_table(wanted.class_names)
+    found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    if found is None or (replace and found != table):
         write_colour_table(wanted.class_names, _ready(path))
-
-
-def remove_half_written(case: str, wanted: Wanted) -> None:
-    """Remove what a killed process had begun to write of a case: files of temporary names, never whole ones."""
-    for path in [*wanted.files(case), wanted.record_file(case)]:
-        for half in path.parent.glob(f".{glob.escape(path.name)}.*{UNFINISHED}"):
-            half.unlink(missing_ok=True)
 
 
 def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:
@@ -128,5 +166,8 @@ def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], wanted: 
 
 
 def _ready(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     return path

@@ -5,10 +5,9 @@ Reading voxels is `transforms.load`'s, since chains begin with it; which label b
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,37 +23,46 @@ class Source:
     """A volume on disk: a file, or a folder with a DICOM series.
 
     `id` names it in outputs and is unique among the sources listed together; `kind` is "nifti", "nrrd", "metaimage" or
-    "dicom".
+    "dicom". Where a file or folder cannot even be looked at, `error` says why and `kind` is "": whether volumes lie
+    there is unknown, and they shall not be missing in silence.
     """
 
     id: str
     path: Path
     kind: str
+    error: str = ""
 
     def geometry(self) -> Geometry:
         """Read the header: shape (I, J, K), affine (voxel index -> world mm, RAS+), dtype. Raises VolumeError."""
         return read_geometry(self.path)
 
 
-def list_sources(paths: Iterable[Path | str], *, follow_links: bool = False) -> tuple[Source, ...]:
+def list_sources(
+    paths: Iterable[Path | str], *, follow_links: bool = False, leave_out: Path | None = None
+) -> tuple[Source, ...]:
     """List the volumes that paths stand for: a volume file, a DICOM folder, or a folder tree with any of these.
 
-    Files of other kinds inside a tree are passed over, hidden ones too, and links to folders are not followed. An id is
-    the name without its suffix; where two are equal, the folders above are joined to it ("ct.nii.gz" of many cases).
-    It is safe as a file name: characters that steer a terminal become "_". `follow_links` takes files that links in a
-    tree fetch from outside it; the paths themselves may always be links.
+    Files of other kinds inside a tree are passed over, and hidden ones; what cannot be looked at is listed with its
+    error. An id is the name without its suffix; where two are equal, the folders above are joined to it ("ct.nii.gz" of
+    many cases). It is safe as a file name: characters that steer a terminal become "_".
+
+    Args:
+        paths: may themselves be links.
+        follow_links: take what links in a tree fetch from outside it, files and folders, each folder once.
+        leave_out: a folder that is passed over, wherever it lies: that of the results.
 
     Raises:
         VolumeError: a path that does not exist, is no volume, a folder without any, a link that leaves the tree.
     """
     by_path: dict[Path, Source] = {}
     for path in map(Path, paths):
-        if not path.exists():
+        if not _exists(path):
             raise VolumeError(f"{path}: expected a volume or a folder, found no such file or folder")
-        found = [_source(path, path.parent)] if path.is_file() else list(_walk(path))
-        if path.is_dir() and not follow_links:
-            _refuse_links(found, path)
-        if not found or any(source.kind == "" for source in found):
+        if path.is_file():
+            found = [_source(path, path.parent)]
+        else:
+            found = list(_Tree(path, leave_out, follow_links=follow_links).sources(path))
+        if not found or any(source.kind == "" and not source.error for source in found):
             raise VolumeError(f"{path}: expected NIfTI, NRRD, MetaImage or a DICOM folder, found none")
         by_path.update({source.path: source for source in found})
     sources = by_path.values()
@@ -66,26 +74,90 @@ def list_sources(paths: Iterable[Path | str], *, follow_links: bool = False) -> 
     return tuple(named)
 
 
-def _walk(root: Path) -> Iterable[Source]:
-    for folder, folders, files in os.walk(root):
-        here = Path(folder)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if volume_kind(here) == "dicom":
-            yield _source(here, root.parent if here == root else root)
-            continue
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be looked at ({error.strerror or error})") from error
+
+
+class _Tree:
+    """A walk through a folder tree that knows where it has been."""
+
+    def __init__(self, root: Path, leave_out: Path | None, *, follow_links: bool) -> None:
+        self.root, self.there, self.follow_links = root, root.resolve(), follow_links
+        self.leave_out = None if leave_out is None else leave_out.resolve()
+        self.seen: set[Path] = set()  # links may lead in circles
+
+    def sources(self, folder: Path) -> Iterator[Source]:
+        """The volumes in and below a folder, sorted."""
+        real = folder.resolve()
+        if real == self.leave_out or real in self.seen:
+            return
+        self.seen.add(real)
+        kind = None
+        try:
+            kind = volume_kind(folder)
+        except OSError as error:
+            path = Path(error.filename or folder)
+            # A file that its name makes a volume is listed below, and reading it says so by itself.
+            if path == folder or volume_stem(path) == path.name:
+                yield self._unreadable(path, error)
+        if kind == "dicom":
+            if not self.follow_links:
+                refuse_linked_slices(folder, self.root)
+            yield _source(folder, self.root.parent if folder == self.root else self.root)
+            return
+        try:
+            names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+        except OSError:
+            return  # named above
+        for path in (folder / name for name in names):
+            yield from self._entry(path)
+
+    def _entry(self, path: Path) -> Iterator[Source]:
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:
+            yield self._unreadable(path, error)
+            return
         # The data half (.img) of a pair would list its volume twice.
-        names = (name for name in sorted(files) if not name.startswith(".") and not name.lower().endswith(".img"))
-        yield from (_source(here / name, root) for name in names if volume_kind(here / name))
+        if not is_folder and (path.suffix.lower() == ".img" or volume_kind(path) is None):
+            return
+        if path.is_symlink() and not self.follow_links:
+            _refuse_outside(path, self.root, self.there)
+        if not is_folder:
+            yield _source(path, self.root)
+        elif not (path.is_symlink() and self._is_listed_in_its_place(path)):
+            yield from self.sources(path)
+
+    def _is_listed_in_its_place(self, link: Path) -> bool:
+        """Whether a link leads to a visible folder of the tree itself."""
+        real = link.resolve()
+        return real.is_relative_to(self.there) and not any(
+            part.startswith(".") for part in real.relative_to(self.there).parts
+        )
+
+    def _unreadable(self, path: Path, error: OSError) -> Source:
+        above = self.root.parent if path == self.root else self.root
+        reason = f"{path}: cannot be read ({error.strerror or error}); make it readable or move it away"
+        return Source(_plain("_".join(path.relative_to(above).parts)), path, "", reason)
 
 
-def _refuse_links(sources: Iterable[Source], root: Path) -> None:
+def refuse_linked_slices(folder: Path, root: Path) -> None:
+    """Raise VolumeError where a file of a DICOM folder is a link that leads out of `root`."""
     there = root.resolve()
-    for source in sources:
-        if source.path.is_symlink() and not source.path.resolve().is_relative_to(there):
-            raise VolumeError(
-                f"{source.path}: a link that leads out of {root}, to {source.path.resolve()}; give --follow_links if "
-                "that is meant, or name the file itself"
-            )
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.name.startswith("."):
+            _refuse_outside(path, root, there)
+
+
+def _refuse_outside(link: Path, root: Path, there: Path) -> None:
+    if not link.resolve().is_relative_to(there):
+        raise VolumeError(
+            f"{link}: a link that leads out of {root}, to {link.resolve()}; give --follow_links if that is meant, or "
+            "name the file or folder itself"
+        )
 
 
 def _source(path: Path, above: Path) -> Source:

@@ -238,6 +238,96 @@ def test_the_folder_has_a_colour_table_and_takes_no_other_classes(run, tmp_path)
     assert "left_lung" in (out / "labels.ctbl").read_text()
 
 
+def test_overwriting_gives_no_other_meaning_to_the_values_of_other_cases(run, tmp_path):
+    first, second, out = scan(tmp_path / "a.nii.gz"), scan(tmp_path / "b.nii.gz"), tmp_path / "out"
+    predict([run], [first, second], out, **SMALL)
+    before = (out / "labels.ctbl").read_bytes()
+    other = checkpoint(tmp_path / "other.ckpt", names=["background", "left lung", "right lung"])
+    with pytest.raises(SegmentationError, match=r"b\.json: case b was segmented with other classes"):
+        predict([other], [first], out, overwrite=True, **SMALL)
+    assert (out / "labels.ctbl").read_bytes() == before
+    # Nothing is made of either scan, so nothing may get another name.
+    assert predict([other], [first, second], out, overwrite=True, formats=["dicom"], **SMALL)["n_failed"] == 2
+    assert (out / "labels.ctbl").read_bytes() == before
+    assert predict([other], [first, second], out, overwrite=True, **SMALL)["n_done"] == 2
+    assert (out / "labels.ctbl").read_bytes() != before
+
+
+def test_a_format_that_a_scan_does_not_allow_leaves_its_earlier_result_as_it_was(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    predict([run], [path], out, **SMALL)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    other = checkpoint(tmp_path / "other.ckpt", seed=1)
+    document = predict([other], [path], out, formats=["nifti", "dicom"], overwrite=True, **SMALL)
+    assert "DICOM series" in document["cases"][0]["error"]
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_result_that_was_replaced_only_in_part_is_never_called_finished(run, tmp_path, monkeypatch):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    formats = ["nifti", "nrrd"]
+    predict([run], [path], out, formats=formats, **SMALL)
+    before = (out / "case.nii.gz").read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.segmentation_nrrd._grid", full)  # after the NIfTI has been written
+        other = checkpoint(tmp_path / "other.ckpt", seed=1)
+        assert predict([other], [path], out, formats=formats, overwrite=True, **SMALL)["n_failed"] == 1
+    assert (out / "case.nii.gz").read_bytes() != before
+    assert predict([run], [path], out, formats=formats, **SMALL)["n_done"] == 1
+    assert (out / "case.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize("where", ["features", "head"])
+def test_a_network_that_yields_nan_fails_the_case_instead_of_finding_only_background(tmp_path, where):
+    path = checkpoint(tmp_path / "nan.ckpt")
+    saved = torch.load(path, weights_only=True)
+    names = [name for name in saved["state_dict"] if name.endswith("weight")]
+    name = names[0] if where == "features" else next(n for n in names if n.startswith("head"))
+    saved["state_dict"][name].view(-1)[0] = torch.nan
+    torch.save(saved, path)
+    document = predict([path], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", **SMALL)
+    assert document["n_failed"] == 1
+    assert f"{path}: its network gives NaN or infinite values" in document["cases"][0]["error"]
+    assert not (tmp_path / "out" / "case.nii.gz").exists()
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+from pipeline.run_folder import write_atomically
+def write(stream):
+    stream.write(b"half")
+    stream.flush()
+    print("half", flush=True)
+    sys.stdin.read()
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.parametrize("name", ["case", "c" * 180])
+def test_only_dead_processes_files_in_progress_are_removed(run, tmp_path, name):
+    path, out, root = scan(tmp_path / f"{name}.nii.gz"), tmp_path / "out", Path(__file__).resolve().parents[1]
+    out.mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": root}
+    with subprocess.Popen([sys.executable, "-c", WRITES, out / f"{name}.nii.gz"], **pipes) as alive:
+        assert alive.stdout.readline() == b"half\n"
+        with subprocess.Popen([sys.executable, "-c", WRITES, out / f"{name}.nii.gz"], **pipes) as killed:
+            assert killed.stdout.readline() == b"half\n"
+            killed.kill()
+        assert len(list(out.glob(".*"))) == 2
+        predict([run], [path], out, **SMALL)
+        (left,) = out.glob(".*")
+        assert f".{alive.pid}." in left.name
+        alive.stdin.close()
+        assert alive.wait() == 0
+    assert (out / f"{name}.nii.gz").read_bytes() == b"half"
+    assert list(out.glob(".*")) == []
+
+
 def test_reading_the_next_and_writing_the_last_happen_while_the_network_works(run, tmp_path, monkeypatch):
     for number in range(3):
         scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)

@@ -65,8 +65,17 @@ class _Slice:
 
 
 def holds_dicom(folder: Path) -> bool:
-    """Say whether any file of the folder starts as DICOM does."""
-    return any(_is_dicom(path) for path in _files(folder))
+    """Say whether any file of the folder starts as DICOM does. Raises OSError if none does and one cannot be read."""
+    unreadable: OSError | None = None
+    for path in _files(folder):
+        try:
+            if _is_dicom(path):
+                return True
+        except OSError as error:
+            unreadable = unreadable or error
+    if unreadable is not None:
+        raise unreadable
+    return False
 
 
 def series_files(folder: Path) -> tuple[Path, ...]:

@@ -95,6 +95,13 @@ def read_volume(path: Pathish) -> Volume:
 
 def _open(path: Pathish) -> OpenVolume:
     path = Path(path)
+    try:
+        return _OPENERS[_known_kind(path)](path)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _known_kind(path: Path) -> str:
     if not path.exists():
         raise VolumeError(f"{path}: expected a volume, found no such file or folder")
     if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
@@ -103,10 +110,7 @@ def _open(path: Pathish) -> OpenVolume:
     if kind is None:
         what = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"
         raise VolumeError(f"{path}: expected a DICOM folder or one of {', '.join(_KINDS)}, found {what}")
-    try:
-        return _OPENERS[kind](path)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return kind
 
 
 class LoadVolumed(MapTransform):
