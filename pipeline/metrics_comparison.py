@@ -34,7 +34,10 @@ class ClassDifference:
     name: str
     n: int
     n_left_out: int
-    """Cases whose label holds the class and that have no finite value in one of them: missed, for HD95."""
+    """Cases whose label holds the class and that have no finite value in one of them: they are in neither mean."""
+    n_missed_first: int
+    """Of these, cases in which the first evaluation has no value: for HD95 those in which it missed the structure."""
+    n_missed_second: int
     mean_first: float
     mean_second: float
     mean_difference: float
@@ -172,12 +175,15 @@ def _difference(
 ) -> dict[str, Any]:
     held = [pair for pair in cases if any(_has_label(case, name) for case in pair)]
     values = np.array([[_value(case, name, metric) for case in pair] for pair in held], float).reshape(-1, 2)
-    first, second = values[np.isfinite(values).all(1)].T
+    finite = np.isfinite(values)
+    first, second = values[finite.all(1)].T
     differences = second - first
     return {
         "name": name,
         "n": len(first),
         "n_left_out": len(held) - len(first),
+        "n_missed_first": int(len(held) - finite[:, 0].sum()),
+        "n_missed_second": int(len(held) - finite[:, 1].sum()),
         "mean_first": float(first.mean()) if len(first) else np.nan,
         "mean_second": float(second.mean()) if len(first) else np.nan,
         "mean_difference": float(differences.mean()) if len(first) else np.nan,
@@ -204,20 +210,32 @@ def to_json(comparison: MetricsComparison) -> str:
 
 def to_text(comparison: MetricsComparison) -> str:
     """Write a table of the classes; significant differences are marked."""
-    headings = ("structure", "n", "first", "second", "difference", "95 % interval", "p", "p (Holm)", "")
-    rows = [_row(row) for row in comparison.classes if row.n]
+    shown = [row for row in comparison.classes if row.n or row.n_left_out]
+    n_tested = sum(row.n > 0 for row in shown)
+    counts = ("left out", "missed by first", "by second") if any(row.n_left_out for row in shown) else ()
+    headings = ("structure", "n", *counts, "first", "second", "difference", "95 % interval", "p", "p (Holm)", "")
     lines = [
         f"{comparison.metric} of {comparison.n_cases} cases; first {comparison.first}, second {comparison.second}",
-        f"Wilcoxon's signed-rank test, Holm's correction over {len(rows)} structures; * below {SIGNIFICANT}",
+        f"Wilcoxon's signed-rank test, Holm's correction over {n_tested} structures; * below {SIGNIFICANT}",
         "",
-        *aligned([headings, *rows]),
+        *aligned([headings, *(_row(row, with_counts=bool(counts)) for row in shown)]),
     ]
+    if counts:
+        lines += [
+            "",
+            f"left out: the label holds the structure, and one of the two has no {comparison.metric} (it missed the",
+            "structure, or the grid is sheared). Such cases count in no mean and no test: who misses more may look better.",
+        ]
     if comparison.only_in_one:
         lines += ["", f"known to one of them only: {', '.join(comparison.only_in_one)}"]
     return "\n".join(map(printable, lines))
 
 
-def _row(row: ClassDifference) -> tuple[str, ...]:
+def _row(row: ClassDifference, *, with_counts: bool) -> tuple[str, ...]:
+    counts = [str(n or "") for n in (row.n_left_out, row.n_missed_first, row.n_missed_second)] if with_counts else []
+    if not row.n:
+        return (row.name, "0", *counts, *[""] * 7)
     interval = " … ".join(f"{end:+.4f}" for end in row.ci95) if row.n > 1 else ""
     numbers = (number(row.mean_first), number(row.mean_second), f"{row.mean_difference:+.4f}", interval)
-    return row.name, str(row.n), *numbers, f"{row.p:.3g}", f"{row.p_holm:.3g}", "*" * (row.p_holm < SIGNIFICANT)
+    tested = (f"{row.p:.3g}", f"{row.p_holm:.3g}", "*" * (row.p_holm < SIGNIFICANT))
+    return (row.name, str(row.n), *counts, *numbers, *tested)

@@ -58,9 +58,19 @@ def test_a_run_equals_itself(two):
 
 
 def test_missed_structures_are_left_out_of_distances_and_counted(two, tmp_path):
-    second = write(tmp_path / "c.json", two[3], missed={("organ_1", 3), ("organ_1", 4)})
-    row = compare_metrics(two[0], second, "hd95_mm").classes[1]
-    assert (row.n, row.n_left_out) == (18, 2)
+    first = write(tmp_path / "f.json", two[2], missed={("organ_1", 4), ("organ_2", 0)})
+    missed = {("organ_1", 3), ("organ_1", 4), *(("organ_2", n) for n in range(20))}
+    second = write(tmp_path / "c.json", two[3], missed=missed)
+    result = compare_metrics(first, second, "hd95_mm")
+    rows = [(row.n, row.n_left_out, row.n_missed_first, row.n_missed_second) for row in result.classes]
+    assert rows == [(20, 0, 0, 0), (18, 2, 1, 2), (0, 20, 1, 20)]
+    lines = to_text(result).splitlines()
+    assert "Holm's correction over 2 structures" in lines[1]
+    assert lines[3].split()[:9] == ["structure", "n", "left", "out", "missed", "by", "first", "by", "second"]
+    assert [line.split()[1:5] for line in lines if line.startswith("organ_1")] == [["18", "2", "1", "2"]]
+    assert [line.split() for line in lines if line.startswith("organ_2")] == [["organ_2", "0", "20", "1", "20"]]
+    assert "left out: the label holds the structure, and one of the two has no hd95_mm" in to_text(result)
+    assert "left out" not in to_text(compare_metrics(first, second))
 
 
 def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
