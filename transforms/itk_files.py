@@ -2,13 +2,16 @@
 
 ITK fills in what a header lacks (orientation, voxel size), follows a detached header to any file of the machine, and
 dies of a MetaImage that claims too many axes (ITK 5.4). So the text header is read here first: what it names, claims,
-says twice or leaves out is judged before ITK sees it.
+says twice or leaves out is judged before ITK sees it, and a header that ITK could read in another way is refused.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import re
+from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +30,13 @@ from transforms.grid import (
 )
 
 _HEADER_LIMIT = 2**20
+# NRRD ends a line at a lone carriage return, C a text at a zero byte; nobody writes them, or other control characters.
+_CONTROL = re.compile(rb"[\x00-\x08\x0b-\x1f\x7f]")
+# NRRD: a name up to the first ": ", in any case; "key:=value" and "# …" are remarks, "NRRD0004" is the first line.
+_NRRD_FIELD = re.compile(r"([^:#][^:]*): [ \t]*(.*)")
+_NRRD_REMARK = re.compile(r"NRRD\d{4}$|#|[^:]+:=|[^:]+:[^ ].*:=")
+# MetaImage: both signs separate, and any number of them does; an empty value would be filled from the next line.
+_META_FIELD = re.compile(r"([^=: \t][^=:]{0,199}?)[ \t]*[=:][ \t]*([^=: \t].*)")
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # The spaces that ITK's NRRD reader turns to LPS; every other one it passes on as if it were LPS.
 _NRRD_SPACES = {
@@ -34,9 +44,10 @@ _NRRD_SPACES = {
 }  # fmt: skip
 # MetaImage's fields of numbers: how many there are, as a power of the number of axes.
 _META_LISTS = {
-    "elementspacing": 1, "elementsize": 1, "offset": 1, "position": 1, "origin": 1, "centerofrotation": 1,
-    "transformmatrix": 2, "rotation": 2, "orientation": 2,
+    "ElementSpacing": 1, "ElementSize": 1, "Offset": 1, "Position": 1, "Origin": 1, "CenterOfRotation": 1,
+    "TransformMatrix": 2, "Rotation": 2, "Orientation": 2,
 }  # fmt: skip
+_META_LOCAL = ("LOCAL", "Local", "local")  # no other spelling: ITK takes that for a file's name
 _MAX_AXES = 5
 _DTYPES = {
     sitk.sitkUInt8: np.uint8, sitk.sitkInt8: np.int8, sitk.sitkUInt16: np.uint16, sitk.sitkInt16: np.int16,
@@ -53,8 +64,8 @@ def open_itk(path: Path) -> OpenVolume:
             kept in a file outside the header's folder.
     """
     is_nrrd = path.suffix.lower() in (".nrrd", ".nhdr")
-    fields = _text_header(path, ":" if is_nrrd else "=:")
-    sizes, n_bytes, data_path, compressed = _nrrd(fields, path) if is_nrrd else _meta(fields, path)
+    claims = _nrrd(_nrrd_header(path), path) if is_nrrd else _meta(_meta_header(path), path)
+    sizes, n_bytes, data_path, compressed = claims
     check_shape(sizes, str(path))
     check_data_size(n_bytes, data_path.stat().st_size, compressed=compressed, name=str(path))
     reader = sitk.ImageFileReader()
@@ -103,57 +114,84 @@ def _reason(error: RuntimeError) -> str:
     return re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", lines[-1])[:200] if lines else "no reason given"
 
 
-def _text_header(path: Path, separators: str) -> dict[str, str]:
-    """Return the header's fields, names in lower case. Raises VolumeError where a field stands twice."""
-    fields: dict[str, str] = {}
+def _nrrd_header(path: Path) -> dict[str, str]:
+    """Return a NRRD header's fields, their names in lower case without spaces, as it takes "datafile", too."""
+    fields: list[tuple[str, str]] = []
+    for line in _header_lines(path):
+        if not line:  # without one the file ends with its header: the voxels are elsewhere
+            break
+        field = _NRRD_FIELD.fullmatch(line)
+        if field is not None:
+            fields.append((field[1].lower().replace(" ", ""), field[2]))
+        elif not _NRRD_REMARK.match(line):
+            raise VolumeError(f'{path}: expected "name: value" in the header, found {line[:80]!r}; save it again')
+    return _once(fields, path)
+
+
+def _meta_header(path: Path) -> dict[str, str]:
+    """Return a MetaImage header's fields; upper and lower case differ, as they do for ITK."""
+    fields: list[tuple[str, str]] = []
+    for line in _header_lines(path):
+        field = _META_FIELD.fullmatch(line)
+        if field is None:
+            raise VolumeError(f'{path}: expected "name = value" in the header, found {line[:80]!r}; save it again')
+        fields.append((field[1], field[2].rstrip(" \t")))
+        if field[1] == "ElementDataFile":
+            return _once(fields, path)
+    raise VolumeError(f"{path}: expected ElementDataFile at the header's end, found none; it is truncated or damaged")
+
+
+def _header_lines(path: Path) -> Iterator[str]:
+    """Yield a header's lines, without their ends. Raises VolumeError for what programs end in different places."""
     n_read = 0
     with path.open("rb") as file:
-        while n_read < _HEADER_LIMIT and (line := file.readline(_HEADER_LIMIT)).strip():
-            n_read += len(line)
-            # NRRD's "key:=value" is a remark, no field.
-            field = re.match(rf"([^:=#]+?)\s*[{separators}](?!=)\s*(.*)", line.decode("latin-1").strip())
-            if field is None:
-                continue
-            name = field[1].lower()
-            if name in fields:  # which of the two counts is not the same in every program
-                raise VolumeError(f"{path}: expected {field[1]} once in the header, found it twice; save it again")
-            fields[name] = field[2]
-            if field[1] == "ElementDataFile":  # a MetaImage header ends with it, a NRRD header with an empty line
-                break
-    return fields
+        while raw := file.readline(_HEADER_LIMIT):
+            n_read += len(raw)
+            line = raw.removesuffix(b"\n").removesuffix(b"\r")
+            if n_read >= _HEADER_LIMIT or _CONTROL.search(line):
+                raise VolumeError(f"{path}: expected lines of text as a header, found {line[:80]!r}; it is damaged")
+            yield os.fsdecode(line)  # as a file's name would be
+
+
+def _once(fields: list[tuple[str, str]], path: Path) -> dict[str, str]:
+    for name, count in Counter(name.lower() for name, _ in fields).items():
+        if count > 1:  # which of them counts is not the same in every program
+            raise VolumeError(f"{path}: expected {name} once in the header, found it twice; save it again")
+    return dict(fields)
 
 
 def _nrrd(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], int, Path, bool]:
     """Return what a NRRD header claims: sizes, bytes of voxels at least, where they are, whether compressed."""
-    space = fields.get("space", "").lower()
-    if space not in _NRRD_SPACES or "space directions" not in fields:
+    space = fields.get("space", "").strip().lower()
+    if space not in _NRRD_SPACES or "spacedirections" not in fields:
         raise VolumeError(
             f"{path}: expected a space ({', '.join(sorted(_NRRD_SPACES))}) and space directions, "
             f"found {space or 'none'}: left and right are unknown; save it again with its orientation"
         )
-    sizes, item = _integers(fields, "sizes", path), _item_size(fields.get("type", ""), path)
+    sizes, item = _integers(fields, "sizes", path), _item_size(fields.get("type", "").strip(), path)
     _check_axes(fields, "dimension", sizes, path)
-    encoding = fields.get("encoding", "").lower()
+    encoding = fields.get("encoding", "").strip().lower()
     least = {"raw": item, "gzip": item, "gz": item, "hex": 2 * item, "ascii": 2, "text": 2, "txt": 2}
     if encoding not in least:
         raise VolumeError(f"{path}: expected the encoding raw, gzip, hex or ascii, found {encoding or 'none'}")
     n_bytes = least[encoding] * math.prod(sizes)
-    data_path = _data_path(fields.get("data file", fields.get("datafile", "LOCAL")), path)
+    data_path = _data_path(fields["datafile"], path) if "datafile" in fields else path
     return sizes, n_bytes, data_path, encoding.startswith("gz")
 
 
 def _meta(fields: dict[str, str], path: Path) -> tuple[tuple[int, ...], int, Path, bool]:
     """Return what a MetaImage header claims: sizes, bytes of voxels, where they are, whether compressed."""
-    if "elementspacing" not in fields and "elementsize" not in fields:
+    if "ElementSpacing" not in fields and "ElementSize" not in fields:
         raise VolumeError(f"{path}: expected ElementSpacing in the header, found none: the voxel size is unknown")
-    sizes = _integers(fields, "dimsize", path)
-    _check_axes(fields, "ndims", sizes, path)
+    sizes = _integers(fields, "DimSize", path)
+    _check_axes(fields, "NDims", sizes, path)
     _check_meta_numbers(fields, len(sizes), path)
-    n_bytes = math.prod(sizes) * _item_size(fields.get("elementtype", ""), path)
-    compressed = fields.get("compresseddata", "").lower() in ("true", "1", "yes")
-    data_path = _data_path(fields.get("elementdatafile", ""), path)
-    if compressed and "compresseddatasize" in fields:  # ITK allocates what stands there
-        held = _integers(fields, "compresseddatasize", path)[0]
+    n_bytes = math.prod(sizes) * _item_size(fields.get("ElementType", ""), path)
+    compressed = fields.get("CompressedData", "").lower() in ("true", "1", "yes")
+    name = fields["ElementDataFile"]
+    data_path = path if name in _META_LOCAL else _data_path(name, path)
+    if compressed and "CompressedDataSize" in fields:  # ITK allocates what stands there
+        held = _integers(fields, "CompressedDataSize", path)[0]
         check_data_size(held, data_path.stat().st_size, compressed=False, name=str(path))
     return sizes, n_bytes, data_path, compressed
 
@@ -172,10 +210,10 @@ def _check_meta_numbers(fields: dict[str, str], n_axes: int, path: Path) -> None
                 f"{path}: expected {expected} numbers in the header's {field}, found {fields[field][:80]!r}; "
                 "it is damaged"
             )
-        if field in ("elementspacing", "elementsize") and min(numbers) <= 0:
+        if field in ("ElementSpacing", "ElementSize") and min(numbers) <= 0:
             raise VolumeError(f"{path}: expected a positive voxel size in mm, found {field} {numbers}; correct it")
-    if fields.get("elementnumberofchannels", "1").strip() != "1":
-        found = fields["elementnumberofchannels"][:40]
+    if fields.get("ElementNumberOfChannels", "1").strip() != "1":
+        found = fields["ElementNumberOfChannels"][:40]
         raise VolumeError(f"{path}: expected one real number a voxel, found {found!r}; export a grey-scale volume")
 
 
@@ -209,8 +247,12 @@ def _item_size(word: str, path: Path) -> int:
 
 def _data_path(name: str, path: Path) -> Path:
     """Return the file that holds the voxels; it has to lie in the header's folder or below."""
-    if name.upper() == "LOCAL":
-        return path
     if not name or name.upper().startswith("LIST") or "%" in name:
         raise VolumeError(f"{path}: expected the voxels in one file, the header names {name!r}; save it as one file")
-    return beside(path, name)
+    # NRRD keeps a space at the end and reads "-" from the terminal, MetaImage calls "~" the start of a whole path.
+    if name != name.strip() or name == "-" or name.startswith("~"):
+        raise VolumeError(f"{path}: expected a plain file name in the header, found {name!r}; rename the file")
+    data_path = beside(path, name)
+    if not os.access(data_path, os.R_OK):  # ITK would try NAME.gz and NAME.Z, which nobody has judged
+        raise VolumeError(f"{path}: its other half {name} cannot be read; check its permissions")
+    return data_path

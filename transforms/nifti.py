@@ -54,7 +54,7 @@ def open_nifti(path: Path) -> OpenVolume:
     stored = _stored_dtype(header, name)
     shape = check_shape(_claimed_shape(header, name), name)
     affine = check_affine(_affine(header, shape, name), name)
-    offset, scale = _offset(header, name), _scale(header, name)
+    offset, scale = _offset(header, single, name), _scale(header, name)
     n_bytes = int(np.prod(shape, dtype=np.int64)) * stored.itemsize
     check_data_size(offset + n_bytes, data_path.stat().st_size, compressed=_is_gzip(data_path), name=name)
     dtype = np.dtype(np.float32) if scale else stored.newbyteorder("=")
@@ -162,10 +162,20 @@ def _unit_mm(header: nib.Nifti1Header) -> float:
         return 1.0
 
 
-def _offset(header: nib.Nifti1Header, name: str) -> int:
+def _offset(header: nib.Nifti1Header, single: bool, name: str) -> int:
+    """Return where the voxels begin; a single file puts them behind its own header (`single_vox_offset`: 352, 544).
+
+    At a lower offset, which some writers leave at 0, nibabel reads the header as voxels and ITK reads at byte 348.
+    """
     offset = float(header["vox_offset"])
+    least = header.single_vox_offset if single else 0
     if not 0 <= offset <= _OFFSET_LIMIT:
         raise VolumeError(f"{name}: expected the voxels at a byte of the file, the header puts them at {offset:g}")
+    if offset < least:
+        raise VolumeError(
+            f"{name}: expected the voxels behind the header, at byte {least} or later, found vox_offset {offset:g} "
+            "inside it; correct vox_offset, or export the volume again"
+        )
     return int(offset)
 
 
