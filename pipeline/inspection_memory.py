@@ -95,6 +95,8 @@ def _keys(
     sources = SourceIndex(folder)
     table = [sorted(dataset.class_of_value.items()), dataset.ignore_value, list(dataset.class_names)]
     keys = {}
+    # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
+    _version()
     with ThreadPoolExecutor(workers) as pool:  # hashing lets go of the interpreter
         for done, (case, key) in enumerate(pool.map(lambda case: (case, _key(case, table, sources)), cases), start=1):
             if key is not None:
