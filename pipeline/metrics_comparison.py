@@ -224,7 +224,7 @@ def to_text(comparison: MetricsComparison) -> str:
         lines += [
             "",
             f"left out: the label holds the structure, and one of the two has no {comparison.metric} (it missed the",
-            "structure, or the grid is sheared); such cases count in no mean and no test, which favours who misses more",
+            "structure, or the grid is sheared); they count in no mean and no test, which favours who misses more",
         ]
     if comparison.only_in_one:
         lines += ["", f"known to one of them only: {', '.join(comparison.only_in_one)}"]
