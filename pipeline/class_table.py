@@ -73,7 +73,7 @@ def _pair(key: str, value: Any, source: Path) -> tuple[int, str]:
     try:
         return int(number), name
     except (TypeError, ValueError):
-        raise DatasetError(f"{source}: expected a whole number for class {key!r}, found {value!r}") from None
+        raise DatasetError(f"{source}: expected a whole number for class {key!r}, found {value!r:.60}") from None
 
 
 def _checked(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Path) -> ClassTable:

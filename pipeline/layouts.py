@@ -82,10 +82,10 @@ def recognise(root: Path) -> str:
             return "nnunet"  # first, since dataset.json of nnU-Net 1 has a training list, too
         if "training" in description or has_images:
             return "msd" if "training" in description else "nnunet"
+    if any((root / name).is_file() for name in ("cases.csv", "cases.json")):
+        return "list"  # somebody wrote down what counts, and how it is divided
     if (root / "images").is_dir() and (root / "labels").is_dir():
         return "pairs"
-    if any((root / name).is_file() for name in ("cases.csv", "cases.json")):
-        return "list"
     if any(_scan(path) and _is_segmented(path) for path in _folders(root)):
         return "totalsegmentator"
     raise DatasetError(

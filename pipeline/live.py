@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from typing import Any
 
@@ -22,6 +23,7 @@ class LiveProgress(pl.Callback):
         self.console = console
         self._bar: Bar | None = None
         self._epoch_began = time.monotonic()
+        self._epoch_seconds: list[float] = []
         self._score = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -66,7 +68,8 @@ class LiveProgress(pl.Callback):
                 )
             )
             seconds = time.monotonic() - self._epoch_began
-            left = seconds * (int(trainer.max_epochs or 1) - trainer.current_epoch - 1)
+            self._epoch_seconds.append(seconds)
+            left = statistics.median(self._epoch_seconds) * (int(trainer.max_epochs or 1) - trainer.current_epoch - 1)
             self.console.print(
                 f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {line}  {seconds:.1f} s  left {left:.0f} s",
                 highlight=False,

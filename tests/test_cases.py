@@ -219,6 +219,15 @@ def test_a_csv_list_says_everything_itself(tmp_path, separator):
     assert [case.id for case in found.unlabelled] == ["three"]
 
 
+def test_a_list_counts_before_the_folders_beside_it(tmp_path):
+    pairs(tmp_path)
+    write_json(tmp_path / "labels.json", LABELS)
+    (tmp_path / "cases.csv").write_text("case,image,label,split\nonly,images/x.nii.gz,labels/y.nii,train\n")
+    found = list_cases(tmp_path)
+    assert found.layout == "list"
+    assert [case.id for case in found.cases] == ["only"]
+
+
 def test_a_json_list_names_its_classes(tmp_path):
     for name in "ab":
         volume(tmp_path / f"{name}.nii.gz")
