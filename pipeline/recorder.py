@@ -1,7 +1,7 @@
 """The JSON event handler: the Lightning callback that fills the run folder while a network trains.
 
-After every epoch, in this order: the best weights if they are the best, the state a resume needs, the log. A kill
-between two of them costs nothing: the resumed run repeats the epoch and writes the same again.
+After every epoch, in this order: the state a resume needs, the best weights if they are the best, the log. A kill
+between two of them costs nothing: the state holds the weights and the log, and a resume writes both from it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import copy
 import math
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,8 +25,8 @@ from torch.utils.tensorboard import SummaryWriter
 from pipeline.module import SegmentationModule
 from pipeline.overlay import class_colours, overlay_slice
 from pipeline.processes import highest
-from pipeline.resume import restore, resume_state
-from pipeline.run_folder import RunFolder, TrainingLog, write_atomically
+from pipeline.resume import holds_best, restore, resume_state
+from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog, write_atomically, write_error
 
 
 class RunStopped(BaseException):
@@ -33,14 +36,30 @@ class RunStopped(BaseException):
 class EventsLogger(TensorBoardLogger):
     """Lightning's TensorBoard logger without the hparams.yaml: the settings stand in training_config.json."""
 
+    @property
+    def experiment(self) -> SummaryWriter:
+        """The writer; the first to ask opens its file."""
+        with self.disk_named():
+            return super().experiment
+
     def save(self) -> None:
         """Flush the events; write nothing else."""
-        self.experiment.flush()
+        with self.disk_named():
+            self.experiment.flush()
 
     def finalize(self, status: str) -> None:
         """Close the events; after a failure their disk's refusal must not take the place of what went wrong."""
-        with contextlib.suppress(*(() if status == "success" else (OSError,))):
+        with contextlib.suppress(*(() if status == "success" else (RunFolderError,))), self.disk_named():
             super().finalize(status)
+
+    @contextmanager
+    def disk_named(self) -> Iterator[None]:
+        """Word what the disk refuses: TensorBoard writes in a thread, and raises in any call what broke there."""
+        try:
+            yield
+        except OSError as error:
+            name = error.filename
+            raise write_error(Path(name if isinstance(name, str) else self.log_dir), error) from error
 
 
 class RunRecorder(pl.Callback):
@@ -94,6 +113,8 @@ class RunRecorder(pl.Callback):
         self._module = pl_module
         if self.resume:
             restore(self.resume, trainer, pl_module)
+            if trainer.is_global_zero and holds_best(self.resume):
+                self._write_best(pl_module, self.history)
             self.resume = None
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
@@ -138,16 +159,17 @@ class RunRecorder(pl.Callback):
         history = copy.deepcopy(self.history)
         is_best = history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou, **values)
         if trainer.is_global_zero:
-            if is_best:
-                self._write_best(pl_module, epoch, values["val_mIoU"])
             write_atomically(self.folder.resume_checkpoint, _torch_writer(resume_state(trainer, pl_module, history)))
+            if is_best:
+                self._write_best(pl_module, history)
             self.folder.write_log(history)
         # Only now has the epoch finished: where the disk refused, the summary must not count it.
         self.history, best = history, history.best_epoch
         if self.patience and best is not None and epoch - best >= self.patience:
             self.stopped_early = trainer.should_stop = True
-        if trainer.is_global_zero:
-            self._write_events(trainer, pl_module, values)
+        if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
+            with trainer.logger.disk_named():
+                self._write_events(trainer.logger.experiment, trainer.current_epoch, pl_module, values)
 
     def _lap(self, what: str) -> None:
         now = time.monotonic()
@@ -163,16 +185,15 @@ class RunRecorder(pl.Callback):
 
     # What is written ---------------------------------------------------------------------------------------------
 
-    def _write_best(self, module: SegmentationModule, epoch: int, score: float) -> None:
+    def _write_best(self, module: SegmentationModule, history: TrainingLog) -> None:
         weights = {name: value.detach().cpu() for name, value in module.network.state_dict().items()}
-        content = self.checkpoint | {"format": 1, "state_dict": weights, "epoch": epoch, "val_mIoU": score}
+        score = {"epoch": history.best_epoch, "val_mIoU": history.best_val_miou}
+        content = self.checkpoint | {"format": 1, "state_dict": weights} | score
         write_atomically(self.folder.best_checkpoint, _torch_writer(content))
 
-    def _write_events(self, trainer: pl.Trainer, module: SegmentationModule, values: dict[str, float]) -> None:
-        if not isinstance(trainer.logger, EventsLogger):
-            return
-        events: SummaryWriter = trainer.logger.experiment
-        epoch = trainer.current_epoch
+    def _write_events(
+        self, events: SummaryWriter, epoch: int, module: SegmentationModule, values: dict[str, float]
+    ) -> None:
         for name, value in (values | {"learning_rate": self._learning_rate}).items():
             if math.isfinite(value):
                 events.add_scalar(name, value, epoch)

@@ -117,6 +117,30 @@ def read_resume(path: Path) -> dict[str, Any]:
     return state
 
 
+def holds_best(state: dict[str, Any]) -> bool:
+    """Whether the weights of a resume state are the run's best: then they can be published from it once more."""
+    return TrainingLog.from_dict(state["log"]).best_epoch == state["epochs_finished"] - 1
+
+
+def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Raise RunFolderError where best_model.ckpt is not of the history's best epoch and the state cannot mend it."""
+    best = TrainingLog.from_dict(state["log"]).best_epoch
+    if best is None or holds_best(state):
+        return
+    try:
+        checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        found = f"epoch {checkpoint['epoch']}"
+    except FileNotFoundError:
+        found = "no file"
+    except Exception:  # the safe loader raises many kinds for a damaged file
+        found = "a damaged file"
+    if found != f"epoch {best}":
+        raise RunFolderError(
+            f"{folder.best_checkpoint}: expected the weights of epoch {best}, the best one so far, found {found}; "
+            "restore the file from a copy, or begin anew with --overwrite"
+        )
+
+
 def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Put a resume state back into network, optimiser, scaler and epoch count.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from pipeline.learner import configured_module, configured_network
 from pipeline.processes import THIS_PROGRAM, is_first_process, place
 from pipeline.progress import Bar
 from pipeline.recorder import RunRecorder, RunStopped
-from pipeline.resume import read_resume, refuse_changed_data, refuse_changed_settings
+from pipeline.resume import read_resume, refuse_changed_data, refuse_changed_settings, refuse_other_best
 from pipeline.run_folder import RunFolder, run_name
 from pipeline.run_lock import only_training_in
 from pipeline.run_record import classes_that_never_occur, run_record, weight_stats
@@ -71,7 +72,7 @@ def train(
         ProcessError: another process of the training has ended, or cannot be started.
         RunStopped: a signal asked to stop; the summary, if a batch was to be trained, says "interrupted".
     """
-    console = console or Console(file=sys.stderr)
+    console = console or _LastingConsole(file=sys.stderr)
     if not is_first_process():
         say = log.debug
     devices = choose_devices(config)
@@ -138,6 +139,15 @@ def name_of(config: Config) -> str:
     )
 
 
+class _LastingConsole(Console):
+    """Goes on without a reader (`bodyseg train 2>&1 | head`), where rich would end the program."""
+
+    def on_broken_pipe(self) -> None:
+        """Print no more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
 # Before the first batch -------------------------------------------------------------------------------------------
 
 
@@ -152,7 +162,10 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
     if not continues:
         return None
     refuse_changed_settings(folder, config)
-    return read_resume(folder.resume_checkpoint)
+    state = read_resume(folder.resume_checkpoint)
+    if is_first_process():
+        refuse_other_best(folder, state)
+    return state
 
 
 def _say_beginning(folder: RunFolder, state: dict[str, Any] | None, resume: bool, say: Callable[[str], None]) -> None:
