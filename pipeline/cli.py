@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return verb(given[1:])
     except BrokenPipeError:
         # The reader of our output has gone (`bodyseg compare logs | head`): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence_stdout()
         return 0
     except Exception as error:
         if debug or not _is_expected(error):
@@ -126,6 +126,8 @@ def _train(arguments: list[str]) -> int:
     except importlib.import_module("pipeline.recorder").RunStopped as stop:
         code = 128 + signal.Signals[str(stop)]
         return _complain(f"training stopped by {stop}; go on with --resume", code) if rooms.is_first_process() else code
+    except BrokenPipeError as error:  # not our output's, which _say takes
+        return _complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
     return 0
 
 
@@ -425,7 +427,15 @@ def _compare(arguments: list[str]) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """Print a line; a training goes on without a reader (`bodyseg train | head`)."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _silence_stdout()
+
+
+def _silence_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

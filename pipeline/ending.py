@@ -64,15 +64,15 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> I
 
 def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config, error: BaseException) -> None:
     """Write the summary of a training that raised, and raise its error in words where they are known."""
-    if recorder.stop_reason and not isinstance(error, RunFolderError | TrainingError | ProcessError):
-        # What follows a signal is its doing: Lightning's own exception, data workers that it ended first.
+    if recorder.stop_reason and not isinstance(error, RunFolderError | TrainingError):
+        # What follows a signal is its doing: Lightning's own exception, data workers or processes that it ended first.
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_reason}")
         end_after_the_first()
         raise RunStopped(recorder.stop_reason) from error
     if isinstance(error, KeyboardInterrupt | SystemExit):
         _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
         return
-    told = in_one_sentence(error, config, folder=folder.path, epoch=recorder.epochs_finished)
+    told = in_one_sentence(error, config, epoch=recorder.epochs_finished)
     in_words = isinstance(told, TrainingError | RunFolderError | ProcessError)
     reason = str(told) if in_words else f"{type(told).__name__}: {told}"
     if not isinstance(error, ProcessError):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import resource
-from pathlib import Path
 
 import psutil
 import torch
@@ -13,7 +12,7 @@ from pipeline.config import Config
 from pipeline.devices import memory_bytes
 from pipeline.module import TrainingError
 from pipeline.processes import ProcessError
-from pipeline.run_folder import RunFolderError, disk_error, write_error
+from pipeline.run_folder import RunFolderError, disk_error
 
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|std::bad_alloc|MemoryError"
@@ -31,18 +30,20 @@ _UNITS = {"BYTES": 1, **{f"{letter}B": 1024**n for n, letter in enumerate("KMGT"
 _IN_A_WORKER = re.compile(r"in DataLoader worker process \d+\.\nOriginal ")
 """torch raises a worker's exception anew, of the same type, with the worker's whole traceback as its message."""
 
+_NO_FILES = re.compile("too many open files", re.IGNORECASE)
+"""The system's words, which torch repeats without the OSError when batches come from workers."""
+
 _WORKER_KILLED = re.compile(
     r"DataLoader worker \(pid\(?s?\)? ?(?P<pid>[\d, ]+)\) (?P<how>is killed by signal: \w+|exited)"
 )
 
 
-def in_one_sentence(error: BaseException, config: Config, *, folder: Path, epoch: int) -> BaseException:
+def in_one_sentence(error: BaseException, config: Config, *, epoch: int) -> BaseException:
     """Give the error to raise for one that ended a training: worded for a person where its kind is known, else itself.
 
     Args:
         error: what was raised.
         config: the settings, for the ones that help.
-        folder: the run's; a disk error without a file's name is about it.
         epoch: in which epoch, counted from 0.
     """
     text = str(error)
@@ -54,10 +55,22 @@ def in_one_sentence(error: BaseException, config: Config, *, folder: Path, epoch
         return TrainingError(_killed_worker_sentence(killed, config, epoch))
     if _IN_A_WORKER.search(text):
         return TrainingError(f"epoch {epoch}: {_last_words(text)}")
-    refusal = disk_error(error) if isinstance(error, OSError | RuntimeError) else None
-    if refusal is not None and refusal.errno is not None:
-        return write_error(Path(refusal.filename) if isinstance(refusal.filename, str) else folder, refusal)
+    if isinstance(error, OSError | RuntimeError) and (said := _system_sentence(error, config, epoch)):
+        return TrainingError(said)
     return error
+
+
+def _system_sentence(error: Exception, config: Config, epoch: int) -> str | None:
+    """Word what the system refused; the run folder's own disk errors have been worded where they were written."""
+    if _NO_FILES.search(str(error)):
+        fewer = ", or lower --num_workers" if config.data.num_workers else ""
+        return f"too many open files in epoch {epoch}; raise the limit with `ulimit -n`{fewer}"
+    refusal = disk_error(error)
+    if refusal is None or refusal.errno is None:
+        return None
+    file = f" ({refusal.filename})" if refusal.filename else ""
+    reason = f"{refusal.strerror or refusal}{file} in epoch {epoch}"
+    return f"{reason}; see to its cause and go on with --resume"
 
 
 def _memory_sentence(error: BaseException, config: Config, epoch: int) -> str:

@@ -26,7 +26,7 @@ import torch
 
 from pipeline.config import ConfigError
 from pipeline.module import SlabDiceCELoss, TrainingError
-from pipeline.run_folder import RunFolder
+from pipeline.run_folder import RunFolder, RunFolderError
 
 EPOCHS = 4
 INTERRUPTED = 'stops after the batch at hand as "interrupted", exit {}; `--resume` ends bit for bit alike'
@@ -193,6 +193,118 @@ def test_a_kill_at_the_very_end_leaves_a_complete_run_which_the_next_start_tidie
     assert "nothing is left to --resume" in complaint(ended(process, run, output, code=2))
     assert not (run / "resume").exists()
     assert soak.differences(work / "logs" / "whole_bs1_lr0.003_ch2_aug", run) == []
+
+
+def lose_every_reader():
+    """Be followed by a `head` that has ended already: nobody reads either stream any more."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    os.dup2(writer, 1)
+    os.dup2(writer, 2)
+
+
+@pytest.mark.fault("`bodyseg train 2>&1 | head`", "the training goes on to its end, exit 0")
+def test_a_training_whose_reader_has_gone_trains_on(work):
+    process, run, output = train(work, "unread", max_epochs=2, before=lose_every_reader)
+    ended(process, run, output, code=0)
+    assert (summary(run)["status"], summary(run)["total_epochs"]) == ("completed", 2)
+
+
+@contextlib.contextmanager
+def ending_of(work, name, **settings):
+    """The end of a training in this process, whose epochs are up to the caller; (recorder, folder)."""
+    from pipeline.ending import record_ending
+    from pipeline.recorder import RunRecorder
+
+    config, run = in_process(work, name, **settings)
+    folder = RunFolder.at(run)
+    folder.make_ready(keep=False)
+    recorder = RunRecorder(folder, checkpoint={}, class_names=("background", "a"), overlay_every=0, patience=0)
+    with record_ending(folder, recorder, config):
+        yield recorder, run
+
+
+def test_a_connection_lost_after_a_signal_is_an_interruption(work):
+    from pipeline.processes import ProcessError
+    from pipeline.recorder import RunStopped
+
+    def lose():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ProcessError("process 1 was ended by SIGTERM")
+
+    with pytest.raises(RunStopped, match="SIGTERM"), ending_of(work, "preempted") as (_, run):
+        lose()
+    assert (summary(run)["status"], summary(run)["reason"]) == ("interrupted", "stopped by SIGTERM")
+
+
+def open_one_too_many():
+    """Meet the system's own refusal of one more file."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        Path(os.devnull).open().close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def open_one_too_many_as_torch():
+    """As a DataLoader does it (torch 2.13, _try_get_data)."""
+    try:
+        open_one_too_many()
+    except OSError:
+        raise RuntimeError("Too many open files. Communication with the workers is no longer possible.") from None
+
+
+@pytest.mark.fault("too many open files", "one line with the limit to raise, exit 2")
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (
+            partial(open, "/no/such/scan.nii.gz"),
+            r"No such file or directory \(/no/such/scan.nii.gz\) in epoch 0; see to",
+        ),
+        (open_one_too_many, r"^too many open files in epoch 0; raise the limit with `ulimit -n`, or lower --num_"),
+        (open_one_too_many_as_torch, r"^too many open files in epoch 0; raise the limit with `ulimit -n`, or lower"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(work, raised, words):
+    with pytest.raises(TrainingError, match=words) as told, ending_of(work, "unreadable", num_workers="2") as (_, run):
+        raised()
+    assert summary(run)["reason"] == str(told.value)
+    assert "written" not in str(told.value)
+
+
+def kill_itself_before_writing(file):
+    """Die by SIGKILL where a file of the given name would be written for the second time."""
+    from pipeline import recorder
+
+    write, times = recorder.write_atomically, []
+
+    def write_or_die(path, content):
+        times.extend([path.name] * (path.name == file))
+        if len(times) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+
+    recorder.write_atomically = write_or_die
+
+
+@pytest.mark.fault(
+    "SIGKILL between the state of an epoch and its best weights", "`--resume` publishes the weights that the log names"
+)
+@pytest.mark.parametrize("file", ["last.ckpt", "best_model.ckpt"])
+def test_the_best_weights_are_those_of_the_log_also_where_no_epoch_is_trained_again(work, file):
+    name = f"torn_{file.partition('.')[0]}"
+    process, run, output = train(work, name, before=partial(kill_itself_before_writing, file))
+    ended(process, run, output, code=-signal.SIGKILL)
+    finished = torch.load(run / "resume" / "last.ckpt", weights_only=True)["epochs_finished"]
+    process, run, output = train(work, name, "--resume", max_epochs=finished)
+    ended(process, run, output, code=0)
+    best = soak.strict_json(run / "training_log.json")["best_metrics"]
+    published = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)
+    assert (published["epoch"], published["val_mIoU"]) == (best["best_epoch"], best["best_val_mIoU"])
+    if file == "best_model.ckpt":
+        assert best["best_epoch"] == finished - 1  # it was about to be written
 
 
 # Disks -----------------------------------------------------------------------------------------------------------
@@ -542,6 +654,29 @@ def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, t
         config = replace(config, model=replace(config.model, network={"_target_": network}))
     before = (run / "training_summary.json").read_bytes()
     with pytest.raises(ConfigError, match=words):
+        verb(config, resume=True)
+    assert (run / "training_summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("damage", "found"), [("gone", "no file"), ("cut", "a damaged file"), ("older", "epoch 9")])
+def test_best_weights_that_are_not_the_logs_are_refused_when_resuming(work, interrupted, tmp_path, damage, found):
+    from pipeline.train import train as verb
+
+    config, run = in_process(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path))
+    best, last = run / "checkpoints" / "best_model.ckpt", run / "resume" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    state["log"]["training_history"]["val_mIoU"][0] = 1.0  # the first epoch was the best
+    torch.save(state, last)
+    if damage == "gone":
+        best.unlink()
+    elif damage == "cut":
+        best.write_bytes(best.read_bytes()[:1000])
+    else:
+        torch.save(torch.load(best, weights_only=True) | {"epoch": 9}, best)
+    before = (run / "training_summary.json").read_bytes()
+    with pytest.raises(
+        RunFolderError, match=rf"best_model.ckpt: expected the weights of epoch 0, .* found {found}; restore"
+    ):
         verb(config, resume=True)
     assert (run / "training_summary.json").read_bytes() == before
 
