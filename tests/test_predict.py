@@ -384,7 +384,9 @@ def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, cap
     assert capsys.readouterr().out == "0 done, 1 skipped, 0 failed\n"
 
 
-@pytest.mark.parametrize(("tta", "mirrored"), [("--tta", "x"), ("--tta zx", "xz"), ("--tta y,z", "yz"), ("", "")])
+@pytest.mark.parametrize(
+    ("tta", "mirrored"), [("--tta", "x"), ("--tta auto", "x"), ("--tta zx", "xz"), ("--tta y,z", "yz"), ("", "")]
+)
 def test_flags_reach_the_batch(run, tmp_path, tta, mirrored):
     path = scan(tmp_path / "case.nii.gz")
     flags = (
@@ -530,6 +532,47 @@ def test_inputs_are_data_sets_trees_and_files(run, tmp_path):
         split_runs([tmp_path / "set", run])
     with pytest.raises(SegmentationError, match="expected scans"):
         split_runs([run])
+
+
+def test_a_scan_that_cannot_be_looked_at_is_named_and_the_others_are_done(run, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        scan(tmp_path / "in" / name / f"{name}.nii.gz")
+
+    def closed(folder, true=Path.iterdir):
+        if folder.name == "a":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return true(folder)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    document = predict([run], [tmp_path / "in"], tmp_path / "out", **SMALL)
+    assert [(record["case"], record["status"]) for record in document["cases"]] == [("a", "failed"), ("b", "done")]
+    assert f"{tmp_path / 'in' / 'a'}: cannot be read (Permission denied)" in document["cases"][0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--output file", "expected a folder for results"),
+        ("--output file/deeper", "expected a folder for results"),
+        ("--output out --report file/r.json", "expected a folder for results"),
+        ("--output out --report folder", "expected a file, found a folder"),
+    ],
+)
+def test_a_place_where_nothing_can_be_written_is_said_before_the_network_works(
+    run, tmp_path, monkeypatch, capsys, flags, words
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("folder").mkdir()
+    assert main(["predict", "--device", "cpu", str(run), str(scan(tmp_path / "case.nii.gz")), *flags.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not Path("out").exists()
+
+
+def test_the_report_makes_its_folder(run, tmp_path):
+    predict([run], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", report=tmp_path / "new" / "r.json", **SMALL)
+    assert json.loads((tmp_path / "new" / "r.json").read_text())["n_done"] == 1
 
 
 def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):

@@ -1,0 +1,180 @@
+"""Which scans are to be segmented: all that lie there, none of our own results, and nothing is missing in silence."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
+
+from pipeline.dataset import DatasetError
+from pipeline.scans import InputCase, list_inputs
+from pipeline.segmentation import SegmentationError
+from transforms.load import VolumeError
+
+
+def save(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.eye(4)), path)
+    return path
+
+
+def ids(cases: tuple[InputCase, ...]) -> list[str]:
+    return [case.id for case in cases]
+
+
+@pytest.fixture
+def readable_by_all():
+    """A folder that any user may enter; pytest's own are the user's who runs it."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+class Nobody:
+    """As a user whom permissions bind; root reads everything."""
+
+    def __enter__(self) -> None:
+        self.user = os.geteuid()
+        if self.user == 0:
+            os.seteuid(65534)
+
+    def __exit__(self, *_: object) -> None:
+        os.seteuid(self.user)
+
+
+def test_a_folder_that_a_link_fetches_is_refused_by_name_or_followed(tmp_path):
+    save(tmp_path / "elsewhere" / "deep" / "b.nii.gz")
+    save(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(VolumeError, match=r"in/more: a link that leads out of .*--follow_links"):
+        list_inputs([tmp_path / "in"])
+    assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["a", "b"]
+
+
+def test_links_in_circles_and_within_the_tree_give_every_volume_once(tmp_path):
+    save(tmp_path / "in" / "a" / "ct.nii.gz")
+    (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "again").symlink_to("a")
+    assert ids(list_inputs([tmp_path / "in"])) == ["ct"]
+    (tmp_path / "one").mkdir()
+    save(tmp_path / "two" / "mr.nii.gz")
+    (tmp_path / "one" / "other").symlink_to(tmp_path / "two")
+    (tmp_path / "two" / "other").symlink_to(tmp_path / "one")
+    (tmp_path / "in" / "z").symlink_to(tmp_path / "one")
+    assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["ct", "mr"]
+
+
+def test_what_cannot_be_looked_at_is_a_failed_input_and_the_others_are_listed(readable_by_all):
+    save(readable_by_all / "a.nii.gz")
+    save(readable_by_all / "closed" / "b.nii.gz")
+    save(readable_by_all / "open" / "c.nii.gz")
+    (readable_by_all / "open" / "a_note.txt").touch(0o000)
+    (readable_by_all / "closed").chmod(0o000)
+    with Nobody():
+        cases = {case.id: case.error for case in list_inputs([readable_by_all])}
+    (readable_by_all / "closed").chmod(0o755)
+    assert cases.keys() == {"a", "c", "closed", "a_note.txt"}
+    assert cases["a"] == cases["c"] == ""
+    assert "closed: cannot be read (Permission denied)" in cases["closed"]
+    assert "a_note.txt: cannot be read (Permission denied)" in cases["a_note.txt"]
+
+
+def test_an_unreadable_file_hides_no_series_beside_it(readable_by_all):
+    (readable_by_all / "series").mkdir()
+    (readable_by_all / "series" / "a.txt").touch(0o000)
+    (readable_by_all / "series" / "b.dcm").write_bytes(bytes(128) + b"DICM")
+    with Nobody():
+        (case,) = list_inputs([readable_by_all])
+    assert (case.id, case.error) == ("series", "")
+
+
+def test_a_slice_that_a_link_fetches_from_outside_is_refused(tmp_path):
+    series = tmp_path / "series"
+    series.mkdir()
+    (series / "1.dcm").write_bytes(bytes(128) + b"DICM")
+    (tmp_path / "2.dcm").write_bytes(bytes(128) + b"DICM")
+    (series / "2.dcm").symlink_to(tmp_path / "2.dcm")
+    for path in (series, save(series / "x" / "a.nii.gz").parents[1]):
+        with pytest.raises(VolumeError, match=r"2\.dcm: a link that leads out of"):
+            list_inputs([path])
+    assert ids(list_inputs([series], follow_links=True)) == ["series"]
+    for number in (1, 2):  # the same in a data set
+        save(tmp_path / "set" / "labels" / f"{number}.nii.gz")
+        save(tmp_path / "set" / "images" / f"{number}.nii.gz")
+    (tmp_path / "set" / "labels.json").write_text(json.dumps({"background": 0, "liver": 1}))
+    shutil.copytree(series, tmp_path / "set" / "images" / "3", symlinks=True)
+    with pytest.raises(VolumeError, match=r"images/3/2\.dcm: a link that leads out of"):
+        list_inputs([tmp_path / "set"])
+
+
+def test_results_inside_the_input_tree_are_no_scans(tmp_path):
+    save(tmp_path / "in" / "a.nii.gz")
+    save(tmp_path / "in" / "out" / "b.nii.gz")
+    assert ids(list_inputs([tmp_path / "in"], output=tmp_path / "in" / "out")) == ["a"]
+    (tmp_path / "results").symlink_to(tmp_path / "in" / "out")
+    assert ids(list_inputs([tmp_path / "in"], output=tmp_path / "results")) == ["a"]
+    assert ids(list_inputs([tmp_path / "in"], output=tmp_path)) == ["a", "b"]
+    with pytest.raises(SegmentationError, match="would lie in one folder"):
+        list_inputs([tmp_path / "in"], output=tmp_path / "in")
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr", ".hdr"])
+def test_a_scan_whose_voxels_in_a_second_file_were_replaced_is_another(tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".hdr":
+        nib.save(nib.Nifti1Pair(np.zeros((3, 4, 5), np.int16), np.eye(4)), path)
+    else:
+        sitk.WriteImage(sitk.Image(3, 4, 5, sitk.sitkInt16), str(path))
+    (data,) = (file for file in tmp_path.iterdir() if file != path)
+    (case,) = list_inputs([path])
+    before, times = case.state, (data.stat().st_atime_ns, data.stat().st_mtime_ns)
+    os.utime(data, ns=(times[0], times[1] + 10**9))
+    assert case.state != before
+    os.utime(data, ns=times)
+    assert case.state == before
+
+
+def nnunet(root: Path) -> Path:
+    for case in "abcd":
+        save(root / "imagesTr" / f"{case}_0000.nii.gz")
+        save(root / "labelsTr" / f"{case}.nii.gz")
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(description))
+    (root / "splits_final.json").write_text(json.dumps([{"train": ["a"], "val": ["b"]}]))
+    return root
+
+
+def test_of_a_data_set_every_image_is_taken_whatever_splits_and_labels_say(tmp_path):
+    root = nnunet(tmp_path / "set")
+    (root / "labelsTr" / "a.nii.gz").unlink()
+    save(root / "labelsTr" / "without_image.nii.gz")
+    save(root / "imagesTs" / "e_0000.nii.gz")
+    cases = list_inputs([root])
+    assert sorted(ids(cases)) == ["a", "b", "c", "d", "e"]
+    assert [case.error for case in cases] == [""] * 5
+    (root / "splits_final.json").write_text("no JSON")
+    assert len(list_inputs([root])) == 5
+
+
+def test_an_entry_of_a_data_set_that_cannot_serve_fails_alone(tmp_path):
+    root = nnunet(tmp_path / "set")
+    (root / "imagesTr" / "b_0000.nii.gz").rename(root / "imagesTr" / "b_0003.nii.gz")
+    (root / "imagesTr" / "notes.txt").touch()
+    cases = list_inputs([root])
+    assert [case.id for case in cases if not case.error] == ["a", "c", "d"]
+    errors = {case.id: case.error for case in cases if case.error}
+    assert "expected 1 channel files" in errors.pop("b")
+    (why,) = errors.values()
+    assert "notes.txt" in why
+    shutil.rmtree(root / "imagesTr")
+    (root / "imagesTr").mkdir()
+    save(root / "imagesTr" / "b_0003.nii.gz")
+    with pytest.raises(DatasetError, match="case b"):
+        list_inputs([root])
