@@ -204,7 +204,7 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--trust_config", action="store_true", help=_TRUST)
     parser.add_argument("--follow_links", action="store_true", help=_LINKS)
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
-    given = parser.parse_args(_with_value(arguments, "--tta", r"[xyz,]+", "auto"))
+    given = parser.parse_args(_with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
     room = importlib.import_module("pipeline.predict")
     runs, inputs = room.split_runs(given.paths)
     document = room.predict(
