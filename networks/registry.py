@@ -3,7 +3,7 @@ knows the network's inside.
 
 A specification is a mapping with the class under "_target_" and its arguments beside it. What the pipeline knows by
 itself (channels, classes, size) is filled in where the constructor asks for it. Nothing is evaluated: a class path must
-lie in a package of the allow-list.
+lie in a package of the allow-list, and no argument may make a constructor download or read a file.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import importlib
 import inspect
 import json
 import math
+import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,11 @@ IN_CHANNELS = ("in_channels", "in_chans", "n_input_channels")
 N_CLASSES = ("out_channels", "n_classes", "num_classes")
 IMAGE_SIZE = ("img_size", "image_size", "input_image_size")
 SPATIAL_DIMS = ("spatial_dims", "dimensions")
+# Constructors' arguments that fetch weights, whatever they are but false; and those that name a place, if they are text
+FETCHES = re.compile(r"^(pretrain|download|weights(_|$))", re.IGNORECASE)
+PLACES = re.compile(
+    r"(^|_)(ur[il]|path|file|dir|folder|repo|checkpoint|ckpt)s?(_|$)|(url|path|file|filename)$", re.IGNORECASE
+)
 CHECKPOINT_KEYS = ("state_dict", "network")
 
 
@@ -64,14 +70,17 @@ def build_network(
         target_size: Voxels (I, J, K) of the volumes to come. Sizes that the network does not take are padded inside.
         checkpointing: BodyNet recomputes its inside in the backward pass; other networks have their own arguments
             for it, if at all.
-        trust: Import class paths outside the allow-list, too. Importing runs that package's code.
+        trust: Import class paths outside the allow-list, too, and take arguments that make a constructor download
+            weights or read a file. Importing runs that package's code.
 
     Raises:
-        NetworkError: An unknown name (the known ones are listed), a wrong, missing or contradictory argument, a
-            network of another kind.
+        NetworkError: An unknown name (the known ones are listed), a wrong, missing or contradictory argument, one that
+            would fetch something where `trust` is not given, a network of another kind.
     """
     path, arguments = _parsed(BODY_NET if spec is None else spec)
     name, network_class = path.rpartition(".")[2], _find_class(path, trust)
+    if not trust:
+        _refuse_fetching(network_class, name, arguments)
     known = _fields(IN_CHANNELS, in_channels) | _fields(N_CLASSES, n_classes) | _fields(SPATIAL_DIMS, 3)
     if path == BODY_NET:
         known |= {"base_channels": base_channels, "light": light}
@@ -89,11 +98,14 @@ def check_network(spec: Mapping[str, Any] | str | None, *, trust: bool = False) 
     """Judge a specification as far as that takes no data, before they are prepared for hours.
 
     Raises:
-        NetworkError: As `build_network` for the class and the names of its arguments.
+        NetworkError: As `build_network` for the class, the names of its arguments and what they would fetch.
     """
     if spec is not None:
         path, arguments = _parsed(spec)
-        _refuse_unknown(_find_class(path, trust), path.rpartition(".")[2], arguments)
+        name, network_class = path.rpartition(".")[2], _find_class(path, trust)
+        _refuse_unknown(network_class, name, arguments)
+        if not trust:
+            _refuse_fetching(network_class, name, arguments)
 
 
 def network_settings(network: nn.Module) -> dict[str, Any]:
@@ -123,12 +135,14 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
 
     Raises:
         NetworkError: If the file is missing, damaged, holds code, is no checkpoint of this pipeline, or names a class
-            outside the allow-list and `trust` is not given.
+            outside the allow-list, or an argument that would fetch something, and `trust` is not given.
     """
     checkpoint = read_checkpoint(path)
     try:
         class_path, arguments = _parsed(checkpoint["network"])
         network_class = _find_class(class_path, trust)
+        if not trust:
+            _refuse_fetching(network_class, class_path, arguments)
         arguments = _filled(network_class, class_path, arguments, {})
         _refuse_giant(network_class, arguments, checkpoint["state_dict"])
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
@@ -280,6 +294,34 @@ def _refuse_unknown(network_class: type[nn.Module], name: str, arguments: Mappin
         if key not in accepted and not takes_any:
             raise NetworkError(f"network {name} has no argument {key}; it takes {', '.join(accepted)}")
     return accepted
+
+
+def _refuse_fetching(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
+    """Raise NetworkError where an argument, given or by default, makes the constructor download weights or read a file.
+
+    A checkpoint or a config from a stranger would otherwise send this machine to the stranger's address.
+    """
+    parameters = inspect.signature(network_class).parameters
+    defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    for key, value in _leaves(defaults | dict(arguments)):
+        is_text = isinstance(value, str) and value != ""
+        if (FETCHES.search(key) and value) or (is_text and (PLACES.search(key) or "://" in value)):
+            raise NetworkError(
+                f"network {name}: its argument {key} ({str(value)[:80]!r}) would download weights or read a file; "
+                "set it to false or null, or give --trust_config (trust=True) if you trust where it leads"
+            )
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every plain value inside, with the name of the mapping's entry that holds it."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _leaves(inner, str(name) if not FETCHES.search(key) else key)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _leaves(inner, key)
+    else:
+        yield key, value
 
 
 def _assembled(

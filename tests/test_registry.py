@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from monai.networks import nets
 from torch import nn
 
 from networks.body_net import BodyNet
-from networks.registry import NetworkError, build_network, load_network, network_settings
+from networks.registry import NetworkError, build_network, check_network, load_network, network_settings
 from pipeline.config import from_mapping, load_mapping
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -302,6 +304,89 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(tmp_path):
         with pytest.raises(NetworkError, match=r"best_model\.ckpt") as caught:
             load_network(path)
         assert "\n" not in str(caught.value), name
+
+
+@pytest.fixture
+def server():
+    """The address of a server on this machine that has nothing, and the paths that were asked of it."""
+    asked = []
+
+    class Listening(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listening) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_port}", asked
+        listening.shutdown()
+        thread.join()
+
+
+HOVERNET = {"_target_": "HoVerNet", "mode": "fast", "in_channels": 3, "out_classes": 2}
+
+
+@pytest.mark.fault(
+    "a best_model.ckpt or config whose network would download from an address that stands in it",
+    "refused in one line, exit code 2; no request is sent",
+)
+@pytest.mark.parametrize("key", ["pretrained_url", "PRETRAINED_URL", "adapt_standard_resnet"])
+def test_neither_a_checkpoint_nor_a_config_sends_a_request(server, tmp_path, monkeypatch, key):
+    address, asked = server
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    spec = HOVERNET | {key: f"{address}/weights.pth"}
+    path = tmp_path / "best_model.ckpt"
+    torch.save({"format": 1, "state_dict": {"w": torch.zeros(10)}, "network": spec}, path)
+    with pytest.raises(NetworkError, match=r"best_model\.ckpt.* would download weights or read a file|has no argument"):
+        load_network(path)
+    for judge in (build_network, check_network):
+        with pytest.raises(NetworkError, match=r"would download weights or read a file|has no argument"):
+            judge(spec, **({"in_channels": 3} if judge is build_network else {}))
+    assert asked == []
+    assert not (tmp_path / "hub").exists()
+
+
+def test_where_it_is_trusted_a_network_asks_its_address(server, tmp_path, monkeypatch):
+    address, asked = server
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    with pytest.raises(NetworkError):  # the server has nothing
+        build_network(HOVERNET | {"pretrained_url": f"{address}/weights.pth"}, in_channels=3, trust=True)
+    assert asked
+
+
+@pytest.mark.parametrize(
+    ("spec", "key"),
+    [
+        ({"_target_": "EfficientNetBN", "model_name": "efficientnet-b0"}, "pretrained"),  # by default
+        ({"_target_": "MILModel"}, "pretrained"),
+        ({"_target_": "ResNetFeatures", "model_name": "resnet10"}, "pretrained"),
+        ({"_target_": "Transchex"}, "path_or_repo_id"),
+        ({"_target_": "Densenet121", "pretrained": True}, "pretrained"),
+        ({"_target_": "TorchVisionFCModel", "weights": "DEFAULT"}, "weights"),
+        (
+            {"_target_": "HighResNet", "layer_params": [{"name": "conv_0", "Weights_File": "/etc/passwd"}]},
+            "Weights_File",
+        ),
+        ({"_target_": "SegResNet", "act": ["relu", {"checkpoint": "a.pt"}]}, "checkpoint"),
+        ({"_target_": "SegResNet", "act": "ftp://a.pt"}, "act"),
+    ],
+)
+def test_arguments_that_fetch_are_refused_by_name_and_default(spec, key):
+    with pytest.raises(
+        NetworkError, match=f"its argument {key} .* would download weights or read a file.*trust_config"
+    ):
+        check_network(spec)
+    check_network(spec, trust=True)
+
+
+def test_a_network_that_could_fetch_is_taken_where_that_is_switched_off():
+    for spec in ({"_target_": "EfficientNetBN", "model_name": "efficientnet-b0", "pretrained": False}, "FlexibleUNet"):
+        check_network(spec)
+    check_network({"_target_": "SwinUNETR", "use_checkpoint": True, "dropout_path_rate": 0.1})
 
 
 def test_a_network_from_elsewhere_does_not_know_its_settings():
