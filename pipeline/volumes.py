@@ -5,6 +5,8 @@ Reading voxels is `transforms.load`'s, since chains begin with it; which label b
 
 from __future__ import annotations
 
+import errno
+import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -121,6 +123,9 @@ class _Tree:
         except OSError as error:
             yield self._unreadable(path, error)
             return
+        if path.is_symlink() and not path.suffix and not path.exists():  # by its name the link to a folder
+            yield self._unreadable(path, FileNotFoundError(errno.ENOENT, f"a link to {path.readlink()}, which is gone"))
+            return
         # The data half (.img) of a pair would list its volume twice.
         if not is_folder and (path.suffix.lower() == ".img" or volume_kind(path) is None):
             return
@@ -153,9 +158,10 @@ def refuse_linked_slices(folder: Path, root: Path) -> None:
 
 
 def _refuse_outside(link: Path, root: Path, there: Path) -> None:
-    if not link.resolve().is_relative_to(there):
+    target = Path(os.path.realpath(link))  # resolve raises where links lead in a circle
+    if not target.is_relative_to(there):
         raise VolumeError(
-            f"{link}: a link that leads out of {root}, to {link.resolve()}; give --follow_links if that is meant, or "
+            f"{link}: a link that leads out of {root}, to {target}; give --follow_links if that is meant, or "
             "name the file or folder itself"
         )
 

@@ -71,6 +71,15 @@ def test_links_in_circles_and_within_the_tree_give_every_volume_once(tmp_path):
     assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["ct", "mr"]
 
 
+def test_links_to_nothing_are_failed_inputs(tmp_path):
+    save(tmp_path / "in" / "a.nii.gz")
+    (tmp_path / "in" / "case").symlink_to(tmp_path / "unmounted")
+    (tmp_path / "in" / "itself.nii.gz").symlink_to("itself.nii.gz")
+    found = {case.id: case.error for case in list_inputs([tmp_path / "in"])}
+    assert found.keys() == {"a", "case", "itself"}
+    assert "unmounted, which is gone" in found["case"]
+
+
 def test_what_cannot_be_looked_at_is_a_failed_input_and_the_others_are_listed(readable_by_all):
     save(readable_by_all / "a.nii.gz")
     save(readable_by_all / "closed" / "b.nii.gz")
