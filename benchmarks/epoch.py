@@ -1,12 +1,14 @@
 """A whole epoch on a small real data set: `bodyseg train` against a plain MONAI and PyTorch loop.
 
-Both train the same network on as many cases of the same size, augment and validate; ours also writes its run folder.
+Both train the same network on the same cases at the same size, augment, and validate by the run folder's val_mIoU; ours
+also writes its run folder. Each trains in its own precision, which stands in the facts: MONAI's tutorials in float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import threading
 import time
 from itertools import pairwise
@@ -33,6 +35,9 @@ from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_by
 from networks.body_net import BodyNet
 from pipeline.cases import list_cases
 from pipeline.config import Config, from_mapping, load_mapping
+from pipeline.dataset import Dataset as ListedDataset
+from pipeline.metrics import mean_iou
+from pipeline.run_folder import RunFolder, read_json
 from pipeline.train import name_of, train
 from transforms.chains import RAS
 
@@ -43,21 +48,21 @@ LOOK_EVERY_S = 0.01
 def ours(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16) -> Measurement:
     """Time between the epochs' entries in training_log.json, which a thread follows as a person would."""
     config = _config(folder, dataset_root, n_epochs, base_channels)
-    log = Path(config.experiment.log_dir, name_of(config), "training_log.json")
+    run = RunFolder.at(Path(config.experiment.log_dir, name_of(config)))
     finished: dict[int, float] = {}
     done = threading.Event()
-    follower = threading.Thread(target=_follow, args=(log, finished, done))
+    follower = threading.Thread(target=_follow, args=(run.log, finished, done))
     forget_peak()
     before = resident_bytes()
     follower.start()
     try:
         train(config, overwrite=True)
-        _note(log, finished)
+        _note(run.log, finished)
     finally:
         done.set()
         follower.join()
-    history = json.loads(log.read_text())["training_history"]
-    return _measurement(list(finished.values()), before, {"val_mIoU": history["val_mIoU"][-1]})
+    history, training = read_json(run.log)["training_history"], run.read_config()["training"]
+    return _measurement(finished, before, _facts(history["val_mIoU"][-1], training["effective_precision"]))
 
 
 def _follow(log: Path, finished: dict[int, float], done: threading.Event) -> None:
@@ -76,40 +81,40 @@ def _note(log: Path, finished: dict[int, float]) -> None:
 def plain(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16) -> Measurement:
     """Logits, DiceCELoss and AdamW in float32 on a CacheDataset; DiceMetric on one-hot maps, as MONAI's tutorials."""
     config = _config(folder, dataset_root, n_epochs, base_channels)
-    dataset = list_cases(Path(dataset_root))
-    n_classes, size = len(dataset.class_names), config.data.target_size
+    dataset = list_cases(config.data.dataset_root)
+    n_classes = len(dataset.class_names)
     forget_peak()
     before = resident_bytes()
-    train_loader, val_loader = _loaders(config, [_item(case) for case in dataset.cases])
+    train_loader, val_loader = _loaders(config, dataset)
     torch.manual_seed(config.training.seed)
     network = BodyNet(1, n_classes, config.model.base_channels)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=config.training.lr)
+    optimiser = torch.optim.AdamW(network.parameters(), config.training.lr, weight_decay=config.training.weight_decay)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    finished, dice = [], float("nan")
-    for _ in range(n_epochs):
+    finished, score = dict[int, float](), float("nan")
+    for epoch in range(1, n_epochs + 1):
         network.train()
         for batch in train_loader:
             optimiser.zero_grad()
             criterion(network(batch["image"].as_tensor()), batch["label"].as_tensor()).backward()
             optimiser.step()
-        dice = _validate(network.eval(), val_loader, n_classes)
-        finished.append(time.perf_counter())
-    return _measurement(finished, before, {"val_dice": dice, "size": list(size)})
+        score = _validate(network.eval(), val_loader, n_classes)
+        finished[epoch] = time.perf_counter()
+    return _measurement(finished, before, _facts(score, "32-true"))
 
 
 @torch.no_grad()
 def _validate(network: torch.nn.Module, loader: DataLoader, n_classes: int) -> float:
-    metric = DiceMetric(include_background=False)
+    """The run folder's val_mIoU: IoU from the Dice of each case and structure, averaged over cases, then structures."""
+    metric = DiceMetric(include_background=False, reduction="none")
     segment, encode = AsDiscrete(argmax=True, to_onehot=n_classes), AsDiscrete(to_onehot=n_classes)
     for batch in loader:
         logits = network(batch["image"].as_tensor())
         prediction, reference = decollate_batch(logits), decollate_batch(batch["label"].as_tensor())
         metric([torch.as_tensor(segment(x)) for x in prediction], [torch.as_tensor(encode(y)) for y in reference])
-    return float(torch.as_tensor(metric.aggregate()))
+    return mean_iou(torch.as_tensor(metric.aggregate()))[0]
 
 
-def _loaders(config: Config, items: list[dict[str, str]]) -> tuple[DataLoader, DataLoader]:
-    """80 % of the cases to train and 10 % to validate, as ours."""
+def _loaders(config: Config, dataset: ListedDataset) -> tuple[DataLoader, DataLoader]:
     keys, size = ["image", "label"], list(config.data.target_size)
     chain = Compose(
         [
@@ -120,29 +125,52 @@ def _loaders(config: Config, items: list[dict[str, str]]) -> tuple[DataLoader, D
             Resized(keys, spatial_size=size, mode=["trilinear", "nearest-exact"]),
         ]
     )
-    order = np.random.default_rng(0).permutation(len(items))
-    n_train, n_val = round(0.8 * len(items)), round(0.1 * len(items))
-    parts = [[items[i] for i in order[:n_train]], [items[i] for i in order[n_train : n_train + n_val]]]
+    assert dataset.split is not None  # _write_list says it
+    items = {case.id: {"image": str(case.image[0]), "label": str(case.label)} for case in dataset.cases}
+    parts = [[items[case] for case in side] for side in (dataset.split.train, dataset.split.val)]
     training, validation = (CacheDataset(part, chain, progress=False, num_workers=1) for part in parts)
     augmented = Dataset(training, monai_chain(size, spatial=0.75, intensity=0.2))  # type: ignore[arg-type]  # it wants a Sequence, and indexes only
     return DataLoader(augmented, batch_size=config.data.batch_size, shuffle=True), DataLoader(validation)
 
 
-def _item(case: Any) -> dict[str, str]:
-    return {"image": str(case.image[0]), "label": str(case.label)}
+def _write_list(folder: str, dataset_root: str) -> Path:
+    """Write a list that divides the cases for both sides alike: 80 % to train, 10 % to validate."""
+    dataset, path = list_cases(dataset_root), Path(folder, "cases.json")
+    order, n_cases = np.random.default_rng(0).permutation(len(dataset.cases)), len(dataset.cases)
+    sides = ["train"] * round(0.8 * n_cases) + ["val"] * round(0.1 * n_cases)
+    side_of = dict(zip(order.tolist(), sides, strict=False))
+    cases = [
+        {"case": case.id, "image": [str(file.resolve()) for file in case.image], "split": side_of.get(n, "test")}
+        | {"label": str(Path(str(case.label)).resolve())}
+        for n, case in enumerate(dataset.cases)
+    ]
+    labels = dict(zip(dataset.class_names, dataset.label_values, strict=True))
+    listed = {"cases": cases, "labels": labels, "channel_names": list(dataset.channel_names)}
+    path.write_text(json.dumps(listed), encoding="utf-8")
+    return path
 
 
 def _config(folder: str, dataset_root: str, n_epochs: int, base_channels: int) -> Config:
-    """The shipped settings of the small data set, for a few epochs in a folder of its own."""
+    """The shipped settings of the small data set, for a few epochs; a new folder for every run, its cache included."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(dir=folder)
     config = from_mapping(load_mapping(CONFIG))
-    data = dataclasses.replace(config.data, dataset_root=dataset_root, cache_dir=str(Path(folder, "cache")))
+    listed = str(_write_list(folder, dataset_root))
+    data = dataclasses.replace(config.data, dataset_root=listed, cache_dir=str(Path(folder, "cache")))
     training = dataclasses.replace(config.training, max_epochs=n_epochs, warmup_epochs=0)
     experiment = dataclasses.replace(config.experiment, log_dir=str(Path(folder, "logs")))
     model = dataclasses.replace(config.model, base_channels=base_channels)
     return dataclasses.replace(config, model=model, data=data, training=training, experiment=experiment)
 
 
-def _measurement(finished: list[float], before: int, facts: dict[str, Any]) -> Measurement:
-    """Epochs from the second on: the first one also sets up."""
+def _facts(val_miou: float, precision: str) -> dict[str, Any]:
+    return {"precision": precision, "val_mIoU": float(val_miou)}
+
+
+def _measurement(finished: dict[int, float], before: int, facts: dict[str, Any]) -> Measurement:
+    """Epochs from the second on, from when each ended: the first one also sets up."""
     peak = peak_bytes()
-    return Measurement([b - a for a, b in pairwise(finished)], max(0, peak - before), peak, [], facts)
+    if sorted(finished) != list(range(1, len(finished) + 1)):
+        raise ValueError(f"epochs: expected each to be seen once as it ended, found {list(finished)}")
+    ends = [finished[epoch] for epoch in sorted(finished)]
+    return Measurement([b - a for a, b in pairwise(ends)], max(0, peak - before), peak, [], facts)

@@ -97,7 +97,7 @@ def way_back(scale: str, data: str | None) -> Row:
                 repeats=_n(scale, 1, 2),
                 memory="peak",
                 same_value=("conv + Invertd", "slab by slab"),
-                tolerance=1e-3,  # each class's share of the voxels: rounding decides where two logits are equal
+                tolerance=1e-3,  # shares of voxels and places of classes: rounding decides where two logits are equal
                 goal=Goal(peak_gb=2.5) if scale == FULL else Goal(),
             )
             for count in counts

@@ -8,11 +8,12 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the benchmarks are no part of the installed packages
 
-from benchmarks import gpu, report, runner
+from benchmarks import gpu, loading, report, runner, way_back
 from benchmarks.__main__ import main
 from benchmarks.measure import Measurement, measure
 from benchmarks.rows import FULL, REDUCED, ROWS, TOY
@@ -68,6 +69,26 @@ def test_both_sides_of_every_row_run_and_agree(name, in_this_process):
             assert comparison["difference"] <= asked.tolerance
 
 
+@pytest.mark.parametrize("axis", range(3))
+def test_a_flipped_way_back_does_not_agree(axis):
+    sizes = {"source_size": (20, 24, 28), "size": (16, 16, 16)}
+    label = way_back._our_way(**sizes, n_classes=5)()
+    wanted, flipped = (way_back.agreement(voxels, 5) for voxels in (label, np.flip(label, axis)))
+    assert largest_difference(wanted[:5], flipped[:5]) == 0
+    assert largest_difference(wanted, flipped) > 0.05  # fifty times what the row tolerates
+
+
+@pytest.mark.filterwarnings(*PEERS_WARNINGS)
+def test_loading_is_timed_without_the_summary_of_what_was_loaded(monkeypatch, tmp_path):
+    loading.prepare(str(tmp_path), (24, 24, 30), (16, 16, 32))
+    summed, times, summary = [], [], loading._summary
+    monkeypatch.setattr(loading, "_summary", lambda case: summed.append(1) or summary(case))
+    monkeypatch.setattr(loading, "measure", lambda work, n: times.append((work(), len(summed))) or measure(work, n=n))
+    for side in (loading.plain, loading.uncached, loading.second_epoch):
+        assert side(str(tmp_path), (16, 16, 32), n=2).value
+    assert times == [([], before) for before in range(3)]  # one summary a side, none while the work runs
+
+
 @pytest.mark.filterwarnings(*PEERS_WARNINGS)
 def test_a_whole_epoch_of_both_loops_on_real_scans(shared_data, tmp_path):
     from benchmarks import epoch
@@ -81,9 +102,29 @@ def test_a_whole_epoch_of_both_loops_on_real_scans(shared_data, tmp_path):
         json.dumps(json.loads((root / "dataset.json").read_text()) | {"numTraining": 10}), encoding="utf-8"
     )
     for side in (epoch.plain, epoch.ours):
-        found = side(str(tmp_path / side.__name__), str(few), n_epochs=2, base_channels=2)
+        found = side(str(tmp_path / "runs"), str(few), n_epochs=2, base_channels=2)
         assert len(found.seconds) == 1
         assert found.seconds[0] > 0
+        assert found.facts["precision"] in ("32-true", "bf16-mixed")
+        assert 0 <= found.facts["val_mIoU"] <= 1
+    (config,) = tmp_path.glob("runs/*/logs/*/training_config.json")
+    split = json.loads(config.read_text())["data"]["split"]
+    for path in tmp_path.glob("runs/*/cases.json"):  # the plain loop read one of these lists, ours the other
+        cases = json.loads(path.read_text())["cases"]
+        for side in ("train", "val"):
+            assert sorted(case["case"] for case in cases if case["split"] == side) == sorted(split[side])
+    # A second repeat in the same folder finds neither the first one's log nor its cache.
+    again = epoch._config(str(tmp_path / "runs"), str(few), 2, 2)
+    assert not Path(again.experiment.log_dir).exists()
+    assert not Path(again.data.cache_dir).exists()
+
+
+def test_an_epoch_that_was_not_seen_to_end_is_no_time():
+    from benchmarks import epoch
+
+    assert epoch._measurement({1: 10.0, 2: 11.0, 3: 13.0}, 0, {}).seconds == [1.0, 2.0]
+    with pytest.raises(ValueError, match=r"found \[5, 1, 2\]"):
+        epoch._measurement({5: 9.0, 1: 10.0, 2: 11.0}, 0, {})
 
 
 @pytest.mark.filterwarnings(*PEERS_WARNINGS)
