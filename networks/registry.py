@@ -8,6 +8,7 @@ lie in a package of the allow-list, and no argument may make a constructor downl
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import inspect
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from networks.bounded import bounded
 from networks.split import NetworkError, Size, split
 
 BODY_NET = "networks.body_net.BodyNet"
@@ -126,7 +128,7 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
     """The network in a best_model.ckpt with its weights, in evaluation mode.
 
     The file is read with weights_only=True: a checkpoint that would run code is refused, and one whose description asks
-    for a larger network than its weights fill is refused before that network takes memory.
+    for a larger network than its weights fill is refused before that network's parameters take memory.
 
     Args:
         path: best_model.ckpt of a run folder.
@@ -144,10 +146,11 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
         if not trust:
             _refuse_fetching(network_class, class_path, arguments)
         arguments = _filled(network_class, class_path, arguments, {})
-        _refuse_giant(network_class, arguments, checkpoint["state_dict"])
+        held = sum(math.prod(v.shape) for v in checkpoint["state_dict"].values() if isinstance(v, torch.Tensor))
+        _refuse_giant(network_class, arguments, held)
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
-            network = _assembled(network_class, class_path, arguments, size)
+            network = _assembled(network_class, class_path, arguments, size, n_held=held)
         network.load_state_dict(checkpoint["state_dict"])
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
@@ -156,15 +159,16 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
     return network.to(map_location).eval()
 
 
-def _refuse_giant(network_class: type[nn.Module], arguments: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+def _refuse_giant(network_class: type[nn.Module], arguments: Mapping[str, Any], held: int) -> None:
     """Raise NetworkError where the description asks for more numbers than the file holds; nothing is allocated."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), bounded(held):
             described = network_class(**arguments)
-    except Exception:  # a constructor that computes with its weights cannot be sized so; the true one will complain
+    except NetworkError:
+        raise
+    except Exception:  # a constructor that computes with its weights cannot be sized so; the true one runs bounded
         return
     claimed = sum(math.prod(parameter.shape) for parameter in described.parameters())
-    held = sum(math.prod(value.shape) for value in weights.values() if isinstance(value, torch.Tensor))
     if claimed > held:
         raise NetworkError(
             f"expected weights for a network of {claimed:,} numbers, found {held:,}; it is damaged, copy it again"
@@ -325,7 +329,11 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _assembled(
-    network_class: type[nn.Module], path: str, arguments: dict[str, Any], target_size: Sequence[int]
+    network_class: type[nn.Module],
+    path: str,
+    arguments: dict[str, Any],
+    target_size: Sequence[int],
+    n_held: int | None = None,
 ) -> nn.Module:
     """The network built and split, knowing its settings."""
     name = path.rpartition(".")[2]
@@ -333,7 +341,7 @@ def _assembled(
     if size_key is not None:
         arguments = {size_key: list(target_size)} | arguments
         target_size = [arguments[size_key]] * 3 if isinstance(arguments[size_key], int) else arguments[size_key]
-    network = _constructed(network_class, name, arguments)
+    network = _constructed(network_class, name, arguments, n_held)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
         network = split(
             network,
@@ -349,9 +357,13 @@ def _assembled(
     return network
 
 
-def _constructed(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _constructed(
+    network_class: type[nn.Module], name: str, arguments: Mapping[str, Any], n_held: int | None = None
+) -> nn.Module:
+    """The network; with `n_held`, one of about as many numbers at most."""
     try:
-        return network_class(**arguments)
+        with contextlib.nullcontext() if n_held is None else bounded(n_held):
+            return network_class(**arguments)
     except NetworkError:
         raise
     except Exception as error:  # whatever a constructor raises is about its arguments

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import resource
 import threading
 from pathlib import Path
 
@@ -387,6 +388,27 @@ def test_a_network_that_could_fetch_is_taken_where_that_is_switched_off():
     for spec in ({"_target_": "EfficientNetBN", "model_name": "efficientnet-b0", "pretrained": False}, "FlexibleUNet"):
         check_network(spec)
     check_network({"_target_": "SwinUNETR", "use_checkpoint": True, "dropout_path_rate": 0.1})
+
+
+@pytest.mark.fault(
+    "a best_model.ckpt that describes a SwinUNETR of billions of numbers", "refused before their memory is touched"
+)
+def test_a_giant_that_cannot_be_built_on_the_meta_device_is_refused_before_it_takes_memory(tmp_path):
+    path = tmp_path / "best_model.ckpt"
+    spec = {"_target_": "monai.networks.nets.SwinUNETR", "in_channels": 1, "out_channels": 2, "feature_size": 24000}
+    torch.save({"format": 1, "state_dict": {"w": torch.zeros(10)}, "network": spec}, path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(NetworkError, match=r"expected weights for a network of [\d,]+ numbers or more, found 10"):
+        load_network(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
+
+
+def test_a_checkpoint_of_a_swin_unetr_is_loaded(tmp_path):
+    spec = {"_target_": "SwinUNETR", "feature_size": 12, "depths": [1, 1, 1, 1]}
+    network = build_network(spec, n_classes=2, target_size=(32, 32, 32))
+    loaded = load_network(save(tmp_path / "best_model.ckpt", network, preprocessing={"target_size": [32, 32, 32]}))
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
 def test_a_network_from_elsewhere_does_not_know_its_settings():
