@@ -10,8 +10,6 @@ import dataclasses
 import importlib
 import json
 import logging
-import os
-import re
 import signal
 import sys
 import time
@@ -19,13 +17,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError
 
 from pipeline import config, config_flags
+from pipeline.command import (
+    EXIT_DONE_IN_PART,
+    EXIT_WRONG_INPUT,
+    LINKS,
+    TRUST,
+    complain,
+    say,
+    silence_stdout,
+    verb_parser,
+    with_value,
+    words,
+)
 from pipeline.progress import Bar
-
-EXIT_DONE_IN_PART = 1
-EXIT_WRONG_INPUT = 2
 
 EXPECTED_ERRORS = (
     ("pipeline.config", "ConfigError"),
@@ -44,9 +51,6 @@ EXPECTED_ERRORS = (
 )
 """Where the errors live whose message says everything to the person who reads it."""
 
-_TRUST = "Import network classes from any package; its code then runs."
-_LINKS = "Take files that links in a data set or folder fetch from outside it."
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the exit code is returned.
@@ -63,30 +67,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if given else EXIT_WRONG_INPUT
     verb = VERBS.get(given[0])
     if verb is None:
-        return _complain(f"unknown verb {given[0]!r}; known are {', '.join(VERBS)}")
+        return complain(f"unknown verb {given[0]!r}; known are {', '.join(VERBS)}")
     try:
         return verb(given[1:])
     except BrokenPipeError:
         # The reader of our output has gone (`bodyseg compare logs | head`): nothing is wrong.
-        _silence_stdout()
+        silence_stdout()
         return 0
     except Exception as error:
         if debug or not _is_expected(error):
             raise
         # Bad data have a line for every error, any other message is one line.
-        return [_complain(line) for line in getattr(error, "lines", [str(error)])][-1]
+        return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
     except KeyboardInterrupt:
-        return _complain("stopped", 130)
+        return complain("stopped", 130)
 
 
 def _overview() -> str:
     lines = ["usage: bodyseg VERB [arguments]   (bodyseg VERB --help explains them)", ""]
     return "\n".join(lines + [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()])
-
-
-def _complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
-    print(f"bodyseg: {' '.join(message.split())}", file=sys.stderr)
-    return code
 
 
 def _is_expected(error: Exception) -> bool:
@@ -96,22 +95,16 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, (*kinds, ArgumentError))
 
 
-def _parser(verb: str, function: Callable, usage: str | None = None) -> ArgumentParser:
-    return ArgumentParser(
-        prog=f"bodyseg {verb}", description=function.__doc__, usage=usage, allow_abbrev=False, exit_on_error=False
-    )
-
-
 def _train(arguments: list[str]) -> int:
     """Train a network on a folder of scans and leave a run folder."""
-    parser = _parser("train", _train, "bodyseg train --dataset_root DIR [--config FILE] [SETTING ...]")
+    parser = verb_parser("train", _train, "bodyseg train --dataset_root DIR [--config FILE] [SETTING ...]")
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or JSON file of settings, or a run's training_config.json."
     )
     parser.add_argument("--print_config", action="store_true", help="Print the settings as YAML and stop.")
     parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
     parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
-    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
     config_flags.add_settings(parser)
     # jsonargparse takes a flag of this name for its own and wants a value after it.
     settings, flags = config_flags.parse(parser, [argument for argument in arguments if argument != "--print_config"])
@@ -121,13 +114,13 @@ def _train(arguments: list[str]) -> int:
     rooms = importlib.import_module("pipeline.train")
     try:
         rooms.train(
-            settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=_say
+            settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say
         )
     except importlib.import_module("pipeline.recorder").RunStopped as stop:
         code = 128 + signal.Signals[str(stop)]
-        return _complain(f"training stopped by {stop}; go on with --resume", code) if rooms.is_first_process() else code
-    except BrokenPipeError as error:  # not our output's, which _say takes
-        return _complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
+        return complain(f"training stopped by {stop}; go on with --resume", code) if rooms.is_first_process() else code
+    except BrokenPipeError as error:  # not our output's, which say takes
+        return complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
     return 0
 
 
@@ -136,11 +129,11 @@ def _check(arguments: list[str]) -> int:
 
     Exit code 0: nothing found; 1: warnings only; 2: errors.
     """
-    parser = _parser("check", _check, "bodyseg check DATASET | --config FILE [SETTING ...]")
+    parser = verb_parser("check", _check, "bodyseg check DATASET | --config FILE [SETTING ...]")
     parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
-    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     config_flags.add_settings(parser)
     if arguments and not arguments[0].startswith("-"):
@@ -165,7 +158,9 @@ def _predict(arguments: list[str]) -> int:
     Every result lies exactly on its scan's own voxel grid. A bad scan is named at the end and does not stop the others;
     finished scans are skipped when the command is repeated. Exit code 0: all done; 1: some failed.
     """
-    parser = _parser("predict", _predict, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
+    parser = verb_parser(
+        "predict", _predict, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]"
+    )
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN INPUT",
         help="First run folders or best_model.ckpt files, then scans: NIfTI, NRRD, MetaImage, DICOM folders, "
@@ -201,16 +196,16 @@ def _predict(arguments: list[str]) -> int:
     parser.add_argument("--threads", type=int | None, metavar="N", help="Processor threads; default: all.")
     parser.add_argument("--overwrite", action="store_true", help="Do finished scans again.")
     parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")
-    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
-    parser.add_argument("--follow_links", action="store_true", help=_LINKS)
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    parser.add_argument("--follow_links", action="store_true", help=LINKS)
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
-    given = parser.parse_args(_with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
+    given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
     room = importlib.import_module("pipeline.predict")
     runs, inputs = room.split_runs(given.paths)
     document = room.predict(
         runs, inputs, given.output,
-        formats=_words(given.formats), per_structure=given.per_structure, probabilities=_words(given.probabilities),
-        preview=given.preview, tta=given.tta, roi=given.roi, keep_largest=_words(given.keep_largest),
+        formats=words(given.formats), per_structure=given.per_structure, probabilities=words(given.probabilities),
+        preview=given.preview, tta=given.tta, roi=given.roi, keep_largest=words(given.keep_largest),
         min_volume_ml=given.min_volume_ml, device=given.device, precision=given.precision, threads=given.threads,
         overwrite=given.overwrite, report=given.report, trust=given.trust_config,
         follow_links=given.follow_links,
@@ -228,7 +223,7 @@ def _evaluate(arguments: list[str]) -> int:
     were refused, by name.
     """
     usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
-    parser = _parser("evaluate", _evaluate, usage)
+    parser = verb_parser("evaluate", _evaluate, usage)
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training.")
     parser.add_argument(
         "--split", choices=["train", "val", "test"], default="test", help="Which of the run's cases (with RUN)."
@@ -267,8 +262,8 @@ def _evaluate(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (with RUN).")
     parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16 (with RUN).")
     parser.add_argument("--overwrite", action="store_true", help="Predict finished cases again (with RUN).")
-    parser.add_argument("--trust_config", action="store_true", help=_TRUST)
-    parser.add_argument("--follow_links", action="store_true", help=_LINKS)
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    parser.add_argument("--follow_links", action="store_true", help=LINKS)
     parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
@@ -324,7 +319,7 @@ def _check_geometry(arguments: list[str]) -> int:
     Balls of 60, 20, 8 and 4 mm and sided markers go through the chain and back on 48 orientations and on oblique,
     anisotropic and odd grids. Exit code 0: the geometry holds; 1: it does not.
     """
-    parser = _parser("check-geometry", _check_geometry, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
+    parser = verb_parser("check-geometry", _check_geometry, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
     parser.add_argument("target", nargs="?", type=Path, metavar="RUN|CONFIG", help="Run, checkpoint or settings file.")
     parser.add_argument(
         "--target_size", nargs=3, type=int, metavar="N", help="Another size than that of the run or settings."
@@ -334,7 +329,7 @@ def _check_geometry(arguments: list[str]) -> int:
         help="Pad instead of stretching (or not), whatever run or settings say.",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    given = parser.parse_args(_with_value(arguments, "--keep_aspect", "true|false", "true"))
+    given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true"))
     room = importlib.import_module("pipeline.check_geometry")
     with Bar("Round trips") as bar:
         report = room.check_geometry(
@@ -344,23 +339,9 @@ def _check_geometry(arguments: list[str]) -> int:
     return report.exit_code
 
 
-def _with_value(arguments: list[str], flag: str, values: str, default: str) -> list[str]:
-    """Give a flag that stands alone its default: argparse would take the next path for its value."""
-    result = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        alone = argument == flag and not re.fullmatch(values, following)
-        result.append(f"{flag}={default}" if alone else argument)
-    return result
-
-
-def _words(text: str) -> list[str]:
-    """Words between commas; none for an empty text."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _sample(arguments: list[str]) -> int:
     """Write the embedded sample data set: whole-body phantoms with 70 labelled structures."""
-    parser = _parser("sample", _sample)
+    parser = verb_parser("sample", _sample)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="Where to; nnU-Net raw layout.")
     parser.add_argument("--n_cases", type=int, default=24, metavar="N", help="Number of bodies.")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="Decides every body and every grid.")
@@ -377,7 +358,7 @@ def _sample(arguments: list[str]) -> int:
 
 def _cache(arguments: list[str]) -> int:
     """Show what the cache holds, or remove what was used longest ago."""
-    parser = _parser("cache", _cache)
+    parser = verb_parser("cache", _cache)
     parser.add_argument("action", choices=["info", "prune"], help="info shows; prune removes.")
     parser.add_argument("--cache_dir", type=Path, default=Path("cache"), metavar="DIR", help="The cache folder.")
     parser.add_argument("--max_gb", type=float, default=0.0, metavar="GB", help="prune: size to shrink the folder to.")
@@ -405,7 +386,7 @@ def _cache(arguments: list[str]) -> int:
 
 def _plot(arguments: list[str]) -> int:
     """Draw the training curves of one or several runs."""
-    parser = _parser("plot", _plot)
+    parser = verb_parser("plot", _plot)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Run folders; several share the axes.")
     parser.add_argument("--output", type=Path | None, metavar="FILE", help="Picture to write (PNG).")
     given = parser.parse_args(arguments)
@@ -415,7 +396,7 @@ def _plot(arguments: list[str]) -> int:
 
 def _compare(arguments: list[str]) -> int:
     """Compare runs: best mIoU, epochs, parameters, time, and the settings that differ."""
-    parser = _parser("compare", _compare)
+    parser = verb_parser("compare", _compare)
     parser.add_argument("paths", nargs="+", type=Path, metavar="RUN", help="Run folders, or a folder that holds them.")
     parser.add_argument("--csv", action="store_true", help="Print comma-separated values.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
@@ -424,18 +405,6 @@ def _compare(arguments: list[str]) -> int:
     table = room.compare(given.paths)
     print(room.to_json(table) if given.json else room.to_csv(table) if given.csv else room.to_text(table))
     return 0
-
-
-def _say(line: str) -> None:
-    """Print a line; a training goes on without a reader (`bodyseg train | head`)."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        _silence_stdout()
-
-
-def _silence_stdout() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

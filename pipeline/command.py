@@ -1,0 +1,56 @@
+"""What the command lines of all verbs share: their parser, words between commas, what they print. Knows no verb."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from jsonargparse import ArgumentParser
+
+EXIT_DONE_IN_PART = 1
+EXIT_WRONG_INPUT = 2
+
+TRUST = "Import network classes from any package; its code then runs."
+LINKS = "Take files that links in a data set or folder fetch from outside it."
+
+
+def verb_parser(verb: str, function: Callable, usage: str | None = None) -> ArgumentParser:
+    """A parser whose description is the docstring of the verb's function, and whose errors are raised."""
+    return ArgumentParser(
+        prog=f"bodyseg {verb}", description=function.__doc__, usage=usage, allow_abbrev=False, exit_on_error=False
+    )
+
+
+def with_value(arguments: list[str], flag: str, values: str, default: str) -> list[str]:
+    """Give a flag that stands alone its default: argparse would take the next path for its value."""
+    result = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        alone = argument == flag and not re.fullmatch(values, following)
+        result.append(f"{flag}={default}" if alone else argument)
+    return result
+
+
+def words(text: str) -> list[str]:
+    """Words between commas; none for an empty text."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
+    """Print one line to standard error; the exit code is handed through."""
+    print(f"bodyseg: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def say(line: str) -> None:
+    """Print a line; a training goes on without a reader (`bodyseg train | head`)."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        silence_stdout()
+
+
+def silence_stdout() -> None:
+    """Send what is still printed nowhere: nobody reads it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
