@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -219,10 +220,17 @@ def test_the_kernels_kill_and_an_allocators_refusal_count_as_killed_and_nothing_
 
 
 def test_the_peak_is_that_of_the_work_alone():
-    bytearray(300_000_000)  # before the work: must not count
-    found = measure(lambda: [float(len(bytearray(100_000_000)))])
-    assert found.extra_bytes == pytest.approx(100e6, rel=0.05)
-    assert found.value == [1e8]
+    # A process of its own, as the benchmarks have: one that has trained keeps what it frees (pipeline.allocator).
+    code = """
+from benchmarks.measure import measure
+bytearray(300_000_000)  # before the work: must not count
+found = measure(lambda: [float(len(bytearray(100_000_000)))])
+print(found.extra_bytes, found.value[0])
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=runner.ROOT, capture_output=True, text=True, check=True)
+    extra, value = map(float, run.stdout.split())
+    assert extra == pytest.approx(100e6, rel=0.05)
+    assert value == 1e8
 
 
 # Comparisons ------------------------------------------------------------------------------------------------------
