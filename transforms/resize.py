@@ -172,25 +172,30 @@ def _share(
     return share, tuple(where)
 
 
+def _resize_label_compactly(label: Tensor, placement: Placement) -> Tensor:
+    out = resize_label(label, placement)
+    return out.to(torch.uint16) if out.dtype == torch.int32 else out
+
+
 class _Resized(MapTransform, InvertibleTransform):
     """What image and label resizing share: the placement from the affine, the bookkeeping, the way back.
 
     `onto_target` and `back` resample a (C, I, J, K) tensor onto a placement's target grid.
     """
 
+    onto_target: Resample
+    back: Resample
+
     def __init__(
         self,
         keys: str | Sequence[str],
         target_size: Sequence[int],
-        onto_target: Resample,
-        back: Resample,
         *,
-        keep_aspect: bool,
-        allow_missing_keys: bool,
+        keep_aspect: bool = False,
+        allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
         self.target_size = tuple(int(n) for n in target_size)
-        self.onto_target, self.back = onto_target, back
         self.keep_aspect = keep_aspect
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -232,16 +237,8 @@ class _Resized(MapTransform, InvertibleTransform):
 class ResizeImaged(_Resized):
     """`resize_image` as a dictionary transform; `keep_aspect` pads instead of stretching, see `place`."""
 
-    def __init__(
-        self,
-        keys: str | Sequence[str],
-        target_size: Sequence[int],
-        *,
-        keep_aspect: bool = False,
-        allow_missing_keys: bool = False,
-    ):
-        flags = {"keep_aspect": keep_aspect, "allow_missing_keys": allow_missing_keys}
-        super().__init__(keys, target_size, resize_image, partial(resize_image, antialias=False), **flags)
+    onto_target = staticmethod(resize_image)
+    back = staticmethod(partial(resize_image, antialias=False))
 
 
 class ResizeLabeld(_Resized):
@@ -250,19 +247,5 @@ class ResizeLabeld(_Resized):
     A label of more than 255 classes arrives in int32, which torch can flip, and leaves in uint16, which is half.
     """
 
-    def __init__(
-        self,
-        keys: str | Sequence[str],
-        target_size: Sequence[int],
-        *,
-        keep_aspect: bool = False,
-        allow_missing_keys: bool = False,
-    ):
-        back = partial(resize_label, kernel="linear", antialias=False)
-        flags = {"keep_aspect": keep_aspect, "allow_missing_keys": allow_missing_keys}
-        super().__init__(keys, target_size, _resize_label_compactly, back, **flags)
-
-
-def _resize_label_compactly(label: Tensor, placement: Placement) -> Tensor:
-    out = resize_label(label, placement)
-    return out.to(torch.uint16) if out.dtype == torch.int32 else out
+    onto_target = staticmethod(_resize_label_compactly)
+    back = staticmethod(partial(resize_label, kernel="linear", antialias=False))
