@@ -361,11 +361,12 @@ def test_a_killed_process_ends_the_other_with_a_message(config):
 # ---- common ends
 
 
-def fail_in_the_second(rank, rendezvous, queue):
-    """The second process fails by itself while the first one waits for its share."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{rendezvous}", rank=rank, world_size=2)
+def lose_the_second(rank, port, reason, queue):
+    """The second process ends, after telling its reason if it has one, while the first waits for its share."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     if rank == 1:
-        tell_failure("case body_07: the file has gone")
+        if reason:
+            tell_failure(reason)
         os._exit(2)
     try:
         with companions_room._in_words([]):
@@ -374,15 +375,19 @@ def fail_in_the_second(rank, rendezvous, queue):
         queue.put(str(error))
 
 
-def test_the_reason_of_another_process_is_told():
+def told_by_the_first(reason):
+    """What the first of two processes says of the second's end; nobody here has started it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     queue = FORK.Queue()
-    processes = [FORK.Process(target=fail_in_the_second, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    assert queue.get(timeout=60) == (
+    for rank in range(2):
+        FORK.Process(target=lose_the_second, args=(rank, port, reason, queue)).start()
+    return queue.get(timeout=60)
+
+
+def test_the_reason_of_another_process_is_told():
+    assert told_by_the_first("case body_07: the file has gone") == (
         "process 1: case body_07: the file has gone; the training of 2 processes ended with it; see to its cause and "
         "go on with --resume"
     )
@@ -441,27 +446,8 @@ def test_processes_that_never_joined_are_counted(rendezvous):
         meet(1)
 
 
-def lose_the_second(rank, port, queue):
-    """The second process vanishes without a word, and nobody here has started it."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    if rank == 1:
-        os._exit(2)
-    try:
-        with companions_room._in_words([]):
-            highest(0, torch.device("cpu"))
-    except ProcessError as error:
-        queue.put(str(error))
-
-
 def test_a_lost_connection_says_what_the_connection_said_where_nothing_else_is_known():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    queue = FORK.Queue()
-    processes = [FORK.Process(target=lose_the_second, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    told = queue.get(timeout=60)
+    told = told_by_the_first(None)
     assert told.startswith("another process has ended or cannot be reached (")
     assert "gloo" in told or "Connection" in told
 
