@@ -123,10 +123,12 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor) -> tuple
 
 def _activated_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, *, out: Tensor) -> Tensor:
     """The same values from statistics that are known: one pass over x instead of two."""
-    variance, nothing = rstd.pow(-2), weight.new_empty(0)
+    variance = rstd.pow(-2)
+    # Two tensors: a CPU leaves both alone, CUDA copies the statistics into them and normalises with what it finds there
+    used_mean, used_rstd = torch.empty_like(mean[0]), torch.empty_like(rstd[0])
     for b in range(len(x)):
         known = (mean[b], variance[b], False, 0.0, 0.0)  # not training; and the variance holds EPSILON already
-        results = {"out": out[b : b + 1], "save_mean": nothing, "save_invstd": nothing}
+        results = {"out": out[b : b + 1], "save_mean": used_mean, "save_invstd": used_rstd}
         torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, *known, **results)
     return F.leaky_relu_(out, NEGATIVE_SLOPE)
 

@@ -156,6 +156,20 @@ def test_operations_of_a_step_are_three_times_those_of_the_forward_convolutions(
     assert gpu._operations(OneConvolution(), [32, 32, 32], 1) == pytest.approx(expected, rel=0.1)
 
 
+def test_no_time_is_taken_where_gradients_are_wrong(tmp_path, monkeypatch):
+    class TwiceTheGradient(gpu.SlabDiceCELoss):
+        calls = 0
+
+        def forward(self, *arguments, **named):
+            TwiceTheGradient.calls += 1
+            found = super().forward(*arguments, **named)
+            return found._replace(loss=found.loss * TwiceTheGradient.calls)
+
+    monkeypatch.setattr(gpu, "SlabDiceCELoss", TwiceTheGradient)
+    found = gpu.ours(str(tmp_path), [16, 16, 32], base_channels=4, device="cpu", precision="32-true")
+    assert found.reason == "gradients on cpu differ from the CPU's by 100.0%: no time is worth taking"
+
+
 def test_without_a_gpu_the_row_says_so_and_nothing_else(in_this_process, monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     found = run_row(ROWS["gpu"](FULL, None), lambda line: None)

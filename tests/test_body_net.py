@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from like_cuda import LikeCuda
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -119,6 +120,36 @@ def test_gradients_pass_gradcheck(layout):
     assert torch.autograd.gradcheck(norm_act, (x, weight, bias))
     assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, 1))
     assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, 2))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_pass_gradcheck_where_batch_norm_works_as_on_cuda(layout):
+    # With one tensor for both saved statistics every gradient was wrong on CUDA, while a CPU ignored the two
+    x, weight, bias, kernel = double(2, 2, 2, 3, 2, layout=layout), double(2), double(2), double(2, 2, 3, 3, 3)
+    with LikeCuda() as cuda:
+        assert torch.autograd.gradcheck(norm_act, (x + 3, weight, bias))
+        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, 1))
+        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, 2))
+    assert cuda.n_normalised > 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_network_has_the_same_gradients_where_batch_norm_works_as_on_cuda(channels_last, checkpointing):
+    network = BodyNet(base_channels=8, checkpointing=checkpointing, channels_last=channels_last).double()
+    x = torch.rand(2, 1, 34, 40, 36, dtype=torch.float64)  # two voxels a side at the bottom: one has no deviation
+    expected = gradients(network, x)
+    with LikeCuda() as cuda:
+        found = gradients(network, x)
+    assert cuda.n_normalised > 0
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_one_tensor_for_two_outputs_is_noticed():
+    x, weight, both = torch.rand(1, 2, 2, 2, 2), torch.ones(2), torch.empty(2)
+    known = (weight, weight, weight, weight, False, 0.0, 0.0)
+    with LikeCuda(), pytest.raises(AssertionError, match="save_mean and save_invstd are one tensor"):
+        torch.ops.aten.native_batch_norm.out(x, *known, out=torch.empty_like(x), save_mean=both, save_invstd=both)
 
 
 def test_a_sliced_image_in_neither_layout_is_taken():
