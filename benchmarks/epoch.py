@@ -33,11 +33,13 @@ from monai.transforms import (
 from benchmarks.augmentation import monai_chain
 from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
 from networks.body_net import BodyNet
-from pipeline.cases import list_cases
-from pipeline.config import Config, from_mapping, load_mapping
-from pipeline.dataset import Dataset as ListedDataset
-from pipeline.metrics import mean_iou
-from pipeline.run_folder import RunFolder, read_json
+from pipeline.config.files import from_mapping, load_mapping
+from pipeline.config.settings import Config
+from pipeline.datasets.dataset import Dataset as ListedDataset
+from pipeline.datasets.listing import list_cases
+from pipeline.files.json_files import read_json
+from pipeline.metrics.overlap import mean_iou
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
 from transforms.chains import RAS
 

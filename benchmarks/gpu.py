@@ -16,7 +16,7 @@ from benchmarks.loading import cached, prepare
 from benchmarks.measure import Measurement, Skipped
 from benchmarks.steps import fit
 from networks.body_net import BodyNet
-from pipeline.losses import SlabDiceCELoss
+from pipeline.losses.dice_ce import SlabDiceCELoss
 from transforms.chains import augmentation_chain
 
 NO_GPU = "no GPU: not measured"

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.phantom import CLASS_NAMES, Phantom, draw_body, render
+from pipeline.phantoms.anatomy import CLASS_NAMES, draw_body
+from pipeline.phantoms.phantom import Phantom, render
 
 BLOCK = 8  # voxels: classes lie in blocks, as structures do, not in salt and pepper
 

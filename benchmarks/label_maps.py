@@ -8,8 +8,8 @@ from monai.networks.utils import one_hot
 
 from benchmarks.inputs import N_PHANTOM_CLASSES, read_label_pair
 from benchmarks.measure import Measurement, measure
-from pipeline.metrics import HistogramDiceMetric, joint_histogram
-from pipeline.surfaces import surface_scores
+from pipeline.metrics.overlap import HistogramDiceMetric, joint_histogram
+from pipeline.metrics.surface_distance import surface_scores
 
 TOLERANCE_MM = 2.0
 

@@ -11,7 +11,7 @@ from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientati
 
 from benchmarks.inputs import N_PHANTOM_CLASSES, scan_item, write_scan
 from benchmarks.measure import Measurement, measure
-from pipeline.cache import CachedDataset
+from pipeline.cache.cached_dataset import CachedDataset
 from transforms.chains import RAS, preprocessing_chain
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from benchmarks.inputs import blocky_label, image_and_label
 from benchmarks.measure import Measurement, measure
 from networks.registry import build_network
-from pipeline.losses import SlabDiceCELoss
+from pipeline.losses.dice_ce import SlabDiceCELoss
 
 WARM_UP = (8, 8, 8)
 """Size of a first volume, after which the libraries have loaded what they load on first use: not the loss's memory."""

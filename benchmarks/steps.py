@@ -17,9 +17,9 @@ from benchmarks.inputs import image_and_label
 from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
 from networks.body_net import BodyNet
 from networks.registry import build_network
-from pipeline.config import TrainingConfig
-from pipeline.devices import cpu_computes_in_bfloat16
-from pipeline.module import SegmentationModule
+from pipeline.compute.devices import cpu_computes_in_bfloat16
+from pipeline.config.settings import TrainingConfig
+from pipeline.training.lightning_module import SegmentationModule
 
 LR = 1e-4
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from networks import registry
+from networks.checkpoint import load_network
 from networks.norm_act import HALF, NEGATIVE_SLOPE, NormAct, NormActConv, forget_scratch
 from networks.small_volumes import CarefulConv3d
 
@@ -144,7 +145,7 @@ class BodyNet(nn.Module):
         Raises:
             networks.registry.NetworkError: If the file is no such checkpoint.
         """
-        return registry.load_network(path, map_location=map_location, trust=trust)
+        return load_network(path, map_location=map_location, trust=trust)
 
 
 class EncoderLevel(nn.Module):

@@ -13,14 +13,10 @@ import difflib
 import importlib
 import inspect
 import json
-import math
 import re
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from networks.bounded import bounded
@@ -45,7 +41,6 @@ FETCHES = re.compile(r"^(pretrain|download|weights(_|$))", re.IGNORECASE)
 PLACES = re.compile(
     r"(^|_)(ur[il]|path|file|dir|folder|repo|checkpoint|ckpt)s?(_|$)|(url|path|file|filename)$", re.IGNORECASE
 )
-CHECKPOINT_KEYS = ("state_dict", "network")
 
 
 def build_network(
@@ -79,10 +74,10 @@ def build_network(
         NetworkError: An unknown name (the known ones are listed), a wrong, missing or contradictory argument, one that
             would fetch something where `trust` is not given, a network of another kind.
     """
-    path, arguments = _parsed(BODY_NET if spec is None else spec)
-    name, network_class = path.rpartition(".")[2], _find_class(path, trust)
+    path, arguments = parse_description(BODY_NET if spec is None else spec)
+    name, network_class = path.rpartition(".")[2], find_class(path, trust)
     if not trust:
-        _refuse_fetching(network_class, name, arguments)
+        refuse_fetching(network_class, name, arguments)
     known = _fields(IN_CHANNELS, in_channels) | _fields(N_CLASSES, n_classes) | _fields(SPATIAL_DIMS, 3)
     if path == BODY_NET:
         known |= {"base_channels": base_channels, "light": light}
@@ -92,8 +87,8 @@ def build_network(
         raise NetworkError(
             f"model.{option} is a form of BodyNet; switch it off, {name} has its own arguments in model.network"
         )
-    arguments = _filled(network_class, name, arguments, known)
-    return _assembled(network_class, path, arguments, target_size)
+    arguments = fill_in(network_class, name, arguments, known)
+    return assemble(network_class, path, arguments, target_size)
 
 
 def check_network(spec: Mapping[str, Any] | str | None, *, trust: bool = False) -> None:
@@ -103,11 +98,11 @@ def check_network(spec: Mapping[str, Any] | str | None, *, trust: bool = False) 
         NetworkError: As `build_network` for the class, the names of its arguments and what they would fetch.
     """
     if spec is not None:
-        path, arguments = _parsed(spec)
-        name, network_class = path.rpartition(".")[2], _find_class(path, trust)
+        path, arguments = parse_description(spec)
+        name, network_class = path.rpartition(".")[2], find_class(path, trust)
         _refuse_unknown(network_class, name, arguments)
         if not trust:
-            _refuse_fetching(network_class, name, arguments)
+            refuse_fetching(network_class, name, arguments)
 
 
 def network_settings(network: nn.Module) -> dict[str, Any]:
@@ -124,103 +119,7 @@ def network_settings(network: nn.Module) -> dict[str, Any]:
     return dict(settings)
 
 
-def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", trust: bool = False) -> nn.Module:
-    """The network in a best_model.ckpt with its weights, in evaluation mode.
-
-    The file is read with weights_only=True: a checkpoint that would run code is refused, and one whose description asks
-    for a larger network than its weights fill is refused before that network's parameters take memory.
-
-    Args:
-        path: best_model.ckpt of a run folder.
-        map_location: Where the weights shall lie.
-        trust: See `build_network`.
-
-    Raises:
-        NetworkError: If the file is missing, damaged, holds code, is no checkpoint of this pipeline, or names a class
-            outside the allow-list, or an argument that would fetch something, and `trust` is not given.
-    """
-    checkpoint = read_checkpoint(path)
-    try:
-        class_path, arguments = _parsed(checkpoint["network"])
-        network_class = _find_class(class_path, trust)
-        if not trust:
-            _refuse_fetching(network_class, class_path, arguments)
-        arguments = _filled(network_class, class_path, arguments, {})
-        held = sum(math.prod(v.shape) for v in checkpoint["state_dict"].values() if isinstance(v, torch.Tensor))
-        _refuse_giant(network_class, arguments, held)
-        size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
-        with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
-            network = _assembled(network_class, class_path, arguments, size, n_held=held)
-        network.load_state_dict(checkpoint["state_dict"])
-    except NetworkError as error:
-        raise NetworkError(f"{path}: {error}") from error
-    except Exception as error:  # whatever building or filling raises is about what stands in the file
-        raise NetworkError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
-    return network.to(map_location).eval()
-
-
-def _refuse_giant(network_class: type[nn.Module], arguments: Mapping[str, Any], held: int) -> None:
-    """Raise NetworkError where the description asks for more numbers than the file holds; nothing is allocated."""
-    try:
-        with torch.device("meta"), bounded(held):
-            described = network_class(**arguments)
-    except NetworkError:
-        raise
-    except Exception:  # a constructor that computes with its weights cannot be sized so; the true one runs bounded
-        return
-    claimed = sum(math.prod(parameter.shape) for parameter in described.parameters())
-    if claimed > held:
-        raise NetworkError(
-            f"expected weights for a network of {claimed:,} numbers, found {held:,}; it is damaged, copy it again"
-        )
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Everything in a best_model.ckpt, its tensors on the CPU, as ARCHITECTURE.md describes it.
-
-    Raises:
-        NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
-    """
-    try:
-        _refuse_compressed(path)
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise NetworkError(f"{path}: no such file; expected the best_model.ckpt of a run folder") from None
-    except OSError as error:
-        raise NetworkError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
-    except Exception as error:  # the safe loader raises many kinds for a damaged or hostile file
-        raise NetworkError(
-            f"{path}: refused, it is damaged or holds more than weights and plain values, which could run code "
-            f"({' '.join(str(error).split())[:160]}); copy it again from its run"
-        ) from error
-    missing = [
-        key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict)
-    ]
-    if missing:
-        raise NetworkError(
-            f"{path}: no best_model.ckpt of this pipeline; it has no mapping {missing[0]}, "
-            f"expected {' and '.join(CHECKPOINT_KEYS)}"
-        )
-    if checkpoint.get("format") != 1:
-        raise NetworkError(f"{path}: checkpoint format {checkpoint.get('format')!r}; this version reads format 1")
-    return checkpoint
-
-
-def _refuse_compressed(path: str | Path) -> None:
-    """Raise ValueError for what torch.save did not write: it compresses nothing, so a small file stays small in memory.
-
-    torch.load would also take the unzipped format of old, whose header says how much to allocate.
-    """
-    if not zipfile.is_zipfile(path):
-        raise ValueError("not a file of torch.save")
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-    unpacked = sum(entry.file_size for entry in entries)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > Path(path).stat().st_size:
-        raise ValueError(f"compressed, {unpacked} bytes when unpacked")
-
-
-def _parsed(spec: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
+def parse_description(spec: Mapping[str, Any] | str) -> tuple[str, dict[str, Any]]:
     """Class path and arguments of a specification, the arguments as plain JSON values."""
     fields: dict[str, Any] = {"_target_": spec} if isinstance(spec, str) else dict(spec)
     name = fields.pop("_target_", None)
@@ -243,7 +142,7 @@ def _class_path(name: str) -> str:
     return BODY_NET if name == "BodyNet" else f"{MONAI_NETS}.{name}"
 
 
-def _find_class(path: str, trust: bool) -> type[nn.Module]:
+def find_class(path: str, trust: bool) -> type[nn.Module]:
     """The class of a class path that lies in an allowed package."""
     module_name, _, class_name = path.rpartition(".")
     if not trust and not any(module_name == p or module_name.startswith(p + ".") for p in ALLOWED_PACKAGES):
@@ -269,7 +168,7 @@ def _fields(names: Sequence[str], value: Any) -> dict[str, Any]:
     return dict.fromkeys(names, value)
 
 
-def _filled(
+def fill_in(
     network_class: type[nn.Module], name: str, arguments: dict[str, Any], known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments, completed by what the pipeline knows, checked against the constructor."""
@@ -300,7 +199,7 @@ def _refuse_unknown(network_class: type[nn.Module], name: str, arguments: Mappin
     return accepted
 
 
-def _refuse_fetching(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
+def refuse_fetching(network_class: type[nn.Module], name: str, arguments: Mapping[str, Any]) -> None:
     """Raise NetworkError where an argument, given or by default, makes the constructor download weights or read a file.
 
     A checkpoint or a config from a stranger would otherwise send this machine to the stranger's address.
@@ -328,7 +227,7 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _assembled(
+def assemble(
     network_class: type[nn.Module],
     path: str,
     arguments: dict[str, Any],

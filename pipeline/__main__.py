@@ -1,7 +1,9 @@
 """`python -m pipeline VERB …` is `bodyseg VERB …`."""
 
+from __future__ import annotations
+
 import sys
 
-from pipeline.cli import main
+from pipeline.cli.main import main
 
 sys.exit(main())

@@ -16,11 +16,13 @@ import numpy as np
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff
 from scipy.spatial.transform import Rotation
 
-from networks.registry import read_checkpoint
-from pipeline.config import Config, from_mapping, load_mapping
-from pipeline.phantom import ORIENTATIONS
-from pipeline.round_trip import Grid, Returned, RoundTrip, round_trip
-from pipeline.run_folder import RunFolder, null_for_undefined
+from networks.checkpoint import read_checkpoint
+from pipeline.config.files import from_mapping, load_mapping
+from pipeline.config.settings import Config
+from pipeline.files.json_files import null_for_undefined
+from pipeline.phantoms.phantom import ORIENTATIONS
+from pipeline.phantoms.round_trip import Grid, Returned, RoundTrip, round_trip
+from pipeline.runs.run_folder import RunFolder
 from transforms.chains import TARGET_SIZE, preprocessing_arguments
 
 LARGEST_SHIFT_MM = 0.1

@@ -19,8 +19,9 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.history import RunFolderError
-from pipeline.run_folder import RunFolder, distinct_names, list_runs, null_for_undefined
+from pipeline.files.atomic import RunFolderError
+from pipeline.files.json_files import null_for_undefined
+from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs
 
 COLUMNS = {
     "run": "run",

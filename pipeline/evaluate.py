@@ -6,55 +6,35 @@ Which file and class belong to which is `pairing`'s, a case's scores are `case_s
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import psutil
-import torch
-
-from pipeline.batch import CaseProgress, InputCase, Settings, segment_cases
-from pipeline.case_scores import CaseScores, Pair, score_case
-from pipeline.cases import list_cases
-from pipeline.class_table import ClassTable
-from pipeline.common_classes import CommonClasses
-from pipeline.dataset import Case, Dataset
-from pipeline.evaluation import (
-    Evaluation,
-    check_output,
-    metrics_path,
-    to_csv,
-    to_document,
-    to_text,
-    worst_first,
-    write_files,
-)
-from pipeline.inference import Passes, choose_device, choose_precision, load_models
-from pipeline.metrics_comparison import MetricsComparison, check_baseline, compare_metrics
-from pipeline.pairing import ClassNames, EvaluationError, Progress, list_side, match
-from pipeline.run_folder import RunFolder
-from pipeline.segmentation_files import Wanted
-from pipeline.surface_elements import SurfaceKind
-from transforms.load import VolumeError
+from pipeline.compute.devices import choose_device, choose_precision
+from pipeline.console.progress import CaseProgress
+from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.dataset import Case, Dataset
+from pipeline.datasets.listing import list_cases
+from pipeline.evaluation.case_scores import Pair
+from pipeline.evaluation.class_matching import CommonClasses
+from pipeline.evaluation.comparison import MetricsComparison, check_baseline, compare_metrics
+from pipeline.evaluation.pairing import ClassNames, EvaluationError, Progress, list_side, match
+from pipeline.evaluation.report import check_output, to_csv, to_text, write_files
+from pipeline.evaluation.scoring import check_tolerance, evaluate_pairs
+from pipeline.evaluation.summary import Evaluation, metrics_path, to_document
+from pipeline.inference.batch import Settings, segment_cases
+from pipeline.inference.inputs import InputCase
+from pipeline.inference.model import load_models
+from pipeline.inference.passes import Passes
+from pipeline.metrics.surface_elements import SurfaceKind
+from pipeline.runs.run_folder import RunFolder
+from pipeline.writers.outputs import Wanted
 
 __all__ = ["Evaluation", "EvaluationError", "MetricsComparison", "compare_metrics", "evaluate", "evaluate_pairs"]
 __all__ += ["check_baseline", "check_output", "default_output", "evaluate_run", "metrics_path"]
 __all__ += ["to_csv", "to_document", "to_text", "write_files"]
 
 Split = Literal["train", "val", "test"]
-
-_BYTES_A_CASE = 4 * 2**30
-"""A large case (512×512×800) in memory: two label maps, their surfaces and the search for neighbours."""
-_CASES_A_WORKER = 4
-"""A process takes seconds to start: it should have so many cases to score."""
 
 
 def evaluate(
@@ -143,7 +123,7 @@ def evaluate_run(
     Raises:
         EvaluationError: the run has no such cases, or the data set has changed since; and what `predict` raises.
     """
-    _check_tolerance(tolerance_mm)
+    check_tolerance(tolerance_mm)
     folder = RunFolder.at(run)
     dataset, cases = _cases_of(folder, split)
     place = choose_device(device)
@@ -208,118 +188,3 @@ def _cases_of(folder: RunFolder, split: str) -> tuple[Dataset, list[Case]]:
             "restore the data set, or evaluate a folder of predictions"
         )
     return dataset, [known[case] for case in ids]
-
-
-def evaluate_pairs(
-    pairs: Sequence[Pair],
-    classes: CommonClasses,
-    *,
-    tolerance_mm: float = 2.0,
-    surface: SurfaceKind | None = "voxels",
-    resample: bool = False,
-    seed: int = 0,
-    workers: int | None = 1,
-    progress: Progress | None = None,
-    case_progress: CaseProgress | None = None,
-    described: tuple[str, str] = ("", ""),
-    notes: Sequence[str] = (),
-    labels_without_prediction: Sequence[str] = (),
-    refused: Mapping[str, str] | None = None,
-) -> Evaluation:
-    """Score pairs of files, see `evaluate`; `described` says where both came from, `refused` what failed before.
-
-    Raises EvaluationError if not one case can be scored, or a process that scores is killed.
-    """
-    _check_tolerance(tolerance_mm)
-    score = partial(score_case, classes=classes, tolerance_mm=tolerance_mm, surface=surface, resample=resample)
-    n_workers = _default_workers(len(pairs)) if workers is None else max(1, min(workers, len(pairs)))
-    scores, refused = [], dict(refused or {})
-    results = _one_by_one(score, pairs, case_progress) if n_workers == 1 else _in_processes(score, pairs, n_workers)
-    for done, (pair, result) in enumerate(results, start=1):
-        if isinstance(result, CaseScores):
-            scores.append(result)
-        else:
-            refused[pair.case] = " ".join(str(result).split())
-        if progress:
-            progress("scoring", done, len(pairs), f"{pair.case}: {_in_short(result)}")
-    if not scores:
-        first = next(iter(refused.values()), "there are none")
-        raise EvaluationError(f"none of {len(refused)} cases can be scored; the first: {first}")
-    return Evaluation(
-        predictions=described[0], labels=described[1], classes=classes, tolerance_mm=float(tolerance_mm),
-        surface=surface, seed=seed, cases=worst_first(scores), refused=dict(sorted(refused.items())),
-        labels_without_prediction=tuple(labels_without_prediction), notes=(*notes, *_sheared(scores, surface)),
-    )  # fmt: skip
-
-
-def _sheared(scores: Sequence[CaseScores], surface: SurfaceKind | None, most: int = 10) -> list[str]:
-    """Name the cases whose surfaces could not be measured."""
-    if surface is None:
-        return []
-    lines = [
-        f"case {case.case}: the axes of its voxels are {case.shear_degrees:.3g}° off right angles (a tilted gantry?): "
-        "HD95 and surface Dice are left out of it; resample image and label onto an upright grid to have them"
-        for case in sorted(scores, key=lambda case: case.case)
-        if case.surface is None
-    ]
-    return lines[:most] + ([f"and {len(lines) - most} more cases with such voxels"] if len(lines) > most else [])
-
-
-def _check_tolerance(tolerance_mm: float) -> None:
-    if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise EvaluationError(f"tolerance_mm is {tolerance_mm:g}, expected a distance of 0 mm or more")
-
-
-def _in_short(result: CaseScores | VolumeError) -> str:
-    return f"Dice {result.mean_dice:.3f}" if isinstance(result, CaseScores) else "refused"
-
-
-Results = Iterator[tuple[Pair, CaseScores | VolumeError]]
-
-
-def _one_by_one(score: Callable[..., CaseScores], pairs: Sequence[Pair], case_progress: CaseProgress | None) -> Results:
-    for pair in pairs:
-        try:
-            yield pair, score(pair, advance=partial(case_progress, pair.case) if case_progress else None)
-        except VolumeError as error:
-            yield pair, error
-
-
-def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_workers: int) -> Results:
-    """Score in processes of their own: most of a case's time is Python's and numpy's, which threads would wait for."""
-    pool = ProcessPoolExecutor(n_workers, mp_context=_context(), initializer=_begin_worker)
-    waiting: dict[Future[CaseScores], Pair] = {}
-    try:
-        waiting = {pool.submit(score, pair): pair for pair in pairs}
-        for future in as_completed(waiting):
-            try:
-                yield waiting[future], future.result()
-            except VolumeError as error:
-                yield waiting[future], error
-    except BrokenProcessPool:
-        raise EvaluationError(
-            f"one of {n_workers} processes that score was killed, most likely for want of memory; use fewer --workers"
-        ) from None
-    finally:
-        # Ctrl-C: the cases in hand end, no other starts.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _context() -> multiprocessing.context.BaseContext:
-    """Processes that import this once and fork from there; a fork of this process, with its threads, could hang."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.case_scores"])
-    return context
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one stops the others
-    torch.set_num_threads(1)
-
-
-def _default_workers(n_cases: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    by_memory = psutil.virtual_memory().available // _BYTES_A_CASE
-    return max(1, min(cores, by_memory, math.ceil(n_cases / _CASES_A_WORKER)))

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from networks.registry import NetworkError
-from pipeline.batch import Settings, segment_cases
-from pipeline.inference import AUTO, Passes, choose_device, choose_mirrored, choose_precision, load_models, mirror_axes
-from pipeline.progress import Bar
-from pipeline.run_folder import write_json
-from pipeline.scans import list_inputs
-from pipeline.segmentation import SegmentationError
-from pipeline.segmentation_files import Wanted
+from networks.split import NetworkError
+from pipeline.compute.devices import choose_device, choose_precision
+from pipeline.console.progress import Bar
+from pipeline.files.json_files import write_json
+from pipeline.inference.batch import Settings, segment_cases
+from pipeline.inference.inputs import list_inputs
+from pipeline.inference.model import load_models
+from pipeline.inference.passes import AUTO, Passes, choose_mirrored, mirror_axes
+from pipeline.writers.outputs import Wanted
+from pipeline.writers.segmentation import SegmentationError
 
 
 def predict(

@@ -18,22 +18,24 @@ import torch
 from rich.console import Console
 
 from networks.registry import check_network, network_settings
-from pipeline.cache_folder import one_at_a_time
-from pipeline.class_weights import median_frequency_weights
-from pipeline.companions import companions
-from pipeline.config import Config
-from pipeline.data import BodyData, PreparedData, prepare_data
-from pipeline.devices import choose_devices
-from pipeline.ending import RULE, record_ending, record_lost, say_end, stop_at_once_on_signals
-from pipeline.learner import configured_module, configured_network
-from pipeline.processes import THIS_PROGRAM, is_first_process, place
-from pipeline.progress import Bar
-from pipeline.recorder import RunRecorder, RunStopped
-from pipeline.resume import read_resume, refuse_changed_data, refuse_changed_settings, refuse_other_best
-from pipeline.run_folder import RunFolder, run_name
-from pipeline.run_lock import only_training_in
-from pipeline.run_record import classes_that_never_occur, run_record, weight_stats
-from pipeline.trainer import configured_trainer, quiet_lightning
+from pipeline.cache.folder import one_at_a_time
+from pipeline.compute.devices import choose_devices
+from pipeline.compute.launcher import companions
+from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, place
+from pipeline.config.settings import Config
+from pipeline.console.progress import Bar
+from pipeline.losses.class_weights import median_frequency_weights
+from pipeline.runs.run_folder import RunFolder, run_name
+from pipeline.runs.run_lock import only_training_in
+from pipeline.training.build import configured_module, configured_network
+from pipeline.training.datamodule import BodyData
+from pipeline.training.ending import RULE, record_ending, record_lost, say_end
+from pipeline.training.prepared_data import PreparedData, prepare_data
+from pipeline.training.recorder import RunRecorder
+from pipeline.training.resume import read_resume, refuse_changed_data, refuse_changed_settings, refuse_other_best
+from pipeline.training.run_record import classes_that_never_occur, run_record, weight_stats
+from pipeline.training.signals import RunStopped, stop_at_once_on_signals
+from pipeline.training.trainer import configured_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
 

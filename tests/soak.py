@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["__main__", "pipeline.cli", "pipeline.train"])
+SERVER.set_forkserver_preload(["__main__", "pipeline.cli.main", "pipeline.train"])
 FILES = ("training_config.json", "training_log.json", "training_summary.json")
 SHARE_OF_EARLY_KILLS = 0.25
 """Of the kills, how many come before the first batch; the others come while the network trains or files are written."""
@@ -36,7 +36,7 @@ def run_verb(arguments: Sequence[str], output: Path, before: Callable[[], object
     multiprocessing.set_start_method("fork", force=True)  # as in a process that was not started by a server
     if before is not None:
         before()
-    from pipeline.cli import main
+    from pipeline.cli.main import main
 
     sys.exit(main(list(arguments)))
 
@@ -130,7 +130,7 @@ class Figures:
 def tiny_training(folder: Path, name: str, *, max_epochs: int, **more: str) -> tuple[list[str], Path]:
     """Command line and run folder of the smallest training; writes its data set if there is none."""
     if not (folder / "data").exists():
-        from pipeline.phantom import write_dataset
+        from pipeline.phantoms.sample_dataset import write_dataset
 
         write_dataset(folder / "data", n_cases=4, seed=1, voxel_mm=24.0)
     settings = {

@@ -11,7 +11,7 @@ import pytest
 PAGE_FAULTS = """
 import resource
 import numpy as np
-from pipeline.allocator import keep_freed_memory
+from pipeline.compute.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

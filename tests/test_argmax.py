@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from transforms.argmax import first_highest
+from transforms.slabs import first_highest
 
 
 @pytest.mark.parametrize("shape", [(5, 400), (71, 9, 8), (300, 3, 4, 5)])

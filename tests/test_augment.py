@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from transforms import warp
 from transforms.augment import Draw, RandomAugmentd, Strengths, change_intensity
-from transforms.load import VolumeError
+from transforms.io.grid import VolumeError
 from transforms.warp import affine_map, sample_affine
 
 SIZE = (22, 26, 30)

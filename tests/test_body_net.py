@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from networks.body_net import BodyNet
 from networks.norm_act import norm_act, norm_act_conv
-from networks.registry import NetworkError
+from networks.split import NetworkError
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 

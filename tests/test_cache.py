@@ -30,9 +30,14 @@ from monai.transforms import (
     ScaleIntensityRanged,
 )
 
-from pipeline import cache, cache_entry, cache_folder, cache_key
-from pipeline.cache import CacheBuildError, CachedDataset, CacheError, cache_info, prune
-from transforms.load import LoadVolumed
+from pipeline.cache import cached_dataset as cache
+from pipeline.cache import entry as cache_entry
+from pipeline.cache import folder as cache_folder
+from pipeline.cache import key as cache_key
+from pipeline.cache.cached_dataset import CacheBuildError, CachedDataset
+from pipeline.cache.entry import CacheError
+from pipeline.cache.folder import cache_info, prune
+from transforms.io.load import LoadVolumed
 
 N_CLASSES = 5
 SIZE = (12, 10, 14)

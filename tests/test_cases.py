@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cases import Case, DatasetError, Split, list_cases, split_by_subject
+from pipeline.datasets.dataset import Case, DatasetError, Split
+from pipeline.datasets.listing import list_cases
+from pipeline.datasets.splits import split_by_subject
 
 
 def volume(path: Path) -> Path:

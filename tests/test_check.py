@@ -18,13 +18,13 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from pipeline import estimate
-from pipeline.cache import CachedDataset
+from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.check import Report, check, to_json, to_text
-from pipeline.cli import main
-from pipeline.config import from_mapping
-from pipeline.findings import BadDataError, Finding, errors, refuse_errors
-from pipeline.phantom import write_dataset
+from pipeline.checks.findings import BadDataError, Finding, errors, refuse_errors
+from pipeline.cli.main import main
+from pipeline.config.files import from_mapping
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.training import cost as estimate
 from transforms.chains import preprocessing_chain
 
 SHAPE = (16, 14, 12)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from pipeline import check_geometry as verb
-from pipeline import round_trip as room
 from pipeline.check_geometry import awkward_grids, chain_of, check_geometry, judge, to_json, to_text
-from pipeline.cli import main
-from pipeline.config import Config, DataConfig
-from pipeline.phantom import ORIENTATIONS
-from pipeline.round_trip import round_trip
+from pipeline.cli.main import main
+from pipeline.config.settings import Config, DataConfig
+from pipeline.phantoms import round_trip as room
+from pipeline.phantoms.phantom import ORIENTATIONS
+from pipeline.phantoms.round_trip import round_trip
 from transforms.chains import ChainError, preprocessing_arguments
 
 SMALL = {"target_size": (64, 64, 72)}

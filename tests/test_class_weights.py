@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.class_weights import median_frequency_weights
+from pipeline.losses.class_weights import median_frequency_weights
 
 
 def test_the_weights_are_the_papers_formula():

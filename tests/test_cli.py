@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import VERBS, main
+from pipeline.cli.main import VERBS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("verb", VERBS)
 def test_help_imports_no_torch_and_explains_every_verb(verb):
     code = (
-        "import sys\nfrom pipeline.cli import main\n"
+        "import sys\nfrom pipeline.cli.main import main\n"
         f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules\n"
     )

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.class_table import ClassTable
-from pipeline.common_classes import CommonClasses, match_by_name
-from pipeline.dataset import DatasetError
-from transforms.label_values import ignore_index
+from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.dataset import DatasetError
+from pipeline.evaluation.class_matching import CommonClasses, match_by_name
+from transforms.io.label_values import ignore_index
 
 
 def table(*names, ignore_value=None):

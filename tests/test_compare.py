@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 
 from pipeline.compare import compare, to_csv, to_json, to_text
-from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog
+from pipeline.files.atomic import RunFolderError
+from pipeline.runs.history import TrainingLog
+from pipeline.runs.run_folder import RunFolder
 
 BASE = ["run", "best_val_mIoU", "best_epoch", "total_epochs", "status", "base_channels", "total_parameters", "time"]
 

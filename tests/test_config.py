@@ -7,8 +7,9 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from pipeline.config import Config, ConfigError, as_mapping, to_yaml
-from pipeline.config_flags import SHORT_FLAGS, add_settings, parse
+from pipeline.cli.setting_flags import SHORT_FLAGS, add_settings, parse
+from pipeline.config.files import as_mapping, to_yaml
+from pipeline.config.settings import Config, ConfigError
 
 
 def settings(*arguments):

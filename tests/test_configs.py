@@ -7,10 +7,10 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from pasco.models.body_net import BodyNet
-from pipeline.config_flags import add_settings, parse
-from pipeline.phantom import write_dataset
-from pipeline.run_folder import RunFolder
+from networks.body_net import BodyNet
+from pipeline.cli.setting_flags import add_settings, parse
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

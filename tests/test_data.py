@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.config import Config, ConfigError, DataConfig
-from pipeline.data import BodyData, prepare_data
-from pipeline.phantom import write_dataset
+from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.training.datamodule import BodyData
+from pipeline.training.prepared_data import prepare_data
 
 
 def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):

@@ -19,19 +19,22 @@ from monai.networks import one_hot
 from scipy import ndimage
 
 from networks.body_net import BodyNet
-from pipeline import case_scores
-from pipeline.case_scores import METRICS, SURFACE_METRICS, VOLUMES, Pair
-from pipeline.class_table import ClassTable
-from pipeline.cli import main
-from pipeline.common_classes import CommonClasses
-from pipeline.evaluate import EvaluationError, evaluate, evaluate_run
-from pipeline.evaluation import CONVENTIONS, to_csv, to_document, to_text, write_files
-from pipeline.metrics import class_scores, joint_histogram
-from pipeline.phantom import balls
-from pipeline.run_folder import RunFolder, RunFolderError
-from pipeline.surfaces import surface_scores
+from pipeline.cli.main import main
+from pipeline.datasets.class_table import ClassTable
+from pipeline.evaluate import evaluate, evaluate_run
+from pipeline.evaluation import case_scores
+from pipeline.evaluation.case_scores import METRICS, SURFACE_METRICS, VOLUMES, Pair
+from pipeline.evaluation.class_matching import CommonClasses
+from pipeline.evaluation.pairing import EvaluationError
+from pipeline.evaluation.report import to_csv, to_text, write_files
+from pipeline.evaluation.summary import CONVENTIONS, to_document
+from pipeline.files.atomic import RunFolderError
+from pipeline.metrics.overlap import class_scores, joint_histogram
+from pipeline.metrics.surface_distance import surface_scores
+from pipeline.phantoms.balls import balls
+from pipeline.runs.run_folder import RunFolder
 from transforms.chains import preprocessing_arguments
-from transforms.load import VolumeError
+from transforms.io.grid import VolumeError
 
 SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "metrics.schema.json").read_text("utf-8"))
 AFFINE = np.array([[-0.9, 0, 0, 30], [0, 1.1, 0, -40], [0, 0, 2.0, 5], [0, 0, 0, 1]])
@@ -386,7 +389,7 @@ def killed(pair, **settings):
 
 
 def test_a_killed_process_is_reported_and_ends_the_evaluation(folders, monkeypatch):
-    monkeypatch.setattr("pipeline.evaluate.score_case", killed)
+    monkeypatch.setattr("pipeline.evaluation.scoring.score_case", killed)
     with pytest.raises(EvaluationError, match=r"one of 2 processes that score was killed.*fewer --workers"):
         evaluate(folders / "predictions", folders / "labels", workers=2)
 
@@ -429,7 +432,7 @@ def scoring(monkeypatch):
         seen.append(pair.case)
         return score(pair, **settings)
 
-    monkeypatch.setattr("pipeline.evaluate.score_case", noted)
+    monkeypatch.setattr("pipeline.evaluation.scoring.score_case", noted)
     return seen
 
 

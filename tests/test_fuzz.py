@@ -30,12 +30,13 @@ from hypothesis import strategies as st
 from test_check import CLASSES, hounsfield, organs, save, write_series
 from test_run_folder import documented_config, finished_run
 
-from pipeline.cases import list_cases
-from pipeline.cli import _is_expected, main
-from pipeline.config import load_mapping
-from pipeline.metrics_comparison import compare_metrics
-from pipeline.run_folder import RunFolder
-from transforms.load import VolumeError, read_volume
+from pipeline.cli.main import _is_expected, main
+from pipeline.config.files import load_mapping
+from pipeline.datasets.listing import list_cases
+from pipeline.evaluation.comparison import compare_metrics
+from pipeline.runs.run_folder import RunFolder
+from transforms.io.grid import VolumeError
+from transforms.io.load import read_volume
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
 FUZZ = settings(

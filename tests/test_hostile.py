@@ -25,11 +25,11 @@ import torch
 import yaml
 from test_check import BAD, CLASSES, Bad, Folder, cut, edit_header, hounsfield, organs, save, write_series
 
-from pipeline.cache_entry import DamagedEntryError, read_entry
-from pipeline.cases import list_cases
-from pipeline.cli import main
-from pipeline.dataset import DatasetError
-from pipeline.volumes import list_sources
+from pipeline.cache.entry import DamagedEntryError, read_entry
+from pipeline.cli.main import main
+from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.listing import list_cases
+from pipeline.inference.inputs import list_sources
 
 TRAIN = (
     "train --dataset_root data --log_dir logs --data.cache_dir cache --target_size 16 16 16 --batch_size 1"
@@ -795,7 +795,7 @@ def test_bad_input_is_named_and_nothing_else_is_touched(
 
 MEASURE = """
 import json, resource, sys, time
-from transforms.load import VolumeError, read_volume
+from transforms.io.load import VolumeError, read_volume
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from transforms.labels import SwapSidedClassesd, sided_pairs, swap_sides
+from transforms.left_right import SwapSidedClassesd, sided_pairs, swap_sides
 
 
 def test_left_and_right_find_each_other_wherever_the_word_stands():

@@ -20,7 +20,8 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Orientationd
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
-from transforms.load import LoadVolumed, VolumeError, read_geometry, read_volume
+from transforms.io.grid import VolumeError
+from transforms.io.load import LoadVolumed, read_geometry, read_volume
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.2, -0.1, 0.15) @ np.diag([0.8, 1.1, 2.5]), [-31.0, 12.5, 300.25]
@@ -716,7 +717,7 @@ def test_masks_are_merged_and_the_later_class_wins(tmp_path, caplog):
     first[:3], second[2:4] = 255, 1
     image = save(tmp_path / "image.nii", volume())
     masks = [(1, save(tmp_path / "liver.nii", first)), (4, save(tmp_path / "vessel.nii", second))]
-    with caplog.at_level("DEBUG", "transforms.label_values"):
+    with caplog.at_level("DEBUG", "transforms.io.label_values"):
         label = LoadVolumed()({"image": image, "label": masks, "case": "x"})["label"]
     expected = np.zeros((5, 6, 7))
     expected[:2], expected[2:4] = 1, 4

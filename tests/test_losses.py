@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.losses import SlabDiceCELoss, slab_dice_ce
-from pipeline.slab_softmax import compiled
+from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
+from pipeline.losses.slab_softmax import compiled
 
 # So small that every test walks through several slabs (256 voxels each at least).
 BUDGET_MB = 0.01

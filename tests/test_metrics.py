@@ -10,7 +10,14 @@ from monai.metrics import DiceMetric, compute_iou
 from monai.networks import one_hot
 from torch import multiprocessing, nn
 
-from pipeline.metrics import HistogramDiceMetric, class_scores, dice_of, joint_histogram, mean_iou, segment_in_slabs
+from pipeline.metrics.overlap import (
+    HistogramDiceMetric,
+    class_scores,
+    dice_of,
+    joint_histogram,
+    mean_iou,
+    segment_in_slabs,
+)
 
 N_CLASSES = 6
 REDUCTIONS = ["none", "mean", "sum", "mean_batch", "sum_batch", "mean_channel", "sum_channel"]

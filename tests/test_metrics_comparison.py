@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.metrics_comparison import ComparisonError, compare_metrics, to_json, to_text
+from pipeline.evaluation.comparison import ComparisonError, compare_metrics, to_json, to_text
 
 
 def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=()):

@@ -10,9 +10,10 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from networks.registry import build_network
-from pipeline.module import SCALED_STEPS_TO_GIVE_UP, SegmentationModule, TrainingError
-from pipeline.resume import restore, resume_state
-from pipeline.run_folder import RunFolderError, TrainingLog
+from pipeline.files.atomic import RunFolderError
+from pipeline.runs.history import TrainingLog
+from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, SegmentationModule, TrainingError
+from pipeline.training.resume import restore, resume_state
 
 SIZE = (8, 8, 8)
 
@@ -128,9 +129,9 @@ def test_a_validation_loss_that_is_no_number_makes_the_epochs_undefined_and_name
     with caplog.at_level(logging.WARNING):
         validation.validate(module(), loader(3, broken="body_01"), verbose=False)
     assert not math.isfinite(validation.callback_metrics["val_loss"])
-    assert [record.getMessage() for record in caplog.records if record.name == "pipeline.module"] == [
-        "case body_01: the validation loss is nan in epoch 0; val_loss of this epoch is undefined"
-    ]
+    assert [
+        record.getMessage() for record in caplog.records if record.name == "pipeline.training.lightning_module"
+    ] == ["case body_01: the validation loss is nan in epoch 0; val_loss of this epoch is undefined"]
     healthy.validate(module(), loader(3), verbose=False)
     assert math.isfinite(healthy.callback_metrics["val_loss"])
 

@@ -8,11 +8,12 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from pipeline.dataset import DatasetError
-from pipeline.evaluate import EvaluationError, evaluate
-from pipeline.evaluation import to_document, to_text
-from pipeline.pairing import parse_class_names
-from transforms.load import VolumeError
+from pipeline.datasets.dataset import DatasetError
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.pairing import EvaluationError, parse_class_names
+from pipeline.evaluation.report import to_text
+from pipeline.evaluation.summary import to_document
+from transforms.io.grid import VolumeError
 
 AFFINE = np.diag([-0.9, 1.1, 2.0, 1])
 NAMES = ("background", "liver", "spleen", "aorta")

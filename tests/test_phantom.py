@@ -15,19 +15,11 @@ import numpy as np
 import pytest
 import SimpleITK
 
-from pipeline import phantom
-from pipeline.anatomy import Body, Structure, draw_body
-from pipeline.phantom import (
-    CLASS_NAMES,
-    ORIENTATIONS,
-    Phantom,
-    PhantomError,
-    balls,
-    draw_grid,
-    geometry_proof,
-    make_body,
-)
-from pipeline.shapes import Ellipsoid, Loft, Shape, Tube, Warp
+from pipeline.phantoms import phantom, sample_dataset
+from pipeline.phantoms.anatomy import CLASS_NAMES, Body, Structure, draw_body
+from pipeline.phantoms.balls import balls, geometry_proof
+from pipeline.phantoms.phantom import ORIENTATIONS, Phantom, PhantomError, draw_grid, make_body
+from pipeline.phantoms.shapes import Ellipsoid, Loft, Shape, Tube, Warp
 
 SPACING_MM = (3.7, 4.0, 4.4)
 
@@ -257,7 +249,7 @@ def test_a_grid_without_sense_is_refused_by_field(wish: dict[str, Any], message:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
-    assert phantom.write_dataset(folder, n_cases=4, seed=3, voxel_mm=10)
+    assert sample_dataset.write_dataset(folder, n_cases=4, seed=3, voxel_mm=10)
     return folder
 
 
@@ -314,31 +306,31 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_a_complete_data_set_is_left_alone(dataset: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
-    assert not phantom.write_dataset(dataset, n_cases=4, seed=3, voxel_mm=10)
+    assert not sample_dataset.write_dataset(dataset, n_cases=4, seed=3, voxel_mm=10)
     assert before == {path: path.stat().st_mtime_ns for path in dataset.rglob("*")}
 
 
 def test_an_interrupted_write_is_seen_and_done_again(dataset: Path, tmp_path: Path) -> None:
     """The writer is killed in mid-write, as a process of its own; the second write leaves the same bytes."""
-    code = "import os, sys; from pipeline import phantom\n"
+    code = "import os, sys; from pipeline.phantoms import sample_dataset\n"
     code += "stop = lambda done, total: done == 2 and os.kill(os.getpid(), 9)\n"
-    code += "phantom.write_dataset(sys.argv[1], n_cases=4, seed=3, voxel_mm=10, progress=stop)"
+    code += "sample_dataset.write_dataset(sys.argv[1], n_cases=4, seed=3, voxel_mm=10, progress=stop)"
     root = Path(phantom.__file__).resolve().parents[1]
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=root, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "dataset.json").exists()
-    assert phantom.write_dataset(tmp_path, n_cases=4, seed=3, voxel_mm=10)
+    assert sample_dataset.write_dataset(tmp_path, n_cases=4, seed=3, voxel_mm=10)
     assert snapshot(tmp_path) == snapshot(dataset)
 
 
 def test_a_missing_case_or_another_recipe_is_written_anew(tmp_path: Path) -> None:
     small: dict[str, Any] = {"seed": 1, "voxel_mm": 16.0}
-    phantom.write_dataset(tmp_path, n_cases=2, **small)
+    sample_dataset.write_dataset(tmp_path, n_cases=2, **small)
     whole = snapshot(tmp_path)
     (tmp_path / "labelsTr" / "body_001.nii.gz").unlink()
-    assert phantom.write_dataset(tmp_path, n_cases=2, **small)
+    assert sample_dataset.write_dataset(tmp_path, n_cases=2, **small)
     assert snapshot(tmp_path) == whole
-    assert phantom.write_dataset(tmp_path, n_cases=1, **small)
+    assert sample_dataset.write_dataset(tmp_path, n_cases=1, **small)
     assert len(snapshot(tmp_path)) == 3
     assert snapshot(tmp_path)["labelsTr/body_000.nii.gz"] == whole["labelsTr/body_000.nii.gz"]
 
@@ -347,13 +339,13 @@ def test_somebody_elses_data_set_is_not_touched(tmp_path: Path) -> None:
     for content in ('{"labels": {"background": 0}}', "not json"):
         (tmp_path / "dataset.json").write_text(content)
         with pytest.raises(PhantomError, match=r"holds a dataset\.json that is no phantom's"):
-            phantom.write_dataset(tmp_path, n_cases=1)
+            sample_dataset.write_dataset(tmp_path, n_cases=1)
         assert snapshot(tmp_path) == {"dataset.json": content.encode()}
 
 
 def test_progress_counts_every_case(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    phantom.write_dataset(tmp_path, n_cases=3, voxel_mm=20, progress=lambda *counts: seen.append(counts))
+    sample_dataset.write_dataset(tmp_path, n_cases=3, voxel_mm=20, progress=lambda *counts: seen.append(counts))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 

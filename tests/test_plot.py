@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.plot import draw_curves, plot
-from pipeline.run_folder import RunFolder, RunFolderError, TrainingLog
+from pipeline.files.atomic import RunFolderError
+from pipeline.plot import plot
+from pipeline.runs.history import TrainingLog
+from pipeline.runs.run_folder import RunFolder
+from pipeline.visualisation.training_curves import draw_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 

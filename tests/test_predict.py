@@ -19,17 +19,21 @@ from monai.inferers import sliding_window_inference
 from rich.console import Console
 from torch.nn import functional as F
 
-from networks.registry import NetworkError, build_network, load_network, network_settings
-from pipeline import batch
-from pipeline.cli import main
-from pipeline.inference import Passes, choose_device, choose_precision, feature_maps, load_models, prepare
+from networks.checkpoint import load_network
+from networks.registry import build_network, network_settings
+from networks.split import NetworkError
+from pipeline.cli.main import main
+from pipeline.compute.devices import choose_device, choose_precision
+from pipeline.inference import batch
+from pipeline.inference.inputs import list_inputs
+from pipeline.inference.model import load_models
+from pipeline.inference.passes import Passes, feature_maps, prepare
 from pipeline.predict import predict, split_runs, to_text
-from pipeline.preview import write_preview
-from pipeline.scans import list_inputs
-from pipeline.segmentation import Segmentation, SegmentationError
+from pipeline.writers.preview import write_preview
+from pipeline.writers.segmentation import Segmentation, SegmentationError
 from transforms.chains import inference_chain, preprocessing_arguments
-from transforms.dicom import series_files
-from transforms.load import read_geometry, read_volume
+from transforms.io.dicom import series_files
+from transforms.io.load import read_geometry, read_volume
 
 NAMES = ["background", "liver", "kidney_left", "kidney_right"]
 TARGET = (16, 12, 20)
@@ -273,7 +277,7 @@ def test_a_result_that_was_replaced_only_in_part_is_never_called_finished(run, t
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("pipeline.segmentation_nrrd._grid", full)  # after the NIfTI has been written
+        broken.setattr("pipeline.writers.seg_nrrd._grid", full)  # after the NIfTI has been written
         other = checkpoint(tmp_path / "other.ckpt", seed=1)
         assert predict([other], [path], out, formats=formats, overwrite=True, **SMALL)["n_failed"] == 1
     assert (out / "case.nii.gz").read_bytes() != before
@@ -298,7 +302,7 @@ def test_a_network_that_yields_nan_fails_the_case_instead_of_finding_only_backgr
 WRITES = """
 import sys, time
 from pathlib import Path
-from pipeline.run_folder import write_atomically
+from pipeline.files.atomic import write_atomically
 def write(stream):
     stream.write(b"half")
     stream.flush()
@@ -411,16 +415,16 @@ def test_a_scan_that_was_replaced_is_done_again(run, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from pipeline import segmentation_nifti
+from pipeline.writers import nifti
 from pipeline.predict import predict
-true = segmentation_nifti._stream
+true = nifti._stream
 def stream(file, header, array, written=[]):
     if written:  # in the middle of the second case's file
         file.write(b"half a file")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)
     written.append(true(file, header, array))
-segmentation_nifti._stream = stream
+nifti._stream = stream
 predict([sys.argv[1]], [sys.argv[2]], sys.argv[3], device="cpu", precision="32", threads=1)
 """
 

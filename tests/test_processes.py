@@ -20,9 +20,12 @@ from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline import companions as companions_room
-from pipeline.cli import main
-from pipeline.config import (
+from pipeline.cli.main import main
+from pipeline.compute import launcher as companions_room
+from pipeline.compute.devices import choose_devices
+from pipeline.compute.ranks import Place, ProcessError, first_node, gathered, highest, place, tell_failure
+from pipeline.config.files import to_yaml
+from pipeline.config.settings import (
     Config,
     ConfigError,
     DataConfig,
@@ -30,13 +33,10 @@ from pipeline.config import (
     LossConfig,
     ModelConfig,
     TrainingConfig,
-    to_yaml,
 )
-from pipeline.devices import choose_devices
-from pipeline.losses import SlabDiceCELoss
-from pipeline.phantom import write_dataset
-from pipeline.processes import Place, ProcessError, first_node, gathered, highest, place, tell_failure
-from pipeline.run_folder import RunFolder
+from pipeline.losses.dice_ce import SlabDiceCELoss
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
 
 ROOT = Path(__file__).resolve().parents[1]

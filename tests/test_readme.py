@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from networks.body_net import BodyNet
-from pipeline.phantom import make_body
+from pipeline.phantoms.phantom import make_body
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def test_the_documented_network_has_the_documented_size():
 
 
 def test_every_command_of_the_readme_exists():
-    from pipeline.cli import VERBS
+    from pipeline.cli.main import VERBS
 
     said = set(re.findall(r"bodyseg ([a-z][a-z-]+)", README))
     assert said <= set(VERBS)

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.config import Config, DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
+from pipeline.config.settings import Config, DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
 from pipeline.train import train
 
 

@@ -15,8 +15,10 @@ from monai.networks import nets
 from torch import nn
 
 from networks.body_net import BodyNet
-from networks.registry import NetworkError, build_network, check_network, load_network, network_settings
-from pipeline.config import from_mapping, load_mapping
+from networks.checkpoint import load_network
+from networks.registry import build_network, check_network, network_settings
+from networks.split import NetworkError
+from pipeline.config.files import from_mapping, load_mapping
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted(

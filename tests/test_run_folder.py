@@ -19,17 +19,10 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.run_folder import (
-    RunFolder,
-    RunFolderError,
-    TrainingLog,
-    distinct_names,
-    list_runs,
-    read_json,
-    run_name,
-    write_atomically,
-    write_json,
-)
+from pipeline.files.atomic import RunFolderError, write_atomically
+from pipeline.files.json_files import read_json, write_json
+from pipeline.runs.history import TrainingLog
+from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs, run_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"name": "body_unet", "batch_size": 2, "lr": 1e-4, "base_channels": 32}
@@ -209,7 +202,8 @@ def test_a_name_that_is_no_plain_folder_name_is_refused_in_one_line(name, tmp_pa
 
 WRITER = """
 import sys
-from pipeline.run_folder import RunFolder, TrainingLog
+from pipeline.runs.history import TrainingLog
+from pipeline.runs.run_folder import RunFolder
 folder, log = RunFolder(sys.argv[1], "run"), TrainingLog()
 for epoch in range(int(sys.argv[2])):
     log.append_epoch(epoch, train_loss=1 / 3, train_accuracy=None, val_loss=2.0, val_mIoU=epoch / 7, learning_rate=1e-4)
@@ -221,7 +215,7 @@ for epoch in range(int(sys.argv[2])):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from pipeline.run_folder import write_atomically
+from pipeline.files.atomic import write_atomically
 def die(stream):
     stream.write(b"half of the new weig")
     stream.flush()

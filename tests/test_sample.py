@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from jsonargparse import ArgumentParser
 
-from pipeline.config_flags import add_settings, parse
-from pipeline.phantom import write_dataset
+from pipeline.cli.setting_flags import add_settings, parse
+from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.train import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
-from pipeline.dataset import DatasetError
-from pipeline.scans import InputCase, list_inputs
-from pipeline.segmentation import SegmentationError
-from transforms.load import VolumeError
+from pipeline.datasets.dataset import DatasetError
+from pipeline.inference.inputs import InputCase, list_inputs
+from pipeline.writers.segmentation import SegmentationError
+from transforms.io.grid import VolumeError
 
 
 def save(path: Path) -> Path:

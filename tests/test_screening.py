@@ -14,17 +14,17 @@ import pytest
 import yaml
 from test_check import CLASSES, Folder, configured, cut, hounsfield, organs, save, with_value, write_series
 
-from pipeline import inspection
 from pipeline.check import check
-from pipeline.cli import main
-from pipeline.data import prepare_data
-from pipeline.dataset import DatasetError
+from pipeline.checks import case_check as inspection
+from pipeline.checks.case_check import CaseFacts, inspect_cases
+from pipeline.checks.findings import BadDataError, errors
+from pipeline.checks.remembered_checks import inspect_once
+from pipeline.checks.screening import list_configured, screen
+from pipeline.cli.main import main
+from pipeline.datasets.dataset import DatasetError
 from pipeline.evaluate import evaluate_run
-from pipeline.findings import BadDataError, errors
-from pipeline.inspection import CaseFacts, inspect_cases
-from pipeline.inspection_memory import inspect_once
-from pipeline.module import SegmentationModule, TrainingError
-from pipeline.screening import list_configured, screen
+from pipeline.training.lightning_module import SegmentationModule, TrainingError
+from pipeline.training.prepared_data import prepare_data
 
 
 @pytest.fixture

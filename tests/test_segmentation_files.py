@@ -12,14 +12,14 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
-from pipeline.clean import clean
-from pipeline.run_folder import RunFolderError
-from pipeline.segmentation import Segmentation, SegmentationError, file_names
-from pipeline.segmentation_dicom import structure_code, write_dicom_seg
-from pipeline.segmentation_files import Wanted, check_no_source_is_overwritten, write_files
-from pipeline.segmentation_nifti import GRID_FIELDS, write_mask, write_nifti, write_probabilities
-from pipeline.segmentation_nrrd import write_seg_nrrd
-from transforms.load import read_geometry, read_volume
+from pipeline.files.atomic import RunFolderError
+from pipeline.inference.postprocessing import clean
+from pipeline.writers.dicom_seg import structure_code, write_dicom_seg
+from pipeline.writers.nifti import GRID_FIELDS, write_mask, write_nifti, write_probabilities
+from pipeline.writers.outputs import Wanted, check_no_source_is_overwritten, write_files
+from pipeline.writers.seg_nrrd import write_seg_nrrd
+from pipeline.writers.segmentation import Segmentation, SegmentationError, file_names
+from transforms.io.load import read_geometry, read_volume
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NAMES = ("background", "liver", "kidney_left", "../../evil\nname", "kidney left", "Kidney_Left")
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.segmentation_nifti._stream", full)
+    monkeypatch.setattr("pipeline.writers.nifti._stream", full)
     with pytest.raises(RunFolderError, match="free space"):
         write_nifti(segmentation, tmp_path / "a.nii.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["s.nii.gz"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.statistics import bootstrap_interval, holm, summarise, wilcoxon_p
+from pipeline.metrics.statistics import bootstrap_interval, holm, summarise, wilcoxon_p
 
 
 def test_a_summary_leaves_out_what_is_undefined_and_counts_what_is_infinite():

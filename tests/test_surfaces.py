@@ -11,9 +11,9 @@ from monai.metrics.utils import get_mask_edges
 from monai.networks import one_hot
 from scipy import ndimage
 
-from pipeline import surfaces
-from pipeline.surface_elements import area_of_code, find_surface
-from pipeline.surfaces import surface_scores
+from pipeline.metrics import surface_distance as surfaces
+from pipeline.metrics.surface_distance import surface_scores
+from pipeline.metrics.surface_elements import area_of_code, find_surface
 
 SPACING_MM = (0.7, 1.1, 2.9)
 

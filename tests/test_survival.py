@@ -24,9 +24,11 @@ import pytest
 import soak
 import torch
 
-from pipeline.config import ConfigError
-from pipeline.module import SlabDiceCELoss, TrainingError
-from pipeline.run_folder import RunFolder, RunFolderError
+from pipeline.config.settings import ConfigError
+from pipeline.files.atomic import RunFolderError
+from pipeline.losses.dice_ce import SlabDiceCELoss
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.lightning_module import TrainingError
 
 EPOCHS = 4
 INTERRUPTED = 'stops after the batch at hand as "interrupted", exit {}; `--resume` ends bit for bit alike'
@@ -213,8 +215,8 @@ def test_a_training_whose_reader_has_gone_trains_on(work):
 @contextlib.contextmanager
 def ending_of(work, name, **settings):
     """The end of a training in this process, whose epochs are up to the caller; (recorder, folder)."""
-    from pipeline.ending import record_ending
-    from pipeline.recorder import RunRecorder
+    from pipeline.training.ending import record_ending
+    from pipeline.training.recorder import RunRecorder
 
     config, run = in_process(work, name, **settings)
     folder = RunFolder.at(run)
@@ -225,8 +227,8 @@ def ending_of(work, name, **settings):
 
 
 def test_a_connection_lost_after_a_signal_is_an_interruption(work):
-    from pipeline.processes import ProcessError
-    from pipeline.recorder import RunStopped
+    from pipeline.compute.ranks import ProcessError
+    from pipeline.training.signals import RunStopped
 
     def lose():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -276,7 +278,7 @@ def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(work, raised, w
 
 def kill_itself_before_writing(file):
     """Die by SIGKILL where a file of the given name would be written for the second time."""
-    from pipeline import recorder
+    from pipeline.training import recorder
 
     write, times = recorder.write_atomically, []
 
@@ -478,7 +480,7 @@ def test_an_error_in_a_data_worker_reaches_the_top_with_the_case(work, tmp_path,
     assert "case body_0" in reason
     if debug:
         assert "in DataLoader worker process 0" in said
-        assert 'cache.py", line' in said
+        assert 'cached_dataset.py", line' in said
     else:
         assert complaint(said) == f"bodyseg: {reason}"
 
@@ -487,7 +489,7 @@ def in_process(work, name, **settings):
     """Settings of the tiny training, for calls in this process."""
     from jsonargparse import ArgumentParser
 
-    from pipeline.config_flags import add_settings, parse
+    from pipeline.cli.setting_flags import add_settings, parse
 
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")

@@ -15,13 +15,25 @@ import torch
 from monai.metrics import DiceMetric
 from monai.networks.utils import one_hot
 
-from pasco.models.body_net import BodyNet
-from pipeline.config import Config, ConfigError, DataConfig, ExperimentConfig, LossConfig, ModelConfig, TrainingConfig
-from pipeline.data import EpochSampler, ShareSampler, prepare_data
-from pipeline.module import TrainingError, learning_rate_at
-from pipeline.phantom import CLASS_NAMES, write_dataset
-from pipeline.run_folder import RunFolder, RunFolderError
+from networks.body_net import BodyNet
+from pipeline.config.settings import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    LossConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from pipeline.files.atomic import RunFolderError
+from pipeline.phantoms.anatomy import CLASS_NAMES
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
+from pipeline.training.lightning_module import TrainingError
+from pipeline.training.prepared_data import prepare_data
+from pipeline.training.samplers import EpochSampler, ShareSampler
+from pipeline.training.schedule import learning_rate_at
 from transforms.chains import validation_chain
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -169,7 +181,7 @@ def test_the_documented_three_lines_load_the_network(run):
 def test_training_again_from_the_runs_own_record_repeats_it_bit_for_bit(run, config, tmp_path):
     from jsonargparse import ArgumentParser
 
-    from pipeline.config_flags import add_settings, parse
+    from pipeline.cli.setting_flags import add_settings, parse
 
     parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config")
@@ -218,7 +230,7 @@ def test_a_contradicting_class_count_is_refused(config):
 def spawn(config, *more):
     path = Path(config.experiment.log_dir) / f"{config.experiment.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    from pipeline.config import to_yaml
+    from pipeline.config.files import to_yaml
 
     path.write_text(to_yaml(config))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

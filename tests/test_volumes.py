@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
-from pipeline.volumes import VolumeError, list_sources
+from pipeline.inference.inputs import list_sources
+from transforms.io.grid import VolumeError
 
 
 @pytest.fixture

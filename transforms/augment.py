@@ -26,9 +26,9 @@ from monai.data import MetaTensor, affine_to_spacing
 from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
-from transforms.grid import VolumeError
 from transforms.intensity import mean_and_std
-from transforms.labels import sided_pairs, swap_sides
+from transforms.io.grid import VolumeError
+from transforms.left_right import sided_pairs, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
 from transforms.warp import affine_map, indexable, sample_affine
 

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transforms.argmax import first_highest
 from transforms.resize import voxel_map
 from transforms.separable import apply_along, band
+from transforms.slabs import first_highest
 
 SEPARABLE_TOLERANCE = 0.01
 """Target voxels that a source corner may lie off its place when the axes are taken one by one."""

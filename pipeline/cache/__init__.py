@@ -1,0 +1,1 @@
+"""Preprocessed cases kept on disk."""

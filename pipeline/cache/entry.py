@@ -1,0 +1,297 @@
+"""One prepared case as one file: a small header and plain arrays, whole or absent. Knows no chain, key or folder.
+
+Layout, little endian: 8 bytes magic, uint32 format version, uint32 length and uint32 CRC-32 of the JSON header, the
+header, zeros up to the next multiple of 4096; then the payload: image uint16 (C, I, J, K) in C order, zeros up to a
+multiple of 64, label uint8 or uint16 (1, I, J, K), zeros up to a multiple of 4096. Nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+
+from pipeline.config.settings import Config
+
+MAGIC = b"BODYCASE"
+VERSION = 1
+PREFIX = struct.Struct("<8sIII")
+PAGE = 4096
+LARGEST_HEADER = 1 << 20  # bytes; a header takes about 3 kB, more is damage
+LEVELS = 65535  # steps between a channel's least and greatest value
+
+
+class CacheError(ValueError):
+    """One line: which case, entry or folder, what was expected and found, what to do."""
+
+
+class DamagedEntryError(CacheError):
+    """An entry that is truncated, altered or not ours: it is to be built again."""
+
+
+class CannotWriteError(CacheError):
+    """The cache's disk refuses: no case's fault, and no use to go on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """An entry's header; `affine` and `source_affine` map voxel indices to mm, RAS+."""
+
+    name: str
+    case: str
+    chain: dict[str, Any]
+    image_shape: tuple[int, ...]
+    minimum: tuple[float, ...]
+    step: tuple[float, ...]
+    label_dtype: str | None
+    affine: list[list[float]]
+    source_affine: list[list[float]] | None
+    source_shape: tuple[int, ...] | None
+    notes: dict[str, str | int | float | bool]
+    class_voxels: tuple[int, ...] | None
+    voxel_hash: str
+    checksum: str = ""
+
+    @property
+    def label_offset(self) -> int:
+        """Byte of the payload at which the label starts."""
+        return _round_up(2 * math.prod(self.image_shape), 64)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Length of the payload, padding included."""
+        width = np.dtype(self.label_dtype).itemsize if self.label_dtype else 0
+        return _round_up(self.label_offset + width * math.prod(self.image_shape[1:]), PAGE)
+
+
+def encode(
+    prepared: Mapping[str, Any], *, name: str, case: str, chain: dict[str, Any], n_classes: int
+) -> tuple[Entry, np.ndarray]:
+    """Turn what the chain returned into a header and a payload (uint8, one dimension).
+
+    `prepared["image"]` is float (C, I, J, K) and finite, stored as uint16 with a least value and a step per channel, so
+    that what is read back differs by at most (greatest − least) / 131070, beside float32 rounding. `prepared["label"]`,
+    if there is one, is uint8 or uint16 (1, I, J, K), stored as it is; the dtype's greatest value means "ignore".
+
+    Raises CacheError for NaN, infinity, other shapes or dtypes, and label values outside the classes.
+    """
+    image, label = prepared["image"], prepared.get("label")
+    stored, minimum, step = _quantised(_plain(image))
+    if label is not None:
+        label = _checked_label(_plain(label), stored.shape[1:])
+    meta = image.meta if isinstance(image, MetaTensor) else {}
+    entry = Entry(
+        name=name,
+        case=case,
+        chain=chain,
+        image_shape=stored.shape,
+        minimum=minimum,
+        step=step,
+        label_dtype=None if label is None else label.dtype.name,
+        affine=_matrix(meta.get("affine", np.eye(4))),
+        source_affine=_matrix(meta["original_affine"]) if "original_affine" in meta else None,
+        source_shape=tuple(int(n) for n in meta["spatial_shape"]) if "spatial_shape" in meta else None,
+        notes={key: value for key, value in meta.items() if _is_note(key, value)},
+        class_voxels=None if label is None else _class_voxels(label, n_classes),
+        voxel_hash=hashlib.sha256(repr((stored.shape, minimum, step)).encode() + stored.tobytes()).hexdigest(),
+    )
+    payload = np.zeros(entry.payload_bytes, np.uint8)
+    payload[: stored.nbytes] = stored.reshape(-1).view(np.uint8)
+    if label is not None:
+        payload[entry.label_offset :][: label.nbytes] = label.reshape(-1).view(np.uint8)
+    return dataclasses.replace(entry, checksum=_checksum(payload)), payload
+
+
+def write_entry(path: Path, entry: Entry, payload: np.ndarray) -> None:
+    """Write to a name of its own, flush to the disk, rename. The caller holds the entry's lock: that name is free."""
+    header = json.dumps(dataclasses.asdict(entry), allow_nan=False).encode()
+    head = PREFIX.pack(MAGIC, VERSION, len(header), zlib.crc32(header)) + header
+    temporary = path.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("xb") as file:
+        file.write(head.ljust(_round_up(len(head), PAGE), b"\0"))
+        file.write(payload.data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def read_header(path: Path) -> Entry:
+    """Read an entry's header and hold the file's size against it. Raises DamagedEntryError, FileNotFoundError."""
+    with path.open("rb") as file:
+        return _read_header(file, path)[0]
+
+
+def read_entry(path: Path) -> tuple[Entry, MetaTensor, MetaTensor | None]:
+    """Return header, image float32 (C, I, J, K) and label uint8/uint16 (1, I, J, K), both with affine and our own copy.
+
+    The payload is checked at every read, since that costs a tenth of decoding it.
+
+    Raises DamagedEntryError, FileNotFoundError.
+    """
+    with path.open("rb") as file:
+        entry, offset = _read_header(file, path)
+        payload = np.memmap(file, np.uint8, mode="r", offset=offset, shape=(entry.payload_bytes,)).view(np.ndarray)
+    if _checksum(payload) != entry.checksum:
+        raise DamagedEntryError(f"cache entry {path}: the voxels do not match their checksum")
+    image = _with_geometry(_decoded(payload, entry), entry)
+    image.meta.update(entry.notes)
+    if entry.label_dtype is None:
+        return entry, image, None
+    label = payload[entry.label_offset :].view(entry.label_dtype)[: math.prod(entry.image_shape[1:])]
+    return entry, image, _with_geometry(torch.from_numpy(label.reshape(1, *entry.image_shape[1:]).copy()), entry)
+
+
+def _read_header(file: BinaryIO, path: Path) -> tuple[Entry, int]:
+    """The header and the byte at which the payload starts."""
+    prefix = file.read(PREFIX.size)
+    if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
+        raise DamagedEntryError(f"cache entry {path}: not an entry of this cache")
+    _, version, length, crc = PREFIX.unpack(prefix)
+    if version != VERSION or length > LARGEST_HEADER:
+        raise DamagedEntryError(
+            f"cache entry {path}: format {version}, header of {length} bytes; format {VERSION} is read"
+        )
+    header = file.read(length)
+    if zlib.crc32(header) != crc:
+        raise DamagedEntryError(f"cache entry {path}: the header does not match its checksum")
+    entry = _parsed(header, path)
+    offset = _round_up(PREFIX.size + length, PAGE)
+    found, expected = os.fstat(file.fileno()).st_size, offset + entry.payload_bytes
+    if found != expected:
+        raise DamagedEntryError(f"cache entry {path}: {found} bytes long, expected {expected}")
+    return entry, offset
+
+
+def _parsed(header: bytes, path: Path) -> Entry:
+    try:
+        fields = json.loads(header)
+        for key in ("image_shape", "minimum", "step", "source_shape", "class_voxels"):
+            fields[key] = None if fields[key] is None else tuple(fields[key])
+        entry = Entry(**fields)
+        shape = entry.image_shape
+        whole = (
+            len(shape) == 4
+            and all(type(n) is int and n > 0 for n in shape)
+            and entry.label_dtype in (None, "uint8", "uint16")
+            and np.asarray(entry.minimum, float).shape == np.asarray(entry.step, float).shape == shape[:1]
+            and np.asarray(entry.affine, float).shape == (4, 4)
+            and path.stem == entry.name
+        )
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedEntryError(f"cache entry {path}: its header cannot be understood") from error
+    if not whole:
+        raise DamagedEntryError(f"cache entry {path}: its header contradicts itself or belongs to {entry.name}")
+    return entry
+
+
+def _checksum(payload: np.ndarray) -> str:
+    """SHA-256 of every page's sum (64-bit words, modulo 2**64).
+
+    It notices any flipped bit, a lost page and exchanged pages at the speed of memory: 0.6 ms for 19.7 MB, where CRC-32
+    takes 7 ms. It is no defence against a forger, who could write a valid checksum of any kind.
+    """
+    sums = np.add.reduce(payload.view("<u8").reshape(-1, PAGE // 8), axis=1)
+    return hashlib.sha256(sums.tobytes()).hexdigest()
+
+
+def _quantised(image: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[float, ...]]:
+    if image.ndim != 4 or 0 in image.shape:
+        raise CacheError(f"the chain returned an image of shape {image.shape}, expected (C, I, J, K)")
+    stored = np.empty(image.shape, "<u2")
+    minimum, step = [], []
+    for channel, target in zip(image, stored, strict=True):
+        least, greatest = float(channel.min()), float(channel.max())
+        if not (math.isfinite(least) and math.isfinite(greatest)):
+            raise CacheError("the image holds NaN or infinite voxels after preprocessing; repair or drop the case")
+        width = (greatest - least) / LEVELS
+        # float64: in float32 the rounding here would cost half a percent of a step
+        target[...] = np.rint((channel.astype(np.float64) - least) / (width or 1.0))
+        minimum.append(least)
+        step.append(width)
+    return stored, tuple(minimum), tuple(step)
+
+
+def _decoded(payload: np.ndarray, entry: Entry) -> torch.Tensor:
+    stored = payload[: 2 * math.prod(entry.image_shape)].view("<u2").reshape(entry.image_shape)
+    image = np.empty(entry.image_shape, np.float32)
+    for channel, target, least, step in zip(stored, image, entry.minimum, entry.step, strict=True):
+        np.multiply(channel, np.float32(step), out=target)
+        if least != 0:
+            np.add(target, np.float32(least), out=target)
+    return torch.from_numpy(image)
+
+
+def _checked_label(label: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if label.dtype not in (np.uint8, np.uint16) or label.shape != (1, *shape):
+        expected = f"uint8 or uint16 {(1, *shape)}"
+        raise CacheError(
+            f"the chain returned a label {label.dtype} {label.shape}, expected {expected} as the image's grid"
+        )
+    return np.ascontiguousarray(label)
+
+
+def _class_voxels(label: np.ndarray, n_classes: int) -> tuple[int, ...]:
+    counts = np.bincount(label.reshape(-1), minlength=n_classes)
+    ignore = np.iinfo(label.dtype).max
+    strange = [value for value in np.flatnonzero(counts).tolist() if value >= n_classes and value != ignore]
+    if strange:
+        raise CacheError(
+            f"the label holds class {strange[0]}, but the classes are 0 to {n_classes - 1}; map or drop it"
+        )
+    return tuple(counts[:n_classes].tolist())
+
+
+def _plain(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
+    if isinstance(tensor, MetaTensor):
+        tensor = tensor.as_tensor()
+    return tensor.detach().cpu().numpy() if isinstance(tensor, torch.Tensor) else np.asarray(tensor)
+
+
+def _with_geometry(tensor: torch.Tensor, entry: Entry) -> MetaTensor:
+    meta: dict[str, Any] = {}
+    if entry.source_affine is not None:
+        meta["original_affine"] = torch.tensor(entry.source_affine, dtype=torch.float64)
+    if entry.source_shape is not None:
+        meta["spatial_shape"] = torch.tensor(entry.source_shape)
+    return MetaTensor(tensor, affine=torch.tensor(entry.affine, dtype=torch.float64), meta=meta)
+
+
+def _is_note(key: str, value: object) -> bool:
+    """Whether metadata travels with the entry: plain values, but no path, since entries are shared by content."""
+    finite = math.isfinite(value) if isinstance(value, float) else isinstance(value, str | int)
+    return finite and key != "filename_or_obj"
+
+
+def _matrix(affine: Any) -> list[list[float]]:
+    return np.asarray(affine, dtype=np.float64).tolist()
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+_PAGE = 4096  # entries of the cache have a header of one page and end on a page
+
+
+def entry_bytes(config: Config, *, in_channels: int, n_classes: int) -> int:
+    """Size of a cache entry: image uint16, label uint8 (uint16 above 255 classes), padded to pages, and a header."""
+    n_voxels = math.prod(config.data.target_size)
+    payload = n_voxels * (2 * in_channels + (1 if n_classes <= 255 else 2))
+    return _PAGE + math.ceil(payload / _PAGE) * _PAGE

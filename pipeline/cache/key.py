@@ -1,0 +1,116 @@
+"""What an entry is called: the content of the source files, the chain's parameters, the version of the code.
+
+Knows how to learn a file's content without reading it a second time; knows neither entries nor chains.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+
+from pipeline.cache.entry import VERSION, CacheError
+from pipeline.cache.folder import SOURCES
+from transforms.io.detached import files_behind
+
+SETTLED_NS = 2_000_000_000  # a file changed less long ago may change again without its time stamp changing
+
+
+class SourceIndex:
+    """Content hashes of source files; a file whose size, times and inode are as they were is not read again."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / SOURCES
+        self._known = dict(_index_lines(self._path))
+
+    def content(self, path: str | os.PathLike[str]) -> str:
+        """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file. Raises OSError."""
+        path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve would follow links whose target may be exchanged)
+        files = files_behind(path)
+        if files == [path]:
+            return self._file_content(path)
+        contents = [self._file_content(file) for file in files]
+        # what a series' files are called says nothing; the order of header and data does
+        return hashlib.sha256(json.dumps(sorted(contents) if path.is_dir() else contents).encode()).hexdigest()
+
+    def _file_content(self, path: Path) -> str:
+        status = path.stat()
+        stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        if stamp in self._known:
+            return self._known[stamp]
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
+            self._remember(stamp, content)
+        return content
+
+    def _remember(self, stamp: tuple[str, int, int, int, int], content: str) -> None:
+        self._known[stamp] = content
+        line = json.dumps([*stamp, content]) + "\n"
+        # a cache that may only be read still serves; its sources are then hashed at every start
+        with contextlib.suppress(OSError), self._path.open("a") as file:
+            file.write(line)
+
+
+@functools.cache
+def code_version() -> str:
+    """Identify the code that prepares: the transforms package without comments and docstrings, MONAI, torch."""
+    spec = importlib.util.find_spec("transforms")
+    roots = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
+    files = sorted((file.relative_to(root).as_posix(), file) for root in roots for file in Path(root).rglob("*.py"))
+    code = [[name, without_comments(file.read_text(encoding="utf-8"))] for name, file in files]
+    return sha256([code, monai.__version__, torch.__version__.partition("+")[0]])[:16]
+
+
+def identify_chain(key: Mapping[str, Any], n_classes: int) -> tuple[dict[str, Any], str]:
+    """Return the parameters as JSON has them, and 16 hex digits for them, classes and code. Raises CacheError."""
+    try:
+        parameters = json.loads(json.dumps(dict(key), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise CacheError(f"cache key: {error}; it takes plain numbers, strings, lists and mappings") from error
+    return parameters, sha256([VERSION, code_version(), parameters, n_classes])[:16]
+
+
+def contents_of(value: Any, sources: SourceIndex) -> Any:
+    """The value with every path replaced by what the file holds."""
+    if isinstance(value, str | os.PathLike):
+        return sources.content(value)
+    return [contents_of(one, sources) for one in value] if isinstance(value, list | tuple) else int(value)
+
+
+def sha256(value: Any) -> str:
+    """SHA-256 (hex) of a value of plain types, the same in every process and on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def without_comments(source: str) -> str:
+    """What a comment, a docstring or the formatting says changes no voxel and shall cost nobody hours."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _index_lines(path: Path) -> Iterator[tuple[tuple[str, int, int, int, int], str]]:
+    """Every line that makes sense; a line torn by a kill or by two writers does not, and its file is hashed again."""
+    if not path.is_file():
+        return
+    with path.open(errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                name, size, mtime, ctime, inode, content = json.loads(line)
+                if re.fullmatch(r"[0-9a-f]{64}", content):
+                    yield (str(name), int(size), int(mtime), int(ctime), int(inode)), content

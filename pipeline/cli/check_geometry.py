@@ -1,0 +1,35 @@
+"""Flags of `bodyseg check-geometry`."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from pipeline.cli.arguments import verb_parser, with_value
+from pipeline.console.progress import Bar
+
+
+def run(arguments: list[str]) -> int:
+    """Prove that preprocessing and its way back move, mirror and swap nothing, and say what the target size costs.
+
+    Balls of 60, 20, 8 and 4 mm and sided markers go through the chain and back on 48 orientations and on oblique,
+    anisotropic and odd grids. Exit code 0: the geometry holds; 1: it does not.
+    """
+    parser = verb_parser("check-geometry", run, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
+    parser.add_argument("target", nargs="?", type=Path, metavar="RUN|CONFIG", help="Run, checkpoint or settings file.")
+    parser.add_argument(
+        "--target_size", nargs=3, type=int, metavar="N", help="Another size than that of the run or settings."
+    )
+    parser.add_argument(
+        "--keep_aspect", type=bool | None, nargs="?", const=True, metavar="true|false",
+        help="Pad instead of stretching (or not), whatever run or settings say.",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true"))
+    module = importlib.import_module("pipeline.check_geometry")
+    with Bar("Round trips") as bar:
+        report = module.check_geometry(
+            given.target, target_size=given.target_size, keep_aspect=given.keep_aspect, progress=bar.update
+        )
+    print(module.to_json(report) if given.json else module.to_text(report))
+    return report.exit_code

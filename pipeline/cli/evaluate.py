@@ -1,0 +1,109 @@
+"""Flags of `bodyseg evaluate`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.cli.arguments import LINKS, TRUST, verb_parser
+from pipeline.config.settings import ConfigError
+from pipeline.console.progress import Bar
+
+
+def run(arguments: list[str]) -> int:
+    """Score segmentations against labels: Dice, IoU, HD95, surface Dice and volumes, by structure and case.
+
+    Either folders of predictions and labels, or a run, whose own cases are predicted first (finished ones are reused).
+    Cases belong together by file name, structures by their names; what only one side knows is left out and said.
+    Writes metrics.json and metrics.csv and prints a table, worst cases first. Exit code 0: all cases scored; 1: some
+    were refused, by name.
+    """
+    usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
+    parser = verb_parser("evaluate", run, usage)
+    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training.")
+    parser.add_argument(
+        "--split", choices=["train", "val", "test"], default="test", help="Which of the run's cases (with RUN)."
+    )
+    parser.add_argument(
+        "--predictions", type=Path | None, metavar="DIR",
+        help="Folder of label maps (CASE.nii.gz, .nrrd, .seg.nrrd, .mha) or of one folder of masks a case "
+        "(CASE/liver.nii.gz or CASE/segmentations/liver.nii.gz); or a single case.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--labels", type=Path | None, metavar="DIR", help="The same with the true labels, or a data set of training."
+    )
+    parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for metrics.json and metrics.csv.")
+    parser.add_argument(
+        "--class_names", default="", metavar="NAMES",
+        help="What the numbers in the files mean, where nothing says so: liver=1,spleen=2,… or, for 0, 1, 2, …, "
+        "background,liver,spleen,….",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tolerance_mm", type=float, default=2.0, metavar="MM",
+        help="Surfaces that lie so close count as equal in the surface Dice.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--surface", choices=["voxels", "area", "none"], default="voxels",
+        help="What surfaces consist of: voxels (as in MONAI), area (as in DeepMind's surface-distance), or none to "
+        "leave HD95 and surface Dice out, which is faster.",
+    )  # fmt: skip
+    parser.add_argument("--resample", action="store_true", help="Bring predictions of other grids onto the label's.")
+    parser.add_argument(
+        "--compare", type=Path | None, metavar="FILE",
+        help="metrics.json of another run on the same cases: is the difference of the two more than chance?",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare_by", choices=["dice", "iou", "hd95_mm", "surface_dice"], default="dice", help="What is compared."
+    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (with RUN).")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16 (with RUN).")
+    parser.add_argument("--overwrite", action="store_true", help="Predict finished cases again (with RUN).")
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    parser.add_argument("--follow_links", action="store_true", help=LINKS)
+    parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
+    given = parser.parse_args(arguments)
+    if (given.run is None) == (given.predictions is None) or (given.predictions is None) != (given.labels is None):
+        raise ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
+    if given.run is not None and given.class_names:
+        raise ConfigError("--class_names is for --predictions and --labels; a RUN and its data name their classes")
+    module = importlib.import_module("pipeline.evaluate")
+    surfaces = {"tolerance_mm": given.tolerance_mm, "surface": None if given.surface == "none" else given.surface}
+    folder = given.output or module.default_output(given.run, given.split, given.predictions)
+    module.check_output(folder)
+    if given.compare:
+        module.check_baseline(given.compare, module.metrics_path(folder), given.compare_by, **surfaces)
+    with Bar("Evaluating") as bar:
+        common = {
+            **surfaces, "resample": given.resample, "seed": given.seed, "workers": given.workers,
+            "case_progress": bar.update_part,
+            "progress": lambda what, done, total, note: bar.update(done, total, what.capitalize(), note),
+        }  # fmt: skip
+        if given.run is not None:
+            found, _ = module.evaluate_run(
+                given.run, given.split, output=folder, device=given.device, precision=given.precision,
+                overwrite=given.overwrite, trust=given.trust_config, **common,
+            )  # fmt: skip
+        else:
+            names = importlib.import_module("pipeline.evaluation.pairing").parse_class_names(given.class_names)
+            found = module.evaluate(
+                given.predictions, given.labels, class_names=names, follow_links=given.follow_links, **common
+            )
+    metrics, _ = module.write_files(found, folder)
+    compared = given.compare and module.compare_metrics(metrics, given.compare, given.compare_by, seed=given.seed)
+    print(_evaluation_as_json(metrics, compared) if given.json else module.to_text(found))
+    if compared and not given.json:
+        print("\n" + importlib.import_module("pipeline.evaluation.comparison").to_text(compared))
+    return found.exit_code
+
+
+def _evaluation_as_json(metrics: Path, comparison: Any) -> str:
+    """metrics.json as it was written, with the comparison under a key of its own."""
+    text = metrics.read_text(encoding="utf-8")
+    if comparison is None:
+        return text
+    to_json = importlib.import_module("pipeline.evaluation.comparison").to_json
+    return json.dumps({**json.loads(text), "comparison": json.loads(to_json(comparison))}, indent=2)

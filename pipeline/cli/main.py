@@ -1,0 +1,93 @@
+"""The command line: finds the verb, parses its arguments, turns expected errors into one line and an exit code.
+
+Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 130 / 138 / 143 stopped by
+SIGINT / SIGUSR1 / SIGTERM. Help answers without importing torch: a verb's room is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from jsonargparse import ArgumentError
+
+from pipeline.cli import cache, check, check_geometry, compare, evaluate, plot, predict, sample, train
+from pipeline.cli.arguments import (
+    EXIT_WRONG_INPUT,
+    complain,
+    silence_stdout,
+)
+
+EXPECTED_ERRORS = (
+    ("pipeline.config.settings", "ConfigError"),
+    ("pipeline.datasets.dataset", "DatasetError"),
+    ("pipeline.cache.entry", "CacheError"),
+    ("pipeline.runs.run_folder", "RunFolderError"),
+    ("pipeline.training.lightning_module", "TrainingError"),
+    ("pipeline.compute.ranks", "ProcessError"),
+    ("transforms.io.load", "VolumeError"),
+    ("transforms.chains", "ChainError"),
+    ("networks.registry", "NetworkError"),
+    ("pipeline.phantoms.phantom", "PhantomError"),
+    ("pipeline.writers.segmentation", "SegmentationError"),
+    ("pipeline.evaluation.pairing", "EvaluationError"),
+    ("pipeline.evaluation.comparison", "ComparisonError"),
+)
+"""Where the errors live whose message says everything to the person who reads it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; the exit code is returned.
+
+    Args:
+        arguments: verb and flags; None: the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if given else EXIT_WRONG_INPUT
+    verb = VERBS.get(given[0])
+    if verb is None:
+        return complain(f"unknown verb {given[0]!r}; known are {', '.join(VERBS)}")
+    try:
+        return verb(given[1:])
+    except BrokenPipeError:
+        # The reader of our output has gone (`bodyseg compare logs | head`): nothing is wrong.
+        silence_stdout()
+        return 0
+    except Exception as error:
+        if debug or not _is_expected(error):
+            raise
+        # Bad data have a line for every error, any other message is one line.
+        return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
+    except KeyboardInterrupt:
+        return complain("stopped", 130)
+
+
+def _overview() -> str:
+    lines = ["usage: bodyseg VERB [arguments]   (bodyseg VERB --help explains them)", ""]
+    return "\n".join(lines + [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()])
+
+
+def _is_expected(error: Exception) -> bool:
+    kinds = tuple(
+        getattr(sys.modules[room], name) for room, name in EXPECTED_ERRORS if hasattr(sys.modules.get(room), name)
+    )
+    return isinstance(error, (*kinds, ArgumentError))
+
+
+VERBS: dict[str, Callable[[list[str]], int]] = {
+    "train": train.run,
+    "check": check.run,
+    "predict": predict.run,
+    "evaluate": evaluate.run,
+    "check-geometry": check_geometry.run,
+    "plot": plot.run,
+    "compare": compare.run,
+    "sample": sample.run,
+    "cache": cache.run,
+}

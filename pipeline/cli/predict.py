@@ -1,0 +1,69 @@
+"""Flags of `bodyseg predict`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, verb_parser, with_value, words
+
+
+def run(arguments: list[str]) -> int:
+    """Segment scans with a trained run; several runs are averaged (ensemble).
+
+    Every result lies exactly on its scan's own voxel grid. A bad scan is named at the end and does not stop the others;
+    finished scans are skipped when the command is repeated. Exit code 0: all done; 1: some failed.
+    """
+    parser = verb_parser("predict", run, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="RUN INPUT",
+        help="First run folders or best_model.ckpt files, then scans: NIfTI, NRRD, MetaImage, DICOM folders, "
+        "folders with any of these, or data sets.",
+    )  # fmt: skip
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="Folder for the results.")
+    parser.add_argument(
+        "--formats", default="nifti", metavar="F,F",
+        help="Of nifti (.nii.gz), nrrd (.seg.nrrd for 3D Slicer), dicom (DICOM SEG; DICOM scans only).",
+    )  # fmt: skip
+    parser.add_argument(
+        "--per_structure", action="store_true", help="Also one mask a structure, in CASE/segmentations."
+    )
+    parser.add_argument("--probabilities", default="", metavar="CLASS,CLASS", help="Also the probabilities of classes.")
+    parser.add_argument("--preview", action="store_true", help="Also a picture of three planes for every scan.")
+    parser.add_argument(
+        "--tta", default="", metavar="AXES",
+        help="Also show the scan mirrored: alone along the axes that the training mirrored (left-right if it mirrored "
+        "none), or along those named of x (left-right), y (back-front), z (foot-head), such as xy; left and right "
+        "classes are exchanged back by name. Slower.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--roi", nargs=3, type=int, metavar="N", help="Sliding window in voxels, for networks trained on patches."
+    )
+    parser.add_argument(
+        "--keep_largest", default="", metavar="CLASS,CLASS", help="Keep only the largest piece of these."
+    )
+    parser.add_argument(
+        "--min_volume_ml", type=float, default=0.0, metavar="ML", help="Remove pieces below this volume."
+    )
+    parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16.")
+    parser.add_argument("--threads", type=int | None, metavar="N", help="Processor threads; default: all.")
+    parser.add_argument("--overwrite", action="store_true", help="Do finished scans again.")
+    parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    parser.add_argument("--follow_links", action="store_true", help=LINKS)
+    parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
+    given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
+    module = importlib.import_module("pipeline.predict")
+    runs, inputs = module.split_runs(given.paths)
+    document = module.predict(
+        runs, inputs, given.output,
+        formats=words(given.formats), per_structure=given.per_structure, probabilities=words(given.probabilities),
+        preview=given.preview, tta=given.tta, roi=given.roi, keep_largest=words(given.keep_largest),
+        min_volume_ml=given.min_volume_ml, device=given.device, precision=given.precision, threads=given.threads,
+        overwrite=given.overwrite, report=given.report, trust=given.trust_config,
+        follow_links=given.follow_links,
+    )  # fmt: skip
+    print(json.dumps(document, indent=2) if given.json else module.to_text(document))
+    return EXIT_DONE_IN_PART if document["n_failed"] else 0

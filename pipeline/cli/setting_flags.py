@@ -1,0 +1,109 @@
+"""Settings as flags: one flag for every setting, its help from the setting's docstring; flags win over files.
+
+Knows the command line's form; what can be set, and what files of settings hold, is `config`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentError, ArgumentParser
+
+from pipeline.config.files import from_mapping, load_mapping
+from pipeline.config.settings import GROUPS, Config, ConfigError
+
+SHORT_FLAGS: dict[str, str] = {
+    "exp_name": "experiment.name",
+    "log_dir": "experiment.log_dir",
+    "dataset_root": "data.dataset_root",
+    "follow_links": "data.follow_links",
+    "skip_bad_cases": "data.skip_bad_cases",
+    "target_size": "data.target_size",
+    "batch_size": "data.batch_size",
+    "num_workers": "data.num_workers",
+    "data_aug": "data.data_aug",
+    "base_channels": "model.base_channels",
+    "use_light_model": "model.use_light_model",
+    "lr": "training.lr",
+    "weight_decay": "training.weight_decay",
+    "max_epochs": "training.max_epochs",
+    "warmup_epochs": "training.warmup_epochs",
+    "n_gpus": "training.n_gpus",
+    "precision": "training.precision",
+    "seed": "training.seed",
+    "use_class_weights": "loss.use_class_weights",
+    "weight_alpha": "loss.weight_alpha",
+}
+"""The documented flags beside the full ones."""
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Give `parser` one flag for every setting, the documented short flag beside the full one."""
+    short_of = {full: short for short, full in SHORT_FLAGS.items()}
+    for group_name, cls in GROUPS.items():
+        group = parser.add_argument_group(group_name, cls.__doc__ or "")
+        hints = typing.get_type_hints(cls)
+        texts = {p.arg_name: p.description or "" for p in parse_from_object(cls).params}
+        for setting in fields(cls):
+            key = f"{group_name}.{setting.name}"
+            names = [f"--{key}"] + ([f"--{short_of[key]}"] if key in short_of else [])
+            group.add_argument(*names, help=texts[setting.name], **_argument_of(hints[setting.name], setting))
+
+
+def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
+    """Turn a field's type and default into the keyword arguments of `add_argument`."""
+    default: Any = setting.default
+    if hint is bool:
+        return {"type": bool, "nargs": "?", "const": True, "default": default, "metavar": "true|false"}
+    if typing.get_origin(hint) is tuple:
+        elements = typing.get_args(hint)
+        count = "*" if elements[-1] is Ellipsis else len(elements)
+        # A list: jsonargparse checks the elements in place.
+        return {"type": elements[0], "nargs": count, "default": list(default), "metavar": elements[0].__name__.upper()}
+    argument: dict[str, Any] = {"type": hint, "default": default}
+    if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is Literal:
+        return argument
+    return argument | {"metavar": setting.name.upper()}
+
+
+def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Read flags (and the files named by `--config`, under the flags) into a Config.
+
+    Args:
+        parser: made with `exit_on_error=False`, `add_settings` and a `--config` that may be given several times.
+        arguments: the command line without the program's name and verb.
+
+    Returns:
+        The settings, and the values of the parser's other flags.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or an impossible combination, by name.
+    """
+    base = None
+    try:
+        for path in _config_files(arguments):
+            base = parser.parse_object(load_mapping(path), namespace=base)
+        parsed = parser.parse_args(list(arguments), namespace=base).as_dict()
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split()).replace("Parser key ", "")) from None
+    groups = {name: parsed.pop(name) for name in GROUPS}
+    return from_mapping(groups), parsed
+
+
+def _config_files(arguments: Sequence[str]) -> list[Path]:
+    found = []
+    for position, argument in enumerate(arguments):
+        if argument.startswith("--config="):
+            found.append(Path(argument.removeprefix("--config=")))
+        elif argument == "--config":
+            if position + 1 == len(arguments):
+                raise ConfigError("--config wants a file")
+            found.append(Path(arguments[position + 1]))
+    return found

@@ -1,0 +1,39 @@
+"""Flags of `bodyseg train`."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+
+from pipeline.cli import setting_flags
+from pipeline.cli.arguments import TRUST, complain, say, verb_parser
+from pipeline.config.files import to_yaml
+
+
+def run(arguments: list[str]) -> int:
+    """Train a network on a folder of scans and leave a run folder."""
+    parser = verb_parser("train", run, "bodyseg train --dataset_root DIR [--config FILE] [SETTING ...]")
+    parser.add_argument(
+        "--config", metavar="FILE", help="YAML or JSON file of settings, or a run's training_config.json."
+    )
+    parser.add_argument("--print_config", action="store_true", help="Print the settings as YAML and stop.")
+    parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
+    parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
+    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    setting_flags.add_settings(parser)
+    # jsonargparse takes a flag of this name for its own and wants a value after it.
+    settings, flags = setting_flags.parse(parser, [argument for argument in arguments if argument != "--print_config"])
+    if "--print_config" in arguments:
+        print(to_yaml(settings), end="")
+        return 0
+    module = importlib.import_module("pipeline.train")
+    try:
+        module.train(
+            settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say
+        )
+    except importlib.import_module("pipeline.training.signals").RunStopped as stop:
+        code = 128 + signal.Signals[str(stop)]
+        return complain(f"training stopped by {stop}; go on with --resume", code) if module.is_first_process() else code
+    except BrokenPipeError as error:  # not our output's, which say takes
+        return complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
+    return 0

@@ -1,0 +1,231 @@
+"""The other processes of a training on this machine: started with this one's command line, watched, ended together.
+
+Lightning starts processes too, but kills the first one five seconds after another has died, before it could say why.
+Who stands where is `processes`'s business; what a training leaves when it fails is `ending`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch.distributed as dist
+
+from pipeline.compute.ranks import (
+    STARTED_BY,
+    THIS_PROGRAM,
+    Place,
+    ProcessError,
+    is_lost_connection,
+    n_processes,
+    place,
+    told_failure,
+)
+
+GRACE_S = 10.0
+"""Seconds that a process has to end by itself after another one of its training has."""
+
+EXIT_LOST = 2
+"""Exit code of a process that could not end by itself."""
+
+_POLL_S = 0.5
+
+
+@contextlib.contextmanager
+def companions(
+    n: int, when_lost: Callable[[str], None], *, orderly: type[BaseException] | tuple[type[BaseException], ...] = ()
+) -> Iterator[None]:
+    """Train inside together with n − 1 more processes of this machine, unless somebody has started them already.
+
+    Args:
+        n: processes of this machine, this one included.
+        when_lost: called with a sentence, from another thread, where this process has to be ended because it still
+            waits for one that has died, as in a rendezvous or on a GPU.
+        orderly: what the training raises where all processes agreed to stop.
+
+    Raises:
+        ProcessError: another process has ended, with its own reason where it left one; or they did not meet.
+    """
+    if place().world_size > 1:
+        _end_with_starter()
+        with _in_words([]):
+            yield
+    elif n > 1:
+        with _environment(n) as here:
+            children = [_start(here, rank) for rank in range(1, n)]
+            patience_s = 0.0
+            try:
+                with _watched(children, when_lost), _in_words(children):
+                    yield
+                patience_s = GRACE_S
+            except BaseException as error:
+                patience_s = GRACE_S if isinstance(error, orderly) else _POLL_S
+                raise
+            finally:
+                _end(children, patience_s)
+    else:
+        yield
+
+
+@contextlib.contextmanager
+def _in_words(children: list[subprocess.Popen]) -> Iterator[None]:
+    """Say what became of a process whose connection was lost; leave the others when the training is over."""
+    try:
+        yield
+    except BaseException as error:
+        if is_lost_connection(error):
+            raise ProcessError(_what_became(children, error)) from error
+        raise
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _what_became(children: list[subprocess.Popen], error: BaseException) -> str:
+    """Word an error between processes: the other's own reason, how a child ended, else what the connection says."""
+    if dist.is_initialized():
+        reason = " ".join(str(error).split())[:200]
+        lost = f"another process has ended or cannot be reached ({reason})"
+        return _sentence(told_failure() or _dead(children, wait_s=2.0) or lost)
+    dead = _dead(children, wait_s=2.0)
+    return _sentence(dead) if dead else _not_met(str(error))
+
+
+def _not_met(error: str) -> str:
+    """Word why the processes did not meet: torch's error as they gather at the first one's address."""
+    here = place()
+    of_ours = here.started_by == THIS_PROGRAM
+    if "EADDRINUSE" in error:
+        remedy = "start again" if of_ours else "start all of them again with another MASTER_PORT"
+        return f"port {here.port} of {here.address} is taken, perhaps by another training; {remedy}"
+    joined = re.search(r"(\d+)/(\d+) clients joined", error)
+    who = f"only {joined[1]} of {joined[2]} processes" if joined else f"process {here.rank} of {here.world_size} alone"
+    reason = " ".join(error.split())[:200]
+    return (
+        f"{who} came to {here.address}:{here.port}, where all were to meet ({reason}); see why the others did not "
+        "start, whether all can reach that address, and set another MASTER_PORT where the port is taken"
+    )
+
+
+@contextlib.contextmanager
+def _environment(n: int) -> Iterator[Place]:
+    """Set the variables that torchrun sets, for this process as the first of n."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ours = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(n),
+        "LOCAL_WORLD_SIZE": str(n),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        STARTED_BY: str(os.getpid()),
+    }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ.update(ours)
+    try:
+        yield place()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start(here: Place, rank: int) -> subprocess.Popen:
+    environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return subprocess.Popen(_command(here.world_size), env=environment, stdin=subprocess.DEVNULL)
+
+
+def _command(n: int) -> list[str]:
+    """This process's own command, as Lightning repeats it too."""
+    import __main__  # whatever was started
+
+    specification = getattr(__main__, "__spec__", None)
+    if specification is not None:
+        return [sys.executable, "-m", specification.name.removesuffix(".__main__"), *sys.argv[1:]]
+    script = Path(sys.argv[0])
+    if not script.is_file():
+        raise ProcessError(
+            f"a training with {n} processes starts its program again, and {sys.argv[0] or 'this session'!r} is no file;"
+            " use `bodyseg train`, a script, or torchrun"
+        )
+    return [sys.executable, str(script.resolve()), *sys.argv[1:]]
+
+
+def _end(children: list[subprocess.Popen], patience_s: float) -> None:
+    """Wait until the children have ended too; end those that do not."""
+    until = time.monotonic() + patience_s
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, until - time.monotonic()))
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None]) -> Iterator[None]:
+    """End this process where it has not ended by itself some time after a child has failed."""
+    ending = threading.Event()
+
+    def watch() -> None:
+        while not ending.wait(_POLL_S):
+            if any(child.poll() for child in children) and not ending.wait(GRACE_S):
+                when_lost(_sentence(told_failure(0.0) or _dead(children) or "another process has ended"))
+                _end(children, 0.0)
+                os._exit(EXIT_LOST)
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        ending.set()
+
+
+def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str | None:
+    """Say which child has ended, and how; the connection may break a moment before the process is gone.
+
+    None where all of them run or have ended well.
+    """
+    until = time.monotonic() + wait_s
+    while children and not any(child.poll() for child in children) and time.monotonic() < until:
+        time.sleep(0.05)
+    for rank, child in enumerate(children, start=1):
+        if code := child.poll():
+            if code > 0:
+                return f"process {rank} ended with exit code {code}"
+            memory = ", as the kernel does when memory runs out" if -code == signal.SIGKILL else ""
+            return f"process {rank} was ended by {signal.Signals(-code).name}{memory}"
+    return None
+
+
+def _sentence(what: str) -> str:
+    n = n_processes() if n_processes() > 1 else place().world_size
+    return f"{what}; the training of {n} processes ended with it; see to its cause and go on with --resume"
+
+
+def _end_with_starter() -> None:
+    """End this process where the one that started it is gone and nothing else has ended it: nobody would write."""
+    starter = os.environ.get(STARTED_BY)
+    if starter is None:
+        return
+
+    def watch() -> None:
+        while str(os.getppid()) == starter:
+            time.sleep(_POLL_S)
+        time.sleep(GRACE_S)
+        os._exit(EXIT_LOST)
+
+    threading.Thread(target=watch, daemon=True).start()

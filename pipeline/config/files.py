@@ -1,0 +1,111 @@
+"""Read settings from YAML and JSON files, and write them as mappings and YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.settings import FOUND_OUT, GROUPS, Config, ConfigError, require
+
+LARGEST_CONFIG = 16 * 2**20
+"""Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases: a dozen lines of them stand for more values than memory holds ("billion laughs")."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"line {mark.line + 1} has an alias (*name); write the value itself")
+        return super().compose_node(parent, index)
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Read a YAML or JSON file of settings; what a run found out by itself is left out.
+
+    Raises:
+        ConfigError: the file is missing, damaged or not a mapping of the five groups.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:  # no stat: a shell's <(…) is a pipe
+            text = file.read(LARGEST_CONFIG + 1)
+        require(len(text) <= LARGEST_CONFIG, f"--config {path}: expected settings, found over {LARGEST_CONFIG} bytes")
+        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
+    except FileNotFoundError:
+        raise ConfigError(f"--config {path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path}: cannot be read ({error})") from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"--config {path}: is neither YAML nor JSON ({' '.join(str(error).split())})") from None
+    require(
+        isinstance(document, Mapping), f"--config {path}: expected the groups {', '.join(GROUPS)}, found no mapping"
+    )
+    unknown = [key for key in document if key not in GROUPS and key != "system"]
+    require(not unknown, f"--config {path}: unknown group {unknown[:1]}; known are {', '.join(GROUPS)}")
+    settings: dict[str, Any] = {}
+    for group, cls in GROUPS.items():
+        if group in document:
+            settings[group] = _settings_of_group(path, group, cls, document[group])
+    return settings
+
+
+def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[str, Any]:
+    require(isinstance(values, Mapping), f"--config {path}: group {group} must hold settings, found {values!r:.60}")
+    known = [f.name for f in fields(cls)]
+    for key in values:
+        require(
+            key in known or key in FOUND_OUT[group],
+            f"--config {path}: unknown setting {group}.{key}; known are {', '.join(known)}",
+        )
+    kept = {key: value for key, value in values.items() if key in known}
+    hints = typing.get_type_hints(cls)
+    for key, value in kept.items():
+        if typing.get_origin(hints[key]) is tuple:
+            _as_tuple(f"{group}.{key}", hints[key], value)
+    if isinstance(kept.get("precision"), int):
+        kept["precision"] = str(kept["precision"])  # YAML reads a bare 16 as a number
+    return kept
+
+
+def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Build a Config from plain groups whose values have the right types already.
+
+    Raises:
+        ConfigError: a value that is out of range or contradicts another, by name.
+    """
+    built = {}
+    for group, cls in GROUPS.items():
+        hints = typing.get_type_hints(cls)
+        values = dict(groups.get(group, {}))
+        for key, value in values.items():
+            if typing.get_origin(hints[key]) is tuple:
+                values[key] = _as_tuple(f"{group}.{key}", hints[key], value)
+        built[group] = cls(**values)
+    return Config(**built)
+
+
+def _as_tuple(key: str, hint: Any, value: Any) -> tuple:
+    elements = typing.get_args(hint)
+    require(isinstance(value, list | tuple), f"{key} wants a list, got {value!r}")
+    require(
+        elements[-1] is Ellipsis or len(value) == len(elements), f"{key} wants {len(elements)} values, got {len(value)}"
+    )
+    return tuple(value)
+
+
+def as_mapping(config: Config) -> dict[str, dict[str, Any]]:
+    """Every setting as plain JSON types, in the documented order; nulls stay."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def to_yaml(config: Config) -> str:
+    """The settings as a YAML file that `--config` reads."""
+    return yaml.safe_dump(as_mapping(config), sort_keys=False, allow_unicode=True)

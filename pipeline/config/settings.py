@@ -1,0 +1,278 @@
+"""What a person can set: five groups of frozen dataclasses, and how files of settings are read and written.
+
+Knows names, types, defaults and which settings contradict each other. Imports no torch: `--help` answers at once.
+The docstring under each field is its help text. What a run finds out by itself (start time, parameter count, …)
+stands in training_config.json beside the settings and is passed over when that file serves as `--config`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+Precision = Literal["32", "16", "bf16"]
+
+MOST_VOXELS = 2**31
+"""Of a volume: no network takes more, and the readers of `transforms` refuse scans of more."""
+
+
+class ConfigError(ValueError):
+    """A setting that is unknown, of the wrong type, or contradicts another; one line that names it."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _checked_remap(remap: Mapping[Any, Any]) -> dict[int, int | str]:
+    """Values of label files as whole numbers, which JSON writes as texts, to class names or indices."""
+    for value, target in remap.items():
+        is_right = re.fullmatch(r"-?\d{1,9}", str(value)) and type(target) in (int, str)
+        require(
+            bool(is_right),
+            "data.label_remap: expected whole numbers and for each a class name or index, such as "
+            f"{{7: liver, 255: 0}}, found {value!r}: {target!r}",
+        )
+    return {int(value): target for value, target in remap.items()}
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """What the run is called and where its folder goes."""
+
+    name: str = "body_unet"
+    """First part of the run folder's name."""
+    log_dir: str = "logs"
+    """Folder that holds the run folders."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which volumes are read and how they are prepared."""
+
+    dataset_root: str = ""
+    """Folder of the data set, or a JSON/CSV file that lists its cases."""
+    layout: Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "list"] = "auto"
+    """How the data set is laid out; auto recognises it."""
+    fold: int = 0
+    """Which fold of a data set that brings its own cross-validation is the validation set."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, background first; empty: taken from the data set."""
+    label_remap: dict[Any, Any] | None = None
+    """Class name or index for values of the label files that are no class (or shall mean another), such as
+    {7: liver, 255: background}; `bodyseg check` suggests it."""
+    follow_links: bool = False
+    """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
+    skip_bad_cases: bool = False
+    """Train without the cases that have errors instead of refusing; training_config.json names them."""
+    target_size: tuple[int, int, int] = (160, 160, 256)
+    """Size in voxels (left-right, back-front, foot-head) that every volume is resized to."""
+    keep_aspect: bool = False
+    """Keep the body's proportions and pad, instead of stretching the volume to the target size."""
+    intensity: Literal["auto", "ct", "mr", "zscore"] = "auto"
+    """How intensities are scaled: ct = window in HU to 0…1, mr = percentiles to 0…1, zscore = mean 0, deviation 1."""
+    window: tuple[float, float] = (-1000.0, 1000.0)
+    """CT window in HU, lowest and highest value."""
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    """MR percentiles that become 0 and 1."""
+    batch_size: int = 2
+    """Volumes in one training batch (of each process)."""
+    num_workers: int = 4
+    """Processes that prepare batches; 0 = in the main process."""
+    data_aug: bool = False
+    """Vary the training volumes at random: rotation, scale, shift, contrast, noise, blur, low resolution."""
+    flips: tuple[int, ...] = ()
+    """Voxel axes that augmentation may mirror (0 = left-right; sided classes are then swapped by name)."""
+    augmentation: dict[str, Any] | None = None
+    """Strengths of the augmentation, by name; see transforms.chains.augmentation_chain."""
+    augment_on_device: bool = False
+    """Augment on the GPU that trains instead of in the workers, where these cannot keep up with it."""
+    cache_dir: str = "cache"
+    """Folder of the preprocessed cases, shared by all runs."""
+    cache_limit_gb: float = 0.0
+    """Entries of other settings are removed to keep the cache folder below this size; 0 = no limit."""
+
+    def __post_init__(self) -> None:
+        if self.label_remap is not None:
+            object.__setattr__(self, "label_remap", _checked_remap(self.label_remap))
+        require(len(self.target_size) == 3, f"data.target_size wants 3 numbers, got {len(self.target_size)}")
+        require(min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8")
+        require(
+            math.prod(self.target_size) <= MOST_VOXELS,
+            f"data.target_size {list(self.target_size)}: expected at most {MOST_VOXELS} voxels",
+        )
+        require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
+        require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
+        require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
+        for name in ("window", "percentiles"):
+            low, high = getattr(self, name)
+            require(
+                math.isfinite(low) and low < high < math.inf,
+                f"data.{name} [{low}, {high}]: the first must be below the second",
+            )
+        require(
+            self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
+            f"data.percentiles {list(self.percentiles)}: both must lie within 0 to 100",
+        )
+        require(set(self.flips) <= {0, 1, 2}, f"data.flips {list(self.flips)}: axes are 0, 1 and 2")
+        require(
+            not self.flips or self.data_aug,
+            "data.flips is set but augmentation is off; add --data_aug or remove data.flips",
+        )
+        require(
+            not self.augment_on_device or self.data_aug,
+            "data.augment_on_device is set but augmentation is off; add --data_aug or remove data.augment_on_device",
+        )
+        require(
+            not self.augmentation or self.data_aug,
+            "data.augmentation is set but augmentation is off; add --data_aug or remove data.augmentation",
+        )
+        require(
+            0 <= self.cache_limit_gb < math.inf,
+            f"data.cache_limit_gb must be a number of 0 (no limit) or more, got {self.cache_limit_gb}",
+        )
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network is trained."""
+
+    n_classes: int | None = None
+    """Number of classes with the background; null: as many as the data set names."""
+    base_channels: int = 32
+    """Channels of BodyNet at full resolution; its size grows with the square."""
+    use_light_model: bool = False
+    """Train the light form of BodyNet: less memory, less time, somewhat coarser."""
+    network: dict[str, Any] | None = None
+    """Another network: its class path under _target_ and its arguments; null: BodyNet."""
+    checkpointing: bool = False
+    """Save memory by computing activations twice (for small GPUs; BodyNet only)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.n_classes is None or self.n_classes >= 2, f"model.n_classes must be at least 2, got {self.n_classes}"
+        )
+        require(self.base_channels >= 1, f"model.base_channels must be at least 1, got {self.base_channels}")
+        if self.network is not None:
+            require("_target_" in self.network, "model.network has no _target_; name the network's class there")
+            require(not self.use_light_model, "model.use_light_model is BodyNet's; remove it or model.network")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the network is trained."""
+
+    lr: float = 1e-4
+    """Learning rate after warm-up."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_epochs: int = 100
+    """Epochs to train."""
+    warmup_epochs: int = 5
+    """Epochs in which the learning rate rises linearly to lr."""
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    """What the learning rate does after warm-up."""
+    n_gpus: int | None = None
+    """GPUs to train on, on each machine, one process a GPU; 0 = CPU; null: one where there is one."""
+    n_processes: int | None = None
+    """Processes that train together on the CPUs of each machine; null: one, or as many as torchrun or SLURM started."""
+    precision: Precision = "16"
+    """Numbers the network computes in: 32, 16 (float16 on a GPU, bfloat16 on a CPU that has it) or bf16."""
+    seed: int = 42
+    """Decides everything random: split, weights, order, augmentation."""
+    gradient_clip: float = 12.0
+    """Largest norm of the gradient; 0 = no clipping."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before one step."""
+    on_nan_loss: Literal["stop", "skip"] = "stop"
+    """When a loss or gradient is no number: stop the training, or skip (and count) that step."""
+    early_stopping_patience: int = 0
+    """Stop when val_mIoU has not risen for so many epochs; 0 = never."""
+    compile: bool = False
+    """Compile the network with torch.compile (needs a C++ compiler on a CPU; pays on long GPU trainings)."""
+    overlay_every: int = 10
+    """Every so many epochs a validation slice with its segmentation goes to TensorBoard; 0 = never."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.lr < math.inf, f"training.lr must be above 0, got {self.lr}")
+        require(
+            0 <= self.weight_decay < math.inf,
+            f"training.weight_decay must be a number of 0 or more, got {self.weight_decay}",
+        )
+        require(self.max_epochs >= 1, f"training.max_epochs must be at least 1, got {self.max_epochs}")
+        require(self.warmup_epochs >= 0, f"training.warmup_epochs must be 0 or more, got {self.warmup_epochs}")
+        require(self.n_gpus is None or self.n_gpus >= 0, f"training.n_gpus must be 0 or more, got {self.n_gpus}")
+        require(
+            self.n_processes is None or self.n_processes >= 1,
+            f"training.n_processes must be at least 1, got {self.n_processes}",
+        )
+        require(
+            not self.n_gpus or self.n_processes in (None, self.n_gpus),
+            f"training.n_processes is {self.n_processes}, but {self.n_gpus} GPUs make {self.n_gpus} processes; "
+            "leave it out, or train on CPUs with --n_gpus 0",
+        )
+        require(0 <= self.seed < 2**32, f"training.seed must lie within 0 to 4294967295, got {self.seed}")
+        require(
+            0 <= self.gradient_clip < math.inf,
+            f"training.gradient_clip must be a number of 0 (no clipping) or more, got {self.gradient_clip}",
+        )
+        require(self.accumulate >= 1, f"training.accumulate must be at least 1, got {self.accumulate}")
+        require(
+            self.early_stopping_patience >= 0,
+            f"training.early_stopping_patience must be 0 or more, got {self.early_stopping_patience}",
+        )
+        require(self.overlay_every >= 0, f"training.overlay_every must be 0 or more, got {self.overlay_every}")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """How the classes are weighed."""
+
+    use_class_weights: bool = False
+    """Weigh classes by median frequency balancing (Eigen & Fergus 2015)."""
+    weight_alpha: float | None = 0.5
+    """Exponent of the class weights: 0 = all alike, 1 = full balance; null when class weights are off."""
+
+    def __post_init__(self) -> None:
+        if not self.use_class_weights:
+            object.__setattr__(self, "weight_alpha", None)
+            return
+        alpha = self.weight_alpha
+        require(
+            alpha is not None and 0 <= alpha < math.inf,
+            f"loss.weight_alpha must be 0 or more with class weights on, got {alpha}; 0.5 is usual",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a person can set for one training."""
+
+    experiment: ExperimentConfig = field(default_factory=ExperimentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.data.dataset_root != "",
+            "data.dataset_root is missing; name the folder of your scans with --dataset_root DIR",
+        )
+
+
+GROUPS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}
+
+FOUND_OUT: dict[str, frozenset[str]] = {
+    "experiment": frozenset({"start_time", "command"}),
+    "data": frozenset({"intensity_found", "split", "channel_names", "n_cases", "skipped_cases"}),
+    "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
+    "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch"}),
+    "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
+}
+"""Keys of training_config.json that a run finds out by itself; they are no settings."""

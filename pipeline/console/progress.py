@@ -1,0 +1,86 @@
+"""What a person sees while something takes long: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_LINES_EVERY_S = 10.0
+"""Seconds between two plain lines: enough to see that it lives, few enough for a log file."""
+
+
+class Bar:
+    """Count steps of one long thing; use as a context manager.
+
+    Args:
+        title: what is being done.
+        console: where to; a terminal gets a bar, anything else a line now and then.
+    """
+
+    def __init__(self, title: str, console: Console | None = None) -> None:
+        self.title = title
+        self.console = console or Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._last_line = time.monotonic()
+        self._count = ""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Bar:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=10),  # narrow: the note must fit beside it into 80 columns
+                TextColumn("{task.fields[count]}"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self._bar.start()
+            self._bar.add_task(self.title, total=None, note="", count="")
+        return self
+
+    def update(self, done: int, total: int, title: str | None = None, note: str = "") -> None:
+        """Show that `done` of `total` steps are finished."""
+        self.title, self._count = title or self.title, f"{done}/{total}"
+        if self._bar is not None:
+            task = self._bar.tasks[0].id
+            self._bar.update(task, completed=done, total=total, description=self.title, note=note, count=self._count)
+        else:
+            self._line(note, now=done == total)
+
+    def update_part(self, what: str, share: float) -> None:
+        """Show how much of the step in progress is done: its name, and 0 to 1; a second bar below the first.
+
+        May be called from several threads; of one step the largest share counts.
+        """
+        with self._lock:
+            if self._bar is None:
+                self._line(f"{what}: {share:.0%}")
+                return
+            if len(self._bar.tasks) < 2:
+                self._bar.add_task(what, total=1.0, note="", count="")
+            part = self._bar.tasks[1]
+            if part.description != what or share > part.completed:
+                self._bar.update(part.id, completed=share, description=what, count=f"{share:.0%}")
+
+    def _line(self, note: str, *, now: bool = False) -> None:
+        if now or time.monotonic() - self._last_line > _LINES_EVERY_S:
+            self._last_line = time.monotonic()
+            self.console.print(f"{self.title}: {self._count} {note}".rstrip(), highlight=False, markup=False)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+CaseProgress = Callable[[str, float], None]
+"""Called with a case's id and how much of it is done, 0 to 1; from several threads."""

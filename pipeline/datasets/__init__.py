@@ -1,0 +1,1 @@
+"""What lies on disk: layouts, cases, classes, splits."""

@@ -1,0 +1,252 @@
+"""The scores of one case: prediction and label read, checked to lie on one grid, and compared class by class.
+
+The mathematics is `metrics`' and `surfaces`'; what scores of many cases say is `evaluation`'s. Which file belongs to
+which is `pairing`'s, which class to which `common_classes`'.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from monai.data import MetaTensor
+from scipy import ndimage
+
+from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.dataset import Label
+from pipeline.evaluation.class_matching import CommonClasses
+from pipeline.metrics.overlap import Absent, class_scores, joint_histogram
+from pipeline.metrics.surface_distance import surface_scores
+from pipeline.metrics.surface_elements import SurfaceKind
+from transforms.io.grid import Geometry, VolumeError, axes_onto, describe_mismatch
+from transforms.io.label_values import ignore_index
+from transforms.io.load import LoadVolumed
+from transforms.resize import voxel_map
+
+VOLUMES = ("reference_ml", "prediction_ml")
+SHARE_OF_READING = 0.5
+"""How much of a case's progress reading and checking its files is: gzip takes as long as all that follows."""
+
+SURFACE_METRICS = ("hd95_mm", "surface_dice")
+METRICS = ("dice", "iou", *SURFACE_METRICS, "volume_difference_ml", *VOLUMES)
+"""What is summed up over cases, each a field of CaseScores."""
+
+MAX_SHEAR_DEGREES = 0.05
+"""Surface distances take a voxel for a box. Up to this angle off a right one they are less than 0.1 % wrong."""
+
+_AXIS_STEP_MM, _ORIGIN_STEP_MM = 2**0.5 / 1000, 2**0.5 / 100
+"""To what an affine is rounded before it is hashed: file formats keep 7 digits or more. Irrational, since spacings are
+round numbers and must not lie on the edge between two steps."""
+
+_IF_BOTH_LACK_IT = {"dice": 1.0, "iou": 1.0, "hd95_mm": 0.0, "surface_dice": 1.0}
+_IF_ONLY_PREDICTED = {"dice": 0.0, "iou": 0.0, "hd95_mm": np.inf, "surface_dice": 0.0}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One case: its prediction and its label, each a label map or (class index, mask) pairs."""
+
+    case: str
+    prediction: Label
+    label: Label
+
+
+@dataclass(frozen=True, eq=False)
+class CaseScores:
+    """Scores of one case by class (C,), background first; NaN where the label lacks the class ("left_out")."""
+
+    pair: Pair
+    label_sha256: str
+    """Of the label's grid (shape and affine) and of its values as they stand in the file (class indices for masks)."""
+    spacing_mm: tuple[float, float, float]
+    shear_degrees: float
+    """How far the voxel's axes are off right angles, at most."""
+    surface: SurfaceKind | None
+    """None where surfaces were left out, or the grid is sheared: HD95 and surface Dice are NaN then."""
+    resampled: bool
+    """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
+    dice: Float[np.ndarray, " C"]
+    iou: Float[np.ndarray, " C"]
+    hd95_mm: Float[np.ndarray, " C"]
+    """Infinite where only the prediction lacks the class."""
+    surface_dice: Float[np.ndarray, " C"]
+    volume_difference_ml: Float[np.ndarray, " C"]
+    """Prediction minus label."""
+    true_positives: Int[np.ndarray, " C"]
+    """In voxels, as the next two."""
+    false_positives: Int[np.ndarray, " C"]
+    false_negatives: Int[np.ndarray, " C"]
+    reference_ml: Float[np.ndarray, " C"]
+    prediction_ml: Float[np.ndarray, " C"]
+
+    @property
+    def case(self) -> str:
+        """The case's id."""
+        return self.pair.case
+
+    @property
+    def mean_dice(self) -> float:
+        """Over the structures that the label holds; NaN if it holds none."""
+        present = self.dice[1:][~np.isnan(self.dice[1:])]
+        return float(present.mean()) if len(present) else np.nan
+
+    def score(self, metric: str, absent: Absent) -> Float[np.ndarray, " C"]:
+        """One of METRICS by class under a convention for classes that the label lacks, see `pipeline.metrics`."""
+        scores: np.ndarray = getattr(self, metric)
+        held = self.reference_ml > 0
+        if absent == "left_out":
+            return np.where(held, scores, np.nan)
+        if metric in VOLUMES:
+            return scores
+        if metric == "volume_difference_ml":
+            return np.where(held, scores, self.prediction_ml)
+        if metric in SURFACE_METRICS and self.surface is None:
+            return scores
+        return np.where(
+            held, scores, np.where(self.prediction_ml > 0, _IF_ONLY_PREDICTED[metric], _IF_BOTH_LACK_IT[metric])
+        )
+
+
+def score_case(
+    pair: Pair,
+    classes: CommonClasses,
+    *,
+    tolerance_mm: float = 2.0,
+    surface: SurfaceKind | None = "voxels",
+    resample: bool = False,
+    advance: Callable[[float], None] | None = None,
+) -> CaseScores:
+    """Read a case and score it.
+
+    Args:
+        pair: the files. A prediction stored with other axes on the same grid (LAS
+            beside RAS) is turned.
+        classes: what is scored, and the values that it has on either side; voxels of the label's ignore value count
+            for nothing.
+        tolerance_mm: distance up to which surfaces agree, for the surface Dice.
+        surface: what a surface consists of, see `surface_elements`; None leaves HD95 and surface Dice out (NaN), as
+            does a grid sheared by more than MAX_SHEAR_DEGREES, on which they would be wrong.
+        resample: bring a prediction on another grid onto the label's, by nearest neighbour, instead of refusing it.
+        advance: called with the share of the work that is done, 0 to 1.
+
+    Raises:
+        VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
+    """
+    advance = advance or (lambda share: None)
+    advance(0.0)
+    label, prediction = (
+        _read(pair.label, pair.case, classes.label),
+        _read(pair.prediction, pair.case, classes.prediction),
+    )
+    grid, as_read = _geometry(label), label.as_tensor()[0].numpy()
+    advance(SHARE_OF_READING)
+    digest, shear = _hash(as_read, classes.label, grid.affine), _shear_degrees(grid.affine)
+    if shear > MAX_SHEAR_DEGREES:
+        surface = None
+    predicted, resampled = _onto_label(prediction, label, pair, resample)
+    reference, predicted = (
+        _looked_up(as_read, classes.label_lookup()),
+        _looked_up(predicted, classes.prediction_lookup()),
+    )
+    n_classes, ignored = len(classes.names), classes.ignored
+    histogram = joint_histogram(torch.from_numpy(reference), torch.from_numpy(predicted), n_classes, ignored)
+    overlap = class_scores(histogram, abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000)
+    hd95_mm, surface_dice = np.full((2, n_classes), np.nan)
+    if surface is not None:
+        advance(0.5 + SHARE_OF_READING / 2)
+        hd95_mm, surface_dice = surface_scores(
+            reference, predicted, grid.spacing_mm, n_classes,
+            tolerance_mm=tolerance_mm, ignore_index=ignored, surface=surface,
+        )  # fmt: skip
+    advance(1.0)
+    volumes = {name: getattr(overlap, name).numpy() for name in VOLUMES}
+    difference = volumes["prediction_ml"] - volumes["reference_ml"]
+    return CaseScores(
+        pair=pair,
+        label_sha256=digest,
+        spacing_mm=grid.spacing_mm,
+        shear_degrees=shear,
+        surface=surface,
+        resampled=resampled,
+        dice=overlap.dice.double().numpy(),
+        iou=overlap.iou.double().numpy(),
+        hd95_mm=hd95_mm,
+        surface_dice=surface_dice,
+        volume_difference_ml=np.where(volumes["reference_ml"] > 0, difference, np.nan),
+        true_positives=overlap.true_positives.numpy(),
+        false_positives=overlap.false_positives.numpy(),
+        false_negatives=overlap.false_negatives.numpy(),
+        **volumes,
+    )
+
+
+def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:
+    item: dict[Any, Any] = {"label": source, "case": case}
+    return LoadVolumed(("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap)(
+        item
+    )["label"]
+
+
+def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
+    return indices if lookup is None else lookup[indices]
+
+
+def _geometry(volume: MetaTensor) -> Geometry:
+    return Geometry(tuple(volume.shape[1:]), volume.affine.numpy(), np.dtype(np.uint8), "nifti")
+
+
+def _shear_degrees(affine: np.ndarray) -> float:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
+    return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
+
+
+def _onto_label(prediction: MetaTensor, label: MetaTensor, pair: Pair, resample: bool) -> tuple[np.ndarray, bool]:
+    """Return the prediction (I, J, K) on the label's grid, and whether that took resampling."""
+    array, found, wanted = prediction.as_tensor()[0].numpy(), _geometry(prediction), _geometry(label)
+    change = axes_onto(found, wanted)
+    if change is not None:
+        return np.ascontiguousarray(change.apply(array)), False
+    if not resample:
+        raise VolumeError(
+            f"case {pair.case}: prediction {_name(pair.prediction)} is not on the grid of its label "
+            f"{_name(pair.label)}: {describe_mismatch(found, wanted)}; predict from the labelled image, "
+            "or pass resample (--resample) to compare them all the same"
+        )
+    return _nearest(array, voxel_map(wanted.affine, found.affine), wanted.shape), True
+
+
+def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Value of the voxel nearest to `matrix` @ (index of each voxel of `shape`); 0, the background, outside."""
+    # "grid-constant": with plain "constant" the outer half of the outermost voxels would count as outside.
+    return ndimage.affine_transform(
+        array, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
+    )
+
+
+def _name(source: Label) -> str:
+    return str(source if isinstance(source, Path) else source[0][1].parent if source else "without masks")
+
+
+def _hash(reference: np.ndarray, table: ClassTable, affine: np.ndarray) -> str:
+    """Hash what the file says, not our class indices: those depend on which classes somebody evaluates.
+
+    The grid belongs to it: the same voxels of another size have other volumes and distances.
+    """
+    ignored = None if table.ignore_value is None else ignore_index(len(table.values))
+    values = np.zeros(max(len(table.values), (ignored or 0) + 1), dtype="<i4")
+    values[: len(table.values)] = table.values
+    if ignored is not None:
+        values[ignored] = table.ignore_value
+    steps = np.array([_AXIS_STEP_MM] * 3 + [_ORIGIN_STEP_MM])
+    grid = np.rint(affine[:3] / steps).astype(np.int64).tolist()
+    digest = hashlib.sha256(repr((tuple(reference.shape), grid)).encode())
+    for k in range(reference.shape[2]):
+        digest.update(values[reference[:, :, k]].tobytes(order="F"))
+    return digest.hexdigest()

@@ -1,0 +1,152 @@
+"""From trained networks and a file to feature maps: loading checkpoints, preparing an image, passes through a network.
+
+What becomes of feature maps is `transforms.restore`'s; which cases there are, and what is written, is `batch`'s.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from torch import Tensor
+
+from networks.head import head_matrix
+from networks.split import NetworkError
+from pipeline.inference.model import Model
+from transforms.chains import inference_chain
+from transforms.left_right import sided_pairs
+from transforms.restore import FeatureMap
+
+AXES = {"x": 0, "y": 1, "z": 2}
+"""World axes of the network's grid, which is RAS: x left-right, y back-front, z foot-head."""
+
+AUTO = "auto"
+"""Mirror as the training did."""
+
+OVERLAP = 0.5
+"""Share of the sliding window that neighbouring windows have in common."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How an image goes through a network.
+
+    `mirrored` names the axes ("x", "xy", …) that are flipped in all combinations, each a pass of its own; `roi` is the
+    sliding window in voxels of the network's grid, None for the whole volume at once; `precision` is "32" or "bf16".
+    """
+
+    mirrored: str = ""
+    roi: tuple[int, int, int] | None = None
+    precision: str = "32"
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An image as one network wants it: (C, I, J, K) float32 and the affine of its grid."""
+
+    image: Tensor
+    affine: np.ndarray
+
+
+def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[Prepared]:
+    """Read and preprocess a case for each model; equal preprocessing is done once.
+
+    Raises VolumeError naming the case, NetworkError if a model wants another number of channels.
+    """
+    done: dict[str, Prepared] = {}
+    prepared = []
+    for model in models:
+        if len(images) != model.n_channels:
+            raise NetworkError(f"case {case}: {model.name} takes {model.n_channels} channels, found {len(images)}")
+        key = json.dumps(model.preprocessing, sort_keys=True)
+        if key not in done:
+            found = inference_chain(**model.preprocessing)({"image": list(images), "case": case})["image"]
+            done[key] = Prepared(found.as_tensor(), np.asarray(found.affine, np.float64))
+        prepared.append(done[key])
+    return prepared
+
+
+def feature_maps(model: Model, prepared: Prepared, passes: Passes) -> Iterator[FeatureMap]:
+    """Send a prepared image through a network, once for each combination of mirrored axes.
+
+    A mirrored pass shows the network a mirrored body; where left and right are exchanged, the sided classes of its
+    head are exchanged back by name. Raises NetworkError where that cannot be done, and where features or head are not
+    finite: every comparison with NaN is false, so that the whole scan would come out as background.
+    """
+    axes = mirror_axes(passes.mirrored)
+    subsets = itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1))
+    for flipped in subsets:
+        features = _features(model, prepared.image.flip([1 + axis for axis in flipped]), passes)
+        weight, bias = head_matrix(model.network.head, len(features))
+        _check_finite(model, passes, features, weight, bias)
+        affine = prepared.affine @ _mirror(flipped, prepared.image.shape[1:])
+        if AXES["x"] in flipped:
+            partners = torch.tensor(_partners(model), device=features.device)
+            if weight is None:
+                features = features[partners]
+            else:
+                weight, bias = weight[partners], None if bias is None else bias[partners]
+        yield FeatureMap(features, affine, weight, bias)
+
+
+def _check_finite(model: Model, passes: Passes, *tensors: Tensor | None) -> None:
+    for tensor in tensors:
+        # The extremes of a tensor with NaN are NaN: one pass, and no second tensor of its size.
+        if tensor is not None and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach())):
+            remedy = "try --precision 32, or another run" if passes.precision != "32" else "predict with another run"
+            raise NetworkError(f"{model.path}: its network gives NaN or infinite values for this scan; {remedy}")
+
+
+def mirror_axes(names: str) -> tuple[int, ...]:
+    """ "xz" or "x,z" -> (0, 2). Raises NetworkError for other letters."""
+    letters = names.replace(",", "")
+    if set(letters) - set(AXES) or len(set(letters)) != len(letters):
+        raise NetworkError(f"tta: expected some of the letters x, y and z, each once, found {names!r}")
+    return tuple(sorted(AXES[letter] for letter in letters))
+
+
+def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
+    """The axes to mirror ("", "x", "xz", …): the named ones, or for "auto" those along which all trainings mirrored.
+
+    Where they mirrored along none, "auto" is "x": a body is nearly its own mirror image from left to right, never
+    upside down. Raises NetworkError for unknown letters, and where left and right classes cannot be exchanged back.
+    """
+    if tta == AUTO:
+        common = set(AXES.values()).intersection(*(model.flips for model in models)) or {AXES["x"]}
+    else:
+        common = set(mirror_axes(tta))
+    if AXES["x"] in common:
+        _partners(models[0])
+    return "".join(letter for letter, axis in AXES.items() if axis in common)
+
+
+def _partners(model: Model) -> tuple[int, ...]:
+    try:
+        return sided_pairs(model.class_names)
+    except ValueError as error:
+        raise NetworkError(f"tta along x needs sides by name, but {error}; leave x out") from error
+
+
+def _mirror(flipped: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    matrix = np.eye(4)
+    for axis in flipped:
+        matrix[axis, axis], matrix[axis, 3] = -1, size[axis] - 1
+    return matrix
+
+
+@torch.no_grad()
+def _features(model: Model, image: Tensor, passes: Passes) -> Tensor:
+    """(C, I, J, K) -> (F, I, J, K)."""
+    x = image[None].to(model.device)
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=passes.precision == "bf16"):
+        if passes.roi is None:
+            return model.network.features(x)[0]
+        # Features of overlapping windows are averaged: the head is linear, so this averages their logits.
+        return sliding_window_inference(x, passes.roi, 1, model.network.features, overlap=OVERLAP, mode="gaussian")[0]

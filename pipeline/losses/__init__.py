@@ -1,0 +1,1 @@
+"""Losses computed slab by slab from features and a linear head."""

@@ -1,0 +1,1 @@
+"""Overlap and surface metrics of label maps, and statistics over cases."""

@@ -1,0 +1,1 @@
+"""Computed bodies: the sample data set and the proof of geometry."""

@@ -1,0 +1,102 @@
+"""Write a data set of phantoms to disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.phantoms.anatomy import CLASS_NAMES
+from pipeline.phantoms.phantom import ORIENTATIONS, PhantomError, Progress, make_body
+from pipeline.phantoms.shapes import Points
+
+
+def write_dataset(
+    folder: str | Path, *, n_cases: int = 24, seed: int = 0, voxel_mm: float = 7.0, progress: Progress | None = None
+) -> bool:
+    """Write phantoms in the nnU-Net raw layout: dataset.json, imagesTr/body_000_0000.nii.gz, labelsTr/body_000.nii.gz.
+
+    Returns False where the folder already holds exactly this data set, True once it was written. dataset.json comes
+    last and in one step, so an interrupted write is seen and done again. Case n is the same in data sets of any size.
+    `progress` is called with (cases done, cases in all).
+    Raises PhantomError for a folder that holds another data set: that one is not ours to replace.
+    """
+    if n_cases < 1 or not voxel_mm > 0:
+        raise PhantomError(f"n_cases, voxel_mm: expected positive numbers, found {n_cases} and {voxel_mm}")
+    folder, recipe = Path(folder), _recipe(n_cases, seed, voxel_mm)
+    found = _found_recipe(folder)
+    if found == recipe and all(path.is_file() for n in range(n_cases) for path in _case_paths(folder, n)):
+        return False
+    _clear(folder)
+    codes = np.random.default_rng(seed).permutation(ORIENTATIONS)
+    for n in range(n_cases):
+        phantom = make_body([seed, n], voxel_mm=voxel_mm, orientation=str(codes[n % len(codes)]))
+        image_path, label_path = _case_paths(folder, n)
+        _write_nifti(phantom.image, phantom.affine, image_path)
+        _write_nifti(phantom.label, phantom.affine, label_path)
+        if progress:
+            progress(n + 1, n_cases)
+    _write_json(folder / "dataset.json", recipe)
+    return True
+
+
+def _recipe(n_cases: int, seed: int, voxel_mm: float) -> dict[str, Any]:
+    """What dataset.json says, with what it takes to know whether the cases beside it are the ones asked for."""
+    code = b"".join(Path(__file__).with_name(f"{room}.py").read_bytes() for room in ("shapes", "anatomy", "phantom"))
+    made_by = {"seed": seed, "voxel_mm": voxel_mm, "code": hashlib.sha256(code).hexdigest()[:16]}
+    return {
+        "name": "BodyPhantom",
+        "channel_names": {"0": "CT"},
+        "labels": {name: value for value, name in enumerate(CLASS_NAMES)},
+        "numTraining": n_cases,
+        "file_ending": ".nii.gz",
+        "phantom": made_by,
+    }
+
+
+def _found_recipe(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads((folder / "dataset.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or "phantom" not in found:
+        raise PhantomError(f"{folder}: holds a dataset.json that is no phantom's; name another folder")
+    return found
+
+
+def _case_paths(folder: Path, n: int) -> tuple[Path, Path]:
+    return folder / "imagesTr" / f"body_{n:03d}_0000.nii.gz", folder / "labelsTr" / f"body_{n:03d}.nii.gz"
+
+
+def _clear(folder: Path) -> None:
+    """Remove an older or half-written phantom data set, the file that declares it whole first."""
+    (folder / "dataset.json").unlink(missing_ok=True)
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for path in (folder / name).glob("body_*.nii.gz"):
+            path.unlink()
+
+
+def _write_nifti(array: NDArray[Any], affine: Points, path: Path) -> None:
+    picture = nib.Nifti1Image(array, affine)
+    picture.set_sform(affine, code="scanner")
+    picture.set_qform(affine, code="scanner")
+    picture.header.set_xyzt_units("mm")
+    nib.save(picture, path)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)

@@ -1,0 +1,1 @@
+"""What follows from the data set as a whole."""

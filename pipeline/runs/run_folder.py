@@ -1,0 +1,253 @@
+"""logs/<run>/, what one training leaves behind: its name, its three JSON files, how they are written and read back.
+
+Knows paths, strict JSON and replacing a file at one stroke. What stands in the history is left to `history`, when to
+write it to the recorder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.files.atomic import UNFINISHED, RunFolderError, write_error
+from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
+from pipeline.runs.history import TrainingLog
+
+Status = Literal["completed", "interrupted", "failed"]
+"""How a training ended, as training_summary.json says it."""
+
+State = Literal["absent", "finished", "interrupted", "failed"]
+"""What a run folder holds; "interrupted" is all that neither completed nor failed, a running training included."""
+
+
+def run_name(
+    *,
+    name: str,
+    batch_size: int,
+    lr: float,
+    base_channels: int,
+    weight_alpha: float | None,
+    data_aug: bool,
+    light: bool,
+) -> str:
+    """Compose the folder's documented name, as in ``body_unet_bs2_lr0.0001_ch32_cw0.5_aug``.
+
+    weight_alpha None means that no class weights are used. Raises RunFolderError for a name that would leave the log
+    folder, hide the run or garble a terminal.
+    """
+    _check_name(name)
+    folder = f"{name}_bs{batch_size}_lr{lr}_ch{base_channels}"
+    folder += "" if weight_alpha is None else f"_cw{weight_alpha}"
+    folder += ("_aug" if data_aug else "") + ("_light" if light else "")
+    _check_name(folder)
+    return folder
+
+
+def _check_name(name: str) -> None:
+    faults = {
+        "is empty": not name.strip(),
+        "holds a slash": "/" in name or "\\" in name,
+        'holds ".."': ".." in name,
+        "starts with a dot": name.startswith("."),
+        "starts or ends with a space": name != name.strip(),
+        "holds a control or invisible character": not name.isprintable(),
+        "is longer than the 255 bytes of a file name": len(name.encode(errors="replace")) > 255,
+    }
+    for fault in (fault for fault, present in faults.items() if present):
+        shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:80])
+        raise RunFolderError(f'run name "{shown}" {fault}; choose a plain one, as in --exp_name body_unet')
+
+
+class RunFolder:
+    """One run's folder, log_dir/name, which need not exist yet; its paths are relative where log_dir is.
+
+    Raises RunFolderError for an unsafe name.
+    """
+
+    def __init__(self, log_dir: str | Path, name: str) -> None:
+        _check_name(name)
+        self.name = name
+        self.path = Path(log_dir) / name
+        self.config = self.path / "training_config.json"
+        self.log = self.path / "training_log.json"
+        self.summary = self.path / "training_summary.json"
+        self.curves = self.path / "training_curves.png"
+        self.checkpoints = self.path / "checkpoints"
+        self.best_checkpoint = self.checkpoints / "best_model.ckpt"
+        self.resume = self.path / "resume"
+        """What resuming needs beyond the best weights; there only while the run is unfinished."""
+        self.resume_checkpoint = self.resume / "last.ckpt"
+        """Everything as it stood after the last finished epoch. Write resume_checkpoint, best_checkpoint and log in
+        this order: after a kill in between, the other two are written from it."""
+
+        self.lock = self.resume / "lock"
+        """Held by the process that trains here; see run_lock."""
+
+    @classmethod
+    def at(cls, path: str | Path) -> RunFolder:
+        """Take an existing folder for a run, "." included."""
+        path = Path(path)
+        path = path if path.name not in ("", "..") else path.resolve()
+        return cls(path.parent, path.name)
+
+    @property
+    def state(self) -> State:
+        """What the folder holds; raises RunFolderError for a damaged summary."""
+        if self.summary.exists():
+            states: dict[Any, State] = {"completed": "finished", "failed": "failed"}
+            return states.get(self.read_summary()["status"], "interrupted")
+        ours = (self.config, self.log, self.best_checkpoint, self.resume_checkpoint)
+        return "interrupted" if any(path.exists() for path in ours) else "absent"
+
+    def may_start(self, *, resume: bool = False, overwrite: bool = False) -> bool:
+        """Say how a training would start here, touching nothing; True: from resume_checkpoint, False: from nothing.
+
+        A training is never overwritten unasked: RunFolderError then says what is there and what can be done. `resume`
+        of an absent run, or of one killed in its first epoch, begins: a requeued job repeats its command line.
+        """
+        if resume and overwrite:
+            raise RunFolderError("--resume and --overwrite exclude each other; give one of them")
+        state = "absent" if overwrite else self.state
+        if not resume and state != "absent":
+            raise RunFolderError(self._occupied(state))
+        return resume and state != "absent" and self._can_continue(state)
+
+    def make_ready(self, *, keep: bool) -> None:
+        """Clear the folder for a training, as late as possible: what is removed here is gone.
+
+        keep: go on from resume_checkpoint, so that only the ending and what a kill left half written is removed;
+        otherwise all files of the run before are. TensorBoard's version_X stay, since X counts the starts.
+        """
+        try:
+            self.summary.unlink(missing_ok=True)
+            if not keep:
+                for path in (self.best_checkpoint, self.log, self.config, self.curves, self.resume_checkpoint):
+                    path.unlink(missing_ok=True)
+            for folder in (self.checkpoints, self.resume):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._remove_half_written()
+        except OSError as error:
+            raise write_error(self.path, error) from error
+
+    def tidy(self) -> None:
+        """Remove what a kill left in a completed run at the very end of its training."""
+        if self.state == "finished":
+            self._remove_resume()
+            self._remove_half_written()
+
+    def _occupied(self, state: State) -> str:
+        kind = "an interrupted (or still running)" if state == "interrupted" else f"a {state}"
+        log = self.read_log()
+        best = "" if log.best_val_miou is None else f", best val mIoU {log.best_val_miou:.4f}"
+        go_on = "nothing is left to --resume" if state == "finished" else "continue it with --resume"
+        remedy = f"{go_on}, give the new one another --exp_name, or replace this one with --overwrite"
+        return f"{self.path} holds {kind} training ({len(log)} finished epochs{best}); {remedy}"
+
+    def _can_continue(self, state: State) -> bool:
+        if state == "finished":
+            raise RunFolderError(self._occupied(state))
+        if not self.resume_checkpoint.exists() and len(self.read_log()):
+            raise RunFolderError(
+                f"{self.resume_checkpoint}: expected the state after the last epoch, found nothing; "
+                "restore the file from a copy, or begin anew with --overwrite"
+            )
+        return self.resume_checkpoint.exists()
+
+    def _remove_resume(self) -> None:
+        if self.resume.exists():
+            shutil.rmtree(self.resume)
+
+    def _remove_half_written(self) -> None:
+        for folder in (self.path, self.checkpoints, self.resume):
+            for path in folder.glob(f".*{UNFINISHED}"):
+                path.unlink(missing_ok=True)
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write training_config.json from its groups."""
+        write_json(self.config, config)
+
+    def write_log(self, log: TrainingLog) -> None:
+        """Write training_log.json."""
+        write_json(self.log, log.to_dict())
+
+    def write_summary(
+        self, status: Status, log: TrainingLog, *, reason: str | None = None, skipped_steps: int = 0
+    ) -> None:
+        """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason."""
+        if status == "failed" and not reason:
+            raise RunFolderError(f'{self.summary}: status "failed" needs a reason')
+        summary = {
+            "status": status,
+            "completion_time": now(),
+            "best_checkpoint": self.best_checkpoint.as_posix() if self.best_checkpoint.exists() else None,
+            "best_val_mIoU": log.best_val_miou,
+            "total_epochs": len(log),
+        }
+        summary |= {"reason": reason} if reason else {}
+        summary |= {"skipped_steps": skipped_steps} if skipped_steps else {}
+        write_json(self.summary, summary)
+        if status == "completed":
+            try:
+                self._remove_resume()
+                self._remove_half_written()
+            except OSError as error:
+                raise RunFolderError(f"{self.resume}: cannot be removed ({error}); remove it by hand") from error
+
+    def read_config(self) -> dict[str, Any]:
+        """Read training_config.json: its groups, each a dict; raises RunFolderError when it is missing or damaged."""
+        config = read_json(self.config)
+        for name in ("experiment", "data", "model", "training", "loss", "system"):
+            if not isinstance(group := config.get(name), dict):
+                raise RunFolderError(
+                    f"{self.config}: {name}: expected a group, found {kind_of(group)}; {RESTORE_ADVICE}"
+                )
+        return config
+
+    def read_log(self) -> TrainingLog:
+        """Read training_log.json, an empty history while there is none; raises RunFolderError when it is damaged."""
+        if not self.log.exists():
+            return TrainingLog()
+        document = read_json(self.log)
+        try:
+            return TrainingLog.from_dict(document)
+        except RunFolderError as error:
+            raise RunFolderError(f"{self.log}: {error}; {RESTORE_ADVICE}") from error
+
+    def read_summary(self) -> dict[str, Any]:
+        """Read training_summary.json; raises RunFolderError when it is missing or damaged."""
+        summary = read_json(self.summary)
+        if (status := summary.get("status")) not in ("completed", "interrupted", "failed"):
+            found = f'"{status:.40}"' if isinstance(status, str) else kind_of(status)
+            raise RunFolderError(f"{self.summary}: status: expected completed, interrupted or failed, found {found}")
+        return summary
+
+
+def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
+    """Name the runs at the given paths, each a run folder or a folder of several; each run once, in order.
+
+    Raises RunFolderError for a path that holds none or cannot be read.
+    """
+    found: dict[Path, RunFolder] = {}
+    for path in map(Path, paths):
+        try:
+            folders = [path] if _is_run(path) else sorted(filter(_is_run, path.glob("[!.]*/")))
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+        if not folders:
+            what = "no training_config.json in it" if path.is_dir() else "no such folder"
+            raise RunFolderError(f"{path}: expected a run folder or a folder of runs, found {what}; check the path")
+        for folder in folders:
+            found.setdefault(folder.resolve(), RunFolder.at(folder))
+    return list(found.values())
+
+
+def distinct_names(folders: Sequence[RunFolder]) -> list[str]:
+    """The runs' names, or their paths where two runs of one name would be mistaken for each other."""
+    names = [folder.name for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / f"training_{part}.json").exists() for part in ("config", "log", "summary"))

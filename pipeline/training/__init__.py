@@ -1,0 +1,1 @@
+"""One training: data module, Lightning module, callbacks, resume, and how it ends."""

@@ -1,0 +1,181 @@
+"""Going on with an interrupted run: which settings may change, what is kept after an epoch, how it is put back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, ConfigError
+from pipeline.files.atomic import RunFolderError
+from pipeline.files.json_files import null_for_undefined
+from pipeline.runs.history import TrainingLog
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.lightning_module import SegmentationModule
+
+RESUME_FORMAT = 2
+"""Version of the file that resuming reads."""
+
+MAY_CHANGE_ON_RESUME = frozenset(
+    {
+        "experiment.log_dir",
+        "data.num_workers",
+        "data.cache_dir",
+        "data.cache_limit_gb",
+        "training.max_epochs",
+        "training.n_gpus",
+        "training.n_processes",
+        "training.on_nan_loss",
+        "training.early_stopping_patience",
+        "training.overlay_every",
+        "training.compile",
+        "model.checkpointing",
+    }
+)
+"""Settings that do not change what the run is; the others are refused by name when a run is resumed."""
+
+
+def refuse_changed_settings(folder: RunFolder, config: Config) -> None:
+    """Raise ConfigError, by the setting's name, where `config` would make another run of the one in `folder`."""
+    before, wanted = folder.read_config(), as_mapping(config)
+    for group, settings in wanted.items():
+        for key, value in settings.items():
+            old = before[group].get(key, value)
+            if f"{group}.{key}" in MAY_CHANGE_ON_RESUME or old == value:
+                continue
+            if value is None and (group, key) in {("model", "n_classes"), ("training", "n_gpus")}:
+                continue  # left to the data and the machine, then as now
+            raise ConfigError(
+                f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}; "
+                "a resumed run keeps it: give the old value, or start another run"
+            )
+
+
+def refuse_changed_data(folder: RunFolder, found: dict[str, dict[str, Any]]) -> None:
+    """Raise ConfigError where the data or the network are no longer what the run in `folder` was started with.
+
+    found: what `run_record.run_record` says now. Settings may be the same and cases have come or gone all the same.
+    """
+    before = folder.read_config()
+    for group, key, what in (
+        ("data", "split", "the division into train, val and test"),
+        ("data", "channel_names", "the channels"),
+        ("data", "intensity_found", "how intensities are scaled"),
+        ("model", "class_names", "the classes"),
+        ("model", "network_settings", "the network"),
+    ):
+        old, now = before[group].get(key), found[group][key]
+        if old != null_for_undefined(now):
+            raise ConfigError(
+                f"{group}.{key}: {what} of {folder.path} changed since it was started ({_difference(old, now)}); "
+                "a resumed run keeps them: put the data back as they were, or start another run"
+            )
+
+
+def _difference(old: Any, now: Any) -> str:
+    """Name the first cases or entries that came or went; else show both."""
+    if isinstance(old, dict) and isinstance(now, dict):
+        for key in ("train", "val", "test", *now):
+            if old.get(key) != now.get(key):
+                return f"{key}: {_difference(old.get(key), now.get(key))}"
+    if isinstance(old, list) and isinstance(now, list):
+        gone, new = [x for x in old if x not in now], [x for x in now if x not in old]
+        parts = [f"{word} {', '.join(map(str, some[:3]))}" for word, some in (("gone", gone), ("new", new)) if some]
+        return "; ".join(parts) or "another order"
+    return f"was {old!r:.60}, is {now!r:.60}"
+
+
+def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> dict[str, Any]:
+    """Everything that training on needs, as plain containers and tensors (loads with weights_only=True)."""
+    return {
+        "format": RESUME_FORMAT,
+        "epochs_finished": trainer.current_epoch + 1,
+        "network": module.network.state_dict(),
+        "optimizer": trainer.optimizers[0].state_dict(),
+        "precision": trainer.precision_plugin.state_dict(),
+        "log": log.to_dict(),
+        "skipped_steps": module.skipped_steps,
+    }
+
+
+def read_resume(path: Path) -> dict[str, Any]:
+    """Read what `resume_state` wrote, on the CPU.
+
+    Raises:
+        RunFolderError: the file is missing, damaged or holds more than data.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the safe loader raises many kinds for a damaged file
+        reason = " ".join(str(error).split())[:160]
+        raise RunFolderError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != RESUME_FORMAT:
+        raise RunFolderError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
+    kinds = {"epochs_finished": int, "network": dict, "optimizer": dict, "precision": dict, "log": dict}
+    if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
+        raise RunFolderError(f"{path}: expected {', '.join(kinds)}, found no {wrong[0]}; begin anew with --overwrite")
+    return state
+
+
+def holds_best(state: dict[str, Any]) -> bool:
+    """Whether the weights of a resume state are the run's best: then they can be published from it once more."""
+    return TrainingLog.from_dict(state["log"]).best_epoch == state["epochs_finished"] - 1
+
+
+def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
+    """Raise RunFolderError where best_model.ckpt is not of the history's best epoch and the state cannot mend it."""
+    best = TrainingLog.from_dict(state["log"]).best_epoch
+    if best is None or holds_best(state):
+        return
+    try:
+        checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        found = f"epoch {checkpoint['epoch']}"
+    except FileNotFoundError:
+        found = "no file"
+    except Exception:  # the safe loader raises many kinds for a damaged file
+        found = "a damaged file"
+    if found != f"epoch {best}":
+        raise RunFolderError(
+            f"{folder.best_checkpoint}: expected the weights of epoch {best}, the best one so far, found {found}; "
+            "restore the file from a copy, or begin anew with --overwrite"
+        )
+
+
+def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
+    """Put a resume state back into network, optimiser, scaler and epoch count.
+
+    Raises RunFolderError where it is of another network, or the scaler's part is damaged.
+    """
+    try:
+        module.network.load_state_dict(state["network"])
+        trainer.optimizers[0].load_state_dict(state["optimizer"])
+        module.skipped_steps = state["skipped_steps"]
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunFolderError(
+            f"the state to resume does not fit the network ({reason}); begin anew with --overwrite"
+        ) from error
+    _restore_precision(state["precision"], trainer)
+    # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
+    # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]
+
+
+def _restore_precision(state: dict[str, Any], trainer: pl.Trainer) -> None:
+    """Put the gradient scaler back. Only float16 has one: a run that changes its device may gain or lose it."""
+    expected = trainer.precision_plugin.state_dict()
+    if not state or not expected:
+        return  # a new scaler finds its scale within some steps
+    try:
+        trainer.precision_plugin.load_state_dict(state)
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise RunFolderError(
+            f"the gradient scaler's state cannot be put back: expected {', '.join(expected)}, "
+            f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or begin anew with "
+            "--overwrite"
+        ) from error

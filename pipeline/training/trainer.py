@@ -1,0 +1,153 @@
+"""Lightning's Trainer as this pipeline wants it: what it is told, what is kept from it, what it need not say."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.plugins.environments import ClusterEnvironment
+from rich.console import Console
+
+from pipeline.compute.ranks import all_texts, place
+from pipeline.config.settings import Config
+from pipeline.files.atomic import RunFolderError
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.live_progress import LiveProgress
+from pipeline.training.recorder import RunRecorder
+from pipeline.training.tensorboard import EventsLogger
+
+log = logging.getLogger(__name__)
+
+
+def configured_trainer(
+    config: Config, folder: RunFolder, recorder: RunRecorder, devices: dict[str, Any], console: Console
+) -> pl.Trainer:
+    """Build the Trainer of one run.
+
+    Args:
+        config: the settings.
+        folder, recorder: the run's.
+        devices: what `devices.choose_devices` chose.
+        console: where the progress bar goes.
+    """
+    if devices["strategy"] == "ddp":
+        devices = devices | {"plugins": [_GivenPlace()]}
+    trainer = pl.Trainer(
+        **devices,
+        max_epochs=config.training.max_epochs,
+        accumulate_grad_batches=config.training.accumulate,
+        gradient_clip_val=config.training.gradient_clip or None,
+        logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
+        callbacks=[_SameEverywhere(folder, recorder), recorder, LiveProgress(console)],
+        num_sanity_val_steps=1,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    # Signals end a training between two batches, in all processes after the same one. Lightning 2.6 would answer a
+    # SIGTERM with a broadcast from inside the handler, which hangs where the processes are in another conversation.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+class _SameEverywhere(pl.Callback):
+    """Refuses to train where the processes have not seen the same files, as without a shared disk."""
+
+    def __init__(self, folder: RunFolder, recorder: RunRecorder) -> None:
+        self.folder, self.recorder = folder, recorder
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare how far the run was and how the data were divided."""
+        split = trainer.datamodule.prepared.split.hash  # type: ignore[attr-defined]
+        found = all_texts(f"{self.recorder.epochs_finished} finished epochs and the split {split}")
+        for number, other in enumerate(found):
+            if other != found[0]:
+                raise RunFolderError(
+                    f"{self.folder.path}: process 0 found {found[0]}, process {number} {other}; "
+                    "all processes must see the same run folder and the same data: put them on a shared disk"
+                )
+
+
+class _GivenPlace(ClusterEnvironment):
+    """Tells Lightning who this process is among those that are there already, whoever started them.
+
+    Its own classes would each ask their own variables, and SLURM's would requeue and save by itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = place()
+
+    creates_processes_externally = True
+
+    @property
+    def main_address(self) -> str:
+        """Where the first process listens."""
+        return self.place.address
+
+    @property
+    def main_port(self) -> int:
+        """The port it listens on."""
+        return self.place.port
+
+    @staticmethod
+    def detect() -> bool:
+        """Asked by Lightning before it chooses by itself; it is not to choose."""
+        return False
+
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self.place.world_size
+
+    def set_world_size(self, size: int) -> None:
+        """Lightning would set what it computed; it is known."""
+
+    def global_rank(self) -> int:
+        """This process among all."""
+        return self.place.rank
+
+    def set_global_rank(self, rank: int) -> None:
+        """Lightning would set what it computed; it is known."""
+
+    def local_rank(self) -> int:
+        """This process among those of its machine."""
+        return self.place.local_rank
+
+    def node_rank(self) -> int:
+        """This machine among all."""
+        return self.place.node
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's advice where this pipeline has decided otherwise for a reason."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning_fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    hook = threading.excepthook
+    # TensorBoard writes in a thread; what broke there is raised here at its next flush, and told once.
+    threading.excepthook = lambda broken: log.debug("thread %s: %s", broken.thread, broken.exc_value)
+    try:
+        with warnings.catch_warnings():
+            # How many workers prepare batches is the user's setting, and the cache makes few enough.
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            # An epoch of a small data set may have fewer steps than Lightning's logging interval.
+            warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
+            # Leaving a step out is what the setting asked for.
+            warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
+            # Lightning 2.6 asks torch 2.13's pytree in a way that torch has since renamed.
+            warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+            # The validation gathers its results itself.
+            warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
+            yield
+    finally:
+        threading.excepthook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,164 @@
+"""One real training step and one real validation at the configured size, on random voxels: their time and memory.
+
+Runs as a program of its own, `python -m pipeline.trial_step`, with a JSON object on its input and one on its output, so
+that the process that asks survives when the kernel kills this one for its memory. Reads no data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import sys
+import threading
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.compute.devices import choose_devices
+from pipeline.config.files import from_mapping
+from pipeline.config.settings import Config
+from pipeline.training.build import configured_module, configured_network
+
+N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Seconds of a training step (a batch, the fastest after the first) and of validating one case; peak bytes."""
+
+    step_s: float
+    validation_s: float
+    peak_bytes: int
+    device: str
+    precision: str
+
+
+class _Same(Dataset):
+    """One item, again and again."""
+
+    def __init__(self, item: dict[str, Any], n_items: int) -> None:
+        self.item, self.n_items = item, n_items
+
+    def __len__(self) -> int:
+        return self.n_items
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.item
+
+
+class _Clock(pl.Callback):
+    """Takes the time of every training step and of the last validation."""
+
+    def __init__(self) -> None:
+        self.started = self.validation_s = 0.0
+        self.steps_s: list[float] = []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.started = _now()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps_s.append(_now() - self.started)
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        self.started = _now()
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        self.validation_s = _now() - self.started
+
+
+def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial:
+    """Train for three batches and validate one case as `config` says, on one device.
+
+    Raises NetworkError and ConfigError as a training would.
+    """
+    devices = choose_devices(config) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    network = configured_network(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
+    weights = np.ones(n_classes) if config.loss.use_class_weights else None
+    module = configured_module(config, network, n_classes=n_classes, class_weights=weights)
+    item = _random_item(config.data.target_size, in_channels, n_classes)
+    clock = _Clock()
+    trainer = pl.Trainer(
+        **devices,
+        max_epochs=1,
+        gradient_clip_val=config.training.gradient_clip or None,
+        callbacks=[clock],
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    batches = DataLoader(_Same(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
+    trainer.fit(module, batches, DataLoader(_Same(item, 1)))
+    return Trial(min(clock.steps_s[1:]), clock.validation_s, _peak_bytes(), _device_name(), devices["precision"])
+
+
+def _random_item(size: tuple[int, int, int], in_channels: int, n_classes: int) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand((in_channels, *size), generator=generator)
+    dtype = torch.uint8 if n_classes <= 255 else torch.int32
+    return {
+        "image": image,
+        "label": torch.randint(n_classes, (1, *size), generator=generator, dtype=dtype),
+        "case": "trial",
+    }
+
+
+def _now() -> float:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _peak_bytes() -> int:
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_reserved()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"{torch.get_num_threads()} CPU threads"
+
+
+def _end_with_parent() -> None:
+    """End this process within a second of the one that asked: nobody would read the answer, and the memory is dear."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """Read {"config", "in_channels", "n_classes", "trust"}, print the trial or {"error": one line}."""
+    with contextlib.suppress(OSError):  # when memory ends, the kernel shall take this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    _end_with_parent()
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    asked = json.load(sys.stdin)
+    try:
+        trial = take_step(from_mapping(asked.pop("config")), **asked)
+    except Exception as error:
+        print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())}))
+        return 1
+    print(json.dumps(asdict(trial)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Segmentations as files: NIfTI, .seg.nrrd, DICOM SEG, colour table, preview picture."""

@@ -1,0 +1,186 @@
+"""Segmentations as DICOM SEG of the series they were made from, by highdicom.
+
+One binary segment for each structure that occurs, in class order, with frames that refer to the source instances.
+Where an anonymiser blanked the instances' own UIDs, the copies in the files' meta information are taken: those are what
+a SEG refers to. Blank UIDs of study, series and frame of reference are made from them, the same ones every time.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+
+from pipeline.files.atomic import write_atomically
+from pipeline.writers.segmentation import Segmentation, SegmentationError, printable
+from transforms.io.dicom import series_files
+
+log = logging.getLogger(__name__)
+
+PRIVATE_SCHEME = "99BODYSEG"
+"""Coding scheme of structures that pydicom's part of SNOMED CT has no word for (DICOM PS3.3, 8.2: 99 is private)."""
+
+PLACE_WORDS = {"left", "right", "upper", "lower", "middle", "lobe"}
+SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+LONGEST_LABEL = 64
+"""Characters of a DICOM long string."""
+
+
+def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
+    """Write the structures as a DICOM SEG that refers to the source series.
+
+    Raises:
+        SegmentationError: the source is no DICOM series, or its slices have no UIDs that a SEG could refer to.
+        RunFolderError: the disk refuses.
+    """
+    instances = check_series(segmentation.source, segmentation.source_kind)
+    _complete_all(instances, segmentation)
+    try:
+        with warnings.catch_warnings():
+            # The source's odd values (a name of one part, say) are repeated as they are.
+            warnings.simplefilter("ignore", UserWarning)
+            document = _document(segmentation, instances)
+            write_atomically(path, lambda stream: document.save_as(stream, enforce_file_format=True))
+    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        raise SegmentationError(
+            f"{segmentation.source}: a DICOM SEG cannot refer to this series ({' '.join(str(error).split())[:300]}); "
+            "choose the format nifti or nrrd"
+        ) from error
+
+
+def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> hd.seg.Segmentation:
+    present = [int(c) for c in np.flatnonzero(segmentation.voxels) if c > 0] or [1]
+    numbers = np.zeros(len(segmentation.class_names), segmentation.array.dtype)
+    numbers[present] = np.arange(1, len(present) + 1)
+    return hd.seg.Segmentation(
+        source_images=instances,
+        pixel_array=numbers[np.ascontiguousarray(segmentation.array.T)],  # frames, rows (j), columns (i)
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_describe(segmentation, c, number) for number, c in enumerate(present, 1)],
+        series_instance_uid=hd.UID(),
+        series_number=int(instances[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="bodyseg",
+        manufacturer_model_name="bodyseg",
+        software_versions=version("bodyseg"),
+        device_serial_number="1",
+        series_description="Segmentation",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+
+
+def check_series(source: Path, source_kind: str) -> list[pydicom.Dataset]:
+    """The headers of a source's slices, in the order of the volume's k, if a DICOM SEG could refer to them.
+
+    Raises SegmentationError: the source is no DICOM series, or its slices have no UIDs.
+    """
+    if source_kind != "dicom":
+        raise SegmentationError(
+            f"{source}: a DICOM SEG refers to a DICOM series, found {source_kind}; choose the format nifti or nrrd"
+        )
+    instances: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(source)]
+    if n_blank := [_instance_uid(instance) for instance in instances].count(""):
+        raise SegmentationError(
+            f"{source}: a DICOM SEG refers to its slices by SOPInstanceUID, found none in {n_blank} of "
+            f"{len(instances)} files, nor in their meta information; choose the format nifti or nrrd"
+        )
+    return instances
+
+
+def _complete_all(instances: Sequence[pydicom.Dataset], segmentation: Segmentation) -> None:
+    """Fill in what a reference needs."""
+    step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
+    for instance in instances:
+        _complete(instance, step_mm)
+    made = [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]
+    if made:
+        log.warning(
+            "%s: %s blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by SOPInstanceUID alone",
+            segmentation.source,
+            " and ".join(made),
+        )
+
+
+def _instance_uid(instance: pydicom.Dataset) -> str:
+    """A slice's own UID, or its copy in the file's meta information (DICOM PS3.10, 7.1); "" where it has none."""
+    return str(instance.get("SOPInstanceUID") or instance.file_meta.get("MediaStorageSOPInstanceUID") or "")
+
+
+def _complete(instance: pydicom.Dataset, step_mm: float) -> None:
+    """Fill in what anonymisers empty and a reference needs; what cannot be known is left to highdicom to refuse."""
+    meta = instance.file_meta
+    usual = MRImageStorage if instance.Modality == "MR" else CTImageStorage
+    instance.SOPClassUID = instance.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or usual
+    instance.SOPInstanceUID = _instance_uid(instance)
+    if not instance.get("SpecificCharacterSet", "present"):
+        del instance.SpecificCharacterSet
+    if not instance.get("SliceThickness"):
+        instance.SliceThickness = step_mm  # a voxel of the segmentation is as thick as that, whatever the beam was
+    for keyword in MAY_BE_EMPTY:
+        if keyword not in instance:
+            setattr(instance, keyword, "")
+
+
+def _share(keyword: str, instances: Sequence[pydicom.Dataset]) -> bool:
+    """Give slices without this UID that of the others; where none has one, a new one. Returns whether it is new."""
+    known = next((str(instance.get(keyword)) for instance in instances if instance.get(keyword)), "")
+    uid = known or _made_uid(keyword, [str(instance.SOPInstanceUID) for instance in instances])
+    for instance in instances:
+        if not instance.get(keyword):
+            setattr(instance, keyword, uid)
+    return not known
+
+
+def _made_uid(keyword: str, instance_uids: Sequence[str]) -> str:
+    """A UID that is the same whenever it is made for these slices, so that their SEGs come to lie in one study."""
+    name = " ".join([keyword, *sorted(instance_uids)])
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"  # UIDs from UUIDs: DICOM PS3.5, B.2
+
+
+def _describe(segmentation: Segmentation, value: int, number: int) -> hd.seg.SegmentDescription:
+    name = printable(segmentation.class_names[value])
+    description = hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:LONGEST_LABEL],
+        segmented_property_category=codes.SCT.AnatomicalStructure,
+        segmented_property_type=structure_code(name),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=hd.AlgorithmIdentificationSequence(
+            name="bodyseg", family=codes.DCM.ArtificialIntelligence, version=version("bodyseg")
+        ),
+        tracking_uid=hd.UID(),
+        tracking_id=name[:LONGEST_LABEL],
+    )
+    description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*_rgb(segmentation, value)).value)
+    return description
+
+
+def _rgb(segmentation: Segmentation, value: int) -> Sequence[int]:
+    return [int(part) for part in segmentation.colours[value]]
+
+
+def structure_code(name: str) -> Code:
+    """SNOMED CT's code of a structure, where pydicom knows the name without its side ("kidney_left": Kidney); else a
+    private code with the class name. The segment's label says the side."""
+    words = [word for word in re.findall(r"[A-Za-z]+", name.lower()) if word not in PLACE_WORDS]
+    keyword = "".join(word.capitalize() for word in words)
+    if keyword and keyword in dir(codes.SCT):
+        return getattr(codes.SCT, keyword)
+    meaning = name[:LONGEST_LABEL]
+    return Code(re.sub(r"[^A-Za-z0-9_]+", "_", name)[:16] or "structure", PRIVATE_SCHEME, meaning)

@@ -1,0 +1,124 @@
+"""Segmentations, masks and probabilities as NIfTI, on the source's own grid to the last bit of its header.
+
+A NIfTI source hands on its qform, sform, their codes and its units as they are stored; others get their affine with
+code 1 (scanner coordinates). Class names and colours travel inside the file as a label table in the Caret extension
+(NIfTI extension code 30), which readers that do not know it skip.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+from xml.etree import ElementTree
+
+import nibabel as nib
+import numpy as np
+from nibabel.nifti1 import Nifti1Extension
+from numpy.typing import NDArray
+
+from pipeline.files.atomic import write_atomically
+from pipeline.writers.segmentation import Segmentation, printable
+
+CARET = 30
+GZIP_LEVEL = 1
+"""Label maps are mostly runs: level 1 packs 512×512×800 in a second, level 9 saves a tenth and takes a minute."""
+
+GRID_FIELDS = (
+    "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z", "xyzt_units",
+)  # fmt: skip
+
+
+def write_nifti(segmentation: Segmentation, path: Path) -> None:
+    """Write the label map, class names and colours inside; .nii.gz or .nii. Raises RunFolderError if the disk does."""
+    header = _header(segmentation, segmentation.array.dtype)
+    header.extensions.append(Nifti1Extension(CARET, _label_table(segmentation)))
+    _write(path, header, segmentation.array)
+
+
+def write_mask(segmentation: Segmentation, classes: Sequence[int], path: Path) -> None:
+    """Write where any of the classes is: uint8, 0 and 1."""
+    mask = np.zeros(segmentation.array.shape, np.uint8, order="F")
+    for c in classes:
+        mask |= (segmentation.array == c).view(np.uint8)
+    _write(path, _header(segmentation, np.dtype(np.uint8)), mask)
+
+
+def write_probabilities(segmentation: Segmentation, probabilities: NDArray[np.uint8], path: Path) -> None:
+    """Write one class's probabilities, (I, J, K) uint8 with 255 for certain, scaled so that readers see 0 to 1."""
+    header = _header(segmentation, np.dtype(np.uint8))
+    header["scl_slope"], header["scl_inter"] = 1 / 255, 0
+    header["cal_max"] = 1
+    _write(path, header, probabilities)
+
+
+def _write(path: Path, header: nib.Nifti1Header, array: NDArray) -> None:
+    def stream_out(stream: BinaryIO) -> None:
+        if path.name.endswith(".gz"):
+            # No name and no time in the stream: equal segmentations are equal files.
+            with gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as packed:
+                _stream(packed, header, array)
+        else:
+            _stream(stream, header, array)
+
+    write_atomically(path, stream_out)
+
+
+def _stream(stream: gzip.GzipFile | BinaryIO, header: nib.Nifti1Header, array: NDArray) -> None:
+    header.write_to(stream)
+    for k in range(array.shape[2]):
+        stream.write(array[:, :, k].tobytes(order="F"))
+
+
+def _header(segmentation: Segmentation, dtype: np.dtype) -> nib.Nifti1Header:
+    """A fresh little-endian header on the segmentation's grid."""
+    source = _source_header(segmentation.source) if segmentation.source_kind == "nifti" else None
+    header = (nib.Nifti1Header if source is None else type(source))(endianness="<")
+    header.set_data_shape(segmentation.array.shape)
+    header.set_data_dtype(dtype.newbyteorder("<"))
+    header["scl_slope"], header["scl_inter"] = 1, 0
+    if source is None:
+        _set_affine(header, segmentation.affine)
+    else:
+        for field in GRID_FIELDS:
+            header[field] = source[field]
+        header["pixdim"][:4] = source["pixdim"][:4]
+    return header
+
+
+def _set_affine(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> None:
+    header.set_xyzt_units("mm")
+    header.set_sform(affine, 1)
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    if np.abs(directions.T @ directions - np.eye(3)).max() < 1e-3:
+        header.set_qform(affine, 1)
+    else:  # a quaternion cannot hold a shear
+        header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+
+
+def _source_header(path: Path) -> nib.Nifti1Header:
+    """The source's header as stored. nibabel's loader repairs some fields in silence, so it is not asked."""
+    path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
+    with path.open("rb") as file:
+        packed = file.read(2) == b"\x1f\x8b"
+    with gzip.open(path, "rb") if packed else path.open("rb") as file:
+        block = file.read(540)
+    is_second = 540 in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
+    header_class = nib.Nifti2Header if is_second else nib.Nifti1Header
+    return header_class(block[: header_class.template_dtype.itemsize], check=False)
+
+
+def _label_table(segmentation: Segmentation) -> bytes:
+    root = ElementTree.Element("CaretExtension")
+    volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
+    table = ElementTree.SubElement(volume, "LabelTable")
+    for key, (name, colour) in enumerate(zip(segmentation.class_names, segmentation.colours, strict=True)):
+        red, green, blue = (f"{part / 255:.4f}" for part in colour)
+        label = ElementTree.SubElement(
+            table, "Label", Key=str(key), Red=red, Green=green, Blue=blue, Alpha="1" if key else "0"
+        )
+        label.text = printable(name)
+    ElementTree.SubElement(volume, "VolumeType").text = "Label"
+    return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)

@@ -1,0 +1,1 @@
+"""Read volumes: NIfTI, NRRD, MetaImage, DICOM."""

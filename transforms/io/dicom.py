@@ -1,0 +1,336 @@
+"""A folder with a CT or MR series in DICOM: headers by pydicom, judged as one regular volume; pixels by SimpleITK.
+
+Readers commonly drop a gantry tilt and average uneven slice steps in silence. Here a series is a volume only if
+its slices lie where one affine says they lie. Multi-frame objects and writing are not this room's.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.valuerep import VR
+
+from transforms.io.grid import Geometry, OpenVolume, VolumeError, check_affine, check_memory, check_shape
+
+logger = logging.getLogger(__name__)
+
+STEP_TOLERANCE = 0.1
+"""How far a slice may lie from its regular place, as a share of the slice step; positions are often rounded."""
+
+TILT_TOLERANCE_PIXELS = 0.5
+"""How far the last slice may have drifted sideways from the first one's normal (a sheared stack: gantry tilt)."""
+
+_DIRECTION_TOLERANCE = 1e-3  # of a direction cosine between slices, 0.06 degrees
+_SUFFIXES = {".dcm", ".dicom", ".ima"}  # names that promise DICOM: such a file that is none is an error
+# What pydicom raises on damaged headers, at reading or when a value is first looked at.
+_DAMAGE = (
+    InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
+    BytesLengthException, struct.error, zlib.error, RecursionError, MemoryError,
+)  # fmt: skip
+_MAX_SLICE_PIXELS = 2**26  # 8192 × 8192; what a header claims beyond, the decoder would allocate first
+_META_START = 144  # preamble, "DICM", and the element with the length of the file meta information (DICOM PS3.10, 7.1)
+_MAX_INFLATED = 2**28  # bytes of a deflated file, which pydicom unpacks as a whole
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """What one file's header says of its slice; lengths in mm, positions and directions in LPS."""
+
+    path: Path
+    series: str
+    modality: str
+    size: tuple[int, int]  # columns, rows
+    spacing: tuple[float, float]  # along a row, along a column
+    position: np.ndarray
+    directions: np.ndarray  # (2, 3): along a row, along a column
+    tilt: str
+    lowest: float
+    highest: float
+    scale: tuple[float, float]  # slope, intercept
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Say whether any file of the folder starts as DICOM does. Raises OSError if none does and one cannot be read."""
+    unreadable: OSError | None = None
+    for path in _files(folder):
+        try:
+            if _is_dicom(path):
+                return True
+        except OSError as error:
+            unreadable = unreadable or error
+    if unreadable is not None:
+        raise unreadable
+    return False
+
+
+def series_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of the folder's one series, sorted along its normal. Raises as `open_series` does."""
+    return tuple(part.path for part in _sorted_series(folder))
+
+
+def open_series(folder: Path) -> OpenVolume:
+    """Read the headers of a DICOM series and check that its slices make one volume.
+
+    Axis i runs along the rows, j along the columns, k along the normal; the third column of the affine is the mean step
+    between slices. Values are rescaled (HU for a CT); the dtype is the smallest integer type that holds every possible
+    value, float32 where slope or intercept is not integral. Files that are not DICOM and objects that are neither CT
+    nor MR are passed over.
+
+    Raises:
+        VolumeError: no or several series, slices missing, double, unevenly spaced or sheared (gantry tilt), of several
+            sizes or orientations, multi-frame or colour objects; a damaged file.
+    """
+    slices = _sorted_series(folder)
+    affine = check_affine(_affine(slices), str(folder))
+    columns, rows = slices[0].size
+    shape = check_shape((columns, rows, len(slices)), str(folder))
+    geometry = Geometry(shape, affine, _dtype(slices), "dicom")
+    files = [part.path for part in slices]
+    return OpenVolume(geometry, slices[0].modality, partial(_read_voxels, files, shape, geometry.dtype))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+
+
+def _is_dicom(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _sorted_series(folder: Path) -> list[_Slice]:
+    slices = list(_slices(folder))
+    if len(slices) < 2:
+        raise VolumeError(f"{folder}: expected a CT or MR series of at least two slices, found {len(slices)}")
+    _same_series(slices, folder)
+    _same("picture size", [part.size for part in slices], slices, folder)
+    _same("pixel spacing", [tuple(round(s, 4) for s in part.spacing) for part in slices], slices, folder)
+    directions = np.stack([part.directions for part in slices])
+    odd = np.abs(directions - directions[0]).max(axis=(1, 2)) > _DIRECTION_TOLERANCE
+    _same(
+        "orientation",
+        [str(np.round(d, 3).tolist()) if o else "" for d, o in zip(directions, odd, strict=True)],
+        slices,
+        folder,
+    )
+    normal = _normal(slices[0], folder)
+    slices.sort(key=lambda part: (float(part.position @ normal), part.path.name))
+    _check_steps(slices, normal, folder)
+    return slices
+
+
+def _slices(folder: Path) -> Iterator[_Slice]:
+    others: list[str] = []
+    for path in _files(folder):
+        if not _is_dicom(path):
+            if path.suffix.lower() in _SUFFIXES:
+                raise VolumeError(f"{path}: expected a DICOM file, found something else; copy it again or remove it")
+            logger.debug("%s: not DICOM, passed over", path)
+            continue
+        found = _read_slice(path)
+        if isinstance(found, _Slice):
+            yield found
+        else:
+            others.append(found)
+    if others:
+        logger.debug("%s: %d objects that are neither CT nor MR passed over (%s)", folder, len(others), others[:5])
+
+
+def _read_slice(path: Path) -> _Slice | str:
+    """Return what the header says, or just the modality of an object that is neither CT nor MR."""
+    try:
+        # Odd values elsewhere in the header are not our business.
+        with path.open("rb") as file, pydicom.config.disable_value_validation():
+            _refuse_bomb(file, path)
+            header = pydicom.dcmread(file, stop_before_pixels=True)
+            if header.get("Modality") not in ("CT", "MR"):
+                return str(header.get("Modality", "DICOMDIR"))
+            if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
+                raise VolumeError(f"{path}: expected one grey-scale slice a file, found a multi-frame or colour object")
+            if "ModalityLUTSequence" in header:
+                raise VolumeError(f"{path}: expected rescale slope and intercept, found a modality lookup table")
+            _check_structure(header, path)
+            _check_pixels(header, file, path)
+            return _parsed(header, path)
+    except VolumeError:
+        raise
+    except _DAMAGE as error:
+        raise VolumeError(
+            f"{path}: expected Rows, Columns, PixelSpacing, ImagePositionPatient and ImageOrientationPatient, "
+            f"found one missing or unreadable ({' '.join(str(error).split())})"
+        ) from error
+
+
+def _refuse_bomb(file: BinaryIO, path: Path) -> None:
+    """Refuse a deflated file that unpacks to more than any slice has, before pydicom unpacks it."""
+    deflated = DeflatedExplicitVRLittleEndian.encode() in file.read(4096)  # the file meta information comes first
+    if deflated:
+        meta = pydicom.filereader.read_file_meta_info(path)
+        file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MAX_INFLATED)
+        if len(unpacked) == _MAX_INFLATED:
+            raise VolumeError(f"{path}: expected one slice, found over {_MAX_INFLATED >> 20} MiB in it; copy it again")
+    file.seek(0)
+
+
+def _check_structure(header: pydicom.Dataset, path: Path) -> None:
+    """Refuse unknown value representations: GDCM reads on from there at random, and allocates what it reads."""
+    found = {part.get_item(tag).VR for part in (header, header.file_meta) for tag in part.keys()}  # noqa: SIM118
+    if unknown := found - set(VR) - {None}:  # None: implicit
+        raise VolumeError(f"{path}: the DICOM header is damaged (value representation {min(unknown)!r}); copy it again")
+
+
+def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
+    """Refuse pixels that are cut short or missing; GDCM would first allocate what the header claims, up to 4 GB."""
+    n_pixels = int(header.Rows) * int(header.Columns)
+    if n_pixels > _MAX_SLICE_PIXELS:
+        raise VolumeError(f"{path}: the header claims {header.Columns}×{header.Rows} pixels in a slice; it is damaged")
+    if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+        return  # nothing can be told from the place in the file
+    implicit, little = header.original_encoding
+    start = file.read(12)  # pydicom stops in front of the pixels: tag, then (VR and padding and) length
+    order = "<" if little else ">"
+    tag, length = (
+        struct.unpack(f"{order}HH", start[:4]),
+        struct.unpack(f"{order}I", start[4:8] if implicit else start[8:])[0],
+    )
+    held = path.stat().st_size - file.tell() + (4 if implicit else 0)
+    if tag != (0x7FE0, 0x0010) or (length != 0xFFFFFFFF and length > held):  # all ones: compressed, of no stated length
+        raise VolumeError(f"{path}: truncated, {length} bytes of pixels expected, {held} found; copy it again")
+    needed = math.ceil(n_pixels * int(header.BitsAllocated) / 8)
+    if length < needed:
+        raise VolumeError(f"{path}: truncated, {needed} bytes of pixels expected, {length} found; copy it again")
+
+
+def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:
+    between_rows, between_columns = (float(value) for value in header.PixelSpacing)
+    position = np.array(header.ImagePositionPatient, dtype=np.float64).reshape(3)
+    directions = np.array(header.ImageOrientationPatient, dtype=np.float64).reshape(2, 3)
+    if min(between_rows, between_columns) <= 0 or not np.isfinite([*position, *directions.flat]).all():
+        raise ValueError(f"spacing {header.PixelSpacing}, position {header.ImagePositionPatient}")
+    bits, signed = int(header.BitsStored), int(header.PixelRepresentation)
+    slope = float(1 if header.get("RescaleSlope") is None else header.RescaleSlope)
+    intercept = float(header.get("RescaleIntercept") or 0)
+    ends = [
+        slope * stored + intercept
+        for stored in ((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1))
+    ]
+    return _Slice(
+        path, str(header.get("SeriesInstanceUID")), str(header.Modality), (int(header.Columns), int(header.Rows)),
+        (between_columns, between_rows), position, directions, str(header.get("GantryDetectorTilt") or 0),
+        min(ends), max(ends), (slope, intercept),
+    )  # fmt: skip
+
+
+def _same_series(slices: Sequence[_Slice], folder: Path) -> None:
+    counts: dict[str, list[Path]] = {}
+    for part in slices:
+        counts.setdefault(part.series, []).append(part.path)
+    if len(counts) > 1:
+        found = "; ".join(
+            f"{uid} ({len(paths)} files, {paths[0].name} first)" for uid, paths in list(counts.items())[:4]
+        )
+        raise VolumeError(
+            f"{folder}: expected one series, found {len(counts)}: {found}; put each in a folder of its own"
+        )
+
+
+def _same(what: str, values: Sequence[object], slices: Sequence[_Slice], folder: Path) -> None:
+    odd = [part.path.name for part, value in zip(slices, values, strict=True) if value != values[0]]
+    if odd:
+        raise VolumeError(
+            f"{folder}: expected one {what} in a series, found another in {len(odd)} of {len(slices)} slices, "
+            f"{odd[0]} for one; remove what does not belong (a localiser, another stack)"
+        )
+
+
+def _normal(part: _Slice, folder: Path) -> np.ndarray:
+    normal = np.cross(*part.directions)
+    lengths = np.linalg.norm([*part.directions, normal], axis=1)
+    if np.abs(lengths - 1).max() > 1e-2:
+        found = np.round(part.directions, 4).tolist()
+        raise VolumeError(
+            f"{folder}: expected two perpendicular unit directions in ImageOrientationPatient, found {found}"
+        )
+    return normal / lengths[2]
+
+
+def _check_steps(slices: Sequence[_Slice], normal: np.ndarray, folder: Path) -> None:
+    heights = np.array([part.position @ normal for part in slices])
+    steps = np.diff(heights)
+    for step, (first, second) in zip(steps, pairwise(slices), strict=True):
+        if step < 1e-3:
+            raise VolumeError(
+                f"{folder}: {first.path.name} and {second.path.name} are at the same place, "
+                f"{first.position.tolist()} mm; remove the duplicates, or put each phase or echo in a folder of its own"
+            )
+    sideways = slices[-1].position - slices[0].position - normal * (heights[-1] - heights[0])
+    if np.linalg.norm(sideways) > TILT_TOLERANCE_PIXELS * min(slices[0].spacing):
+        angle = np.degrees(np.arctan2(np.linalg.norm(sideways), heights[-1] - heights[0]))
+        raise VolumeError(
+            f"{folder}: the slices are sheared by {angle:.1f} degrees (gantry tilt, header says {slices[0].tilt}), "
+            f"{np.linalg.norm(sideways):.1f} mm over the stack; resample it to an upright volume first (dcm2niix does)"
+        )
+    off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights)))
+    if off.max() > STEP_TOLERANCE * np.median(steps):
+        raise VolumeError(f"{folder}: the slices are not evenly spaced: {_step_words(steps, slices)}")
+
+
+def _step_words(steps: np.ndarray, slices: Sequence[_Slice]) -> str:
+    usual = float(np.median(steps))
+    worst = int(np.abs(steps - usual).argmax())
+    pair = f"{slices[worst].path.name} and {slices[worst + 1].path.name}"
+    n_missing = round(float(steps[worst]) / usual) - 1
+    guess = f", {n_missing} missing?" if n_missing > 0 else ""
+    return (
+        f"usually {usual:.4g} mm, {steps[worst]:.4g} mm between {pair}{guess}; "
+        f"steps are {steps.min():.4g} to {steps.max():.4g} mm; export the whole series again"
+    )
+
+
+def _affine(slices: Sequence[_Slice]) -> np.ndarray:
+    first, last = slices[0], slices[-1]
+    affine = np.eye(4)
+    affine[:3, 0] = first.directions[0] * first.spacing[0]
+    affine[:3, 1] = first.directions[1] * first.spacing[1]
+    affine[:3, 2] = (last.position - first.position) / (len(slices) - 1)
+    affine[:3, 3] = first.position
+    return _LPS_TO_RAS @ affine
+
+
+def _dtype(slices: Sequence[_Slice]) -> np.dtype:
+    if not all(value.is_integer() for part in slices for value in part.scale):
+        return np.dtype(np.float32)
+    lowest, highest = min(part.lowest for part in slices), max(part.highest for part in slices)
+    fits = (t for t in (np.int16, np.uint16, np.int32) if np.iinfo(t).min <= lowest and highest <= np.iinfo(t).max)
+    return np.dtype(next(fits, np.float32))
+
+
+def _read_voxels(files: Sequence[Path], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    check_memory(math.prod(shape) * dtype.itemsize, str(files[0].parent))
+    array = np.empty(shape, dtype=dtype, order="F")
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    for k, path in enumerate(files):  # one by one: a series reader takes the type of the first file for all
+        reader.SetFileName(str(path))
+        try:
+            picture = sitk.GetArrayFromImage(reader.Execute())
+        except RuntimeError as error:
+            raise VolumeError(f"{path}: the pixels cannot be decoded; copy it again or convert it") from error
+        array[:, :, k] = picture.reshape(shape[1], shape[0]).T
+    return array

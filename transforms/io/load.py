@@ -1,0 +1,263 @@
+"""Reading volumes, and the dictionary transform that puts image and label of a case on one voxel grid.
+
+`read_volume` and `read_geometry` read NIfTI, NRRD, MetaImage files and folders with a DICOM series. `LoadVolumed` is
+the first part of every chain: paths in, `MetaTensor`s out. What a header may say is judged by `transforms.nifti`,
+`transforms.itk_files` and `transforms.dicom`; which label values are which class by `transforms.label_values`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike, fspath
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import MapTransform
+
+from transforms.io.dicom import holds_dicom, open_series
+from transforms.io.grid import Geometry, OpenVolume, VolumeError, axes_onto, describe_mismatch
+from transforms.io.itk import open_itk
+from transforms.io.label_values import ClassTable
+from transforms.io.nifti import open_nifti
+
+__all__ = [
+    "Geometry",
+    "LoadVolumed",
+    "Volume",
+    "VolumeError",
+    "read_geometry",
+    "read_volume",
+    "volume_kind",
+    "volume_stem",
+]
+
+logger = logging.getLogger(__name__)
+
+Pathish = str | PathLike[str]
+
+_KINDS = {
+    ".nii.gz": "nifti", ".nii": "nifti", ".hdr": "nifti", ".img": "nifti",
+    ".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage",
+}  # fmt: skip
+_OPENERS = {"nifti": open_nifti, "nrrd": open_itk, "metaimage": open_itk, "dicom": open_series}
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A volume in memory.
+
+    `array` is (I, J, K) or (I, J, K, T) in its stored dtype, float32 where the header scales it; `affine` maps voxel
+    index to world mm (4×4 float64, RAS+); `modality` is "CT", "MR" or None where the format does not say.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    modality: str | None
+    kind: str
+
+
+def volume_kind(path: Pathish) -> str | None:
+    """Say what a path is by its name, or for a folder by its files: "nifti", "nrrd", "metaimage", "dicom" or None."""
+    path = Path(path)
+    if path.is_dir():
+        return "dicom" if holds_dicom(path) else None
+    name = path.name.lower()
+    return next((kind for suffix, kind in _KINDS.items() if name.endswith(suffix)), None)
+
+
+def volume_stem(path: Pathish) -> str:
+    """Return the file name without its volume suffix ("a/b.nii.gz" -> "b"); other names unchanged."""
+    name = Path(path).name
+    suffix = next((suffix for suffix in _KINDS if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def read_geometry(path: Pathish) -> Geometry:
+    """Read and check a volume's header, no voxels. Raises VolumeError."""
+    return _open(path).geometry
+
+
+def read_volume(path: Pathish) -> Volume:
+    """Read a volume with its geometry.
+
+    Raises:
+        VolumeError: the file is missing, truncated or damaged, has no or an impossible geometry, or claims more voxels
+            than it can hold.
+    """
+    opened = _open(path)
+    return Volume(opened.read(), opened.geometry.affine, opened.modality, opened.geometry.kind)
+
+
+def _open(path: Pathish) -> OpenVolume:
+    path = Path(path)
+    try:
+        return _OPENERS[_known_kind(path)](path)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _known_kind(path: Path) -> str:
+    if not path.exists():
+        raise VolumeError(f"{path}: expected a volume, found no such file or folder")
+    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
+        raise VolumeError(f"{path}: expected a volume, found a pipe or device; copy its content to a file")
+    kind = volume_kind(path)
+    if kind is None:
+        what = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"
+        raise VolumeError(f"{path}: expected a DICOM folder or one of {', '.join(_KINDS)}, found {what}")
+    return kind
+
+
+class LoadVolumed(MapTransform):
+    """Load the image and the label of a case onto the image's voxel grid.
+
+    `data["image"]` is a path or a sequence of paths, one a channel; it becomes a float32 MetaTensor (C, I, J, K).
+    `data["label"]` is the path of a label map, or a sequence of (class index, mask path) of which later ones win where
+    masks overlap; it becomes an integer MetaTensor (1, I, J, K) of class indices: uint8 up to 255 classes and int32
+    above (torch cannot flip or index uint16; at rest it fits uint16). `data["case"]` names the case in errors.
+
+    A label stored with other axes than its image (LAS beside a DICOM series, say) is permuted and flipped onto the
+    image's axes when the two describe the same voxels; resampling never happens here. The tensors' meta holds
+    "filename_or_obj", "original_affine", "spatial_shape" and "modality" ("CT", "MR" or "" where the file does not say).
+
+    Args:
+        keys: any of "image" and "label".
+        label_values: the value in the file of each class, in class order; None where the values are the indices, which
+            serves up to 255 classes.
+        ignore_value: the value in the file of voxels that count for nothing; stored as 255 (65535 in int32).
+        allow_missing_keys: pass over absent keys.
+        label_remap: class indices of values in the file beyond or instead of the above; masks know none.
+
+    Raises:
+        VolumeError: named by case, for a file that `read_volume` refuses, several frames, infinite or NaN voxels in the
+            image, channels or a label on another grid than the image, and label values that are not integral (beyond
+            0.001) or not among the classes. Inside a MONAI Compose it is the `__cause__` of MONAI's RuntimeError.
+    """
+
+    def __init__(
+        self,
+        keys: Sequence[str] = ("image", "label"),
+        label_values: Sequence[int] | None = None,
+        ignore_value: int | None = None,
+        allow_missing_keys: bool = False,
+        label_remap: Mapping[int, int] | None = None,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if unknown := set(self.keys) - {"image", "label"}:
+            raise ValueError(f'LoadVolumed loads "image" and "label", not {sorted(map(str, unknown))}')
+        self.classes = ClassTable(label_values, ignore_value, label_remap)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the data with its paths replaced by tensors."""
+        loaded = dict(data)
+        try:
+            self._load(loaded)
+        except VolumeError as error:
+            case = data.get("case")
+            raise error if case is None else VolumeError(f"case {case}: {error}") from error
+        return loaded
+
+    def _load(self, data: dict[Hashable, Any]) -> None:
+        grid = None
+        keys = list(self.key_iterator(data))
+        if "image" in keys:
+            paths = _paths(data["image"])
+            channels = [_open_frame(path) for path in paths]
+            grid = channels[0].geometry
+        if "label" in keys:  # opened before the image's voxels are read: a mismatch is found in a moment
+            read_label = self._open_label(data["label"], grid)
+        if grid is not None:
+            data["image"] = _image_tensor(paths, channels)
+        if "label" in keys:
+            data["label"] = read_label()
+
+    def _open_label(self, source: Any, grid: Geometry | None) -> Any:
+        if isinstance(source, str | PathLike):
+            masks = None
+            paths = [Path(source)]
+        else:
+            masks = [(int(index), Path(path)) for index, path in source]
+            paths = [path for _, path in masks]
+        volumes = [_open_frame(path) for path in paths]
+        if grid is None and not volumes:
+            raise VolumeError("a label without masks needs an image to take its grid from")
+        grid = volumes[0].geometry if grid is None else grid
+        changes = [_onto(grid, volume, path, "label") for volume, path in zip(volumes, paths, strict=True)]
+
+        def read() -> MetaTensor:
+            arrays = (change.apply(volume.read()) for change, volume in zip(changes, volumes, strict=True))
+            if masks is None:
+                indices = self.classes.indices(next(arrays), str(paths[0]))
+            else:
+                indices = self.classes.merge(grid.shape[:3], masks, arrays)
+            return _tensor(indices, grid.affine, str(paths[0]) if paths else "", "")
+
+        return read
+
+
+def _paths(source: Any) -> list[Path]:
+    paths = [Path(source)] if isinstance(source, str | PathLike) else [Path(fspath(path)) for path in source]
+    if not paths:
+        raise VolumeError("expected an image path, found none")
+    return paths
+
+
+def _open_frame(path: Path) -> OpenVolume:
+    volume = _open(path)
+    if len(volume.geometry.shape) > 3:
+        raise VolumeError(
+            f"{path}: expected one 3-D volume, found {volume.geometry.shape[3]} frames, "
+            f"shape {volume.geometry.shape}; save each frame or channel as its own file"
+        )
+    return volume
+
+
+def _onto(grid: Geometry, volume: OpenVolume, path: Path, role: str) -> Any:
+    change = axes_onto(volume.geometry, grid)
+    if change is None:
+        raise VolumeError(
+            f"{role} {path} is not on its image's grid: {describe_mismatch(volume.geometry, grid)}; "
+            "resample it onto the image's grid or drop the case"
+        )
+    return change
+
+
+def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume]) -> MetaTensor:
+    grid = channels[0].geometry
+    changes = [_onto(grid, channel, path, "channel") for channel, path in zip(channels, paths, strict=True)]
+    first = _finite_float32(changes[0].apply(channels[0].read()), paths[0])
+    if len(channels) == 1:
+        return _tensor(first, grid.affine, str(paths[0]), channels[0].modality or "")
+    image = np.empty((len(channels), *grid.shape[:3]), dtype=np.float32)
+    image[0] = first
+    for c in range(1, len(channels)):
+        image[c] = _finite_float32(changes[c].apply(channels[c].read()), paths[c])
+    return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
+
+
+def _finite_float32(array: np.ndarray, path: Path) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused below
+        image = array.astype(np.float32, copy=False)
+    if array.dtype.kind == "f" and (n_bad := int(image.size - np.count_nonzero(np.isfinite(image)))):
+        raise VolumeError(f"{path}: expected finite intensities, found {n_bad} NaN or infinite voxels; repair the file")
+    return image
+
+
+def _tensor(array: np.ndarray, affine: np.ndarray, filename: str, modality: str) -> MetaTensor:
+    """Wrap (I, J, K) or (C, I, J, K) in the file's memory order; only flipped (negative-stride) arrays are copied."""
+    if min(array.strides, default=0) < 0 or not array.flags.writeable:
+        array = np.ascontiguousarray(array)
+    world = torch.from_numpy(affine.copy())
+    meta = {
+        "filename_or_obj": filename,
+        "original_affine": world.clone(),
+        "spatial_shape": np.asarray(array.shape[-3:]),
+        "modality": modality,
+    }
+    tensor = torch.from_numpy(array)
+    return MetaTensor(tensor if tensor.ndim == 4 else tensor.unsqueeze(0), affine=world, meta=meta)
