@@ -34,7 +34,7 @@ def losses(scale: str, data: str | None) -> Row:
                 [{"size": SIZES[scale], "n_classes": count, "n": _n(scale, 1, 3)}],
                 repeats=_n(scale, 3, 2),
                 same_value=("conv + DiceCELoss", "slabs"),
-                # The plain side sums six million voxels in float32; tests/test_losses.py holds 1e-5 on fewer.
+                # The plain side sums six million voxels in float32; tests/losses/test_dice_ce.py holds 1e-5 on fewer.
                 tolerance=1e-3 if scale == FULL else 1e-4,
                 goal=Goal(faster=5, memory=0.2) if scale == FULL and count == 71 else Goal(),
             )

@@ -1,15 +1,19 @@
 """What every test shares: one thread a worker, a fixed seed, where the real scans lie (if they do), and the gathering
 of faults that tests injected."""
 
+from __future__ import annotations
+
 import random
 from pathlib import Path
 
-import fault_table
 import numpy as np
 import pytest
 import torch
-from fault_table import Fault
 from jaxtyping import install_import_hook
+
+from tests.support import fault_table
+from tests.support.fault_table import Fault
+from tests.support.paths import ROOT, SHARED
 
 # The shapes in these modules' annotations are executed: one that nothing checks becomes false in silence.
 install_import_hook(
@@ -19,8 +23,6 @@ install_import_hook(
 
 pytest_plugins = ["pytester"]  # sessions inside a test: tests/test_fault_table.py
 
-ROOT = Path(__file__).resolve().parents[1]
-SHARED = ROOT.parent / "shared"
 README = ROOT / "README.md"
 
 

@@ -1,5 +1,7 @@
 """The geometry proof: sound chains pass, and each kind of fault that it is there for is really found."""
 
+from __future__ import annotations
+
 import json
 from types import SimpleNamespace
 

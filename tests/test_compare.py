@@ -1,5 +1,7 @@
 """The comparison of runs: the same numbers in every form, only what differs, and nothing hidden."""
 
+from __future__ import annotations
+
 import io
 import json
 from pathlib import Path

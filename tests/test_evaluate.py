@@ -1,5 +1,7 @@
 """Evaluation against MONAI, SimpleITK and closed forms, on files on disk and on real labels."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -33,10 +35,11 @@ from pipeline.metrics.overlap import class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.phantoms.balls import balls
 from pipeline.runs.run_folder import RunFolder
+from tests.support.paths import ROOT
 from transforms.chains import preprocessing_arguments
 from transforms.io.grid import VolumeError
 
-SCHEMA = json.loads((Path(__file__).parents[1] / "docs" / "metrics.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((ROOT / "docs" / "metrics.schema.json").read_text("utf-8"))
 AFFINE = np.array([[-0.9, 0, 0, 30], [0, 1.1, 0, -40], [0, 0, 2.0, 5], [0, 0, 0, 1]])
 TABLE = ClassTable(("background", "liver", "spleen", "left", "right"), (0, 1, 2, 3, 4))
 SHAPE = (30, 28, 20)

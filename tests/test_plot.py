@@ -1,5 +1,7 @@
 """The pictures of training: the lines drawn are the log's numbers, every point can be seen, every name fits."""
 
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +15,7 @@ from pipeline.plot import plot
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.visualisation.training_curves import draw_curves
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
 
 
 def a_log(n_epochs: int, undefined: tuple[int, ...] = ()) -> TrainingLog:

@@ -1,5 +1,7 @@
 """The verb predict: every grid comes back, batches survive bad cases and kills, ensembles and mirrored passes agree."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import signal
@@ -31,6 +33,7 @@ from pipeline.inference.passes import Passes, feature_maps, prepare
 from pipeline.predict import predict, split_runs, to_text
 from pipeline.writers.preview import write_preview
 from pipeline.writers.segmentation import Segmentation, SegmentationError
+from tests.support.paths import ROOT
 from transforms.chains import inference_chain, preprocessing_arguments
 from transforms.io.dicom import series_files
 from transforms.io.load import read_geometry, read_volume
@@ -314,7 +317,7 @@ write_atomically(Path(sys.argv[1]), write)
 
 @pytest.mark.parametrize("name", ["case", "c" * 180])
 def test_only_dead_processes_files_in_progress_are_removed(run, tmp_path, name):
-    path, out, root = scan(tmp_path / f"{name}.nii.gz"), tmp_path / "out", Path(__file__).resolve().parents[1]
+    path, out, root = scan(tmp_path / f"{name}.nii.gz"), tmp_path / "out", ROOT
     out.mkdir()
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": root}
     with subprocess.Popen([sys.executable, "-c", WRITES, out / f"{name}.nii.gz"], **pipes) as alive:
@@ -436,7 +439,7 @@ predict([sys.argv[1]], [sys.argv[2]], sys.argv[3], device="cpu", precision="32",
 def test_a_batch_killed_while_it_writes_leaves_whole_files_and_goes_on(run, tmp_path):
     for number in range(3):
         scan(tmp_path / "in" / f"case{number}.nii.gz", seed=number)
-    out, root = tmp_path / "out", Path(__file__).resolve().parents[1]
+    out, root = tmp_path / "out", ROOT
     ended = subprocess.run([sys.executable, "-c", KILLED, run, tmp_path / "in", out], check=False, cwd=root)
     assert ended.returncode == -signal.SIGKILL
     assert {path.name for path in out.glob("[!.]*")} == {"labels.ctbl", "case0.nii.gz", "case0.json"}

@@ -1,5 +1,7 @@
 """The main job, end to end: phantoms in, the documented run folder out."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -34,9 +36,9 @@ from pipeline.training.lightning_module import TrainingError
 from pipeline.training.prepared_data import prepare_data
 from pipeline.training.samplers import EpochSampler, ShareSampler
 from pipeline.training.schedule import learning_rate_at
+from tests.support.paths import ROOT
 from transforms.chains import validation_chain
 
-ROOT = Path(__file__).resolve().parents[1]
 SIZE = (24, 20, 40)
 
 

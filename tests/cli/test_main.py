@@ -1,0 +1,79 @@
+"""The command line: verbs, one-line errors, exit codes, and a help that needs no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.cli.main import VERBS, main
+from tests.support.paths import ROOT
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_imports_no_torch_and_explains_every_verb(verb):
+    code = (
+        "import sys\nfrom pipeline.cli.main import main\n"
+        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert 'torch' not in sys.modules and 'monai' not in sys.modules\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert result.returncode == 0, result.stderr
+    assert (VERBS[verb].__doc__ or "").splitlines()[0] in " ".join(result.stdout.split())
+
+
+def test_the_documented_script_and_the_module_are_the_same_command():
+    outputs = [
+        subprocess.run(
+            [sys.executable, *command, "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+        ).stdout
+        for command in (["train_body.py"], ["-m", "pipeline", "train"])
+    ]
+    assert outputs[0] == outputs[1]
+    assert "--lr" in outputs[0]
+    assert "Learning rate after warm-up" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["trian"], "unknown verb 'trian'; known are train, check,"),
+        (["train"], "--dataset_root DIR"),
+        (["train", "--dataset_root", "nowhere"], "nowhere"),
+        (["train", "--dataset_root", "x", "--lr", "fast"], "training.lr"),
+        (["train", "--config", "missing.yaml"], "missing.yaml: there is no such file"),
+        (["train", "--dataset_root", "x", "--exp_name", "../out"], "../out"),
+        (["plot", "nowhere"], "nowhere"),
+        (["compare", "nowhere"], "nowhere"),
+        (["evaluate"], "--predictions DIR and --labels DIR"),
+        (["predict", "nowhere", "scan.nii.gz", "--output", "out"], "nowhere"),
+        (["sample"], "folder"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    complaint = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bodyseg: ")]
+    assert len(complaint) == 1
+    assert words in complaint[0]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_printed_settings_are_a_config(tmp_path, capsys):
+    assert main(["train", "--dataset_root", "somewhere", "--lr", "3e-4", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "c.yaml").write_text(printed)
+    assert main(["train", "--config", str(tmp_path / "c.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_the_sample_verb_writes_the_data_set_once(tmp_path, capsys):
+    arguments = ["sample", str(tmp_path / "s"), "--n_cases", "2", "--voxel_mm", "20"]
+    assert main(arguments) == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*.gz")}
+    assert len(before) == 4
+    assert main(arguments) == 0
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*.gz")} == before
+    assert main(["check", str(tmp_path / "s")]) in (0, 1)
+    assert "DATA SET: 2 cases" in capsys.readouterr().out

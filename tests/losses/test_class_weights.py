@@ -1,0 +1,20 @@
+"""Median frequency balancing against the formula of Eigen & Fergus, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pipeline.losses.class_weights import median_frequency_weights
+
+
+def test_the_weights_are_the_papers_formula():
+    # Class 2 lives in the second case only: its frequency is 10 / 100, not 10 / 200.
+    counts = np.array([[60, 40, 0], [50, 40, 10]])
+    frequency = np.array([110 / 200, 80 / 200, 10 / 100])
+    assert median_frequency_weights(counts, 1.0) == pytest.approx(0.4 / frequency)
+    assert median_frequency_weights(counts, 0.5) == pytest.approx(np.sqrt(0.4 / frequency))
+
+
+def test_alpha_zero_weighs_all_alike_and_a_class_that_never_occurs_weighs_nothing():
+    assert median_frequency_weights(np.array([[60, 0, 40]]), 0.0).tolist() == [1, 0, 1]

@@ -1,0 +1,294 @@
+"""The slab loss against MONAI's DiceCELoss, its closed forms and numerical differentiation."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from monai.losses import DiceCELoss, DiceLoss
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
+from pipeline.losses.slab_softmax import compiled
+
+# So small that every test walks through several slabs (256 voxels each at least).
+BUDGET_MB = 0.01
+GRID = (9, 10, 11)
+
+
+def make(n_samples=2, n_features=8, n_classes=7, grid=GRID, dtype=torch.float32, scale=1.0, n_labels=None):
+    features = (scale * torch.randn(n_samples, n_features, *grid, dtype=dtype)).requires_grad_()
+    head = nn.Conv3d(n_features, n_classes, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    label = torch.randint(0, n_labels or n_classes, (n_samples, 1, *grid), dtype=torch.uint8)
+    return features, head, label
+
+
+def gradients(loss, *tensors):
+    return torch.autograd.grad(loss, tensors)
+
+
+def assert_same(ours, theirs, relative=1e-5):
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == b.dtype
+        assert float((a - b).detach().abs().max()) <= relative * float(b.detach().abs().max())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("n_classes", [2, 7, 71])
+@pytest.mark.parametrize("n_samples", [1, 3])
+def test_value_and_all_gradients_equal_monai(n_samples, n_classes, weighted):
+    features, head, label = make(n_samples, 8, n_classes, scale=3, n_labels=max(2, n_classes - 2))
+    weights = torch.rand(n_classes) if weighted else None
+    if weighted:
+        weights[0] = 0
+    inputs = features, head.weight, head.bias
+    ours = SlabDiceCELoss(weights, memory_budget_mb=BUDGET_MB)(features, head, label)
+    logits = head(features)
+    theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, weight=weights)(logits, label)
+    assert_same([ours.loss], [theirs])
+    assert_same(gradients(ours.loss, *inputs), gradients(theirs, *inputs))
+    assert int(ours.n_correct) == int((logits.argmax(1, keepdim=True) == label).sum())
+    assert int(ours.n_voxels) == label.numel()
+
+
+@pytest.mark.parametrize("label_type", [torch.uint8, torch.uint16, torch.int16, torch.int64])
+def test_any_integer_label_with_or_without_channel_gives_the_same(label_type):
+    features, head, label = make()
+    expected = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)(head(features), label)
+    loss = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)
+    assert_same([loss(features, head, label.to(label_type)).loss], [expected])
+    assert_same([loss(features, head, label[:, 0].to(label_type)).loss], [expected])
+
+
+def test_features_without_a_head_are_logits():
+    logits, _, label = make(n_features=7)
+    ours = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(logits, None, label).loss
+    theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)(logits, label)
+    assert_same([ours, *gradients(ours, logits)], [theirs, *gradients(theirs, logits)])
+
+
+def test_per_sample_dice_is_monai_restricted_to_the_classes_present():
+    features, head, label = make(n_samples=3)
+    label[0][label[0] > 2] = 0
+    label[2] = 5
+    weights = torch.rand(7)
+    logits = head(features)
+    terms = DiceLoss(softmax=True, to_onehot_y=True, weight=weights, reduction="none")(logits, label).flatten(1)
+    present = torch.stack([torch.bincount(y.flatten().long(), minlength=7) > 0 for y in label])
+    dice = torch.stack([t[p].mean() for t, p in zip(terms, present, strict=True)]).mean()
+    theirs = dice + nn.CrossEntropyLoss(weights)(logits, label[:, 0].long())
+    ours = SlabDiceCELoss(weights, batch=False, memory_budget_mb=BUDGET_MB)(features, head, label).loss
+    inputs = features, head.weight, head.bias
+    assert_same([ours, *gradients(ours, *inputs)], [theirs, *gradients(theirs, *inputs)])
+
+
+@pytest.mark.parametrize("ignore_index", [255, 3, 0])
+def test_ignored_voxels_count_as_if_they_were_not_there(ignore_index):
+    features, head, label = make()
+    label[torch.rand(label.shape) < 0.3] = ignore_index
+    weights = torch.rand(7)
+    kept = label[:, 0] != ignore_index
+    subset = features.movedim(1, -1)[kept].T[None, :, :, None, None]
+    logits, kept_label = head(subset), label[:, 0][kept][None, None, :, None, None]
+    theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, weight=weights)(logits, kept_label)
+    ours = SlabDiceCELoss(weights, ignore_index=ignore_index, memory_budget_mb=BUDGET_MB)(features, head, label)
+    inputs = features, head.weight, head.bias
+    assert_same([ours.loss, *gradients(ours.loss, *inputs)], [theirs, *gradients(theirs, *inputs)])
+    assert int(ours.n_voxels) == int(kept.sum())
+    assert int(ours.n_correct) == int((logits.argmax(1, keepdim=True) == kept_label).sum())
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [0.3, 0.0, 2.0, 1.0]])
+def test_a_batch_without_any_counted_voxel_costs_nothing(weights, batch):
+    features, head, label = make(n_classes=4)
+    loss = SlabDiceCELoss(weights, batch=batch, ignore_index=255)(features, head, torch.full_like(label, 255))
+    assert float(loss.loss.detach()) == pytest.approx(0, abs=1e-12)
+    assert all(not g.any() for g in gradients(loss.loss, features, head.weight, head.bias))
+
+
+@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("with_head", [True, False])
+def test_the_gradient_is_the_derivative(batch, with_head):
+    features, head, label = make(2, 3, 3, grid=(3, 2, 4), dtype=torch.float64, n_labels=2)
+    label[0, 0, 0, 0, :2] = 9
+    weights = torch.tensor([0.5, 1.0, 0.25])
+
+    def value(features, *head):
+        return slab_dice_ce(
+            features, *(head or (None, None)), label, class_weights=weights, batch=batch, ignore_index=9
+        ).loss
+
+    matrix = (head.weight.detach().flatten(1).requires_grad_(), head.bias) if with_head else ()
+    assert torch.autograd.gradcheck(value, (features, *matrix))
+
+
+def test_logits_of_ten_thousand_are_safe():
+    logits, _, label = make(n_features=7, scale=1e4)
+    ours = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(logits, None, label).loss
+    exact = logits.detach().double().requires_grad_()
+    theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)(exact, label)
+    assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
+    assert_same(gradients(ours, logits), [g.float() for g in gradients(theirs, exact)])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_under_autocast_only_the_features_are_rounded(dtype):
+    features, head, label = make()
+    rounded = features.detach().to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(rounded, head, label).loss
+        ours_gradients = gradients(ours * 1024, rounded, head.weight, head.bias)
+    exact = rounded.detach().float().requires_grad_()
+    theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)(head(exact), label)
+    theirs_gradients = gradients(theirs * 1024, exact, head.weight, head.bias)
+    assert_same([ours, *ours_gradients[1:]], [theirs, *theirs_gradients[1:]])
+    assert ours_gradients[0].dtype == dtype
+    assert_same([ours_gradients[0].float()], [theirs_gradients[0]], relative=2**-8)
+
+
+def test_layout_of_the_features_does_not_matter_and_is_kept():
+    features, head, label = make()
+    expected = SlabDiceCELoss()(features, head, label).loss
+    (expected_gradient,) = gradients(expected, features)
+    last = features.detach().contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    turned = features.detach().movedim(-1, 2).contiguous().movedim(2, -1).requires_grad_()
+    for other in (last, turned):
+        loss = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(other, head, label).loss
+        (gradient,) = gradients(loss, other)
+        assert_same([loss, gradient], [expected, expected_gradient])
+    (gradient,) = gradients(SlabDiceCELoss()(last, head, label).loss, last)
+    assert gradient.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_slices_and_heads_without_bias_work():
+    features, label = torch.randn(2, 5, 8, 9, requires_grad=True), torch.randint(0, 3, (2, 1, 8, 9))
+    head = nn.Conv2d(5, 3, 1, bias=False)
+    ours = SlabDiceCELoss()(features, head, label).loss
+    theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)(head(features), label)
+    assert_same([ours, *gradients(ours, head.weight)], [theirs, *gradients(theirs, head.weight)])
+
+
+class _LargestTensor(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(t, torch.Tensor):
+                self.sizes.append(t.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("n_classes", [2, 200])
+def test_nothing_but_the_features_gradient_grows_beyond_the_budget(n_classes):
+    features, head, label = make(1, 4, n_classes, grid=(32, 32, 32))
+    inputs = features, head.weight, head.bias
+    allowed = {t.nbytes for t in inputs}
+    with _LargestTensor() as seen:
+        gradients(SlabDiceCELoss(memory_budget_mb=0.5)(features, head, label).loss, *inputs)
+    # Besides the slabs, one float a voxel is kept for the way back.
+    assert max(s for s in seen.sizes if s not in allowed) <= max(2**19, 4 * 32**3)
+
+
+def test_the_same_input_gives_the_same_bits():
+    features, head, label = make(n_classes=71)
+    inputs = features, head.weight, head.bias
+    loss = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)
+    first, second = (loss(features, head, label).loss for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(map(torch.equal, gradients(first, *inputs), gradients(second, *inputs)))
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_threads_share_the_work_without_changing_the_result(n_threads):
+    features, head, label = make(n_classes=71)
+    inputs = features, head.weight, head.bias
+    alone = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label)
+    alone_gradients = gradients(alone.loss, *inputs)
+    torch.set_num_threads(n_threads)
+    first, second = (SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label) for _ in range(2))
+    first_gradients, second_gradients = (gradients(r.loss, *inputs) for r in (first, second))
+    assert torch.get_num_threads() == n_threads
+    assert torch.equal(first.loss, second.loss)
+    assert all(map(torch.equal, first_gradients, second_gradients))
+    assert_same([first.loss, *first_gradients], [alone.loss, *alone_gradients])
+    assert first.n_correct == alone.n_correct
+    with torch.inference_mode():
+        assert torch.equal(SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label).loss, first.loss)
+
+
+def test_what_needs_no_gradient_gets_none():
+    features, head, label = make()
+    head.requires_grad_(False)
+    loss = SlabDiceCELoss()(features, head, label).loss
+    loss.backward()
+    assert features.grad is not None
+    assert head.weight.grad is None
+
+
+def test_gradients_reach_a_distributed_network(tmp_path):
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head, self.loss = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, 7, 1), SlabDiceCELoss()
+
+        def forward(self, image, label):
+            return self.loss(self.body(image), self.head, label).loss
+
+    plain, image, label = Training(), torch.randn(2, 1, *GRID), make()[2]
+    plain(image, label).backward()
+    expected = [p.grad.clone() for p in plain.parameters()]
+    plain.zero_grad()
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        DistributedDataParallel(plain)(image, label).backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_same([p.grad for p in plain.parameters()], expected)
+
+
+def test_a_failing_compiler_is_reported_and_done_without(monkeypatch, caplog):
+    from torch._dynamo.exc import TorchDynamoException
+
+    def broken(function, **_):
+        def run(*_):
+            raise TorchDynamoException("no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    compiled.cache_clear()
+    features, head, label = make()
+    with caplog.at_level(logging.WARNING):
+        loss = SlabDiceCELoss(compile=True, memory_budget_mb=BUDGET_MB)(features, head, label).loss
+        loss.backward()
+    compiled.cache_clear()
+    plain = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label).loss
+    assert torch.equal(loss, plain)
+    assert [r.getMessage() for r in caplog.records] == 2 * [
+        "the loss runs uncompiled, since torch.compile failed: no compiler"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": torch.full((2, 1, *GRID), 93)}, r"label: expected classes 0 … 6 .*found 93; remap"),
+        ({"label": torch.full((2, 1, *GRID), -1)}, r"label: .*found -1"),
+        ({"label": torch.zeros(2, 1, 9, 10, 10, dtype=torch.uint8)}, r"label: expected \(2, 9, 10, 11\).*9, 10, 10"),
+        ({"head": nn.Conv3d(8, 7, 3)}, "head: expected a 1×1×1 convolution"),
+        ({"head": nn.Conv3d(5, 7, 1)}, "head: expected 8 input channels, as the features have, found 5"),
+        ({"weights": [1.0, 2.0]}, "class_weights: expected 7 numbers, one a class, found 2"),
+        ({"weights": [-1.0] * 7}, "class_weights: expected numbers of 0 and above"),
+    ],
+)
+def test_wrong_input_is_refused_by_name(change, message):
+    features, head, label = make()
+    with pytest.raises(ValueError, match=message):
+        SlabDiceCELoss(change.get("weights"))(features, change.get("head", head), change.get("label", label))

@@ -1,0 +1,252 @@
+"""BodyNet against torch's own layers: size, values, gradients, memory kept, memory layouts and odd image sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from networks.body_net import BodyNet
+from networks.norm_act import norm_act, norm_act_conv
+from networks.split import NetworkError
+from tests.support.like_cuda import LikeCuda
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def gradients(network, x, **autocast):
+    network.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(autocast)):
+        network.features(x).float().square().mean().backward()
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+
+
+def double(*shape, layout=torch.contiguous_format):
+    return torch.randn(*shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+
+
+def reference(x, weight, bias, kernel=None, stride=1):
+    activated = F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias), 0.01)
+    return activated if kernel is None else F.conv3d(activated, kernel, stride=stride, padding=1)
+
+
+def test_the_documented_network_has_the_documented_size():
+    n = parameters(BodyNet(in_channels=1, n_classes=71, base_channels=32, light=False))
+    assert 20.4e6 < n < 20.6e6
+    assert 75 < n * 4 / 2**20 < 85  # MB of a checkpoint
+
+
+def test_the_light_form_costs_less_than_a_third():
+    full, light = BodyNet(), BodyNet(light=True)
+    assert parameters(light) < parameters(full) / 3
+    flops = []
+    for network in (full, light):
+        with FlopCounterMode(display=False) as counter:
+            network.features(torch.rand(1, 1, 16, 16, 32)).mean().backward()
+        flops.append(counter.get_total_flops())
+    assert flops[1] < flops[0] / 4
+
+
+@pytest.mark.parametrize("size", [(24, 24, 24), (37, 41, 29), (32, 33, 64), (5, 1, 7)])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_any_image_size_comes_out_as_it_went_in(size, precision):
+    network = BodyNet(in_channels=2, n_classes=3, base_channels=4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        features = network.features(torch.rand(2, 2, *size))
+        logits = network(torch.rand(1, 2, *size))
+    assert features.shape == (2, 4, *size)
+    assert features.dtype == getattr(torch, precision)
+    assert logits.shape == (1, 3, *size)
+    features.float().square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_the_network_is_its_head_on_its_features():
+    network, x = BodyNet(n_classes=5, base_channels=8).eval(), torch.rand(2, 1, 17, 20, 33)
+    assert torch.equal(network(x), network.head(network.features(x)))
+    assert network.head.kernel_size == (1, 1, 1)
+
+
+def test_every_parameter_is_trained():
+    network = BodyNet(n_classes=2, base_channels=4)
+    network(torch.rand(1, 1, 64, 64, 64)).square().mean().backward()
+    assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_samples_of_a_batch_do_not_meet():
+    network, x = BodyNet(base_channels=4), torch.rand(3, 1, 16, 24, 16)
+    alone = torch.cat([network.features(x[b : b + 1]) for b in range(3)])
+    torch.testing.assert_close(network.features(x), alone)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_norm_act_equals_torch_instance_norm_and_leaky_relu(layout):
+    # The reference always sees the default layout: in the other one torch's instance_norm has wrong gradients on a CPU
+    x, weight, bias = double(2, 3, 4, 5, 3, layout=layout), double(3), double(3)
+    ours, plain = norm_act(x, weight, bias), reference(x, weight, bias)
+    torch.testing.assert_close(ours, plain)
+    gradient = torch.randn(plain.shape, dtype=plain.dtype)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, (x, weight, bias), gradient.contiguous(memory_format=layout)),
+        torch.autograd.grad(plain, (x, weight, bias), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_norm_act_conv_equals_torch_layers(layout, stride):
+    x, weight, bias, kernel = double(2, 3, 4, 5, 3, layout=layout), double(3), double(3), double(2, 3, 3, 3, 3)
+    ours, plain = norm_act_conv(x, weight, bias, kernel, stride), reference(x, weight, bias, kernel, stride)
+    torch.testing.assert_close(ours, plain)
+    gradient = torch.randn(plain.shape, dtype=plain.dtype)
+    for mine, theirs in zip(
+        torch.autograd.grad(ours, (x, weight, bias, kernel), gradient),
+        torch.autograd.grad(plain, (x, weight, bias, kernel), gradient),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_pass_gradcheck(layout):
+    x, weight, bias, kernel = double(2, 2, 2, 3, 2, layout=layout), double(2), double(2), double(2, 2, 3, 3, 3)
+    assert torch.autograd.gradcheck(norm_act, (x, weight, bias))
+    assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, 1))
+    assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, 2))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gradients_pass_gradcheck_where_batch_norm_works_as_on_cuda(layout):
+    # With one tensor for both saved statistics every gradient was wrong on CUDA, while a CPU ignored the two
+    x, weight, bias, kernel = double(2, 2, 2, 3, 2, layout=layout), double(2), double(2), double(2, 2, 3, 3, 3)
+    with LikeCuda() as cuda:
+        assert torch.autograd.gradcheck(norm_act, (x + 3, weight, bias))
+        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, 1))
+        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, 2))
+    assert cuda.n_normalised > 0
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_network_has_the_same_gradients_where_batch_norm_works_as_on_cuda(channels_last, checkpointing):
+    network = BodyNet(base_channels=8, checkpointing=checkpointing, channels_last=channels_last).double()
+    x = torch.rand(2, 1, 34, 40, 36, dtype=torch.float64)  # two voxels a side at the bottom: one has no deviation
+    expected = gradients(network, x)
+    with LikeCuda() as cuda:
+        found = gradients(network, x)
+    assert cuda.n_normalised > 0
+    assert (found - expected).norm() < 1e-6 * expected.norm()
+
+
+def test_one_tensor_for_two_outputs_is_noticed():
+    x, weight, both = torch.rand(1, 2, 2, 2, 2), torch.ones(2), torch.empty(2)
+    known = (weight, weight, weight, weight, False, 0.0, 0.0)
+    with LikeCuda(), pytest.raises(AssertionError, match="save_mean and save_invstd are one tensor"):
+        torch.ops.aten.native_batch_norm.out(x, *known, out=torch.empty_like(x), save_mean=both, save_invstd=both)
+
+
+def test_a_sliced_image_in_neither_layout_is_taken():
+    x, weight, bias = double(1, 3, 4, 5, 6), double(3), double(3)
+    torch.testing.assert_close(norm_act(x[..., ::2], weight, bias), reference(x[..., ::2].contiguous(), weight, bias))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_the_memory_layout_does_not_change_the_values(channels_last):
+    network, x = BodyNet(base_channels=8), torch.rand(2, 1, 24, 33, 40)
+    expected = network.features(x)
+    network.channels_last = channels_last
+    found = network.features(x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+
+
+def test_half_precision_runs_channels_last_from_the_stem_on():
+    network = BodyNet(base_channels=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = network.features(torch.rand(1, 1, 40, 40, 40))
+    assert features.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_bfloat16_is_close_to_float32():
+    network, x = BodyNet(base_channels=8), torch.rand(1, 1, 32, 40, 48)
+    with torch.autocast("cpu", torch.bfloat16):
+        features = network.features(x).float()
+    expected = network.features(x)
+    assert (features - expected).norm() / expected.norm() < 0.03
+    exact, rounded = gradients(network, x), gradients(network, x, bfloat16=True)
+    assert F.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("autocast", [{}, {"bfloat16": True}])
+def test_checkpointing_changes_no_gradient(autocast):
+    network, x = BodyNet(base_channels=8), torch.rand(1, 1, 20, 32, 24)
+    plain = gradients(network, x, **autocast)
+    network.checkpointing = True
+    assert torch.equal(gradients(network, x, **autocast), plain)
+
+
+def kept_for_backward(network, x):
+    """Voxels × channels that autograd keeps, in tensors of the image's full resolution."""
+    kept = {}
+
+    def keep(tensor):
+        if tensor.shape[2:] == x.shape[2:]:
+            kept[tensor.data_ptr()] = tensor.shape[1]
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        features = network.features(x)
+    del features
+    return sum(kept.values())
+
+
+def test_four_tensors_of_full_resolution_are_kept_and_two_with_checkpointing():
+    x = torch.rand(1, 1, 16, 16, 16)
+    # the image; then the stem's output, the sum with the skip, and what the two convolutions of the last block return
+    assert kept_for_backward(BodyNet(base_channels=8), x) == 1 + 4 * 8
+    assert kept_for_backward(BodyNet(base_channels=8, checkpointing=True), x) == 1 + 2 * 8
+
+
+def test_the_same_seed_gives_the_same_bits():
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        network = BodyNet(base_channels=8)
+        found.append(gradients(network, torch.rand(2, 1, 24, 24, 32), bfloat16=True))
+    assert torch.equal(*found)
+
+
+def test_without_gradients_the_values_are_the_same():
+    network, x = BodyNet(base_channels=8), torch.rand(1, 1, 16, 20, 24)
+    with torch.inference_mode():
+        found = network.features(x)
+    assert torch.equal(found, network.features(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"base_channels": 0}, "base_channels is 0; expected a whole number of at least 2"),
+        ({"n_classes": 0}, "n_classes is 0"),
+        ({"in_channels": 1.5}, "in_channels is 1.5"),
+    ],
+)
+def test_impossible_sizes_are_refused_by_name(arguments, text):
+    with pytest.raises(NetworkError, match=text):
+        BodyNet(**arguments)
+
+
+def test_a_metatensor_from_monais_chains_goes_in_like_a_tensor():
+    from monai.data import MetaTensor
+
+    network = BodyNet(n_classes=3, base_channels=4).eval()
+    image = torch.rand(1, 1, 16, 24, 16)
+    with torch.no_grad():
+        assert torch.equal(network(MetaTensor(image)), network(image))

@@ -1,0 +1,147 @@
+"""The way back: equal to resampling full logits, on every orientation, from features that encode a label."""
+
+from __future__ import annotations
+
+import itertools
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Orientation
+from torch.nn import functional as F
+
+from transforms.chains import RAS
+from transforms.resize import ResizeLabeld, place
+from transforms.restore import FeatureMap, RestoreError, restore
+
+ORIENTATIONS = [
+    np.column_stack([axes, flips])
+    for axes in itertools.permutations(range(3))
+    for flips in itertools.product((1, -1), repeat=3)
+]
+OBLIQUE = nib.affines.from_matvec(
+    nib.eulerangles.euler2mat(0.2, -0.1, 0.15) @ np.diag([0.8, 1.1, 2.5]), [-31.0, 12.5, 300.25]
+)
+
+
+def oriented(shape, orientation, affine=OBLIQUE):
+    """The affine and shape of a grid whose axes are permuted and flipped."""
+    index = nib.orientations.inv_ornt_aff(orientation, shape)
+    order = np.argsort(orientation[:, 0]).astype(int)
+    return affine @ index, tuple(np.array(shape)[order])
+
+
+def chain_grid(shape, affine, target, keep_aspect=False):
+    """The affine of the target grid, made by the chain's own transforms."""
+    label = MetaTensor(torch.zeros(1, *shape, dtype=torch.uint8), affine=torch.from_numpy(affine))
+    ras = Orientation(axcodes="RAS", labels=RAS)(label)
+    return ResizeLabeld("label", target, keep_aspect=keep_aspect)({"label": ras})["label"].affine.numpy()
+
+
+def by_torch(logits, shape, affine, target_affine):
+    """Full logits brought to the source's grid by torch's own interpolation and flips."""
+    matrix = np.linalg.solve(target_affine, affine)[:3, :3]
+    order = np.abs(matrix).argmax(0)
+    logits = logits.permute(0, *(1 + order).tolist())
+    flipped = [1 + axis for axis in range(3) if matrix[order[axis], axis] < 0]
+    return F.interpolate(logits.flip(flipped)[None], shape, mode="trilinear", align_corners=False)[0]
+
+
+def random_map(target, affine, n_features=4, n_classes=6, dtype=torch.float64):
+    return FeatureMap(
+        torch.randn(n_features, *target, dtype=dtype),
+        affine,
+        torch.randn(n_classes, n_features, dtype=torch.float64),
+        torch.randn(n_classes, dtype=torch.float64),
+    )
+
+
+def logits_of(one):
+    return torch.einsum("cf,fijk->cijk", one.weight, one.features.double()) + one.bias.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=lambda o: "".join(map(str, o.astype(int).ravel())))
+def test_restoring_features_equals_the_argmax_of_resampled_logits_in_every_orientation(orientation):
+    affine, shape = oriented((11, 8, 13), orientation)
+    target = (7, 9, 18)
+    one = random_map(target, chain_grid(shape, affine, target))
+    found = restore([one], shape, affine, memory_budget_mb=0.001).segmentation
+    expected = by_torch(logits_of(one), shape, affine, one.affine).argmax(0)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("budget", [0.0001, 0.01, None])
+def test_the_slab_size_and_the_number_of_threads_change_nothing(budget):
+    shape, target = (9, 10, 11), (6, 7, 8)
+    one = random_map(target, OBLIQUE @ place(shape, target).matrix, dtype=torch.bfloat16)
+    alone = restore([one], shape, OBLIQUE).segmentation
+    torch.set_num_threads(3)
+    np.testing.assert_array_equal(restore([one], shape, OBLIQUE, memory_budget_mb=budget).segmentation, alone)
+    assert torch.get_num_threads() == 3
+
+
+def test_without_a_head_the_features_are_the_logits():
+    shape, target = (9, 10, 11), (6, 7, 8)
+    grid = OBLIQUE @ place(shape, target).matrix
+    logits = torch.randn(300, *target, dtype=torch.float64)
+    found = restore([FeatureMap(logits, grid)], shape, OBLIQUE).segmentation
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found, by_torch(logits, shape, OBLIQUE, grid).argmax(0))
+
+
+def test_an_ensemble_takes_the_mean_of_the_probabilities_of_networks_with_other_grids():
+    shape = (9, 10, 11)
+    sizes = {(6, 7, 8): 4, (12, 9, 10): 3}
+    maps = [random_map(t, OBLIQUE @ place(shape, t).matrix, n) for t, n in sizes.items()]
+    expected = sum(by_torch(logits_of(m), shape, OBLIQUE, m.affine).softmax(0) for m in maps) / 2
+    found = restore(maps, shape, OBLIQUE, probabilities_of=[2, 5])
+    np.testing.assert_array_equal(found.segmentation, expected.argmax(0))
+    for c in (2, 5):
+        np.testing.assert_allclose(found.probabilities[c] / 255, expected[c], atol=0.5 / 255 + 1e-6)
+
+
+def test_a_mirrored_pass_is_a_mirrored_affine():
+    shape, target = (9, 10, 11), (6, 7, 8)
+    one = random_map(target, OBLIQUE @ place(shape, target).matrix)
+    mirror = np.diag([-1.0, 1, 1, 1])
+    mirror[0, 3] = target[0] - 1
+    other = FeatureMap(one.features.flip(1), one.affine @ mirror, one.weight, one.bias)
+    np.testing.assert_array_equal(
+        restore([one], shape, OBLIQUE).segmentation, restore([other], shape, OBLIQUE).segmentation
+    )
+
+
+@pytest.mark.parametrize("keep_aspect", [False, True])
+def test_a_perfect_prediction_on_a_finer_grid_comes_back_exactly(keep_aspect):
+    affine, shape = oriented((8, 9, 10), ORIENTATIONS[29], np.diag([2.0, 2.0, 2.0, 1.0]))
+    target = (30, 30, 30)
+    label = torch.randint(0, 5, (1, *shape), dtype=torch.uint8)
+    chain = ResizeLabeld("label", target, keep_aspect=keep_aspect)
+    ras = Orientation(axcodes="RAS", labels=RAS)(MetaTensor(label, affine=torch.from_numpy(affine)))
+    small = chain({"label": ras})["label"]
+    features = F.one_hot(small[0].as_tensor().long(), 5).movedim(-1, 0).float()
+    found = restore([FeatureMap(features, small.affine.numpy())], shape, affine).segmentation
+    assert (found == label[0].numpy()).mean() > 0.999
+
+
+def test_the_order_of_the_result_is_the_order_of_files():
+    one = random_map((4, 5, 6), OBLIQUE @ place((7, 8, 9), (4, 5, 6)).matrix)
+    found = restore([one], (7, 8, 9), OBLIQUE)
+    assert found.segmentation.shape == (7, 8, 9)
+    assert found.segmentation.flags.f_contiguous
+
+
+def test_what_cannot_be_restored_is_refused_in_one_sentence():
+    one = random_map((4, 5, 6), OBLIQUE @ place((7, 8, 9), (4, 5, 6)).matrix)
+    with pytest.raises(RestoreError, match="turned or sheared"):
+        restore([one], (7, 8, 9), np.eye(4))
+    with pytest.raises(RestoreError, match="6 and 5 classes"):
+        restore([one, FeatureMap(one.features, one.affine, one.weight[:5], one.bias[:5])], (7, 8, 9), OBLIQUE)
+    with pytest.raises(RestoreError, match="class 6"):
+        restore([one], (7, 8, 9), OBLIQUE, probabilities_of=[6])
+    with pytest.raises(RestoreError, match="at least one"):
+        restore([], (7, 8, 9), OBLIQUE)
+    with pytest.raises(RestoreError, match="found"):
+        restore([FeatureMap(one.features, one.affine, one.weight[:, :3])], (7, 8, 9), OBLIQUE)

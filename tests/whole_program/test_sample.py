@@ -1,0 +1,32 @@
+"""The figure that the README promises for `make train`, held by training that very configuration."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+from jsonargparse import ArgumentParser
+
+from pipeline.cli.setting_flags import add_settings, parse
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.train import train
+from tests.support.paths import ROOT
+
+
+@pytest.mark.timeout(580)
+def test_the_sample_configuration_reaches_the_promised_miou(tmp_path):
+    promised = float(re.search(r"expect above\s+(0\.\d+)", (ROOT / "README.md").read_text(encoding="utf-8"))[1])
+    write_dataset(tmp_path / "sample")
+    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    add_settings(parser)
+    shipped, _ = parse(parser, ["--config", str(ROOT / "configs" / "sample.yaml")])
+    config = replace(
+        shipped,
+        experiment=replace(shipped.experiment, log_dir=str(tmp_path)),
+        data=replace(shipped.data, dataset_root=str(tmp_path / "sample"), cache_dir=str(tmp_path / "cache")),
+    )
+    log = json.loads((train(config) / "training_log.json").read_text())
+    assert log["best_metrics"]["best_val_mIoU"] > promised > 0.1
