@@ -7,12 +7,23 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _LINES_EVERY_S = 10.0
 """Seconds between two plain lines: enough to see that it lives, few enough for a log file."""
+
+
+class Progress(Protocol):
+    """What a function calls that takes long, from its own thread, each time that one more step is done.
+
+    `Bar.update` is one; so is any function with these parameters.
+    """
+
+    def __call__(self, done: int, total: int, what: str = "", note: str = "") -> None:
+        """Report that `done` of `total` steps of `what` ("hashing sources") are done; `note` is about the last one."""
 
 
 class Bar:
@@ -26,28 +37,29 @@ class Bar:
     def __init__(self, title: str, console: Console | None = None) -> None:
         self.title = title
         self.console = console or Console(file=sys.stderr)
-        self._bar: Progress | None = None
+        self._bar: rich.progress.Progress | None = None
         self._last_line = time.monotonic()
         self._count = ""
         self._lock = threading.Lock()
 
     def __enter__(self) -> Bar:
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=10),  # narrow: the note must fit beside it into 80 columns
-                TextColumn("{task.fields[count]}"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+            self._bar = rich.progress.Progress(
+                rich.progress.TextColumn("{task.description}"),
+                rich.progress.BarColumn(bar_width=10),  # narrow: the note must fit beside it into 80 columns
+                rich.progress.TextColumn("{task.fields[count]}"),
+                rich.progress.TimeRemainingColumn(),
+                rich.progress.TextColumn("{task.fields[note]}"),
                 console=self.console,
             )
             self._bar.start()
             self._bar.add_task(self.title, total=None, note="", count="")
         return self
 
-    def update(self, done: int, total: int, title: str | None = None, note: str = "") -> None:
-        """Show that `done` of `total` steps are finished."""
-        self.title, self._count = title or self.title, f"{done}/{total}"
+    def update(self, done: int, total: int, what: str = "", note: str = "") -> None:
+        """Show that `done` of `total` steps are finished; a `Progress`. `what` replaces the title from now on."""
+        self.title = what or self.title
+        self._count = f"{done}/{total}"
         if self._bar is not None:
             task = self._bar.tasks[0].id
             self._bar.update(task, completed=done, total=total, description=self.title, note=note, count=self._count)

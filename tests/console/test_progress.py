@@ -1,0 +1,40 @@
+"""Progress: a bar on a terminal, plain lines elsewhere, one call for both."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from pipeline.console.progress import Bar, Progress
+
+
+def count_to(n: int, progress: Progress) -> None:
+    for done in range(1, n + 1):
+        progress(done, n, "Counting", note=f"last was {done}")
+
+
+def test_elsewhere_than_on_a_terminal_the_end_is_one_plain_line():
+    text = io.StringIO()
+    with Bar("Working", Console(file=text, width=80)) as bar:
+        count_to(3, bar.update)
+    assert text.getvalue() == "Counting: 3/3 last was 3\n"
+
+
+def test_a_terminal_sees_title_count_and_note_in_80_columns():
+    text = io.StringIO()
+    with Bar("Working", Console(file=text, force_terminal=True, width=80)) as bar:
+        count_to(3, bar.update)
+    assert "Counting" in text.getvalue()
+    assert "3/3" in text.getvalue()
+    assert "last was 3" in text.getvalue()
+
+
+def test_a_part_of_a_step_gets_a_second_bar_that_never_goes_back():
+    text = io.StringIO()
+    with Bar("Working", Console(file=text, force_terminal=True, width=80)) as bar:
+        bar.update(1, 2)
+        bar.update_part("case_1", 0.5)
+        bar.update_part("case_1", 0.25)
+    assert "50%" in text.getvalue()
+    assert "25%" not in text.getvalue()
