@@ -37,7 +37,7 @@ test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type ch
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 
-faults: $(VENV)/.test-ready  ## write README's table of faults anew from the tests that inject them
+faults: $(VENV)/.test-ready  ## write the table of docs/reliability.md from the tests that inject the faults
 	$(BIN)/pytest -n 2 -m fault --write-faults
 
 soak: $(VENV)/.test-ready  ## kill a training 50 times at random moments, resume it, and print what was found (minutes)

@@ -21,9 +21,9 @@ install_import_hook(
     "beartype.beartype",
 )
 
-pytest_plugins = ["pytester"]  # sessions inside a test: tests/test_fault_table.py
+pytest_plugins = ["pytester"]  # sessions inside a test: tests/whole_program/test_fault_table.py
 
-README = ROOT / "README.md"
+RELIABILITY = ROOT / "docs" / "reliability.md"
 
 
 # The last bits of a sum depend on the number of threads; several test processes share the machine.
@@ -57,13 +57,13 @@ def shared_spec() -> Path:
     return spec
 
 
-# What the tests marked as faults showed becomes the README's reliability table, and the table is held against them.
+# What the tests marked as faults showed becomes the table of docs/reliability.md, and the table is held against them.
 _FAULTS: list[Fault] = []
 _DISAGREEMENTS: list[str] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-faults", action="store_true", help="Write the README's table of faults anew.")
+    parser.addoption("--write-faults", action="store_true", help="Write the table of docs/reliability.md again.")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -88,9 +88,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if hasattr(session.config, "workerinput") or exitstatus != 0:
         return
     if session.config.getoption("--write-faults"):
-        README.write_text(fault_table.replaced(README.read_text(encoding="utf-8"), _FAULTS), encoding="utf-8")
+        table = fault_table.replaced(RELIABILITY.read_text(encoding="utf-8"), _FAULTS)
+        RELIABILITY.write_text(table, encoding="utf-8")
     elif _is_whole_suite(session.config):
-        _DISAGREEMENTS.extend(fault_table.disagreements(README.read_text(encoding="utf-8"), _FAULTS))
+        _DISAGREEMENTS.extend(fault_table.disagreements(RELIABILITY.read_text(encoding="utf-8"), _FAULTS))
         session.exitstatus = pytest.ExitCode.TESTS_FAILED if _DISAGREEMENTS else exitstatus
 
 
@@ -101,6 +102,6 @@ def _is_whole_suite(config: pytest.Config) -> bool:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if _DISAGREEMENTS:
-        terminalreporter.section("README's table of faults")
+        terminalreporter.section("The table of docs/reliability.md")
         for sentence in _DISAGREEMENTS:
             terminalreporter.write_line(sentence)

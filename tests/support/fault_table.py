@@ -1,4 +1,4 @@
-"""The table "fault injected, what happened" of the README: drawn from what tests recorded, and held against it.
+"""The table "fault injected, what happened" of docs/reliability.md: drawn from tests, and held against them.
 
 A test carries `@pytest.mark.fault(INJECTED, HAPPENED)`; `conftest.py` gathers how those tests went. Knows no pytest.
 """
@@ -28,7 +28,7 @@ class Fault:
 
     @property
     def row(self) -> str:
-        """The README's line for it."""
+        """Its line in the table."""
         cells = (self.injected, self.happened, f"`{self.file}`")
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
@@ -41,12 +41,12 @@ def rows(faults: Iterable[Fault]) -> list[str]:
 
 
 def table(faults: Iterable[Fault]) -> str:
-    """Return the README's table with its two marks."""
+    """Return the table with its two marks."""
     return "\n".join((START, "", *_HEAD, *rows(faults), "", END))
 
 
 def replaced(readme: str, faults: Iterable[Fault]) -> str:
-    """Return the README's text with the table drawn anew. Raises ValueError where its two marks are missing."""
+    """Return the page's text with the table drawn anew. Raises ValueError where its two marks are missing."""
     before, after = _around(readme)
     return before + table(faults) + after
 
@@ -63,13 +63,13 @@ def disagreements(readme: str, faults: Iterable[Fault]) -> list[str]:
     shown, skipped = rows(faults), {fault.row for fault in faults if fault.outcome == "skipped"}
     unproved = [row for row in claims if row not in shown and row not in skipped]
     unsaid = [row for row in shown if row not in claims]
-    return [f"README claims what no passing test shows: {row}" for row in unproved] + [
-        f"README lacks what a test shows (run `make faults`): {row}" for row in unsaid
+    return [f"The table claims what no passing test shows: {row}" for row in unproved] + [
+        f"The table lacks what a test shows (run `make faults`): {row}" for row in unsaid
     ]
 
 
 def _around(readme: str) -> tuple[str, str]:
     """Return what stands before and after the table."""
     if readme.count(START) != 1 or readme.count(END) != 1:
-        raise ValueError(f"expected the lines {START!r} and {END!r} once each in the README")
+        raise ValueError(f"expected the lines {START!r} and {END!r} once each in the page")
     return readme[: readme.index(START)], readme[readme.index(END) + len(END) :]

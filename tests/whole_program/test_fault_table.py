@@ -1,4 +1,4 @@
-"""The README's table of faults cannot claim what no passing test shows."""
+"""The table of faults cannot claim what no passing test shows."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def test_a_claim_without_a_passing_test_is_named() -> None:
     failed = Fault(FULL.file, 9, FULL.injected, FULL.happened, "failed")
     for ran in ([CUT], [CUT, failed], [CUT, FULL, failed]):
         (sentence,) = disagreements(readme(CUT, FULL), ran)
-        assert sentence.startswith("README claims what no passing test shows: | a full disk |")
+        assert sentence.startswith("The table claims what no passing test shows: | a full disk |")
 
 
 def test_a_passing_test_without_a_claim_is_named() -> None:
     (sentence,) = disagreements(readme(CUT), [CUT, FULL])
-    assert sentence.startswith("README lacks what a test shows (run `make faults`): | a full disk |")
+    assert sentence.startswith("The table lacks what a test shows (run `make faults`): | a full disk |")
 
 
 def test_a_claim_whose_tests_were_skipped_here_stands_but_is_not_written_anew() -> None:
@@ -70,7 +70,7 @@ def test_a_real_session_writes_the_table_and_fails_when_it_is_untrue(pytester, r
     start = source.index("# What the tests marked as faults showed")
     names = "from pathlib import Path\nimport fault_table\nimport pytest\nfrom fault_table import Fault\n"
     pytester.mkdir("tests").joinpath("conftest.py").write_text(
-        f"{names}README = Path(__file__).parents[1] / 'README.md'\n{source[start:]}", encoding="utf-8"
+        f"{names}RELIABILITY = Path(__file__).parents[1] / 'README.md'\n{source[start:]}", encoding="utf-8"
     )
     (pytester.path / "tests" / "fault_table.py").write_text((root / "tests" / "support" / "fault_table.py").read_text())
     (pytester.path / "tests" / "test_it.py").write_text(TESTS)
@@ -88,4 +88,4 @@ def test_a_real_session_writes_the_table_and_fails_when_it_is_untrue(pytester, r
     path.write_text(path.read_text().replace("one line", "all is well"))
     result = pytester.runpytest_subprocess()
     assert result.ret == 1
-    result.stdout.fnmatch_lines(["*README claims what no passing test shows: | a cut file | all is well |*"])
+    result.stdout.fnmatch_lines(["*The table claims what no passing test shows: | a cut file | all is well |*"])
