@@ -13,9 +13,8 @@ Interpolation is centre-aligned and repeats the border voxel beyond the outermos
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from math import prod
 
 import numpy as np
@@ -24,21 +23,14 @@ from torch import Tensor
 
 from transforms.resize import voxel_map
 from transforms.separable import apply_along, band
-from transforms.slabs import first_highest
+from transforms.slabs import first_highest, segmentation_dtype, share_out, slab_bytes
 
 SEPARABLE_TOLERANCE = 0.01
 """Target voxels that a source corner may lie off its place when the axes are taken one by one."""
 
-CPU_BYTES_PER_THREAD = 3 * 2**20
-"""Working set of a slab: a core's share of the cache. At 71 classes 16 rows of 512 voxels were fastest on a 2-core AMD
-EPYC (1 MB of L2 a core); 128 rows took twice as long."""
-
 SLICES_A_BLOCK = 16
 """Target slices brought into the source's memory order at once. Where the two orders differ, neighbouring slices lie in
 the same cache lines, and to fetch them one by one takes longer than all the rest."""
-
-ACCELERATOR_BYTES = 256 * 2**20
-"""Enough to fill an accelerator and to hide the launches."""
 
 PROBABILITY_STEPS = 255
 """Probabilities leave as uint8: value / 255."""
@@ -96,7 +88,7 @@ def restore(
         shape: source voxels (I, J, K).
         affine: 4×4, source voxel -> world mm, the world that the maps' affines speak of.
         probabilities_of: class indices whose probabilities are wanted, too.
-        memory_budget_mb: MiB of a slab's working set; None takes what was measured as fastest.
+        memory_budget_mb: MiB of all slabs in work together, see `transforms.slabs.slab_bytes`.
         progress: called with (slices done, slices).
 
     Returns:
@@ -108,14 +100,14 @@ def restore(
     """
     n_classes = _check(maps, probabilities_of)
     n_i, n_j, n_k = (int(n) for n in shape)
-    segmentation = torch.empty((n_k, n_j, n_i), dtype=torch.uint8 if n_classes <= 255 else torch.uint16)
+    segmentation = torch.empty((n_k, n_j, n_i), dtype=segmentation_dtype(n_classes))
     chosen = {c: torch.empty((n_k, n_j, n_i), dtype=torch.uint8) for c in probabilities_of}
     n_rows = _rows_of_a_slab(maps, shape, memory_budget_mb)
     certain = len(maps) > 1 or bool(chosen)
     done = count(1)
 
     @torch.no_grad()
-    def work(part: range) -> None:
+    def work(part: Sequence[int]) -> None:
         ways = [_Way(one, shape, affine) for one in maps]
         for k in part:
             slices = [way.features_of(k) for way in ways]
@@ -128,25 +120,8 @@ def restore(
             if progress:
                 progress(next(done), n_k)
 
-    _in_threads(work, n_k, on_cpu=maps[0].features.device.type == "cpu")
+    share_out(range(n_k), work, maps[0].features.device)
     return Restored(segmentation.numpy().T, {c: volume.numpy().T for c, volume in chosen.items()})
-
-
-def _in_threads(work: Callable[[range], None], n_slices: int, *, on_cpu: bool) -> None:
-    """Do the slices 0 … n_slices − 1: on a CPU a range to each of torch's threads, which then compute alone. Slabs
-    that fit a cache are too small to be shared: the threads would mostly wait for each other."""
-    n_threads = min(torch.get_num_threads(), n_slices) if on_cpu else 1
-    edges = [n_slices * t // n_threads for t in range(n_threads + 1)]
-    parts = [range(low, high) for low, high in pairwise(edges)]
-    if n_threads == 1:
-        return work(parts[0])
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # new threads take it over
-    try:
-        with ThreadPoolExecutor(n_threads) as pool:
-            list(pool.map(work, parts))
-    finally:
-        torch.set_num_threads(before)
 
 
 def _check(maps: Sequence[FeatureMap], probabilities_of: Sequence[int]) -> int:
@@ -167,12 +142,9 @@ def _check(maps: Sequence[FeatureMap], probabilities_of: Sequence[int]) -> int:
 
 
 def _rows_of_a_slab(maps: Sequence[FeatureMap], shape: Sequence[int], memory_budget_mb: float | None) -> int:
-    device, n_classes = maps[0].features.device, maps[0].n_classes
-    default = CPU_BYTES_PER_THREAD if device.type == "cpu" else ACCELERATOR_BYTES
-    budget = default if memory_budget_mb is None else memory_budget_mb * 2**20
     # Logits before and after the last interpolation, and sums of probabilities where there are several maps.
-    bytes_per_row = int(shape[0]) * 4 * n_classes * (4 / 3 if len(maps) == 1 else 7 / 3)
-    return max(1, int(budget / bytes_per_row))
+    bytes_per_row = int(shape[0]) * 4 * maps[0].n_classes * (4 / 3 if len(maps) == 1 else 7 / 3)
+    return max(1, int(slab_bytes(maps[0].features.device, memory_budget_mb) / bytes_per_row))
 
 
 def _scores(ways: Sequence[_Way], slices: Sequence[Tensor], rows: slice, certain: bool) -> Tensor:

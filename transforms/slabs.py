@@ -1,7 +1,4 @@
-"""How a volume is cut into slabs of voxels that fit a memory budget, who works on them, and a 1×1×1 head as a matrix.
-
-Leaves to others what is computed inside a slab: the loss in `losses`, the argmax in `metrics`.
-"""
+"""Work on a volume in slabs of voxels that fit a cache, one thread a slab; the argmax inside a slab."""
 
 from __future__ import annotations
 
@@ -11,6 +8,7 @@ from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 # Measured with 71 classes on a 2-core AMD EPYC (1 MiB of L2 a core): the working set of one thread should stay near
@@ -22,19 +20,29 @@ ACCELERATOR_BYTES = 256 * 2**20
 Share = TypeVar("Share")
 
 
+def slab_bytes(device: torch.device, memory_budget_mb: float | int | None = None) -> int:
+    """Bytes that the working set of one thread's slab may take.
+
+    `memory_budget_mb` is in MiB, on a CPU for all threads together; None takes what was measured as fastest: the cache
+    share of each thread on a CPU, 256 MiB elsewhere.
+    """
+    on_cpu = device.type == "cpu"
+    if memory_budget_mb is None:
+        return CPU_BYTES_PER_THREAD if on_cpu else ACCELERATOR_BYTES
+    return int(memory_budget_mb * 2**20 / (torch.get_num_threads() if on_cpu else 1))
+
+
 def slabs(
     n_voxels: int, bytes_per_voxel: int, device: torch.device, memory_budget_mb: float | int | None = None
 ) -> list[slice]:
-    """Cut the voxels 0 … n_voxels of one sample into ranges whose working set fits the budget.
+    """Cut the voxels 0 … n_voxels of one sample into ranges whose working set fits the budget, see `slab_bytes`.
 
-    `memory_budget_mb` is in MiB, on a CPU for all threads together; None takes what was measured as fastest: the cache
-    share of each thread on a CPU, 256 MiB elsewhere. A slab holds at least 256 voxels, whatever the budget, and more
-    classes only make slabs shorter.
+    A slab holds at least 256 voxels, whatever the budget, and more classes only make slabs shorter.
+
+    >>> slabs(600, 2**13, torch.device("cpu"), memory_budget_mb=2 * torch.get_num_threads())
+    [slice(0, 256, None), slice(256, 512, None), slice(512, 600, None)]
     """
-    n_threads = torch.get_num_threads() if device.type == "cpu" else 1
-    default = CPU_BYTES_PER_THREAD if device.type == "cpu" else ACCELERATOR_BYTES
-    budget = default if memory_budget_mb is None else memory_budget_mb * 2**20 / n_threads
-    step = max(256, int(budget) // bytes_per_voxel)
+    step = max(256, slab_bytes(device, memory_budget_mb) // bytes_per_voxel)
     return [slice(start, min(start + step, n_voxels)) for start in range(0, n_voxels, step)]
 
 
@@ -75,11 +83,19 @@ def share_out(pieces: Sequence[Any], work: Callable[[Sequence[Any]], Share], dev
         torch.set_num_threads(n_threads)  # what later threads start from
 
 
-def first_highest(scores: Tensor) -> Tensor:
+def segmentation_dtype(n_classes: int) -> torch.dtype:
+    """Return the dtype of a segmentation in memory and in files: uint8, uint16 above 255 classes (255 is ignore)."""
+    return torch.uint8 if n_classes <= 255 else torch.uint16
+
+
+def first_highest(scores: Float[Tensor, " C *grid"]) -> Float[Tensor, " *grid"]:
     """Return the index of the maximum along the first axis, the lowest among equals, as a float tensor.
 
     Overwrites the scores. torch.argmax over the first axis takes ten times as long on a CPU (torch 2.13); this
     vectorises.
+
+    >>> first_highest(torch.tensor([[1.0, 5.0, 2.0], [3.0, 5.0, 1.0]]))
+    tensor([1., 0., 0.])
     """
     n_classes = len(scores)
     indices = torch.arange(n_classes, dtype=scores.dtype, device=scores.device)

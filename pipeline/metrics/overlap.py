@@ -20,7 +20,7 @@ from monai.metrics import DiceMetric
 from torch import Tensor, nn
 
 from networks.head import as_matrix, head_matrix
-from transforms.slabs import counting_slabs, first_highest, share_out, slabs
+from transforms.slabs import counting_slabs, first_highest, segmentation_dtype, share_out, slabs
 
 Absent = Literal["left_out", "scored"]
 
@@ -41,7 +41,7 @@ def segment_in_slabs(
     matrix = None if weight is None else weight.to(dtype)
     shift = torch.zeros((), dtype=dtype, device=features.device) if bias is None else bias.to(dtype)[:, None]
     grid = features.shape[2:]
-    label_type = torch.uint8 if n_classes <= 255 else torch.uint16
+    label_type = segmentation_dtype(n_classes)
     segmentation = torch.empty(len(features), grid.numel(), dtype=label_type, device=features.device)
     samples = [as_matrix(sample) for sample in features]
 
