@@ -27,6 +27,8 @@ Size = tuple[int, int, int]
 class NetworkError(ValueError):
     """What is wrong with a network's name, arguments, outputs or checkpoint, in one line."""
 
+    is_input_error = True
+
 
 class SplitNetwork(nn.Module):
     """A network as features and head; its state_dict has the original network's own keys, in both directions.

@@ -48,6 +48,8 @@ STRENGTHS = {field.name for field in fields(Strengths)}
 class ChainError(ValueError):
     """An argument of a chain that cannot be: which, expected, found."""
 
+    is_input_error = True
+
 
 class Chain(Compose):
     """A Compose that raises a part's VolumeError as it is, where MONAI's would hide it in "applying transform …"."""

@@ -39,6 +39,8 @@ PROBABILITY_STEPS = 255
 class RestoreError(ValueError):
     """Features that cannot be brought back: which, expected, found."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureMap:

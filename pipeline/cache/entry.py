@@ -35,6 +35,8 @@ LEVELS = 65535  # steps between a channel's least and greatest value
 class CacheError(ValueError):
     """One line: which case, entry or folder, what was expected and found, what to do."""
 
+    is_input_error = True
+
 
 class DamagedEntryError(CacheError):
     """An entry that is truncated, altered or not ours: it is to be built again."""

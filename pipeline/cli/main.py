@@ -13,28 +13,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError
 
 from pipeline.cli import cache, check, check_geometry, compare, evaluate, plot, predict, sample, train
-from pipeline.cli.arguments import (
-    EXIT_WRONG_INPUT,
-    complain,
-    silence_stdout,
-)
-
-EXPECTED_ERRORS = (
-    ("pipeline.config.settings", "ConfigError"),
-    ("pipeline.datasets.dataset", "DatasetError"),
-    ("pipeline.cache.entry", "CacheError"),
-    ("pipeline.runs.run_folder", "RunFolderError"),
-    ("pipeline.training.lightning_module", "TrainingError"),
-    ("pipeline.compute.ranks", "ProcessError"),
-    ("transforms.io.load", "VolumeError"),
-    ("transforms.chains", "ChainError"),
-    ("networks.registry", "NetworkError"),
-    ("pipeline.phantoms.phantom", "PhantomError"),
-    ("pipeline.writers.segmentation", "SegmentationError"),
-    ("pipeline.evaluation.pairing", "EvaluationError"),
-    ("pipeline.evaluation.comparison", "ComparisonError"),
-)
-"""Where the errors live whose message says everything to the person who reads it."""
+from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, silence_stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         silence_stdout()
         return 0
     except Exception as error:
-        if debug or not _is_expected(error):
+        if debug or not is_input_error(error):
             raise
         # Bad data have a line for every error, any other message is one line.
         return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
@@ -73,11 +52,9 @@ def _overview() -> str:
     return "\n".join(lines + [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()])
 
 
-def _is_expected(error: Exception) -> bool:
-    kinds = tuple(
-        getattr(sys.modules[room], name) for room, name in EXPECTED_ERRORS if hasattr(sys.modules.get(room), name)
-    )
-    return isinstance(error, (*kinds, ArgumentError))
+def is_input_error(error: Exception) -> bool:
+    """Whether the message tells the person at the keyboard all there is to know; the class of the error says so."""
+    return isinstance(error, ArgumentError) or getattr(error, "is_input_error", False)
 
 
 VERBS: dict[str, Callable[[list[str]], int]] = {

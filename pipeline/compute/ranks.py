@@ -28,6 +28,8 @@ _FAILURE, _WRITTEN = "bodyseg/failure", "bodyseg/written"
 class ProcessError(RuntimeError):
     """Another process of the training has ended, or cannot be started; one line that says which and what to do."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True)
 class Place:

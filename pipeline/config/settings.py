@@ -23,6 +23,8 @@ MOST_VOXELS = 2**31
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type, or contradicts another; one line that names it."""
 
+    is_input_error = True
+
 
 def require(condition: bool, message: str) -> None:
     if not condition:

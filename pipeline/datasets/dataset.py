@@ -15,6 +15,8 @@ Label = Path | tuple[tuple[int, Path], ...]
 class DatasetError(ValueError):
     """A data set that cannot be used as it lies: `lines` with the case or file, expected, found, what to do."""
 
+    is_input_error = True
+
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines

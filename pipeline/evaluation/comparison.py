@@ -27,6 +27,8 @@ SIGNIFICANT = 0.05
 class ComparisonError(ValueError):
     """Two evaluations that cannot be compared: why, and what to do."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True)
 class ClassDifference:

@@ -39,6 +39,8 @@ _HOW_TO_NAME = "name them with --class_names liver=1,spleen=2,… or with a labe
 class EvaluationError(ValueError):
     """Predictions that cannot be evaluated: which, expected, found, what to do."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True)
 class Side:

@@ -18,6 +18,8 @@ from typing import BinaryIO
 class RunFolderError(ValueError):
     """A run that cannot be named, written, read or continued: one line with the file, the fault and the remedy."""
 
+    is_input_error = True
+
 
 UNFINISHED = ".writing"
 """Ends the name of a file being written; only a kill leaves one behind, and the run's next start removes it."""

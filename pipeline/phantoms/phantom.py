@@ -33,6 +33,8 @@ Progress = Callable[[int, int], None]
 class PhantomError(ValueError):
     """A phantom that cannot be made as asked; one line."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True, eq=False)
 class Phantom:

@@ -34,6 +34,8 @@ but once it has fallen below 1, it is the gradient itself that is none."""
 class TrainingError(RuntimeError):
     """Training cannot go on; one line that says where and why."""
 
+    is_input_error = True
+
 
 class SegmentationModule(pl.LightningModule):
     """Trains a network that is `features(x)` and `head` (see networks.registry) on whole volumes.

@@ -23,6 +23,8 @@ LONGEST_NAME = 80
 class SegmentationError(ValueError):
     """A segmentation that cannot be written as asked: which case or format, expected, found, what to do."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import pkgutil
 import subprocess
 import sys
 
@@ -58,6 +61,32 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(arguments, words, tm
     assert len(complaint) == 1
     assert words in complaint[0]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_every_error_of_ours_is_said_in_one_line_without_traceback():
+    modules = [
+        importlib.import_module(module.name)
+        for package in map(importlib.import_module, ("pipeline", "transforms", "networks"))
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        if not module.name.endswith("__main__")
+    ]
+    errors = {
+        cls
+        for module in modules
+        for name, cls in inspect.getmembers(module, inspect.isclass)
+        if name.endswith("Error") and cls.__module__.partition(".")[0] in ("pipeline", "transforms", "networks")
+    }
+    assert len(errors) > 12
+    assert [cls.__qualname__ for cls in errors if not getattr(cls, "is_input_error", False)] == []
+
+
+def test_an_error_that_nobody_expected_keeps_its_traceback(monkeypatch):
+    def broken(arguments):
+        raise ValueError("a fault of the program")
+
+    monkeypatch.setitem(VERBS, "plot", broken)
+    with pytest.raises(ValueError, match="a fault of the program"):
+        main(["plot"])
 
 
 def test_printed_settings_are_a_config(tmp_path, capsys):

@@ -28,7 +28,7 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli.main import _is_expected, main
+from pipeline.cli.main import is_input_error, main
 from pipeline.config.files import load_mapping
 from pipeline.datasets.listing import list_cases
 from pipeline.evaluation.comparison import compare_metrics
@@ -221,7 +221,7 @@ def expected_or(act: Callable[[], object]) -> None:
         try:
             act()
         except Exception as error:
-            if not _is_expected(error):
+            if not is_input_error(error):
                 raise
 
 

@@ -27,6 +27,8 @@ GRID_TOLERANCE_VOXELS = 0.1
 class VolumeError(ValueError):
     """A volume that cannot be used: one line with the file or case, what was expected, what was found, what to do."""
 
+    is_input_error = True
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
