@@ -113,4 +113,5 @@ def refuse_errors(findings: Iterable[Finding], remedy: str) -> None:
     more = [f"and {len(wrong) - _LINES} more errors; bodyseg check lists all"] if len(wrong) > _LINES else []
     total = f"{len(wrong)} {'error' if len(wrong) == 1 else 'errors'} in the data"
     where = f" in {len(cases)} {'case' if len(cases) == 1 else 'cases'}" if cases else ""
-    raise BadDataError(*(str(finding) for finding in wrong[:_LINES]), *more, f"{total}{where}; {remedy}")
+    lines = [*(str(finding) for finding in wrong[:_LINES]), *more, f"{total}{where}; {remedy}"]
+    raise BadDataError.all_of([BadDataError(line) for line in lines])

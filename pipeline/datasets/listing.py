@@ -110,7 +110,7 @@ def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_
         raise DatasetError(f"{root}: expected cases in the {layout} layout, found none")
     rows, refused = _usable(listing, root, follow_links=follow_links or layout == "list")
     if refused and (strict or not rows):
-        raise DatasetError(*_lines(list(refused.values()), root))
+        raise DatasetError.all_of([DatasetError(line) for line in _lines(list(refused.values()), root)])
     if twice := [case for case, count in Counter(row.id for row in rows).items() if count > 1]:
         count = sum(row.id == twice[0] for row in rows)
         others = f", and so do {len(twice) - 1} others ({', '.join(twice[1:6])})" if twice[1:] else ""
@@ -120,7 +120,8 @@ def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_
     try:
         split = _own_split(labelled, root) if has_own_split else None
     except DatasetError as error:  # what is missing on a side may be what was refused
-        raise DatasetError(*_lines(list(refused.values()), root), *error.lines) from error
+        lines = _lines(list(refused.values()), root)
+        raise DatasetError.all_of([*(DatasetError(line) for line in lines), error]) from error
     table = listing.table
     return Dataset(
         root, layout, tuple(_case(row, divided=has_own_split) for row in labelled), table.names, table.values,
