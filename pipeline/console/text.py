@@ -1,25 +1,70 @@
-"""Tables and numbers as text."""
+"""Text for people: numbers, sizes, short lists and tables; nothing in it can steer a terminal."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
+
+BYTES_PER_GB = 10**9
+"""One GB wherever a size is printed or asked for (`--max_gb`, data.cache_limit_gb), as disks and `df -H` count."""
+
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, marks that reorder text (Unicode Annex 9), line separators and halves of surrogate pairs."""
 
 
 def number(value: float, digits: int = 4) -> str:
-    """Write a number for a table, nothing for NaN."""
+    """Write a number for a table, nothing for NaN.
+
+    >>> number(0.75), number(float("nan"))
+    ('0.7500', '')
+    """
     return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Pad the first column on the right, the others on the left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))] if rows else []
-    return [
-        "  ".join(c.rjust(w) if n else c.ljust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True))).rstrip()
-        for row in rows
-    ]
+def gigabytes(n_bytes: float, digits: int = 2) -> str:
+    """Write a size in GB of 10**9 bytes.
+
+    >>> gigabytes(1_234_000_000)
+    '1.23 GB'
+    """
+    return f"{n_bytes / BYTES_PER_GB:.{digits}f} GB"
+
+
+def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
+    """Write the first `most` names and how many are left.
+
+    >>> some_of(["liver", "spleen", "aorta", "heart"], most=2)
+    'liver, spleen and 2 more'
+    """
+    texts = [str(name) for name in names]
+    left = len(texts) - most
+    return ", ".join(texts[:most]) + (f" and {left} {more}" if left > 0 else "")
+
+
+def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
+    """Write rows of cells as lines of a table: the columns `left` are padded on the right, the others on the left.
+
+    >>> aligned([("case", "dice"), ("liver_07", "0.91")])
+    ['case      dice', 'liver_07  0.91']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def printable(text: str) -> str:
-    """Replace what could steer a terminal; the texts come from files that anybody may have written."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    r"""Replace every character that could steer a terminal or cannot be encoded by U+FFFD, line breaks included.
+
+    Names of cases, classes and runs come from files that anybody may have written.
+
+    >>> printable("liver\x1b[2J")
+    'liver�[2J'
+    """
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)

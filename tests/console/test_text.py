@@ -1,0 +1,76 @@
+"""Text for people: what is printed says what is there, and steers no terminal."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+import pytest
+
+from pipeline.console.text import aligned, gigabytes, number, printable, some_of
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("liver\x1b[2J", "liver�[2J"),
+        ("a\nb\tc\rd", "a�b�c�d"),
+        ("\x9b31m", "�31m"),
+        ("\u202ecod.txt\u202c", "�cod.txt�"),
+        ("\u2066left\u2069", "�left�"),
+        ("caf\udce9", "caf�"),
+        ("Leber (größte), 肝臓, کبد، نیم\u200cفاصله", "Leber (größte), 肝臓, کبد، نیم\u200cفاصله"),
+    ],
+)
+def test_what_steers_a_terminal_or_cannot_be_encoded_is_replaced_and_nothing_else(text, shown):
+    assert printable(text) == shown
+
+
+def test_no_control_character_and_no_reordering_of_unicode_gets_through():
+    reordering = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+    for code in range(0x110000):
+        character = chr(code)
+        unsafe = unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp")
+        if unsafe or unicodedata.bidirectional(character) in reordering:
+            assert printable(character) == "�"
+
+
+def test_every_printable_text_can_be_encoded():
+    printable("".join(map(chr, range(0x20000)))).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ([], ""),
+        (["a"], "a"),
+        (["a", "b"], "a, b"),
+        (["a", "b", "c"], "a, b and 1 more"),
+        (range(12), "0, 1 and 10 more"),
+        (iter("abc"), "a, b and 1 more"),
+    ],
+)
+def test_a_long_list_is_cut_and_says_how_much_is_left(names, text):
+    assert some_of(names, 2) == text
+
+
+def test_the_rest_of_a_list_can_be_named():
+    assert some_of("abcd", 1, "more cases") == "a and 3 more cases"
+
+
+def test_a_gigabyte_is_a_thousand_million_bytes():
+    assert gigabytes(1e9) == "1.00 GB"
+    assert gigabytes(2**30, 3) == "1.074 GB"
+
+
+def test_a_number_that_is_not_there_leaves_its_cell_empty():
+    assert number(math.nan) == ""
+    assert number(math.inf) == "inf"
+    assert number(-0.12345) == "-0.1235"
+
+
+def test_columns_are_aligned_and_lines_end_without_spaces():
+    rows = [("class", "dice", "note"), ("liver", "0.9", ""), ("a", "0.95", "x")]
+    assert aligned(rows) == ["class  dice  note", "liver   0.9", "a      0.95     x"]
+    assert aligned(rows, left=(2,)) == ["class  dice  note", "liver   0.9", "    a  0.95  x"]
+    assert aligned([]) == []
