@@ -84,7 +84,7 @@ def plain(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16
     """Logits, DiceCELoss and AdamW in float32 on a CacheDataset; DiceMetric on one-hot maps, as MONAI's tutorials."""
     config = _config(folder, dataset_root, n_epochs, base_channels)
     dataset = list_cases(config.data.dataset_root)
-    n_classes = len(dataset.class_names)
+    n_classes = len(dataset.classes.names)
     forget_peak()
     before = resident_bytes()
     train_loader, val_loader = _loaders(config, dataset)
@@ -146,7 +146,7 @@ def _write_list(folder: str, dataset_root: str) -> Path:
         | {"label": str(Path(str(case.label)).resolve())}
         for n, case in enumerate(dataset.cases)
     ]
-    labels = dict(zip(dataset.class_names, dataset.label_values, strict=True))
+    labels = dict(zip(dataset.classes.names, dataset.classes.values, strict=True))
     listed = {"cases": cases, "labels": labels, "channel_names": list(dataset.channel_names)}
     path.write_text(json.dumps(listed), encoding="utf-8")
     return path

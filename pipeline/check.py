@@ -19,7 +19,7 @@ from pipeline.checks.screening import judge, list_configured
 
 # dropped import
 from pipeline.config.settings import Config, DataConfig
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, take_fingerprint
 from pipeline.training.cost import Estimate, estimate_training

@@ -128,7 +128,7 @@ def evaluate_run(
     dataset, cases = _cases_of(folder, split)
     place = choose_device(device)
     models = load_models([run], place, trust=trust)
-    if models[0].class_names != dataset.class_names:
+    if models[0].class_names != dataset.classes.names:
         raise EvaluationError(f"{folder.path}: its classes are not those of {dataset.root} any more; restore the data")
     target = default_output(folder.path, split) if output is None else Path(output)
     wanted = Wanted(target / "predictions", models[0].class_names)
@@ -141,9 +141,9 @@ def evaluate_run(
     failed = {record["case"]: str(record["error"]) for record in records if record["status"] == "failed"}
     files = {case.id: wanted.label_files(case.id)["nifti"] for case in cases}
     pairs = [Pair(c.id, files[c.id], c.label) for c in cases if c.id not in failed and c.label is not None]
-    table = ClassTable(dataset.class_names, dataset.label_values, dataset.ignore_value, dataset.label_remap)
-    every = tuple(range(len(table.names)))
-    classes = CommonClasses(table, ClassTable(table.names, every), every, every)
+    names = dataset.classes.names
+    every = tuple(range(len(names)))
+    classes = CommonClasses(dataset.classes, ClassTable(names, every), every, every)
     result = evaluate_pairs(
         pairs, classes, tolerance_mm=tolerance_mm, surface=surface, resample=resample, seed=seed, workers=workers,
         progress=progress, case_progress=case_progress, refused=failed,

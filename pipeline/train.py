@@ -104,7 +104,7 @@ def train(
             network,
             n_classes=prepared.n_classes,
             class_weights=weights,
-            ignores_voxels=prepared.dataset.ignore_value is not None,
+            ignores_voxels=prepared.dataset.classes.ignore_value is not None,
         )
         recorder = _build_recorder(config, folder, prepared, network, state)
         data = BodyData(
@@ -268,11 +268,11 @@ def _build_recorder(
             "run": folder.name,
             "network": network_settings(network),
             "preprocessing": prepared.preprocessing,
-            "class_names": list(prepared.dataset.class_names),
+            "class_names": list(prepared.dataset.classes.names),
             "channel_names": list(prepared.dataset.channel_names),
             "flips": list(config.data.flips),
         },
-        class_names=prepared.dataset.class_names,
+        class_names=prepared.dataset.classes.names,
         overlay_every=config.training.overlay_every,
         patience=config.training.early_stopping_patience,
         resume=state,

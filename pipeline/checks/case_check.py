@@ -20,7 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 from pipeline.checks.findings import Finding, Severity, from_volume_error
 from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts, count_values, measure_image, measure_label
 from pipeline.compute.memory import default_workers
-from pipeline.datasets.dataset import Case, Dataset
+from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.grid import GRID_TOLERANCE_VOXELS, AxisChange, Geometry, VolumeError, axes_onto, describe_mismatch
 from transforms.io.load import Volume, read_volume
 
@@ -209,8 +209,8 @@ def _inspect_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _
     if isinstance(case.label, Path):
         file, facts = case.label, _inspect_label_map(case.label, dataset, grid, notes)
     else:
-        file = case.label[0][1].parent if case.label else Path()
-        facts = _inspect_masks(case.label, len(dataset.class_names), grid, notes)
+        file = label_path(case.label) or Path()
+        facts = _inspect_masks(case.label, len(dataset.classes.names), grid, notes)
     if facts is not None and not facts.class_voxels[1:].any():
         remedy = "look whether the structures are really absent, or drop the case"
         notes.add("warning", "empty_label", file, "a voxel of some class", "background only", remedy)
@@ -226,10 +226,11 @@ def _inspect_label_map(path: Path, dataset: Dataset, grid: Geometry | None, note
     counts = _whole_numbers(volume.array, path, notes)
     if counts is None:
         return None
-    if counts.keys() - dataset.known_values:
+    if counts.keys() - dataset.classes.known_values:
         notes.label_values.update(counts)  # what they may mean shows beside the other cases
         return None
-    return measure_label(volume.array, volume.affine, len(dataset.class_names), dataset.class_of_value, counts)
+    classes = dataset.classes
+    return measure_label(volume.array, volume.affine, len(classes.names), classes.class_of_value, counts)
 
 
 def _inspect_masks(

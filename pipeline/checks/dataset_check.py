@@ -11,7 +11,7 @@ import yaml
 from pipeline.checks.case_check import CaseFacts, list_counts
 from pipeline.checks.findings import Finding
 from pipeline.checks.voxel_statistics import ImageFacts
-from pipeline.datasets.dataset import Dataset, Split
+from pipeline.datasets.dataset import Dataset, Split, label_path
 from transforms.io.label_values import value_ranges
 from transforms.left_right import sided_classes
 
@@ -55,11 +55,11 @@ def _unknown_values(facts: Sequence[CaseFacts], dataset: Dataset) -> Iterator[Fi
     table = suggest_remap([case.unknown_values for case in facts], dataset)
     remedy = f"name them as classes, or replace them: write under data in the settings  label_remap: {table}"
     for case in facts:
-        unknown = {v: count for v, count in case.unknown_values.items() if v not in dataset.known_values}
+        unknown = {v: count for v, count in case.unknown_values.items() if v not in dataset.classes.known_values}
         if unknown:
             yield Finding(
                 "error", "label_unknown_values", case.case, _label_file(case, dataset),
-                f"the label values {value_ranges(sorted(dataset.known_values))}", list_counts(unknown),
+                f"the label values {value_ranges(sorted(dataset.classes.known_values))}", list_counts(unknown),
                 remedy if len(unknown) <= _MANY_VALUES else "look whether it is an image in the place of a label",
             )  # fmt: skip
 
@@ -72,13 +72,15 @@ def suggest_remap(labels: Sequence[Mapping[int, int]], dataset: Dataset) -> str:
     """
     guesses: dict[int, Counter[int]] = defaultdict(Counter)
     for counts in labels:
-        unknown = sorted(counts.keys() - dataset.known_values)
-        lacking = sorted(set(range(1, len(dataset.class_names))) - {dataset.class_of_value.get(v) for v in counts})
+        unknown = sorted(counts.keys() - dataset.classes.known_values)
+        lacking = sorted(
+            set(range(1, len(dataset.classes.names))) - {dataset.classes.class_of_value.get(v) for v in counts}
+        )
         meant = lacking if len(lacking) == len(unknown) else [0] * len(unknown)
         for value, index in zip(unknown, meant, strict=True):
             if len(unknown) <= _MANY_VALUES:
                 guesses[value][index] += 1
-    remap = {value: dataset.class_names[guesses[value].most_common(1)[0][0]] for value in sorted(guesses)}
+    remap = {value: dataset.classes.names[guesses[value].most_common(1)[0][0]] for value in sorted(guesses)}
     return yaml.safe_dump(remap, default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6).strip()
 
 
@@ -128,11 +130,13 @@ def _judge_sides(case: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
     if case.label is None:
         return
     x = case.label.centroids_mm[:, 0]
-    pairs = [(left, right) for left, right in sided_classes(dataset.class_names) if np.isfinite(x[[left, right]]).all()]
+    pairs = [
+        (left, right) for left, right in sided_classes(dataset.classes.names) if np.isfinite(x[[left, right]]).all()
+    ]
     swapped = [(left, right) for left, right in pairs if x[left] > x[right]]
     if 2 * len(swapped) > len(pairs):
         left, right = max(swapped, key=lambda pair: x[pair[0]] - x[pair[1]])
-        names = dataset.class_names
+        names = dataset.classes.names
         yield Finding(
             "warning", "sides_swapped", case.case, _label_file(case, dataset),
             "left classes on the patient's left (smaller x in RAS+) of their right partners",
@@ -144,25 +148,22 @@ def _judge_sides(case: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
 
 def _label_file(case: CaseFacts, dataset: Dataset) -> str:
     label = next(listed.label for listed in dataset.cases if listed.id == case.case)
-    return str(label[0][1].parent) if isinstance(label, tuple) else str(label)
-
-
-def _sides(split: Split | None) -> dict[str, str]:
-    if split is None:
-        return {}
-    return {case: side for side in ("train", "val", "test") for case in getattr(split, side)}
+    return str(label_path(label))
 
 
 def _subjects_on_two_sides(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | None) -> Iterator[Finding]:
-    side_of = _sides(split)
+    if split is None:
+        return
     by_subject: dict[str, list[CaseFacts]] = defaultdict(list)
     for case in facts:
-        if case.case in side_of:
+        if split.of(case.case) is not None:
             by_subject[case.subject].append(case)
     for subject, cases in by_subject.items():
-        other = next((case for case in cases if side_of[case.case] != side_of[cases[0].case]), None)
+        other = next((case for case in cases if split.of(case.case) != split.of(cases[0].case)), None)
         if other is not None:
-            found = f"subject {subject} in {side_of[cases[0].case]} (case {cases[0].case}) and in {side_of[other.case]}"
+            found = (
+                f"subject {subject} in {split.of(cases[0].case)} (case {cases[0].case}) and in {split.of(other.case)}"
+            )
             yield Finding(
                 "error", "subject_on_both_sides", other.case, str(dataset.root),
                 "every subject on one side of the split", found, "correct the split or the subjects",
@@ -175,14 +176,14 @@ def _equal_images(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | N
         for image in case.images:
             first, same = first_with.setdefault(image.content, (case, image))
             if first is not case and not image.is_constant:  # blanked images are all alike and reported as constant
-                yield _equal(first, same, case, image, own_split=dataset.split is not None, side_of=_sides(split))
+                yield _equal(first, same, case, image, own_split=dataset.split is not None, split=split)
                 break
 
 
 def _equal(
-    first: CaseFacts, same: ImageFacts, case: CaseFacts, image: ImageFacts, *, own_split: bool, side_of: dict[str, str]
+    first: CaseFacts, same: ImageFacts, case: CaseFacts, image: ImageFacts, *, own_split: bool, split: Split | None
 ) -> Finding:
-    sides = side_of.get(first.case), side_of.get(case.case)
+    sides = (split.of(first.case), split.of(case.case)) if split else (None, None)
     found = f"exactly the voxels of case {first.case} ({same.path})"
     if None not in sides and sides[0] != sides[1]:
         found = f"in {sides[1]} {found}, which is in {sides[0]}"
@@ -198,15 +199,14 @@ def _equal(
 
 
 def _absent_classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | None) -> Iterator[Finding]:
-    side_of = _sides(split)
     labelled = [case for case in facts if case.label is not None]
     if not labelled:
         return
-    held = {
-        side: np.any([case.label.class_voxels > 0 for case in labelled if side_of.get(case.case) == side], axis=0)  # type: ignore[union-attr]
-        for side in ("train", "val")
-        if any(side_of.get(case.case) == side for case in labelled)
-    }
+    held = {}
+    for name in ("train", "val"):
+        voxels = [case.label.class_voxels for case in labelled if case.label and split and split.of(case.case) == name]
+        if voxels:
+            held[name] = np.any(np.array(voxels) > 0, axis=0)
     anywhere = np.any([case.label.class_voxels > 0 for case in labelled], axis=0)  # type: ignore[union-attr]
     everywhere = f"{len(anywhere) - 1} classes in train and in validation"
     for side, holds, effect in (
@@ -219,7 +219,7 @@ def _absent_classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split |
         )
         if absent:
             where = f"no {side} case holds" if side else "no case holds"
-            names = _listed([dataset.class_names[c] for c in absent])
+            names = _listed([dataset.classes.names[c] for c in absent])
             found = f"{where} {names} ({len(absent)} classes)"
             yield Finding("warning", "class_absent", "", str(dataset.root), everywhere, found, effect)
 

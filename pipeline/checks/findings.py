@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 
 Severity = Literal["error", "warning"]
 

@@ -95,7 +95,7 @@ def _keys(
 ) -> dict[str, str]:
     """What each case is remembered by; a case whose files cannot be read has none."""
     sources = SourceIndex(folder)
-    table = [sorted(dataset.class_of_value.items()), dataset.ignore_value, list(dataset.class_names)]
+    table = [sorted(dataset.classes.class_of_value.items()), dataset.classes.ignore_value, list(dataset.classes.names)]
     keys = {}
     # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
     _version()

@@ -17,7 +17,8 @@ from pipeline.checks.findings import Finding, errors, from_dataset_error, refuse
 from pipeline.checks.modality import choose_intensity
 from pipeline.checks.remembered_checks import inspect_once
 from pipeline.config.settings import Config
-from pipeline.datasets.dataset import Dataset, DatasetError, Split
+from pipeline.datasets.dataset import Dataset, Split
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
 
@@ -64,7 +65,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
 
 
 def _class_count(dataset: Dataset, n_classes: int | None) -> list[Finding]:
-    found = len(dataset.class_names)
+    found = len(dataset.classes.names)
     if n_classes in (None, found):
         return []
     expected = f"{n_classes} classes with the background (model.n_classes)"
@@ -155,13 +156,13 @@ def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
     cases = tuple(case for case in dataset.cases if case.id not in skipped)
     split = dataset.split
     if split is not None:
-        sides = {side: tuple(i for i in getattr(split, side) if i not in skipped) for side in ("train", "val", "test")}
-        for side, use in (("train", "train on"), ("val", "validate with")):
-            if not sides[side]:
-                first = next(f"case {i}: {skipped[i]}" for i in getattr(split, side))
+        kept = {name: tuple(i for i in ids if i not in skipped) for name, ids in split.items()}
+        for name, use in (("train", "train on"), ("val", "validate with")):
+            if not kept[name]:
+                first = next(f"case {i}: {skipped[i]}" for i in getattr(split, name))
                 raise DatasetError(
-                    f"{dataset.root}: every {side} case has errors and would be left out, so that nothing is left to "
+                    f"{dataset.root}: every {name} case has errors and would be left out, so that nothing is left to "
                     f"{use}; repair one at least, such as {first}"
                 )
-        split = Split(**sides, source=split.source)
+        split = Split(**kept, source=split.source)
     return replace(dataset, cases=cases, split=split)

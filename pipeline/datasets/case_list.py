@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.class_table import find_table, parse_table, read_json, reconcile
-from pipeline.datasets.dataset import DatasetError
-from pipeline.datasets.rows import Given, Listing, Row, each, parse_side, read_csv
+from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.rows import Given, Listing, Row, each, parse_split, read_csv
 from transforms.io.load import volume_stem
 
 _KEYS = {"case", "subject", "image", "label", "split"}
@@ -55,5 +55,5 @@ def _row(item: Any, number: int, path: Path) -> Row:
         raise DatasetError(f"{path}: expected file names for case number {number}, found one with a zero byte")
     image = tuple(path.parent / name.strip() for name in names)
     case = str(item.get("case") or volume_stem(image[0]))
-    side = parse_side(split, case, path)
-    return Row(case, image, path.parent / label if label else None, side, str(subject) if subject else None)
+    split = parse_split(split, case, path)
+    return Row(case, image, path.parent / label if label else None, split, str(subject) if subject else None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 
 _TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 _MAX_JSON_BYTES = 256 * 2**20
@@ -18,15 +18,27 @@ _LARGEST_VALUE = 2**31 - 1
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Names and label-file values of the classes in class order, background first; and the value to ignore, if any.
-
-    `remap` gives class indices to further values of the label files, or to values that shall mean something else.
-    """
+    """Everything about the classes of a data set: their names and how label files write them down."""
 
     names: tuple[str, ...]
+    """Names in class order, background first."""
     values: tuple[int, ...]
+    """`values[c]` is the value of class c in the label files."""
     ignore_value: int | None = None
+    """The value of voxels that are left out of loss and scores; None if no voxels are."""
     remap: Mapping[int, int] = field(default_factory=dict)
+    """Class indices of further values of the label files, or of values that are to mean another class."""
+
+    @property
+    def class_of_value(self) -> dict[int, int]:
+        """The class index of every known value of a label map; the ignore value has none."""
+        values = {value: index for index, value in enumerate(self.values)} | dict(self.remap)
+        return dict(sorted(values.items()))
+
+    @property
+    def known_values(self) -> frozenset[int]:
+        """The values that a label map may hold: those of the classes, and the one to ignore."""
+        return frozenset(self.class_of_value) | (frozenset() if self.ignore_value is None else {self.ignore_value})
 
     @classmethod
     def in_order(cls, names: Sequence[str], source: Path) -> ClassTable:

@@ -1,112 +1,106 @@
-"""What a data set is: cases, class names, and which case is on which side. Opens no file."""
+"""Cases, splits and data sets as records. Opens no file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Self
 
-from transforms.io.errors import InputError
+from pipeline.datasets.class_table import ClassTable
+
+SPLITS = ("train", "val", "test")
+"""The splits that cases are divided into, in the order in which they are written."""
 
 Label = Path | tuple[tuple[int, Path], ...]
-"""A label map, or (class index, mask) pairs of which later ones win where they overlap."""
+"""A label map, or one mask a structure: (class index, mask) pairs of which later ones win where they overlap."""
 
 
-class DatasetError(InputError):
-    """A data set that cannot be used as it lies: kind, where, expected, found, remedy, case, as `InputError` has them.
+def label_files(label: Label | None) -> tuple[Path, ...]:
+    """Return the files of a label: one label map, or every mask; none for None."""
+    if isinstance(label, Path):
+        return (label,)
+    return tuple(path for _, path in label or ())
 
-    `lines` has one line a fault; `parts` an error a fault, several where `all_of` joined them.
+
+def label_path(label: Label | None) -> Path | None:
+    """Return where a label lies: the file of a label map, the folder that holds the masks; None without any file.
+
+    >>> label_path(((1, Path("s1/segmentations/liver.nii.gz")), (2, Path("s1/segmentations/spleen.nii.gz"))))
+    PosixPath('s1/segmentations')
     """
-
-    def __init__(
-        self, kind: str, where: object = "", expected: str = "", found: str = "", remedy: str = "", case: str = ""
-    ) -> None:
-        if not remedy:  # a message of one string: until every caller names the fields
-            kind, expected, found, remedy = "dataset", "a data set that can be used", kind, "correct it"
-            self._text = found
-        super().__init__(kind, where, expected, found, remedy, case)
-        self.parts: tuple[DatasetError, ...] = (self,)
-
-    @classmethod
-    def all_of(cls, errors: Sequence[DatasetError]) -> Self:
-        """Return one error for all of these (at least one), in their order."""
-        parts = tuple(part for error in errors for part in error.parts)
-        joined = cls(*parts[0].args)
-        joined.parts = parts
-        return joined
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """A line for each fault."""
-        return tuple(getattr(part, "_text", None) or InputError.__str__(part) for part in self.parts)
-
-    def __str__(self) -> str:
-        """All lines."""
-        return "\n".join(self.lines)
+    if isinstance(label, Path):
+        return label
+    return label[0][1].parent if label else None
 
 
 @dataclass(frozen=True)
 class Case:
-    """One volume to learn from: its id (unique, safe as a file name), its subject, image channels and label.
-
-    `held_out` is True where the data set keeps the case for testing without saying which cases validate.
-    """
+    """One volume of a data set with its label."""
 
     id: str
+    """Unique in its data set, and safe as a file name."""
     subject: str
+    """Whose scan it is; scans of one subject never lie in different splits."""
     image: tuple[Path, ...]
+    """One file or DICOM folder a channel."""
     label: Label | None
     held_out: bool = False
+    """The data set keeps the case for testing without saying which cases validate."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids of the three sides, each sorted, and where the division comes from."""
+    """Case ids of train, validation and test, each sorted."""
 
     train: tuple[str, ...]
     val: tuple[str, ...]
     test: tuple[str, ...]
     source: str
+    """Where the division comes from, in words."""
+
+    def items(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Iterate over ("train", ids), ("val", ids), ("test", ids)."""
+        return ((name, getattr(self, name)) for name in SPLITS)
+
+    def of(self, case: str) -> str | None:
+        """Return which split a case is in, None where it is in none.
+
+        >>> Split(train=("a", "b"), val=("c",), test=(), source="by hand").of("c")
+        'val'
+        """
+        return self._name_of.get(case)
+
+    @cached_property
+    def _name_of(self) -> dict[str, str]:
+        return {case: name for name, cases in self.items() for case in cases}
 
     @property
     def hash(self) -> str:
-        """Hex SHA-256 over the sorted ids of each side: equal for equal splits, wherever they come from."""
-        sides = {"test": sorted(self.test), "train": sorted(self.train), "val": sorted(self.val)}
-        return hashlib.sha256(json.dumps(sides, sort_keys=True).encode()).hexdigest()
+        """Hex SHA-256 over the sorted ids of each split: equal for equal splits, wherever they come from."""
+        ids = {name: sorted(cases) for name, cases in self.items()}
+        return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A listed and checked data set.
-
-    `label_values[c]` is the value of class c in the label files; `class_names[0]` is the background. `unlabelled` holds
-    the images that the data set keeps for testing without a label; `cases` all others. `split` is the data set's
-    own, or None where it has none. `label_remap` gives class indices to further values of the label files, or to values
-    that shall mean something else. `refused` says by case what was wrong with those left out.
-    """
+    """A listed and checked data set."""
 
     root: Path
+    """Its folder, or the file that lists its cases."""
     layout: str
+    """How it lies on disk, as `data.layout` names it."""
     cases: tuple[Case, ...]
-    class_names: tuple[str, ...]
-    label_values: tuple[int, ...]
+    """Every case that may train, validate or test: those with a label."""
+    classes: ClassTable
+    """Names and label-file values of its classes, background first."""
     channel_names: tuple[str, ...]
-    ignore_value: int | None = None
+    """Names of the image channels, in the order of `Case.image`."""
     split: Split | None = None
+    """The data set's own division, None where it has none."""
     unlabelled: tuple[Case, ...] = ()
-    label_remap: Mapping[int, int] = field(default_factory=dict)
+    """Images that the data set keeps for testing without a label."""
     refused: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def class_of_value(self) -> dict[int, int]:
-        """The class index of every known value of a label map; the ignore value has none."""
-        values = {value: index for index, value in enumerate(self.label_values)} | dict(self.label_remap)
-        return dict(sorted(values.items()))
-
-    @property
-    def known_values(self) -> frozenset[int]:
-        """The values that a label map may hold: those of the classes, and the one to ignore."""
-        return frozenset(self.class_of_value) | (frozenset() if self.ignore_value is None else {self.ignore_value})
+    """By case, what was wrong with those left out."""

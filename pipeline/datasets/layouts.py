@@ -11,8 +11,8 @@ import re
 from pathlib import Path
 
 from pipeline.datasets.case_list import read_list
-from pipeline.datasets.dataset import DatasetError
 from pipeline.datasets.decathlon import read_msd
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.nnunet import read_nnunet
 from pipeline.datasets.pairs import read_pairs
 from pipeline.datasets.rows import Reader, list_folders, list_visible, read_description

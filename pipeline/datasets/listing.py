@@ -9,18 +9,16 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from pipeline.datasets.class_table import resolve_remap
-from pipeline.datasets.dataset import Case, Dataset, DatasetError, Label, Split
+from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.layouts import READERS, recognise
 from pipeline.datasets.rows import Listing, Row, leaves
-from pipeline.datasets.splits import SIDES, split_by_subject
 from transforms.io.load import volume_kind
-
-__all__ = ["Case", "Dataset", "DatasetError", "Label", "Split", "list_cases", "list_images", "split_by_subject"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,9 @@ def list_cases(
     except OSError as error:
         raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
     dataset = _checked(listing, root, layout, strict=strict, follow_links=follow_links)
-    return replace(dataset, label_remap=_remap(label_remap, dataset)) if label_remap else dataset
+    if label_remap:
+        dataset = replace(dataset, classes=replace(dataset.classes, remap=_remap(label_remap, dataset)))
+    return dataset
 
 
 def list_images(root: Path | str, *, follow_links: bool = False) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
@@ -91,7 +91,7 @@ def list_images(root: Path | str, *, follow_links: bool = False) -> tuple[dict[s
         listing = READERS[layout](root, None, None)
     except OSError as error:
         raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
-    images = tuple(replace(row, label=None, side="test") for row in listing.rows if row.image)
+    images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
     dataset = _checked(replace(listing, rows=images), root, layout, strict=False, follow_links=follow_links)
     return {case.id: case.image for case in dataset.unlabelled}, dict(dataset.refused)
 
@@ -102,7 +102,7 @@ def _remap(wanted: Mapping[int | str, int | str], dataset: Dataset) -> dict[int,
             f"{dataset.root}: data.label_remap replaces values of label maps, but this data set has one mask a "
             "structure; leave it out"
         )
-    return resolve_remap(wanted, dataset.class_names)
+    return resolve_remap(wanted, dataset.classes.names)
 
 
 def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_links: bool) -> Dataset:
@@ -116,18 +116,22 @@ def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_
         others = f", and so do {len(twice) - 1} others ({', '.join(twice[1:6])})" if twice[1:] else ""
         raise DatasetError(f"{root}: case {twice[0]} stands {count} times{others}; give every case a name of its own")
     labelled = tuple(row for row in rows if row.label is not None)
-    has_own_split = any(row.side == "val" for row in listing.rows)
+    has_own_split = any(row.split == "val" for row in listing.rows)
     try:
         split = _own_split(labelled, root) if has_own_split else None
-    except DatasetError as error:  # what is missing on a side may be what was refused
+    except DatasetError as error:  # what a split lacks may be what was refused
         lines = _lines(list(refused.values()), root)
         raise DatasetError.all_of([*(DatasetError(line) for line in lines), error]) from error
-    table = listing.table
     return Dataset(
-        root, layout, tuple(_case(row, divided=has_own_split) for row in labelled), table.names, table.values,
-        listing.channel_names, table.ignore_value, split,
-        tuple(_case(row, divided=False) for row in rows if row.label is None), refused=refused,
-    )  # fmt: skip
+        root,
+        layout,
+        cases=tuple(_case(row, divided=has_own_split) for row in labelled),
+        classes=listing.table,
+        channel_names=listing.channel_names,
+        split=split,
+        unlabelled=tuple(_case(row, divided=False) for row in rows if row.label is None),
+        refused=refused,
+    )
 
 
 def _usable(listing: Listing, root: Path, *, follow_links: bool) -> tuple[list[Row], dict[str, str]]:
@@ -172,7 +176,7 @@ def _check_row(row: Row, n_channels: int, root: Path) -> None:
         )
     if not row.image:
         raise DatasetError(f"case {row.id}: expected an image beside the label {row.label}, found none")
-    if row.label is None and row.side != "test":
+    if row.label is None and row.split != "test":
         raise DatasetError(f"case {row.id}: expected a label beside the image {row.image[0]}, found none")
     if len(row.image) != n_channels:
         hint = ""
@@ -192,16 +196,12 @@ def _check_row(row: Row, n_channels: int, root: Path) -> None:
             raise DatasetError(f"case {row.id}: expected a volume file or DICOM folder, found {path}")
 
 
-def _paths(row: Row) -> Iterator[Path]:
-    yield from row.image
-    if isinstance(row.label, Path):
-        yield row.label
-    else:
-        yield from (path for _, path in row.label or ())
+def _paths(row: Row) -> tuple[Path, ...]:
+    return (*row.image, *label_files(row.label))
 
 
 def _case(row: Row, *, divided: bool) -> Case:
-    return Case(row.id, _subject(row), row.image, row.label, held_out=row.side == "test" and not divided)
+    return Case(row.id, _subject(row), row.image, row.label, held_out=row.split == "test" and not divided)
 
 
 def _subject(row: Row) -> str:
@@ -213,23 +213,25 @@ def _subject(row: Row) -> str:
 
 
 def _own_split(rows: Sequence[Row], root: Path) -> Split | None:
-    """Return the data set's own division of the cases that can serve, one at least on either side."""
-    if unsaid := [row.id for row in rows if row.side is None]:
+    """Return the data set's own division of the cases that can serve, one at least to train and to validate."""
+    if unsaid := [row.id for row in rows if row.split is None]:
         raise DatasetError(f"{root}: expected a split for every case or for none, found none for case {unsaid[0]}")
-    sides = {side: tuple(sorted(row.id for row in rows if row.side == side)) for side in SIDES}
-    for side, verb, other, with_verb in (("train", "train", "val", "validate"), ("val", "validate", "train", "train")):
-        if not sides[side]:
-            raise DatasetError(f"{root}: its own split has {len(sides[other])} cases to {with_verb} and none to {verb}")
+    ids = {name: tuple(sorted(row.id for row in rows if row.split == name)) for name in SPLITS}
+    split = Split(**ids, source="the data set's own")
+    if not split.train:
+        raise DatasetError(f"{root}: its own split has {len(split.val)} cases to validate and none to train")
+    if not split.val:
+        raise DatasetError(f"{root}: its own split has {len(split.train)} cases to train and none to validate")
     _check_subjects(rows, root)
-    return Split(**sides, source="the data set's own")
+    return split
 
 
 def _check_subjects(rows: Sequence[Row], root: Path) -> None:
     seen: dict[str, Row] = {}
     for row in rows:
         first = seen.setdefault(_subject(row), row)
-        if first.side != row.side:
+        if first.split != row.split:
             raise DatasetError(
                 f"{root}: subject {_subject(row)} is on two sides of the data set's own split: case {first.id} in "
-                f"{first.side}, case {row.id} in {row.side}; correct the split or the subjects"
+                f"{first.split}, case {row.id} in {row.split}; correct the split or the subjects"
             )

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pipeline.datasets.class_table import parse_table, read_json, reconcile
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.rows import Given, Listing, Row, each, list_visible, parse_channel_names, read_description
 from transforms.io.load import volume_kind
 
@@ -32,7 +32,7 @@ def read_nnunet(root: Path, fold: int | None, given: Given) -> Listing:
     rows = listed("Tr", with_labels=fold is not None)
     if fold is not None:
         rows = _with_fold(rows, root / "splits_final.json", fold, has_problems=bool(problems))
-    tests = listed("Ts", with_labels=fold is not None, side="test")
+    tests = listed("Ts", with_labels=fold is not None, split="test")
     return Listing((*rows, *tests), table, channels, tuple(problems))
 
 
@@ -44,7 +44,7 @@ def _nnunet_rows(
     n_channels: int,
     problems: list[str],
     with_labels: bool,
-    side: str | None = None,
+    split: str | None = None,
 ) -> list[Row]:
     def named(path: Path) -> tuple[str, int, Path]:
         match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name)
@@ -57,7 +57,7 @@ def _nnunet_rows(
         if found and sorted(found) != list(range(n_channels)):
             numbers = ", ".join(f"_{number:04d}" for number in sorted(found))
             raise DatasetError(f"case {case}: expected {n_channels} channel files from _0000 on, found {numbers}")
-        return Row(case, tuple(path for _, path in sorted(found.items())), labels.get(case), side)
+        return Row(case, tuple(path for _, path in sorted(found.items())), labels.get(case), split)
 
     images: dict[str, dict[int, Path]] = {}
     for case, number, path in each(named, list_visible(root / f"images{part}"), problems):
@@ -68,7 +68,7 @@ def _nnunet_rows(
 
 
 def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) -> list[Row]:
-    """Give rows the side that splits_final.json has for them; cases it leaves out stay unused, as in nnU-Net.
+    """Give rows the split that splits_final.json has for them; cases it leaves out stay unused, as in nnU-Net.
 
     A case of the file that is no row is an error, unless `has_problems` already says why there may be none.
     """
@@ -79,13 +79,13 @@ def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) ->
         n_folds = len(folds) if isinstance(folds, list) else "no list of"
         raise DatasetError(f"{path}: expected fold {fold} (data.fold), found {n_folds} folds")
     chosen = folds[fold]
-    if not isinstance(chosen, dict) or not all(isinstance(chosen.get(side), list) for side in ("train", "val")):
+    if not isinstance(chosen, dict) or not all(isinstance(chosen.get(split), list) for split in ("train", "val")):
         raise DatasetError(f'{path}: expected fold {fold} to hold lists "train" and "val"')
-    sides = {str(case): side for side in ("train", "val") for case in chosen[side]}
+    split_of = {str(case): split for split in ("train", "val") for case in chosen[split]}
     if both := set(map(str, chosen["train"])) & set(map(str, chosen["val"])):
         raise DatasetError(f"{path}: case {min(both)} is in train and in val of fold {fold}")
-    if (unknown := sides.keys() - {row.id for row in rows}) and not has_problems:
+    if (unknown := split_of.keys() - {row.id for row in rows}) and not has_problems:
         raise DatasetError(f"{path}: case {min(unknown)} of fold {fold} has no image in imagesTr")
-    if unused := sum(row.id not in sides for row in rows):
-        logger.warning("%s: %d cases are on neither side of fold %d and stay unused", path, unused, fold)
-    return [replace(row, side=sides[row.id]) for row in rows if row.id in sides]
+    if unused := sum(row.id not in split_of for row in rows):
+        logger.warning("%s: %d cases are neither in train nor in val of fold %d and stay unused", path, unused, fold)
+    return [replace(row, split=split_of[row.id]) for row in rows if row.id in split_of]

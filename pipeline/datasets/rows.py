@@ -11,9 +11,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from pipeline.datasets.class_table import ClassTable, read_json
-from pipeline.datasets.dataset import DatasetError, Label
+from pipeline.datasets.dataset import Label
+from pipeline.datasets.errors import DatasetError
 
-_SIDES = {
+_SPLIT_OF_WORD = {
     "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test", "ts": "test",
 }  # fmt: skip
@@ -24,13 +25,15 @@ _MAX_CSV_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """A case as its data set writes it down; `side` is "train", "val", "test" or None, `subject` None if not said."""
+    """A case as its data set writes it down."""
 
     id: str
     image: tuple[Path, ...]
     label: Label | None
-    side: str | None = None
+    split: str | None = None
+    """"train", "val" or "test"; None where the data set does not say."""
     subject: str | None = None
+    """None where the data set does not say."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,13 @@ def inside(root: Path, name: Any, source: Path) -> Path:
     return root / plain
 
 
-def parse_side(word: str | None, case: str, source: Path) -> str | None:
+def parse_split(word: str | None, case: str, source: Path) -> str | None:
     """Return "train", "val" or "test" for a word of a split column, None for an empty one."""
     if not word:
         return None
-    if word.lower() not in _SIDES:
+    if word.lower() not in _SPLIT_OF_WORD:
         raise DatasetError(f"case {case}: expected a split of train, val or test, found {word!r} in {source}")
-    return _SIDES[word.lower()]
+    return _SPLIT_OF_WORD[word.lower()]
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:

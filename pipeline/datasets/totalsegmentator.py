@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.datasets.class_table import ClassTable, find_table, reconcile
-from pipeline.datasets.dataset import DatasetError, Label
-from pipeline.datasets.rows import Given, Listing, Row, each, list_folders, list_visible, parse_side, read_csv
+from pipeline.datasets.dataset import Label
+from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.rows import Given, Listing, Row, each, list_folders, list_visible, parse_split, read_csv
 from transforms.io.load import volume_kind, volume_stem
 
 
@@ -76,8 +77,8 @@ def _meta(path: Path) -> dict[str, dict[str, str]]:
 
 
 def _meta_row(meta: dict[str, dict[str, str]], case: str, path: Path) -> tuple[str | None, str | None]:
-    """Return side and subject of a case."""
+    """Return split and subject of a case."""
     if meta and case not in meta:
         raise DatasetError(f"case {case}: expected a row in {path}, found none; add it or move the folder away")
     row = meta.get(case, {})
-    return parse_side(row.get("split"), case, path), row.get("subject") or row.get("subject_id") or None
+    return parse_split(row.get("split"), case, path), row.get("subject") or row.get("subject_id") or None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import Label
+from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.metrics.overlap import Absent, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
@@ -231,7 +230,7 @@ def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> n
 
 
 def _name(source: Label) -> str:
-    return str(source if isinstance(source, Path) else source[0][1].parent if source else "without masks")
+    return str(label_path(source) or "without masks")
 
 
 def _hash(reference: np.ndarray, table: ClassTable, affine: np.ndarray) -> str:

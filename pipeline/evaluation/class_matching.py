@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from transforms.io.label_values import ignore_index
 
 

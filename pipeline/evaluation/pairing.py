@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
-from pipeline.datasets.dataset import Dataset, DatasetError, Label
+from pipeline.datasets.dataset import Dataset, Label
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.layouts import recognise
 from pipeline.datasets.listing import list_cases
 from pipeline.evaluation.case_scores import Pair
@@ -81,9 +82,8 @@ def list_side(path: Path | str, what: str, *, follow_links: bool = False) -> Sid
     if not path.exists():
         raise VolumeError(f"{path}: expected {what}s, found no such file or folder")
     if what == "label" and (dataset := _dataset(path, follow_links)) is not None:
-        table = ClassTable(dataset.class_names, dataset.label_values, dataset.ignore_value, dataset.label_remap)
         by_case = {case.id: case.label for case in dataset.cases if case.label is not None}
-        return Side(what, path, by_case, table)
+        return Side(what, path, by_case, dataset.classes)
     folders = _mask_folders(path)
     if folders and not _label_maps(path):
         return _side_of_masks(what, path, folders)

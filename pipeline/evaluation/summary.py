@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.datasets.dataset import Label
+from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.case_scores import METRICS, VOLUMES, CaseScores
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.files.json_files import now
@@ -167,4 +167,4 @@ def metrics_path(folder: Path) -> Path:
 
 def _path(source: Label) -> str:
     """The file; for a mask a structure their folder."""
-    return str(source if isinstance(source, Path) else source[0][1].parent if source else "")
+    return str(label_path(source) or "")

@@ -72,7 +72,7 @@ def take_fingerprint(
         n_subjects=len({case.subject for case in dataset.cases}),
         n_unlabelled=len(dataset.unlabelled),
         layout=dataset.layout,
-        sides={side: len(getattr(split, side)) for side in ("train", "val", "test")} if split else {},
+        sides={name: len(cases) for name, cases in split.items()} if split else {},
         split_source=split.source if split else "none",
         sizes=_spread([image.shape for image in first]),
         spacings_mm=_spread([image.spacing_mm for image in first]),
@@ -116,7 +116,7 @@ def _classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | None) 
     labelled = [(case.case, case.label) for case in facts if case.label is not None]
     train, val = (set(split.train), set(split.val)) if split else (set(), set())
     counts = []
-    for c, (name, value) in enumerate(zip(dataset.class_names, dataset.label_values, strict=True)):
+    for c, (name, value) in enumerate(zip(dataset.classes.names, dataset.classes.values, strict=True)):
         holders = [(case, label) for case, label in labelled if label.class_voxels[c]]
         volumes = [float(label.class_voxels[c]) * label.voxel_ml for _, label in holders]
         counts.append(ClassCount(

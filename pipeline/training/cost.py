@@ -75,7 +75,7 @@ def estimate_training(
     Returns:
         The estimate, and a finding for each thing that this machine lacks. Raises ConfigError for GPUs it has not.
     """
-    sizes = {"in_channels": len(dataset.channel_names), "n_classes": len(dataset.class_names)}
+    sizes = {"in_channels": len(dataset.channel_names), "n_classes": len(dataset.classes.names)}
     n_train, n_val = (len(split.train), len(split.val)) if split else (len(dataset.cases), 0)
     findings: list[Finding] = []
     devices = choose_devices(config)

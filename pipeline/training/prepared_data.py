@@ -35,7 +35,7 @@ class PreparedData:
     @property
     def n_classes(self) -> int:
         """Number of classes with the background."""
-        return len(self.dataset.class_names)
+        return len(self.dataset.classes.names)
 
     @property
     def in_channels(self) -> int:
@@ -73,9 +73,9 @@ def prepare_data(
         "window": list(data.window),
         "percentiles": list(data.percentiles),
         "keep_aspect": data.keep_aspect,
-        "label_values": list(dataset.label_values),
-        "ignore_value": dataset.ignore_value,
-        **({"label_remap": dict(dataset.label_remap)} if dataset.label_remap else {}),
+        "label_values": list(dataset.classes.values),
+        "ignore_value": dataset.classes.ignore_value,
+        **({"label_remap": dict(dataset.classes.remap)} if dataset.classes.remap else {}),
     }
     cached = _Cached(config, dataset, preprocessing, progress)
     by_id = {case.id: case for case in dataset.cases}
@@ -103,7 +103,7 @@ class _Cached:
     def dataset(self, cases: Sequence[Case], *, augment: bool) -> CachedDataset:
         """Preprocess `cases` into the cache and give them as a MONAI dataset."""
         data = self.config.data
-        class_names = self.dataset_.class_names
+        class_names = self.dataset_.classes.names
         random_part = None
         if augment:
             random_part = augmentation_chain(

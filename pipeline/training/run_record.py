@@ -45,7 +45,7 @@ def run_record(
         "total_parameters": sum(p.numel() for p in network.parameters()),
         "network_settings": network_settings(network),
         "in_channels": prepared.in_channels,
-        "class_names": list(prepared.dataset.class_names),
+        "class_names": list(prepared.dataset.classes.names),
     }
     document["training"] |= {
         "n_gpus": devices["devices"] if devices["accelerator"] == "gpu" else 0,
@@ -62,7 +62,6 @@ def run_record(
 
 
 def _data_facts(prepared: PreparedData, *, may_skip: bool) -> dict[str, Any]:
-    sides = {side: list(getattr(prepared.split, side)) for side in ("train", "val", "test")}
     return {
         "intensity_found": prepared.intensity_found,
         "channel_names": list(prepared.dataset.channel_names),
@@ -70,8 +69,8 @@ def _data_facts(prepared: PreparedData, *, may_skip: bool) -> dict[str, Any]:
         "split": {
             "source": prepared.split.source,
             "hash": prepared.split.hash,
-            "sizes": {side: len(cases) for side, cases in sides.items()},
-            **sides,
+            "sizes": {name: len(cases) for name, cases in prepared.split.items()},
+            **{name: list(cases) for name, cases in prepared.split.items()},
         },
     }
 
@@ -96,4 +95,4 @@ def weight_stats(weights: np.ndarray) -> dict[str, float]:
 def classes_that_never_occur(prepared: PreparedData) -> list[str]:
     """Names of the classes that no training case holds."""
     voxels = prepared.class_voxels().sum(axis=0)
-    return [name for name, count in zip(prepared.dataset.class_names, voxels, strict=True) if count == 0]
+    return [name for name, count in zip(prepared.dataset.classes.names, voxels, strict=True) if count == 0]

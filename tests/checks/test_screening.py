@@ -20,7 +20,7 @@ from pipeline.checks.findings import BadDataError, errors
 from pipeline.checks.remembered_checks import inspect_once
 from pipeline.checks.screening import list_configured, screen
 from pipeline.cli.main import main
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import evaluate_run
 from pipeline.training.lightning_module import SegmentationModule, TrainingError
 from pipeline.training.prepared_data import prepare_data

@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.datasets.dataset import Case, DatasetError, Split
+from pipeline.datasets.dataset import Case, Split
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
 
@@ -75,8 +76,8 @@ def test_the_hippocampus_data_set_lists_its_120_cases(shared_data):
     found = list_cases(shared_data / "hippocampus")
     assert found.layout == "nnunet"
     assert len(found.cases) == 120
-    assert found.class_names == ("background", "Anterior", "Posterior")
-    assert found.label_values == (0, 1, 2)
+    assert found.classes.names == ("background", "Anterior", "Posterior")
+    assert found.classes.values == (0, 1, 2)
     assert found.channel_names == ("MRI",)
     assert found.split is None
     assert all(case.image[0].is_file() and case.label.is_file() for case in found.cases)
@@ -120,8 +121,8 @@ def test_nnunet_test_images_are_kept_apart(tmp_path):
 def test_the_ignore_label_is_no_class(tmp_path):
     nnunet(tmp_path, labels={"background": 0, "liver": 1, "spleen": 3, "ignore": 4})
     found = list_cases(tmp_path)
-    assert (found.class_names, found.label_values) == (("background", "liver", "spleen"), (0, 1, 3))
-    assert found.ignore_value == 4
+    assert (found.classes.names, found.classes.values) == (("background", "liver", "spleen"), (0, 1, 3))
+    assert found.classes.ignore_value == 4
 
 
 def test_decathlon_lists_and_their_reversed_labels(tmp_path):
@@ -139,7 +140,7 @@ def test_decathlon_lists_and_their_reversed_labels(tmp_path):
     write_json(tmp_path / "dataset.json", description)
     found = list_cases(tmp_path)
     assert found.layout == "msd"
-    assert (found.class_names, found.channel_names) == (("background", "liver", "tumour"), ("CT",))
+    assert (found.classes.names, found.channel_names) == (("background", "liver", "tumour"), ("CT",))
     assert [case.id for case in found.cases] == ["a", "b", "c"]
     assert [case.id for case in found.unlabelled] == ["t"]
     assert found.split is None
@@ -158,8 +159,8 @@ def test_totalsegmentator_masks_become_classes_by_name(tmp_path):
     (tmp_path / "meta.csv").write_text("image_id;age;split;subject\ns1;50;train;p1\ns2;60;val;p2\ns3;70;test;p3\n")
     found = list_cases(tmp_path)
     assert found.layout == "totalsegmentator"
-    assert found.class_names == ("background", "liver", "spleen")
-    assert (found.label_values, found.channel_names) == ((0, 1, 2), ("CT",))
+    assert found.classes.names == ("background", "liver", "spleen")
+    assert (found.classes.values, found.channel_names) == ((0, 1, 2), ("CT",))
     folder = tmp_path / "s1/segmentations"
     assert found.cases[0].label == ((1, folder / "liver.nii.gz"), (2, folder / "spleen.nii.gz"))
     assert [case.subject for case in found.cases] == ["p1", "p2"]
@@ -178,19 +179,19 @@ def test_combined_labels_are_used_where_their_values_are_known(tmp_path):
     write_json(tmp_path / "labels.json", {"liver": 4, "spleen": 9})
     found = list_cases(tmp_path)
     assert found.cases[0].label == tmp_path / "s1/combined_labels.nii.gz"
-    assert (found.label_values, found.channel_names) == ((0, 4, 9), ("MR",))
+    assert (found.classes.values, found.channel_names) == ((0, 4, 9), ("MR",))
 
 
 def test_pairs_may_differ_in_suffix_and_take_their_names_from_a_table_or_the_settings(tmp_path):
     found = list_cases(pairs(tmp_path / "a"))
-    assert (found.layout, found.class_names) == ("pairs", ("background", "liver", "spleen"))
+    assert (found.layout, found.classes.names) == ("pairs", ("background", "liver", "spleen"))
     assert [(case.image[0].name, case.label.name) for case in found.cases] == [
         ("x.nii.gz", "x.nii"),
         ("y.nii.gz", "y.nii"),
     ]
     unnamed = pairs(tmp_path / "b", names=None)
     refused(unnamed, "class names are unknown", "labels.json", "data.class_names")
-    assert list_cases(unnamed, class_names=["background", "organ"]).class_names == ("background", "organ")
+    assert list_cases(unnamed, class_names=["background", "organ"]).classes.names == ("background", "organ")
 
 
 def test_an_image_may_be_a_dicom_folder(tmp_path, shared_data):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.evaluation.class_matching import CommonClasses, match_by_name
 from transforms.io.label_values import ignore_index
 

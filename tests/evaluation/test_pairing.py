@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from scipy import ndimage
 
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.pairing import EvaluationError, parse_class_names
 from pipeline.evaluation.report import to_text

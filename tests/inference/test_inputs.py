@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.inference.inputs import InputCase, list_inputs
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.grid import VolumeError

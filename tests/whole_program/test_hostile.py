@@ -26,7 +26,7 @@ import yaml
 
 from pipeline.cache.entry import DamagedEntryError, read_entry
 from pipeline.cli.main import main
-from pipeline.datasets.dataset import DatasetError
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.inference.inputs import list_sources
 from tests.support.volumes import BAD, CLASSES, Bad, Folder, cut, edit_header, hounsfield, organs, save, write_series

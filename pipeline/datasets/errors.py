@@ -1,0 +1,41 @@
+"""The error that a data set which cannot be used is refused with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from transforms.io.errors import InputError
+
+
+class DatasetError(InputError):
+    """A data set that cannot be used as it lies: kind, where, expected, found, remedy, case, as `InputError` has them.
+
+    `lines` has one line a fault; `parts` an error a fault, several where `all_of` joined them.
+    """
+
+    def __init__(
+        self, kind: str, where: object = "", expected: str = "", found: str = "", remedy: str = "", case: str = ""
+    ) -> None:
+        if not remedy:  # a message of one string: until every caller names the fields
+            kind, expected, found, remedy = "dataset", "a data set that can be used", kind, "correct it"
+            self._text = found
+        super().__init__(kind, where, expected, found, remedy, case)
+        self.parts: tuple[DatasetError, ...] = (self,)
+
+    @classmethod
+    def all_of(cls, errors: Sequence[DatasetError]) -> Self:
+        """Return one error for all of these (at least one), in their order."""
+        parts = tuple(part for error in errors for part in error.parts)
+        joined = cls(*parts[0].args)
+        joined.parts = parts
+        return joined
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """A line for each fault."""
+        return tuple(getattr(part, "_text", None) or InputError.__str__(part) for part in self.parts)
+
+    def __str__(self) -> str:
+        """All lines."""
+        return "\n".join(self.lines)
