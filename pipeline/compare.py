@@ -19,6 +19,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.console.text import printable
 from pipeline.files.atomic import RunFolderError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs
@@ -166,7 +167,7 @@ def to_text(comparison: Comparison, width: int | None = None) -> str:
     if width is not None and _natural_width(tables[0]) > width:
         tables = _narrow_tables(comparison)
     parts = [_rendered(table, width) for table in tables]
-    return "\n\n".join([*parts, *(f"skipped: {_printable(line)}" for line in comparison.skipped)])
+    return "\n\n".join([*parts, *(f"skipped: {printable(line)}" for line in comparison.skipped)])
 
 
 def _narrow_tables(comparison: Comparison) -> list[Table]:
@@ -187,7 +188,7 @@ def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Ta
     for key, heading in headings.items():
         numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
         right = numbers or key == "time"
-        table.add_column(Text(_shortened(_printable(heading))), justify="right" if right else "left", overflow="fold")
+        table.add_column(Text(_shortened(printable(heading))), justify="right" if right else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(_cell(key, row[key])) for key in headings))
     return table
@@ -200,17 +201,12 @@ def _cell(key: str, value: Any) -> str:
         return f"{value:.4f}"
     if key == "total_parameters" and isinstance(value, int):
         return f"{value:,}"
-    text = _printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return text if key == "run" else _shortened(text)
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
-
-
-def _printable(text: str) -> str:
-    """Replace what could steer a terminal; the texts come from files that anybody may have written."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _console(width: int | None) -> Console:

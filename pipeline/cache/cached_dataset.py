@@ -35,6 +35,7 @@ from pipeline.cache.entry import (
 from pipeline.cache.folder import SUFFIX, CacheInfo, Pruned, cache_info, open_folder, prune
 from pipeline.cache.key import SourceIndex, contents_of, identify_chain, sha256
 from pipeline.cache.locks import locked
+from pipeline.console.text import gigabytes
 
 __all__ = ["CacheBuildError", "CacheError", "CacheInfo", "CachedDataset", "Progress", "Pruned", "cache_info", "prune"]
 
@@ -313,17 +314,17 @@ class CachedDataset(Dataset):
         sizes = self._sizes()
         needed = n_missing * sum(sizes) // max(1, len(sizes))
         if n_missing:
-            log.info("cache %s: %d cases to prepare, about %s", self.folder, n_missing, _gigabytes(needed))
+            log.info("cache %s: %d cases to prepare, about %s", self.folder, n_missing, gigabytes(needed))
         if self.max_bytes is not None:
             held = sum(chain.n_bytes for chain in cache_info(self.folder).chains if chain.chain == self.chain_id)
             if n_missing and held + needed > self.max_bytes:
-                found = f"holds {_gigabytes(held)} of this chain and needs {_gigabytes(needed)} more"
-                limit = f"its limit is {_gigabytes(self.max_bytes)}; raise it or prune the cache"
+                found = f"holds {gigabytes(held)} of this chain and needs {gigabytes(needed)} more"
+                limit = f"its limit is {gigabytes(self.max_bytes)}; raise it or prune the cache"
                 raise CacheError(f"cache folder {self.folder} {found}; {limit}")
             prune(self.folder, self.max_bytes - needed, keep_chain=self.chain_id)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            found = f"needs {_gigabytes(needed)} for {n_missing} cases, its disk has {_gigabytes(free)} free"
+            found = f"needs {gigabytes(needed)} for {n_missing} cases, its disk has {gigabytes(free)} free"
             raise CacheError(f"cache folder {self.folder} {found}; free some, prune the cache or name another folder")
 
 
@@ -367,7 +368,3 @@ def _hash_to_seed(*parts: object) -> int:
 
 def _unchanged(outcome: Any) -> Any:
     return outcome
-
-
-def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"

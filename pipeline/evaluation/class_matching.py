@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.errors import DatasetError
 from transforms.io.label_values import ignore_index
@@ -105,8 +106,9 @@ def match_by_name(label: ClassTable, prediction: ClassTable) -> CommonClasses:
             pairs.append((c, found))
     if len(pairs) == 1:
         raise DatasetError(
-            f"predictions and labels have no class in common: the predictions hold {_list(prediction.names[1:])}, the "
-            f"labels {_list(label.names[1:])}; rename one side's classes in its labels.json"
+            "predictions and labels have no class in common: "
+            f"the predictions hold {some_of(prediction.names[1:], 6)}, the labels {some_of(label.names[1:], 6)}; "
+            "rename one side's classes in its labels.json"
         )
     of_label, of_prediction = zip(*pairs, strict=True)
     return CommonClasses(label, prediction, of_label, of_prediction)
@@ -121,8 +123,3 @@ def _by_plain_name(table: ClassTable) -> dict[str, int]:
 
 def _plain(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name).strip("_").casefold()
-
-
-def _list(names: Iterable[str], most: int = 6) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

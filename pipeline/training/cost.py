@@ -25,6 +25,7 @@ from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import memory_bytes
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
+from pipeline.console.text import gigabytes
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.training.trial_step import Trial
 
@@ -102,9 +103,9 @@ def estimate_training(
 
 
 def _shortages(estimate: Estimate, config: Config) -> Iterator[Finding]:
-    needed = f"{estimate.cache_bytes / 1e9:.2f} GB for the prepared cases"
+    needed = f"{gigabytes(estimate.cache_bytes)} for the prepared cases"
     if estimate.cache_bytes > estimate.free_bytes:
-        found = f"{estimate.free_bytes / 1e9:.2f} GB free (with what the cache holds already)"
+        found = f"{gigabytes(estimate.free_bytes)} free (with what the cache holds already)"
         remedy = "free the disk, or name another data.cache_dir"
         yield Finding("error", "disk", "", estimate.cache_dir, needed, found, remedy)
     limit = config.data.cache_limit_gb * 1e9
@@ -112,8 +113,8 @@ def _shortages(estimate: Estimate, config: Config) -> Iterator[Finding]:
         found = f"data.cache_limit_gb {config.data.cache_limit_gb:g}"
         yield Finding("error", "disk", "", estimate.cache_dir, needed, found, "raise or remove the limit")
     if estimate.trial and estimate.trial.peak_bytes > HEADROOM * estimate.memory_bytes:
-        expected = f"a peak of at most {HEADROOM * estimate.memory_bytes / 1e9:.1f} GB ({HEADROOM:.0%} of the memory)"
-        found = f"{estimate.trial.peak_bytes / 1e9:.1f} GB in a trial step"
+        expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
+        found = f"{gigabytes(estimate.trial.peak_bytes, 1)} in a trial step"
         yield Finding("warning", "memory", "", estimate.trial.device, expected, found, _LESS_MEMORY)
 
 

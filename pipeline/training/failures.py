@@ -11,6 +11,7 @@ import torch
 from pipeline.compute.memory import memory_bytes
 from pipeline.compute.ranks import ProcessError
 from pipeline.config.settings import Config
+from pipeline.console.text import gigabytes
 from pipeline.files.atomic import RunFolderError, disk_error
 from pipeline.training.lightning_module import TrainingError
 
@@ -78,14 +79,14 @@ def _memory_sentence(error: BaseException, config: Config, epoch: int) -> str:
     on_gpu = not in_worker and (isinstance(error, torch.OutOfMemoryError) or "CU" in str(error))
     asked = _ASKED_FOR.search(str(error))
     wanted = (
-        f"{_gigabytes(float(asked['n']) * _UNITS[asked['unit'].upper().replace('IB', 'B')])} asked for, "
+        f"{gigabytes(float(asked['n']) * _UNITS[asked['unit'].upper().replace('IB', 'B')])} asked for, "
         if asked
         else ""
     )
     free, total = _free_and_total(on_gpu)
     where = "of the GPU" if on_gpu else "of a data worker" if in_worker else "of this process"
     return (
-        f"the memory {where} ran out in epoch {epoch}: {wanted}{_gigabytes(free)} free of {_gigabytes(total)} "
+        f"the memory {where} ran out in epoch {epoch}: {wanted}{gigabytes(free)} free of {gigabytes(total)} "
         f"({_size_in_words(config)}); {_remedies(config, workers_first=in_worker)}"
     )
 
@@ -94,7 +95,7 @@ def _killed_worker_sentence(killed: re.Match[str], config: Config, epoch: int) -
     free, total = _free_and_total(on_gpu=False)
     return (
         f"data worker {killed['pid'].strip()} {killed['how']} in epoch {epoch}, as happens when memory runs out: "
-        f"{_gigabytes(free)} free of {_gigabytes(total)} now ({_size_in_words(config)}); "
+        f"{gigabytes(free)} free of {gigabytes(total)} now ({_size_in_words(config)}); "
         f"{_remedies(config, workers_first=True)}"
     )
 
@@ -127,10 +128,6 @@ def _free_and_total(on_gpu: bool) -> tuple[float, float]:
     if limit != resource.RLIM_INFINITY:
         free, total = min(free, max(0, limit - psutil.Process().memory_info().vms)), min(total, limit)
     return free, total
-
-
-def _gigabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e9:.2f} GB"
 
 
 def _last_words(text: str) -> str:
