@@ -87,7 +87,7 @@ def check_geometry(
         progress: called with (grids done, grids).
 
     Raises:
-        ConfigError, RunFolderError, NetworkError, ChainError: what is no chain, in one line.
+        ConfigError, FileError, NetworkError, ChainError: what is no chain, in one line.
     """
     changed = {"target_size": target_size, "keep_aspect": keep_aspect}
     chain = chain_of(target) | {name: value for name, value in changed.items() if value is not None}

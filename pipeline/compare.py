@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.console.text import printable
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs
 
@@ -70,7 +70,7 @@ class Comparison:
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """Read the runs at the paths, each a run folder or a folder of runs, and set them beside each other.
 
-    A run that cannot be read is named in `skipped`. Raises RunFolderError for a path without a run, or when no run
+    A run that cannot be read is named in `skipped`. Raises FileError for a path without a run, or when no run
     can be read.
     """
     rows, configs, skipped = [], [], []
@@ -78,14 +78,14 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
             row, config = _read_row(name, folder)
-        except (RunFolderError, OSError, RecursionError) as error:
-            named = error if isinstance(error, RunFolderError) else f"{folder.config}: cannot be compared ({error})"
+        except (FileError, OSError, RecursionError) as error:
+            named = error if isinstance(error, FileError) else f"{folder.config}: cannot be compared ({error})"
             skipped.append(" ".join(str(named).split()))
             continue
         rows.append(row)
         configs.append(config)
     if not rows:
-        raise RunFolderError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
+        raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
     settings = _differing(configs)
     for row, config in zip(rows, configs, strict=True):
         row.update({key: config.get(key) for key in settings})

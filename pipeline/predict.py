@@ -73,7 +73,7 @@ def predict(
         "n_failed"}; records as `batch.segment_cases` describes them.
 
     Raises:
-        NetworkError, RunFolderError, VolumeError, DatasetError, SegmentationError: what makes the whole batch
+        NetworkError, FileError, VolumeError, DatasetError, SegmentationError: what makes the whole batch
             impossible. What is wrong with one case stands in its record.
     """
     if threads is not None:

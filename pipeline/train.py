@@ -66,7 +66,7 @@ def train(
         The run folder.
 
     Raises:
-        RunFolderError: the folder holds a run and neither `resume` nor `overwrite` is given, another process trains
+        FileError: the folder holds a run and neither `resume` nor `overwrite` is given, another process trains
             there, or the disk refuses.
         DatasetError, VolumeError, CacheError, NetworkError, ConfigError: what cannot be trained, in one line; nothing
             was written, and an earlier run not touched.
@@ -154,7 +154,7 @@ class _LastingConsole(Console):
 
 
 def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> dict[str, Any] | None:
-    """Give the state to resume from, or None for a fresh start; RunFolderError or ConfigError for neither."""
+    """Give the state to resume from, or None for a fresh start; FileError or ConfigError for neither."""
     if is_first_process():
         if not overwrite:
             folder.tidy()

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pipeline.compare import compare, to_csv, to_json, to_text
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 
@@ -121,7 +121,7 @@ def test_a_damaged_run_is_named_at_the_end_and_the_others_are_compared(tmp_path)
     ]
     assert to_text(table).splitlines()[-1].startswith(f"skipped: {tmp_path / 'bad4'}")
     good.config.unlink()
-    with pytest.raises(RunFolderError, match=r"none of the 5 runs can be read; the first: .*bad1"):
+    with pytest.raises(FileError, match=r"none of the 5 runs can be read; the first: .*bad1"):
         compare([tmp_path])
 
 

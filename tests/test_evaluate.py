@@ -30,7 +30,7 @@ from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.pairing import EvaluationError
 from pipeline.evaluation.report import to_csv, to_text, write_files
 from pipeline.evaluation.summary import CONVENTIONS, to_document
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.metrics.overlap import class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.phantoms.balls import balls
@@ -475,7 +475,7 @@ def test_an_output_folder_that_cannot_be_made_is_refused_before_anything_is_scor
     assert f"{folders / 'file' / 'x'}: cannot be written" in error
     assert (len(error.splitlines()), scored) == (1, [])
     (folders / "dangling").symlink_to(folders / "nowhere" / "else")  # only making it shows that it cannot be made
-    with pytest.raises(RunFolderError, match="dangling: cannot be written"):
+    with pytest.raises(FileError, match="dangling: cannot be written"):
         write_files(evaluate(folders / "predictions", folders / "labels"), folders / "dangling")
 
 

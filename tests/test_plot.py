@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.plot import plot
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
@@ -120,16 +120,14 @@ def test_a_folder_as_output_takes_the_picture(tmp_path):
 
 def test_what_cannot_be_drawn_is_said_in_a_sentence(tmp_path):
     run, empty = a_run(tmp_path, "run"), a_run(tmp_path, "empty", n_epochs=0)
-    with pytest.raises(RunFolderError, match=r'x\.bmp: expected a file ending in .png, .pdf, .svg, found ".bmp"'):
+    with pytest.raises(FileError, match=r'x\.bmp: expected a file ending in .png, .pdf, .svg, found ".bmp"'):
         plot([run], tmp_path / "x.bmp")
-    with pytest.raises(
-        RunFolderError, match=r"empty/training_log\.json: expected a finished epoch to draw, found none"
-    ):
+    with pytest.raises(FileError, match=r"empty/training_log\.json: expected a finished epoch to draw, found none"):
         plot([empty])
-    with pytest.raises(RunFolderError, match="cannot be written"):
+    with pytest.raises(FileError, match="cannot be written"):
         plot([run], tmp_path / "nowhere" / "x.png")
     (run / "training_log.json").write_text("{")
-    with pytest.raises(RunFolderError, match="not valid JSON"):
+    with pytest.raises(FileError, match="not valid JSON"):
         plot([run])
 
 

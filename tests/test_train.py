@@ -27,7 +27,7 @@ from pipeline.config.settings import (
     ModelConfig,
     TrainingConfig,
 )
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.phantoms.anatomy import CLASS_NAMES
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.runs.run_folder import RunFolder
@@ -217,9 +217,9 @@ def test_the_tensorboard_file_holds_the_logs_numbers_and_a_picture(run):
 
 def test_a_run_is_never_overwritten_unasked(run, config):
     before = (run / "training_log.json").read_bytes()
-    with pytest.raises(RunFolderError, match="--overwrite"):
+    with pytest.raises(FileError, match="--overwrite"):
         train(config)
-    with pytest.raises(RunFolderError, match="nothing is left to --resume"):
+    with pytest.raises(FileError, match="nothing is left to --resume"):
         train(config, resume=True)
     assert (run / "training_log.json").read_bytes() == before
 
@@ -260,7 +260,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_one_never_interrupted(conf
     process.communicate()
     assert not (folder / "training_summary.json").exists()
     assert 3 <= len(history(folder)["epoch"]) < 8
-    with pytest.raises(RunFolderError, match="--resume"):
+    with pytest.raises(FileError, match="--resume"):
         train(killed)
     with pytest.raises(ConfigError, match=r"training.seed is 7, but the run in .* was started with 42"):
         train(replace(killed, training=replace(killed.training, seed=7)), resume=True)

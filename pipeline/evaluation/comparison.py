@@ -73,7 +73,7 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     Raises:
         ComparisonError: case lists or labels that differ, no class in common; surfaces of two kinds, or surface
             Dice at two tolerances.
-        RunFolderError: a file that cannot be read.
+        FileError: a file that cannot be read.
     """
     if metric not in COMPARED:
         raise ComparisonError(f"metric is {metric!r}, expected one of {', '.join(COMPARED)}")
@@ -110,7 +110,7 @@ def check_baseline(
         tolerance_mm, surface: of the evaluation.
 
     Raises:
-        ComparisonError: the same file; no metrics.json; surfaces that `metric` cannot compare. RunFolderError: a file
+        ComparisonError: the same file; no metrics.json; surfaces that `metric` cannot compare. FileError: a file
             that cannot be read.
     """
     document = _read(baseline)

@@ -39,7 +39,7 @@ _CSV_COLUMNS = (
 
 
 def check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be written or made, before hours of scoring; makes nothing. Raises RunFolderError."""
+    """Refuse a folder that cannot be written or made, before hours of scoring; makes nothing. Raises FileError."""
     try:
         there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not there.is_dir():
@@ -51,7 +51,7 @@ def check_output(folder: Path) -> None:
 
 
 def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises RunFolderError."""
+    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 
-class RunFolderError(ValueError):
-    """A run that cannot be named, written, read or continued: one line with the file, the fault and the remedy."""
+class FileError(ValueError):
+    """A file or folder that cannot be named, written, read or continued: one line with path, fault and remedy."""
 
     is_input_error = True
 
@@ -38,7 +38,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
     Whoever opens the path, at any instant and also after a kill or a power cut, finds the old file or the new one,
     whole. The new file's mode follows the umask, as any file's does (mkstemp would hide it from the group). Raises
-    RunFolderError where the disk refuses; the old file is then untouched and nothing is left beside it.
+    FileError where the disk refuses; the old file is then untouched and nothing is left beside it.
     """
     path = Path(path)
     temporary = path.with_name(f"{_beginning(path)}{os.getpid()}.{_THIS_PROCESS}.{secrets.token_hex(6)}{UNFINISHED}")
@@ -92,7 +92,7 @@ def _is_alive(process: int, token: str) -> bool:
 
 
 def remove_durably(path: Path) -> None:
-    """Remove a file, if it is there, so that it is gone after a power cut, too. Raises RunFolderError."""
+    """Remove a file, if it is there, so that it is gone after a power cut, too. Raises FileError."""
     try:
         path.unlink()
         _sync_folder(path.parent)
@@ -122,7 +122,7 @@ def disk_error(error: BaseException | None) -> OSError | None:
     return error if isinstance(error, OSError) else None
 
 
-def write_error(path: Path, error: OSError) -> RunFolderError:
+def write_error(path: Path, error: OSError) -> FileError:
     """Word a disk's refusal: which file or folder, why, and what to do."""
     reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "see to that folder")
-    return RunFolderError(f"{path}: cannot be written ({reason}); {remedy}; the old file is untouched")
+    return FileError(f"{path}: cannot be written ({reason}); {remedy}; the old file is untouched")

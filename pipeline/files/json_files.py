@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.files.atomic import RunFolderError, write_atomically
+from pipeline.files.atomic import FileError, write_atomically
 
 
 def now() -> str:
@@ -48,7 +48,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object; raises RunFolderError, with the file, for anything else, NaN and huge files included."""
+    """Read one JSON object; raises FileError, with the file, for anything else, NaN and huge files included."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("not a regular file")
@@ -56,11 +56,11 @@ def read_json(path: Path) -> dict[str, Any]:
             raise OSError(f"over {LARGEST_JSON >> 20} MB")
         document = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read ({error.strerror or error}); {RESTORE_ADVICE}") from error
+        raise FileError(f"{path}: cannot be read ({error.strerror or error}); {RESTORE_ADVICE}") from error
     except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{path}: is not valid JSON ({error}); {RESTORE_ADVICE}") from error
+        raise FileError(f"{path}: is not valid JSON ({error}); {RESTORE_ADVICE}") from error
     if not isinstance(document, dict):
-        raise RunFolderError(f"{path}: expected a JSON object, found {kind_of(document)}; {RESTORE_ADVICE}")
+        raise FileError(f"{path}: expected a JSON object, found {kind_of(document)}; {RESTORE_ADVICE}")
     return document
 
 

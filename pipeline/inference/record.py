@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
@@ -89,7 +89,7 @@ def earlier(case: InputCase, wanted: Wanted, made_by: dict[str, Any]) -> dict[st
         return None
     try:
         record = read_json(path)
-    except RunFolderError as error:
+    except FileError as error:
         return failed(case, SegmentationError(f"{error}; or give --overwrite"))
     if record.get("made_by") != made_by or record.get("source") != [str(image) for image in case.images]:
         return failed(

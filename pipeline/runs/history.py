@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.files.json_files import now
 
 HISTORY_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_mIoU", "learning_rate")
@@ -40,14 +40,14 @@ class TrainingLog:
     ) -> bool:
         """Append a finished epoch (counted from 0) and say whether it is the best so far.
 
-        NaN and infinities count as undefined. Raises RunFolderError, and appends nothing, when the epoch is not the
+        NaN and infinities count as undefined. Raises FileError, and appends nothing, when the epoch is not the
         next one or its learning rate is not a finite number.
         """
         if epoch != len(self):
-            raise RunFolderError(f"epoch: expected {len(self)} next, found {epoch}")
+            raise FileError(f"epoch: expected {len(self)} next, found {epoch}")
         entry = (epoch, *map(_number_or_none, (train_loss, train_accuracy, val_loss, val_mIoU, learning_rate)))
         if entry[-1] is None:
-            raise RunFolderError(f"learning_rate[{epoch}]: expected a number, found {learning_rate}")
+            raise FileError(f"learning_rate[{epoch}]: expected a number, found {learning_rate}")
         for key, value in zip(HISTORY_KEYS, entry, strict=True):
             self.history[key].append(value)
         self.last_update = now()
@@ -78,17 +78,17 @@ class TrainingLog:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> TrainingLog:
-        """Restore from to_dict's document, finding the best epoch anew; raises RunFolderError when it is damaged."""
+        """Restore from to_dict's document, finding the best epoch anew; raises FileError when it is damaged."""
         history = document.get("training_history")
         if not isinstance(history, dict):
-            raise RunFolderError(f"training_history: expected six arrays, found {_shown(history)}")
+            raise FileError(f"training_history: expected six arrays, found {_shown(history)}")
         for key in HISTORY_KEYS:
             _check_series(key, history.get(key))
         lengths = {key: len(history[key]) for key in HISTORY_KEYS}
         if len(set(lengths.values())) > 1:
-            raise RunFolderError(f"training_history: expected arrays of equal length, found {lengths}")
+            raise FileError(f"training_history: expected arrays of equal length, found {lengths}")
         if history["epoch"] != list(range(lengths["epoch"])):
-            raise RunFolderError(f"training_history.epoch: expected 0, 1, 2, …, found {_shown(history['epoch'])}")
+            raise FileError(f"training_history.epoch: expected 0, 1, 2, …, found {_shown(history['epoch'])}")
         iou, updated = document.get("per_class_iou"), document.get("last_update")
         return cls(
             history={key: list(history[key]) for key in HISTORY_KEYS},
@@ -104,11 +104,11 @@ def _number_or_none(value: Any) -> float | None:
 
 def _check_series(key: str, values: Any) -> None:
     if not isinstance(values, list):
-        raise RunFolderError(f"training_history.{key}: expected an array, found {_shown(values)}")
+        raise FileError(f"training_history.{key}: expected an array, found {_shown(values)}")
     may_be_null = key not in ("epoch", "learning_rate")
     for epoch, value in enumerate(values):
         if not (_is_number(value) or (value is None and may_be_null)):
-            raise RunFolderError(f"training_history.{key}[{epoch}]: expected a number, found {_shown(value)}")
+            raise FileError(f"training_history.{key}[{epoch}]: expected a number, found {_shown(value)}")
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.files.atomic import UNFINISHED, RunFolderError, write_error
+from pipeline.files.atomic import UNFINISHED, FileError, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
 from pipeline.runs.history import TrainingLog
 
@@ -34,7 +34,7 @@ def run_name(
 ) -> str:
     """Compose the folder's documented name, as in ``body_unet_bs2_lr0.0001_ch32_cw0.5_aug``.
 
-    weight_alpha None means that no class weights are used. Raises RunFolderError for a name that would leave the log
+    weight_alpha None means that no class weights are used. Raises FileError for a name that would leave the log
     folder, hide the run or garble a terminal.
     """
     _check_name(name)
@@ -57,13 +57,13 @@ def _check_name(name: str) -> None:
     }
     for fault in (fault for fault, present in faults.items() if present):
         shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name[:80])
-        raise RunFolderError(f'run name "{shown}" {fault}; choose a plain one, as in --exp_name body_unet')
+        raise FileError(f'run name "{shown}" {fault}; choose a plain one, as in --exp_name body_unet')
 
 
 class RunFolder:
     """One run's folder, log_dir/name, which need not exist yet; its paths are relative where log_dir is.
 
-    Raises RunFolderError for an unsafe name.
+    Raises FileError for an unsafe name.
     """
 
     def __init__(self, log_dir: str | Path, name: str) -> None:
@@ -94,7 +94,7 @@ class RunFolder:
 
     @property
     def state(self) -> State:
-        """What the folder holds; raises RunFolderError for a damaged summary."""
+        """What the folder holds; raises FileError for a damaged summary."""
         if self.summary.exists():
             states: dict[Any, State] = {"completed": "finished", "failed": "failed"}
             return states.get(self.read_summary()["status"], "interrupted")
@@ -104,14 +104,14 @@ class RunFolder:
     def may_start(self, *, resume: bool = False, overwrite: bool = False) -> bool:
         """Say how a training would start here, touching nothing; True: from resume_checkpoint, False: from nothing.
 
-        A training is never overwritten unasked: RunFolderError then says what is there and what can be done. `resume`
+        A training is never overwritten unasked: FileError then says what is there and what can be done. `resume`
         of an absent run, or of one killed in its first epoch, begins: a requeued job repeats its command line.
         """
         if resume and overwrite:
-            raise RunFolderError("--resume and --overwrite exclude each other; give one of them")
+            raise FileError("--resume and --overwrite exclude each other; give one of them")
         state = "absent" if overwrite else self.state
         if not resume and state != "absent":
-            raise RunFolderError(self._occupied(state))
+            raise FileError(self._occupied(state))
         return resume and state != "absent" and self._can_continue(state)
 
     def make_ready(self, *, keep: bool) -> None:
@@ -147,9 +147,9 @@ class RunFolder:
 
     def _can_continue(self, state: State) -> bool:
         if state == "finished":
-            raise RunFolderError(self._occupied(state))
+            raise FileError(self._occupied(state))
         if not self.resume_checkpoint.exists() and len(self.read_log()):
-            raise RunFolderError(
+            raise FileError(
                 f"{self.resume_checkpoint}: expected the state after the last epoch, found nothing; "
                 "restore the file from a copy, or begin anew with --overwrite"
             )
@@ -177,7 +177,7 @@ class RunFolder:
     ) -> None:
         """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason."""
         if status == "failed" and not reason:
-            raise RunFolderError(f'{self.summary}: status "failed" needs a reason')
+            raise FileError(f'{self.summary}: status "failed" needs a reason')
         summary = {
             "status": status,
             "completion_time": now(),
@@ -193,51 +193,49 @@ class RunFolder:
                 self._remove_resume()
                 self._remove_half_written()
             except OSError as error:
-                raise RunFolderError(f"{self.resume}: cannot be removed ({error}); remove it by hand") from error
+                raise FileError(f"{self.resume}: cannot be removed ({error}); remove it by hand") from error
 
     def read_config(self) -> dict[str, Any]:
-        """Read training_config.json: its groups, each a dict; raises RunFolderError when it is missing or damaged."""
+        """Read training_config.json: its groups, each a dict; raises FileError when it is missing or damaged."""
         config = read_json(self.config)
         for name in ("experiment", "data", "model", "training", "loss", "system"):
             if not isinstance(group := config.get(name), dict):
-                raise RunFolderError(
-                    f"{self.config}: {name}: expected a group, found {kind_of(group)}; {RESTORE_ADVICE}"
-                )
+                raise FileError(f"{self.config}: {name}: expected a group, found {kind_of(group)}; {RESTORE_ADVICE}")
         return config
 
     def read_log(self) -> TrainingLog:
-        """Read training_log.json, an empty history while there is none; raises RunFolderError when it is damaged."""
+        """Read training_log.json, an empty history while there is none; raises FileError when it is damaged."""
         if not self.log.exists():
             return TrainingLog()
         document = read_json(self.log)
         try:
             return TrainingLog.from_dict(document)
-        except RunFolderError as error:
-            raise RunFolderError(f"{self.log}: {error}; {RESTORE_ADVICE}") from error
+        except FileError as error:
+            raise FileError(f"{self.log}: {error}; {RESTORE_ADVICE}") from error
 
     def read_summary(self) -> dict[str, Any]:
-        """Read training_summary.json; raises RunFolderError when it is missing or damaged."""
+        """Read training_summary.json; raises FileError when it is missing or damaged."""
         summary = read_json(self.summary)
         if (status := summary.get("status")) not in ("completed", "interrupted", "failed"):
             found = f'"{status:.40}"' if isinstance(status, str) else kind_of(status)
-            raise RunFolderError(f"{self.summary}: status: expected completed, interrupted or failed, found {found}")
+            raise FileError(f"{self.summary}: status: expected completed, interrupted or failed, found {found}")
         return summary
 
 
 def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     """Name the runs at the given paths, each a run folder or a folder of several; each run once, in order.
 
-    Raises RunFolderError for a path that holds none or cannot be read.
+    Raises FileError for a path that holds none or cannot be read.
     """
     found: dict[Path, RunFolder] = {}
     for path in map(Path, paths):
         try:
             folders = [path] if _is_run(path) else sorted(filter(_is_run, path.glob("[!.]*/")))
         except OSError as error:
-            raise RunFolderError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+            raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
         if not folders:
             what = "no training_config.json in it" if path.is_dir() else "no such folder"
-            raise RunFolderError(f"{path}: expected a run folder or a folder of runs, found {what}; check the path")
+            raise FileError(f"{path}: expected a run folder or a folder of runs, found {what}; check the path")
         for folder in folders:
             found.setdefault(folder.resolve(), RunFolder.at(folder))
     return list(found.values())

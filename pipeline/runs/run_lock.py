@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.files.atomic import RunFolderError, write_error
+from pipeline.files.atomic import FileError, write_error
 from pipeline.files.json_files import now
 from pipeline.runs.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ def only_training_in(folder: RunFolder) -> Iterator[None]:
     """Keep every other training out of a run's folder; what a dead process left there hinders nobody.
 
     Makes the folder, and removes it again if nothing was put into it. On a file system without locks it warns.
-    Raises RunFolderError, with the process that trains there, or with what hinders writing.
+    Raises FileError, with the process that trains there, or with what hinders writing.
     """
     try:
         folder.lock.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def only_training_in(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         raise write_error(folder.path, error) from error
     if descriptor is None:
-        raise RunFolderError(
+        raise FileError(
             f"{folder.path}: {_holder(folder.lock)} is training there now; wait for it or stop it, or give this run "
             "another --exp_name"
         )

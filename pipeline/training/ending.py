@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, tell_failure
 from pipeline.config.settings import Config
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder, Status
 from pipeline.training.failures import in_one_sentence
 from pipeline.training.lightning_module import TrainingError
@@ -31,7 +31,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> I
 
     Raises:
         RunStopped: a signal asked to stop; the summary says "interrupted".
-        TrainingError, RunFolderError: what broke the training, in one line; the summary says "failed".
+        TrainingError, FileError: what broke the training, in one line; the summary says "failed".
         Exception: whatever else the training raised; the summary says "failed" too.
     """
     with stop_between_batches(recorder.stop_request):
@@ -49,7 +49,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> I
 
 def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config, error: BaseException) -> None:
     """Write the summary of a training that raised, and raise its error in words where they are known."""
-    if recorder.stop_request.reason and not isinstance(error, RunFolderError | TrainingError):
+    if recorder.stop_request.reason and not isinstance(error, FileError | TrainingError):
         # What follows a signal is its doing: Lightning's own exception, data workers or processes that it ended first.
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
         end_after_the_first()
@@ -58,7 +58,7 @@ def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config,
         _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
         return
     told = in_one_sentence(error, config, epoch=recorder.epochs_finished)
-    in_words = isinstance(told, TrainingError | RunFolderError | ProcessError)
+    in_words = isinstance(told, TrainingError | FileError | ProcessError)
     reason = str(told) if in_words else f"{type(told).__name__}: {told}"
     if not isinstance(error, ProcessError):
         tell_failure(reason)
@@ -79,7 +79,7 @@ def record_lost(folder: RunFolder, recorder: RunRecorder, reason: str) -> None:
 def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str) -> None:
     # What broke the training is what must be told, not that the same full disk takes no summary either. A second
     # signal must not break this off: torchrun and SLURM send one as soon as another process has ended.
-    with handling(lambda number, frame: None), contextlib.suppress(RunFolderError):
+    with handling(lambda number, frame: None), contextlib.suppress(FileError):
         _write_summary(folder, recorder, status, reason)
 
 

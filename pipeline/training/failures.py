@@ -12,7 +12,7 @@ from pipeline.compute.memory import memory_bytes
 from pipeline.compute.ranks import ProcessError
 from pipeline.config.settings import Config
 from pipeline.console.text import gigabytes
-from pipeline.files.atomic import RunFolderError, disk_error
+from pipeline.files.atomic import FileError, disk_error
 from pipeline.training.lightning_module import TrainingError
 
 _NO_MEMORY = re.compile(
@@ -48,7 +48,7 @@ def in_one_sentence(error: BaseException, config: Config, *, epoch: int) -> Base
         epoch: in which epoch, counted from 0.
     """
     text = str(error)
-    if isinstance(error, TrainingError | RunFolderError | ProcessError):
+    if isinstance(error, TrainingError | FileError | ProcessError):
         return error
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(text):
         return TrainingError(_memory_sentence(error, config, epoch))

@@ -10,7 +10,7 @@ import torch
 
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, ConfigError
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
@@ -105,19 +105,19 @@ def read_resume(path: Path) -> dict[str, Any]:
     """Read what `resume_state` wrote, on the CPU.
 
     Raises:
-        RunFolderError: the file is missing, damaged or holds more than data.
+        FileError: the file is missing, damaged or holds more than data.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
-        raise RunFolderError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
+        raise FileError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != RESUME_FORMAT:
-        raise RunFolderError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
+        raise FileError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
     kinds = {"epochs_finished": int, "network": dict, "optimizer": dict, "precision": dict, "log": dict}
     if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
-        raise RunFolderError(f"{path}: expected {', '.join(kinds)}, found no {wrong[0]}; begin anew with --overwrite")
+        raise FileError(f"{path}: expected {', '.join(kinds)}, found no {wrong[0]}; begin anew with --overwrite")
     return state
 
 
@@ -127,7 +127,7 @@ def holds_best(state: dict[str, Any]) -> bool:
 
 
 def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
-    """Raise RunFolderError where best_model.ckpt is not of the history's best epoch and the state cannot mend it."""
+    """Raise FileError where best_model.ckpt is not of the history's best epoch and the state cannot mend it."""
     best = TrainingLog.from_dict(state["log"]).best_epoch
     if best is None or holds_best(state):
         return
@@ -139,7 +139,7 @@ def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
     except Exception:  # the safe loader raises many kinds for a damaged file
         found = "a damaged file"
     if found != f"epoch {best}":
-        raise RunFolderError(
+        raise FileError(
             f"{folder.best_checkpoint}: expected the weights of epoch {best}, the best one so far, found {found}; "
             "restore the file from a copy, or begin anew with --overwrite"
         )
@@ -148,7 +148,7 @@ def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
 def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Put a resume state back into network, optimiser, scaler and epoch count.
 
-    Raises RunFolderError where it is of another network, or the scaler's part is damaged.
+    Raises FileError where it is of another network, or the scaler's part is damaged.
     """
     try:
         module.network.load_state_dict(state["network"])
@@ -156,7 +156,7 @@ def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModu
         module.skipped_steps = state["skipped_steps"]
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise RunFolderError(
+        raise FileError(
             f"the state to resume does not fit the network ({reason}); begin anew with --overwrite"
         ) from error
     _restore_precision(state["precision"], trainer)
@@ -174,7 +174,7 @@ def _restore_precision(state: dict[str, Any], trainer: pl.Trainer) -> None:
     try:
         trainer.precision_plugin.load_state_dict(state)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise RunFolderError(
+        raise FileError(
             f"the gradient scaler's state cannot be put back: expected {', '.join(expected)}, "
             f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or begin anew with "
             "--overwrite"

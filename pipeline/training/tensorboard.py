@@ -10,7 +10,7 @@ from pathlib import Path
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.files.atomic import RunFolderError, write_error
+from pipeline.files.atomic import FileError, write_error
 
 
 class EventsLogger(TensorBoardLogger):
@@ -29,7 +29,7 @@ class EventsLogger(TensorBoardLogger):
 
     def finalize(self, status: str) -> None:
         """Close the events; after a failure their disk's refusal must not take the place of what went wrong."""
-        with contextlib.suppress(*(() if status == "success" else (RunFolderError,))), self.disk_named():
+        with contextlib.suppress(*(() if status == "success" else (FileError,))), self.disk_named():
             super().finalize(status)
 
     @contextmanager

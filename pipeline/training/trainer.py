@@ -15,7 +15,7 @@ from rich.console import Console
 
 from pipeline.compute.ranks import all_texts, place
 from pipeline.config.settings import Config
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.live_progress import LiveProgress
 from pipeline.training.recorder import RunRecorder
@@ -68,7 +68,7 @@ class _SameEverywhere(pl.Callback):
         found = all_texts(f"{self.recorder.epochs_finished} finished epochs and the split {split}")
         for number, other in enumerate(found):
             if other != found[0]:
-                raise RunFolderError(
+                raise FileError(
                     f"{self.folder.path}: process 0 found {found[0]}, process {number} {other}; "
                     "all processes must see the same run folder and the same data: put them on a shared disk"
                 )

@@ -14,7 +14,7 @@ from pipeline.writers.segmentation import file_names
 
 
 def write_colour_table(class_names: Sequence[str], path: Path) -> None:
-    """Write the table; the background is transparent. Raises RunFolderError if the disk refuses."""
+    """Write the table; the background is transparent. Raises FileError if the disk refuses."""
     text = colour_table(class_names)
     write_atomically(path, lambda stream: stream.write(text.encode()))
 

@@ -46,7 +46,7 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
 
     Raises:
         SegmentationError: the source is no DICOM series, or its slices have no UIDs that a SEG could refer to.
-        RunFolderError: the disk refuses.
+        FileError: the disk refuses.
     """
     instances = check_series(segmentation.source, segmentation.source_kind)
     _complete_all(instances, segmentation)

@@ -32,7 +32,7 @@ GRID_FIELDS = (
 
 
 def write_nifti(segmentation: Segmentation, path: Path) -> None:
-    """Write the label map, class names and colours inside; .nii.gz or .nii. Raises RunFolderError if the disk does."""
+    """Write the label map, class names and colours inside; .nii.gz or .nii. Raises FileError if the disk does."""
     header = _header(segmentation, segmentation.array.dtype)
     header.extensions.append(Nifti1Extension(CARET, _label_table(segmentation)))
     _write(path, header, segmentation.array)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files.atomic import RunFolderError, remove_durably, remove_half_written, write_error
+from pipeline.files.atomic import FileError, remove_durably, remove_half_written, write_error
 from pipeline.files.json_files import read_json
 from pipeline.writers.colour_table import colour_table, write_colour_table
 from pipeline.writers.dicom_seg import check_series, write_dicom_seg
@@ -92,7 +92,7 @@ def make_room(case: str, wanted: Wanted) -> None:
     """Remove a case's earlier record and what a killed process had begun to write of it.
 
     The record goes first, for good: from now on until the new one is there the case counts as unfinished, so that a
-    failure or kill between two files leaves none of them under a record that was not made of it. Raises RunFolderError.
+    failure or kill between two files leaves none of them under a record that was not made of it. Raises FileError.
     """
     remove_durably(wanted.record_file(case))
     for path in [*wanted.files(case), wanted.record_file(case)]:
@@ -104,7 +104,7 @@ def write_files(
 ) -> None:
     """Write a case's label maps, masks and probabilities, each whole or not at all.
 
-    Raises SegmentationError for a format that the source does not allow, RunFolderError if the disk refuses.
+    Raises SegmentationError for a format that the source does not allow, FileError if the disk refuses.
     """
     # DICOM first: it alone may find only while it is made that the source does not allow it.
     for name, path in sorted(wanted.label_files(case).items(), key=lambda item: item[0] != "dicom"):
@@ -138,7 +138,7 @@ def _class_names(record: Path) -> list[Any] | None:
     """The class names of a case's record; None where the file is none (metrics.json, say)."""
     try:
         document = read_json(record)
-    except RunFolderError:
+    except FileError:
         return None
     classes = document.get("classes")
     if document.get("case") != record.stem or not isinstance(classes, list):
@@ -149,7 +149,7 @@ def _class_names(record: Path) -> list[Any] | None:
 def write_table(wanted: Wanted, *, replace: bool) -> None:
     """Make the folder and its colour table; one of other classes is replaced only where `replace` says so.
 
-    Raises RunFolderError if the disk refuses.
+    Raises FileError if the disk refuses.
     """
     path, table = wanted.table_file, colour_table(wanted.class_names)
     found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None

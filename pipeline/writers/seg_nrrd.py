@@ -23,7 +23,7 @@ TYPES = {1: "unsigned char", 2: "unsigned short"}
 
 
 def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
-    """Write the label map with every class as a segment. Raises RunFolderError if the disk refuses."""
+    """Write the label map with every class as a segment. Raises FileError if the disk refuses."""
     header = "\n".join([*_grid(segmentation), *_segments(segmentation), "", ""])
 
     def stream_out(stream: BinaryIO) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pipeline.files.atomic import RunFolderError, write_atomically
+from pipeline.files.atomic import FileError, write_atomically
 from pipeline.files.json_files import read_json, write_json
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs, run_name
@@ -54,7 +54,7 @@ def test_a_run_that_ended_early_passes_too_and_says_why(tmp_path, shared_spec, s
     folder.write_summary(status, folder.read_log(), reason="stopped by SIGTERM")
     assert f"{status}, 2 epochs, best val mIoU None" in checked(shared_spec, folder)
     assert folder.read_summary()["reason"] == "stopped by SIGTERM"
-    with pytest.raises(RunFolderError, match="needs a reason"):
+    with pytest.raises(FileError, match="needs a reason"):
         folder.write_summary("failed", folder.read_log())
 
 
@@ -114,7 +114,7 @@ def test_paths_stand_in_the_summary_as_the_run_was_started(tmp_path, monkeypatch
 )
 def test_a_name_that_is_no_plain_folder_name_is_refused_in_one_line(name, tmp_path):
     for refused in (lambda: run_name(**PLAIN | {"name": name}), lambda: RunFolder(tmp_path, name)):
-        with pytest.raises(RunFolderError, match="choose a plain one") as error:
+        with pytest.raises(FileError, match="choose a plain one") as error:
             refused()
         assert str(error.value).isprintable()
     assert not list(tmp_path.iterdir())
@@ -209,7 +209,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, write):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
-        with pytest.raises(RunFolderError, match=r"best_model\.ckpt: cannot be written \(File too large\); free space"):
+        with pytest.raises(FileError, match=r"best_model\.ckpt: cannot be written \(File too large\); free space"):
             write_atomically(path, write)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
@@ -226,9 +226,7 @@ def test_a_folder_without_permission_is_named_and_the_old_file_stays(tmp_path):
     if user == 0:
         os.seteuid(65534)  # root writes everywhere
     try:
-        with pytest.raises(
-            RunFolderError, match=r"training_log\.json: cannot be written \(Permission denied\); make the"
-        ):
+        with pytest.raises(FileError, match=r"training_log\.json: cannot be written \(Permission denied\); make the"):
             folder.write_log(TrainingLog())
     finally:
         os.seteuid(user)
@@ -299,7 +297,7 @@ def test_a_history_goes_on_after_a_round_trip_through_json():
 def test_an_epoch_that_does_not_fit_is_refused_and_nothing_is_appended(epoch, rate):
     log = TrainingLog()
     append(log, 0.1)
-    with pytest.raises(RunFolderError, match="expected"):
+    with pytest.raises(FileError, match="expected"):
         log.append_epoch(epoch, train_loss=1, train_accuracy=1, val_loss=1, val_mIoU=1, learning_rate=rate)
     assert {len(values) for values in log.history.values()} == {1}
 
@@ -311,9 +309,7 @@ def test_a_finished_run_is_neither_overwritten_nor_resumed_unasked(tmp_path):
     folder = finished_run(tmp_path, documented_config())
     before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
     for resume in (False, True):
-        with pytest.raises(
-            RunFolderError, match=r"finished training \(6 finished epochs, best val mIoU 0.5000\).*--overwr"
-        ):
+        with pytest.raises(FileError, match=r"finished training \(6 finished epochs, best val mIoU 0.5000\).*--overwr"):
             start(folder, resume=resume)
     assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
     assert folder.state == "finished"
@@ -327,7 +323,7 @@ def test_overwriting_removes_the_run_and_keeps_what_is_not_its_own(tmp_path):
     assert folder.state == "absent"
     files = sorted(path.name for path in folder.path.rglob("*") if path.is_file())
     assert files == ["events.out.tfevents.1", "notes.txt"]
-    with pytest.raises(RunFolderError, match="exclude each other"):
+    with pytest.raises(FileError, match="exclude each other"):
         start(folder, resume=True, overwrite=True)
 
 
@@ -340,7 +336,7 @@ def test_an_interrupted_run_says_so_and_resumes(tmp_path):
     write_atomically(folder.resume_checkpoint, lambda stream: stream.write(b"state"))
     folder.write_log(log)
     assert folder.state == "interrupted"
-    with pytest.raises(RunFolderError, match=r"still running\) training \(1 finished .*continue it with --resume"):
+    with pytest.raises(FileError, match=r"still running\) training \(1 finished .*continue it with --resume"):
         start(folder)
     folder.write_summary("failed", log, reason="the loss is NaN")
     assert folder.state == "failed"
@@ -359,14 +355,14 @@ def test_a_run_killed_in_its_first_epoch_begins_anew_and_one_without_its_state_i
     assert not folder.config.exists()
     append(log, 0.5)
     folder.write_log(log)
-    with pytest.raises(RunFolderError, match=r"last\.ckpt: expected the state after the last epoch, found nothing"):
+    with pytest.raises(FileError, match=r"last\.ckpt: expected the state after the last epoch, found nothing"):
         start(folder, resume=True)
     assert len(folder.read_log()) == 1
 
 
 def test_a_file_in_the_runs_place_is_named(tmp_path):
     (tmp_path / "run").write_text("")
-    with pytest.raises(RunFolderError, match="run: cannot be written"):
+    with pytest.raises(FileError, match="run: cannot be written"):
         start(RunFolder(tmp_path, "run"))
 
 
@@ -400,7 +396,7 @@ def test_a_damaged_log_is_named_with_what_is_wrong(tmp_path, content, words):
     start(folder)
     text = content if isinstance(content, str) else json.dumps(content)
     folder.log.write_bytes(text.encode("latin-1"))
-    with pytest.raises(RunFolderError, match=words) as error:
+    with pytest.raises(FileError, match=words) as error:
         folder.read_log()
     assert str(error.value).startswith(str(folder.log))
     assert "restore" in str(error.value)
@@ -410,17 +406,17 @@ def test_a_damaged_log_is_named_with_what_is_wrong(tmp_path, content, words):
 def test_other_damage_is_named_too(tmp_path):
     folder = finished_run(tmp_path, documented_config())
     folder.summary.write_text('{"status": "done"}')
-    with pytest.raises(RunFolderError, match='status: expected completed, interrupted or failed, found "done"'):
+    with pytest.raises(FileError, match='status: expected completed, interrupted or failed, found "done"'):
         _ = folder.state
     folder.config.write_text('{"experiment": 3}')
-    with pytest.raises(RunFolderError, match="experiment: expected a group, found the number 3"):
+    with pytest.raises(FileError, match="experiment: expected a group, found the number 3"):
         folder.read_config()
     folder.log.unlink()
     os.mkfifo(folder.log)
-    with pytest.raises(RunFolderError, match="not a regular file"):
+    with pytest.raises(FileError, match="not a regular file"):
         folder.read_log()
     folder.config.unlink()
-    with pytest.raises(RunFolderError, match="No such file"):
+    with pytest.raises(FileError, match="No such file"):
         folder.read_config()
 
 
@@ -441,5 +437,5 @@ def test_runs_are_listed_once_from_folders_and_from_log_folders(tmp_path, monkey
 
 @pytest.mark.parametrize(("path", "words"), [("none", "no such folder"), ("", "no training_config.json in it")])
 def test_a_path_without_a_run_is_named(tmp_path, path, words):
-    with pytest.raises(RunFolderError, match=words):
+    with pytest.raises(FileError, match=words):
         list_runs([tmp_path / path])

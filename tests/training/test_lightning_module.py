@@ -12,7 +12,7 @@ import torch
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 from networks.registry import build_network
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, SegmentationModule, TrainingError
 from pipeline.training.resume import restore, resume_state
@@ -150,5 +150,5 @@ def test_a_run_goes_on_where_gradients_are_scaled_and_where_they_are_not(trainer
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     if half_before and half_now:
         assert after.precision_plugin.state_dict() == before.precision_plugin.state_dict()
-        with pytest.raises(RunFolderError, match=r"gradient scaler's state .*expected scale, .*found scales; restore"):
+        with pytest.raises(FileError, match=r"gradient scaler's state .*expected scale, .*found scales; restore"):
             restore(state | {"precision": {"scales": 1.0}}, after, second)

@@ -26,7 +26,7 @@ import pytest
 import torch
 
 from pipeline.config.settings import ConfigError
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.lightning_module import TrainingError
@@ -679,7 +679,7 @@ def test_best_weights_that_are_not_the_logs_are_refused_when_resuming(work, inte
         torch.save(torch.load(best, weights_only=True) | {"epoch": 9}, best)
     before = (run / "training_summary.json").read_bytes()
     with pytest.raises(
-        RunFolderError, match=rf"best_model.ckpt: expected the weights of epoch 0, .* found {found}; restore"
+        FileError, match=rf"best_model.ckpt: expected the weights of epoch 0, .* found {found}; restore"
     ):
         verb(config, resume=True)
     assert (run / "training_summary.json").read_bytes() == before

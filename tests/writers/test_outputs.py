@@ -14,7 +14,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
-from pipeline.files.atomic import RunFolderError
+from pipeline.files.atomic import FileError
 from pipeline.inference.postprocessing import clean
 from pipeline.writers.dicom_seg import structure_code, write_dicom_seg
 from pipeline.writers.nifti import GRID_FIELDS, write_mask, write_nifti, write_probabilities
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.writers.nifti._stream", full)
-    with pytest.raises(RunFolderError, match="free space"):
+    with pytest.raises(FileError, match="free space"):
         write_nifti(segmentation, tmp_path / "a.nii.gz")
     assert [path.name for path in tmp_path.iterdir()] == ["s.nii.gz"]
 
