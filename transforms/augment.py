@@ -28,7 +28,7 @@ from torch import Tensor
 
 from transforms.intensity import mean_and_std
 from transforms.io.grid import VolumeError
-from transforms.left_right import sided_pairs, swap_sides
+from transforms.left_right import mirror_partners, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
 from transforms.warp import affine_map, indexable, sample_affine
 
@@ -284,6 +284,6 @@ def _partners(flips: tuple[int, ...], class_names: Sequence[str] | None) -> tupl
     if class_names is None:
         raise ValueError("flips mirrors left and right, but class_names is None: give the names of the classes")
     try:
-        return sided_pairs(class_names)
+        return mirror_partners(class_names)
     except ValueError as error:
         raise ValueError(f"flips mirrors left and right, but {error}; add it or take axis 0 out of flips") from error

@@ -1,50 +1,137 @@
-"""Which classes are the left and the right of a pair, and how a mirrored label map becomes true again.
-
-Knows class names and class indices. Which voxel holds which class is read in `transforms.load` and resized in
-`transforms.resize`.
-"""
+"""Which classes are the left and the right one of a pair, by name, and how a mirrored label map becomes true again."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from monai.transforms import MapTransform
+from jaxtyping import Integer
 from torch import Tensor
 
-OTHER_SIDE = {"left": "right", "right": "left"}
+STATED = {"left": "right", "right": "left", "lh": "rh", "rh": "lh"}
+"""Words that state a side wherever they stand in a name (TotalSegmentator, FreeSurfer: Left-, lh, ctx-rh-)."""
+
+SHORT = (
+    ("l", "r"),  # AAPM TG-263: Parotid_L, Parotid_R
+    ("lt", "rt"),
+    ("lft", "rgt"),
+    ("li", "re"),
+    ("sin", "dex"),
+    ("sin", "dext"),
+    ("sin", "dx"),
+    ("sx", "dx"),
+    ("links", "rechts"),
+    ("gauche", "droite"),
+    ("gauche", "droit"),
+    ("izquierda", "derecha"),
+    ("izquierdo", "derecho"),
+)
+"""(left, right) words that state a side where a class with the other word exists: alone they may mean anything."""
+
+JOINED = (("left", "right"), ("l", "r"))
+"""(left, right) at the beginning or end of a word, where the other class exists: lkid and rkid, leftlung, rightlung."""
+
+_LEAST_REST = 2  # letters of a word beside a joined l or r: LV and RV of a heart are no mirror images
+_WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
+
+Words = tuple[str, ...]
 
 
-def sided_pairs(class_names: Sequence[str]) -> tuple[int, ...]:
-    """Class index of each class's partner on the other side of the body; its own index where it has no side.
+@dataclass(frozen=True)
+class Sides:
+    """What the names of the classes say about the sides of the body."""
 
-    Sided are names with "left" or "right" as a word of their own, in any case, anywhere: kidney_left, rib_left_1,
-    "Left kidney". `class_names[i]` names class i, background included.
+    pairs: tuple[tuple[int, int], ...]
+    """(left, right) class indices."""
+    without_partner: tuple[int, ...]
+    """Classes whose names have a side and whose partner is missing or double."""
 
-    Raises ValueError that names a sided class whose partner is missing or double.
+    def partners(self, n_classes: int) -> tuple[int, ...]:
+        """Class index of each class's partner; its own index where it has none."""
+        partner = dict(self.pairs) | {right: left for left, right in self.pairs}
+        return tuple(partner.get(index, index) for index in range(n_classes))
+
+    def in_words(self, class_names: Sequence[str], most: int = 8) -> str:
+        """Say which pairs a mirror exchanges and which sided names have no partner, at most `most` of each.
+
+        >>> names = ["background", "Parotid_L", "Parotid_R", "Brain"]
+        >>> find_sides(names).in_words(names)
+        '1 pair of classes is exchanged (Parotid_L with Parotid_R)'
+        """
+        shown = [f"{class_names[left]} with {class_names[right]}" for left, right in self.pairs]
+        count = f"{len(shown)} {'pair of classes is' if len(shown) == 1 else 'pairs of classes are'} exchanged"
+        text = f"{count} ({_some_of(shown, most)})" if shown else "no class is exchanged with another"
+        alone = [class_names[index] for index in self.without_partner]
+        return f"{text}; without a partner: {_some_of(alone, most)}" if alone else text
+
+
+def find_sides(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]] | None = None) -> Sides:
+    """Find the classes whose names differ in nothing but the side of the body.
+
+    Recognised are "left" and "right" as words of their own in any case and place (kidney_left, "Left kidney",
+    LeftKidney, rib_left_1), FreeSurfer's lh and rh, TG-263's _L and _R and the other words of `SHORT`, and words that
+    begin or end with a side (lkid and rkid).
+
+    Args:
+        class_names: the name of class i at i, background included.
+        sided_pairs: (left, right) names; then these alone are pairs, and nothing is recognised.
+
+    Raises:
+        ValueError: `sided_pairs` holds something else than pairs of different class names, each once.
+
+    >>> find_sides(["background", "kidney_r", "kidney_l", "lung_middle_lobe_right"])
+    Sides(pairs=((2, 1),), without_partner=(3,))
     """
-    words = [tuple(re.findall(r"[^\W_]+", name.lower())) for name in class_names]
-    partners = []
-    for index, name in enumerate(class_names):
-        mirrored = tuple(OTHER_SIDE.get(word, word) for word in words[index])
-        found = [other for other, candidate in enumerate(words) if candidate == mirrored]
-        if mirrored == words[index]:
-            partners.append(index)
-        elif len(found) == 1:
-            partners.append(found[0])
-        else:
-            wanted = "_".join(mirrored)
-            count = "no class" if not found else f"{len(found)} classes"
-            raise ValueError(f"class {index} {name!r} has a side, but {count} named {wanted!r} stands beside it")
-    return tuple(partners)
+    if sided_pairs is not None:
+        return Sides(_given_pairs(class_names, sided_pairs), ())
+    words = [_words(name) for name in class_names]
+    by_words = defaultdict(list)
+    for index, key in enumerate(words):
+        by_words[key].append(index)
+    pairs: list[tuple[int, int]] = []
+    paired: set[int] = set()
+    for mirror_images in (_stated, _short, _joined):
+        for index, key in enumerate(words):
+            if index in paired or len(by_words[key]) > 1:
+                continue
+            pair = _pair(index, mirror_images(key), by_words, paired)
+            if pair:
+                pairs.append(pair)
+                paired.update(pair)
+    alone = [index for index, key in enumerate(words) if index not in paired and _has_side(key)]
+    return Sides(tuple(sorted(pairs)), tuple(alone))
 
 
-def swap_sides(label: Tensor, partners: Sequence[int]) -> Tensor:
-    """Give every voxel the class of its partner (see `sided_pairs`); values beyond the list (ignore) stay.
+def mirror_partners(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]] | None = None) -> tuple[int, ...]:
+    """Class index that each class becomes in a body mirrored from left to right, see `find_sides`.
 
-    `label`: any shape, uint8, uint16 or int32 with values to 65535; returns the same.
+    Raises:
+        ValueError: `sided_pairs` is wrong, or a name states a side as a word (left, right, lh, rh) and its partner is
+            missing or double: a mirrored volume would be labelled wrongly.
+
+    >>> mirror_partners(["background", "kidney_left", "liver", "kidney_right"])
+    (0, 3, 2, 1)
+    """
+    sides = find_sides(class_names, sided_pairs)
+    for index in sides.without_partner:
+        if mirrored := next(_stated(_words(class_names[index])), None):
+            expected = "_".join(mirrored[0])
+            count = sum(_words(name) == mirrored[0] for name in class_names)
+            found = f"{count} classes named {expected!r} exist" if count else f"no class named {expected!r} exists"
+            raise ValueError(f"class {index} {class_names[index]!r} has a side, but {found}")
+    return sides.partners(len(class_names))
+
+
+def swap_sides(label: Integer[Tensor, " *grid"], partners: Sequence[int]) -> Integer[Tensor, " *grid"]:
+    """Give every voxel the class of its partner (see `mirror_partners`); values beyond the list (ignore) stay.
+
+    `label` holds values of 0 to 65535. Returns a new tensor of the same dtype.
+
+    >>> swap_sides(torch.tensor([0, 1, 2, 255], dtype=torch.uint8), partners=(0, 2, 1)).tolist()
+    [0, 2, 1, 255]
     """
     n_values = 256 if label.dtype == torch.uint8 else 65536  # int32 labels are uint16 ones in a dtype torch can index
     table = torch.arange(n_values, dtype=torch.int32)
@@ -53,27 +140,74 @@ def swap_sides(label: Tensor, partners: Sequence[int]) -> Tensor:
     return swapped.reshape(label.shape).to(label.dtype)
 
 
-class SwapSidedClassesd(MapTransform):
-    """`swap_sides` as a dictionary transform: what makes a mirrored label anatomically true again."""
-
-    def __init__(self, keys: str | Sequence[str], class_names: Sequence[str], *, allow_missing_keys: bool = False):
-        super().__init__(keys, allow_missing_keys)
-        self.partners = sided_pairs(class_names)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        d = dict(data)
-        for key in self.key_iterator(d):
-            d[key] = swap_sides(d[key], self.partners)
-        return d
+def _words(name: str) -> Words:
+    """Lower-case words of a name, cut at everything that is no letter or digit, at capitals and before digits."""
+    return tuple(word.lower() for word in _WORD.findall(name))
 
 
-def sided_classes(class_names: Sequence[str]) -> tuple[tuple[int, int], ...]:
-    """Return (left, right) class indices of names that differ in nothing else; a side without partner is no pair."""
-    words = [tuple(re.findall(r"[^\W_]+", name.lower())) for name in class_names]
-    index_of = {word: index for index, word in enumerate(words)}
+def _stated(words: Words) -> Iterator[tuple[Words, bool]]:
+    """The name of the other side, and whether this one is the left: all stated sides exchanged."""
+    mirrored = tuple(STATED.get(word, word) for word in words)
+    if mirrored != words:
+        first = next(word for word in words if word in STATED)
+        yield mirrored, first in ("left", "lh")
+
+
+def _short(words: Words) -> Iterator[tuple[Words, bool]]:
+    """Names with one word exchanged for its partner in `SHORT`, and whether the word is the left."""
+    if any(word in STATED for word in words):
+        return
+    for position, word in enumerate(words):
+        for left, right in SHORT:
+            if word in (left, right):
+                other = right if word == left else left
+                yield (*words[:position], other, *words[position + 1 :]), word == left
+
+
+def _joined(words: Words) -> Iterator[tuple[Words, bool]]:
+    """Names with the side at the beginning or end of one word exchanged, and whether it is the left."""
+    if any(word in STATED for word in words):
+        return
+    for position, word in enumerate(words):
+        for pair in JOINED:
+            for side, other in (pair, pair[::-1]):
+                rest = len(word) - len(side)
+                if rest >= _LEAST_REST and word.startswith(side):
+                    yield (*words[:position], other + word[len(side) :], *words[position + 1 :]), side == pair[0]
+                if rest >= _LEAST_REST and word.endswith(side):
+                    yield (*words[:position], word[:rest] + other, *words[position + 1 :]), side == pair[0]
+
+
+def _has_side(words: Words) -> bool:
+    """Whether a name states a side, or ends with TG-263's letter for one."""
+    return any(word in STATED for word in words) or (len(words) > 1 and words[-1] in ("l", "r"))
+
+
+def _pair(
+    index: int, mirror_images: Iterator[tuple[Words, bool]], by_words: dict[Words, list[int]], paired: set[int]
+) -> tuple[int, int] | None:
+    for mirrored, is_left in mirror_images:
+        others = by_words.get(mirrored, [])
+        if len(others) == 1 and others[0] not in paired:
+            return (index, others[0]) if is_left else (others[0], index)
+    return None
+
+
+def _given_pairs(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]]) -> tuple[tuple[int, int], ...]:
+    seen: set[str] = set()
     pairs = []
-    for index, word in enumerate(words):
-        other = index_of.get(tuple(OTHER_SIDE.get(part, part) for part in word))
-        if "left" in word and other not in (None, index):
-            pairs.append((index, other))
+    for pair in sided_pairs:
+        if len(pair) != 2 or isinstance(pair, str):
+            raise ValueError(f"sided_pairs: expected pairs of a left and a right class name, found {pair!r}")
+        for name in pair:
+            if name not in class_names or name in seen:
+                problem = "twice" if name in seen else "which is not a class"
+                raise ValueError(f"sided_pairs: expected each class name at most once, found {name!r} {problem}")
+            seen.add(name)
+        pairs.append((list(class_names).index(pair[0]), list(class_names).index(pair[1])))
     return tuple(pairs)
+
+
+def _some_of(names: Sequence[str], most: int) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

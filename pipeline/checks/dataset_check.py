@@ -13,7 +13,7 @@ from pipeline.checks.findings import Finding
 from pipeline.checks.voxel_statistics import ImageFacts
 from pipeline.datasets.dataset import Dataset, Split, label_path
 from transforms.io.label_values import value_ranges
-from transforms.left_right import sided_classes
+from transforms.left_right import find_sides
 
 EDGE_LIMITS_MM = (0.05, 15.0)
 """Voxel edges of clinical scanners lie within: micro-CT below, whole-body scouts above."""
@@ -130,9 +130,8 @@ def _judge_sides(case: CaseFacts, dataset: Dataset) -> Iterator[Finding]:
     if case.label is None:
         return
     x = case.label.centroids_mm[:, 0]
-    pairs = [
-        (left, right) for left, right in sided_classes(dataset.classes.names) if np.isfinite(x[[left, right]]).all()
-    ]
+    sides = find_sides(dataset.classes.names)
+    pairs = [(left, right) for left, right in sides.pairs if np.isfinite(x[[left, right]]).all()]
     swapped = [(left, right) for left, right in pairs if x[left] > x[right]]
     if 2 * len(swapped) > len(pairs):
         left, right = max(swapped, key=lambda pair: x[pair[0]] - x[pair[1]])

@@ -21,7 +21,7 @@ from networks.head import head_matrix
 from networks.split import NetworkError
 from pipeline.inference.model import Model
 from transforms.chains import inference_chain
-from transforms.left_right import sided_pairs
+from transforms.left_right import mirror_partners
 from transforms.restore import FeatureMap
 
 AXES = {"x": 0, "y": 1, "z": 2}
@@ -129,7 +129,7 @@ def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
 
 def _partners(model: Model) -> tuple[int, ...]:
     try:
-        return sided_pairs(model.class_names)
+        return mirror_partners(model.class_names)
     except ValueError as error:
         raise NetworkError(f"tta along x needs sides by name, but {error}; leave x out") from error
 
