@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surface_dice
 from monai.networks import one_hot
 from scipy import ndimage
 
@@ -25,14 +25,13 @@ from pipeline.cli.main import main
 from pipeline.datasets.class_table import ClassTable
 from pipeline.evaluate import evaluate, evaluate_run
 from pipeline.evaluation import case_scores
-from pipeline.evaluation.case_scores import METRICS, SURFACE_METRICS, VOLUMES, Pair
+from pipeline.evaluation.case_scores import SURFACE_METRICS, Pair
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.pairing import EvaluationError
 from pipeline.evaluation.report import to_csv, to_text, write_files
 from pipeline.evaluation.summary import CONVENTIONS, to_document
 from pipeline.files.atomic import FileError
 from pipeline.metrics.overlap import class_scores, joint_histogram
-from pipeline.metrics.surface_distance import surface_scores
 from pipeline.phantoms.balls import balls
 from pipeline.runs.run_folder import RunFolder
 from tests.support.paths import ROOT
@@ -173,19 +172,22 @@ def test_the_labels_hash_tells_grids_apart_and_not_the_files_rounding(tmp_path):
         assert again.label_sha256 == hashes["a.nii"]
 
 
-def test_both_conventions_are_those_of_the_metric_rooms(tmp_path):
+def test_both_conventions_for_absent_classes_are_monais(tmp_path):
     label, prediction = np.zeros((2, *SHAPE), np.uint8)
     label[2:8, 2:8, 2:8], prediction[3:9, 2:8, 2:8] = 1, 1
     label[20:25, 20:25, 10:15] = 2  # missed
     prediction[20:25, 2:8, 2:8] = 3  # wrongly predicted; 4 is in neither
     scores = score_case(Pair("x", save(prediction, tmp_path / "p.nii"), save(label, tmp_path / "l.nii")), TABLE)
-    histogram = joint_histogram(torch.from_numpy(label), torch.from_numpy(prediction), 5)
+    maps = [torch.from_numpy(v)[None, None] for v in (prediction, label)]
     for absent in CONVENTIONS:
-        overlap = class_scores(histogram, float(np.prod(scores.spacing_mm)) / 1000, absent)
-        surface = surface_scores(label, prediction, scores.spacing_mm, 5, absent=absent)
-        for name, theirs in {**overlap._asdict(), **surface._asdict()}.items():
-            if name in METRICS and name not in VOLUMES:
-                np.testing.assert_allclose(scores.score(name, absent)[1:], np.asarray(theirs)[1:], rtol=1e-6)
+        theirs = DiceMetric(reduction="none", num_classes=5, ignore_empty=absent == "left_out")(*maps)[0]
+        np.testing.assert_allclose(scores.score("dice", absent)[1:], theirs[1:], rtol=1e-6)
+        np.testing.assert_allclose(scores.score("iou", absent)[1:], theirs[1:] / (2 - theirs[1:]), rtol=1e-6)
+    for metric, wrong, right in (("hd95_mm", np.inf, 0), ("surface_dice", 0, 1)):
+        missed = 0 if metric == "surface_dice" else np.inf
+        assert scores.score(metric, "left_out")[2:] == pytest.approx([missed, np.nan, np.nan], nan_ok=True)
+        assert scores.score(metric, "scored")[2:].tolist() == [missed, wrong, right]
+        assert scores.score(metric, "left_out")[1] == scores.score(metric, "scored")[1]
     ml = np.prod(scores.spacing_mm) / 1000
     assert np.isnan(scores.score("volume_difference_ml", "left_out")[3:]).all()
     assert scores.score("volume_difference_ml", "scored")[1:] == pytest.approx([0, -125 * ml, 180 * ml, 0])

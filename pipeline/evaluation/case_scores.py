@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,13 +20,16 @@ from scipy import ndimage
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.class_matching import CommonClasses
-from pipeline.metrics.overlap import Absent, class_scores, joint_histogram
+from pipeline.metrics.overlap import class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
 from transforms.io.grid import Geometry, VolumeError, axes_onto, describe_mismatch
 from transforms.io.label_values import ignore_index
 from transforms.io.load import LoadVolumed
 from transforms.resize import voxel_map
+
+Absent = Literal["left_out", "scored"]
+"""What counts where the label lacks a class: nothing (MONAI's ignore_empty=True), or 1 unless it is predicted (0)."""
 
 VOLUMES = ("reference_ml", "prediction_ml")
 SHARE_OF_READING = 0.5
@@ -96,7 +99,7 @@ class CaseScores:
         return float(present.mean()) if len(present) else np.nan
 
     def score(self, metric: str, absent: Absent) -> Float[np.ndarray, " C"]:
-        """One of METRICS by class under a convention for classes that the label lacks, see `pipeline.metrics`."""
+        """One of METRICS by class under a convention for classes that the label lacks."""
         scores: np.ndarray = getattr(self, metric)
         held = self.reference_ml > 0
         if absent == "left_out":

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.datasets.dataset import Label, label_path
-from pipeline.evaluation.case_scores import METRICS, VOLUMES, CaseScores
+from pipeline.evaluation.case_scores import METRICS, VOLUMES, Absent, CaseScores
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.files.json_files import now
-from pipeline.metrics.overlap import Absent
 from pipeline.metrics.statistics import CONFIDENCE, N_RESAMPLES, Summary, summarise
 from pipeline.metrics.surface_elements import SurfaceKind
 

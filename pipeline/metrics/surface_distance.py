@@ -1,19 +1,18 @@
-"""How far two segmentations' surfaces lie apart: HD95 and surface Dice of all classes of a volume. Pure: opens no file.
+"""HD95 and surface Dice of all classes of two label maps, in one pass. Opens no file.
 
-Overlap measures live in `metrics`; of which elements a surface consists, and what each counts, is `surface_elements`'.
-With "voxels" distances run between voxel centres in mm and the 95th percentile interpolates between elements, as in
-monai.metrics. With "area" they run between corners of voxels and every element counts with its area, also in the
-percentile, as in DeepMind's surface-distance. The two differ by some percent, and their values do not mix.
+Two definitions of a surface, see `surface_elements`. With "voxels" distances run between voxel centres in mm and the
+95th percentile interpolates between elements, as in monai.metrics. With "area" they run between corners of voxels and
+every element counts with its area, also in the percentile, as in DeepMind's surface-distance
+(github.com/google-deepmind/surface-distance). The two differ by some percent, and their values do not mix.
 
-Conventions for a class that the reference lacks, named as in `metrics`: "left_out" gives NaN; "scored" gives HD95 0 mm
-and surface Dice 1 if the prediction lacks it too, else infinity and 0. A class that only the prediction lacks has
-HD95 infinity and surface Dice 0 either way: averages of HD95 have to say what they make of that.
+A class that the reference lacks has neither score (NaN), as in `overlap`. One that only the prediction lacks has HD95
+infinity and surface Dice 0: averages of HD95 have to say what they make of that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Integer
@@ -21,12 +20,13 @@ from scipy.spatial import KDTree
 
 from pipeline.metrics.surface_elements import Surface, SurfaceKind, find_surface
 
-# About so many neighbours of a surface voxel are looked up directly before a search tree is asked. With the surfaces
-# of a usable segmentation nearly all distances are found this way: 70 classes at 160×160×256 took 0.16 s instead of
-# 0.40 s by trees alone, and a distance transform of each class's box costs 30 ns a voxel, for 8 million voxels, twice.
+PERCENTILE = 95
 N_NEIGHBOURS = 100
-# 3 × 0.7 mm is 2.0999999999999996 mm: distances are compared with the tolerance up to this share of it.
+"""About so many neighbours of a surface voxel are searched directly before a search tree is built. With the surfaces of
+a usable segmentation nearly all distances are found this way: 70 classes at 160×160×256 took 0.16 s instead of 0.40 s
+by trees alone, and a distance transform of each class's box costs 30 ns a voxel, for 8 million voxels, twice."""
 ROUNDING = 1e-6
+"""3 × 0.7 mm is 2.0999999999999996 mm: distances are compared with the tolerance up to this share of it."""
 
 
 class SurfaceScores(NamedTuple):
@@ -44,27 +44,36 @@ def surface_scores(
     spacing_mm: Sequence[float | int] | Float[np.ndarray, " axes"],
     n_classes: int,
     *,
-    tolerance_mm: float | int | Sequence[float | int] | Float[np.ndarray, " C"] = 2.0,
-    percentile: float | int = 95,
+    tolerance_mm: float | int = 2.0,
     ignore_index: int | None = None,
-    absent: Literal["left_out", "scored"] = "left_out",
     surface: SurfaceKind = "voxels",
 ) -> SurfaceScores:
     """Compute HD95 (Huttenlocher et al. 1993) and surface Dice (Nikolov et al. 2021) of every class in one pass.
 
-    spacing_mm is the voxel's size along i, j, k; tolerance_mm one number or one a class, background included. Voxels
-    whose reference is `ignore_index` count as background in both maps, as in MONAI. For classes that one of the maps
-    lacks, and for the two kinds of surface, see the top of this file. Raises ValueError if the maps differ in shape,
-    hold other values than 0 … n_classes − 1, or if a spacing is not positive.
+    Args:
+        reference, prediction: class indices on the same grid; they are not changed.
+        spacing_mm: the voxel's size along i, j, k, in mm.
+        n_classes: C, with the background.
+        tolerance_mm: distance up to which two surfaces agree, for the surface Dice.
+        ignore_index: voxels with this value in the reference count as background in both maps, as in MONAI.
+        surface: what a surface consists of, see the top of this file.
+
+    Raises:
+        ValueError: the maps differ in shape or hold other values than 0 … n_classes − 1, or a spacing is not positive.
+
+    >>> label = np.zeros((9, 5, 5), dtype=np.uint8)
+    >>> label[1:4] = 1
+    >>> scores = surface_scores(label, np.roll(label, 2, axis=0), (1.5, 1, 1), n_classes=2, tolerance_mm=1)
+    >>> scores.hd95_mm, scores.surface_dice.round(2)  # moved by 2 voxels of 1.5 mm
+    (array([nan,  3.]), array([ nan, 0.38]))
     """
-    tolerances = np.broadcast_to(np.asarray(tolerance_mm, dtype=np.float64), n_classes)
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     if reference.shape != prediction.shape:
         raise ValueError(f"prediction: expected the reference's shape {reference.shape}, found {prediction.shape}")
     if spacing.shape != (3,) or not (spacing > 0).all():
         raise ValueError(f"spacing_mm: expected three positive numbers, found {tuple(spacing_mm)}")
     reach = np.floor(_radius(spacing) / spacing).astype(int)
-    # Padded by what is looked up around a voxel: no neighbour lies outside, and no row's end meets the next row.
+    # Padded by the reach of the search around a voxel: no neighbour lies outside, no row's end meets the next row.
     cropped = _cropped(reference, prediction, n_classes, ignore_index)
     shape = tuple(n + 2 * (int(r) + 1) for n, r in zip(cropped[0].shape, reach, strict=True))
     first, second = (find_surface(np.pad(m, [(r + 1, r + 1) for r in reach]), surface, spacing) for m in cropped)
@@ -74,7 +83,7 @@ def surface_scores(
     nothing = _Distances(np.zeros(0), np.zeros(0))
     for c in range(1, n_classes):
         both = from_reference.get(c, nothing), from_prediction.get(c, nothing)
-        scores[:, c] = _score(*both, tolerances[c], percentile, absent, surface)
+        scores[:, c] = _score(*both, tolerance_mm, surface)
     return SurfaceScores(*scores)
 
 
@@ -86,34 +95,28 @@ class _Distances(NamedTuple):
 
 
 def _score(
-    from_reference: _Distances,
-    from_prediction: _Distances,
-    tolerance: float,
-    percentile: float | int,
-    absent: str,
-    surface: SurfaceKind,
+    from_reference: _Distances, from_prediction: _Distances, tolerance_mm: float | int, surface: SurfaceKind
 ) -> tuple[float, float]:
-    both = from_reference, from_prediction
-    if not len(from_reference.mm) and absent == "left_out":
+    """Return HD95 and surface Dice of one class."""
+    if not len(from_reference.mm):
         return np.nan, np.nan
-    if not any(len(one.mm) for one in both):
-        return 0.0, 1.0
-    if not all(len(one.mm) for one in both):
+    if not len(from_prediction.mm):
         return np.inf, 0.0
-    distance = max(_percentile(one, percentile, surface) for one in both)
-    within = sum(one.weights[one.mm <= tolerance * (1 + ROUNDING)].sum() for one in both)
+    both = from_reference, from_prediction
+    distance = max(_percentile(one, surface) for one in both)
+    within = sum(one.weights[one.mm <= tolerance_mm * (1 + ROUNDING)].sum() for one in both)
     return float(distance), float(within / sum(one.weights.sum() for one in both))
 
 
-def _percentile(distances: _Distances, percentile: float | int, surface: SurfaceKind) -> float:
-    """Return the percentile of the distances in mm: of the elements, or of their area, where nothing is interpolated
-    (DeepMind's compute_robust_hausdorff)."""
+def _percentile(distances: _Distances, surface: SurfaceKind) -> float:
+    """Return the 95th percentile of the distances in mm: of the elements, or of their area, where nothing is
+    interpolated (surface-distance's compute_robust_hausdorff)."""
     if surface == "voxels":
-        return float(np.percentile(distances.mm, percentile))
+        return float(np.percentile(distances.mm, PERCENTILE))
     order = np.argsort(distances.mm, kind="stable")
     share = distances.weights[order].cumsum()
-    place = int(np.searchsorted(share, percentile / 100 * share[-1]))
-    return float(distances.mm[order[min(place, len(order) - 1)]])
+    position = int(np.searchsorted(share, PERCENTILE / 100 * share[-1]))
+    return float(distances.mm[order[min(position, len(order) - 1)]])
 
 
 def _cropped(
@@ -150,17 +153,17 @@ def _nearest(
     spacing: Float[np.ndarray, " axes"],
 ) -> Float[np.ndarray, " n"]:
     """Return each `of` element's distance (mm) to the nearest `to` element of its class, infinity if there is none."""
-    distances = np.full(len(of.places), np.inf)
-    rest = np.arange(len(of.places))
+    distances = np.full(len(of.positions), np.inf)
+    rest = np.arange(len(of.positions))
     for offset, distance in _neighbours(reach, spacing, shape):
-        hit = to.holds(of.places[rest] + offset, of.classes[rest])
+        hit = to.holds(of.positions[rest] + offset, of.classes[rest])
         distances[rest[hit]] = distance
         rest = rest[~hit]
     goals_of = dict(_groups(to.classes)) if len(rest) else {}
     for c, members in _groups(of.classes[rest]):
         if c in goals_of:
-            tree = KDTree(_points(to.places[goals_of[c]], shape, spacing), balanced_tree=False, compact_nodes=False)
-            distances[rest[members]] = tree.query(_points(of.places[rest[members]], shape, spacing))[0]
+            tree = KDTree(_points(to.positions[goals_of[c]], shape, spacing), balanced_tree=False, compact_nodes=False)
+            distances[rest[members]] = tree.query(_points(of.positions[rest[members]], shape, spacing))[0]
     return distances
 
 
@@ -188,7 +191,7 @@ def _points(
 
 
 def _groups(classes: Integer[np.ndarray, " n"]) -> Iterator[tuple[int, Int[np.ndarray, " m"]]]:
-    """Yield each class that occurs with the places where it does."""
+    """Yield each class that occurs, with the indices where it does."""
     order = np.argsort(classes, kind="stable")
     present, starts = np.unique(classes[order], return_index=True)
     for c, members in zip(present, np.split(order, starts[1:]), strict=False):

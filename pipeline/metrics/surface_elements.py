@@ -1,6 +1,6 @@
-"""Of which elements the surfaces of a label map's classes consist: voxels, or points between voxels with their area.
+"""Find the surface elements of all classes of a label map: voxels, or points between voxels with their area.
 
-How far two surfaces lie apart is `surfaces`'. Two definitions, which give different scores:
+Two definitions, which give different scores:
 
 - "voxels": the voxels of a class that have a face neighbour of another class, each counting 1 (monai.metrics with its
   default use_subvoxels=False).
@@ -24,18 +24,18 @@ SurfaceKind = Literal["voxels", "area"]
 
 
 class Surface(NamedTuple):
-    """The surface elements of all classes of one map; a place is an index into the flattened grid of the map.
+    """The surface elements of all classes of one map.
 
-    Between voxels, a place is that of the voxel before it along all three axes. One place holds an element of several
-    classes where these meet.
+    A position is an index into the flattened grid of the map; for a point between voxels, that of the voxel before it
+    along all three axes. Where several classes meet, one position holds an element of each.
     """
 
-    places: Int[np.ndarray, " n"]
+    positions: Int[np.ndarray, " n"]
     classes: Integer[np.ndarray, " n"]
     weights: Float[np.ndarray, " n"]
     """What each element counts: 1, or its area in mm²."""
     holds: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    """holds(places, classes): where this surface has an element of that class at that place."""
+    """holds(positions, classes): where this surface has an element of that class at that position."""
 
 
 def find_surface(
@@ -43,7 +43,17 @@ def find_surface(
 ) -> Surface:
     """Find the surface elements of every class but the background, 0.
 
-    The outermost voxels on all sides have to be background; spacing_mm is the voxel's size along i, j, k.
+    Args:
+        labels: class indices; the outermost voxels on all faces of the grid have to be background.
+        kind: the definition, see the top of this file.
+        spacing_mm: the voxel's size along i, j, k, in mm; decides the areas alone.
+
+    >>> labels = np.zeros((5, 5, 5), dtype=np.uint8)
+    >>> labels[1:4, 1:4, 1:4] = 1
+    >>> len(find_surface(labels, "voxels", (1, 1, 1)).positions)  # 27 voxels, one of them inside
+    26
+    >>> round(find_surface(labels, "area", (1, 1, 1)).weights.sum())  # marching cubes cuts edges and corners off
+    43
     """
     return _voxels(labels) if kind == "voxels" else _corners(labels, spacing_mm)
 
@@ -56,14 +66,15 @@ def _voxels(labels: Integer[np.ndarray, "i j k"]) -> Surface:
         inside[1:] &= same
         inside[:-1] &= same
     surface = np.where(inner, 0, labels).reshape(-1)
-    places = np.flatnonzero(surface)
-    return Surface(places, surface[places], np.ones(len(places)), lambda at, classes: surface[at] == classes)
+    positions = np.flatnonzero(surface)
+    weights = np.ones(len(positions))
+    return Surface(positions, surface[positions], weights, lambda at, classes: surface[at] == classes)
 
 
 def _corners(labels: Integer[np.ndarray, "i j k"], spacing_mm: Sequence[float | int] | np.ndarray) -> Surface:
     corners = np.flatnonzero(_mixed(labels))
     around, flat = _voxels_around(labels.shape), labels.reshape(-1)
-    # Row 0 is a corner without any class: the one of all places that are not mixed.
+    # Row 0 is a corner without any class: that of all positions that are not mixed.
     rows = np.zeros((len(corners) + 1, 8), dtype=labels.dtype)
     for v in range(8):
         rows[1:, v] = flat[corners + around[v]]
@@ -72,7 +83,7 @@ def _corners(labels: Integer[np.ndarray, "i j k"], spacing_mm: Sequence[float | 
     found = [_elements(rows[1:], v) for v in range(8)]
     areas = area_of_code(spacing_mm)
     return Surface(
-        places=np.concatenate([corners[members] for members, _ in found]),
+        positions=np.concatenate([corners[members] for members, _ in found]),
         classes=np.concatenate([rows[1 + members, v] for v, (members, _) in enumerate(found)]),
         weights=np.concatenate([areas[codes] for _, codes in found]),
         holds=lambda at, classes: (rows[row_at[at]] == classes[:, None]).any(1),
@@ -109,7 +120,10 @@ def _elements(rows: Integer[np.ndarray, "n 8"], v: int) -> tuple[Int[np.ndarray,
 def area_of_code(spacing_mm: Sequence[float | int] | np.ndarray) -> Float[np.ndarray, " 256"]:
     """Area in mm² of the surface between eight voxels, by the bits that say which of them are inside.
 
-    The highest bit is voxel (0, 0, 0), the lowest (1, 1, 1).
+    The highest bit is voxel (0, 0, 0), the lowest (1, 1, 1); spacing_mm is the voxel's size along i, j, k.
+
+    >>> float(area_of_code((1, 2, 3))[0b11110000])  # the four voxels before: a wall across the first axis
+    6.0
     """
     table, _ = create_table_neighbour_code_to_surface_area([float(mm) for mm in spacing_mm])
     return table.double().numpy()

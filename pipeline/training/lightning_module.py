@@ -21,7 +21,9 @@ from torchmetrics import MeanMetric
 from pipeline.compute.memory import keep_freed_memory
 from pipeline.compute.ranks import all_texts
 from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss
-from pipeline.metrics.overlap import HistogramDiceMetric, joint_histogram, mean_iou, segment_in_slabs
+from pipeline.metrics.overlap import joint_histogram
+from pipeline.metrics.slab_argmax import segment_in_slabs
+from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.training.schedule import learning_rate_at
 
 log = logging.getLogger(__name__)
@@ -83,7 +85,7 @@ class SegmentationModule(pl.LightningModule):
         self._features = torch.compile(features) if compile_features else features
         # float64: an epoch adds up millions of voxels.
         self.train_loss, self.train_accuracy, self.val_loss = (MeanMetric().set_dtype(torch.float64) for _ in range(3))
-        self.dice = HistogramDiceMetric(include_background=False)
+        self.val_iou = ValidationIoU()
         self.val_iou_per_class = np.full(n_classes - 1, np.nan)
         """Per foreground class after the last validation; NaN where no case holds the class."""
         self.sample: tuple[Tensor, Tensor, Tensor] | None = None
@@ -195,7 +197,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
-        self.dice.reset()
+        self.val_iou.reset()
         self.sample = None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -205,7 +207,7 @@ class SegmentationModule(pl.LightningModule):
         else:
             # This process has no case left; it adds nothing to the means, but as many rows as the others gather.
             self.val_loss.update(0.0, weight=0.0)
-            self.dice(torch.zeros(1, self.n_classes, self.n_classes, dtype=torch.int64, device=self.device))
+            self.val_iou.update(torch.zeros(self.n_classes, self.n_classes, dtype=torch.int64, device=self.device))
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, logger=False)
 
     def _validate(self, batch: dict[str, Any], *, keep_sample: bool) -> None:
@@ -216,7 +218,7 @@ class SegmentationModule(pl.LightningModule):
             one = slice(case, case + 1)
             self.val_loss.update(self._defined(self.criterion(features[one], self.head, label[one]).loss, batch, case))
             histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
-            self.dice(histogram[None])
+            self.val_iou.update(histogram)
         if keep_sample:
             self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation[0].cpu())
 
@@ -235,7 +237,7 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """val_mIoU as the run folder defines it: Dice to IoU per case and class, mean over cases, then over classes."""
-        mean, per_class = mean_iou(self.dice.get_buffer())
+        mean, per_class = self.val_iou.compute()
         self.val_iou_per_class = per_class.cpu().numpy()
         self.log("val_mIoU", float(mean), logger=False, prog_bar=True)
 

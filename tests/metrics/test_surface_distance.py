@@ -8,32 +8,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+from monai.metrics import compute_surface_dice
 from monai.metrics.utils import get_mask_edges
 from monai.networks import one_hot
 from scipy import ndimage
 
-from pipeline.metrics import surface_distance as surfaces
+from pipeline.metrics import surface_distance
 from pipeline.metrics.surface_distance import surface_scores
-from pipeline.metrics.surface_elements import area_of_code, find_surface
+from tests.support.label_maps import blobs, monai_surfaces
 
 SPACING_MM = (0.7, 1.1, 2.9)
-
-
-def blobs(seed, grid=(19, 16, 13), n_classes=5):
-    """Make a smooth random label map that touches every rim of the volume."""
-    noise = np.random.default_rng(seed).normal(size=(n_classes, *grid))
-    return ndimage.gaussian_filter(noise, (0, 1.5, 1.5, 1.5)).argmax(0).astype(np.uint8)
-
-
-def monai_scores(reference, prediction, n_classes, tolerance_mm, spacing_mm=SPACING_MM):
-    maps = [one_hot(torch.from_numpy(v.astype(np.int64))[None, None], n_classes) for v in (prediction, reference)]
-    with warnings.catch_warnings():
-        # MONAI 1.6.1 calls its own function with an argument that it deprecates.
-        warnings.simplefilter("ignore", FutureWarning)
-        distance = compute_hausdorff_distance(*maps, percentile=95, spacing=spacing_mm)
-        dice = compute_surface_dice(*maps, [tolerance_mm] * (n_classes - 1), spacing=spacing_mm)
-    return distance[0].numpy(), dice[0].numpy()
 
 
 def monai_area_dice(reference, prediction, n_classes, tolerance_mm, spacing_mm=SPACING_MM):
@@ -81,11 +65,11 @@ def brute_force(reference, prediction, tolerance_mm):
 @pytest.mark.parametrize("n_neighbours", [1, 100])
 @pytest.mark.parametrize("seed", range(3))
 def test_all_classes_equal_monai(seed, n_neighbours, monkeypatch):
-    monkeypatch.setattr(surfaces, "N_NEIGHBOURS", n_neighbours)
+    monkeypatch.setattr(surface_distance, "N_NEIGHBOURS", n_neighbours)
     reference, prediction = blobs(seed), np.roll(blobs(seed), (1, 2, -1), (0, 1, 2))
     prediction[3:6, 3:6, 3:6] = 4
     scores = surface_scores(reference, prediction, SPACING_MM, 5, tolerance_mm=1.5)
-    distance, dice = monai_scores(reference, prediction, 5, 1.5)
+    distance, dice = monai_surfaces(reference, prediction, 5, 1.5, SPACING_MM)
     assert np.allclose(scores.hd95_mm[1:], distance, rtol=1e-6)
     assert np.allclose(scores.surface_dice[1:], dice, rtol=1e-6)
     assert np.isnan([scores.hd95_mm[0], scores.surface_dice[0]]).all()
@@ -94,7 +78,7 @@ def test_all_classes_equal_monai(seed, n_neighbours, monkeypatch):
 @pytest.mark.parametrize("n_neighbours", [1, 100])
 @pytest.mark.parametrize("seed", range(3))
 def test_surfaces_by_area_equal_monai_and_the_distance_transform(seed, n_neighbours, monkeypatch):
-    monkeypatch.setattr(surfaces, "N_NEIGHBOURS", n_neighbours)
+    monkeypatch.setattr(surface_distance, "N_NEIGHBOURS", n_neighbours)
     reference, prediction = blobs(seed), np.roll(blobs(seed), (1, 2, -1), (0, 1, 2))
     prediction[3:6, 3:6, 3:6] = 4
     scores = surface_scores(reference, prediction, SPACING_MM, 5, tolerance_mm=1.5, surface="area")
@@ -115,16 +99,6 @@ def test_surfaces_by_area_give_the_figures_published_with_surface_distance():
     cubes[0, :50], cubes[1, :51] = 1, 1
     scores = surface_scores(*cubes, (2, 1, 1), 2, tolerance_mm=1, surface="area")
     assert (scores.hd95_mm[1], scores.surface_dice[1]) == pytest.approx((2.0, 0.836), abs=5e-4)
-
-
-def test_a_box_has_the_area_of_its_faces_and_the_table_knows_the_voxels_size():
-    labels = np.zeros((60, 50, 40), np.uint8)
-    labels[5:55, 5:45, 5:35] = 3
-    faces_mm2 = 2 * sum(a * b for a, b in ((50 * 0.7, 40 * 1.1), (50 * 0.7, 30 * 2.9), (40 * 1.1, 30 * 2.9)))
-    # Marching cubes cuts the edges and corners off, half a voxel deep.
-    assert find_surface(labels, "area", SPACING_MM).weights.sum() == pytest.approx(faces_mm2, rel=0.03)
-    assert area_of_code(SPACING_MM)[0b11110000] == pytest.approx(1.1 * 2.9)  # a wall across the first axis
-    assert area_of_code(SPACING_MM)[0b10101010] == pytest.approx(0.7 * 1.1)  # across the last
 
 
 @pytest.mark.parametrize("tolerance_mm", [0.0, 0.7, 2.2, 5.0])
@@ -155,14 +129,31 @@ def test_a_slab_moved_by_three_voxels_is_exactly_three_voxels_away():
     assert thin.surface_dice[1] == 1
 
 
-def test_a_tolerance_of_each_class_is_its_own():
-    reference = blobs(0)
-    prediction = np.roll(reference, 1, 0)
-    wide, narrow, mixed = (
-        surface_scores(reference, prediction, SPACING_MM, 5, tolerance_mm=t).surface_dice
-        for t in (0.7, 0.1, [0, 0.7, 0.1, 0.7, 0.1])
-    )
-    assert np.array_equal(mixed[1:], [wide[1], narrow[2], wide[3], narrow[4]])
+def test_a_class_that_one_map_lacks_is_infinitely_far_or_has_no_distance():
+    reference, prediction = np.zeros((2, 5, 6, 7), np.uint8)
+    reference[1:3, 1:3, 1:3] = 1  # missed
+    prediction[1:3, 1:3, 4:6] = 2  # falsely predicted; 3 is in neither
+    scores = surface_scores(reference, prediction, SPACING_MM, 4)
+    assert np.array_equal(scores, [[np.nan, np.inf, np.nan, np.nan], [np.nan, 0, np.nan, np.nan]], equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", ["voxels", "area"])
+def test_two_empty_maps_have_no_surface(kind):
+    empty = np.zeros((4, 5, 6), np.uint8)
+    assert np.isnan(surface_scores(empty, empty, SPACING_MM, 2, surface=kind)).all()
+
+
+@pytest.mark.parametrize("kind", ["voxels", "area"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_type_and_memory_order_do_not_matter_and_the_label_maps_stay_as_they_are(order, dtype, kind):
+    reference, prediction = blobs(4), blobs(5)
+    reference[:2] = 200
+    expected = surface_scores(reference, prediction, SPACING_MM, 5, ignore_index=200, surface=kind)
+    given = [v.astype(dtype, order=order) for v in (reference, prediction)]
+    found = surface_scores(*given, SPACING_MM, 5, ignore_index=200, surface=kind)
+    assert np.array_equal(expected, found, equal_nan=True)
+    assert all(np.array_equal(one, other) for one, other in zip(given, (reference, prediction), strict=True))
 
 
 def test_ignored_voxels_are_background_in_both_maps():
@@ -172,33 +163,6 @@ def test_ignored_voxels_are_background_in_both_maps():
     ours = surface_scores(marked, prediction, SPACING_MM, 5, ignore_index=255)
     theirs = surface_scores(reference * ~ignored, prediction * ~ignored, SPACING_MM, 5)
     assert np.array_equal(ours, theirs, equal_nan=True)
-
-
-def test_absent_classes_follow_the_named_convention():
-    reference, prediction = np.zeros((2, 5, 6, 7), np.uint8)
-    reference[1:3, 1:3, 1:3] = 1  # missed
-    prediction[1:3, 1:3, 4:6] = 2  # falsely predicted; 3 is in neither
-    left_out, scored = (surface_scores(reference, prediction, SPACING_MM, 4, absent=a) for a in ("left_out", "scored"))
-    assert np.array_equal(left_out, [[np.nan, np.inf, np.nan, np.nan], [np.nan, 0, np.nan, np.nan]], equal_nan=True)
-    assert np.array_equal(scored, [[np.nan, np.inf, np.inf, 0], [np.nan, 0, 0, 1]], equal_nan=True)
-
-
-@pytest.mark.parametrize("kind", ["voxels", "area"])
-@pytest.mark.parametrize("convention", ["left_out", "scored"])
-def test_two_empty_maps_have_no_surface(convention, kind):
-    empty = np.zeros((4, 5, 6), np.uint8)
-    scores = surface_scores(empty, empty, SPACING_MM, 2, absent=convention, surface=kind)
-    expected = (np.nan, np.nan) if convention == "left_out" else (0, 1)
-    assert (scores.hd95_mm[1], scores.surface_dice[1]) == pytest.approx(expected, nan_ok=True)
-
-
-def test_memory_order_and_integer_type_do_not_matter():
-    reference, prediction = blobs(4), blobs(5)
-    expected = surface_scores(reference, prediction, SPACING_MM, 5)
-    other = surface_scores(
-        np.asfortranarray(reference.astype(np.int32)), prediction[::1].astype(np.uint16), SPACING_MM, 5
-    )
-    assert np.array_equal(expected, other, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +193,7 @@ def test_organs_of_a_real_scan_score_as_monai_scores_them(shared_data):
     new_class[kept] = np.arange(1, n_classes)
     reference, prediction = new_class[reference], new_class[prediction]
     scores = surface_scores(reference, prediction, spacing_mm, n_classes, tolerance_mm=3)
-    distance, dice = monai_scores(reference, prediction, n_classes, 3, spacing_mm)
+    distance, dice = monai_surfaces(reference, prediction, n_classes, 3, spacing_mm)
     assert np.allclose(scores.hd95_mm[1:], distance, rtol=1e-6)
     assert np.allclose(scores.surface_dice[1:], dice, rtol=1e-6)
     by_area = surface_scores(reference, prediction, spacing_mm, n_classes, tolerance_mm=3, surface="area")

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from networks.body_net import BodyNet
 from networks.norm_act import norm_act, norm_act_conv
 from pipeline.losses.dice_ce import SlabDiceCELoss
-from pipeline.metrics.overlap import segment_in_slabs
+from pipeline.metrics.slab_argmax import segment_in_slabs
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.restore import FeatureMap, restore
 
