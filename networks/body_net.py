@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from networks import registry
 from networks.checkpoint import load_network
-from networks.norm_act import HALF, NEGATIVE_SLOPE, NormAct, NormActConv, forget_scratch
-from networks.small_volumes import CarefulConv3d
+from networks.errors import NetworkError
+from networks.norm_act import NEGATIVE_SLOPE, NormAct, NormActConv, forget_scratch
+from networks.onednn_workaround import HALF, SafeConv3d
+from networks.registry import BODY_NET
 
 # Channels at full, 1/2, … 1/32 resolution as multiples of base_channels, and residual blocks there on the way down; on
 # the way up there is one a level. With base_channels 32 this makes 20.47 million parameters, most of them at 1/8 and
@@ -63,14 +64,12 @@ class BodyNet(nn.Module):
         for name, value in arguments.items():
             least = 2 if name == "base_channels" else 1  # the light form halves it
             if not isinstance(value, int) or value < least:
-                raise registry.NetworkError(
-                    f"BodyNet: {name} is {value!r}; expected a whole number of at least {least}"
-                )
-        self.settings = {"_target_": registry.BODY_NET, **arguments, "light": light}
+                raise NetworkError(f"BodyNet: {name} is {value!r}; expected a whole number of at least {least}")
+        self.settings = {"_target_": BODY_NET, **arguments, "light": light}
         self.checkpointing = checkpointing
         self.channels_last = channels_last
         widths = [int(base_channels * factor) // (2 if light else 1) for factor in WIDTHS]
-        self.stem = CarefulConv3d(in_channels, widths[0], 3, padding=1, bias=False)
+        self.stem = SafeConv3d(in_channels, widths[0], 3, padding=1, bias=False)
         pairs = list(pairwise(widths))
         self.encoder = nn.ModuleList(
             EncoderLevel(fine, coarse, n) for (fine, coarse), n in zip(pairs, ENCODER_BLOCKS[1:], strict=True)
@@ -143,7 +142,7 @@ class BodyNet(nn.Module):
             trust: Import a class outside the registry's allow-list, too.
 
         Raises:
-            networks.registry.NetworkError: If the file is no such checkpoint.
+            networks.errors.NetworkError: If the file is no such checkpoint.
         """
         return load_network(path, map_location=map_location, trust=trust)
 

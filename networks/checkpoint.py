@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from networks.bounded import bounded
-from networks.registry import assemble, fill_in, find_class, parse_description, refuse_fetching
-from networks.split import NetworkError
+from networks.errors import NetworkError
+from networks.parameter_limit import limit_parameters
+from networks.registry import Specification, complete_arguments, construct, read_specification
 
 CHECKPOINT_KEYS = ("state_dict", "network")
+SMALL_SIZE = (64, 64, 64)
+"""Voxels of the volumes that a network is built for where its checkpoint names no size."""
 
 
 def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", trust: bool = False) -> nn.Module:
-    """The network in a best_model.ckpt with its weights, in evaluation mode.
+    """Return the network in a best_model.ckpt with its weights, in evaluation mode.
 
     The file is read with weights_only=True: a checkpoint that would run code is refused, and one whose description asks
     for a larger network than its weights fill is refused before that network's parameters take memory.
 
     Args:
         path: best_model.ckpt of a run folder.
-        map_location: Where the weights shall lie.
+        map_location: Device of the weights.
         trust: See `build_network`.
 
     Raises:
@@ -34,43 +35,41 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
             outside the allow-list, or an argument that would fetch something, and `trust` is not given.
     """
     checkpoint = read_checkpoint(path)
+    weights = checkpoint["state_dict"]
     try:
-        class_path, arguments = parse_description(checkpoint["network"])
-        network_class = find_class(class_path, trust)
-        if not trust:
-            refuse_fetching(network_class, class_path, arguments)
-        arguments = fill_in(network_class, class_path, arguments, {})
-        held = sum(math.prod(v.shape) for v in checkpoint["state_dict"].values() if isinstance(v, torch.Tensor))
-        _refuse_giant(network_class, arguments, held)
-        size = (checkpoint.get("preprocessing") or {}).get("target_size") or (64, 64, 64)
+        specification = complete_arguments(read_specification(checkpoint["network"], trust=trust), known={})
+        n_weights = sum(math.prod(value.shape) for value in weights.values() if isinstance(value, torch.Tensor))
+        _refuse_giant(specification, n_weights)
+        size = (checkpoint.get("preprocessing") or {}).get("target_size") or SMALL_SIZE
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
-            network = assemble(network_class, class_path, arguments, size, n_held=held)
-        network.load_state_dict(checkpoint["state_dict"])
+            network = construct(specification, size, most_parameters=n_weights)
+        network.load_state_dict(weights)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
-    except Exception as error:  # whatever building or filling raises is about what stands in the file
+    except Exception as error:  # whatever building or loading raises is about what the file holds
         raise NetworkError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
     return network.to(map_location).eval()
 
 
-def _refuse_giant(network_class: type[nn.Module], arguments: Mapping[str, Any], held: int) -> None:
-    """Raise NetworkError where the description asks for more numbers than the file holds; nothing is allocated."""
+def _refuse_giant(specification: Specification, n_weights: int) -> None:
+    """Raise NetworkError where the network has more numbers than the file's weights; nothing is allocated."""
     try:
-        with torch.device("meta"), bounded(held):
-            described = network_class(**arguments)
+        with torch.device("meta"), limit_parameters(n_weights):
+            described = specification.network_class(**specification.arguments)
     except NetworkError:
         raise
-    except Exception:  # a constructor that computes with its weights cannot be sized so; the true one runs bounded
+    except Exception:  # a constructor that computes with its weights fails here; `construct` runs it with the limit
         return
-    claimed = sum(math.prod(parameter.shape) for parameter in described.parameters())
-    if claimed > held:
+    n_described = sum(math.prod(parameter.shape) for parameter in described.parameters())
+    if n_described > n_weights:
         raise NetworkError(
-            f"expected weights for a network of {claimed:,} numbers, found {held:,}; it is damaged, copy it again"
+            f"expected weights for a network of {n_described:,} numbers, found {n_weights:,}; "
+            "it is damaged, copy it again"
         )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Everything in a best_model.ckpt, its tensors on the CPU, as ARCHITECTURE.md describes it.
+    """Return everything in a best_model.ckpt, its tensors on the CPU.
 
     Raises:
         NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.

@@ -1,4 +1,4 @@
-"""A 1×1×1 convolution as a matrix."""
+"""A 1×1×1 convolution as a matrix that acts on each voxel's features."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from torch import Tensor, nn
 def head_matrix(
     head: nn.Module | None, n_features: int
 ) -> tuple[Float[Tensor, "C F"] | None, Float[Tensor, " C"] | None]:
-    """Return weight (C, F) and bias (C,) of a 1×1×1 convolution; (None, None) for None: the features are the logits.
+    """Return weight and bias of a 1×1×1 convolution; (None, None) for None: the features are the logits.
 
-    Raises ValueError if the head is anything but a plain 1×1×1 convolution of `n_features` channels, since only a
-    map that acts on each voxel alone can be applied slab by slab.
+    >>> weight, bias = head_matrix(nn.Conv3d(32, 71, 1), 32)
+    >>> weight.shape, bias.shape
+    (torch.Size([71, 32]), torch.Size([71]))
+
+    Raises:
+        ValueError: If the head is anything but a plain 1×1×1 convolution of `n_features` channels, since only a map
+            that acts on each voxel alone can be applied slab by slab.
     """
     if head is None:
         return None, None
-    if not _is_pointwise_convolution(head):
+    if not isinstance(head, nn.Conv1d | nn.Conv2d | nn.Conv3d) or not is_pointwise(head):
         raise ValueError(
             f"head: expected a 1×1×1 convolution with stride 1, no padding and one group, or None, found {head}; "
             "give the logits as features and head=None"
@@ -29,17 +34,17 @@ def head_matrix(
     return weight.flatten(1), bias
 
 
-def _is_pointwise_convolution(head: nn.Module) -> TypeGuard[nn.Conv3d]:
+def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d]:
+    """Return whether the module is a convolution, transposed or not, that acts on each voxel alone."""
     return (
-        isinstance(head, nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        and set(head.kernel_size) == {1}
-        and set(head.stride) == {1}
-        and head.padding in {(0,) * len(head.kernel_size), "valid", "same"}
-        and head.groups == 1
+        isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose3d)
+        and set(module.kernel_size) == set(module.stride) == {1}
+        and (module.padding in ("valid", "same") or set(module.padding) == {0})
+        and module.groups == 1
     )
 
 
-def as_matrix(sample: Float[Tensor, " F *grid"]) -> Float[Tensor, "F N"]:
+def as_matrix(sample: Float[Tensor, F * grid]) -> Float[Tensor, "F N"]:
     """View one sample's channels as rows, its voxels as columns, in the order of the flattened grid.
 
     Contiguous and channels-last samples are viewed, never copied; any other layout is copied.

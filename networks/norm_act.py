@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from networks.small_volumes import needs_float32
+from networks.onednn_workaround import HALF, needs_float32
 
 NEGATIVE_SLOPE = 0.01
 EPSILON = 1e-5
-HALF = (torch.bfloat16, torch.float16)
 
 
 class NormAct(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from networks.split import NetworkError
+from networks.errors import NetworkError
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
 from pipeline.files.json_files import write_json

@@ -22,8 +22,8 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from networks.checkpoint import load_network
+from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
-from networks.split import NetworkError
 from pipeline.cli.main import main
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.inference import batch

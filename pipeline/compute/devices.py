@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from networks.split import NetworkError
+from networks.errors import NetworkError
 from pipeline.compute.ranks import place
 from pipeline.config.settings import Config, ConfigError
 

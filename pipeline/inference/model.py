@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from networks.checkpoint import load_network, read_checkpoint
-from networks.split import NetworkError
+from networks.errors import NetworkError
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
 

@@ -17,8 +17,8 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor
 
+from networks.errors import NetworkError
 from networks.head import head_matrix
-from networks.split import NetworkError
 from pipeline.inference.model import Model
 from transforms.chains import inference_chain
 from transforms.left_right import mirror_partners

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from networks.body_net import BodyNet
+from networks.errors import NetworkError
 from networks.norm_act import norm_act, norm_act_conv
-from networks.split import NetworkError
 from tests.support.like_cuda import LikeCuda
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]

@@ -15,8 +15,8 @@ from torch import nn
 
 from networks.body_net import BodyNet
 from networks.checkpoint import load_network
+from networks.errors import NetworkError
 from networks.registry import build_network, check_network, network_settings
-from networks.split import NetworkError
 from pipeline.config.files import from_mapping, load_mapping
 from tests.support.paths import ROOT
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from networks.small_volumes import CarefulConv3d, make_careful, needs_float32
+from networks.onednn_workaround import SafeConv3d, needs_float32, use_safe_convolutions
 
 
 def weight_gradient(convolution, x, precision):
@@ -28,14 +28,14 @@ def is_close(found, expected):
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_weight_gradients_are_right_for_every_small_volume(kernel, stride, layout):
     for size in itertools.product((1, 2, 3, 4, 9), repeat=3):
-        convolution = CarefulConv3d(16, 32, kernel, stride=stride, padding=kernel // 2)
+        convolution = SafeConv3d(16, 32, kernel, stride=stride, padding=kernel // 2)
         x = torch.randn(1, 16, *size).contiguous(memory_format=layout)
         expected = weight_gradient(convolution, x, "float32")
         assert is_close(weight_gradient(convolution, x, "bfloat16"), expected), size
 
 
 def test_the_result_has_the_dtype_of_autocast():
-    convolution, x = CarefulConv3d(1, 4, 3, padding=1), torch.rand(1, 1, 2, 2, 2)
+    convolution, x = SafeConv3d(1, 4, 3, padding=1), torch.rand(1, 1, 2, 2, 2)
     with torch.autocast("cpu", torch.bfloat16):
         assert convolution(x).dtype == torch.bfloat16
     assert convolution(x).dtype == torch.float32
@@ -52,6 +52,6 @@ def test_making_a_network_careful_changes_neither_its_weights_nor_its_values():
     network = nn.Sequential(nn.Conv3d(1, 4, 3, padding="same"), nn.ReLU(), nn.Conv3d(4, 2, 1))
     x, keys = torch.rand(1, 1, 3, 4, 5), list(network.state_dict())
     expected = network(x)
-    assert torch.equal(make_careful(network)(x), expected)
+    assert torch.equal(use_safe_convolutions(network)(x), expected)
     assert list(network.state_dict()) == keys
-    assert [type(m) for m in network] == [CarefulConv3d, nn.ReLU, nn.Conv3d]
+    assert [type(m) for m in network] == [SafeConv3d, nn.ReLU, nn.Conv3d]

@@ -1,0 +1,130 @@
+"""Find out on torch's "meta" device which sizes a network takes and what it returns: no memory, no arithmetic."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from networks.errors import NetworkError
+from networks.head import is_pointwise
+
+DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Candidates for the number of which a network takes every multiple as size: no network halves more often."""
+SMALLEST_EDGE = 16
+"""Voxels along each axis of the volume that verifies a split; most networks have nothing left of fewer."""
+Size = tuple[int, int, int]
+
+
+class Probe:
+    """A copy of a network on the meta device.
+
+    Args:
+        network: It is copied and left alone.
+        name: What it is called in messages.
+        in_channels: Channels of its input.
+        n_classes: Classes of its output.
+    """
+
+    def __init__(self, network: nn.Module, name: str, in_channels: int, n_classes: int) -> None:
+        self.network = copy.deepcopy(network).to("meta")
+        self.name = name
+        self.in_channels = in_channels
+        self.n_classes = n_classes
+
+    def divisor(self, target: Size) -> int:
+        """Return the smallest power of two of which the network takes every multiple; 0 if it takes `target` alone.
+
+        Raises:
+            NetworkError: If it takes neither the target size nor a larger one.
+        """
+        reason = self.failure(target)
+        for divisor in DIVISORS:
+            multiples = [-(-n // divisor) for n in target]
+            # Odd multiples, because a multiple of 2·divisor would pass for a network that needs 2·divisor
+            sizes = [_scaled(multiples, divisor), _scaled([n | 1 for n in multiples], divisor)]
+            if all(self.failure(size, evaluation=False) is None for size in sizes):
+                return divisor
+        if reason is None:
+            return 0
+        raise NetworkError(
+            f"network {self.name} takes no volumes of {target} voxels, nor of any multiple of {DIVISORS[-1]} above: "
+            f"{reason}; change data.target_size or the network's arguments"
+        )
+
+    def smallest_size(self, divisor: int, target: Size) -> Size:
+        """Return a small cube that the network takes, or else the target size padded to the divisor."""
+        for edge in range(divisor, max(target) + divisor, divisor):
+            if edge >= SMALLEST_EDGE and self.failure((edge, edge, edge)) is None:
+                return edge, edge, edge
+        return _scaled([-(-n // divisor) for n in target], divisor)
+
+    def failure(self, size: Size, *, evaluation: bool = True) -> str | None:
+        """Return why the network does not take volumes of this size in training (and in evaluation); None if it does.
+
+        Raises:
+            NetworkError: If what it returns is not one volume of logits, whatever the size.
+        """
+        for training in (True, False) if evaluation else (True,):
+            try:
+                out = self.network.train(training)(self._input(size))
+            except Exception as error:  # whatever a network raises says that this size does not suit it
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            shape = tuple(self._checked(out).shape)
+            if shape[2:] != size:
+                return f"it returns volumes of {shape[2:]}"
+        return None
+
+    def head_name(self, size: Size) -> str | None:
+        """Return the name of the 1×1×1 convolution whose output is the network's, in training and in evaluation; None
+        if there is none."""
+        names = {self._last_convolution(size, training) for training in (True, False)}
+        return names.pop() if len(names) == 1 else None
+
+    def _checked(self, out: Any) -> Tensor:
+        out = only_output(out)
+        if isinstance(out, list | tuple) or (isinstance(out, Tensor) and out.ndim == 6):  # DynUNet stacks them
+            count = out.shape[1] if isinstance(out, Tensor) else len(out)
+            raise NetworkError(
+                f"network {self.name} returns {count} outputs, expected one volume of logits; deep supervision is not "
+                "trained here, switch it off in model.network (deep_supervision: false, or dsdepth: 1)"
+            )
+        found = f"the shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        if not isinstance(out, Tensor) or out.ndim != 5 or out.shape[1] != self.n_classes:
+            raise NetworkError(
+                f"network {self.name} returns {found}; expected (B, {self.n_classes}, I, J, K), "
+                "one value for each class and voxel"
+            )
+        return out
+
+    def _last_convolution(self, size: Size, training: bool) -> str | None:
+        results: dict[str, list[Tensor]] = {}
+        handles = [
+            module.register_forward_hook(
+                lambda _module, _inputs, out, name=name: results.setdefault(name, []).append(out)
+            )
+            for name, module in self.network.named_modules()
+            if type(module) in (nn.Conv3d, nn.ConvTranspose3d) and is_pointwise(module)  # no subclass: it may do more
+        ]
+        try:
+            out = only_output(self.network.train(training)(self._input(size)))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return next((name for name, outs in results.items() if len(outs) == 1 and outs[0] is out), None)
+
+    def _input(self, size: Size) -> Tensor:
+        return torch.empty(1, self.in_channels, *size, device="meta")
+
+
+def only_output(out: Any) -> Any:
+    """Return the one output of a list or tuple of one, as BasicUNetPlusPlus returns it; anything else as it is."""
+    return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
+
+
+def _scaled(multiples: Sequence[int], factor: int) -> Size:
+    i, j, k = (n * factor for n in multiples)
+    return i, j, k
