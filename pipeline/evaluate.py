@@ -19,7 +19,7 @@ from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.comparison import MetricsComparison, check_baseline, compare_metrics
 from pipeline.evaluation.pairing import ClassNames, EvaluationError, Progress, list_side, match
-from pipeline.evaluation.report import check_output, to_csv, to_text, write_files
+from pipeline.evaluation.report import to_csv, to_text, write_files
 from pipeline.evaluation.scoring import check_tolerance, evaluate_pairs
 from pipeline.evaluation.summary import Evaluation, metrics_path, to_document
 from pipeline.inference.batch import Settings, segment_cases
@@ -31,7 +31,7 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.writers.outputs import Wanted
 
 __all__ = ["Evaluation", "EvaluationError", "MetricsComparison", "compare_metrics", "evaluate", "evaluate_pairs"]
-__all__ += ["check_baseline", "check_output", "default_output", "evaluate_run", "metrics_path"]
+__all__ += ["check_baseline", "default_output", "evaluate_run", "metrics_path"]
 __all__ += ["to_csv", "to_document", "to_text", "write_files"]
 
 Split = Literal["train", "val", "test"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.console import Console
 from networks.errors import NetworkError
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
+from pipeline.files.atomic import check_writable
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import Settings, segment_cases
 from pipeline.inference.inputs import list_inputs
@@ -83,7 +83,7 @@ def predict(
     if tta != AUTO:
         mirror_axes(tta)  # a wrong letter is said before networks are loaded
     for folder in (Path(output), *([] if report is None else [_report_folder(Path(report))])):
-        _check_place(folder)
+        check_writable(folder)
     place = choose_device(device)
     cases = list_inputs(inputs, follow_links=follow_links, output=Path(output))
     models = load_models(runs, place, trust=trust)
@@ -139,18 +139,6 @@ def _report_folder(report: Path) -> Path:
     if report.is_dir():
         raise SegmentationError(f"--report {report}: expected a file, found a folder; name a file in it")
     return report.parent
-
-
-def _check_place(folder: Path) -> None:
-    """Raise SegmentationError if files could not be written into a folder, which need not exist yet."""
-    try:
-        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    except OSError as error:
-        raise SegmentationError(f"{folder}: cannot be looked at ({error.strerror or error})") from error
-    if not nearest.is_dir():
-        raise SegmentationError(f"{folder}: expected a folder for results, found that {nearest} is a file")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise SegmentationError(f"{folder}: {nearest} cannot be written to; make it writable or choose another folder")
 
 
 def _is_run(path: Path) -> bool:

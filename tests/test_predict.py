@@ -559,9 +559,9 @@ def test_a_scan_that_cannot_be_looked_at_is_named_and_the_others_are_done(run, t
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--output file", "expected a folder for results"),
-        ("--output file/deeper", "expected a folder for results"),
-        ("--output out --report file/r.json", "expected a folder for results"),
+        ("--output file", "expected a folder"),
+        ("--output file/deeper", "expected a folder"),
+        ("--output out --report file/r.json", "expected a folder"),
         ("--output out --report folder", "expected a file, found a folder"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.cli.arguments import LINKS, TRUST, verb_parser
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
+from pipeline.files.atomic import check_writable
 
 
 def run(arguments: list[str]) -> int:
@@ -73,7 +74,7 @@ def run(arguments: list[str]) -> int:
     module = importlib.import_module("pipeline.evaluate")
     surfaces = {"tolerance_mm": given.tolerance_mm, "surface": None if given.surface == "none" else given.surface}
     folder = given.output or module.default_output(given.run, given.split, given.predictions)
-    module.check_output(folder)
+    check_writable(folder)
     if given.compare:
         module.check_baseline(given.compare, module.metrics_path(folder), given.compare_by, **surfaces)
     with Bar("Evaluating") as bar:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,18 +34,6 @@ _CSV_COLUMNS = (
     "case", "class", "dice", "iou", "hd95_mm", "surface_dice", "volume_difference_ml", "reference_ml", "prediction_ml",
     *COUNTS, "prediction", "label",
 )  # fmt: skip
-
-
-def check_output(folder: Path) -> None:
-    """Refuse a folder that cannot be written or made, before hours of scoring; makes nothing. Raises FileError."""
-    try:
-        there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise write_error(folder, error) from None
 
 
 def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:

@@ -1,14 +1,14 @@
-"""Write a file whole or not at all."""
+"""Write a file whole or not at all, remove what killed writers left, and say why a disk refuses."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import glob
 import os
 import re
 import secrets
 import socket
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,14 +22,25 @@ class FileError(ValueError):
 
 
 UNFINISHED = ".writing"
-"""Ends the name of a file being written; only a kill leaves one behind, and the run's next start removes it."""
+"""Ends the name of a file being written; only a kill leaves one behind."""
 
 _THIS_PROCESS = secrets.token_hex(3)
 """Tells this process from an earlier one of the same number, as containers start them."""
 
+_HALF_WRITTEN = re.compile(
+    r"\.(?P<name>.*)\.[0-9a-f]{8}\.(?P<host>[A-Za-z0-9-]*)\.(?P<process>\d+)\.(?P<token>[0-9a-f]+)\.[0-9a-f]+"
+    + re.escape(UNFINISHED),
+    re.DOTALL,
+)
+"""Name of a file being written: hidden, and below 255 bytes; see `_temporary_name`."""
+
+_ABANDONED_S = 3600.0
+"""Seconds after which a half-written file of another host counts as left by a dead process; writing takes seconds."""
+
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on that disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable or choose another one"),
+    errno.ENOTDIR: "name another folder",
 }
 
 
@@ -37,11 +48,26 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace the file at path, at one stroke, by what `write` puts into the binary stream it is given.
 
     Whoever opens the path, at any instant and also after a kill or a power cut, finds the old file or the new one,
-    whole. The new file's mode follows the umask, as any file's does (mkstemp would hide it from the group). Raises
-    FileError where the disk refuses; the old file is then untouched and nothing is left beside it.
+    whole. The new file's mode follows the umask, as any file's does (mkstemp would hide it from the group).
+
+    Raises:
+        FileError: the disk refuses; the old file is then untouched and nothing is left beside it.
     """
     path = Path(path)
-    temporary = path.with_name(f"{_beginning(path)}{os.getpid()}.{_THIS_PROCESS}.{secrets.token_hex(6)}{UNFINISHED}")
+    name = f"{_beginning(path)}{os.getpid()}.{_THIS_PROCESS}.{secrets.token_hex(6)}{UNFINISHED}"
+    try:
+        replace_durably(path, path.with_name(name), write)
+    except BaseException as error:
+        if refusal := disk_error(error):
+            raise write_error(path, refusal) from error
+        raise
+
+
+def replace_durably(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write the new file `temporary`, flush it to the disk, rename it to path and make the renaming durable, too.
+
+    Whatever `write` or the disk raises is passed on, and `temporary` removed.
+    """
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with os.fdopen(descriptor, "wb") as stream:
@@ -50,33 +76,52 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
-    except BaseException as error:
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if refusal := disk_error(error):
-            raise write_error(path, refusal) from error
         raise
 
 
 def _beginning(path: Path) -> str:
-    """How the temporary names of a file begin that processes of this host write: hidden, and below 255 bytes.
+    """How the temporary names of a file begin that processes of this host write.
 
     A long name is cut, so its checksum tells it from others that begin alike.
     """
     name = path.name.encode(errors="replace")
-    host = re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:40]
-    return f".{name[:120].decode(errors='ignore')}.{zlib.crc32(name):08x}.{host}."
+    return f".{name[:120].decode(errors='ignore')}.{zlib.crc32(name):08x}.{_this_host()}."
+
+
+def _this_host() -> str:
+    return re.sub(r"[^A-Za-z0-9-]+", "-", socket.gethostname())[:40]
 
 
 def remove_half_written(path: Path) -> None:
-    """Remove what killed processes of this host had begun to write of a file.
+    """Remove what killed processes had begun to write of a file; or of any file in path, where it is a folder.
 
-    Those of living ones stay, and those of other hosts, of which nothing is known here.
+    What a living process of this host writes stays, and what another host's has written to within the last hour.
+    Raises OSError.
     """
-    for half in path.parent.glob(f"{glob.escape(_beginning(path))}*{UNFINISHED}"):
-        process, token = [*half.name.removeprefix(_beginning(path)).split("."), ""][:2]
-        if process.isdecimal() and not _is_alive(int(process), token):
+    if path.is_dir():
+        candidates = list(path.glob(f".*{UNFINISHED}"))
+    else:
+        beginning = _beginning(path).removesuffix(f"{_this_host()}.")
+        candidates = [half for half in path.parent.glob(f".*{UNFINISHED}") if half.name.startswith(beginning)]
+    for half in candidates:
+        if _is_abandoned(half):
             half.unlink(missing_ok=True)
+
+
+def _is_abandoned(half: Path) -> bool:
+    """Whether nobody writes a half-written file any more; False for a file with another kind of name."""
+    parts = _HALF_WRITTEN.fullmatch(half.name)
+    if parts is None:
+        return False
+    if parts["host"] == _this_host():
+        return not _is_alive(int(parts["process"]), parts["token"])
+    try:
+        return time.time() - half.stat().st_mtime > _ABANDONED_S
+    except FileNotFoundError:
+        return False
 
 
 def _is_alive(process: int, token: str) -> bool:
@@ -102,6 +147,22 @@ def remove_durably(path: Path) -> None:
         raise write_error(path, error) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Check, before hours of work, that files could be written into a folder, which need not exist; makes nothing.
+
+    Raises:
+        FileError: it is a file, lies below one, or may not be written.
+    """
+    try:
+        nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+        if not nearest.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"expected a folder, found that {nearest} is none")
+        if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)}: {nearest}")
+    except OSError as error:
+        raise write_error(folder, error, untouched=False) from None
+
+
 def _sync_folder(folder: Path) -> None:
     """Make the renaming itself durable, except on network file systems that cannot sync a folder."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -122,7 +183,9 @@ def disk_error(error: BaseException | None) -> OSError | None:
     return error if isinstance(error, OSError) else None
 
 
-def write_error(path: Path, error: OSError) -> FileError:
-    """Word a disk's refusal: which file or folder, why, and what to do."""
-    reason, remedy = error.strerror or error, _REMEDIES.get(error.errno or 0, "see to that folder")
-    return FileError(f"{path}: cannot be written ({reason}); {remedy}; the old file is untouched")
+def write_error(path: Path, error: OSError, *, untouched: bool = True) -> FileError:
+    """Word a disk's refusal: which file or folder, why, what to do, and that the old file is `untouched`."""
+    reason = error.strerror or error
+    remedy = _REMEDIES.get(error.errno or 0, "check the folder")
+    kept = "; the old file is untouched" if untouched else ""
+    return FileError(f"{path}: cannot be written ({reason}); {remedy}{kept}")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.files.atomic import UNFINISHED, FileError, write_error
+from pipeline.files.atomic import FileError, remove_half_written, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
 from pipeline.runs.history import TrainingLog
 
@@ -161,8 +161,8 @@ class RunFolder:
 
     def _remove_half_written(self) -> None:
         for folder in (self.path, self.checkpoints, self.resume):
-            for path in folder.glob(f".*{UNFINISHED}"):
-                path.unlink(missing_ok=True)
+            if folder.exists():
+                remove_half_written(folder)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write training_config.json from its groups."""

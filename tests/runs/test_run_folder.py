@@ -1,43 +1,32 @@
-"""The run folder against its contract's own checker and schemas, and against kills, full disks and damaged files."""
+"""The run folder against its contract's own checker and schemas; starting, resuming, overwriting, finding runs."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import math
 import os
-import random
-import resource
 import signal
-import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import jsonschema
-import numpy as np
 import pandas as pd
 import pytest
-import torch
 
 from pipeline.files.atomic import FileError, write_atomically
-from pipeline.files.json_files import read_json, write_json
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs, run_name
 from tests.support.finished_run import append, documented_config, finished_run, start
 from tests.support.paths import ROOT
 
 PARTS = {"name": "body_unet", "batch_size": 2, "lr": 1e-4, "base_channels": 32}
+
 PLAIN = PARTS | {"weight_alpha": None, "data_aug": False, "light": False}
 
 
 def checked(spec: Path, folder: RunFolder) -> str:
     command = [sys.executable, str(spec / "check_run.py"), str(folder.path), "--no-torch"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
-
-
-# The contract --------------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_passes_the_contracts_own_checker(tmp_path, shared_spec):
@@ -71,18 +60,6 @@ def test_the_run_name_is_the_checkers_for_every_combination(shared_spec):
         assert name == checker.expected_name(json.loads(json.dumps(config)))
 
 
-def test_the_log_is_valid_before_and_after_every_epoch_whatever_the_values(tmp_path, shared_spec):
-    schema = json.loads((shared_spec / "training_log.schema.json").read_text())
-    folder, log = RunFolder(tmp_path, "run"), TrainingLog()
-    start(folder)
-    for miou in (math.nan, np.float32(0.25), torch.tensor(0.5), None, -math.inf, np.float64("nan")):
-        folder.write_log(log)
-        jsonschema.Draft202012Validator(schema).validate(json.loads(folder.log.read_text(), parse_constant=pytest.fail))
-        append(log, miou, train_loss=math.inf, val_loss=math.nan, per_class_iou={"liver": miou})
-    assert log.history["val_mIoU"] == [None, 0.25, 0.5, None, None, None]
-    assert log.per_class_iou == {"liver": 0.5}
-
-
 def test_the_documented_pandas_table_can_be_built(tmp_path):
     for channels, scores in ((16, (0.1, 0.2)), (32, (0.4, 0.3))):
         config = documented_config(**{"model.base_channels": channels, "training.max_epochs": 2})
@@ -99,13 +76,23 @@ def test_the_documented_pandas_table_can_be_built(tmp_path):
     assert table.base_channels.tolist() == [16, 32]
 
 
+def test_completing_leaves_alone_what_another_process_is_writing(tmp_path):
+    """`bodyseg plot` may draw the curves at the very moment at which the training completes."""
+    folder = finished_run(tmp_path, documented_config())
+
+    def complete_meanwhile(stream):
+        stream.write(b"PNG")
+        folder.write_summary("completed", folder.read_log())
+        folder.tidy()
+
+    write_atomically(folder.curves, complete_meanwhile)
+    assert folder.curves.read_bytes() == b"PNG"
+
+
 def test_paths_stand_in_the_summary_as_the_run_was_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = finished_run(Path("logs"), documented_config())
     assert folder.read_summary()["best_checkpoint"] == f"logs/{folder.name}/checkpoints/best_model.ckpt"
-
-
-# Names ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,20 +107,6 @@ def test_a_name_that_is_no_plain_folder_name_is_refused_in_one_line(name, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-# Whole files ---------------------------------------------------------------------------------------------------------
-
-WRITER = """
-import sys
-from pipeline.runs.history import TrainingLog
-from pipeline.runs.run_folder import RunFolder
-folder, log = RunFolder(sys.argv[1], "run"), TrainingLog()
-for epoch in range(int(sys.argv[2])):
-    log.append_epoch(epoch, train_loss=1 / 3, train_accuracy=None, val_loss=2.0, val_mIoU=epoch / 7, learning_rate=1e-4)
-    folder.write_log(log)
-    print(epoch, flush=True)
-"""
-
-
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -144,39 +117,6 @@ def die(stream):
     os.kill(os.getpid(), signal.SIGKILL)
 write_atomically(Path(sys.argv[1]), die)
 """
-
-
-def writer(log_dir: Path, n_epochs: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, str(log_dir), str(n_epochs)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-def test_a_reader_never_meets_a_half_written_log(tmp_path):
-    folder = RunFolder(tmp_path, "run")
-    start(folder)
-    folder.write_log(TrainingLog())
-    lengths = []
-    with writer(tmp_path, 500) as process:
-        while process.poll() is None:
-            history = json.loads(folder.log.read_bytes())["training_history"]
-            assert len({len(values) for values in history.values()}) == 1
-            lengths.append(len(history["epoch"]))
-    assert process.returncode == 0
-    assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 20
-    assert len(folder.read_log()) == 500
-
-
-def test_a_log_is_whole_after_a_kill_at_any_moment(tmp_path):
-    folder, moments = RunFolder(tmp_path, "run"), random.Random(0)
-    start(folder)
-    for _ in range(5):
-        with writer(tmp_path, 10_000) as process:
-            process.stdout.readline()
-            time.sleep(moments.uniform(0, 0.05))
-            process.kill()
-            said = [int(line) for line in process.stdout.read().split()]
-        assert len(folder.read_log()) >= (said[-1] + 1 if said else 1)
 
 
 def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_start_removes_the_rest(tmp_path):
@@ -194,115 +134,6 @@ def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_start_removes_the_
     assert start(folder, resume=True)
     assert list(folder.checkpoints.iterdir()) == [folder.best_checkpoint]
     assert folder.best_checkpoint.read_bytes() == b"good weights"
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda stream: stream.write(bytes(100_000)),
-        lambda stream: torch.save({"w": torch.zeros(100_000)}, stream),  # hides the disk's error under one of its own
-    ],
-)
-def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, write):
-    path = tmp_path / "best_model.ckpt"
-    path.write_bytes(b"good")
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
-    try:
-        with pytest.raises(FileError, match=r"best_model\.ckpt: cannot be written \(File too large\); free space"):
-            write_atomically(path, write)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"good"]
-
-
-def test_a_folder_without_permission_is_named_and_the_old_file_stays(tmp_path):
-    folder = RunFolder(tmp_path, "run")
-    start(folder)
-    folder.write_log(TrainingLog())
-    before = folder.log.read_bytes()
-    user = os.geteuid()
-    folder.path.chmod(0o555)
-    if user == 0:
-        os.seteuid(65534)  # root writes everywhere
-    try:
-        with pytest.raises(FileError, match=r"training_log\.json: cannot be written \(Permission denied\); make the"):
-            folder.write_log(TrainingLog())
-    finally:
-        os.seteuid(user)
-        folder.path.chmod(0o755)
-    assert folder.log.read_bytes() == before
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
-def test_an_exception_in_mid_write_passes_through_and_leaves_nothing(tmp_path, error):
-    def fail(stream):
-        stream.write(b"half")
-        raise error
-
-    path = tmp_path / "file.json"
-    path.write_text("old")
-    with pytest.raises(error):
-        write_atomically(path, fail)
-    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
-
-
-@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
-def test_files_are_as_readable_as_the_umask_allows(tmp_path, umask, mode):
-    before = os.umask(umask)
-    try:
-        write_json(tmp_path / "x.json", {})
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == mode
-
-
-def test_json_holds_what_python_held_except_for_the_undefined(tmp_path):
-    path = tmp_path / "x.json"
-    odd = os.fsdecode(b"caf\xe9/Wirbels\xc3\xa4ule")  # a file name in an old encoding, which no UTF-8 can say
-    write_json(
-        path, {"a": (1, 2.5, np.int64(3), np.float32(0.5)), "b": [math.nan, math.inf], "c": Path(odd), "d": True}
-    )
-    assert read_json(path) == {"a": [1, 2.5, 3, 0.5], "b": [None, None], "c": odd, "d": True}
-    assert "Wirbelsäule" in path.read_text(encoding="utf-8")
-
-
-# History -------------------------------------------------------------------------------------------------------------
-
-
-def test_the_best_epoch_is_the_first_highest_as_pandas_finds_it():
-    draw = random.Random(1)
-    for _ in range(200):
-        log, best_when_appended = TrainingLog(), None
-        for epoch in range(draw.randrange(1, 12)):
-            if append(log, draw.choice([None, math.nan, 0.0, 0.25, 0.5])):
-                best_when_appended = epoch
-        scores = pd.Series(log.history["val_mIoU"], dtype=float)
-        expected = None if scores.isna().all() else scores.idxmax()
-        assert log.best_epoch == best_when_appended == expected
-
-
-def test_a_history_goes_on_after_a_round_trip_through_json():
-    log = TrainingLog()
-    append(log, 0.5, per_class_iou={"liver": 0.5, "spleen": math.nan})
-    append(log, None)
-    again = TrainingLog.from_dict(json.loads(json.dumps(log.to_dict(), allow_nan=False)))
-    assert again == log
-    assert not append(again, 0.5)
-    assert again.history["epoch"] == [0, 1, 2]
-    assert len(log) == 2  # nothing is shared
-
-
-@pytest.mark.parametrize(("epoch", "rate"), [(0, 1e-4), (2, 1e-4), (1, math.nan)])
-def test_an_epoch_that_does_not_fit_is_refused_and_nothing_is_appended(epoch, rate):
-    log = TrainingLog()
-    append(log, 0.1)
-    with pytest.raises(FileError, match="expected"):
-        log.append_epoch(epoch, train_loss=1, train_accuracy=1, val_loss=1, val_mIoU=1, learning_rate=rate)
-    assert {len(values) for values in log.history.values()} == {1}
-
-
-# Starting, resuming, overwriting -------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_neither_overwritten_nor_resumed_unasked(tmp_path):
@@ -366,43 +197,6 @@ def test_a_file_in_the_runs_place_is_named(tmp_path):
         start(RunFolder(tmp_path, "run"))
 
 
-# Reading damaged files -----------------------------------------------------------------------------------------------
-
-SIX = {"epoch": [0], "train_loss": [1], "train_accuracy": [1], "val_loss": [1], "val_mIoU": [1], "learning_rate": [1]}
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("", "not valid JSON"),
-        ('{"training_history": {', "not valid JSON"),
-        ('{"training_history": NaN}', "NaN is not JSON"),
-        ("[" * 100_000, "not valid JSON"),
-        ("\xff\xfe", "not valid JSON"),
-        ("[]", "expected a JSON object, found a list"),
-        ("{}", "training_history: expected six arrays, found None"),
-        ({"training_history": SIX | {"val_loss": 3}}, "val_loss: expected an array, found 3"),
-        ({"training_history": {"epoch": []}}, "train_loss: expected an array, found None"),
-        ({"training_history": SIX | {"val_loss": [1, 2]}}, "expected arrays of equal length"),
-        ({"training_history": SIX | {"epoch": [1]}}, r"expected 0, 1, 2, …, found \[1\]"),
-        ({"training_history": SIX | {"val_mIoU": ["0.5"]}}, r"val_mIoU\[0\]: expected a number, found '0.5'"),
-        ({"training_history": SIX | {"val_mIoU": [10**400]}}, r"val_mIoU\[0\]: expected a number"),
-        ({"training_history": SIX | {"learning_rate": [None]}}, r"learning_rate\[0\]: expected a number"),
-        (json.dumps({"training_history": SIX}).replace('"val_loss": [1]', '"val_loss": [1e999]'), "expected a number"),
-    ],
-)
-def test_a_damaged_log_is_named_with_what_is_wrong(tmp_path, content, words):
-    folder = RunFolder(tmp_path, "run")
-    start(folder)
-    text = content if isinstance(content, str) else json.dumps(content)
-    folder.log.write_bytes(text.encode("latin-1"))
-    with pytest.raises(FileError, match=words) as error:
-        folder.read_log()
-    assert str(error.value).startswith(str(folder.log))
-    assert "restore" in str(error.value)
-    assert str(error.value).isprintable()
-
-
 def test_other_damage_is_named_too(tmp_path):
     folder = finished_run(tmp_path, documented_config())
     folder.summary.write_text('{"status": "done"}')
@@ -418,9 +212,6 @@ def test_other_damage_is_named_too(tmp_path):
     folder.config.unlink()
     with pytest.raises(FileError, match="No such file"):
         folder.read_config()
-
-
-# Finding runs --------------------------------------------------------------------------------------------------------
 
 
 def test_runs_are_listed_once_from_folders_and_from_log_folders(tmp_path, monkeypatch):
