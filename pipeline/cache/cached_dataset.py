@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import psutil
 import torch
 from monai.data import Dataset
 from torch.utils.data import DataLoader
@@ -35,6 +34,7 @@ from pipeline.cache.entry import (
 from pipeline.cache.folder import SUFFIX, CacheInfo, Pruned, cache_info, open_folder, prune
 from pipeline.cache.key import SourceIndex, contents_of, identify_chain, sha256
 from pipeline.cache.locks import locked
+from pipeline.compute.memory import workers_that_fit
 from pipeline.console.text import gigabytes
 
 __all__ = ["CacheBuildError", "CacheError", "CacheInfo", "CachedDataset", "Progress", "Pruned", "cache_info", "prune"]
@@ -125,7 +125,7 @@ class CachedDataset(Dataset):
         if the entries would not fit the disk or `max_bytes`.
         """
         report = progress or (lambda stage, done, total: None)
-        workers = _default_workers() if workers is None else workers
+        workers = workers_that_fit(CHAIN_BYTES) if workers is None else workers
         failed = {outcome.item: outcome.message for outcome in self._find_names(report, workers)}
         missing = [index for index in range(len(self)) if index not in failed and not self._is_in_place(index)]
         for done, outcome in enumerate(self._outcomes(missing, workers), start=1):
@@ -354,11 +354,6 @@ def _build_error(failures: list[tuple[str, str]], n_cases: int) -> CacheBuildErr
     more = [f"and {len(failures) - MESSAGES} more"] if len(failures) > MESSAGES else []
     message = f"{len(failures)} of {n_cases} cases could not be prepared: " + "; ".join(quoted + more)
     return CacheBuildError(message, failures)
-
-
-def _default_workers() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, psutil.virtual_memory().available // CHAIN_BYTES))
 
 
 def _hash_to_seed(*parts: object) -> int:

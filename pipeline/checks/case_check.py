@@ -19,13 +19,16 @@ from nibabel.wrapstruct import WrapStructError
 
 from pipeline.checks.findings import Finding, Severity, from_volume_error
 from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts, count_values, measure_image, measure_label
-from pipeline.compute.memory import default_workers
+from pipeline.compute.memory import workers_that_fit
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.grid import GRID_TOLERANCE_VOXELS, AxisChange, Geometry, VolumeError, axes_onto, describe_mismatch
 from transforms.io.load import Volume, read_volume
 
 FORM_TOLERANCE_VOXELS = 0.5
 """How far sform and qform may lie apart at the far corner: a float32 quaternion is rounded by less."""
+
+BYTES_A_CASE = 3 << 30
+"""Memory that a large CT and its label may take while they are checked."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -76,7 +79,7 @@ def inspect_cases(
         on_facts: called with the facts of each case as they come, one at a time.
     """
     facts: dict[int, CaseFacts] = {}
-    with _quiet("transforms"), ThreadPoolExecutor(workers or default_workers()) as pool:
+    with _quiet("transforms"), ThreadPoolExecutor(workers or workers_that_fit(BYTES_A_CASE)) as pool:
         waiting = {pool.submit(inspect_case, case, dataset): place for place, case in enumerate(cases)}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):

@@ -22,10 +22,10 @@ from pipeline.cache.entry import CannotWriteError
 from pipeline.cache.folder import INSPECTIONS, open_folder
 from pipeline.cache.key import SourceIndex, code_version, contents_of, sha256, without_comments
 from pipeline.cache.locks import locked
-from pipeline.checks.case_check import CaseFacts, Progress, inspect_cases
+from pipeline.checks.case_check import BYTES_A_CASE, CaseFacts, Progress, inspect_cases
 from pipeline.checks.findings import Finding, errors
 from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts
-from pipeline.compute.memory import default_workers
+from pipeline.compute.memory import workers_that_fit
 from pipeline.datasets.dataset import Case, Dataset
 
 _JUDGING_ROOMS = ("pipeline.checks.case_check", "pipeline.checks.voxel_statistics", "pipeline.checks.findings")
@@ -50,7 +50,7 @@ def inspect_once(
         CacheError: the folder cannot be used.
     """
     open_folder(folder)
-    keys = _keys(cases, dataset, folder, workers or default_workers(), progress)
+    keys = _keys(cases, dataset, folder, workers or workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))
     if missing := [case for case in cases if keys.get(case.id) not in known]:
         with _alone(folder, dataset):

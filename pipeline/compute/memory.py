@@ -1,53 +1,76 @@
-"""How the C library keeps memory that is freed. Knows nothing of tensors."""
+"""Memory of this machine: how much there is, how much is free, how many workers fit, and keeping what is freed."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
+import resource
 from pathlib import Path
 
 import psutil
 import torch
 
-# glibc, malloc.h
-M_TRIM_THRESHOLD = -1
-M_MMAP_MAX = -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+"""Parameters of glibc's mallopt, from malloc.h."""
 
-
-def keep_freed_memory() -> bool:
-    """Let this process keep freed memory for its next allocations; False where the C library is not glibc.
-
-    glibc maps every block above 32 MB anew and unmaps it when it is freed (mallopt(3)). A training step on a CPU frees
-    and asks for the same gigabytes again and again, and the kernel clears each page of them each time, on one core.
-    What a process keeps is what it needed at its peak, plus the gaps between blocks of unequal size.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(M_MMAP_MAX, 0)) and bool(mallopt(M_TRIM_THRESHOLD, -1))
-
-
-_CONTROL_GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def memory_bytes(accelerator: str) -> int:
     """Memory of the first GPU, or of this machine as far as its control group (container, job) may use it."""
     if accelerator == "gpu":
         return int(torch.cuda.get_device_properties(0).total_memory)
-    limits = [int(psutil.virtual_memory().total)]
-    for path in map(Path, _CONTROL_GROUP_LIMITS):
+    limit, _ = control_group_memory(_CONTROL_GROUP)
+    total = int(psutil.virtual_memory().total)
+    return total if limit is None else min(total, limit)
+
+
+def free_memory_bytes() -> int:
+    """Main memory that this process may still take: of the machine, its control group and its own address space."""
+    free = int(psutil.virtual_memory().available)
+    limit, used = control_group_memory(_CONTROL_GROUP)
+    if limit is not None:
+        free = min(free, limit - used)
+    address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if address_space != resource.RLIM_INFINITY:
+        free = min(free, address_space - int(psutil.Process().memory_info().vms))
+    return max(0, free)
+
+
+def control_group_memory(folder: Path) -> tuple[int | None, int]:
+    """Read a control group's limit (None: it has none) and use in bytes, from its files of version 2, else of 1.
+
+    Pages of files that the kernel drops when memory is needed do not count as used.
+    """
+    version_2 = (folder, "memory.max", "memory.current", "inactive_file")
+    version_1 = (folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    for place, limit_file, use_file, droppable in (version_2, version_1):
         try:
-            limits.append(int(path.read_text()))
+            limit = int((place / limit_file).read_text())
+            used = int((place / use_file).read_text())
+            statistics = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            return limit, max(0, used - int(statistics.get(droppable, 0)))
         except (OSError, ValueError):  # no such group, or the word "max"
             continue
-    return min(limits)
+    return None, 0
 
 
-_BYTES_A_CASE = 3 << 30  # memory that a large CT and its label may take while they are looked at
-
-
-def default_workers() -> int:
-    """Cases that cores and memory allow to look at at once."""
+def workers_that_fit(bytes_each: int, most: int | None = None) -> int:
+    """How many workers the cores and the free memory allow where each takes `bytes_each`: 1 or more, at most `most`."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, psutil.virtual_memory().available // _BYTES_A_CASE))
+    fitting = min(cores, free_memory_bytes() // max(1, bytes_each))
+    return max(1, fitting if most is None else min(fitting, most))
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep freed memory for its next allocations; False where the C library is not glibc.
+
+    glibc maps every block above 32 MB again and unmaps it when it is freed (mallopt(3)). A training step on a CPU frees
+    and asks for the same gigabytes again and again, and the kernel clears each page of them each time, on one core.
+    What a process keeps is what it needed at its peak, plus the gaps between blocks of unequal size.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -12,9 +11,9 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
 import numpy as np
-import psutil
 import torch
 
+from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import CaseProgress
 from pipeline.evaluation.case_scores import CaseScores, Pair, score_case
 from pipeline.evaluation.class_matching import CommonClasses
@@ -51,7 +50,10 @@ def evaluate_pairs(
     """
     check_tolerance(tolerance_mm)
     score = partial(score_case, classes=classes, tolerance_mm=tolerance_mm, surface=surface, resample=resample)
-    n_workers = _default_workers(len(pairs)) if workers is None else max(1, min(workers, len(pairs)))
+    if workers is None:
+        n_workers = workers_that_fit(_BYTES_A_CASE, most=math.ceil(len(pairs) / _CASES_A_WORKER))
+    else:
+        n_workers = max(1, min(workers, len(pairs)))
     scores, refused = [], dict(refused or {})
     results = _one_by_one(score, pairs, case_progress) if n_workers == 1 else _in_processes(score, pairs, n_workers)
     for done, (pair, result) in enumerate(results, start=1):
@@ -136,9 +138,3 @@ def _context() -> multiprocessing.context.BaseContext:
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one stops the others
     torch.set_num_threads(1)
-
-
-def _default_workers(n_cases: int) -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    by_memory = psutil.virtual_memory().available // _BYTES_A_CASE
-    return max(1, min(cores, by_memory, math.ceil(n_cases / _CASES_A_WORKER)))

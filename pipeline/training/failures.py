@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import resource
 
-import psutil
 import torch
 
-from pipeline.compute.memory import memory_bytes
+from pipeline.compute.memory import free_memory_bytes, memory_bytes
 from pipeline.compute.ranks import ProcessError
 from pipeline.config.settings import Config
 from pipeline.console.text import gigabytes
@@ -122,12 +121,9 @@ def _remedies(config: Config, *, workers_first: bool) -> str:
 def _free_and_total(on_gpu: bool) -> tuple[float, float]:
     if on_gpu and torch.cuda.is_available():
         return torch.cuda.mem_get_info()
-    free, total = float(psutil.virtual_memory().available), float(memory_bytes("cpu"))
-    free = min(free, total)
+    total = memory_bytes("cpu")
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        free, total = min(free, max(0, limit - psutil.Process().memory_info().vms)), min(total, limit)
-    return free, total
+    return free_memory_bytes(), total if limit == resource.RLIM_INFINITY else min(total, limit)
 
 
 def _last_words(text: str) -> str:

@@ -1,12 +1,17 @@
-"""Kept memory is not asked for again: the kernel counts the pages that a process touches for the first time."""
+"""Memory: what a control group allows, how many workers fit, and that kept memory is not asked for again."""
 
 from __future__ import annotations
 
+import os
 import platform
+import resource
 import subprocess
 import sys
 
+import psutil
 import pytest
+
+from pipeline.compute.memory import control_group_memory, free_memory_bytes, workers_that_fit
 
 PAGE_FAULTS = """
 import resource
@@ -33,3 +38,39 @@ def test_kept_memory_is_not_cleared_by_the_kernel_again():
     kept, fresh, again = run.stdout.split()
     assert kept == "True"
     assert int(again) < int(fresh) / 5
+
+
+def test_workers_are_bounded_by_memory_cores_and_the_work_and_there_is_always_one():
+    cores = len(os.sched_getaffinity(0))
+    assert workers_that_fit(1) == cores
+    assert workers_that_fit(1, most=1) == 1
+    assert workers_that_fit(1, most=0) == 1
+    assert workers_that_fit(1 << 60) == 1
+    assert workers_that_fit(psutil.virtual_memory().total // 2 + 1) == 1
+
+
+def test_a_limit_of_the_address_space_bounds_what_is_free():
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    used = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28), before[1]))
+    try:
+        free = free_memory_bytes()
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert free <= 1 << 28
+
+
+def test_a_control_groups_limit_and_use_are_read_in_both_versions(tmp_path):
+    assert control_group_memory(tmp_path) == (None, 0)
+    old = tmp_path / "memory"
+    old.mkdir()
+    (old / "memory.limit_in_bytes").write_text("8000\n")
+    (old / "memory.usage_in_bytes").write_text("5000\n")
+    (old / "memory.stat").write_text("cache 3000\ntotal_inactive_file 1000\n")
+    assert control_group_memory(tmp_path) == (8000, 4000)
+    (tmp_path / "memory.max").write_text("9000\n")
+    (tmp_path / "memory.current").write_text("6000\n")
+    (tmp_path / "memory.stat").write_text("anon 1\ninactive_file 2000\n")
+    assert control_group_memory(tmp_path) == (9000, 4000)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert control_group_memory(tmp_path) == (8000, 4000)
