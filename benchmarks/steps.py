@@ -20,6 +20,7 @@ from networks.registry import build_network
 from pipeline.compute.devices import cpu_computes_in_bfloat16
 from pipeline.config.settings import TrainingConfig
 from pipeline.training.lightning_module import SegmentationModule
+from pipeline.training.schedule import Schedule
 
 LR = 1e-4
 
@@ -142,13 +143,7 @@ def fit(
     module = SegmentationModule(
         network,
         n_classes=n_classes,
-        class_weights=None,
-        lr=LR,
-        weight_decay=0.0,
-        warmup_epochs=0,
-        max_epochs=1,
-        schedule="constant",
-        seed=0,
+        schedule=Schedule(LR),
         compile_features=compiled,
     )
     clock = Clock()

@@ -35,7 +35,7 @@ from pipeline.train import name_of, train
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.prepared_data import prepare_data
 from pipeline.training.samplers import EpochSampler, ShareSampler
-from pipeline.training.schedule import learning_rate_at
+from pipeline.training.schedule import Schedule
 from tests.support.paths import ROOT
 from transforms.chains import validation_chain
 
@@ -330,7 +330,8 @@ def test_what_people_do_with_the_files_works_as_written(run, tmp_path):
 
 
 def test_the_warm_up_is_the_documented_one():
-    rates = [learning_rate_at(e, lr=1e-4, warmup_epochs=5, max_epochs=100, schedule="cosine") for e in range(100)]
+    schedule = Schedule(lr=1e-4, warmup_epochs=5, max_epochs=100, decay="cosine")
+    rates = [schedule.learning_rate(epoch) for epoch in range(100)]
     assert rates[:6] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5, 1e-4, 1e-4])
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=95)

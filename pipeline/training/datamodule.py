@@ -1,7 +1,7 @@
-"""From settings to batches: cases, chains and cache joined into a LightningDataModule.
+"""Batches for Lightning from the prepared cases.
 
-Unpacks the config once: below this room everything takes plain arguments. What is random follows from
-(seed, epoch, case) alone, so that batches are the same with any number of workers and after a resume.
+What is random follows from (seed, epoch, case) alone, so that batches are the same with any number of workers and after
+a resume.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.training.samplers import EpochSampler, ShareSampler
 
 
 class _TrainingCases(TorchDataset):
-    """What `EpochSampler` asks for: an augmented case, and under "counted" whether it counts."""
+    """The training cases under the indices of `EpochSampler`: an augmented case, with "counted" in its dictionary."""
 
     def __init__(self, cases: CachedDataset) -> None:
         self.cases = cases
@@ -26,9 +26,9 @@ class _TrainingCases(TorchDataset):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, place: tuple[int, int, bool]) -> dict[str, Any]:
-        epoch, index, counted = place
-        return self.cases[epoch, index] | {"counted": counted}
+    def __getitem__(self, index: tuple[int, int, bool]) -> dict[str, Any]:
+        epoch, case_index, counted = index
+        return self.cases[epoch, case_index] | {"counted": counted}
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -41,47 +41,57 @@ def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
 class BodyData(pl.LightningDataModule):
     """Batches of {"image" (B, C, I, J, K) float32, "label" (B, 1, I, J, K) integer, "case" list of ids}.
 
-    Training batches have "counted" (B,) too, which is False for a case that only fills a process's last batch up. A
+    Training batches also have "counted" (B,): False for a repeated case that only fills up a process's last batch. A
     validation batch is one case, or {"case": []} where a process has none left.
+
+    Args:
+        prepared: training and validation cases.
+        batch_size: cases in a training batch of this process.
+        num_workers: processes that prepare batches.
+        seed: decides the order of the cases.
+        epoch: the first epoch, counted from 0.
     """
 
     def __init__(self, prepared: PreparedData, *, batch_size: int, num_workers: int, seed: int, epoch: int = 0) -> None:
         super().__init__()
         self.prepared = prepared
-        self.batch_size, self.num_workers, self.seed, self.epoch = batch_size, num_workers, seed, epoch
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.epoch = epoch
 
     def train_dataloader(self) -> DataLoader:
-        """All training cases once an epoch."""
-        rank, world_size = self._place()
+        """Load every training case once an epoch."""
+        rank, world_size = self._rank()
         cases = self.prepared.train
         sampler = EpochSampler(len(cases), seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
         return self._loader(_TrainingCases(cases), batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
-        """All validation cases once, over all processes.
-
-        A validation volume is one case of the mean whatever the batch, so one at a time costs the least memory.
-        """
-        rank, world_size = self._place()
+        """Load every validation case once over all processes, one at a time: batches would only cost memory."""
+        rank, world_size = self._rank()
         cases = self.prepared.val
         return self._loader(cases, batch_sampler=ShareSampler(len(cases), rank=rank, world_size=world_size))
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Augment here what was only drawn in the workers (data.augment_on_device)."""
+        """Augment on the device what the workers only drew the parameters for (data.augment_on_device)."""
         if "draw" not in batch:
             return batch
         (augment,) = self.prepared.train.transform.transforms
         return augment.apply_to_batch(batch)
 
-    def _loader(self, dataset: TorchDataset, **which: Any) -> DataLoader:
+    def _loader(self, dataset: TorchDataset, **sampling: Any) -> DataLoader:
         return DataLoader(
             dataset,
-            **which,
+            **sampling,
             collate_fn=_collate,
             num_workers=min(self.num_workers, len(dataset)),  # type: ignore[arg-type]
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def _place(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+    def _rank(self) -> tuple[int, int]:
+        """Return this process's rank and the number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,4 +1,4 @@
-"""How a training ends: completed, stopped by a signal or by itself, failed; what summary and terminal then say."""
+"""Record how a training ended: completed, interrupted or failed, in training_summary.json and on the terminal."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, tell_failure
-from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder, Status
-from pipeline.training.failures import in_one_sentence
+from pipeline.training.failures import MemorySettings, in_one_sentence
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.signals import RunStopped, handling, stop_between_batches
@@ -22,12 +21,13 @@ RULE = "=" * 60
 
 
 @contextmanager
-def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> Iterator[None]:
+def record_ending(folder: RunFolder, recorder: RunRecorder, settings: MemorySettings) -> Iterator[None]:
     """Write training_summary.json however the training inside ends; a stopping signal ends it between two batches.
 
     Args:
-        folder, recorder: the run's.
-        config: the settings, for the words about them.
+        folder: the run's.
+        recorder: the run's; its history and its stop request go into the summary.
+        settings: what an error about memory may advise to lower.
 
     Raises:
         RunStopped: a signal asked to stop; the summary says "interrupted".
@@ -38,37 +38,38 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, config: Config) -> I
         try:
             yield
         except BaseException as error:
-            _record_broken_off(folder, recorder, config, error)
+            _record_exception(folder, recorder, settings, error)
             raise
-        patience = config.training.early_stopping_patience
         if recorder.stopped_early:
-            _write_summary(folder, recorder, "interrupted", f"val_mIoU has not risen for {patience} epochs")
+            reason = f"val_mIoU has not risen for {recorder.patience} epochs"
+            _write_summary(folder, recorder, "interrupted", reason)
         else:
             _write_summary(folder, recorder, "completed", None)
 
 
-def _record_broken_off(folder: RunFolder, recorder: RunRecorder, config: Config, error: BaseException) -> None:
-    """Write the summary of a training that raised, and raise its error in words where they are known."""
+def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: MemorySettings, error: BaseException) -> None:
+    """Write the summary of a training that raised, and raise its error in words where its kind is known."""
     if recorder.stop_request.reason and not isinstance(error, FileError | TrainingError):
-        # What follows a signal is its doing: Lightning's own exception, data workers or processes that it ended first.
+        # Whatever follows a signal is its effect: an exception of Lightning, workers or processes that it ended first.
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
         end_after_the_first()
         raise RunStopped(recorder.stop_request.reason) from error
     if isinstance(error, KeyboardInterrupt | SystemExit):
         _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
         return
-    told = in_one_sentence(error, config, epoch=recorder.epochs_finished)
-    in_words = isinstance(told, TrainingError | FileError | ProcessError)
-    reason = str(told) if in_words else f"{type(told).__name__}: {told}"
+    worded = in_one_sentence(error, settings, epoch=recorder.epochs_finished)
+    reason = str(worded)
+    if not isinstance(worded, TrainingError | FileError | ProcessError):
+        reason = f"{type(worded).__name__}: {worded}"
     if not isinstance(error, ProcessError):
         tell_failure(reason)
     _write_last_summary(folder, recorder, "failed", reason)
-    if told is not error:
-        raise told from error
+    if worded is not error:
+        raise worded from error
 
 
 def record_lost(folder: RunFolder, recorder: RunRecorder, reason: str) -> None:
-    """Write the summary of a training that can only be ended from outside, since it waits for a process that died."""
+    """Write the summary of a training that hangs because another of its processes died, and is about to be killed."""
     log.error("%s", reason)
     if recorder.stop_request.reason:
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
@@ -77,8 +78,8 @@ def record_lost(folder: RunFolder, recorder: RunRecorder, reason: str) -> None:
 
 
 def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str) -> None:
-    # What broke the training is what must be told, not that the same full disk takes no summary either. A second
-    # signal must not break this off: torchrun and SLURM send one as soon as another process has ended.
+    # The user must read what broke the training, not that the same full disk takes no summary either. A second signal
+    # must not interrupt this: torchrun and SLURM send one as soon as another process has ended.
     with handling(lambda number, frame: None), contextlib.suppress(FileError):
         _write_summary(folder, recorder, status, reason)
 
@@ -93,10 +94,10 @@ def say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]
     best = recorder.history.best_val_miou
     for line in (
         RULE,
-        "Training complete!" if not recorder.stopped_early else "Training stopped early: val mIoU no longer rises.",
+        "Training stopped early: val mIoU no longer rises." if recorder.stopped_early else "Training complete!",
         RULE,
         f"Best checkpoint: {folder.best_checkpoint}",
-        f"Best val mIoU: {best:.4f}" if best is not None else "Best val mIoU: undefined",
+        "Best val mIoU: undefined" if best is None else f"Best val mIoU: {best:.4f}",
         f"Training log: {folder.log}",
         f"Config file: {folder.config}",
         RULE,

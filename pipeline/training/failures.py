@@ -1,15 +1,15 @@
-"""What broke a training, in one sentence: memory that ran out, a disk that refused, an error in a data worker."""
+"""Say in one sentence what broke a training: out of memory, a disk error, an error in a data worker."""
 
 from __future__ import annotations
 
 import re
 import resource
+from dataclasses import dataclass
 
 import torch
 
 from pipeline.compute.memory import free_memory_bytes, memory_bytes
 from pipeline.compute.ranks import ProcessError
-from pipeline.config.settings import Config
 from pipeline.console.text import gigabytes
 from pipeline.files.atomic import FileError, disk_error
 from pipeline.training.lightning_module import TrainingError
@@ -28,7 +28,7 @@ _ASKED_FOR = re.compile(
 _UNITS = {"BYTES": 1, **{f"{letter}B": 1024**n for n, letter in enumerate("KMGT", start=1)}}
 
 _IN_A_WORKER = re.compile(r"in DataLoader worker process \d+\.\nOriginal ")
-"""torch raises a worker's exception anew, of the same type, with the worker's whole traceback as its message."""
+"""torch raises a worker's exception again, of the same type, with the worker's whole traceback as its message."""
 
 _NO_FILES = re.compile("too many open files", re.IGNORECASE)
 """The system's words, which torch repeats without the OSError when batches come from workers."""
@@ -38,84 +38,97 @@ _WORKER_KILLED = re.compile(
 )
 
 
-def in_one_sentence(error: BaseException, config: Config, *, epoch: int) -> BaseException:
-    """Give the error to raise for one that ended a training: worded for a person where its kind is known, else itself.
+@dataclass(frozen=True)
+class MemorySettings:
+    """The settings that decide how much memory a training takes."""
+
+    batch_size: int
+    target_size: tuple[int, int, int]
+    num_workers: int
+    body_net_channels: int | None
+    """Base channels of BodyNet; None for another network, which has its own settings."""
+    checkpointing: bool = False
+    light: bool = False
+
+
+def in_one_sentence(error: BaseException, settings: MemorySettings, *, epoch: int) -> BaseException:
+    """Return the error to raise for one that ended a training: a TrainingError in plain words if its kind is known.
 
     Args:
-        error: what was raised.
-        config: the settings, for the ones that help.
+        error: what was raised; returned itself where its kind is unknown.
+        settings: the ones that an error about memory may advise to lower.
         epoch: in which epoch, counted from 0.
     """
     text = str(error)
     if isinstance(error, TrainingError | FileError | ProcessError):
         return error
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(text):
-        return TrainingError(_memory_sentence(error, config, epoch))
+        return TrainingError(_memory_sentence(error, settings, epoch))
     if isinstance(error, RuntimeError) and (killed := _WORKER_KILLED.search(text)):
-        return TrainingError(_killed_worker_sentence(killed, config, epoch))
+        return TrainingError(_killed_worker_sentence(killed, settings, epoch))
     if _IN_A_WORKER.search(text):
         return TrainingError(f"epoch {epoch}: {_last_words(text)}")
-    if isinstance(error, OSError | RuntimeError) and (said := _system_sentence(error, config, epoch)):
-        return TrainingError(said)
+    if isinstance(error, OSError | RuntimeError):
+        sentence = _system_sentence(error, settings, epoch)
+        if sentence is not None:
+            return TrainingError(sentence)
     return error
 
 
-def _system_sentence(error: Exception, config: Config, epoch: int) -> str | None:
-    """Word what the system refused; the run folder's own disk errors have been worded where they were written."""
+def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> str | None:
+    """Word an error of the operating system; those of writing the run folder were worded where they occurred."""
     if _NO_FILES.search(str(error)):
-        fewer = ", or lower --num_workers" if config.data.num_workers else ""
+        fewer = ", or lower --num_workers" if settings.num_workers else ""
         return f"too many open files in epoch {epoch}; raise the limit with `ulimit -n`{fewer}"
     refusal = disk_error(error)
     if refusal is None or refusal.errno is None:
         return None
     file = f" ({refusal.filename})" if refusal.filename else ""
     reason = f"{refusal.strerror or refusal}{file} in epoch {epoch}"
-    return f"{reason}; see to its cause and go on with --resume"
+    return f"{reason}; fix the cause, then continue with --resume"
 
 
-def _memory_sentence(error: BaseException, config: Config, epoch: int) -> str:
+def _memory_sentence(error: BaseException, settings: MemorySettings, epoch: int) -> str:
     in_worker = _IN_A_WORKER.search(str(error)) is not None
     on_gpu = not in_worker and (isinstance(error, torch.OutOfMemoryError) or "CU" in str(error))
-    asked = _ASKED_FOR.search(str(error))
-    wanted = (
-        f"{gigabytes(float(asked['n']) * _UNITS[asked['unit'].upper().replace('IB', 'B')])} asked for, "
-        if asked
-        else ""
-    )
+    requested = ""
+    if asked := _ASKED_FOR.search(str(error)):
+        n_bytes = float(asked["n"]) * _UNITS[asked["unit"].upper().replace("IB", "B")]
+        requested = f"{gigabytes(n_bytes)} asked for, "
     free, total = _free_and_total(on_gpu)
     where = "of the GPU" if on_gpu else "of a data worker" if in_worker else "of this process"
     return (
-        f"the memory {where} ran out in epoch {epoch}: {wanted}{gigabytes(free)} free of {gigabytes(total)} "
-        f"({_size_in_words(config)}); {_remedies(config, workers_first=in_worker)}"
+        f"the memory {where} ran out in epoch {epoch}: {requested}{gigabytes(free)} free of {gigabytes(total)} "
+        f"({_size_in_words(settings)}); {_remedies(settings, workers_first=in_worker)}"
     )
 
 
-def _killed_worker_sentence(killed: re.Match[str], config: Config, epoch: int) -> str:
+def _killed_worker_sentence(killed: re.Match[str], settings: MemorySettings, epoch: int) -> str:
     free, total = _free_and_total(on_gpu=False)
     return (
         f"data worker {killed['pid'].strip()} {killed['how']} in epoch {epoch}, as happens when memory runs out: "
-        f"{gigabytes(free)} free of {gigabytes(total)} now ({_size_in_words(config)}); "
-        f"{_remedies(config, workers_first=True)}"
+        f"{gigabytes(free)} free of {gigabytes(total)} now ({_size_in_words(settings)}); "
+        f"{_remedies(settings, workers_first=True)}"
     )
 
 
-def _size_in_words(config: Config) -> str:
-    size = "×".join(map(str, config.data.target_size))
-    return f"batch_size {config.data.batch_size}, target_size {size}, num_workers {config.data.num_workers}"
+def _size_in_words(settings: MemorySettings) -> str:
+    size = "×".join(map(str, settings.target_size))
+    return f"batch_size {settings.batch_size}, target_size {size}, num_workers {settings.num_workers}"
 
 
-def _remedies(config: Config, *, workers_first: bool) -> str:
+def _remedies(settings: MemorySettings, *, workers_first: bool) -> str:
     """Name three settings that help and are not yet as low as they go, the least costly first."""
-    is_body_net = config.model.network is None
-    known = {
-        "lower --num_workers": workers_first and config.data.num_workers > 0,
-        "lower --batch_size": config.data.batch_size > 1,
-        "set --model.checkpointing true": is_body_net and not config.model.checkpointing,
+    channels = settings.body_net_channels
+    helps = {
+        "lower --num_workers": workers_first and settings.num_workers > 0,
+        "lower --batch_size": settings.batch_size > 1,
+        "set --model.checkpointing true": channels is not None and not settings.checkpointing,
         "choose a smaller --target_size": True,
-        "train the light model (--use_light_model)": is_body_net and not config.model.use_light_model,
-        "lower --base_channels": is_body_net and config.model.base_channels > 1,
+        "train the light model (--use_light_model)": channels is not None and not settings.light,
+        "lower --base_channels": channels is not None and channels > 1,
     }
-    return ", or ".join([remedy for remedy, helps in known.items() if helps][:3])
+    return ", or ".join([remedy for remedy, applies in helps.items() if applies][:3])
 
 
 def _free_and_total(on_gpu: bool) -> tuple[float, float]:

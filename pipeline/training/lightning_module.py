@@ -1,4 +1,4 @@
-"""The LightningModule: network + loss + metric + optimiser and schedule. Writes no file.
+"""The LightningModule: network, loss, metric and optimiser. Writes no file.
 
 Every random number of an epoch follows from (seed, epoch, process), and the learning rate from the epoch alone, so
 that a resumed training needs neither random states nor a scheduler's state.
@@ -24,13 +24,13 @@ from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
-from pipeline.training.schedule import learning_rate_at
+from pipeline.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
 SCALED_STEPS_TO_GIVE_UP = 20
-"""Steps in a row whose scaled gradient was no number. The scale begins at 2**16 and halves after each: some are normal,
-but once it has fallen below 1, it is the gradient itself that is none."""
+"""Steps in a row whose scaled gradient was NaN or infinite. The scale begins at 2**16 and halves after each, so some
+are normal; once it has fallen below 1, the gradient itself is NaN or infinite."""
 
 
 class TrainingError(RuntimeError):
@@ -40,17 +40,18 @@ class TrainingError(RuntimeError):
 
 
 class SegmentationModule(pl.LightningModule):
-    """Trains a network that is `features(x)` and `head` (see networks.registry) on whole volumes.
+    """Train a network that is `features(x)` and `head` (see networks.registry) on whole volumes.
 
     Args:
         network: has `.features` and `.head`; with head None the features are the logits.
-        n_classes: classes with the background.
+        n_classes: classes, background included.
+        schedule: learning rate of every epoch.
         class_weights: (n_classes,) weights of the loss, or None.
-        lr, weight_decay, warmup_epochs, max_epochs, schedule: see pipeline.config.TrainingConfig.
+        ignore_index: label value of voxels that neither the loss nor the metric counts.
+        weight_decay: of AdamW.
         seed: decides the random numbers of every epoch.
-        ignore_index: label value of voxels that count nowhere.
         compile_features: run the network through torch.compile.
-        skip_undefined: leave out and count the steps whose loss or gradient is no number, instead of stopping there.
+        skip_undefined: leave out and count the steps whose loss or gradient is NaN or infinite, instead of stopping.
     """
 
     def __init__(
@@ -58,33 +59,33 @@ class SegmentationModule(pl.LightningModule):
         network: nn.Module,
         *,
         n_classes: int,
-        class_weights: Tensor | None,
-        lr: float,
-        weight_decay: float,
-        warmup_epochs: int,
-        max_epochs: int,
-        schedule: str,
-        seed: int,
+        schedule: Schedule,
+        class_weights: Tensor | None = None,
         ignore_index: int | None = None,
+        weight_decay: float = 0.0,
+        seed: int = 0,
         compile_features: bool = False,
         skip_undefined: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.n_classes = n_classes
-        self.criterion = SlabDiceCELoss(class_weights=class_weights, ignore_index=ignore_index)
-        self.lr, self.weight_decay = lr, weight_decay
-        self.warmup_epochs, self.max_epochs, self.schedule = warmup_epochs, max_epochs, schedule
-        self.seed, self.ignore_index = seed, ignore_index
+        self.schedule = schedule
+        self.ignore_index = ignore_index
+        self.weight_decay = weight_decay
+        self.seed = seed
         self.skip_undefined = skip_undefined
-        self.skipped_steps = 0
-        """Steps of the whole run whose loss or gradient was no number."""
-        self._skipped_in_a_row = 0
-        self._cases: list[str] = []
+        self.criterion = SlabDiceCELoss(class_weights=class_weights, ignore_index=ignore_index)
         features = cast(Callable[[Tensor], Tensor], network.features)
         self._features = torch.compile(features) if compile_features else features
+        self.skipped_steps = 0
+        """Steps of the whole run that were left out."""
+        self._skipped_in_a_row = 0
+        self._cases: list[str] = []
         # float64: an epoch adds up millions of voxels.
-        self.train_loss, self.train_accuracy, self.val_loss = (MeanMetric().set_dtype(torch.float64) for _ in range(3))
+        self.train_loss = MeanMetric().set_dtype(torch.float64)
+        self.train_accuracy = MeanMetric().set_dtype(torch.float64)
+        self.val_loss = MeanMetric().set_dtype(torch.float64)
         self.val_iou = ValidationIoU()
         self.val_iou_per_class = np.full(n_classes - 1, np.nan)
         """Per foreground class after the last validation; NaN where no case holds the class."""
@@ -99,8 +100,12 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW (Loshchilov & Hutter 2019), in one fused kernel where gradients are not scaled."""
         # A fused optimiser unscales float16 gradients itself, too late for clipping.
-        fused = self.trainer.precision != "16-mixed"
-        return torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused)
+        fused = not self._is_scaled
+        return torch.optim.AdamW(self.parameters(), lr=self.schedule.lr, weight_decay=self.weight_decay, fused=fused)
+
+    @property
+    def _is_scaled(self) -> bool:
+        return self.trainer.precision == "16-mixed"
 
     def configure_gradient_clipping(
         self,
@@ -110,26 +115,16 @@ class SegmentationModule(pl.LightningModule):
     ) -> None:
         """Clip by norm. Lightning's own refuses fused optimisers in bfloat16 too, where nothing is scaled.
 
-        A gradient that is no number would make every weight none, one step before a loss shows it.
+        A gradient that is NaN or infinite would turn every weight into NaN one step before the loss does.
         """
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         if not torch.isfinite(norm):
-            self._pass_over("gradient", norm, was_scaled=self.trainer.precision == "16-mixed")
+            self._skip("gradient", norm, was_scaled=self._is_scaled)
             optimizer.zero_grad(set_to_none=True)  # a scaler has seen it, leaves the step out too and scales less
         elif norm:
             self._skipped_in_a_row = 0
-        elif self.skip_undefined:  # a step left out; momentum shall not move the weights either
+        elif self.skip_undefined:  # a step that is left out; momentum must not move the weights either
             optimizer.zero_grad(set_to_none=True)
-
-    def learning_rate(self, epoch: int) -> float:
-        """See `learning_rate_at`."""
-        return learning_rate_at(
-            epoch,
-            lr=self.lr,
-            warmup_epochs=self.warmup_epochs,
-            max_epochs=self.max_epochs,
-            schedule=self.schedule,
-        )
 
     def on_fit_start(self) -> None:
         """On a CPU, keep the memory of one step for the next."""
@@ -144,17 +139,18 @@ class SegmentationModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Set the epoch's learning rate and random numbers."""
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.learning_rate(self.current_epoch)
+            group["lr"] = self.schedule.learning_rate(self.current_epoch)
         words = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0] >> np.uint64(1)))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, n_classes, I, J, K): for a person who wants them; training never makes them."""
+        """Full-size logits (B, n_classes, I, J, K), for interactive use; training never computes them."""
         return self.network(image)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """Loss of one batch; accuracy comes out of the same pass. None: the step is left out (see skip_undefined)."""
-        image, label = _plain(batch["image"]), _plain(batch["label"])
+        """Return the loss of one batch, or None for a step that is left out (see skip_undefined)."""
+        image = _plain(batch["image"])
+        label = _plain(batch["label"])
         self._cases = [str(case) for case in batch["case"]]
         counted = batch["counted"].tolist() if "counted" in batch else [True] * len(image)
         result: DiceCE = self.criterion(
@@ -163,8 +159,8 @@ class SegmentationModule(pl.LightningModule):
         # The same in all processes: none goes on, or leaves a step out, without the others.
         loss = result.loss.detach()
         if not torch.isfinite(loss):
-            self._pass_over("loss", loss)
-            return None if self.trainer.world_size == 1 else self._nothing_to_learn()
+            self._skip("loss", loss)
+            return None if self.trainer.world_size == 1 else self._zero_loss()
         self.train_loss.update(loss, weight=sum(counted))
         self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
@@ -172,14 +168,14 @@ class SegmentationModule(pl.LightningModule):
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, logger=False)
         return result.loss
 
-    def _nothing_to_learn(self) -> Tensor:
+    def _zero_loss(self) -> Tensor:
         """A loss of 0 from every parameter: Lightning lets no process leave its backward pass out."""
         return cast(Tensor, sum((0 * p).sum() for p in self.parameters()))
 
-    def _pass_over(self, what: str, value: Tensor, *, was_scaled: bool = False) -> None:
-        """Count a step that cannot be trained with; raise TrainingError unless it may be left out.
+    def _skip(self, what: str, value: Tensor, *, was_scaled: bool = False) -> None:
+        """Count a step whose loss or gradient is NaN or infinite; raise TrainingError unless it may be left out.
 
-        was_scaled: the scale may have been too large, which is normal; only too many in a row are an error.
+        was_scaled: perhaps only the scale was too large, which is normal; too many in a row are an error all the same.
         """
         step = self.trainer.fit_loop.epoch_loop.batch_idx
         cases = ", ".join(all_texts(", ".join(self._cases)))
@@ -189,9 +185,8 @@ class SegmentationModule(pl.LightningModule):
             raise TrainingError(f"{where}; {advice} (--training.on_nan_loss skip leaves such steps out)")
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
-        log.log(
-            logging.INFO if was_scaled else logging.WARNING, "%s; step left out, %d so far", where, self.skipped_steps
-        )
+        level = logging.INFO if was_scaled else logging.WARNING
+        log.log(level, "%s; step left out, %d so far", where, self.skipped_steps)
         if self._skipped_in_a_row >= (SCALED_STEPS_TO_GIVE_UP if was_scaled else self.trainer.num_training_batches):
             raise TrainingError(f"{where}, like all of the {self._skipped_in_a_row} steps before it; {advice}")
 
@@ -201,47 +196,48 @@ class SegmentationModule(pl.LightningModule):
         self.sample = None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Loss and joint histogram of every case on its own: the same at any batch size and number of processes."""
+        """Compute loss and Dice of every case by itself: the same at any batch size and number of processes."""
         if batch["case"]:
             self._validate(batch, keep_sample=batch_idx == 0)
         else:
-            # This process has no case left; it adds nothing to the means, but as many rows as the others gather.
+            # No case is left for this process; it adds nothing to the means, but as many rows as the others.
             self.val_loss.update(0.0, weight=0.0)
             self.val_iou.update(torch.zeros(self.n_classes, self.n_classes, dtype=torch.int64, device=self.device))
         self.log("val_loss", self.val_loss, on_step=False, on_epoch=True, logger=False)
 
     def _validate(self, batch: dict[str, Any], *, keep_sample: bool) -> None:
-        image, label = _plain(batch["image"]), _plain(batch["label"])
+        image = _plain(batch["image"])
+        label = _plain(batch["label"])
         features = self._features(image)
         segmentation = segment_in_slabs(features, self.head)
         for case in range(len(image)):
             one = slice(case, case + 1)
-            self.val_loss.update(self._defined(self.criterion(features[one], self.head, label[one]).loss, batch, case))
+            loss = self.criterion(features[one], self.head, label[one]).loss
+            self.val_loss.update(self._infinite_unless_finite(loss, str(batch["case"][case])))
             histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
             self.val_iou.update(histogram)
         if keep_sample:
             self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation[0].cpu())
 
-    def _defined(self, loss: Tensor, batch: dict[str, Any], case: int) -> Tensor:
-        """A case's validation loss, or infinity for one that is no number: then the epoch's mean is undefined, too.
-
-        A MeanMetric would leave a NaN out, and what it then gave were the mean of fewer cases.
-        """
+    def _infinite_unless_finite(self, loss: Tensor, case: str) -> Tensor:
+        """Return a case's validation loss, or infinity for NaN: a MeanMetric would leave it out of the epoch's mean."""
         if torch.isfinite(loss):
             return loss
         log.warning(
             "case %s: the validation loss is %s in epoch %d; val_loss of this epoch is undefined",
-            batch["case"][case], loss.item(), self.current_epoch,
-        )  # fmt: skip
+            case,
+            loss.item(),
+            self.current_epoch,
+        )
         return torch.full_like(loss, math.inf)
 
     def on_validation_epoch_end(self) -> None:
-        """val_mIoU as the run folder defines it: Dice to IoU per case and class, mean over cases, then over classes."""
+        """Compute val_mIoU: Dice to IoU per case and class, mean over cases, then over classes."""
         mean, per_class = self.val_iou.compute()
         self.val_iou_per_class = per_class.cpu().numpy()
         self.log("val_mIoU", float(mean), logger=False, prog_bar=True)
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """A MetaTensor's bare tensor: metadata cost time in every operation of the network."""
+    """Return a MetaTensor's bare tensor: metadata cost time in every operation of the network."""
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

@@ -11,9 +11,12 @@ from rich.console import Console
 
 from pipeline.console.progress import Bar
 
+_IN_THE_LINE = {"loss": "train_loss", "accuracy": "train_accuracy", "val loss": "val_loss", "val mIoU": "val_mIoU"}
+"""What the line of an epoch calls the metrics."""
+
 
 class LiveProgress(pl.Callback):
-    """One bar over all steps of the training with loss, accuracy, mIoU and time left.
+    """Show one bar over all steps of the training with loss, accuracy, mIoU and time left.
 
     Args:
         console: where to show it.
@@ -43,39 +46,33 @@ class LiveProgress(pl.Callback):
             return
         steps = int(trainer.num_training_batches)
         done = trainer.current_epoch * steps + batch_idx + 1
-        # This process's own: compute() would wait for the others, which show no bar and do not ask.
+        # This process's own sums: compute() would wait for the other processes, which show no bar and never call it.
         sums: Any = pl_module.train_accuracy
         accuracy = float(sums.mean_value / sums.weight)
         loss = float(trainer.callback_metrics.get("loss", float("nan")))  # absent while every step was left out
-        note = f"loss {loss:.3f} accuracy {accuracy:.3f}{self._score}"
         title = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        note = f"loss {loss:.3f} accuracy {accuracy:.3f}{self._score}"
         self._bar.update(done, steps * int(trainer.max_epochs or 1), title, note)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the epoch's line."""
+        """Print the epoch's line, unless there is a bar."""
         if not trainer.is_global_zero:
             return
         values = trainer.callback_metrics
         self._score = f" mIoU {float(values['val_mIoU']):.3f}"
-        if self._bar is None:
-            line = "  ".join(
-                f"{words} {float(values[key]):.4f}"
-                for words, key in (
-                    ("loss", "train_loss"),
-                    ("accuracy", "train_accuracy"),
-                    ("val loss", "val_loss"),
-                    ("val mIoU", "val_mIoU"),
-                )
-            )
-            seconds = time.monotonic() - self._epoch_began
-            self._epoch_seconds.append(seconds)
-            left = statistics.median(self._epoch_seconds) * (int(trainer.max_epochs or 1) - trainer.current_epoch - 1)
-            self.console.print(
-                f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {line}  {seconds:.1f} s  left {left:.0f} s",
-                highlight=False,
-                markup=False,
-                soft_wrap=True,
-            )
+        if self._bar is not None:
+            return
+        seconds = time.monotonic() - self._epoch_began
+        self._epoch_seconds.append(seconds)
+        max_epochs = int(trainer.max_epochs or 1)
+        left = statistics.median(self._epoch_seconds) * (max_epochs - trainer.current_epoch - 1)
+        line = "  ".join(f"{words} {float(values[key]):.4f}" for words, key in _IN_THE_LINE.items())
+        self.console.print(
+            f"Epoch {trainer.current_epoch + 1}/{max_epochs}  {line}  {seconds:.1f} s  left {left:.0f} s",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
+        )
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar, however the training ended."""

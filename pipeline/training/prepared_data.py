@@ -1,4 +1,4 @@
-"""From settings to cached training and validation cases."""
+"""Check, split and preprocess the data set of the settings into cached training and validation cases."""
 
 from __future__ import annotations
 
@@ -11,9 +11,47 @@ import numpy as np
 
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.checks.screening import screen
-from pipeline.config.settings import Config
+from pipeline.config.settings import Config, DataConfig
+from pipeline.console.text import BYTES_PER_GB
 from pipeline.datasets.dataset import Case, Dataset, Split
 from transforms.chains import augmentation_chain, preprocessing_chain
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Arguments of `transforms.chains.preprocessing_chain`: they key the cache, and checkpoints store them."""
+
+    target_size: tuple[int, int, int]
+    """Voxels (I, J, K) of a prepared volume."""
+    intensity: str
+    """How intensities are scaled: "ct", "mr" or "zscore"."""
+    window: tuple[float, float]
+    """CT window in HU."""
+    percentiles: tuple[float, float]
+    """Percentiles that "mr" maps to 0 and 1."""
+    keep_aspect: bool
+    """Pad instead of stretching."""
+    label_values: tuple[int, ...]
+    """Value of each class in the label files."""
+    ignore_value: int | None = None
+    """Value of voxels that are ignored."""
+    label_remap: Mapping[int, int] | None = None
+    """Class index of further values of the label files."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments as plain lists and numbers; without label_remap where nothing is remapped."""
+        arguments: dict[str, Any] = {
+            "target_size": list(self.target_size),
+            "intensity": self.intensity,
+            "window": list(self.window),
+            "percentiles": list(self.percentiles),
+            "keep_aspect": self.keep_aspect,
+            "label_values": list(self.label_values),
+            "ignore_value": self.ignore_value,
+        }
+        if self.label_remap:
+            arguments["label_remap"] = dict(self.label_remap)
+        return arguments
 
 
 @dataclass(frozen=True)
@@ -21,20 +59,25 @@ class PreparedData:
     """What a training knows about its data before the first batch."""
 
     dataset: Dataset
+    """The data set with the split that is used, without skipped cases."""
     split: Split
-    preprocessing: dict[str, Any]
-    """Arguments of transforms.chains.preprocessing_chain; they travel with the checkpoint."""
+    """Case ids of train, val and test."""
+    preprocessing: Preprocessing
+    """How cases are prepared."""
     intensity_found: dict[str, str]
+    """How intensities are scaled, and why."""
     skipped: Mapping[str, str]
     """Cases left out for their errors (data.skip_bad_cases), and what is wrong with each."""
     n_warnings: int
-    """Warnings that a check of the data gives."""
+    """Number of warnings that `bodyseg check` has for the data."""
     train: CachedDataset
+    """Training cases, augmented if the settings say so."""
     val: CachedDataset
+    """Validation cases."""
 
     @property
     def n_classes(self) -> int:
-        """Number of classes with the background."""
+        """Number of classes, background included."""
         return len(self.dataset.classes.names)
 
     @property
@@ -53,86 +96,100 @@ def prepare_data(
     *,
     skipped_before: Mapping[str, str] | None = None,
 ) -> PreparedData:
-    """Look at every case, decide what the data leave open, divide by subject, and preprocess what trains or validates.
+    """Check every case, split by subject, and preprocess training and validation cases into the cache.
 
     Args:
         config: the settings.
-        progress: called with (what, done, total) while cases are looked at and preprocessed.
-        skipped_before: what a resumed run left out when it began, see `screening.screen`.
+        progress: called with (what, done, total) while cases are checked and preprocessed.
+        skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
 
     Raises:
         DatasetError: the folder is no data set, contradicts the settings, has bad cases, or leaves no validation case.
         CacheError, VolumeError: a case cannot be prepared.
     """
     screened = screen(config, progress, skipped_before=skipped_before)
-    dataset, split, data = screened.dataset, screened.split, config.data
-    assert split is not None  # a data set that cannot be divided was refused
-    preprocessing = {
-        "target_size": list(data.target_size),
-        "intensity": screened.intensity["intensity"],
-        "window": list(data.window),
-        "percentiles": list(data.percentiles),
-        "keep_aspect": data.keep_aspect,
-        "label_values": list(dataset.classes.values),
-        "ignore_value": dataset.classes.ignore_value,
-        **({"label_remap": dict(dataset.classes.remap)} if dataset.classes.remap else {}),
-    }
-    cached = _Cached(config, dataset, preprocessing, progress)
-    by_id = {case.id: case for case in dataset.cases}
+    assert screened.split is not None  # a data set that cannot be split was refused
+    dataset = replace(screened.dataset, split=screened.split)
+    data = config.data
+    preprocessing = Preprocessing(
+        target_size=data.target_size,
+        intensity=screened.intensity["intensity"],
+        window=data.window,
+        percentiles=data.percentiles,
+        keep_aspect=data.keep_aspect,
+        label_values=dataset.classes.values,
+        ignore_value=dataset.classes.ignore_value,
+        label_remap=dataset.classes.remap,
+    )
+    cases = {case.id: case for case in dataset.cases}
+    cached = {}
+    for name, ids in (("train", screened.split.train), ("val", screened.split.val)):
+        cached[name] = cached_dataset(
+            [cases[case] for case in ids],
+            preprocessing,
+            data,
+            class_names=dataset.classes.names,
+            augment=data.data_aug and name == "train",
+            seed=config.training.seed,
+        )
+        cached[name].build(progress=progress)
     return PreparedData(
-        dataset=replace(dataset, split=split),
-        split=split,
+        dataset=dataset,
+        split=screened.split,
         preprocessing=preprocessing,
         intensity_found=screened.intensity,
         skipped=screened.skipped,
         n_warnings=len(screened.findings),
-        train=cached.dataset([by_id[i] for i in split.train], augment=data.data_aug),
-        val=cached.dataset([by_id[i] for i in split.val], augment=False),
+        train=cached["train"],
+        val=cached["val"],
     )
 
 
-@dataclass(frozen=True)
-class _Cached:
-    """The part of the way that training and validation cases share."""
+def cached_dataset(
+    cases: Sequence[Case],
+    preprocessing: Preprocessing,
+    data: DataConfig,
+    *,
+    class_names: Sequence[str],
+    augment: bool,
+    seed: int,
+) -> CachedDataset:
+    """Return the cases as a MONAI dataset whose prepared volumes lie in the cache folder; builds none of them.
 
-    config: Config
-    dataset_: Dataset
-    preprocessing: dict[str, Any]
-    progress: Callable[[str, int, int], None] | None
-
-    def dataset(self, cases: Sequence[Case], *, augment: bool) -> CachedDataset:
-        """Preprocess `cases` into the cache and give them as a MONAI dataset."""
-        data = self.config.data
-        class_names = self.dataset_.classes.names
-        random_part = None
-        if augment:
-            random_part = augmentation_chain(
-                data.target_size,
-                class_names=class_names,
-                flips=data.flips,
-                later=data.augment_on_device,
-                **(data.augmentation or {}),
-            )
-        built = CachedDataset(
-            [_item(case) for case in cases],
-            preprocessing_chain(**self.preprocessing),
-            folder=Path(data.cache_dir),
-            key=self.preprocessing,
-            n_classes=len(class_names),
-            transform=random_part,
-            seed=self.config.training.seed,
-            max_bytes=int(data.cache_limit_gb * 2**30) or None,
+    Args:
+        cases: in the order of the dataset's indices.
+        preprocessing: the deterministic half of the chain.
+        data: cache folder and limit, and the augmentation's settings.
+        class_names: background first.
+        augment: whether the random half of the chain is applied to what was read.
+        seed: decides the random numbers of the augmentation.
+    """
+    arguments = preprocessing.arguments()
+    random_part = None
+    if augment:
+        random_part = augmentation_chain(
+            data.target_size,
+            class_names=tuple(class_names),
+            flips=data.flips,
+            later=data.augment_on_device,
+            **(data.augmentation or {}),
         )
-        built.build(progress=self.progress)
-        return built
+    return CachedDataset(
+        [_item(case) for case in cases],
+        preprocessing_chain(**arguments),
+        folder=Path(data.cache_dir),
+        key=arguments,
+        n_classes=len(class_names),
+        transform=random_part,
+        seed=seed,
+        max_bytes=int(data.cache_limit_gb * BYTES_PER_GB) or None,
+    )
 
 
 def _item(case: Case) -> dict[str, Any]:
     label: Any = case.label
-    if label is not None and not isinstance(label, Path):
+    if isinstance(label, Path):
+        label = str(label)
+    elif label is not None:
         label = [(index, str(path)) for index, path in label]
-    return {
-        "image": [str(path) for path in case.image],
-        "label": str(label) if isinstance(label, Path) else label,
-        "case": case.id,
-    }
+    return {"image": [str(path) for path in case.image], "label": label, "case": case.id}

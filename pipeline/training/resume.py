@@ -1,15 +1,16 @@
-"""Going on with an interrupted run: which settings may change, what is kept after an epoch, how it is put back."""
+"""Continue an interrupted run: which settings may change, what is kept after an epoch, and how it is put back."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.history import TrainingLog
@@ -17,7 +18,7 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.training.lightning_module import SegmentationModule
 
 RESUME_FORMAT = 2
-"""Version of the file that resuming reads."""
+"""Version of resume/last.ckpt."""
 
 MAY_CHANGE_ON_RESUME = frozenset(
     {
@@ -38,11 +39,14 @@ MAY_CHANGE_ON_RESUME = frozenset(
 """Settings that do not change what the run is; the others are refused by name when a run is resumed."""
 
 
-def refuse_changed_settings(folder: RunFolder, config: Config) -> None:
-    """Raise ConfigError, by the setting's name, where `config` would make another run of the one in `folder`."""
-    before, wanted = folder.read_config(), as_mapping(config)
-    for group, settings in wanted.items():
-        for key, value in settings.items():
+def refuse_changed_settings(folder: RunFolder, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError where the settings of this start would make another run of the one in `folder`.
+
+    settings: as `config.files.as_mapping` gives them.
+    """
+    before = folder.read_config()
+    for group, values in settings.items():
+        for key, value in values.items():
             old = before[group].get(key, value)
             if f"{group}.{key}" in MAY_CHANGE_ON_RESUME or old == value:
                 continue
@@ -54,10 +58,12 @@ def refuse_changed_settings(folder: RunFolder, config: Config) -> None:
             )
 
 
-def refuse_changed_data(folder: RunFolder, found: dict[str, dict[str, Any]]) -> None:
-    """Raise ConfigError where the data or the network are no longer what the run in `folder` was started with.
+def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError where the data or the network are no longer those that the run in `folder` was started with.
 
-    found: what `run_record.run_record` says now. Settings may be the same and cases have come or gone all the same.
+    The settings may be the same although cases have come or gone.
+
+    record: the document of training_config.json as it would be written now.
     """
     before = folder.read_config()
     for group, key, what in (
@@ -67,7 +73,8 @@ def refuse_changed_data(folder: RunFolder, found: dict[str, dict[str, Any]]) -> 
         ("model", "class_names", "the classes"),
         ("model", "network_settings", "the network"),
     ):
-        old, now = before[group].get(key), found[group][key]
+        old = before[group].get(key)
+        now = record[group][key]
         if old != null_for_undefined(now):
             raise ConfigError(
                 f"{group}.{key}: {what} of {folder.path} changed since it was started ({_difference(old, now)}); "
@@ -82,54 +89,96 @@ def _difference(old: Any, now: Any) -> str:
             if old.get(key) != now.get(key):
                 return f"{key}: {_difference(old.get(key), now.get(key))}"
     if isinstance(old, list) and isinstance(now, list):
-        gone, new = [x for x in old if x not in now], [x for x in now if x not in old]
-        parts = [f"{word} {', '.join(map(str, some[:3]))}" for word, some in (("gone", gone), ("new", new)) if some]
+        parts = []
+        for word, ours, others in (("gone", old, now), ("new", now, old)):
+            known = {str(entry) for entry in others}
+            only_here = [str(entry) for entry in ours if str(entry) not in known]
+            if only_here:
+                parts.append(f"{word} {', '.join(only_here[:3])}")
         return "; ".join(parts) or "another order"
     return f"was {old!r:.60}, is {now!r:.60}"
 
 
-def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> dict[str, Any]:
-    """Everything that training on needs, as plain containers and tensors (loads with weights_only=True)."""
-    return {
-        "format": RESUME_FORMAT,
-        "epochs_finished": trainer.current_epoch + 1,
-        "network": module.network.state_dict(),
-        "optimizer": trainer.optimizers[0].state_dict(),
-        "precision": trainer.precision_plugin.state_dict(),
-        "log": log.to_dict(),
-        "skipped_steps": module.skipped_steps,
-    }
+@dataclass(frozen=True)
+class ResumeState:
+    """What continuing a training needs: everything as it was after the last finished epoch, on the CPU."""
+
+    epochs_finished: int
+    """Number of finished epochs."""
+    network: dict[str, Any]
+    """The network's state_dict."""
+    optimizer: dict[str, Any]
+    """The optimiser's state_dict."""
+    precision: dict[str, Any]
+    """State of the float16 gradient scaler; empty where gradients are not scaled."""
+    log: TrainingLog
+    """The history."""
+    skipped_steps: int = 0
+    """Steps that were left out because their loss or gradient was NaN or infinite."""
+
+    @property
+    def holds_best(self) -> bool:
+        """Whether its weights are the run's best, so that best_model.ckpt can be written from it again."""
+        return self.log.best_epoch == self.epochs_finished - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as plain containers and tensors, which torch.load reads with weights_only=True."""
+        return {
+            "format": RESUME_FORMAT,
+            "epochs_finished": self.epochs_finished,
+            "network": self.network,
+            "optimizer": self.optimizer,
+            "precision": self.precision,
+            "log": self.log.to_dict(),
+            "skipped_steps": self.skipped_steps,
+        }
 
 
-def read_resume(path: Path) -> dict[str, Any]:
-    """Read what `resume_state` wrote, on the CPU.
+def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> ResumeState:
+    """Return the state of a training right after an epoch; `log` already counts that epoch."""
+    return ResumeState(
+        epochs_finished=trainer.current_epoch + 1,
+        network=module.network.state_dict(),
+        optimizer=trainer.optimizers[0].state_dict(),
+        precision=trainer.precision_plugin.state_dict(),
+        log=log,
+        skipped_steps=module.skipped_steps,
+    )
+
+
+def read_resume(path: Path) -> ResumeState:
+    """Read resume/last.ckpt.
 
     Raises:
         FileError: the file is missing, damaged or holds more than data.
     """
+    start_again = "start again with --overwrite"
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a damaged file
         reason = " ".join(str(error).split())[:160]
-        raise FileError(f"{path}: cannot be resumed from ({reason}); begin anew with --overwrite") from error
+        raise FileError(f"{path}: cannot be resumed from ({reason}); {start_again}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != RESUME_FORMAT:
-        raise FileError(f"{path}: expected format {RESUME_FORMAT}, found {found}; begin anew with --overwrite")
+        raise FileError(f"{path}: expected format {RESUME_FORMAT}, found {found}; {start_again}")
     kinds = {"epochs_finished": int, "network": dict, "optimizer": dict, "precision": dict, "log": dict}
-    if wrong := [key for key, kind in kinds.items() if not isinstance(state.get(key), kind)]:
-        raise FileError(f"{path}: expected {', '.join(kinds)}, found no {wrong[0]}; begin anew with --overwrite")
-    return state
+    for key, kind in kinds.items():
+        if not isinstance(state.get(key), kind):
+            raise FileError(f"{path}: expected {', '.join(kinds)}, found no {key}; {start_again}")
+    skipped_steps = state.get("skipped_steps", 0)
+    if not isinstance(skipped_steps, int):
+        raise FileError(f"{path}: skipped_steps: expected a number, found {skipped_steps!r:.40}; {start_again}")
+    try:
+        log = TrainingLog.from_dict(state["log"])
+    except FileError as error:
+        raise FileError(f"{path}: {error}; {start_again}") from error
+    return ResumeState(**{key: state[key] for key in kinds} | {"log": log}, skipped_steps=skipped_steps)
 
 
-def holds_best(state: dict[str, Any]) -> bool:
-    """Whether the weights of a resume state are the run's best: then they can be published from it once more."""
-    return TrainingLog.from_dict(state["log"]).best_epoch == state["epochs_finished"] - 1
-
-
-def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
-    """Raise FileError where best_model.ckpt is not of the history's best epoch and the state cannot mend it."""
-    best = TrainingLog.from_dict(state["log"]).best_epoch
-    if best is None or holds_best(state):
+def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
+    """Raise FileError where best_model.ckpt is not from the history's best epoch and `state` cannot restore it."""
+    best = state.log.best_epoch
+    if best is None or state.holds_best:
         return
     try:
         checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -141,29 +190,29 @@ def refuse_other_best(folder: RunFolder, state: dict[str, Any]) -> None:
     if found != f"epoch {best}":
         raise FileError(
             f"{folder.best_checkpoint}: expected the weights of epoch {best}, the best one so far, found {found}; "
-            "restore the file from a copy, or begin anew with --overwrite"
+            "restore the file from a copy, or start again with --overwrite"
         )
 
 
-def restore(state: dict[str, Any], trainer: pl.Trainer, module: SegmentationModule) -> None:
+def restore(state: ResumeState, trainer: pl.Trainer, module: SegmentationModule) -> None:
     """Put a resume state back into network, optimiser, scaler and epoch count.
 
     Raises FileError where it is of another network, or the scaler's part is damaged.
     """
     try:
-        module.network.load_state_dict(state["network"])
-        trainer.optimizers[0].load_state_dict(state["optimizer"])
-        module.skipped_steps = state["skipped_steps"]
+        module.network.load_state_dict(state.network)
+        trainer.optimizers[0].load_state_dict(state.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise FileError(
-            f"the state to resume does not fit the network ({reason}); begin anew with --overwrite"
+            f"the state to resume does not fit the network ({reason}); start again with --overwrite"
         ) from error
-    _restore_precision(state["precision"], trainer)
+    module.skipped_steps = state.skipped_steps
+    _restore_precision(state.precision, trainer)
     # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
     # epoch's end (2.6.6, FitLoop.on_advance_start); counting on from a fresh start has no such corner.
     progress: Any = trainer.fit_loop.epoch_progress.current
-    progress.ready = progress.started = progress.processed = progress.completed = state["epochs_finished"]
+    progress.ready = progress.started = progress.processed = progress.completed = state.epochs_finished
 
 
 def _restore_precision(state: dict[str, Any], trainer: pl.Trainer) -> None:
@@ -176,6 +225,6 @@ def _restore_precision(state: dict[str, Any], trainer: pl.Trainer) -> None:
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"the gradient scaler's state cannot be put back: expected {', '.join(expected)}, "
-            f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or begin anew with "
+            f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or start again with "
             "--overwrite"
         ) from error

@@ -1,8 +1,10 @@
-"""What training_config.json says of a run: its settings and what it found out by itself. Writes no file."""
+"""The document of training_config.json: a run's settings and what it found out by itself. Writes no file."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -12,67 +14,104 @@ import torch
 from networks.registry import network_settings
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
+from pipeline.datasets.dataset import Dataset, Split
 from pipeline.files.json_files import now
 from pipeline.training.prepared_data import PreparedData
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
 
 
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run found out by itself, beside its settings."""
+
+    dataset: Dataset
+    """The data set, without skipped cases."""
+    split: Split
+    """Case ids of train, val and test."""
+    intensity: Mapping[str, str]
+    """How intensities are scaled, and why."""
+    skipped: Mapping[str, str]
+    """Cases left out, and why."""
+    network_settings: Mapping[str, Any]
+    """Enough to build the network again."""
+    n_parameters: int
+    """Parameters of the network."""
+    devices: Mapping[str, Any]
+    """See `devices.choose_devices`."""
+    class_weights: np.ndarray | None
+    """(n_classes,) weights of the loss."""
+    absent_classes: tuple[str, ...]
+    """Classes that no training case holds."""
+
+    def document(self, config: Config, *, start_time: str | None = None) -> dict[str, dict[str, Any]]:
+        """Return training_config.json, a valid `--config` that repeats the run.
+
+        Args:
+            config: every setting.
+            start_time: when the run was first started; None: now.
+        """
+        document = as_mapping(config)
+        document["experiment"]["start_time"] = start_time or now()
+        document["data"] |= self._data_facts()
+        if config.data.skip_bad_cases:
+            document["data"]["skipped_cases"] = dict(self.skipped)
+        document["model"] |= {
+            "n_classes": len(self.dataset.classes.names),
+            "total_parameters": self.n_parameters,
+            "network_settings": dict(self.network_settings),
+            "in_channels": len(self.dataset.channel_names),
+            "class_names": list(self.dataset.classes.names),
+        }
+        document["training"] |= self._device_facts()
+        weights = self.class_weights
+        document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
+        if weights is not None:
+            document["loss"]["classes_that_never_occur"] = list(self.absent_classes)
+        document["system"] = _system_facts()
+        return document
+
+    def _data_facts(self) -> dict[str, Any]:
+        split = {name: list(cases) for name, cases in self.split.items()}
+        return {
+            "intensity_found": dict(self.intensity),
+            "channel_names": list(self.dataset.channel_names),
+            "split": {
+                "source": self.split.source,
+                "hash": self.split.hash,
+                "sizes": {name: len(cases) for name, cases in split.items()},
+                **split,
+            },
+        }
+
+    def _device_facts(self) -> dict[str, Any]:
+        devices = self.devices
+        on_gpus = devices["accelerator"] == "gpu"
+        facts = {
+            "n_gpus": devices["devices"] if on_gpus else 0,
+            "n_nodes": devices["num_nodes"],
+            "effective_precision": devices["precision"],
+        }
+        if not on_gpus and devices["devices"] > 1:
+            facts["n_processes"] = devices["devices"]
+        return facts
+
+
 def run_record(
-    config: Config,
-    prepared: PreparedData,
-    weights: np.ndarray | None,
-    network: torch.nn.Module,
-    devices: dict[str, Any],
-) -> dict[str, dict[str, Any]]:
-    """Build the document of training_config.json, a valid `--config` that repeats the run.
-
-    Args:
-        config: every setting.
-        prepared: the data, divided.
-        weights: (n_classes,) class weights of the loss, or None.
-        network: what is trained.
-        devices: what `devices.choose_devices` chose.
-
-    Returns:
-        The documented groups; experiment.start_time is now.
-    """
-    document = as_mapping(config)
-    document["experiment"]["start_time"] = now()
-    document["data"] |= _data_facts(prepared, may_skip=config.data.skip_bad_cases)
-    document["model"] |= {
-        "n_classes": prepared.n_classes,
-        "total_parameters": sum(p.numel() for p in network.parameters()),
-        "network_settings": network_settings(network),
-        "in_channels": prepared.in_channels,
-        "class_names": list(prepared.dataset.classes.names),
-    }
-    document["training"] |= {
-        "n_gpus": devices["devices"] if devices["accelerator"] == "gpu" else 0,
-        "n_nodes": devices["num_nodes"],
-        "effective_precision": devices["precision"],
-    }
-    if devices["accelerator"] == "cpu" and devices["devices"] > 1:
-        document["training"]["n_processes"] = devices["devices"]
-    document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
-    if weights is not None:
-        document["loss"]["classes_that_never_occur"] = classes_that_never_occur(prepared)
-    document["system"] = _system_facts()
-    return document
-
-
-def _data_facts(prepared: PreparedData, *, may_skip: bool) -> dict[str, Any]:
-    return {
-        "intensity_found": prepared.intensity_found,
-        "channel_names": list(prepared.dataset.channel_names),
-        **({"skipped_cases": dict(prepared.skipped)} if may_skip else {}),
-        "split": {
-            "source": prepared.split.source,
-            "hash": prepared.split.hash,
-            "sizes": {name: len(cases) for name, cases in prepared.split.items()},
-            **{name: list(cases) for name, cases in prepared.split.items()},
-        },
-    }
+    prepared: PreparedData, network: torch.nn.Module, devices: Mapping[str, Any], class_weights: np.ndarray | None
+) -> RunRecord:
+    """Collect what is known about a run before its first batch."""
+    return RunRecord(
+        dataset=prepared.dataset,
+        split=prepared.split,
+        intensity=prepared.intensity_found,
+        skipped=prepared.skipped,
+        network_settings=network_settings(network),
+        n_parameters=sum(p.numel() for p in network.parameters()),
+        devices=devices,
+        class_weights=class_weights,
+        absent_classes=absent_classes(prepared),
+    )
 
 
 def _system_facts() -> dict[str, Any]:
@@ -92,7 +131,7 @@ def weight_stats(weights: np.ndarray) -> dict[str, float]:
     return {"min": float(used.min()), "max": float(used.max()), "mean": float(used.mean()), "std": float(used.std())}
 
 
-def classes_that_never_occur(prepared: PreparedData) -> list[str]:
-    """Names of the classes that no training case holds."""
+def absent_classes(prepared: PreparedData) -> tuple[str, ...]:
+    """Names of the classes that no training case holds at the target size."""
     voxels = prepared.class_voxels().sum(axis=0)
-    return [name for name, count in zip(prepared.dataset.classes.names, voxels, strict=True) if count == 0]
+    return tuple(name for name, count in zip(prepared.dataset.classes.names, voxels, strict=True) if count == 0)

@@ -1,4 +1,4 @@
-"""Order the cases of an epoch and divide them among processes."""
+"""Order the cases of an epoch and share them out among processes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,29 @@ from torch.utils.data import Sampler
 
 
 class EpochSampler(Sampler[tuple[int, int, bool]]):
-    """Give (epoch, case index, counted): a new order in every epoch, decided by the seed, shared out over processes.
+    """Yield (epoch, case index, counted) in a new order every epoch, which the seed decides.
 
-    The epoch tells the dataset which random numbers are to be drawn. The n-th batches of all processes hold together
-    what the n-th batch of one process would, whose batches are as large as theirs together. Every process gets equally
-    many cases, since they wait for each other; the first few stand in for the missing ones, and are not counted.
+    The dataset draws its random numbers from the epoch. The n-th batches of all processes together hold what the n-th
+    batch of a single process would, if its batches were as large as theirs together. All processes get equally many
+    cases, since they wait for each other; where cases are missing, the first ones of the epoch are repeated with
+    counted False.
+
+    Args:
+        n_cases: number of training cases.
+        seed: decides the order.
+        epoch: the first epoch, counted from 0.
+        rank, world_size: this process among those that train together.
     """
 
     def __init__(self, n_cases: int, *, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self.n_cases, self.seed, self.epoch = n_cases, seed, epoch
-        self.rank, self.world_size = rank, world_size
+        self.n_cases = n_cases
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
+        """Set the epoch; Lightning calls this before every one."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -30,22 +40,25 @@ class EpochSampler(Sampler[tuple[int, int, bool]]):
 
     def __iter__(self) -> Iterator[tuple[int, int, bool]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_cases)
-        places = range(self.rank, len(self) * self.world_size, self.world_size)
-        return iter([(self.epoch, int(order[place % self.n_cases]), place < self.n_cases) for place in places])
+        positions = range(self.rank, len(self) * self.world_size, self.world_size)
+        for position in positions:
+            yield self.epoch, int(order[position % self.n_cases]), position < self.n_cases
 
 
 class ShareSampler(Sampler[list[int]]):
-    """Give each process its share of the validation cases, one a batch, every case once in all.
+    """Yield this process's share of the validation cases as batches of one; every case occurs once over all processes.
 
-    Every process gets equally many batches, since they wait for each other; where cases are missing the last is empty.
+    All processes get equally many batches, since they wait for each other; where cases are missing the last is empty.
     """
 
     def __init__(self, n_cases: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.n_cases, self.rank, self.world_size = n_cases, rank, world_size
+        self.n_cases = n_cases
+        self.rank = rank
+        self.world_size = world_size
 
     def __len__(self) -> int:
         return math.ceil(self.n_cases / self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        places = range(self.rank, len(self) * self.world_size, self.world_size)
-        return iter([[place] if place < self.n_cases else [] for place in places])
+        for index in range(self.rank, len(self) * self.world_size, self.world_size):
+            yield [index] if index < self.n_cases else []

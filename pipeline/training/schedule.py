@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 
-def learning_rate_at(epoch: int, *, lr: float, warmup_epochs: int, max_epochs: int, schedule: str) -> float:
-    """The rate that the batches of `epoch` (from 0) are trained with.
+@dataclass(frozen=True)
+class Schedule:
+    """Linear warm-up, then a decay from the full rate.
 
-    Warm-up is linear, `lr * (epoch + 1) / warmup_epochs`; the decay after it starts at the full rate:
-    half a cosine to 0 (Loshchilov & Hutter 2017, without restarts), `poly` (1 − t)^0.9 as in nnU-Net, or constant.
+    >>> schedule = Schedule(lr=1e-4, warmup_epochs=5, max_epochs=100)
+    >>> [round(schedule.learning_rate(epoch), 6) for epoch in range(6)]
+    [2e-05, 4e-05, 6e-05, 8e-05, 0.0001, 0.0001]
     """
-    if epoch < warmup_epochs:
-        return lr * (epoch + 1) / warmup_epochs
-    progress = (epoch - warmup_epochs) / max(1, max_epochs - warmup_epochs)
-    if schedule == "cosine":
-        return lr * 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "poly":
-        return lr * (1 - progress) ** 0.9
-    return lr
+
+    lr: float
+    """Learning rate after warm-up."""
+    warmup_epochs: int = 0
+    """Epochs in which the rate rises linearly to `lr`."""
+    max_epochs: int = 1
+    """Epochs of the whole training."""
+    decay: Literal["cosine", "poly", "constant"] = "constant"
+    """Half a cosine to 0 (Loshchilov & Hutter 2017, without restarts); "poly", (1 − t)^0.9 as in nnU-Net; or none."""
+
+    def learning_rate(self, epoch: int) -> float:
+        """Return the rate of all batches of `epoch`, counted from 0."""
+        if epoch < self.warmup_epochs:
+            return self.lr * (epoch + 1) / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / max(1, self.max_epochs - self.warmup_epochs)
+        if self.decay == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        if self.decay == "poly":
+            return self.lr * (1 - progress) ** 0.9
+        return self.lr

@@ -1,4 +1,4 @@
-"""Stop a training on Ctrl-C, SIGTERM or SIGUSR1."""
+"""Stop a training on Ctrl-C, SIGTERM or SIGUSR1: at once before the first batch, between two batches after it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C, the end of a job (also a preempted one), and the warning before it (`sbatch --signal=B:USR1@120`)."""
 
 
+class RunStopped(BaseException):
+    """A signal asked the training to stop; its name is the message. No `except Exception` may swallow it."""
+
+
 @dataclass
 class StopRequest:
     """Whether a training was asked to stop."""
 
     reason: str | None = None
-    """Name of the signal that asked; None: nothing asked. The training stops after the batch at hand."""
+    """Name of the signal; None while no signal has asked. The training stops after the batch in progress."""
 
 
 @contextmanager
 def stop_at_once_on_signals() -> Iterator[None]:
-    """Let the stopping signals raise RunStopped: before the first batch there is nothing to save."""
+    """Raise RunStopped on a stopping signal: before the first batch there is nothing to save."""
 
     def stop(number: int, frame: Any) -> None:
         raise RunStopped(signal.Signals(number).name)
@@ -34,7 +38,7 @@ def stop_at_once_on_signals() -> Iterator[None]:
 
 @contextmanager
 def stop_between_batches(request: StopRequest) -> Iterator[None]:
-    """Let a stopping signal end the training after the batch at hand; a second one ends it at once."""
+    """Note a stopping signal in `request`; a second one raises KeyboardInterrupt."""
 
     def ask(number: int, frame: Any) -> None:
         if request.reason:
@@ -47,8 +51,12 @@ def stop_between_batches(request: StopRequest) -> Iterator[None]:
 
 @contextmanager
 def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let `handler` take the stopping signals inside, and the earlier handlers after it.
+
+    Only the main thread may handle signals; in another one nothing changes.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
+        yield
         return
     before = {number: signal.signal(number, handler) for number in STOPPING}
     try:
@@ -56,7 +64,3 @@ def handling(handler: Callable[[int, Any], None]) -> Iterator[None]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-class RunStopped(BaseException):
-    """Training stops because somebody asked for it; like KeyboardInterrupt, no `except Exception` may swallow it."""

@@ -1,4 +1,4 @@
-"""Lightning's Trainer as this pipeline wants it: what it is told, what is kept from it, what it need not say."""
+"""Build Lightning's Trainer: devices, logger, callbacks; silence its advice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from rich.console import Console
 
 from pipeline.compute.ranks import all_texts, place
-from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.live_progress import LiveProgress
@@ -24,24 +23,34 @@ from pipeline.training.tensorboard import EventsLogger
 log = logging.getLogger(__name__)
 
 
-def configured_trainer(
-    config: Config, folder: RunFolder, recorder: RunRecorder, devices: dict[str, Any], console: Console
+def build_trainer(
+    folder: RunFolder,
+    recorder: RunRecorder,
+    devices: dict[str, Any],
+    console: Console,
+    *,
+    max_epochs: int,
+    accumulate: int = 1,
+    gradient_clip: float = 0.0,
 ) -> pl.Trainer:
     """Build the Trainer of one run.
 
     Args:
-        config: the settings.
-        folder, recorder: the run's.
+        folder: where TensorBoard's files go.
+        recorder: writes all other files of the run.
         devices: what `devices.choose_devices` chose.
         console: where the progress bar goes.
+        max_epochs: epochs to train.
+        accumulate: batches in one optimiser step.
+        gradient_clip: largest norm of the gradient; 0 = no clipping.
     """
     if devices["strategy"] == "ddp":
-        devices = devices | {"plugins": [_GivenPlace()]}
+        devices = devices | {"plugins": [_GivenRanks()]}
     trainer = pl.Trainer(
         **devices,
-        max_epochs=config.training.max_epochs,
-        accumulate_grad_batches=config.training.accumulate,
-        gradient_clip_val=config.training.gradient_clip or None,
+        max_epochs=max_epochs,
+        accumulate_grad_batches=accumulate,
+        gradient_clip_val=gradient_clip or None,
         logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
         callbacks=[_SameEverywhere(folder, recorder), recorder, LiveProgress(console)],
         num_sanity_val_steps=1,
@@ -57,13 +66,13 @@ def configured_trainer(
 
 
 class _SameEverywhere(pl.Callback):
-    """Refuses to train where the processes have not seen the same files, as without a shared disk."""
+    """Refuse to train where the processes do not see the same files, as without a shared disk."""
 
     def __init__(self, folder: RunFolder, recorder: RunRecorder) -> None:
         self.folder, self.recorder = folder, recorder
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Compare how far the run was and how the data were divided."""
+        """Compare how many epochs are finished and how the data are split."""
         split = trainer.datamodule.prepared.split.hash  # type: ignore[attr-defined]
         found = all_texts(f"{self.recorder.epochs_finished} finished epochs and the split {split}")
         for number, other in enumerate(found):
@@ -74,10 +83,10 @@ class _SameEverywhere(pl.Callback):
                 )
 
 
-class _GivenPlace(ClusterEnvironment):
-    """Tells Lightning who this process is among those that are there already, whoever started them.
+class _GivenRanks(ClusterEnvironment):
+    """Tell Lightning the rank of this process among those that run already, whoever started them.
 
-    Its own classes would each ask their own variables, and SLURM's would requeue and save by itself.
+    Lightning's own classes each read their own variables, and SLURM's requeues and saves by itself.
     """
 
     def __init__(self) -> None:
@@ -98,7 +107,7 @@ class _GivenPlace(ClusterEnvironment):
 
     @staticmethod
     def detect() -> bool:
-        """Asked by Lightning before it chooses by itself; it is not to choose."""
+        """Asked by Lightning before it chooses by itself; it must not choose."""
         return False
 
     def world_size(self) -> int:

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.compute.devices import choose_devices
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config
-from pipeline.training.build import configured_module, configured_network
+from pipeline.training.build import build_module
 
 N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
 
@@ -82,9 +82,15 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
     Raises NetworkError and ConfigError as a training would.
     """
     devices = choose_devices(config) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
-    network = configured_network(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
-    weights = np.ones(n_classes) if config.loss.use_class_weights else None
-    module = configured_module(config, network, n_classes=n_classes, class_weights=weights)
+    module = build_module(
+        config.model,
+        config.training,
+        in_channels=in_channels,
+        n_classes=n_classes,
+        target_size=config.data.target_size,
+        class_weights=np.ones(n_classes) if config.loss.use_class_weights else None,
+        trust=trust,
+    )
     item = _random_item(config.data.target_size, in_channels, n_classes)
     clock = _Clock()
     trainer = pl.Trainer(

@@ -367,7 +367,7 @@ def test_remapped_labels_are_prepared_as_if_they_had_been_right(folder: Folder) 
     config = settings(folder, label_remap={"255": "liver", 77: 0})
     prepared = prepare_data(config)
     assert np.array_equal(prepared.class_voxels(), right)
-    assert prepared.preprocessing["label_remap"] == {255: 3, 77: 0}
+    assert prepared.preprocessing.label_remap == {255: 3, 77: 0}
 
 
 def test_a_run_with_a_remap_evaluates_its_labels_with_it(folder: Folder) -> None:
@@ -382,7 +382,7 @@ def test_a_run_with_a_remap_evaluates_its_labels_with_it(folder: Folder) -> None
 
 def test_no_remap_keeps_the_names_of_cache_entries(folder: Folder) -> None:
     prepared = prepare_data(settings(folder))
-    assert "label_remap" not in prepared.preprocessing
+    assert "label_remap" not in prepared.preprocessing.arguments()
     before = sorted(path.name for path in (folder.root.parent / "cache").glob("*.bodycase"))
     prepare_data(settings(folder, label_remap={255: "liver"}))
     after = sorted(path.name for path in (folder.root.parent / "cache").glob("*.bodycase"))

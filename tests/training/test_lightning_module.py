@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, SegmentationModule, TrainingError
 from pipeline.training.resume import restore, resume_state
+from pipeline.training.schedule import Schedule
 
 SIZE = (8, 8, 8)
 
@@ -53,8 +55,8 @@ def module(**settings):
     return SegmentationModule(
         network,
         n_classes=2,
-        class_weights=None,
-        **{"lr": 1e-2, "weight_decay": 0.1, "warmup_epochs": 0, "max_epochs": 1, "schedule": "constant", "seed": 0},
+        schedule=Schedule(1e-2),
+        weight_decay=0.1,
         **settings,
     )
 
@@ -151,4 +153,4 @@ def test_a_run_goes_on_where_gradients_are_scaled_and_where_they_are_not(trainer
     if half_before and half_now:
         assert after.precision_plugin.state_dict() == before.precision_plugin.state_dict()
         with pytest.raises(FileError, match=r"gradient scaler's state .*expected scale, .*found scales; restore"):
-            restore(state | {"precision": {"scales": 1.0}}, after, second)
+            restore(replace(state, precision={"scales": 1.0}), after, second)

@@ -217,14 +217,15 @@ def test_a_training_whose_reader_has_gone_trains_on(work):
 @contextlib.contextmanager
 def ending_of(work, name, **settings):
     """The end of a training in this process, whose epochs are up to the caller; (recorder, folder)."""
+    from pipeline.train import _memory_settings
     from pipeline.training.ending import record_ending
     from pipeline.training.recorder import RunRecorder
 
     config, run = in_process(work, name, **settings)
     folder = RunFolder.at(run)
     folder.make_ready(keep=False)
-    recorder = RunRecorder(folder, checkpoint={}, class_names=("background", "a"), overlay_every=0, patience=0)
-    with record_ending(folder, recorder, config):
+    recorder = RunRecorder(folder, description=None)
+    with record_ending(folder, recorder, _memory_settings(config)):
         yield recorder, run
 
 
@@ -265,7 +266,7 @@ def open_one_too_many_as_torch():
     [
         (
             partial(open, "/no/such/scan.nii.gz"),
-            r"No such file or directory \(/no/such/scan.nii.gz\) in epoch 0; see to",
+            r"No such file or directory \(/no/such/scan.nii.gz\) in epoch 0; fix the",
         ),
         (open_one_too_many, r"^too many open files in epoch 0; raise the limit with `ulimit -n`, or lower --num_"),
         (open_one_too_many_as_torch, r"^too many open files in epoch 0; raise the limit with `ulimit -n`, or lower"),
@@ -280,9 +281,9 @@ def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(work, raised, w
 
 def kill_itself_before_writing(file):
     """Die by SIGKILL where a file of the given name would be written for the second time."""
-    from pipeline.training import recorder
+    from pipeline.training import checkpoint
 
-    write, times = recorder.write_atomically, []
+    write, times = checkpoint.write_atomically, []
 
     def write_or_die(path, content):
         times.extend([path.name] * (path.name == file))
@@ -290,7 +291,7 @@ def kill_itself_before_writing(file):
             os.kill(os.getpid(), signal.SIGKILL)
         write(path, content)
 
-    recorder.write_atomically = write_or_die
+    checkpoint.write_atomically = write_or_die
 
 
 @pytest.mark.fault(
