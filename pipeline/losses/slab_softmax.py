@@ -1,14 +1,8 @@
-"""The logits of one slab of voxels, their softmax statistics and the gradient that replaces them; compiled on request.
-
-Knows one slab at a time; `losses` adds them up to a loss. The formulas stand there.
-"""
+"""Logits of one slab of voxels, their softmax statistics and the gradient that replaces them; see `dice_ce`."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, Integer
@@ -17,20 +11,42 @@ from torch import Tensor
 from networks.head import as_matrix
 from transforms.slabs import slabs
 
-logger = logging.getLogger(__name__)
-
 
 class Slab(NamedTuple):
-    """Some voxels of one sample: features (F, n), logits (C, n), which may be overwritten, and labels (n,)."""
+    """n voxels of one sample."""
 
     features: Float[Tensor, "F n"]
+    """A view of the caller's features where their dtype is the slab's."""
     logits: Float[Tensor, "C n"]
+    """Memory of the slab's own, free to be overwritten."""
     label: Int[Tensor, " n"]
+    """Classes; 0 where the voxel is ignored."""
     ignored: Bool[Tensor, " n"] | None
+    """Voxels that do not count; None if all do."""
+
+
+class Coefficients(NamedTuple):
+    """Factors of the loss's gradient, one a class; a, b and w / Σ w in `dice_ce`'s formulas."""
+
+    own: Float[Tensor, " C"]
+    """Dice's derivative by the softmax of a voxel's own class."""
+    anywhere: Float[Tensor, " C"]
+    """Dice's derivative by the softmax of the class in any voxel."""
+    cross_entropy: Float[Tensor, " C"]
+    """The class's weight in the cross entropy, divided by the sum of all voxels' weights."""
 
 
 class SlabBatch:
-    """Features, label and head, out of which one slab's logits at a time are made; a sample left out has no slab."""
+    """Features, head and label of a batch, out of which the logits of one slab at a time are made.
+
+    Args:
+        features: Of any floating dtype; logits are float64 for float64 features, else float32.
+        weight: The head's matrix; None: the features are the logits.
+        bias: The head's bias, if it has one.
+        label: Classes, and `ignore_index`.
+        ignore_index: Label of the voxels that do not count; None: all count.
+        memory_budget_mb: MiB for the working set of one slab; None takes the fastest measured for the device.
+    """
 
     def __init__(
         self,
@@ -40,25 +56,27 @@ class SlabBatch:
         label: Integer[Tensor, "B N"],
         ignore_index: int | None,
         memory_budget_mb: float | int | None,
-        left_out: Collection[int] = (),
     ) -> None:
         self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         self.samples = [as_matrix(sample) for sample in features]
         self.matrix = None if weight is None else weight.to(self.dtype)
         self.shift = None if bias is None else bias.to(self.dtype)[:, None]
-        self.label, self.ignore_index = label, ignore_index
-        n_classes = features.shape[1] if weight is None else len(weight)
+        self.label = label
+        self.ignore_index = ignore_index
+        self.n_classes = features.shape[1] if weight is None else len(weight)
         # Logits and their gradient's factor, features and their gradient, the label and about six numbers a voxel.
-        bytes_per_voxel = (2 * n_classes + 2 * features.shape[1] + 8) * self.dtype.itemsize
+        bytes_per_voxel = (2 * self.n_classes + 2 * features.shape[1] + 8) * self.dtype.itemsize
         cuts = slabs(label.shape[1], bytes_per_voxel, features.device, memory_budget_mb)
-        self.places = [(b, voxels) for b in range(len(features)) if b not in left_out for voxels in cuts]
+        self.pieces = [(sample, voxels) for sample in range(len(features)) for voxels in cuts]
+        """(sample, voxels) of every slab."""
 
     def slab(self, sample: int, voxels: slice) -> Slab:
+        """Compute the logits of a slab and gather what belongs to it."""
         x = self.samples[sample][:, voxels].to(self.dtype)
         y = self.label[sample, voxels].long()
         ignored = None if self.ignore_index is None else y == self.ignore_index
         if ignored is not None:
-            y.masked_fill_(ignored, 0)
+            y = y.masked_fill(ignored, 0)  # not in place: an int64 label would be the caller's own memory
         if self.matrix is None:
             logits = x.clone()
         else:
@@ -75,59 +93,35 @@ class SlabBatch:
             target.copy_(self.matrix.T @ logits)
 
 
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile the function; where there is no working compiler, say so once and go on without."""
-    from torch._dynamo.exc import TorchDynamoException  # late: importing the compiler takes seconds
-
-    attempts = [torch.compile(function, dynamic=True)]
-
-    def run(*arguments: Any) -> Any:
-        try:
-            return attempts[0](*arguments)
-        except TorchDynamoException as error:
-            if attempts[0] is function:
-                raise
-            logger.warning("the loss runs uncompiled, since torch.compile failed: %s", str(error).splitlines()[0])
-            attempts[0] = function
-            return function(*arguments)
-
-    return run
-
-
-def summarise(
-    logits: Float[Tensor, "C n"], label: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Return 1 / Σ exp, the label's log-likelihood and whether the label is on top, a voxel each.
+def summarise(slab: Slab) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return 1 / Σ exp, the label's log-likelihood and whether the label is on top, a voxel each; ignored ones too.
 
     Overwrites the logits with exp(logits − their maximum), which never exceeds 1.
     """
-    top = logits.amax(0)
-    own = logits.gather(0, label[None])[0]
-    logits.sub_(top).exp_()
-    total = logits.sum(0)
+    top = slab.logits.amax(0)
+    own = slab.logits.gather(0, slab.label[None])[0]
+    slab.logits.sub_(top).exp_()
+    total = slab.logits.sum(0)
     return total.reciprocal(), (own - top).sub_(total.log()), own >= top
 
 
-def differentiate(
-    logits: Float[Tensor, "C n"],
-    inverse: Float[Tensor, " n"],
-    label: Int[Tensor, " n"],
-    ignored: Bool[Tensor, " n"] | None,
-    own_gradient: Float[Tensor, " C"],
-    any_gradient: Float[Tensor, " C"],
-    ce_gradient: Float[Tensor, " C"],
-) -> None:
-    """Overwrite a slab's logits with the loss's gradient, as given at the top of this file.
+def differentiate(slab: Slab, inverse: Float[Tensor, " n"], coefficients: Coefficients) -> None:
+    """Overwrite a slab's logits with the loss's gradient, as given at the top of `dice_ce`.
 
     The maximum is taken once more: subtracting a stored log Σ exp would lose the last digits at logits of 1e4.
+
+    Args:
+        slab: With fresh logits.
+        inverse: 1 / Σ exp of `summarise`; 0 for ignored voxels.
+        coefficients: Already multiplied by the gradient for the loss.
     """
+    logits, label = slab.logits, slab.label
     logits.sub_(logits.amax(0)).exp_()
     own = logits.gather(0, label[None])[0] * inverse
-    gain = own_gradient[label] * own - ce_gradient[label]
-    if ignored is not None:
-        gain.masked_fill_(ignored, 0)
-    shift = (any_gradient @ logits).mul_(inverse).add_(gain).mul_(inverse)
+    gain = coefficients.own[label] * own - coefficients.cross_entropy[label]
+    if slab.ignored is not None:
+        gain.masked_fill_(slab.ignored, 0)
+    shift = (coefficients.anywhere @ logits).mul_(inverse).add_(gain).mul_(inverse)
     # (b_k − shift) / Σ exp in one go; ignored voxels have 1 / Σ exp = 0.
-    logits.mul_(torch.addr(shift.neg_()[None], any_gradient, inverse))
+    logits.mul_(torch.addr(shift.neg_()[None], coefficients.anywhere, inverse))
     logits.scatter_add_(0, label[None], gain[None])

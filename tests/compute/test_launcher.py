@@ -102,14 +102,17 @@ def test_a_wrong_environment_is_refused_by_name(environment, message):
 # ---- the loss
 
 
+N_SAMPLES = (4, 3, 1)
+
+
 class Training(nn.Module):
     """A network and its loss, as Lightning wraps them."""
 
-    def __init__(self, batch: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.body, self.head = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, N_CLASSES, 1)
         weights = torch.linspace(0.2, 2, N_CLASSES)
-        self.loss = SlabDiceCELoss(weights, batch=batch, ignore_index=255, memory_budget_mb=0.01)
+        self.loss = SlabDiceCELoss(weights, ignore_index=255, memory_budget_mb=0.01)
 
     def forward(self, image, label, counted=None):
         return self.loss(self.body(image), self.head, label, across_processes=True, counted=counted)
@@ -119,20 +122,21 @@ def batch_of(n_samples):
     generator = torch.Generator().manual_seed(4)
     image = torch.randn(n_samples, 1, *GRID, generator=generator)
     label = torch.randint(0, N_CLASSES, (n_samples, 1, *GRID), generator=generator)
-    label[1][label[1] > 2] = 0  # classes that one process never sees
+    label[-1][label[-1] > 2] = 0  # classes that one process never sees
     label[:, :, 0] = 255
     return image, label
 
 
 def train_a_step(rank, world_size, rendezvous, queue):
-    """Take every world_size-th sample; the last process has none of its own in the third case and fills up."""
+    """Take every world_size-th of four samples; those beyond `n_samples` only fill up, in the last case all of a
+    process."""
     torch.manual_seed(0)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
     try:
         results = []
-        for batch, n_samples in ((True, 4), (False, 4), (True, 3), (False, 3)):
+        for n_samples in N_SAMPLES:
             torch.manual_seed(1)
-            network = Training(batch)
+            network = Training()
             wrapped = DistributedDataParallel(network)
             image, label = batch_of(n_samples)
             mine = [index % n_samples for index in range(rank, 4, world_size)]
@@ -157,9 +161,9 @@ def test_two_processes_have_the_loss_and_gradients_of_one_with_all_samples(tmp_p
         process.join(30)
         assert process.exitcode == 0
     assert [highest for *_, highest in got] == [10, 10]
-    for case, (batch, n_samples) in enumerate(((True, 4), (False, 4), (True, 3), (False, 3))):
+    for case, n_samples in enumerate(N_SAMPLES):
         torch.manual_seed(1)
-        alone = Training(batch)
+        alone = Training()
         image, label = batch_of(n_samples)
         expected = alone(image, label)
         expected.loss.backward()
@@ -169,10 +173,9 @@ def test_two_processes_have_the_loss_and_gradients_of_one_with_all_samples(tmp_p
             for gradient, parameter in zip(gradients, alone.parameters(), strict=True):
                 assert torch.allclose(torch.from_numpy(gradient), parameter.grad, rtol=1e-5, atol=1e-6)
             assert counts == [int(expected.n_correct), int(expected.n_voxels)]
-        if batch:
-            logits = alone.head(alone.body(image))[:, :, 1:]  # the first plane is ignored
-            theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, weight=alone.loss.class_weights)
-            assert got[0][1][case][0] == pytest.approx(float(theirs(logits, label[:, :, 1:]).detach()), rel=1e-5)
+        logits = alone.head(alone.body(image))[:, :, 1:]  # the first plane is ignored
+        theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, weight=alone.loss.class_weights)
+        assert got[0][1][case][0] == pytest.approx(float(theirs(logits, label[:, :, 1:]).detach()), rel=1e-5)
 
 
 # ---- one and the same training

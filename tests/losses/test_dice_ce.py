@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 import torch
-from monai.losses import DiceCELoss, DiceLoss
+from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
-from pipeline.losses.slab_softmax import compiled
 
 # So small that every test walks through several slabs (256 voxels each at least).
 BUDGET_MB = 0.01
@@ -70,21 +67,6 @@ def test_features_without_a_head_are_logits():
     assert_same([ours, *gradients(ours, logits)], [theirs, *gradients(theirs, logits)])
 
 
-def test_per_sample_dice_is_monai_restricted_to_the_classes_present():
-    features, head, label = make(n_samples=3)
-    label[0][label[0] > 2] = 0
-    label[2] = 5
-    weights = torch.rand(7)
-    logits = head(features)
-    terms = DiceLoss(softmax=True, to_onehot_y=True, weight=weights, reduction="none")(logits, label).flatten(1)
-    present = torch.stack([torch.bincount(y.flatten().long(), minlength=7) > 0 for y in label])
-    dice = torch.stack([t[p].mean() for t, p in zip(terms, present, strict=True)]).mean()
-    theirs = dice + nn.CrossEntropyLoss(weights)(logits, label[:, 0].long())
-    ours = SlabDiceCELoss(weights, batch=False, memory_budget_mb=BUDGET_MB)(features, head, label).loss
-    inputs = features, head.weight, head.bias
-    assert_same([ours, *gradients(ours, *inputs)], [theirs, *gradients(theirs, *inputs)])
-
-
 @pytest.mark.parametrize("ignore_index", [255, 3, 0])
 def test_ignored_voxels_count_as_if_they_were_not_there(ignore_index):
     features, head, label = make()
@@ -101,26 +83,49 @@ def test_ignored_voxels_count_as_if_they_were_not_there(ignore_index):
     assert int(ours.n_correct) == int((logits.argmax(1, keepdim=True) == kept_label).sum())
 
 
-@pytest.mark.parametrize("batch", [True, False])
+@pytest.mark.parametrize("counted", [(True, False, True), (False, False, False)])
+def test_a_sample_that_is_not_counted_is_as_if_it_were_not_there(counted):
+    features, head, label = make(n_samples=3)
+    inputs, kept = (features, head.weight, head.bias), torch.tensor(counted)
+    loss = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)
+    found, expected = loss(features, head, label, counted=counted), loss(features[kept], head, label[kept])
+    assert_same([found.loss, *gradients(found.loss, *inputs)], [expected.loss, *gradients(expected.loss, *inputs)])
+    assert not gradients(loss(features, head, label, counted=counted).loss, features)[0][~kept].any()
+    assert (found.n_correct, found.n_voxels) == (expected.n_correct, expected.n_voxels)
+
+
+@pytest.mark.parametrize("label_type", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_features_label_and_head_are_left_as_they_are(label_type, layout):
+    features, head, label = make(n_classes=5)
+    label[torch.rand(label.shape) < 0.3] = 7
+    label, features = label.to(label_type), features.detach().contiguous(memory_format=layout).requires_grad_()
+    tensors = (features, head.weight, head.bias, label)
+    before = [tensor.detach().clone() for tensor in tensors]
+    loss = SlabDiceCELoss(ignore_index=7, memory_budget_mb=BUDGET_MB)
+    first, second = (loss(features, head, label) for _ in range(2))
+    (gradient,) = gradients(first.loss, features)
+    assert all(map(torch.equal, tensors, before))
+    assert torch.equal(first.loss, second.loss)
+    assert not gradient.movedim(1, -1)[label[:, 0] == 7].any()
+
+
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [0.3, 0.0, 2.0, 1.0]])
-def test_a_batch_without_any_counted_voxel_costs_nothing(weights, batch):
+def test_a_batch_without_any_counted_voxel_costs_nothing(weights):
     features, head, label = make(n_classes=4)
-    loss = SlabDiceCELoss(weights, batch=batch, ignore_index=255)(features, head, torch.full_like(label, 255))
+    loss = SlabDiceCELoss(weights, ignore_index=255)(features, head, torch.full_like(label, 255))
     assert float(loss.loss.detach()) == pytest.approx(0, abs=1e-12)
     assert all(not g.any() for g in gradients(loss.loss, features, head.weight, head.bias))
 
 
-@pytest.mark.parametrize("batch", [True, False])
 @pytest.mark.parametrize("with_head", [True, False])
-def test_the_gradient_is_the_derivative(batch, with_head):
+def test_the_gradient_is_the_derivative(with_head):
     features, head, label = make(2, 3, 3, grid=(3, 2, 4), dtype=torch.float64, n_labels=2)
     label[0, 0, 0, 0, :2] = 9
     weights = torch.tensor([0.5, 1.0, 0.25])
 
     def value(features, *head):
-        return slab_dice_ce(
-            features, *(head or (None, None)), label, class_weights=weights, batch=batch, ignore_index=9
-        ).loss
+        return slab_dice_ce(features, *(head or (None, None)), label, class_weights=weights, ignore_index=9).loss
 
     matrix = (head.weight.detach().flatten(1).requires_grad_(), head.bias) if with_head else ()
     assert torch.autograd.gradcheck(value, (features, *matrix))
@@ -251,29 +256,6 @@ def test_gradients_reach_a_distributed_network(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert_same([p.grad for p in plain.parameters()], expected)
-
-
-def test_a_failing_compiler_is_reported_and_done_without(monkeypatch, caplog):
-    from torch._dynamo.exc import TorchDynamoException
-
-    def broken(function, **_):
-        def run(*_):
-            raise TorchDynamoException("no compiler")
-
-        return run
-
-    monkeypatch.setattr(torch, "compile", broken)
-    compiled.cache_clear()
-    features, head, label = make()
-    with caplog.at_level(logging.WARNING):
-        loss = SlabDiceCELoss(compile=True, memory_budget_mb=BUDGET_MB)(features, head, label).loss
-        loss.backward()
-    compiled.cache_clear()
-    plain = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(features, head, label).loss
-    assert torch.equal(loss, plain)
-    assert [r.getMessage() for r in caplog.records] == 2 * [
-        "the loss runs uncompiled, since torch.compile failed: no compiler"
-    ]
 
 
 @pytest.mark.parametrize(
