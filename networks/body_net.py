@@ -6,6 +6,7 @@ residual block, additive skips) and what a layer keeps for the backward pass is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from networks.checkpoint import load_network
 from networks.errors import NetworkError
-from networks.norm_act import NEGATIVE_SLOPE, NormAct, NormActConv, forget_scratch
+from networks.norm_act import NEGATIVE_SLOPE, NormAct, NormActConv, Triple, forget_scratch, half_of
 from networks.onednn_workaround import HALF, SafeConv3d
 from networks.registry import BODY_NET
 
@@ -27,7 +28,7 @@ ENCODER_BLOCKS = (0, 1, 1, 2, 2, 1)
 
 
 class BodyNet(nn.Module):
-    """A residual encoder–decoder U-Net of six levels with pre-activation blocks.
+    """A residual encoder–decoder U-Net with pre-activation blocks, of six levels unless `strides` says otherwise.
 
     Pre-activation blocks and additive skips after Myronenko 2018 (arXiv:1810.11654), more blocks in the encoder than in
     the decoder after Isensee et al. 2024 (arXiv:2404.09556), instance normalisation and leaky ReLU as in nnU-Net.
@@ -42,6 +43,10 @@ class BodyNet(nn.Module):
         base_channels: Channels at full resolution; F of `features`.
         light: Halve every width and leave out one convolution at full resolution: a quarter of the parameters, less
             than a quarter of the arithmetic; F = base_channels // 2.
+        strides: Of each step down, 1 or 2 along I, J, K, at most five steps; None halves all axes five times. Small or
+            anisotropic patches want fewer steps or fewer axes, see `pipeline.planning.network_shape`.
+        kernels: Sizes of the convolutions at each level, from full resolution down, 1 or 3 along I, J, K, one more than
+            there are strides; None takes 3×3×3.
         checkpointing: Recompute each level in the backward pass instead of keeping its inside; the same values,
             less memory, more time.
         channels_last: Memory layout of the convolutions. None: channels-last when they run in bfloat16 or float16
@@ -56,6 +61,8 @@ class BodyNet(nn.Module):
         base_channels: int = 32,
         light: bool = False,
         *,
+        strides: Sequence[Sequence[int]] | None = None,
+        kernels: Sequence[Sequence[int]] | None = None,
         checkpointing: bool = False,
         channels_last: bool | None = None,
     ) -> None:
@@ -65,18 +72,30 @@ class BodyNet(nn.Module):
             least = 2 if name == "base_channels" else 1  # the light form halves it
             if not isinstance(value, int) or value < least:
                 raise NetworkError(f"BodyNet: {name} is {value!r}; expected a whole number of at least {least}")
+        steps = _triples("strides", strides, ((2, 2, 2),) * (len(WIDTHS) - 1), (1, 2))
+        sizes = _triples("kernels", kernels, ((3, 3, 3),) * (len(steps) + 1), (1, 3))
+        if len(steps) >= len(WIDTHS) or len(sizes) != len(steps) + 1:
+            raise NetworkError(
+                f"BodyNet: found {len(steps)} strides and {len(sizes)} kernels; expected at most {len(WIDTHS) - 1} "
+                "strides, and one kernel more"
+            )
         self.settings = {"_target_": BODY_NET, **arguments, "light": light}
+        for name, given, used in (("strides", strides, steps), ("kernels", kernels, sizes)):
+            if given is not None:
+                self.settings[name] = [list(triple) for triple in used]
         self.checkpointing = checkpointing
         self.channels_last = channels_last
-        widths = [int(base_channels * factor) // (2 if light else 1) for factor in WIDTHS]
-        self.stem = SafeConv3d(in_channels, widths[0], 3, padding=1, bias=False)
-        pairs = list(pairwise(widths))
+        widths = [int(base_channels * factor) // (2 if light else 1) for factor in WIDTHS[: len(sizes)]]
+        self.stem = SafeConv3d(in_channels, widths[0], sizes[0], padding=half_of(sizes[0]), bias=False)
+        levels = list(zip(pairwise(widths), pairwise(sizes), steps, strict=True))
         self.encoder = nn.ModuleList(
-            EncoderLevel(fine, coarse, n) for (fine, coarse), n in zip(pairs, ENCODER_BLOCKS[1:], strict=True)
+            EncoderLevel(fine, coarse, n, stride, kernel)
+            for ((fine, coarse), (_, kernel), stride), n in zip(levels, ENCODER_BLOCKS[1:], strict=False)
         )
-        *coarser, finest = [(coarse, fine) for fine, coarse in reversed(pairs)]
-        self.decoder = nn.ModuleList(DecoderLevel(*pair) for pair in coarser)
-        self.decoder.append(DecoderLevel(*finest, n_convolutions=1 if light else 2))
+        self.decoder = nn.ModuleList(
+            DecoderLevel(coarse, fine, stride, kernel, n_convolutions=1 if light and level == 0 else 2)
+            for level, ((fine, coarse), (kernel, _), stride) in reversed(list(enumerate(levels)))
+        )
         self.last = NormAct(widths[0])
         self.head = nn.Conv3d(widths[0], n_classes, 1)
         for module in self.modules():
@@ -148,26 +167,35 @@ class BodyNet(nn.Module):
 
 
 class EncoderLevel(nn.Module):
-    """Halve the resolution, rounding up, then residual blocks: (B, fine, I, J, K) -> (B, coarse, ⌈I/2⌉, ⌈J/2⌉,
-    ⌈K/2⌉)."""
+    """One step down, rounding up, then residual blocks: (B, fine, I, J, K) -> (B, coarse, ⌈I/2⌉, ⌈J/2⌉, ⌈K/2⌉), where
+    the stride is 2."""
 
-    def __init__(self, fine: int, coarse: int, n_blocks: int) -> None:
+    def __init__(
+        self, fine: int, coarse: int, n_blocks: int, stride: Triple = (2, 2, 2), kernel: Triple = (3, 3, 3)
+    ) -> None:
         super().__init__()
-        self.down = NormActConv(fine, coarse, stride=2)
-        self.blocks = nn.Sequential(*(ResidualBlock(coarse) for _ in range(n_blocks)))
+        self.down = NormActConv(fine, coarse, stride, kernel)
+        self.blocks = nn.Sequential(*(ResidualBlock(coarse, kernel=kernel) for _ in range(n_blocks)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.down(x))
 
 
 class DecoderLevel(nn.Module):
-    """Double the resolution, add the skip, then a residual block: (B, coarse, …), skip (B, fine, I, J, K) -> (B, fine,
-    I, J, K)."""
+    """One step up, add the skip, then a residual block: (B, coarse, …), skip (B, fine, I, J, K) -> (B, fine, I, J,
+    K)."""
 
-    def __init__(self, coarse: int, fine: int, n_convolutions: int = 2) -> None:
+    def __init__(
+        self,
+        coarse: int,
+        fine: int,
+        stride: Triple = (2, 2, 2),
+        kernel: Triple = (3, 3, 3),
+        n_convolutions: int = 2,
+    ) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose3d(coarse, fine, 2, stride=2, bias=False)
-        self.block = ResidualBlock(fine, n_convolutions)
+        self.up = nn.ConvTranspose3d(coarse, fine, stride, stride=stride, bias=False)
+        self.block = ResidualBlock(fine, n_convolutions, kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         i, j, k = skip.shape[2:]
@@ -177,11 +205,26 @@ class DecoderLevel(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))) with 3×3×3 convolutions, (B, C, I, J, K) -> (B, C, I, J, K)."""
+    """x + conv(act(norm(conv(act(norm(x)))))), (B, C, I, J, K) -> (B, C, I, J, K)."""
 
-    def __init__(self, channels: int, n_convolutions: int = 2) -> None:
+    def __init__(self, channels: int, n_convolutions: int = 2, kernel: Triple = (3, 3, 3)) -> None:
         super().__init__()
-        self.convolutions = nn.Sequential(*(NormActConv(channels, channels) for _ in range(n_convolutions)))
+        self.convolutions = nn.Sequential(
+            *(NormActConv(channels, channels, kernel=kernel) for _ in range(n_convolutions))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolutions(x).add_(x)
+
+
+def _triples(
+    name: str, given: Sequence[Sequence[int]] | None, default: Sequence[Triple], allowed: Sequence[int]
+) -> list[Triple]:
+    """Settings along I, J, K at each step or level, checked; raises NetworkError."""
+    found = []
+    for values in default if given is None else given:
+        if isinstance(values, str) or len(values) != 3 or not set(values) <= set(allowed):
+            raise NetworkError(f"BodyNet: {name} holds {values!r}; expected three numbers out of {tuple(allowed)}")
+        i, j, k = values
+        found.append((int(i), int(j), int(k)))
+    return found

@@ -7,6 +7,7 @@ three. Knows no network.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,15 @@ from networks.onednn_workaround import HALF, needs_float32
 
 NEGATIVE_SLOPE = 0.01
 EPSILON = 1e-5
+
+
+Triple = tuple[int, int, int]
+
+
+def half_of(kernel: Sequence[int]) -> Triple:
+    """The padding of a convolution that keeps the size at stride 1, for odd kernel sizes along I, J, K."""
+    i, j, k = kernel
+    return i // 2, j // 2, k // 2
 
 
 class NormAct(nn.Module):
@@ -32,18 +42,27 @@ class NormAct(nn.Module):
 
 
 class NormActConv(nn.Module):
-    """Instance normalisation, leaky ReLU and a 3×3×3 convolution, keeping only its input for the backward pass."""
+    """Instance normalisation, leaky ReLU and a convolution, keeping only its input for the backward pass.
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the result.
+        stride: steps along I, J, K, 1 or 2.
+        kernel: voxels along I, J, K, odd; the convolution is padded by half of it.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: Triple = (1, 1, 1), kernel: Triple = (3, 3, 3)
+    ) -> None:
         super().__init__()
         self.norm = NormAct(in_channels)
-        self.conv = nn.Conv3d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=half_of(kernel), bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.conv.weight.to(
             x.dtype
         )  # what autocast would do, and where the weight's gradient comes back in float32
-        return norm_act_conv(x, self.norm.weight, self.norm.bias, kernel, self.conv.stride[0])
+        return norm_act_conv(x, self.norm.weight, self.norm.bias, kernel, self.conv.stride)
 
 
 def norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -57,17 +76,17 @@ def norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return _NormAct.apply(x, weight, bias)
 
 
-def norm_act_conv(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
-    """conv3d(norm_act(x), kernel, stride, padding 1), keeping x alone for the backward pass.
+def norm_act_conv(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: Sequence[int] = (1, 1, 1)) -> Tensor:
+    """conv3d(norm_act(x), kernel, stride, padding half the kernel), keeping x alone for the backward pass.
 
     Args:
         x: (B, C, I, J, K) in any floating dtype.
         weight: (C,) scale of the normalised values.
         bias: (C,) shift of the normalised values.
-        kernel: (D, C, 3, 3, 3) in x's dtype.
-        stride: Step of the convolution, the same in the three directions.
+        kernel: (D, C, i, j, k) in x's dtype, of odd sizes.
+        stride: Steps of the convolution along I, J, K.
     """
-    return _NormActConv.apply(x, weight, bias, kernel, stride)
+    return _NormActConv.apply(x, weight, bias, kernel, tuple(stride))
 
 
 class _NormAct(torch.autograd.Function):
@@ -89,19 +108,19 @@ class _NormAct(torch.autograd.Function):
 
 class _NormActConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: Triple) -> Tensor:
         x = _dense(x)
         activated, mean, rstd = _activated(x, weight, bias, out=_scratch(x))
         ctx.save_for_backward(x, weight, bias, kernel, mean, rstd)
         ctx.stride = stride
-        return F.conv3d(activated, kernel, stride=stride, padding=1)
+        return F.conv3d(activated, kernel, stride=stride, padding=half_of(kernel.shape[2:]))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
         activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
-        gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, [ctx.stride] * 3)
+        gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, list(ctx.stride))
         _activation_backward(gradient, activated, out=gradient)
         return *_normalised_backward(_like(gradient, x), x, weight, mean, rstd), kernel_gradient, None
 
@@ -163,8 +182,8 @@ def _activation_backward(gradient: Tensor, activated: Tensor, *, out: Tensor) ->
 
 
 def _convolution_backward(gradient: Tensor, x: Tensor, kernel: Tensor, stride: list[int]) -> tuple[Tensor, Tensor]:
-    """Gradients for x and kernel from that for conv3d(x, kernel, stride, padding 1)."""
-    convolution = (None, stride, [1] * 3, [1] * 3, False, [0] * 3, 1, [True, True, False])
+    """Gradients for x and kernel from that for conv3d(x, kernel, stride, padding half the kernel)."""
+    convolution = (None, stride, list(half_of(kernel.shape[2:])), [1] * 3, False, [0] * 3, 1, [True, True, False])
     if x.dtype in HALF and needs_float32(x, kernel.shape[2:], stride):
         single = (gradient.float(), x.float(), kernel.float())
         x_gradient, kernel_gradient, _ = torch.ops.aten.convolution_backward(*single, *convolution)

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from networks.body_net import BodyNet
 from networks.errors import NetworkError
 from networks.norm_act import norm_act, norm_act_conv
+from networks.registry import build_network
 from tests.support.like_cuda import LikeCuda
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
@@ -78,6 +79,48 @@ def test_every_parameter_is_trained():
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+STRIDES = [[1, 2, 2], [2, 2, 2]]
+KERNELS = [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+
+
+def test_strides_and_kernels_decide_depth_and_sizes():
+    network, seen = BodyNet(base_channels=4, strides=STRIDES, kernels=KERNELS), []
+    for level in network.encoder:
+        level.register_forward_hook(lambda module, inputs, result: seen.append(tuple(result.shape[2:])))
+    assert network.features(torch.rand(1, 1, 9, 21, 16)).shape == (1, 4, 9, 21, 16)
+    assert seen == [(9, 11, 8), (5, 6, 4)]
+    assert network.stem.kernel_size == network.decoder[-1].block.convolutions[0].conv.kernel_size == (1, 3, 3)
+
+
+def test_a_stride_of_one_and_a_kernel_of_one_let_slices_apart():
+    # Without a step along I and with kernels 1×3×3 everywhere, slices are only joined by the norms' statistics
+    network = BodyNet(base_channels=4, strides=[[1, 2, 2]], kernels=[[1, 3, 3], [1, 3, 3]]).eval()
+    x = torch.rand(1, 1, 6, 16, 16)
+    mirrored = network.features(x.flip(2)).flip(2)
+    torch.testing.assert_close(mirrored, network.features(x))
+
+
+def test_strides_travel_with_the_settings_and_the_default_has_none():
+    settings = BodyNet(base_channels=4, strides=STRIDES, kernels=KERNELS).settings
+    again = build_network(dict(settings), base_channels=4, target_size=(16, 32, 32))
+    assert again.settings == settings == settings | {"strides": STRIDES, "kernels": KERNELS}
+    assert not {"strides", "kernels"} & BodyNet().settings.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"strides": [[3, 2, 2]]}, r"strides holds \[3, 2, 2\]; expected three numbers out of \(1, 2\)"),
+        ({"strides": [[2, 2]]}, r"strides holds \[2, 2\]"),
+        ({"strides": [[2, 2, 2]], "kernels": [[3, 3, 3]]}, "1 strides and 1 kernels"),
+        ({"strides": [[2, 2, 2]] * 6}, "expected at most 5 strides"),
+    ],
+)
+def test_impossible_strides_are_refused_by_name(arguments, text):
+    with pytest.raises(NetworkError, match=text):
+        BodyNet(**arguments)
+
+
 def test_samples_of_a_batch_do_not_meet():
     network, x = BodyNet(base_channels=4), torch.rand(3, 1, 16, 24, 16)
     alone = torch.cat([network.features(x[b : b + 1]) for b in range(3)])
@@ -100,7 +143,7 @@ def test_norm_act_equals_torch_instance_norm_and_leaky_relu(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
 def test_norm_act_conv_equals_torch_layers(layout, stride):
     x, weight, bias, kernel = double(2, 3, 4, 5, 3, layout=layout), double(3), double(3), double(2, 3, 3, 3, 3)
     ours, plain = norm_act_conv(x, weight, bias, kernel, stride), reference(x, weight, bias, kernel, stride)
@@ -118,8 +161,8 @@ def test_norm_act_conv_equals_torch_layers(layout, stride):
 def test_gradients_pass_gradcheck(layout):
     x, weight, bias, kernel = double(2, 2, 2, 3, 2, layout=layout), double(2), double(2), double(2, 2, 3, 3, 3)
     assert torch.autograd.gradcheck(norm_act, (x, weight, bias))
-    assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, 1))
-    assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, 2))
+    assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel))
+    assert torch.autograd.gradcheck(norm_act_conv, (x, weight, bias, kernel, (2, 2, 2)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -128,8 +171,8 @@ def test_gradients_pass_gradcheck_where_batch_norm_works_as_on_cuda(layout):
     x, weight, bias, kernel = double(2, 2, 2, 3, 2, layout=layout), double(2), double(2), double(2, 2, 3, 3, 3)
     with LikeCuda() as cuda:
         assert torch.autograd.gradcheck(norm_act, (x + 3, weight, bias))
-        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, 1))
-        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, 2))
+        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel))
+        assert torch.autograd.gradcheck(norm_act_conv, (x + 3, weight, bias, kernel, (2, 1, 2)))
     assert cuda.n_normalised > 0
 
 

@@ -57,7 +57,7 @@ def test_norm_act_has_the_cpus_values_and_gradients(layout):
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_norm_act_conv_has_the_cpus_values_and_gradients(layout, stride):
     tensors = (*inputs_of_norm_act(layout), torch.randn(4, 8, 3, 3, 3, dtype=torch.float64))
