@@ -22,13 +22,13 @@ from pipeline.evaluation.pairing import ClassNames, EvaluationError, Progress, l
 from pipeline.evaluation.report import to_csv, to_text, write_files
 from pipeline.evaluation.scoring import check_tolerance, evaluate_pairs
 from pipeline.evaluation.summary import Evaluation, metrics_path, to_document
-from pipeline.inference.batch import Settings, segment_cases
+from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import Passes
+from pipeline.inference.passes import InferenceOptions
 from pipeline.metrics.surface_elements import SurfaceKind
 from pipeline.runs.run_folder import RunFolder
-from pipeline.writers.outputs import Wanted
+from pipeline.writers.outputs import OutputOptions
 
 __all__ = ["Evaluation", "EvaluationError", "MetricsComparison", "compare_metrics", "evaluate", "evaluate_pairs"]
 __all__ += ["check_baseline", "default_output", "evaluate_run", "metrics_path"]
@@ -131,15 +131,18 @@ def evaluate_run(
     if models[0].class_names != dataset.classes.names:
         raise EvaluationError(f"{folder.path}: its classes are not those of {dataset.root} any more; restore the data")
     target = default_output(folder.path, split) if output is None else Path(output)
-    wanted = Wanted(target / "predictions", models[0].class_names)
+    outputs = OutputOptions(target / "predictions", models[0].class_names)
     records = segment_cases(
-        models, [InputCase(case.id, case.image) for case in cases], wanted,
-        Settings(Passes(precision=choose_precision(precision, place))), overwrite=overwrite,
-        progress=None if progress is None else lambda done, total, what: progress("predicting", done, total, what),
+        models,
+        [InputCase(case.id, case.image) for case in cases],
+        outputs,
+        InferenceOptions(precision=choose_precision(precision, place)),
+        overwrite=overwrite,
+        progress=None if progress is None else lambda d, n, what="", note="": progress("predicting", d, n, note),
         case_progress=case_progress,
-    )  # fmt: skip
-    failed = {record["case"]: str(record["error"]) for record in records if record["status"] == "failed"}
-    files = {case.id: wanted.label_files(case.id)["nifti"] for case in cases}
+    )
+    failed = {record.case: record.error for record in records if record.status == "failed"}
+    files = {case.id: outputs.label_map(case.id, "nifti") for case in cases}
     pairs = [Pair(c.id, files[c.id], c.label) for c in cases if c.id not in failed and c.label is not None]
     names = dataset.classes.names
     every = tuple(range(len(names)))

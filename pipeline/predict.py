@@ -1,8 +1,9 @@
-"""The verb "predict": from run folders and scans to segmentations on the scans' own grids. `batch` does the work."""
+"""Command "predict": segment scans with one or several trained networks, on the scans' own voxel grids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,110 +15,168 @@ from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
 from pipeline.files.atomic import check_writable
 from pipeline.files.json_files import write_json
-from pipeline.inference.batch import Settings, segment_cases
+from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import AUTO, Passes, choose_mirrored, mirror_axes
-from pipeline.writers.outputs import Wanted
+from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, mirror_axes
+from pipeline.inference.postprocessing import PostprocessingOptions
+from pipeline.inference.record import CaseRecord
+from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """What `predict` can be asked for beyond runs, scans and folder."""
+
+    formats: tuple[str, ...] = ("nifti",)
+    """Of "nifti", "nrrd" (.seg.nrrd) and "dicom" (DICOM SEG, for DICOM inputs)."""
+    per_structure: bool = False
+    """Also one mask a structure, in CASE/segmentations."""
+    probabilities: tuple[str, ...] = ()
+    """Names of classes whose probabilities are written, too."""
+    preview: bool = False
+    """Also a picture of three planes for every case."""
+    tta: str = ""
+    """Axes (of x left-right, y back-front, z foot-head) along which the scan is also shown mirrored; "auto" takes those
+    of the training, see `passes.choose_mirrored`."""
+    roi: tuple[int, ...] | None = None
+    """Sliding window in voxels of the network's grid; None for the whole volume at once."""
+    keep_largest: tuple[str, ...] = ()
+    """Names of classes of which only the largest connected piece stays."""
+    min_volume_ml: float = 0.0
+    """Connected pieces below this volume are removed."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    precision: str = "auto"
+    """"auto", "32" or "bf16"."""
+    threads: int | None = None
+    """Processor threads; None leaves it to torch."""
+    overwrite: bool = False
+    """Segment finished cases again."""
+    report: Path | None = None
+    """Where to write the returned report as JSON."""
+    trust: bool = False
+    """Import network classes outside the allow-list, too."""
+    follow_links: bool = False
+    """Take files that links in the inputs fetch from outside them."""
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What became of a batch."""
+
+    runs: tuple[str, ...]
+    """Run folders or checkpoints, as given."""
+    class_names: tuple[str, ...]
+    """Background first."""
+    cases: tuple[CaseRecord, ...]
+    """One record a case, in the order of listing."""
+
+    @property
+    def n_done(self) -> int:
+        """Cases that were segmented."""
+        return self._count("done")
+
+    @property
+    def n_skipped(self) -> int:
+        """Cases that were finished before."""
+        return self._count("skipped")
+
+    @property
+    def n_failed(self) -> int:
+        """Cases without a result; their records say why."""
+        return self._count("failed")
+
+    def _count(self, status: str) -> int:
+        return sum(record.status == status for record in self.cases)
+
+    def to_document(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {
+            "format": 1,
+            "runs": list(self.runs),
+            "class_names": list(self.class_names),
+            "cases": [record.to_document() for record in self.cases],
+            "n_done": self.n_done,
+            "n_skipped": self.n_skipped,
+            "n_failed": self.n_failed,
+        }
+
+    def to_text(self) -> str:
+        """What a person reads at the end: how many, and which failed and why."""
+        counts = f"{self.n_done} done, {self.n_skipped} skipped, {self.n_failed} failed"
+        failed = [record for record in self.cases if record.status == "failed"]
+        return "\n".join([counts, *(f"  {record.case}: {record.error}" for record in failed)])
 
 
 def predict(
     runs: Sequence[Path | str],
     inputs: Sequence[Path | str],
     output: Path | str,
+    options: PredictionOptions | None = None,
     *,
-    formats: Sequence[str] = ("nifti",),
-    per_structure: bool = False,
-    probabilities: Sequence[str] = (),
-    preview: bool = False,
-    tta: str = "",
-    roi: Sequence[int] | None = None,
-    keep_largest: Sequence[str] = (),
-    min_volume_ml: float = 0.0,
-    device: str = "auto",
-    precision: str = "auto",
-    threads: int | None = None,
-    overwrite: bool = False,
-    report: Path | str | None = None,
-    trust: bool = False,
-    follow_links: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> PredictionReport:
     """Segment scans with one trained network, or with several whose probabilities are averaged.
 
     Args:
         runs: run folders or best_model.ckpt files.
         inputs: volumes, DICOM folders, folder trees, data sets.
         output: folder for the results.
-        formats: of "nifti", "nrrd" (.seg.nrrd) and "dicom" (DICOM SEG, for DICOM inputs).
-        per_structure: one mask a structure, too, in CASE/segmentations.
-        probabilities: names of classes whose probabilities are written, too.
-        preview: a picture of three planes for every case.
-        tta: axes (of x left-right, y back-front, z foot-head) along which the scan is also shown mirrored; "auto"
-            takes those of the training, see `inference.choose_mirrored`.
-        roi: sliding window in voxels of the network's grid; None for the whole volume at once.
-        keep_largest: names of classes of which only the largest connected piece stays.
-        min_volume_ml: connected pieces below this volume are removed.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        precision: "auto", "32" or "bf16".
-        threads: processor threads; None leaves it to torch.
-        overwrite: do finished cases again.
-        report: where to write the returned document as JSON.
-        trust: import network classes outside the allow-list, too.
-        follow_links: take files that links in the inputs fetch from outside them.
-        console: where the progress bar goes.
-
-    Returns:
-        {"format": 1, "runs": paths, "class_names": [...], "cases": one record a case, "n_done", "n_skipped",
-        "n_failed"}; records as `batch.segment_cases` describes them.
+        options: everything else.
+        console: where the progress bar goes; None: standard error.
 
     Raises:
         NetworkError, FileError, VolumeError, DatasetError, SegmentationError: what makes the whole batch
-            impossible. What is wrong with one case stands in its record.
+            impossible. What is wrong with one case is in its record.
     """
-    if threads is not None:
-        if threads < 1:
-            raise NetworkError(f"threads: expected 1 or more, found {threads}")
-        torch.set_num_threads(threads)
-    if tta != AUTO:
-        mirror_axes(tta)  # a wrong letter is said before networks are loaded
-    for folder in (Path(output), *([] if report is None else [_report_folder(Path(report))])):
-        check_writable(folder)
-    place = choose_device(device)
-    cases = list_inputs(inputs, follow_links=follow_links, output=Path(output))
-    models = load_models(runs, place, trust=trust)
+    options = options or PredictionOptions()
+    output = Path(output)
+    _check_options(options, output)
+    device = choose_device(options.device)
+    cases = list_inputs(inputs, follow_links=options.follow_links, output=output)
+    models = load_models(runs, device, trust=options.trust)
     names = models[0].class_names
-    wanted = Wanted(
-        Path(output), names, tuple(formats), per_structure, _indices(probabilities, names, "probabilities"), preview
+    outputs = OutputOptions(
+        folder=output,
+        class_names=names,
+        formats=tuple(options.formats),
+        per_structure=options.per_structure,
+        probabilities=_class_indices(options.probabilities, names, "probabilities"),
+        preview=options.preview,
     )
-    settings = Settings(
-        Passes(choose_mirrored(tta, models), _checked_roi(roi), choose_precision(precision, place)),
-        _indices(keep_largest, names, "keep_largest"),
-        float(min_volume_ml),
+    inference = InferenceOptions(
+        mirrored=choose_mirrored(options.tta, models),
+        roi=_checked_roi(options.roi),
+        precision=choose_precision(options.precision, device),
+    )
+    postprocessing = PostprocessingOptions(
+        keep_largest=_class_indices(options.keep_largest, names, "keep_largest"),
+        min_volume_ml=float(options.min_volume_ml),
     )
     with Bar("Predicting", console) as bar:
         records = segment_cases(
             models,
             cases,
-            wanted,
-            settings,
-            overwrite=overwrite,
-            progress=lambda d, n, what: bar.update(d, n, note=what),
+            outputs,
+            inference,
+            postprocessing,
+            overwrite=options.overwrite,
+            progress=bar.update,
             case_progress=bar.update_part,
         )
-    document = {"format": 1, "runs": [str(run) for run in runs], "class_names": list(names), "cases": records}
-    document |= {f"n_{s}": sum(r["status"] == s for r in records) for s in ("done", "skipped", "failed")}
-    if report is not None:
-        Path(report).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(report), document)
-    return document
+    report = PredictionReport(tuple(str(run) for run in runs), names, tuple(records))
+    if options.report is not None:
+        Path(options.report).parent.mkdir(parents=True, exist_ok=True)
+        write_json(Path(options.report), report.to_document())
+    return report
 
 
 def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
-    """Take a command line's paths apart: leading run folders and checkpoints, then inputs.
+    """Divide a command line's paths: leading run folders and checkpoints, then inputs.
 
-    Raises NetworkError if the first is no run, SegmentationError if nothing follows.
+    Raises NetworkError if the first is not a run, SegmentationError if nothing follows.
     """
     all_paths = [Path(path) for path in paths]
     n_runs = next((i for i, path in enumerate(all_paths) if not _is_run(path)), len(all_paths))
@@ -128,28 +187,31 @@ def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
     return all_paths[:n_runs], all_paths[n_runs:]
 
 
-def to_text(document: dict[str, Any]) -> str:
-    """What a person reads at the end: how many, and which failed and why."""
-    counts = f"{document['n_done']} done, {document['n_skipped']} skipped, {document['n_failed']} failed"
-    failed = [record for record in document["cases"] if record["status"] == "failed"]
-    return "\n".join([counts, *(f"  {record['case']}: {record['error']}" for record in failed)])
-
-
-def _report_folder(report: Path) -> Path:
-    if report.is_dir():
-        raise SegmentationError(f"--report {report}: expected a file, found a folder; name a file in it")
-    return report.parent
-
-
 def _is_run(path: Path) -> bool:
     return path.suffix == ".ckpt" or (path / "checkpoints").is_dir() or (path / "training_config.json").is_file()
 
 
-def _indices(wanted: Sequence[str], class_names: Sequence[str], flag: str) -> tuple[int, ...]:
-    for name in wanted:
+def _check_options(options: PredictionOptions, output: Path) -> None:
+    """Raise what can be known to be wrong before networks are loaded; set the number of threads."""
+    if options.threads is not None:
+        if options.threads < 1:
+            raise NetworkError(f"threads: expected 1 or more, found {options.threads}")
+        torch.set_num_threads(options.threads)
+    if options.tta != AUTO:
+        mirror_axes(options.tta)
+    check_writable(output)
+    if options.report is not None:
+        report = Path(options.report)
+        if report.is_dir():
+            raise SegmentationError(f"--report {report}: expected a file, found a folder; name a file in it")
+        check_writable(report.parent)
+
+
+def _class_indices(names: Sequence[str], class_names: Sequence[str], flag: str) -> tuple[int, ...]:
+    for name in names:
         if name not in class_names:
             raise SegmentationError(f"{flag}: unknown class {name!r}; the run knows {', '.join(class_names)}")
-    return tuple(class_names.index(name) for name in wanted)
+    return tuple(class_names.index(name) for name in names)
 
 
 def _checked_roi(roi: Sequence[int] | None) -> tuple[int, int, int] | None:

@@ -57,13 +57,23 @@ def run(arguments: list[str]) -> int:
     given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
     module = importlib.import_module("pipeline.predict")
     runs, inputs = module.split_runs(given.paths)
-    document = module.predict(
-        runs, inputs, given.output,
-        formats=words(given.formats), per_structure=given.per_structure, probabilities=words(given.probabilities),
-        preview=given.preview, tta=given.tta, roi=given.roi, keep_largest=words(given.keep_largest),
-        min_volume_ml=given.min_volume_ml, device=given.device, precision=given.precision, threads=given.threads,
-        overwrite=given.overwrite, report=given.report, trust=given.trust_config,
+    options = module.PredictionOptions(
+        formats=tuple(words(given.formats)),
+        per_structure=given.per_structure,
+        probabilities=tuple(words(given.probabilities)),
+        preview=given.preview,
+        tta=given.tta,
+        roi=None if given.roi is None else tuple(given.roi),
+        keep_largest=tuple(words(given.keep_largest)),
+        min_volume_ml=given.min_volume_ml,
+        device=given.device,
+        precision=given.precision,
+        threads=given.threads,
+        overwrite=given.overwrite,
+        report=given.report,
+        trust=given.trust_config,
         follow_links=given.follow_links,
-    )  # fmt: skip
-    print(json.dumps(document, indent=2) if given.json else module.to_text(document))
-    return EXIT_DONE_IN_PART if document["n_failed"] else 0
+    )
+    report = module.predict(runs, inputs, given.output, options)
+    print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text())
+    return EXIT_DONE_IN_PART if report.n_failed else 0

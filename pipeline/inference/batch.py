@@ -1,227 +1,237 @@
-"""Segmenting many cases: reading the next and writing the last while the network works on one; a bad case stops nobody.
+"""Segment many cases: read the next and write the last while the network works; a failed case stops no other.
 
-Knows the order of things. The network's passes are `inference`'s, the way back `transforms.restore`'s, the files
-`segmentation_files`', what is said of a case `prediction_record`'s.
+Three threads have a case each: one reads and preprocesses, the calling one computes, one writes. So at most three cases
+are in memory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.console.progress import CaseProgress
+from pipeline.console.progress import CaseProgress, Progress
 from pipeline.files.json_files import write_json
-from pipeline.inference import record as prediction_record
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
-from pipeline.inference.passes import Passes, Prepared, feature_maps, prepare
-from pipeline.inference.postprocessing import clean
-from pipeline.inference.record import earlier, failed
+from pipeline.inference.passes import InferenceOptions, NetworkInput, feature_maps, prepare
+from pipeline.inference.postprocessing import PostprocessingOptions, clean
+from pipeline.inference.record import CaseRecord, provenance, record_done, record_failed, reusable_record
 from pipeline.writers.outputs import (
-    Wanted,
+    OutputOptions,
     check_formats,
     check_no_source_is_overwritten,
     check_table,
-    make_room,
+    remove_record,
     write_files,
     write_table,
 )
-from pipeline.writers.preview import write_preview
+from pipeline.writers.preview import PreviewImage
 from pipeline.writers.segmentation import Segmentation
 from transforms.io.grid import Geometry, VolumeError
 from transforms.io.load import read_geometry
 from transforms.restore import FeatureMap, Restored, restore
 
-__all__ = ["InputCase", "Settings", "segment_cases"]
-
 NETWORK_SHARE = 0.7
-"""How much of a case's progress the network's passes are; the way back is the rest."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with cases finished, cases in all, and what is being done."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the voxels of the result, beside the networks. `keep_largest` holds class indices."""
-
-    passes: Passes = field(default_factory=Passes)
-    keep_largest: tuple[int, ...] = ()
-    min_volume_ml: float = 0.0
-
-
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """A case as the reading thread hands it over."""
-
-    geometry: Geometry
-    state: str
-    prepared: list[Prepared]
-    seconds: float
+"""How much of a case's progress the network's passes are; bringing their result onto the scan's grid is the rest."""
 
 
 def segment_cases(
     models: Sequence[Model],
     cases: Sequence[InputCase],
-    wanted: Wanted,
-    settings: Settings,
+    outputs: OutputOptions,
+    inference: InferenceOptions | None = None,
+    postprocessing: PostprocessingOptions | None = None,
     *,
     overwrite: bool = False,
     progress: Progress | None = None,
     case_progress: CaseProgress | None = None,
-) -> list[dict[str, Any]]:
-    """Segment the cases and write what is wanted of each; one record a case, in order.
+) -> list[CaseRecord]:
+    """Segment cases and write their files; a case that was already segmented in the same way is skipped.
 
-    A record says "status" (done, skipped because an equal one is there, failed), and "error" where it failed, else
-    geometry, volumes, files, timings and memory. One case's files are written while the next goes through the network.
+    Args:
+        models: trained networks; of several, the mean of the probabilities decides.
+        cases: with ids that differ.
+        outputs: what is written, and where.
+        inference: how a scan goes through the networks.
+        postprocessing: what happens to the label map before it is written.
+        overwrite: segment finished cases again.
+        progress: called after each step with cases finished, cases in all, and what is being done as `note`.
+        case_progress: called with a case's id and how much of it is done.
 
-    Raises SegmentationError before anything is written if an output would overwrite an input, or the folder holds
-    label maps of other classes.
+    Returns:
+        One record a case, in order. What is wrong with one case is in its record.
+
+    Raises:
+        SegmentationError: an output would overwrite an input, or the folder holds label maps of other classes; nothing
+            was written. FileError: the folder cannot be written.
     """
-    check_no_source_is_overwritten({case.id: case.files for case in cases if not case.error}, wanted)
-    check_table(wanted, {case.id for case in cases}, overwrite=overwrite)
-    write_table(wanted, replace=False)
-    made_by = prediction_record.made_by(models, asdict(settings), wanted)
-    batch = _Batch(models, wanted, settings, made_by, len(cases), progress, case_progress)
-    open_cases, records = [], {}
+    inference = inference or InferenceOptions()
+    postprocessing = postprocessing or PostprocessingOptions()
+    check_no_source_is_overwritten({case.id: case.files for case in cases if not case.error}, outputs)
+    check_table(outputs, {case.id for case in cases}, overwrite=overwrite)
+    write_table(outputs, replace=False)
+    made_by = provenance(models, inference, postprocessing, outputs)
+    records: dict[str, CaseRecord] = {}
+    to_do: list[InputCase] = []
     for case in cases:
-        record = None if overwrite or case.error else earlier(case, wanted, made_by)
-        if record is None:
-            open_cases.append(case)
+        earlier = None if overwrite or case.error else reusable_record(case, outputs, made_by)
+        if earlier is None:
+            to_do.append(case)
         else:
-            records[case.id] = record
-    batch.finished = len(records)
-    records.update(batch.run(open_cases))
+            records[case.id] = earlier
+
+    def say(note: str) -> None:
+        if progress:
+            progress(len(records), len(cases), note=note)
+
+    steps = _Steps(models, outputs, inference, postprocessing, made_by, case_progress)
+    for record in _overlapped(to_do, steps, say):
+        records[record.case] = record
+        say(f"{record.case}: {record.status}")
     return [records[case.id] for case in cases]
 
 
-class _Batch:
-    """One run over the open cases; holds what every case needs."""
+@dataclass(frozen=True, eq=False)
+class _ReadCase:
+    """A case as the reading thread hands it over."""
 
-    def __init__(
-        self,
-        models: Sequence[Model],
-        wanted: Wanted,
-        settings: Settings,
-        made_by: dict[str, Any],
-        n_cases: int,
-        progress: Progress | None,
-        case_progress: CaseProgress | None,
-    ) -> None:
-        self.models, self.wanted, self.settings, self.made_by = models, wanted, settings, made_by
-        self.n_cases, self.finished = n_cases, 0
-        self._progress, self._case_progress = progress, case_progress
+    case: InputCase
+    state: str
+    geometry: Geometry
+    inputs: list[NetworkInput]
+    seconds: float
 
-    def run(self, cases: Sequence[InputCase]) -> dict[str, dict[str, Any]]:
-        """Records by case id."""
-        records: dict[str, dict[str, Any]] = {}
-        writing: tuple[InputCase, Future] | None = None
-        with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
-            reading = reader.submit(self.read, cases[0]) if cases else None
-            for number, case in enumerate(cases):
-                assert reading is not None
-                current = reading
-                self.say(f"{case.id}: reading")
-                try:
-                    read = current.result()
-                    reading = reader.submit(self.read, cases[number + 1]) if number + 1 < len(cases) else None
-                    restored, seconds = self.segment(case, read)
-                except Exception as error:  # whatever is wrong with one case, the others are not to suffer
-                    records[case.id] = failed(case, error)
-                    self.finished += 1
-                    if current is reading and number + 1 < len(cases):
-                        reading = reader.submit(self.read, cases[number + 1])
-                    continue
-                if writing:  # one label map waits to be written at most
-                    self.settle(writing, records)
-                writing = case, writer.submit(self.write, case, read, restored, seconds)
-                del read, restored
-            if writing:
-                self.settle(writing, records)
-        return records
 
-    def settle(self, writing: tuple[InputCase, Future], records: dict[str, dict[str, Any]]) -> None:
-        """Wait for a case's files."""
-        case, future = writing
-        try:
-            records[case.id] = future.result()
-        except Exception as error:
-            records[case.id] = failed(case, error)
-        self.finished += 1
-        self.say(f"{case.id}: {records[case.id]['status']}")
+@dataclass(frozen=True, eq=False)
+class _SegmentedCase:
+    """A case as the computing thread hands it over, with what a preview shows."""
 
-    def say(self, what: str) -> None:
-        if self._progress:
-            self._progress(self.finished, self.n_cases, what)
+    case: InputCase
+    state: str
+    geometry: Geometry
+    restored: Restored
+    image: PreviewImage
+    seconds: Mapping[str, float]
 
-    def say_share(self, case: InputCase, share: float) -> None:
-        if self._case_progress:
-            self._case_progress(case.id, share)
 
-    def read(self, case: InputCase) -> _Read:
-        """What the reading thread does."""
+def _overlapped(cases: Sequence[InputCase], steps: _Steps, say: Callable[[str], None]) -> Iterator[CaseRecord]:
+    """Take the cases through the three steps, each in its own thread, and yield their records as they are finished."""
+    writing: tuple[InputCase, Future[CaseRecord]] | None = None
+    with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
+        reading = [reader.submit(steps.read, case) for case in cases[:1]]
+        for number, case in enumerate(cases):
+            say(f"{case.id}: reading")
+            current = reading.pop()
+            wait([current])
+            reading = [reader.submit(steps.read, following) for following in cases[number + 1 : number + 2]]
+            failed: CaseRecord | None = None
+            try:
+                segmented = steps.segment(current.result(), say)
+            except Exception as error:  # whatever is wrong with one case, the others go on
+                failed = record_failed(case, error)
+            del current
+            if failed:
+                yield failed
+                continue
+            if writing:  # one label map waits to be written at most
+                yield _written(*writing)
+            writing = case, writer.submit(steps.write, segmented)
+            del segmented
+        if writing:
+            yield _written(*writing)
+
+
+def _written(case: InputCase, writing: Future[CaseRecord]) -> CaseRecord:
+    """Wait for a case's files."""
+    try:
+        return writing.result()
+    except Exception as error:
+        return record_failed(case, error)
+
+
+@dataclass(frozen=True, eq=False)
+class _Steps:
+    """What is done with each case, and what that needs."""
+
+    models: Sequence[Model]
+    outputs: OutputOptions
+    inference: InferenceOptions
+    postprocessing: PostprocessingOptions
+    made_by: Mapping[str, Any]
+    case_progress: CaseProgress | None
+
+    def read(self, case: InputCase) -> _ReadCase:
+        """Read and preprocess."""
         start = time.perf_counter()
         if case.error:
             raise VolumeError(case.error)
         state = case.state
         geometry = read_geometry(case.images[0])
-        check_formats(case.images[0], geometry.kind, self.wanted)
-        prepared = prepare(self.models, case.images, case.id)
-        return _Read(geometry, state, prepared, time.perf_counter() - start)
+        check_formats(case.images[0], geometry.kind, self.outputs)
+        inputs = prepare(self.models, case.images, case.id)
+        return _ReadCase(case, state, geometry, inputs, time.perf_counter() - start)
 
-    def segment(self, case: InputCase, read: _Read) -> tuple[Restored, dict[str, float]]:
-        """What the main thread does: the network, then the way back."""
+    def segment(self, read: _ReadCase, say: Callable[[str], None]) -> _SegmentedCase:
+        """Compute: all passes of all networks, then the segmentation of the scan's own voxels."""
+        case = read.case
         start = time.perf_counter()
-        self.say(f"{case.id}: network")
-        maps = self.maps(case, read)
+        say(f"{case.id}: network")
+        maps = self._passes(read)
         middle = time.perf_counter()
-        self.say(f"{case.id}: onto its own grid")
+        say(f"{case.id}: onto its own grid")
         restored = restore(
             maps,
             read.geometry.shape[:3],
             read.geometry.affine,
-            probabilities_of=self.wanted.probabilities,
-            progress=lambda done, total: self.say_share(case, NETWORK_SHARE + (1 - NETWORK_SHARE) * done / total),
+            probabilities_of=self.outputs.probabilities,
+            progress=lambda done, total: self._say_share(case, NETWORK_SHARE + (1 - NETWORK_SHARE) * done / total),
         )
         seconds = {"read": read.seconds, "network": middle - start, "restore": time.perf_counter() - middle}
-        return restored, seconds
+        first = read.inputs[0]
+        image = PreviewImage(first.image[0].numpy(), first.affine)
+        return _SegmentedCase(case, read.state, read.geometry, restored, image, seconds)
 
-    def maps(self, case: InputCase, read: _Read) -> list[FeatureMap]:
-        """All passes of all networks."""
-        passes, maps = self.settings.passes, []
-        n_passes = len(self.models) * 2 ** len(passes.mirrored)
-        self.say_share(case, 0)
-        for model, prepared in zip(self.models, read.prepared, strict=True):
-            for one in feature_maps(model, prepared, passes):
+    def _passes(self, read: _ReadCase) -> list[FeatureMap]:
+        n_passes = len(self.models) * 2 ** len(self.inference.mirrored)
+        maps: list[FeatureMap] = []
+        self._say_share(read.case, 0)
+        for model, network_input in zip(self.models, read.inputs, strict=True):
+            for one in feature_maps(model, network_input, self.inference):
                 maps.append(one)
-                self.say_share(case, NETWORK_SHARE * len(maps) / n_passes)
+                self._say_share(read.case, NETWORK_SHARE * len(maps) / n_passes)
         return maps
 
-    def write(self, case: InputCase, read: _Read, restored: Restored, seconds: dict[str, float]) -> dict[str, Any]:
-        """What the writing thread does; the record comes last."""
+    def _say_share(self, case: InputCase, share: float) -> None:
+        if self.case_progress:
+            self.case_progress(case.id, share)
+
+    def write(self, segmented: _SegmentedCase) -> CaseRecord:
+        """Clean and write; the record comes last."""
         start = time.perf_counter()
-        geometry = read.geometry
+        case, geometry, restored = segmented.case, segmented.geometry, segmented.restored
         segmentation = Segmentation(
-            restored.segmentation, geometry.affine, self.wanted.class_names, case.images[0], geometry.kind
+            restored.segmentation, geometry.affine, self.outputs.class_names, case.images[0], geometry.kind
         )
-        removed = clean(
-            segmentation.array,
-            segmentation.voxel_ml,
-            keep_largest=self.settings.keep_largest,
-            min_volume_ml=self.settings.min_volume_ml,
+        voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
+        remove_record(case.id, self.outputs)
+        write_table(self.outputs, replace=True)
+        write_files(
+            segmentation,
+            self.outputs.files(case.id),
+            probabilities=restored.probabilities,
+            image=segmented.image,
         )
-        make_room(case.id, self.wanted)
-        write_table(self.wanted, replace=True)
-        write_files(segmentation, restored.probabilities, case.id, self.wanted)
-        if self.wanted.preview:
-            first = read.prepared[0]
-            write_preview(segmentation, first.image[0].numpy(), first.affine, self.wanted.preview_file(case.id))
-        seconds = {**seconds, "write": time.perf_counter() - start}
-        record = prediction_record.done(
-            case, segmentation, self.wanted, self.made_by, state=read.state, voxels_removed=removed, seconds=seconds
+        record = record_done(
+            case,
+            segmentation,
+            self.outputs,
+            self.made_by,
+            source_state=segmented.state,
+            voxels_removed=voxels_removed,
+            seconds={**segmented.seconds, "write": time.perf_counter() - start},
         )
-        write_json(self.wanted.record_file(case.id), record)
+        write_json(self.outputs.record_file(case.id), record.to_document())
         return record

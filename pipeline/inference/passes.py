@@ -1,7 +1,4 @@
-"""From trained networks and a file to feature maps: loading checkpoints, preparing an image, passes through a network.
-
-What becomes of feature maps is `transforms.restore`'s; which cases there are, and what is written, is `batch`'s.
-"""
+"""Send a scan through trained networks: preprocessing, whole or in sliding windows, plain and mirrored."""
 
 from __future__ import annotations
 
@@ -35,72 +32,88 @@ OVERLAP = 0.5
 
 
 @dataclass(frozen=True)
-class Passes:
-    """How an image goes through a network.
-
-    `mirrored` names the axes ("x", "xy", …) that are flipped in all combinations, each a pass of its own; `roi` is the
-    sliding window in voxels of the network's grid, None for the whole volume at once; `precision` is "32" or "bf16".
-    """
+class InferenceOptions:
+    """How a scan goes through a network."""
 
     mirrored: str = ""
+    """Axes ("x", "xy", …) that are flipped in all combinations, each a pass of its own; "" for the plain pass alone."""
     roi: tuple[int, int, int] | None = None
+    """Sliding window in voxels of the network's grid; None for the whole volume at once."""
     precision: str = "32"
+    """"32" or "bf16"."""
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """An image as one network wants it: (C, I, J, K) float32 and the affine of its grid."""
+class NetworkInput:
+    """A scan as one network takes it."""
 
     image: Tensor
+    """(C, I, J, K) float32; axes run to the patient's right, front and head (RAS)."""
     affine: np.ndarray
+    """4×4 of the network's grid, voxel index -> world mm (RAS+)."""
 
 
-def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[Prepared]:
+def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[NetworkInput]:
     """Read and preprocess a case for each model; equal preprocessing is done once.
 
-    Raises VolumeError naming the case, NetworkError if a model wants another number of channels.
+    Args:
+        models: the networks.
+        images: paths, one a channel.
+        case: its id, for messages.
+
+    Raises:
+        VolumeError: a path that cannot be read, or channels on different grids. NetworkError: a model takes another
+            number of channels.
     """
-    done: dict[str, Prepared] = {}
-    prepared = []
+    by_preprocessing: dict[str, NetworkInput] = {}
+    inputs = []
     for model in models:
         if len(images) != model.n_channels:
             raise NetworkError(f"case {case}: {model.name} takes {model.n_channels} channels, found {len(images)}")
         key = json.dumps(model.preprocessing, sort_keys=True)
-        if key not in done:
-            found = inference_chain(**model.preprocessing)({"image": list(images), "case": case})["image"]
-            done[key] = Prepared(found.as_tensor(), np.asarray(found.affine, np.float64))
-        prepared.append(done[key])
-    return prepared
+        if key not in by_preprocessing:
+            image = inference_chain(**model.preprocessing)({"image": list(images), "case": case})["image"]
+            by_preprocessing[key] = NetworkInput(image.as_tensor(), np.asarray(image.affine, np.float64))
+        inputs.append(by_preprocessing[key])
+    return inputs
 
 
-def feature_maps(model: Model, prepared: Prepared, passes: Passes) -> Iterator[FeatureMap]:
-    """Send a prepared image through a network, once for each combination of mirrored axes.
+def feature_maps(model: Model, network_input: NetworkInput, options: InferenceOptions) -> Iterator[FeatureMap]:
+    """Send a prepared scan through a network, once for each combination of mirrored axes.
 
     A mirrored pass shows the network a mirrored body; where left and right are exchanged, the sided classes of its
-    head are exchanged back by name. Raises NetworkError where that cannot be done, and where features or head are not
-    finite: every comparison with NaN is false, so that the whole scan would come out as background.
+    head are exchanged back by name.
+
+    Yields:
+        The plain pass first; features (F, I, J, K) on the grid of the map's affine.
+
+    Raises:
+        NetworkError: left and right classes cannot be exchanged; features or head are NaN or infinite (every comparison
+            with NaN is false, so that the whole scan would come out as background).
     """
-    axes = mirror_axes(passes.mirrored)
+    axes = mirror_axes(options.mirrored)
     subsets = itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1))
     for flipped in subsets:
-        features = _features(model, prepared.image.flip([1 + axis for axis in flipped]), passes)
+        features = _features(model, network_input.image.flip([1 + axis for axis in flipped]), options)
         weight, bias = head_matrix(model.network.head, len(features))
-        _check_finite(model, passes, features, weight, bias)
-        affine = prepared.affine @ _mirror(flipped, prepared.image.shape[1:])
+        _check_finite(model, options, features, weight, bias)
+        affine = network_input.affine @ _mirror(flipped, network_input.image.shape[1:])
         if AXES["x"] in flipped:
             partners = torch.tensor(_partners(model), device=features.device)
             if weight is None:
                 features = features[partners]
             else:
-                weight, bias = weight[partners], None if bias is None else bias[partners]
+                weight = weight[partners]
+            if bias is not None:
+                bias = bias[partners]
         yield FeatureMap(features, affine, weight, bias)
 
 
-def _check_finite(model: Model, passes: Passes, *tensors: Tensor | None) -> None:
+def _check_finite(model: Model, options: InferenceOptions, *tensors: Tensor | None) -> None:
     for tensor in tensors:
         # The extremes of a tensor with NaN are NaN: one pass, and no second tensor of its size.
         if tensor is not None and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach())):
-            remedy = "try --precision 32, or another run" if passes.precision != "32" else "predict with another run"
+            remedy = "try --precision 32, or another run" if options.precision != "32" else "predict with another run"
             raise NetworkError(f"{model.path}: its network gives NaN or infinite values for this scan; {remedy}")
 
 
@@ -135,6 +148,7 @@ def _partners(model: Model) -> tuple[int, ...]:
 
 
 def _mirror(flipped: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """4×4, voxel index of the mirrored grid of `size` (I, J, K) -> voxel index of the grid."""
     matrix = np.eye(4)
     for axis in flipped:
         matrix[axis, axis], matrix[axis, 3] = -1, size[axis] - 1
@@ -142,11 +156,11 @@ def _mirror(flipped: Sequence[int], size: Sequence[int]) -> np.ndarray:
 
 
 @torch.no_grad()
-def _features(model: Model, image: Tensor, passes: Passes) -> Tensor:
+def _features(model: Model, image: Tensor, options: InferenceOptions) -> Tensor:
     """(C, I, J, K) -> (F, I, J, K)."""
     x = image[None].to(model.device)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=passes.precision == "bf16"):
-        if passes.roi is None:
+    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
+        if options.roi is None:
             return model.network.features(x)[0]
         # Features of overlapping windows are averaged: the head is linear, so this averages their logits.
-        return sliding_window_inference(x, passes.roi, 1, model.network.features, overlap=OVERLAP, mode="gaussian")[0]
+        return sliding_window_inference(x, options.roi, 1, model.network.features, overlap=OVERLAP, mode="gaussian")[0]

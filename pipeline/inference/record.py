@@ -1,7 +1,4 @@
-"""The record of a segmented case: what was done and by what; written last, so that it marks a finished case.
-
-Decides whether an earlier record still holds. Segments and writes nothing itself.
-"""
+"""Record what was done with a case, in the JSON file that marks it as finished; find records that still hold."""
 
 from __future__ import annotations
 
@@ -11,8 +8,9 @@ import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -22,55 +20,154 @@ from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
-from pipeline.writers.outputs import Wanted
+from pipeline.inference.passes import InferenceOptions
+from pipeline.inference.postprocessing import PostprocessingOptions
+from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import Segmentation, SegmentationError
 
 log = logging.getLogger(__name__)
 
 Status = Literal["done", "skipped", "failed"]
+"""Segmented now; already there and equal; not segmented."""
 
 
-def done(
+class ClassVolume(NamedTuple):
+    """One class in a case's label map."""
+
+    value: int
+    """Its value in the label map."""
+    name: str
+    colour: tuple[int, int, int]
+    """RGB, 0…255."""
+    volume_ml: float
+
+
+class Grid(NamedTuple):
+    """The voxel grid of a case's label map, which is its scan's own."""
+
+    shape: tuple[int, ...]
+    """Voxels (I, J, K)."""
+    spacing_mm: tuple[float, ...]
+    """Edge lengths of a voxel along i, j and k."""
+    orientation: str
+    """Where the axes run, "RAS" for example."""
+    affine: list[list[float]]
+    """4×4, voxel index -> world mm (RAS+)."""
+    kind: str
+    """Format of the scan: "nifti", "nrrd", "metaimage" or "dicom"."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What became of a case."""
+
+    case: str
+    """Its id, which its files bear."""
+    status: Status
+    source: tuple[str, ...]
+    """Paths of the scan, one a channel."""
+    error: str = ""
+    """Why it failed, in one line; the facts below are then empty."""
+    source_state: str = ""
+    """`InputCase.state` from before the scan was read."""
+    files: tuple[str, ...] = ()
+    """What was written, relative to the output folder."""
+    geometry: Grid | None = None
+    classes: tuple[ClassVolume, ...] = ()
+    voxels_removed: int = 0
+    """By postprocessing."""
+    seconds: Mapping[str, float] | None = None
+    """Of "read", "network", "restore" and "write"."""
+    peak_memory_mb: float = 0.0
+    """MiB that this process held at most since it began."""
+    peak_gpu_memory_mb: float | None = None
+    """MiB that torch allocated on the GPU at most; None without one."""
+    made_by: Mapping[str, Any] | None = None
+    """What decides whether an equal result is the same: see `provenance`."""
+
+    def to_document(self) -> dict[str, Any]:
+        """The record as JSON has it."""
+        document: dict[str, Any] = {"case": self.case, "status": self.status, "source": list(self.source)}
+        if self.status == "failed":
+            return document | {"error": self.error}
+        assert self.geometry is not None
+        document |= {
+            "source_state": self.source_state,
+            "files": list(self.files),
+            "geometry": self.geometry._asdict(),
+            "classes": [one._asdict() for one in self.classes],
+            "voxels_removed": self.voxels_removed,
+            "seconds": dict(self.seconds or {}),
+            "peak_memory_mb": self.peak_memory_mb,
+        }
+        if self.peak_gpu_memory_mb is not None:
+            document["peak_gpu_memory_mb"] = self.peak_gpu_memory_mb
+        return json.loads(json.dumps(document | {"made_by": self.made_by}))
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> CaseRecord:
+        """Take a finished case's record as `to_document` made it. Raises SegmentationError for any other document."""
+        try:
+            return cls(
+                case=str(document["case"]),
+                status="done",
+                source=tuple(map(str, document["source"])),
+                source_state=str(document["source_state"]),
+                files=tuple(map(str, document["files"])),
+                geometry=Grid(**document["geometry"]),
+                classes=tuple(ClassVolume(**one) for one in document["classes"]),
+                voxels_removed=int(document["voxels_removed"]),
+                seconds=dict(document["seconds"]),
+                peak_memory_mb=float(document["peak_memory_mb"]),
+                peak_gpu_memory_mb=document.get("peak_gpu_memory_mb"),
+                made_by=dict(document["made_by"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise SegmentationError(
+                f"expected the record of a segmented case, found another document ({error!r})"
+            ) from error
+
+
+def record_done(
     case: InputCase,
     segmentation: Segmentation,
-    wanted: Wanted,
-    made_by: dict[str, Any],
+    outputs: OutputOptions,
+    made_by: Mapping[str, Any],
     *,
-    state: str,
+    source_state: str,
     voxels_removed: int,
     seconds: Mapping[str, float],
-) -> dict[str, Any]:
-    """The record of a finished case: geometry, volumes in ml, files, timings in s, the peak of memory in MiB.
-
-    `state` is `case.state` from before it was read.
-    """
+) -> CaseRecord:
+    """The record of a case whose files are written; arguments as `CaseRecord` has them."""
     affine = segmentation.affine
-    table = zip(segmentation.class_names, segmentation.colours, segmentation.voxels, strict=True)
-    return {
-        "case": case.id,
-        "status": "done",
-        "source": [str(path) for path in case.images],
-        "source_state": state,
-        "files": [str(path.relative_to(wanted.folder)) for path in wanted.files(case.id)],
-        "geometry": {
-            "shape": list(segmentation.array.shape),
-            "spacing_mm": [round(float(mm), 6) for mm in np.linalg.norm(affine[:3, :3], axis=0)],
-            "orientation": "".join(nib.aff2axcodes(affine)),
-            "affine": affine.tolist(),
-            "kind": segmentation.source_kind,
-        },
-        "classes": [
-            {"value": value, "name": name, "colour": colour.tolist(), "volume_ml": float(n) * segmentation.voxel_ml}
-            for value, (name, colour, n) in enumerate(table)
-        ],
-        "voxels_removed": voxels_removed,
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
-        **_peak_memory(),
-        "made_by": made_by,
-    }
+    table = zip(segmentation.class_names, segmentation.colours.tolist(), segmentation.voxels, strict=True)
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return CaseRecord(
+        case=case.id,
+        status="done",
+        source=tuple(str(path) for path in case.images),
+        source_state=source_state,
+        files=tuple(str(file.path.relative_to(outputs.folder)) for file in outputs.files(case.id)),
+        geometry=Grid(
+            shape=segmentation.array.shape,
+            spacing_mm=tuple(round(float(mm), 6) for mm in spacing_mm),
+            orientation="".join(nib.aff2axcodes(affine)),
+            affine=affine.tolist(),
+            kind=segmentation.source_kind,
+        ),
+        classes=tuple(
+            ClassVolume(value, name, tuple(colour), float(count) * segmentation.voxel_ml)
+            for value, (name, colour, count) in enumerate(table)
+        ),
+        voxels_removed=voxels_removed,
+        seconds={name: round(value, 3) for name, value in seconds.items()},
+        peak_memory_mb=_peak_memory_mb(),
+        peak_gpu_memory_mb=_peak_gpu_memory_mb(),
+        made_by=made_by,
+    )
 
 
-def failed(case: InputCase, error: Exception) -> dict[str, Any]:
+def record_failed(case: InputCase, error: Exception) -> CaseRecord:
     """The record of a case that failed, with the reason in one line."""
     log.debug("case %s failed", case.id, exc_info=error)
     message = " ".join(str(error).split())
@@ -78,21 +175,28 @@ def failed(case: InputCase, error: Exception) -> dict[str, Any]:
         message = "not enough memory; try --roi 96 96 96, --device cpu, or without --tta"
     elif not isinstance(error, ValueError | OSError):
         message = f"{type(error).__name__}: {message}"
-    return {"case": case.id, "status": "failed", "source": [str(p) for p in case.images], "error": message}
+    return CaseRecord(case.id, "failed", tuple(str(path) for path in case.images), error=message)
 
 
-def earlier(case: InputCase, wanted: Wanted, made_by: dict[str, Any]) -> dict[str, Any] | None:
-    """The record of a finished case, as skipped; None where it is still to be done, or again: a file has gone, or the
-    scan was replaced. What another run or other settings made is not overwritten unasked: a failure."""
-    path = wanted.record_file(case.id)
+def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[str, Any]) -> CaseRecord | None:
+    """Find out whether a case was already segmented, so that it need not be done again.
+
+    Returns:
+        The earlier record, as skipped; a failed record where another run or other settings made the result, which is
+        not overwritten unasked; None where the case is to be done: never finished, a file is missing, or the scan was
+        replaced.
+    """
+    path = outputs.record_file(case.id)
     if not path.exists():
         return None
     try:
-        record = read_json(path)
+        earlier = CaseRecord.from_document(read_json(path))
     except FileError as error:
-        return failed(case, SegmentationError(f"{error}; or give --overwrite"))
-    if record.get("made_by") != made_by or record.get("source") != [str(image) for image in case.images]:
-        return failed(
+        return record_failed(case, SegmentationError(f"{error}; or give --overwrite"))
+    except SegmentationError as error:
+        return record_failed(case, SegmentationError(f"{path}: {error}; remove it or give --overwrite"))
+    if earlier.made_by != made_by or earlier.source != tuple(str(image) for image in case.images):
+        return record_failed(
             case,
             SegmentationError(
                 f"{path}: this case was segmented by another run, with other settings or from another file; "
@@ -100,32 +204,37 @@ def earlier(case: InputCase, wanted: Wanted, made_by: dict[str, Any]) -> dict[st
             ),
         )
     try:
-        is_whole = all(file.exists() for file in wanted.files(case.id)) and record.get("source_state") == case.state
+        is_whole = all(file.path.exists() for file in outputs.files(case.id)) and earlier.source_state == case.state
     except OSError:  # reading the scan says what is wrong with it
         return None
-    return {**record, "status": "skipped"} if is_whole else None
+    return replace(earlier, status="skipped") if is_whole else None
 
 
-def made_by(models: Sequence[Model], settings: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
-    """What decides whether an earlier result is the same one: weights, settings, and what was written."""
+def provenance(
+    models: Sequence[Model],
+    inference: InferenceOptions,
+    postprocessing: PostprocessingOptions,
+    outputs: OutputOptions,
+) -> dict[str, Any]:
+    """What decides whether an earlier result is the same one, as JSON: weights, settings, and which files there are."""
     document = {
         "runs": [{"name": model.name, "checkpoint_sha256": _sha256(model.path)} for model in models],
-        "settings": dict(settings),
-        "formats": list(wanted.formats),
-        "per_structure": wanted.per_structure,
-        "probabilities": list(wanted.probabilities),
-        "preview": wanted.preview,
+        "settings": {"passes": asdict(inference), **asdict(postprocessing)},
+        "formats": list(outputs.formats),
+        "per_structure": outputs.per_structure,
+        "probabilities": list(outputs.probabilities),
+        "preview": outputs.preview,
     }
     return json.loads(json.dumps(document))  # lists for tuples, as it comes back from a file
 
 
-def _peak_memory() -> dict[str, float]:
-    """MiB this process held at most since it began, and on a GPU what torch allocated there at most."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = {"peak_memory_mb": round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)}
-    if torch.cuda.is_initialized():
-        found["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
-    return found
+def _peak_memory_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)
+
+
+def _peak_gpu_memory_mb() -> float | None:
+    return round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_initialized() else None
 
 
 def _sha256(path: Path) -> str:

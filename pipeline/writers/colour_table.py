@@ -1,4 +1,4 @@
-"""Class names and colours as a colour table of 3D Slicer (.ctbl), for the label maps of a folder.
+"""Write class names and colours as a colour table of 3D Slicer (.ctbl), for the label maps of a folder.
 
 The format is Slicer's ("Color table file"): value, name without blanks, red, green, blue, opacity, all 0…255.
 """

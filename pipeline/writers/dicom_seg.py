@@ -1,8 +1,10 @@
-"""Segmentations as DICOM SEG of the series they were made from, by highdicom.
+"""Write segmentations as DICOM SEG of the series they were made from, by highdicom.
 
-One binary segment for each structure that occurs, in class order, with frames that refer to the source instances.
-Where an anonymiser blanked the instances' own UIDs, the copies in the files' meta information are taken: those are what
-a SEG refers to. Blank UIDs of study, series and frame of reference are made from them, the same ones every time.
+A Segmentation Storage object (DICOM PS3.3, A.51) with one binary segment for each structure that occurs, in class
+order, and frames that refer to the source instances. Frames are (k, j, i) of the label map: the source's slices along
+its normal, rows, columns; world coordinates are LPS in DICOM. Where an anonymiser blanked the instances' own UIDs, the
+copies in the files' meta information are taken: those are what a SEG refers to. Blank UIDs of study, series and frame
+of reference are made from them, the same ones every time.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ log = logging.getLogger(__name__)
 PRIVATE_SCHEME = "99BODYSEG"
 """Coding scheme of structures that pydicom's part of SNOMED CT has no word for (DICOM PS3.3, 8.2: 99 is private)."""
 
-PLACE_WORDS = {"left", "right", "upper", "lower", "middle", "lobe"}
+SIDE_WORDS = {"left", "right", "upper", "lower", "middle", "lobe"}
 SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
@@ -178,7 +180,7 @@ def _rgb(segmentation: Segmentation, value: int) -> Sequence[int]:
 def structure_code(name: str) -> Code:
     """SNOMED CT's code of a structure, where pydicom knows the name without its side ("kidney_left": Kidney); else a
     private code with the class name. The segment's label says the side."""
-    words = [word for word in re.findall(r"[A-Za-z]+", name.lower()) if word not in PLACE_WORDS]
+    words = [word for word in re.findall(r"[A-Za-z]+", name.lower()) if word not in SIDE_WORDS]
     keyword = "".join(word.capitalize() for word in words)
     if keyword and keyword in dir(codes.SCT):
         return getattr(codes.SCT, keyword)

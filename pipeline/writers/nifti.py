@@ -1,14 +1,13 @@
-"""Segmentations, masks and probabilities as NIfTI, on the source's own grid to the last bit of its header.
+"""Write segmentations, masks and probabilities as NIfTI, on the source's grid to the last bit of its header.
 
-A NIfTI source hands on its qform, sform, their codes and its units as they are stored; others get their affine with
-code 1 (scanner coordinates). Class names and colours travel inside the file as a label table in the Caret extension
-(NIfTI extension code 30), which readers that do not know it skip.
+World coordinates are RAS+ in NIfTI as in this pipeline. A NIfTI source hands on its qform, sform, their codes and its
+units as stored; others get their affine with code 1 (scanner coordinates). Class names and colours travel inside the
+file as a label table in the Caret extension (NIfTI extension code 30), which readers that do not know it skip.
 """
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
@@ -22,6 +21,8 @@ from pipeline.files.atomic import write_atomically
 from pipeline.writers.segmentation import Segmentation, printable
 
 CARET = 30
+"""Extension code of Caret, whose label tables Connectome Workbench and others read."""
+
 GZIP_LEVEL = 1
 """Label maps are mostly runs: level 1 packs 512×512×800 in a second, level 9 saves a tenth and takes a minute."""
 
@@ -32,22 +33,26 @@ GRID_FIELDS = (
 
 
 def write_nifti(segmentation: Segmentation, path: Path) -> None:
-    """Write the label map, class names and colours inside; .nii.gz or .nii. Raises FileError if the disk does."""
+    """Write the label map with class names and colours inside, as .nii.gz or .nii by the path's suffix.
+
+    Raises FileError if the disk refuses.
+    """
     header = _header(segmentation, segmentation.array.dtype)
     header.extensions.append(Nifti1Extension(CARET, _label_table(segmentation)))
     _write(path, header, segmentation.array)
 
 
-def write_mask(segmentation: Segmentation, classes: Sequence[int], path: Path) -> None:
-    """Write where any of the classes is: uint8, 0 and 1."""
-    mask = np.zeros(segmentation.array.shape, np.uint8, order="F")
-    for c in classes:
-        mask |= (segmentation.array == c).view(np.uint8)
-    _write(path, _header(segmentation, np.dtype(np.uint8)), mask)
+def write_mask(segmentation: Segmentation, class_index: int, path: Path) -> None:
+    """Write where one class is: uint8, 0 and 1. Raises FileError if the disk refuses."""
+    mask = (segmentation.array == class_index).view(np.uint8)
+    _write(path, _header(segmentation, mask.dtype), mask)
 
 
 def write_probabilities(segmentation: Segmentation, probabilities: NDArray[np.uint8], path: Path) -> None:
-    """Write one class's probabilities, (I, J, K) uint8 with 255 for certain, scaled so that readers see 0 to 1."""
+    """Write one class's probabilities, (I, J, K) uint8 with 255 for certain, scaled so that readers see 0 to 1.
+
+    Raises FileError if the disk refuses.
+    """
     header = _header(segmentation, np.dtype(np.uint8))
     header["scl_slope"], header["scl_inter"] = 1 / 255, 0
     header["cal_max"] = 1
@@ -99,7 +104,7 @@ def _set_affine(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> None:
 
 
 def _source_header(path: Path) -> nib.Nifti1Header:
-    """The source's header as stored. nibabel's loader repairs some fields in silence, so it is not asked."""
+    """Read the source's header as stored; nibabel's own loader repairs some fields in silence."""
     path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"

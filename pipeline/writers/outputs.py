@@ -1,7 +1,7 @@
-"""Which files a segmented case becomes, and writing them. The formats themselves are `segmentation_*`'s.
+"""Choose which files a segmented case becomes, and write them.
 
 OUTPUT/CASE.nii.gz | CASE.seg.nrrd | CASE.dcm         the label map, one file a format
-OUTPUT/CASE/segmentations/<structure>.nii.gz          per structure, as TotalSegmentator has them
+OUTPUT/CASE/segmentations/<structure>.nii.gz          one mask a structure, as TotalSegmentator has them
 OUTPUT/CASE/probabilities/<class>.nii.gz              of named classes
 OUTPUT/CASE.png                                       preview
 OUTPUT/labels.ctbl                                    class names and colours of all the cases, for 3D Slicer
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,51 +23,71 @@ from pipeline.files.json_files import read_json
 from pipeline.writers.colour_table import colour_table, write_colour_table
 from pipeline.writers.dicom_seg import check_series, write_dicom_seg
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
+from pipeline.writers.preview import PreviewImage, write_preview
 from pipeline.writers.seg_nrrd import write_seg_nrrd
 from pipeline.writers.segmentation import Segmentation, SegmentationError, file_names
 
-WRITERS = {"nifti": write_nifti, "nrrd": write_seg_nrrd, "dicom": write_dicom_seg}
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".seg.nrrd", "dicom": ".dcm"}
-FORMATS = tuple(WRITERS)
+"""Format of a label map -> how its file's name ends."""
+
+FORMATS = tuple(SUFFIXES)
+
+
+class OutputFile(NamedTuple):
+    """One file of a segmented case."""
+
+    kind: Literal["nifti", "nrrd", "dicom", "mask", "probabilities", "preview"]
+    """A label map in one of the formats, or what else the file holds."""
+    path: Path
+    class_index: int = 0
+    """Of a mask or of probabilities: whose."""
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What shall be written for every case: `probabilities` are class indices, `per_structure` one mask a class."""
+class OutputOptions:
+    """What is written for every case. Raises SegmentationError for unknown formats or where nothing is written."""
 
     folder: Path
+    """Where all files go; made when the first one is written."""
     class_names: tuple[str, ...]
+    """Background first."""
     formats: tuple[str, ...] = ("nifti",)
+    """Of `FORMATS`."""
     per_structure: bool = False
+    """Also one mask a class but the background."""
     probabilities: tuple[int, ...] = ()
+    """Indices of classes whose probabilities are written, too."""
     preview: bool = False
+    """Also a picture of three planes."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not (self.formats or self.per_structure):
             raise SegmentationError(f"formats: expected some of {', '.join(FORMATS)}, found {unknown or 'none'}")
 
-    def label_files(self, case: str) -> dict[str, Path]:
-        """Format -> file of the label map."""
-        return {name: self.folder / f"{case}{SUFFIXES[name]}" for name in self.formats}
+    def files(self, case: str) -> list[OutputFile]:
+        """List every file of a case but its record, in the order of writing.
 
-    def mask_files(self, case: str) -> dict[int, Path]:
-        """Class index -> file of its mask, for every class but the background."""
+        DICOM comes first: it alone may find only while it is written that the source does not allow it.
+        """
         names = file_names(self.class_names)
-        folder = self.folder / case / "segmentations"
-        return {c: folder / f"{names[c]}.nii.gz" for c in range(1, len(names))} if self.per_structure else {}
+        ordered = sorted(self.formats, key=lambda name: name != "dicom")
+        found = [OutputFile(name, self.label_map(case, name)) for name in ordered]  # type: ignore[arg-type]
+        if self.per_structure:
+            masks = self.folder / case / "segmentations"
+            found += [OutputFile("mask", masks / f"{names[c]}.nii.gz", c) for c in range(1, len(names))]
+        chances = self.folder / case / "probabilities"
+        found += [OutputFile("probabilities", chances / f"{names[c]}.nii.gz", c) for c in self.probabilities]
+        if self.preview:
+            found.append(OutputFile("preview", self.folder / f"{case}.png"))
+        return found
 
-    def probability_files(self, case: str) -> dict[int, Path]:
-        """Class index -> file of its probabilities."""
-        names = file_names(self.class_names)
-        return {c: self.folder / case / "probabilities" / f"{names[c]}.nii.gz" for c in self.probabilities}
-
-    def preview_file(self, case: str) -> Path:
-        """The picture of three planes."""
-        return self.folder / f"{case}.png"
+    def label_map(self, case: str, format_name: str) -> Path:
+        """The file of a case's label map in one of `FORMATS`."""
+        return self.folder / f"{case}{SUFFIXES[format_name]}"
 
     def record_file(self, case: str) -> Path:
-        """The JSON that says what was done, and that all the others are there."""
+        """The JSON file that says what was done; it marks a finished case."""
         return self.folder / f"{case}.json"
 
     @property
@@ -75,67 +95,103 @@ class Wanted:
         """Class names and colours; one for the folder, as all its cases have the same classes."""
         return self.folder / "labels.ctbl"
 
-    def files(self, case: str) -> list[Path]:
-        """Every file but the record."""
-        found = [*self.label_files(case).values(), *self.mask_files(case).values()]
-        found += self.probability_files(case).values()
-        return [*found, self.preview_file(case)] if self.preview else found
 
-
-def check_formats(source: Path, source_kind: str, wanted: Wanted) -> None:
+def check_formats(source: Path, source_kind: str, options: OutputOptions) -> None:
     """Raise SegmentationError for a format that a source does not allow, before anything is written."""
-    if "dicom" in wanted.formats:
+    if "dicom" in options.formats:
         check_series(source, source_kind)
 
 
-def make_room(case: str, wanted: Wanted) -> None:
-    """Remove a case's earlier record and what a killed process had begun to write of it.
+def remove_record(case: str, options: OutputOptions) -> None:
+    """Remove a case's earlier record, and the files of it that a killed process left half-written.
 
-    The record goes first, for good: from now on until the new one is there the case counts as unfinished, so that a
-    failure or kill between two files leaves none of them under a record that was not made of it. Raises FileError.
+    The record goes first, for good: until the new one is written the case counts as unfinished, so that a failure or
+    kill between two files leaves none of them under a record that does not describe it. Raises FileError.
     """
-    remove_durably(wanted.record_file(case))
-    for path in [*wanted.files(case), wanted.record_file(case)]:
+    remove_durably(options.record_file(case))
+    for path in [*(file.path for file in options.files(case)), options.record_file(case)]:
         remove_half_written(path)
 
 
 def write_files(
-    segmentation: Segmentation, probabilities: Mapping[int, NDArray[np.uint8]], case: str, wanted: Wanted
+    segmentation: Segmentation,
+    files: Sequence[OutputFile],
+    *,
+    probabilities: Mapping[int, NDArray[np.uint8]],
+    image: PreviewImage | None = None,
 ) -> None:
-    """Write a case's label maps, masks and probabilities, each whole or not at all.
+    """Write files of one case, each whole or not at all.
 
-    Raises SegmentationError for a format that the source does not allow, FileError if the disk refuses.
+    Args:
+        segmentation: the label map on its source's grid.
+        files: what to write, as `OutputOptions.files` lists it.
+        probabilities: (I, J, K) uint8 by class index, 255 for certain; of every class that `files` names.
+        image: what a preview shows; needed if `files` holds one.
+
+    Raises:
+        SegmentationError: a format that the source does not allow. FileError: the disk refuses.
     """
-    # DICOM first: it alone may find only while it is made that the source does not allow it.
-    for name, path in sorted(wanted.label_files(case).items(), key=lambda item: item[0] != "dicom"):
-        WRITERS[name](segmentation, _ready(path))
-    for c, path in wanted.mask_files(case).items():
-        write_mask(segmentation, [c], _ready(path))
-    for c, path in wanted.probability_files(case).items():
-        write_probabilities(segmentation, probabilities[c], _ready(path))
+    for kind, path, class_index in files:
+        _make_folder(path.parent)
+        if kind == "nifti":
+            write_nifti(segmentation, path)
+        elif kind == "nrrd":
+            write_seg_nrrd(segmentation, path)
+        elif kind == "dicom":
+            write_dicom_seg(segmentation, path)
+        elif kind == "mask":
+            write_mask(segmentation, class_index, path)
+        elif kind == "probabilities":
+            write_probabilities(segmentation, probabilities[class_index], path)
+        else:
+            assert image is not None
+            write_preview(segmentation, image, path)
 
 
-def check_table(wanted: Wanted, cases: Collection[str], *, overwrite: bool = False) -> None:
-    """Raise SegmentationError if the folder holds label maps of other classes: any, or with `overwrite` any of cases
-    that are not among those to be done again. One colour table serves the folder."""
-    path = wanted.table_file
-    found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    if found == colour_table(wanted.class_names):
+def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bool = False) -> None:
+    """Refuse a folder that holds label maps of other classes: one colour table serves the folder.
+
+    Args:
+        options: the folder and its classes.
+        cases: ids of the cases that are segmented now.
+        overwrite: the results of `cases` may have other classes, since they are made again.
+
+    Raises:
+        SegmentationError: the folder's table has other classes, or a case that is not made again has.
+    """
+    path = options.table_file
+    found = _table_text(path)
+    if found == colour_table(options.class_names):
         return
     if found is not None and not overwrite:
         raise SegmentationError(
             f"{path}: this folder holds segmentations with other classes; choose another --output or --overwrite"
         )
-    for record in sorted(wanted.folder.glob("*.json")):
-        if record.stem not in cases and _class_names(record) not in (None, [*wanted.class_names]):
+    for record in sorted(options.folder.glob("*.json")):
+        if record.stem not in cases and _class_names(record) not in (None, [*options.class_names]):
             raise SegmentationError(
                 f"{record}: case {record.stem} was segmented with other classes and is not among these scans, so that "
                 "--overwrite would give its values other names; choose another --output or remove its files"
             )
 
 
+def write_table(options: OutputOptions, *, replace: bool) -> None:
+    """Make the folder and its colour table; a table of other classes is replaced only where `replace` says so.
+
+    Raises FileError if the disk refuses.
+    """
+    found = _table_text(options.table_file)
+    if found is None or (replace and found != colour_table(options.class_names)):
+        _make_folder(options.folder)
+        write_colour_table(options.class_names, options.table_file)
+
+
+def _table_text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+
+
 def _class_names(record: Path) -> list[Any] | None:
-    """The class names of a case's record; None where the file is none (metrics.json, say)."""
+    """The class names of a case's record; None where the file is not one (metrics.json, say)."""
     try:
         document = read_json(record)
     except FileError:
@@ -146,29 +202,17 @@ def _class_names(record: Path) -> list[Any] | None:
     return [one.get("name") if isinstance(one, dict) else one for one in classes]
 
 
-def write_table(wanted: Wanted, *, replace: bool) -> None:
-    """Make the folder and its colour table; one of other classes is replaced only where `replace` says so.
-
-    Raises FileError if the disk refuses.
-    """
-    path, table = wanted.table_file, colour_table(wanted.class_names)
-    found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    if found is None or (replace and found != table):
-        write_colour_table(wanted.class_names, _ready(path))
-
-
-def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], wanted: Wanted) -> None:
-    """Raise SegmentationError where an output would take the place of one of the inputs (case -> its image files)."""
+def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], options: OutputOptions) -> None:
+    """Raise SegmentationError where an output would replace one of the inputs (case -> its image files)."""
     sources = {path.resolve() for paths in cases.values() for path in paths}
     for case in cases:
-        for path in [*wanted.files(case), wanted.record_file(case)]:
+        for path in [*(file.path for file in options.files(case)), options.record_file(case)]:
             if path.resolve() in sources:
                 raise SegmentationError(f"{path} is an input; choose another --output, it would be overwritten")
 
 
-def _ready(path: Path) -> Path:
+def _make_folder(folder: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise write_error(path.parent, error) from error
-    return path
+        raise write_error(folder, error) from error

@@ -1,12 +1,13 @@
-"""A picture of a segmented case: three planes through the middle of what was found, overlaid in the class colours.
+"""Draw a segmented case: three planes through the middle of the structures, overlaid in the class colours.
 
-The planes lie on the network's own RAS grid, and the label map is looked up there through world coordinates: a
-segmentation that were shifted, flipped or swapped would not fit the picture.
+The planes lie on the network's RAS grid, and the label map is looked up there through world coordinates: a segmentation
+that is shifted, flipped or swapped does not fit the picture.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -22,18 +23,32 @@ PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
 HEIGHT_INCHES = 5.0
 
 
-def write_preview(segmentation: Segmentation, image: NDArray, affine: NDArray, path: Path) -> None:
-    """Write the PNG. `image` is (I, J, K) on the RAS grid of `affine` (voxel index -> world mm)."""
-    found = _on_grid(segmentation, image.shape, affine)
+class PreviewImage(NamedTuple):
+    """The grey picture below the overlay."""
+
+    array: NDArray
+    """(I, J, K) intensities; axes run to the patient's right, front and head (RAS)."""
+    affine: NDArray[np.float64]
+    """4×4, voxel index -> world mm (RAS+)."""
+
+
+def write_preview(segmentation: Segmentation, image: PreviewImage, path: Path) -> None:
+    """Write sagittal, coronal and axial plane side by side as PNG; the patient's right is on the left.
+
+    Raises FileError if the disk refuses.
+    """
+    found = _on_grid(segmentation, image.array.shape, image.affine)
     inside = np.nonzero(found)
-    centre = [int(np.median(index)) if index.size else n // 2 for index, n in zip(inside, image.shape, strict=True)]
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    centre = [int(np.median(index)) if index.size else n // 2 for index, n in zip(inside, found.shape, strict=True)]
+    spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
     figure = Figure(figsize=(3 * HEIGHT_INCHES, HEIGHT_INCHES), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
-    for place, (title, axis) in enumerate(PLANES, start=1):
+    for column, (title, axis) in enumerate(PLANES, start=1):
         across, up = (a for a in range(3) if a != axis)
-        axes = figure.add_subplot(1, 3, place)
-        plane = overlay_slice(image.take(centre[axis], axis), found.take(centre[axis], axis), segmentation.colours)
+        axes = figure.add_subplot(1, 3, column)
+        plane = overlay_slice(
+            image.array.take(centre[axis], axis), found.take(centre[axis], axis), segmentation.colours
+        )
         # Rows from head (or front) down; patient's right on the left of the picture, as radiologists look at it.
         picture = plane.swapaxes(0, 1)[::-1]
         axes.imshow(picture[:, ::-1] if across == 0 else picture, aspect=spacing_mm[up] / spacing_mm[across])

@@ -1,7 +1,8 @@
-"""Segmentations as .seg.nrrd, the file that 3D Slicer opens as a segmentation with names and colours.
+"""Write segmentations as .seg.nrrd, the file that 3D Slicer opens as a segmentation with names and colours.
 
 The format is NRRD with one shared labelmap layer and Slicer's fields for each segment, as in Slicer's developer guide
-("Segmentations", section "Segmentation file format"). World coordinates are LPS there.
+("Segmentations", section "Segmentation file format"). The voxel axes i, j, k are the source's own; world coordinates
+are LPS in this format, so that the affine's x and y rows change sign.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline.writers.segmentation import Segmentation, file_names, printable
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TYPES = {1: "unsigned char", 2: "unsigned short"}
+"""Bytes of a voxel -> NRRD's name of the type."""
 
 
 def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:

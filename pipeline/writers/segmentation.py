@@ -1,7 +1,4 @@
-"""What a segmentation is, before it becomes a file: label map, grid, class names and colours, where it came from.
-
-Knows no file format; `segmentation_files` chooses among those that do.
-"""
+"""Hold a segmentation before it becomes a file: label map, grid, class names and colours, source."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ from pipeline.cache.entry import DamagedEntryError, read_entry
 from pipeline.cli.main import main
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
-from pipeline.inference.inputs import list_sources
+from pipeline.inference.inputs import list_volumes
 from tests.support.volumes import BAD, CLASSES, Bad, Folder, cut, edit_header, hounsfield, organs, save, write_series
 
 TRAIN = (
@@ -910,7 +910,7 @@ def test_no_class_name_leads_out_of_the_output(place: Path) -> None:
 def test_outputs_are_named_without_what_steers_a_terminal_or_overflows_a_name(tmp_path: Path) -> None:
     for name in ("a\x1b[2Jb", "é" * 100 + "1", "é" * 100 + "2"):
         save(tmp_path / f"{name}.nii.gz", hounsfield("a"))
-    ids = sorted(source.id for source in list_sources([tmp_path]))
+    ids = sorted(source.id for source in list_volumes([tmp_path]))
     assert ids[0] == "a_[2Jb"
     assert len({*ids}) == 3
     assert all(len(name.encode()) <= 200 and name.isprintable() for name in ids)
