@@ -1,7 +1,6 @@
 """Segment many cases: read the next and write the last while the network works; a failed case stops no other.
 
-Three threads have a case each: one reads and preprocesses, the calling one computes, one writes. So at most three cases
-are in memory.
+Three threads have a case each: one reads and preprocesses, the calling one computes, one writes.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.files.json_files import write_json
@@ -36,6 +35,11 @@ from transforms.restore import FeatureMap, Restored, restore
 
 NETWORK_SHARE = 0.7
 """How much of a case's progress the network's passes are; bringing their result onto the scan's grid is the rest."""
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+Computed = TypeVar("Computed")
+Written = TypeVar("Written")
 
 
 def segment_cases(
@@ -87,10 +91,12 @@ def segment_cases(
         if progress:
             progress(len(records), len(cases), note=note)
 
-    steps = _Steps(models, outputs, inference, postprocessing, made_by, case_progress)
-    for record in _overlapped(to_do, steps, say):
-        records[record.case] = record
-        say(f"{record.case}: {record.status}")
+    steps = _Steps(models, outputs, inference, postprocessing, made_by, say, case_progress)
+    for first in to_do[:1]:
+        say(f"{first.id}: reading")
+    for case, result in overlapped(to_do, steps.read, steps.segment, steps.write):
+        records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
+        say(f"{case.id}: {records[case.id].status}")
     return [records[case.id] for case in cases]
 
 
@@ -98,7 +104,6 @@ def segment_cases(
 class _ReadCase:
     """A case as the reading thread hands it over."""
 
-    case: InputCase
     state: str
     geometry: Geometry
     inputs: list[NetworkInput]
@@ -117,39 +122,55 @@ class _SegmentedCase:
     seconds: Mapping[str, float]
 
 
-def _overlapped(cases: Sequence[InputCase], steps: _Steps, say: Callable[[str], None]) -> Iterator[CaseRecord]:
-    """Take the cases through the three steps, each in its own thread, and yield their records as they are finished."""
-    writing: tuple[InputCase, Future[CaseRecord]] | None = None
+def overlapped(
+    items: Sequence[Item],
+    read: Callable[[Item], Read],
+    compute: Callable[[Item, Read], Computed],
+    write: Callable[[Computed], Written],
+) -> Iterator[tuple[Item, Written | Exception]]:
+    """Take items through three steps: the next is read and the last is written while one is computed.
+
+    Args:
+        items: what to work on, in order.
+        read: runs in a thread of its own, at most one item ahead.
+        compute: runs in the calling thread.
+        write: runs in a thread of its own; one item at most waits to be written.
+
+    Yields:
+        Each item once, when it is finished, with what `write` returned or with what any of its steps raised. An item
+        that fails early overtakes the one that is being written.
+    """
+    writing: tuple[Item, Future[Written]] | None = None
     with ThreadPoolExecutor(1, "reading") as reader, ThreadPoolExecutor(1, "writing") as writer:
-        reading = [reader.submit(steps.read, case) for case in cases[:1]]
-        for number, case in enumerate(cases):
-            say(f"{case.id}: reading")
+        reading = [reader.submit(read, item) for item in items[:1]]
+        for number, item in enumerate(items):
             current = reading.pop()
             wait([current])
-            reading = [reader.submit(steps.read, following) for following in cases[number + 1 : number + 2]]
-            failed: CaseRecord | None = None
+            reading = [reader.submit(read, following) for following in items[number + 1 : number + 2]]
+            failure: Exception | None = None
             try:
-                segmented = steps.segment(current.result(), say)
-            except Exception as error:  # whatever is wrong with one case, the others go on
-                failed = record_failed(case, error)
+                computed = compute(item, current.result())
+            except Exception as error:  # whatever is wrong with one item, the others go on
+                failure = error
             del current
-            if failed:
-                yield failed
+            if failure is not None:
+                yield item, failure
                 continue
-            if writing:  # one label map waits to be written at most
-                yield _written(*writing)
-            writing = case, writer.submit(steps.write, segmented)
-            del segmented
+            if writing:
+                outcome = _outcome(writing[1])
+                yield writing[0], outcome
+            writing = item, writer.submit(write, computed)
+            del computed
         if writing:
-            yield _written(*writing)
+            outcome = _outcome(writing[1])
+            yield writing[0], outcome
 
 
-def _written(case: InputCase, writing: Future[CaseRecord]) -> CaseRecord:
-    """Wait for a case's files."""
+def _outcome(writing: Future[Written]) -> Written | Exception:
     try:
         return writing.result()
     except Exception as error:
-        return record_failed(case, error)
+        return error
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +182,7 @@ class _Steps:
     inference: InferenceOptions
     postprocessing: PostprocessingOptions
     made_by: Mapping[str, Any]
+    say: Callable[[str], None]
     case_progress: CaseProgress | None
 
     def read(self, case: InputCase) -> _ReadCase:
@@ -172,16 +194,15 @@ class _Steps:
         geometry = read_geometry(case.images[0])
         check_formats(case.images[0], geometry.kind, self.outputs)
         inputs = prepare(self.models, case.images, case.id)
-        return _ReadCase(case, state, geometry, inputs, time.perf_counter() - start)
+        return _ReadCase(state, geometry, inputs, time.perf_counter() - start)
 
-    def segment(self, read: _ReadCase, say: Callable[[str], None]) -> _SegmentedCase:
+    def segment(self, case: InputCase, read: _ReadCase) -> _SegmentedCase:
         """Compute: all passes of all networks, then the segmentation of the scan's own voxels."""
-        case = read.case
         start = time.perf_counter()
-        say(f"{case.id}: network")
-        maps = self._passes(read)
+        self.say(f"{case.id}: network")
+        maps = self._passes(case, read)
         middle = time.perf_counter()
-        say(f"{case.id}: onto its own grid")
+        self.say(f"{case.id}: onto its own grid")
         restored = restore(
             maps,
             read.geometry.shape[:3],
@@ -194,14 +215,14 @@ class _Steps:
         image = PreviewImage(first.image[0].numpy(), first.affine)
         return _SegmentedCase(case, read.state, read.geometry, restored, image, seconds)
 
-    def _passes(self, read: _ReadCase) -> list[FeatureMap]:
+    def _passes(self, case: InputCase, read: _ReadCase) -> list[FeatureMap]:
         n_passes = len(self.models) * 2 ** len(self.inference.mirrored)
         maps: list[FeatureMap] = []
-        self._say_share(read.case, 0)
+        self._say_share(case, 0)
         for model, network_input in zip(self.models, read.inputs, strict=True):
             for one in feature_maps(model, network_input, self.inference):
                 maps.append(one)
-                self._say_share(read.case, NETWORK_SHARE * len(maps) / n_passes)
+                self._say_share(case, NETWORK_SHARE * len(maps) / n_passes)
         return maps
 
     def _say_share(self, case: InputCase, share: float) -> None:

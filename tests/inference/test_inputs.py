@@ -14,9 +14,10 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
 from pipeline.datasets.errors import DatasetError
-from pipeline.inference.inputs import InputCase, list_inputs
+from pipeline.inference.inputs import InputCase, list_inputs, list_volumes
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.grid import VolumeError
+from transforms.io.load import read_geometry
 
 
 def save(path: Path) -> Path:
@@ -80,7 +81,7 @@ def test_links_to_nothing_are_failed_inputs(tmp_path):
     assert "unmounted, which is gone" in found["case"]
 
 
-def test_what_cannot_be_looked_at_is_a_failed_input_and_the_others_are_listed(readable_by_all):
+def test_what_cannot_be_accessed_is_a_failed_input_and_the_others_are_listed(readable_by_all):
     save(readable_by_all / "a.nii.gz")
     save(readable_by_all / "closed" / "b.nii.gz")
     save(readable_by_all / "open" / "c.nii.gz")
@@ -187,3 +188,56 @@ def test_an_entry_of_a_data_set_that_cannot_serve_fails_alone(tmp_path):
     save(root / "imagesTr" / "b_0003.nii.gz")
     with pytest.raises(DatasetError, match="case b"):
         list_inputs([root])
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Two cases of equally named files, a pair of header and data, and what is no volume."""
+    for case in ("a", "b"):
+        (tmp_path / case).mkdir()
+        nib.save(nib.Nifti1Image(np.zeros((3, 4, 5), np.int16), np.diag([1.0, 2, 3, 1])), tmp_path / case / "ct.nii.gz")
+    nib.save(nib.Nifti1Pair(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "pair.img")
+    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(tmp_path / "flat.mha"))
+    (tmp_path / "notes.txt").write_text("no volume")
+    (tmp_path / ".hidden.nii").write_bytes(b"")
+    return tmp_path
+
+
+def test_a_folder_tree_gives_every_volume_once_under_its_own_name(tree):
+    assert sorted(ids(list_volumes([tree]))) == ["a_ct", "b_ct", "flat", "pair"]
+    assert len(list_volumes([tree, tree / "a", tree / "a/ct.nii.gz"])) == 4
+
+
+def test_a_volume_file_is_named_without_its_suffix(tree):
+    (case,) = list_volumes([tree / "a/ct.nii.gz"])
+    assert (case.id, case.images) == ("ct", (tree / "a/ct.nii.gz",))
+
+
+def test_a_dicom_folder_is_one_volume_wherever_it_lies(shared_data):
+    (direct,) = list_volumes([shared_data / "dicom_seg/ct-3slice"])
+    assert direct.id == "ct-3slice"
+    assert read_geometry(direct.images[0]).shape == (512, 512, 3)
+    assert sorted(ids(list_volumes([shared_data / "dicom_compressed"]))) == ["jpeg2000", "rle"]
+
+
+def test_paths_without_volumes_are_refused(tree):
+    for path, words in (("absent", "no such file"), ("notes.txt", "found none"), ("b/empty", "found none")):
+        (tree / "b/empty").mkdir(exist_ok=True)
+        with pytest.raises(VolumeError, match=words) as error:
+            list_volumes([tree / path])
+        assert str(tree / path) in str(error.value)
+
+
+def test_two_volumes_never_share_a_name(tree):
+    with pytest.raises(VolumeError, match="both would be called ct"):
+        list_volumes([tree / "a/ct.nii.gz", tree / "b/ct.nii.gz"])
+
+
+def test_inputs_are_data_sets_trees_and_files(tmp_path):
+    for case in ("s1", "s2"):
+        save(tmp_path / "set" / case / "ct.nii.gz")
+        save(tmp_path / "set" / case / "segmentations" / "liver.nii.gz")
+    cases = list_inputs([tmp_path / "set", save(tmp_path / "single.nii.gz")])
+    assert sorted(case.id for case in cases) == ["s1", "s2", "single"]
+    with pytest.raises(SegmentationError, match="both would be called"):
+        list_inputs([tmp_path / "set", save(tmp_path / "S1.nii.gz")])

@@ -1,0 +1,221 @@
+"""Batches: bad cases and kills lose nothing else, and reading and writing happen while a network works."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from functools import partial
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from pipeline.inference.batch import overlapped
+from pipeline.writers.segmentation import SegmentationError
+from tests.support.paths import ROOT
+from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan, scans
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+
+
+def test_the_folder_has_a_colour_table_and_takes_no_other_classes(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    report = predicted([run], [path], out)
+    lines = [line.split() for line in (out / "labels.ctbl").read_text().splitlines() if not line.startswith("#")]
+    assert [int(line[0]) for line in lines] == [0, 1, 2, 3]
+    assert [line[1] for line in lines] == NAMES
+    colours = [list(one.colour) for one in report.cases[0].classes]
+    assert [[int(part) for part in line[2:5]] for line in lines] == colours
+    assert [line[5] for line in lines] == ["0", "255", "255", "255"]
+    other = checkpoint(tmp_path / "other.ckpt", names=["background", "left lung", "right lung"])
+    with pytest.raises(SegmentationError, match="other classes"):
+        predicted([other], [path], out)
+    predicted([other], [path], out, overwrite=True)
+    assert "left_lung" in (out / "labels.ctbl").read_text()
+
+
+def test_overwriting_gives_no_other_meaning_to_the_values_of_other_cases(run, tmp_path):
+    first, second, out = scan(tmp_path / "a.nii.gz"), scan(tmp_path / "b.nii.gz"), tmp_path / "out"
+    predicted([run], [first, second], out)
+    before = (out / "labels.ctbl").read_bytes()
+    other = checkpoint(tmp_path / "other.ckpt", names=["background", "left lung", "right lung"])
+    with pytest.raises(SegmentationError, match=r"b\.json: case b was segmented with other classes"):
+        predicted([other], [first], out, overwrite=True)
+    assert (out / "labels.ctbl").read_bytes() == before
+    # Nothing is made of either scan, so nothing may get another name.
+    assert predicted([other], [first, second], out, overwrite=True, formats=("dicom",)).n_failed == 2
+    assert (out / "labels.ctbl").read_bytes() == before
+    assert predicted([other], [first, second], out, overwrite=True).n_done == 2
+    assert (out / "labels.ctbl").read_bytes() != before
+
+
+def test_a_format_that_a_scan_does_not_allow_leaves_its_earlier_result_as_it_was(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    predicted([run], [path], out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    other = checkpoint(tmp_path / "other.ckpt", seed=1)
+    report = predicted(
+        [other],
+        [path],
+        out,
+        formats=(
+            "nifti",
+            "dicom",
+        ),
+        overwrite=True,
+    )
+    assert "DICOM series" in report.cases[0].error
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+WRITES = """
+import sys, time
+from pathlib import Path
+from pipeline.files.atomic import write_atomically
+def write(stream):
+    stream.write(b"half")
+    stream.flush()
+    print("half", flush=True)
+    sys.stdin.read()
+write_atomically(Path(sys.argv[1]), write)
+"""
+
+
+@pytest.mark.parametrize("name", ["case", "c" * 180])
+def test_only_dead_processes_files_in_progress_are_removed(run, tmp_path, name):
+    path, out, root = scan(tmp_path / f"{name}.nii.gz"), tmp_path / "out", ROOT
+    out.mkdir()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": root}
+    with subprocess.Popen([sys.executable, "-c", WRITES, out / f"{name}.nii.gz"], **pipes) as alive:
+        assert alive.stdout.readline() == b"half\n"
+        with subprocess.Popen([sys.executable, "-c", WRITES, out / f"{name}.nii.gz"], **pipes) as killed:
+            assert killed.stdout.readline() == b"half\n"
+            killed.kill()
+        assert len(list(out.glob(".*"))) == 2
+        predicted([run], [path], out)
+        (left,) = out.glob(".*")
+        assert f".{alive.pid}." in left.name
+        alive.stdin.close()
+        assert alive.wait() == 0
+    assert (out / f"{name}.nii.gz").read_bytes() == b"half"
+    assert list(out.glob(".*")) == []
+
+
+def test_the_next_is_read_and_the_last_is_written_while_one_is_computed():
+    steps = [f"{step} {item}" for step in ("read", "write") for item in range(3)]
+    begun = {step: threading.Event() for step in steps}
+    needed = {0: ["read 1"], 1: ["read 2", "write 0"], 2: ["write 1"]}
+    in_vain = []
+
+    def read(item):
+        begun[f"read {item}"].set()
+        return item
+
+    def compute(item, read_item):
+        # If any of these began only after the computation, the wait would be in vain.
+        in_vain.extend(step for step in needed[item] if not begun[step].wait(timeout=20))
+        return read_item
+
+    def write(item):
+        begun[f"write {item}"].set()
+        return f"written {item}"
+
+    assert list(overlapped(range(3), read, compute, write)) == [(n, f"written {n}") for n in range(3)]
+    assert in_vain == []
+
+
+@pytest.mark.parametrize("broken", ["read", "compute", "write"])
+def test_an_item_that_fails_in_any_step_is_yielded_with_its_error_and_the_others_are_finished(broken):
+    def step(name, item):
+        if (name, item) == (broken, 1):
+            raise ValueError(name)
+        return item
+
+    def compute(item, _):
+        return step("compute", item)
+
+    outcomes = dict(overlapped(range(3), partial(step, "read"), compute, partial(step, "write")))
+    assert outcomes.keys() == {0, 1, 2}
+    assert str(outcomes[1]) == broken
+    assert (outcomes[0], outcomes[2]) == (0, 2)
+
+
+def test_a_terminal_shows_a_bar_over_the_batch_and_one_for_the_case(run, tmp_path):
+    scans(tmp_path / "in", 2)
+    console = Console(file=StringIO(), force_terminal=True, width=80)
+    predicted([run], [tmp_path / "in"], tmp_path / "out", tta="x", console=console)
+    whole, part = console.file.getvalue().splitlines()[-3:-1]
+    assert "Predicting" in whole
+    assert "2/2" in whole
+    assert "case1" in part
+    assert "100%" in part
+
+
+KILLED = """
+import resource, signal, sys
+from pathlib import Path
+from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan, scans, voxels
+# A file that grows beyond the limit ends the process in the middle of writing it (Python itself ignores that signal).
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+predicted([sys.argv[1]], [sys.argv[2]], Path(sys.argv[3]), threads=1)
+"""
+
+
+@pytest.mark.fault(
+    "the process is killed in the middle of writing a prediction",
+    "no half file under a result's name; the same command goes on with that case, and the results are the same",
+)
+def test_a_batch_killed_while_it_writes_leaves_whole_files_and_goes_on(run, tmp_path):
+    scans(tmp_path / "in", 3)
+    scan(tmp_path / "in" / "case1.nii.gz", shape=(80, 81, 82))  # larger than the others
+    at_once, out = tmp_path / "at once", tmp_path / "out"
+    predicted([run], [tmp_path / "in"], at_once)
+    sizes = [(at_once / f"case{number}.nii.gz").stat().st_size for number in range(3)]
+    records = max(path.stat().st_size for path in at_once.glob("*.json"))
+    limit = sizes[1] - 50
+    assert limit > max(sizes[0], records)
+    command = [sys.executable, "-c", KILLED, run, tmp_path / "in", out, str(limit)]
+    ended = subprocess.run(command, check=False, cwd=ROOT)
+    assert ended.returncode == -signal.SIGXFSZ
+    assert {path.name for path in out.glob("[!.]*")} == {"labels.ctbl", "case0.nii.gz", "case0.json"}
+    assert len(list(out.glob(".case1*"))) == 1  # the half file, under a name of its own
+    again = predicted([run], [tmp_path / "in"], out)
+    assert [record.status for record in again.cases] == ["skipped", "done", "done"]
+    assert list(out.glob(".*")) == []
+    for number in range(3):
+        name = f"case{number}.nii.gz"
+        assert (out / name).read_bytes() == (at_once / name).read_bytes()
+
+
+@pytest.mark.fault("a truncated scan in a batch", "named at the end with the reason; all the others are segmented")
+def test_a_batch_goes_on_after_a_bad_case_and_says_which_and_why(run, tmp_path):
+    scans(tmp_path / "in", 3)
+    damaged = tmp_path / "in" / "case1.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:-60])
+    report = predicted([run], [tmp_path / "in"], tmp_path / "out")
+    assert [record.status for record in report.cases] == ["done", "failed", "done"]
+    assert report.to_text().splitlines()[0] == "2 done, 0 skipped, 1 failed"
+    assert "case1" in report.to_text().splitlines()[1]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "case0.json", "case0.nii.gz", "case2.json", "case2.nii.gz", "labels.ctbl",
+    ]  # fmt: skip
+
+
+def test_a_dicom_seg_of_a_nifti_fails_that_case_only(run, tmp_path):
+    report = predicted([run], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", formats=("dicom",))
+    assert "DICOM series" in report.cases[0].error
+
+
+def test_a_scan_that_cannot_be_accessed_is_named_and_the_others_are_done(run, tmp_path):
+    scan(tmp_path / "in" / "b.nii.gz")
+    (tmp_path / "in" / "a").symlink_to(tmp_path / "unmounted")
+    report = predicted([run], [tmp_path / "in"], tmp_path / "out")
+    assert [(record.case, record.status) for record in report.cases] == [("a", "failed"), ("b", "done")]
+    assert f"{tmp_path / 'in' / 'a'}: cannot be read (a link to" in report.cases[0].error

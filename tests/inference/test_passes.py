@@ -1,0 +1,93 @@
+"""Passes through networks: windows, mirrored passes and ensembles equal what torch computes."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+
+from networks.checkpoint import load_network
+from networks.errors import NetworkError
+from pipeline.compute.devices import choose_device
+from pipeline.inference.model import load_models
+from pipeline.inference.passes import InferenceOptions, feature_maps, prepare
+from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, run_folder, scan, voxels
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+
+
+def test_an_ensemble_takes_the_mean_of_the_probabilities(run, tmp_path):
+    path = scan(tmp_path / "in" / "case.nii.gz")
+    other = checkpoint(tmp_path / "other.ckpt", seed=1, target=(10, 14, 12))
+    predicted([run, other], [path], tmp_path / "out", probabilities=("liver",))
+    chances = [logits_by_torch(c, path).softmax(0) for c in (run / "checkpoints" / "best_model.ckpt", other)]
+    expected = (chances[0] + chances[1]) / 2
+    first, second = expected.topk(2, 0).values
+    sure = (first - second > 1e-5).numpy()
+    np.testing.assert_array_equal(voxels(tmp_path / "out" / "case.nii.gz")[sure], expected.argmax(0).numpy()[sure])
+    liver = nib.load(tmp_path / "out" / "case" / "probabilities" / "liver.nii.gz").get_fdata()
+    np.testing.assert_allclose(liver, expected[1], atol=0.5 / 255 + 1e-5)
+
+
+@pytest.mark.parametrize("network", [None, LOGITS_ONLY], ids=["head", "logits"])
+def test_a_mirrored_pass_exchanges_left_and_right_by_name(tmp_path, network):
+    path = scan(tmp_path / "case.nii.gz")
+    ckpt = checkpoint(tmp_path / "m.ckpt", network=network, target=(16, 16, 32))
+    assert (load_network(ckpt).head is None) == (network is not None)
+    predicted([ckpt], [path], tmp_path / "out", tta="x", probabilities=("kidney_left",))
+    plain, mirrored = logits_by_torch(ckpt, path).softmax(0), logits_by_torch(ckpt, path, flip=[0]).softmax(0)
+    expected = (plain + mirrored[[0, 1, 3, 2]]) / 2
+    found = nib.load(tmp_path / "out" / "case" / "probabilities" / "kidney_left.nii.gz").get_fdata()
+    np.testing.assert_allclose(found, expected[2], atol=0.5 / 255 + 1e-4)
+
+
+@pytest.mark.parametrize("tta", ["auto", "xy"])
+def test_mirroring_left_and_right_without_a_partner_is_refused_before_anything_is_written(tmp_path, tta):
+    ckpt = checkpoint(tmp_path / "m.ckpt", names=["background", "kidney_left"])
+    with pytest.raises(NetworkError, match="kidney_right"):
+        predicted([ckpt], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", tta=tta)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("trained", "mirrored"), [([], "x"), ([0, 1], "xy"), ([2], "z")])
+def test_tta_without_axes_mirrors_as_the_training_did(tmp_path, trained, mirrored):
+    ckpt = checkpoint(tmp_path / "m.ckpt", extra={"flips": trained})
+    path = scan(tmp_path / "case.nii.gz")
+    predicted([ckpt], [path], tmp_path / "a", tta="auto", probabilities=("liver",))
+    predicted([ckpt], [path], tmp_path / "b", tta=mirrored, probabilities=("liver",))
+    predicted([ckpt], [path], tmp_path / "c", probabilities=("liver",))
+    auto, named, plain = (voxels(tmp_path / f / "case" / "probabilities" / "liver.nii.gz") for f in "abc")
+    np.testing.assert_array_equal(auto, named)
+    assert not np.array_equal(auto, plain)
+
+
+def test_a_sliding_window_averages_the_logits_of_its_windows(run, tmp_path):
+    path = scan(tmp_path / "case.nii.gz")
+    (model,) = load_models([run], choose_device("cpu"))
+    (prepared,) = prepare([model], [path], "case")
+    (one,) = feature_maps(model, prepared, InferenceOptions(roi=(12, 12, 16)))
+    ours = torch.einsum("cf,fijk->cijk", one.weight, one.features) + one.bias.view(-1, 1, 1, 1)
+    with torch.no_grad():
+        theirs = sliding_window_inference(
+            prepared.image[None], (12, 12, 16), 1, model.network, overlap=0.5, mode="gaussian"
+        )
+    torch.testing.assert_close(ours, theirs[0], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("where", ["features", "head"])
+def test_a_network_that_yields_nan_fails_the_case_instead_of_finding_only_background(tmp_path, where):
+    path = checkpoint(tmp_path / "nan.ckpt")
+    saved = torch.load(path, weights_only=True)
+    names = [name for name in saved["state_dict"] if name.endswith("weight")]
+    name = names[0] if where == "features" else next(n for n in names if n.startswith("head"))
+    saved["state_dict"][name].view(-1)[0] = torch.nan
+    torch.save(saved, path)
+    report = predicted([path], [scan(tmp_path / "case.nii.gz")], tmp_path / "out")
+    assert report.n_failed == 1
+    assert f"{path}: its network gives NaN or infinite values" in report.cases[0].error
+    assert not (tmp_path / "out" / "case.nii.gz").exists()

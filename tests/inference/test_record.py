@@ -1,0 +1,70 @@
+"""Records of cases: what they say, and whether an earlier result still holds."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan, scans, voxels
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+
+
+def test_the_record_states_volumes_and_geometry(run, tmp_path):
+    path = scan(tmp_path / "in" / "case.nii.gz")
+    report = predicted([run], [path], tmp_path / "out", report=tmp_path / "report.json")
+    record = json.loads((tmp_path / "out" / "case.json").read_text())
+    assert json.loads((tmp_path / "report.json").read_text())["cases"] == [record] == report.to_document()["cases"]
+    assert record["geometry"]["shape"] == [14, 17, 11]
+    assert record["geometry"]["spacing_mm"] == [1, 2, 3]
+    assert record["geometry"]["orientation"] == "LAS"
+    counts = np.bincount(voxels(tmp_path / "out" / "case.nii.gz").ravel(), minlength=4)
+    assert [c["volume_ml"] for c in record["classes"]] == pytest.approx(counts * 0.006)
+    assert [c["name"] for c in record["classes"]] == NAMES
+    assert set(record["seconds"]) == {"read", "network", "restore", "write"}
+    assert record["peak_memory_mb"] > 50
+
+
+def test_a_scan_that_was_replaced_is_done_again(run, tmp_path):
+    path = scan(tmp_path / "in" / "case.nii.gz")
+    predicted([run], [path], tmp_path / "out")
+    before = voxels(tmp_path / "out" / "case.nii.gz")
+    assert predicted([run], [path], tmp_path / "out").n_skipped == 1
+    scan(path, seed=5)
+    assert predicted([run], [path], tmp_path / "out").n_done == 1
+    assert not np.array_equal(voxels(tmp_path / "out" / "case.nii.gz"), before)
+
+
+def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done_again(run, tmp_path):
+    scans(tmp_path / "in", 2)
+    predicted([run], [tmp_path / "in"], tmp_path / "out")
+    before = (tmp_path / "out" / "case1.nii.gz").read_bytes()
+    (tmp_path / "out" / "case1.json").unlink()  # as a kill before the record leaves it
+    (tmp_path / "out" / "case1.nii.gz").write_bytes(b"half")
+    again = predicted([run], [tmp_path / "in"], tmp_path / "out")
+    assert [record.status for record in again.cases] == ["skipped", "done"]
+    assert (tmp_path / "out" / "case1.nii.gz").read_bytes() == before
+    other = checkpoint(tmp_path / "other.ckpt", seed=1)
+    report = predicted([other], [tmp_path / "in"], tmp_path / "out")
+    assert "another run" in report.cases[0].error
+    assert predicted([other], [tmp_path / "in"], tmp_path / "out", overwrite=True).n_done == 2
+
+
+def test_a_result_that_was_replaced_only_in_part_is_never_called_finished(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    formats = ("nifti", "nrrd")
+    predicted([run], [path], out, formats=formats)
+    before = (out / "case.nii.gz").read_bytes()
+    (out / "case.seg.nrrd").unlink()
+    (out / "case.seg.nrrd").mkdir()  # so that writing fails after the NIfTI has been written
+    other = checkpoint(tmp_path / "other.ckpt", seed=1)
+    assert predicted([other], [path], out, formats=formats, overwrite=True).n_failed == 1
+    (out / "case.seg.nrrd").rmdir()
+    assert (out / "case.nii.gz").read_bytes() != before
+    assert predicted([run], [path], out, formats=formats).n_done == 1
+    assert (out / "case.nii.gz").read_bytes() == before

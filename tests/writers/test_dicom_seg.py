@@ -1,0 +1,92 @@
+"""DICOM SEG results: highdicom reads them back, dciodvfy finds no error, they refer to the source's slices."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+
+from pipeline.writers.dicom_seg import structure_code, write_dicom_seg
+from pipeline.writers.segmentation import SegmentationError
+from tests.support.segmentations import LPS, save_source, segmentation_of
+
+
+def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data, tmp_path):
+    segmentation = segmentation_of(shared_data / "dicom_seg" / "ct-3slice")
+    write_dicom_seg(segmentation, tmp_path / "seg.dcm")
+    theirs = hd.seg.segread(tmp_path / "seg.dcm")
+    assert [theirs.get_segment_description(n).segment_label for n in theirs.segment_numbers] == [
+        "liver", "kidney_left", "../../evil name",
+    ]  # fmt: skip
+    volume = theirs.get_volume(combine_segments=True)
+    to_ours = np.linalg.solve(LPS @ segmentation.affine, volume.affine)
+    ours = np.zeros_like(segmentation.array)
+    for index in np.argwhere(volume.array):
+        ours[tuple(np.rint(to_ours @ [*index, 1])[:3].astype(int))] = volume.array[tuple(index)]
+    np.testing.assert_array_equal(ours, segmentation.array)
+    assert len(theirs.get_source_image_uids()) == 3
+
+
+def test_a_dicom_seg_of_an_anonymised_series_refers_to_the_uids_in_the_files_meta_information(
+    shared_data, tmp_path, caplog
+):
+    series = shared_data / "abdomen_ct_dicom" / "series"
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in series.iterdir()]
+    assert {str(header.SOPInstanceUID) + str(header.StudyInstanceUID) for header in headers} == {""}
+    for name in ("a.dcm", "b.dcm"):
+        write_dicom_seg(segmentation_of(series), tmp_path / name)
+    first, second = (hd.seg.segread(tmp_path / name) for name in ("a.dcm", "b.dcm"))
+    referred = {str(instance) for _, _, instance in first.get_source_image_uids()}
+    assert referred == {str(header.file_meta.MediaStorageSOPInstanceUID) for header in headers}
+    assert first.FrameOfReferenceUID == headers[0].FrameOfReferenceUID
+    assert first.StudyInstanceUID == second.StudyInstanceUID
+    assert first.StudyInstanceUID.is_valid
+    assert first.SOPInstanceUID != second.SOPInstanceUID
+    assert "StudyInstanceUID and SeriesInstanceUID blank" in caplog.text
+
+
+@pytest.mark.parametrize("series", ["dicom_seg/ct-3slice", "abdomen_ct_dicom/series", "dicom_compressed/rle"])
+def test_dciodvfy_finds_no_error_in_a_dicom_seg(shared_data, tmp_path, series):
+    if not shutil.which("dciodvfy"):
+        pytest.skip("dciodvfy (Debian's dicom3tools) is not installed")
+    write_dicom_seg(segmentation_of(shared_data / series), tmp_path / "seg.dcm")
+
+    def errors(path):
+        said = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
+        return {line for line in said.stderr.splitlines() if line.startswith("Error")}
+
+    # What is repeated from the source as it stands (a PatientAge of "0Y") is the source's error.
+    (first,) = sorted((shared_data / series).iterdir())[:1]
+    assert errors(tmp_path / "seg.dcm") - errors(first) == set()
+
+
+def test_a_dicom_seg_without_a_usable_series_is_refused_in_one_sentence(shared_data, tmp_path):
+    with pytest.raises(SegmentationError, match="found nifti"):
+        write_dicom_seg(segmentation_of(save_source(tmp_path / "s.nii.gz")), tmp_path / "seg.dcm")
+    nameless = tmp_path / "nameless"
+    shutil.copytree(shared_data / "dicom_seg" / "ct-3slice", nameless)
+    blanked(nameless / "02.dcm", "SOPInstanceUID")
+    with pytest.raises(SegmentationError, match="SOPInstanceUID, found none in 1 of 3 files, nor in their meta"):
+        write_dicom_seg(segmentation_of(nameless), tmp_path / "seg.dcm")
+    assert not (tmp_path / "seg.dcm").exists()
+
+
+def blanked(path: Path, *keywords: str) -> None:
+    """Empty some UIDs of a file, in the header and in the meta information."""
+    header = pydicom.dcmread(path)
+    for keyword in keywords:
+        setattr(header, keyword, "")
+        if f"MediaStorage{keyword}" in header.file_meta:
+            setattr(header.file_meta, f"MediaStorage{keyword}", "")
+    pydicom.dcmwrite(path, header, enforce_file_format=False)
+
+
+def test_structures_that_snomed_knows_have_its_code():
+    assert structure_code("liver").value == "10200004"
+    assert structure_code("kidney_left").value == "64033007"
+    assert structure_code("lobule of nothing").scheme_designator == "99BODYSEG"

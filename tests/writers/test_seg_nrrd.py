@@ -1,0 +1,19 @@
+""".seg.nrrd results have the fields that 3D Slicer reads."""
+
+from __future__ import annotations
+
+import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
+
+from pipeline.writers.seg_nrrd import write_seg_nrrd
+from tests.support.segmentations import save_source, segmentation_of
+
+
+def test_a_seg_nrrd_has_slicers_fields(tmp_path):
+    write_seg_nrrd(segmentation_of(save_source(tmp_path / "s.nii.gz")), tmp_path / "a.seg.nrrd")
+    image = sitk.ReadImage(tmp_path / "a.seg.nrrd")
+    field = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    assert (field["Segment0_Name"], field["Segment0_LabelValue"], field["Segment0_Layer"]) == ("liver", "1", "0")
+    assert field["Segment0_Extent"] == "0 2 0 2 0 2"
+    assert field["Segment2_Name"] == "../../evil name"
+    assert field["Segment4_Extent"] == "0 -1 0 -1 0 -1"
+    assert len({field[f"Segment{n}_ID"] for n in range(5)}) == 5
