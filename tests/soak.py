@@ -1,85 +1,28 @@
 """Kill a training at random moments, resume it each time, and hold it against one that nobody interrupted.
 
-`make soak` kills 50 times and prints the figures; tests/test_survival.py kills five times. A training is the real
-command line in a process of its own, forked from a server that has paid for the imports once.
+`make soak` kills 50 times and prints the figures; tests/training/test_signals.py kills five times. A training is the
+real command line in a process of its own, forked from a server that has paid for the imports once.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import os
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["__main__", "pipeline.cli.main", "pipeline.train"])
+from tests.support.tiny_training import SERVER, differences, n_epochs, start, strict_json, tiny_training, wait_until
+
 FILES = ("training_config.json", "training_log.json", "training_summary.json")
 SHARE_OF_EARLY_KILLS = 0.25
 """Of the kills, how many come before the first batch; the others come while the network trains or files are written."""
-
-
-def run_verb(arguments: Sequence[str], output: Path, before: Callable[[], object] | None = None) -> None:
-    """Be `bodyseg ARGUMENTS` with both output streams in a file; `before` breaks something first."""
-    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    multiprocessing.set_start_method("fork", force=True)  # as in a process that was not started by a server
-    if before is not None:
-        before()
-    from pipeline.cli.main import main
-
-    sys.exit(main(list(arguments)))
-
-
-def start(arguments: Sequence[str], output: Path, before: Callable[[], object] | None = None) -> BaseProcess:
-    """Start a verb in a process of its own."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    process = SERVER.Process(target=run_verb, args=(arguments, output, before))
-    process.start()
-    return process
-
-
-def strict_json(path: Path) -> dict[str, Any]:
-    """Parse a file as JSON has it: without NaN and Infinity."""
-
-    def refuse(token: str) -> None:
-        raise ValueError(f"{token} is not JSON")
-
-    return json.loads(path.read_bytes().decode("utf-8"), parse_constant=refuse)
-
-
-def n_epochs(run: Path) -> int:
-    """Finished epochs in the log; 0 while there is none."""
-    try:
-        history = strict_json(run / "training_log.json")["training_history"]
-    except FileNotFoundError:
-        return 0
-    lengths = {len(values) for values in history.values()}
-    if len(lengths) != 1:
-        raise ValueError(f"arrays of unequal length {lengths}")
-    return lengths.pop()
-
-
-def wait_until(condition: Callable[[], bool], process: BaseProcess, limit_s: float = 120.0) -> bool:
-    """Wait for a condition while the process lives; False: it ended first."""
-    began = time.monotonic()
-    while not condition():
-        if not process.is_alive():
-            return condition()
-        if time.monotonic() - began > limit_s:
-            raise TimeoutError(f"nothing after {limit_s} s")
-        time.sleep(0.002)
-    return True
 
 
 def follow(run: Path, stop: Any, found: Any) -> None:
@@ -125,35 +68,6 @@ class Figures:
             f"{self.reads} reads, {len(self.faults)} wrong; beside the uninterrupted run "
             f"{'nothing differs' if not self.differences else ', '.join(self.differences)}; {self.minutes:.1f} minutes"
         )
-
-
-def tiny_training(folder: Path, name: str, *, max_epochs: int, **more: str) -> tuple[list[str], Path]:
-    """Command line and run folder of the smallest training; writes its data set if there is none."""
-    if not (folder / "data").exists():
-        from pipeline.phantoms.sample_dataset import write_dataset
-
-        write_dataset(folder / "data", n_cases=4, seed=1, voxel_mm=24.0)
-    settings = {
-        "exp_name": name,
-        "log_dir": str(folder / "logs"),
-        "dataset_root": str(folder / "data"),
-        "data.cache_dir": str(folder / "cache"),
-        "target_size": "16 16 24",
-        "batch_size": "1",
-        "num_workers": "0",
-        "base_channels": "2",
-        "data_aug": "true",
-        "lr": "0.003",
-        "warmup_epochs": "1",
-        "n_gpus": "0",
-        "precision": "32",
-        "max_epochs": str(max_epochs),
-        "training.overlay_every": "0",
-    }
-    settings |= more
-    flags = [word for key, value in settings.items() for word in (f"--{key}", *value.split(" "))]
-    run = f"{name}_bs{settings['batch_size']}_lr{settings['lr']}_ch{settings['base_channels']}_aug"
-    return ["train", *flags], Path(settings["log_dir"]) / run
 
 
 def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Callable[[str], None] = print) -> Figures:
@@ -226,22 +140,6 @@ def _finish(arguments: list[str], output: Path) -> None:
     process.join()
     if process.exitcode:
         raise RuntimeError(f"exit code {process.exitcode}: {output.read_text()[-2000:]}")
-
-
-def differences(one: Path, two: Path) -> list[str]:
-    """Name what is not the same, bit for bit, in two finished runs."""
-    import torch
-
-    found = []
-    logs = [strict_json(run / "training_log.json") for run in (one, two)]
-    found += [key for key in ("training_history", "best_metrics", "per_class_iou") if logs[0][key] != logs[1][key]]
-    best = [torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True) for run in (one, two)]
-    weights = [checkpoint["state_dict"] for checkpoint in best]
-    if weights[0].keys() != weights[1].keys():
-        found.append("names of weights")
-    found += [name for name, value in weights[0].items() if not torch.equal(value, weights[1][name])]
-    statuses = [strict_json(run / "training_summary.json")["status"] for run in (one, two)]
-    return found + ([] if statuses == ["completed"] * 2 else [f"status {statuses}"])
 
 
 def main() -> int:

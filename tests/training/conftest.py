@@ -1,0 +1,30 @@
+"""A finished training that all files here share."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.tiny_training import EPOCHS, ended, train
+
+
+@pytest.fixture(scope="session")
+def work():
+    """A folder that other users can enter, with a finished training "whole" in it."""
+    with tempfile.TemporaryDirectory(prefix="tiny-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        ended(*train(folder, "whole", max_epochs=EPOCHS), code=0)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def _no_training_outlives_its_test():
+    yield
+    for process in multiprocessing.active_children():
+        if process.is_alive():
+            process.kill()
+            process.join()

@@ -1,0 +1,207 @@
+"""Interrupted runs that are continued: what may change, what is refused, what is left untouched."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from functools import partial
+
+import psutil
+import pytest
+import torch
+
+from pipeline.config.settings import ConfigError
+from pipeline.files.atomic import FileError
+from tests.support.tiny_training import (
+    EPOCHS,
+    WHOLE,
+    after_epochs,
+    complaint,
+    differences,
+    ended,
+    interrupted_run,
+    n_epochs,
+    settings_of,
+    start,
+    strict_json,
+    summary,
+    tiny_training,
+    train,
+)
+
+
+def kill_itself_before_writing(file):
+    """Die by SIGKILL where a file of the given name would be written for the second time."""
+    from pipeline.training import checkpoint
+
+    write, times = checkpoint.write_atomically, []
+
+    def write_or_die(path, content):
+        times.extend([path.name] * (path.name == file))
+        if len(times) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(path, content)
+
+    checkpoint.write_atomically = write_or_die
+
+
+@pytest.mark.fault(
+    "SIGKILL between the state of an epoch and its best weights", "`--resume` publishes the weights that the log names"
+)
+@pytest.mark.parametrize("file", ["last.ckpt", "best_model.ckpt"])
+def test_the_best_weights_are_those_of_the_log_also_where_no_epoch_is_trained_again(work, file):
+    name = f"torn_{file.partition('.')[0]}"
+    process, run, output = train(work, name, before=partial(kill_itself_before_writing, file))
+    ended(process, run, output, code=-signal.SIGKILL)
+    finished = torch.load(run / "resume" / "last.ckpt", weights_only=True)["epochs_finished"]
+    process, run, output = train(work, name, "--resume", max_epochs=finished)
+    ended(process, run, output, code=0)
+    best = strict_json(run / "training_log.json")["best_metrics"]
+    published = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)
+    assert (published["epoch"], published["val_mIoU"]) == (best["best_epoch"], best["best_val_mIoU"])
+    if file == "best_model.ckpt":
+        assert best["best_epoch"] == finished - 1  # it was about to be written
+
+
+@pytest.mark.fault(
+    "a second training in the same run folder", "one line with the process that has it, exit 2; the first goes on"
+)
+def test_two_trainings_never_share_a_run_folder_and_a_dead_one_hinders_nobody(work):
+    first, run, output = train(work, "shared", max_epochs=500, num_workers="1")
+    after_epochs(1, first, run, output)
+    for more in (["--resume"], ["--overwrite"], []):
+        second = start([*tiny_training(work, "shared", max_epochs=500)[0], *more], work / "second.txt")
+        said = complaint(ended(second, run, work / "second.txt", code=2))
+        assert f"process {first.pid} on " in said
+        assert "is training there now" in said
+    assert first.is_alive()
+    workers = psutil.Process(first.pid).children()
+    first.kill()
+    first.join()
+    assert any(worker.is_running() for worker in workers)  # they notice only seconds later, and hold no lock
+    second, run, output = train(work, "shared", "--resume", max_epochs=n_epochs(run) + 1)
+    ended(second, run, output, code=0)
+
+
+@pytest.mark.fault(
+    "`--overwrite` with settings that cannot be trained", "one line, exit 2; the earlier run is not touched"
+)
+def test_a_training_that_cannot_begin_removes_and_writes_nothing(work):
+    ended(*train(work, "precious", max_epochs=1), code=0)
+    run = work / "logs" / "precious_bs1_lr0.003_ch2_aug"
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    process, _, output = train(work, "precious", "--overwrite", dataset_root=str(work / "typing_error"))
+    complaint(ended(process, run, output, code=2))
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    process, run, output = train(work, "never", dataset_root=str(work / "typing_error"))
+    complaint(ended(process, run, output, code=2))
+    assert not run.exists()
+
+
+@pytest.fixture(scope="module")
+def interrupted(work):
+    return interrupted_run(work, "pause")
+
+
+def moved(interrupted, tmp_path):
+    """A copy of it in another log folder."""
+    shutil.copytree(interrupted, tmp_path / interrupted.name)
+    return {"log_dir": str(tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"num_workers": "1"}, True),
+        ({"n_gpus": "null"}, True),
+        ({"model.checkpointing": "true"}, True),
+        ({"max_epochs": "5"}, False),
+    ],
+)
+def test_what_may_change_on_resuming_is_applied_also_in_a_moved_log_folder(work, interrupted, tmp_path, settings, kept):
+    place = moved(interrupted, tmp_path)
+    process, run, output = train(work, "pause", "--resume", **place, **settings)
+    ended(process, run, output, code=0)
+    record, (name, value) = strict_json(run / "training_config.json"), next(iter(settings.items()))
+    assert summary(run)["total_epochs"] == int(settings.get("max_epochs", EPOCHS))
+    assert summary(run)["best_checkpoint"] == str(run / "checkpoints" / "best_model.ckpt")
+    if name != "n_gpus":
+        group = {"num_workers": "data", "max_epochs": "training"}.get(name, "model")
+        assert json.dumps(record[group][name.split(".")[-1]]) == value
+    if kept:
+        assert differences(work / "logs" / WHOLE, run) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"model.network._target_": "monai.networks.nets.BasicUNet"}, r"model\.network is"),
+        ({"data.class_names": "background a"}, r"data\.class_names is \['background', 'a'\]"),
+        ({"target_size": "16 16 32"}, r"data\.target_size is \[16, 16, 32\].*was started with \[16, 16, 24\]"),
+        ({"seed": "7"}, r"training\.seed is 7, but the run in .* was started with 42"),
+        ({"data.fold": "1"}, r"data\.fold is 1"),
+        ({"weight_decay": "0.1"}, r"training\.weight_decay is 0\.1"),
+    ],
+)
+def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, tmp_path, settings, words):
+    from pipeline.train import train as run_training
+
+    place = moved(interrupted, tmp_path)
+    network = settings.pop("model.network._target_", None)
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, **settings)
+    if network:
+        from dataclasses import replace
+
+        config = replace(config, model=replace(config.model, network={"_target_": network}))
+    before = (run / "training_summary.json").read_bytes()
+    with pytest.raises(ConfigError, match=words):
+        run_training(config, resume=True)
+    assert (run / "training_summary.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(("damage", "found"), [("gone", "no file"), ("cut", "a damaged file"), ("older", "epoch 9")])
+def test_best_weights_that_are_not_the_logs_are_refused_when_resuming(work, interrupted, tmp_path, damage, found):
+    from pipeline.train import train as run_training
+
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path))
+    best, last = run / "checkpoints" / "best_model.ckpt", run / "resume" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    state["log"]["training_history"]["val_mIoU"][0] = 1.0  # the first epoch was the best
+    torch.save(state, last)
+    if damage == "gone":
+        best.unlink()
+    elif damage == "cut":
+        best.write_bytes(best.read_bytes()[:1000])
+    else:
+        torch.save(torch.load(best, weights_only=True) | {"epoch": 9}, best)
+    before = (run / "training_summary.json").read_bytes()
+    with pytest.raises(
+        FileError, match=rf"best_model.ckpt: expected the weights of epoch 0, .* found {found}; restore"
+    ):
+        run_training(config, resume=True)
+    assert (run / "training_summary.json").read_bytes() == before
+
+
+def test_a_case_that_is_gone_is_named_when_the_division_is_no_longer_the_runs(work, interrupted, tmp_path):
+    """The settings are the same, the data are not."""
+    from pipeline.train import train as run_training
+
+    place = moved(interrupted, tmp_path)
+    gone = strict_json(interrupted / "training_config.json")["data"]["split"]["train"][0]
+    data = tmp_path / "data"
+    shutil.copytree(work / "data", data)
+    for path in (data / "imagesTr" / f"{gone}_0000.nii.gz", data / "labelsTr" / f"{gone}.nii.gz"):
+        path.unlink()
+    hidden = work / "hidden"
+    (work / "data").rename(hidden)
+    try:
+        data.rename(work / "data")
+        config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place)
+        with pytest.raises(ConfigError, match=rf"data\.split: the division .* changed .*gone {gone}"):
+            run_training(config, resume=True)
+        assert summary(run)["status"] == "interrupted"
+    finally:
+        shutil.rmtree(work / "data")
+        hidden.rename(work / "data")
