@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Measurement, measure
 from transforms.chains import RAS
-from transforms.resize import place
+from transforms.resize import align_grids
 from transforms.restore import FeatureMap, restore
 
 SPACING_MM = (0.8, 0.8, 1.0)
@@ -73,7 +73,7 @@ def _monais_way(source_size: Sequence[int], size: Sequence[int], n_classes: int)
 
 def _our_way(source_size: Sequence[int], size: Sequence[int], n_classes: int) -> Callable[[], np.ndarray]:
     affine = _lps_affine(source_size)
-    target_affine = np.diag([*SPACING_MM, 1.0]) @ place(source_size, size).matrix
+    target_affine = np.diag([*SPACING_MM, 1.0]) @ align_grids(source_size, size).matrix
     features, head = _features_and_head(size, n_classes)
     weight, bias = head.weight.detach().flatten(1), head.bias.detach()
 

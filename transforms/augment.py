@@ -153,8 +153,8 @@ class RandomAugmentd(Randomizable, MapTransform):
     """Draw a `Draw` and apply it to image and label; `set_random_state` decides everything.
 
     `data["image"]` is float (C, I, J, K), `data["label"]`, which may be absent, integer (1, I, J, K), both on a grid of
-    `target_size`. Each axis in `flips` is mirrored in half of the cases. With `later`, a call only writes what it drew
-    into `data["draw"]`, for `apply_to_batch`. Raises ValueError that names the argument.
+    `target_size`. Each axis in `flips` is mirrored in half of the cases. With `on_device`, a call only writes what it
+    drew into `data["draw"]`, for `apply_to_batch` on the batch's device. Raises ValueError that names the argument.
     """
 
     def __init__(
@@ -164,10 +164,10 @@ class RandomAugmentd(Randomizable, MapTransform):
         *,
         class_names: Sequence[str] | None = None,
         flips: Sequence[int] = (),
-        later: bool = False,
+        on_device: bool = False,
     ):
         super().__init__(("image", "label"), allow_missing_keys=True)
-        self.later = later
+        self.on_device = on_device
         self.target_size, self.flips = tuple(target_size), tuple(flips)
         self.strengths = Strengths() if strengths is None else strengths
         self.partners = _partners(self.flips, class_names)
@@ -205,7 +205,7 @@ class RandomAugmentd(Randomizable, MapTransform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         self.randomize()
-        return {**data, "draw": asdict(self.drawn)} if self.later else self.apply(data, self.drawn)
+        return {**data, "draw": asdict(self.drawn)} if self.on_device else self.apply(data, self.drawn)
 
     def apply_to_batch(self, batch: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Apply the draws of a batch, one a case, on the device that it lies on.

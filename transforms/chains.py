@@ -133,7 +133,7 @@ def augmentation_chain(
     *,
     class_names: Sequence[str] | None = None,
     flips: Sequence[int] = (),
-    later: bool = False,
+    on_device: bool = False,
     **strengths: float,
 ) -> Compose:
     """Random variation of a preprocessed case; `set_random_state(seed)` decides everything that the next calls draw.
@@ -143,7 +143,7 @@ def augmentation_chain(
         class_names: names of all classes, background first; needed where left and right are mirrored.
         flips: axes mirrored in half of the cases (0 = left-right). Classes named left and right are then swapped.
             Off by default: a body is no mirror image of itself, the liver lies on the right.
-        later: only draw; `RandomAugmentd.apply_to_batch` does the rest, on a GPU for example.
+        on_device: only draw; `RandomAugmentd.apply_to_batch` does the rest, on a GPU for example.
         **strengths: how much is varied, by the names and with the defaults of `transforms.augment.Strengths`.
 
     Raises:
@@ -154,7 +154,9 @@ def augmentation_chain(
     if unknown := set(strengths) - STRENGTHS:
         raise ChainError(f"unknown augmentation {', '.join(sorted(unknown))}; known: {', '.join(sorted(STRENGTHS))}")
     try:
-        augment = RandomAugmentd(target_size, Strengths(**strengths), class_names=class_names, flips=flips, later=later)
+        augment = RandomAugmentd(
+            target_size, Strengths(**strengths), class_names=class_names, flips=flips, on_device=on_device
+        )
         return Chain([augment])
     except ValueError as error:
         raise ChainError(str(error)) from error
@@ -162,7 +164,7 @@ def augmentation_chain(
 
 def training_chain(target_size: Sequence[int] = TARGET_SIZE, **arguments: Any) -> Compose:
     """Preprocessing, then augmentation, from the arguments of `preprocessing_chain` and `augmentation_chain`."""
-    random_names = {"class_names", "flips", "later", *STRENGTHS}
+    random_names = {"class_names", "flips", "on_device", *STRENGTHS}
     random = {name: value for name, value in arguments.items() if name in random_names}
     prepare = {name: value for name, value in arguments.items() if name not in random_names}
     parts = [preprocessing_chain(target_size, **prepare), augmentation_chain(target_size, **random)]

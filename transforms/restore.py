@@ -1,6 +1,6 @@
-"""The way back: from features on a network's grid to a segmentation on the source's own grid, slab by slab.
+"""Restore a segmentation on the source's own grid from features on a network's grid, slab by slab.
 
-Knows two affines, features and a linear head; opens no file and builds no network. The target grid of a chain comes
+The target grid of a chain comes
 from the source grid by orientation, padding and resize (`transforms.resize`), so that the map between the two is
 separable: each source axis runs along one target axis, scaled, shifted, perhaps backwards. Linear interpolation then
 is one banded product an axis, and a linear head commutes with it: interpolating the features, then applying the head,
@@ -16,9 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Integer, UInt8
 from torch import Tensor
 
 from transforms.resize import voxel_map
@@ -44,17 +46,20 @@ class RestoreError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class FeatureMap:
-    """What one pass of one network knows about a volume.
+    """The output of one pass of one network over a volume.
 
-    `features` is (F, I, J, K), any float type, on the grid of `affine` (4×4, target voxel -> world mm). `weight` (C, F)
-    and `bias` (C,) are the linear head; without a weight the features are the logits. A pass over a mirrored volume is
-    described by the mirrored grid's affine, and by a head (or logits) whose sided classes are swapped.
+    A pass over a mirrored volume is described by the mirrored grid's affine, and by a head (or logits) whose sided
+    classes are swapped.
     """
 
-    features: Tensor
-    affine: np.ndarray
-    weight: Tensor | None = None
-    bias: Tensor | None = None
+    features: Float[Tensor, "F I J K"]
+    """On the network's grid."""
+    affine: Float64[np.ndarray, "4 4"]
+    """Voxel of the features -> world mm."""
+    weight: Float[Tensor, "C _"] | None = None
+    """(C, F) of the linear head; None: the features are the logits."""
+    bias: Float[Tensor, " C"] | None = None
+    """Of the linear head; None: 0."""
 
     @property
     def n_classes(self) -> int:
@@ -64,19 +69,21 @@ class FeatureMap:
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """`segmentation` (I, J, K) uint8, uint16 above 255 classes; `probabilities[c]` (I, J, K) uint8, 255 for certain."""
+    """A segmentation on the source's grid; arrays in Fortran order, as files have them."""
 
-    segmentation: np.ndarray
-    probabilities: dict[int, np.ndarray]
+    segmentation: Integer[np.ndarray, "I J K"]
+    """Class indices, uint8, uint16 above 255 classes."""
+    probabilities: dict[int, UInt8[np.ndarray, "I J K"]]
+    """By class index, from 0 to `PROBABILITY_STEPS`, which is 1."""
 
 
 def restore(
     maps: Sequence[FeatureMap],
     shape: Sequence[int],
-    affine: np.ndarray,
+    affine: Float64[np.ndarray, "4 4"],
     *,
     probabilities_of: Sequence[int] = (),
-    memory_budget_mb: float | None = None,
+    memory_budget_mb: float | int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Restored:
     """Segment the source's own voxels from the feature maps of one or several passes.
@@ -88,36 +95,40 @@ def restore(
     Args:
         maps: one a pass (ensemble, mirrored passes).
         shape: source voxels (I, J, K).
-        affine: 4×4, source voxel -> world mm, the world that the maps' affines speak of.
-        probabilities_of: class indices whose probabilities are wanted, too.
+        affine: source voxel -> world mm, the same world as that of the maps' affines.
+        probabilities_of: class indices whose probabilities are returned, too.
         memory_budget_mb: MiB of all slabs in work together, see `transforms.slabs.slab_bytes`.
         progress: called with (slices done, slices).
 
-    Returns:
-        Arrays in Fortran order, as files have them; beside them and the maps, memory is one slab.
+    Beside maps and result, memory is one slab a thread.
 
     Raises:
         RestoreError: no map, class counts that differ, a wrong head, or grids that differ by more than axis
             permutation, flip, scale and shift.
+
+    >>> logits = torch.stack([torch.zeros(2, 2, 2), torch.arange(8.0).view(2, 2, 2) - 3.5])
+    >>> on_half_the_voxels = np.diag([0.5, 1, 1, 1])
+    >>> restore([FeatureMap(logits, np.eye(4))], (4, 2, 2), on_half_the_voxels).segmentation[:, 1, 1].tolist()
+    [0, 1, 1, 1]
     """
     n_classes = _check(maps, probabilities_of)
     n_i, n_j, n_k = (int(n) for n in shape)
     segmentation = torch.empty((n_k, n_j, n_i), dtype=segmentation_dtype(n_classes))
     chosen = {c: torch.empty((n_k, n_j, n_i), dtype=torch.uint8) for c in probabilities_of}
     n_rows = _rows_of_a_slab(maps, shape, memory_budget_mb)
-    certain = len(maps) > 1 or bool(chosen)
+    as_probabilities = len(maps) > 1 or bool(chosen)
     done = count(1)
 
     @torch.no_grad()
     def work(part: Sequence[int]) -> None:
-        ways = [_Way(one, shape, affine) for one in maps]
+        views = [_SourceView(one, shape, affine) for one in maps]
         for k in part:
-            slices = [way.features_of(k) for way in ways]
+            slices = [view.features_of(k) for view in views]
             for start in range(0, n_j, n_rows):
                 rows = slice(start, min(n_j, start + n_rows))
-                scores = _scores(ways, slices, rows, certain)
+                scores = _scores(views, slices, rows, as_probabilities)
                 for c, volume in chosen.items():
-                    volume[k, rows] = (scores[c] * (PROBABILITY_STEPS / len(ways))).round_().to(torch.uint8)
+                    volume[k, rows] = (scores[c] * (PROBABILITY_STEPS / len(views))).round_().to(torch.uint8)
                 segmentation[k, rows] = first_highest(scores).to(segmentation.dtype)
             if progress:
                 progress(next(done), n_k)
@@ -139,36 +150,35 @@ def _check(maps: Sequence[FeatureMap], probabilities_of: Sequence[int]) -> int:
                 f"expected features (F, I, J, K) and weight (C, F), found {tuple(one.features.shape)} and {head}"
             )
     if unknown := [c for c in probabilities_of if not 0 <= c < n_classes]:
-        raise RestoreError(f"probabilities of class {unknown[0]} are wanted, the classes are 0 to {n_classes - 1}")
+        raise RestoreError(f"probabilities of class {unknown[0]} are asked for, the classes are 0 to {n_classes - 1}")
     return n_classes
 
 
-def _rows_of_a_slab(maps: Sequence[FeatureMap], shape: Sequence[int], memory_budget_mb: float | None) -> int:
+def _rows_of_a_slab(maps: Sequence[FeatureMap], shape: Sequence[int], memory_budget_mb: float | int | None) -> int:
     # Logits before and after the last interpolation, and sums of probabilities where there are several maps.
     bytes_per_row = int(shape[0]) * 4 * maps[0].n_classes * (4 / 3 if len(maps) == 1 else 7 / 3)
     return max(1, int(slab_bytes(maps[0].features.device, memory_budget_mb) / bytes_per_row))
 
 
-def _scores(ways: Sequence[_Way], slices: Sequence[Tensor], rows: slice, certain: bool) -> Tensor:
-    """(C, rows, I): logits of a single map, or the maps' sum of probabilities where `certain`."""
+def _scores(views: Sequence[_SourceView], slices: Sequence[Tensor], rows: slice, as_probabilities: bool) -> Tensor:
+    """(C, rows, I): logits of a single map, or the maps' sum of probabilities."""
     total = None
-    for way, features in zip(ways, slices, strict=True):
-        logits = way.logits(features, rows)
-        scores = torch.softmax(logits, 0, out=logits) if certain else logits
+    for view, features in zip(views, slices, strict=True):
+        logits = view.logits(features, rows)
+        scores = torch.softmax(logits, 0, out=logits) if as_probabilities else logits
         total = scores if total is None else total.add_(scores)
     assert total is not None
     return total
 
 
-class _Way:
+class _SourceView:
     """One feature map seen from the source grid; axes run (K, J, I), as the source lies in memory."""
 
     def __init__(self, one: FeatureMap, shape: Sequence[int], affine: np.ndarray) -> None:
-        order, scale, offset = separate(voxel_map(affine, one.affine), shape)
-        self.axes = [  # from the source's axis i to k
-            _Axis(int(shape[p]), one.features.shape[1 + order[p]], scale[p], offset[p]) for p in range(3)
-        ]
-        self.features = one.features.detach().permute(0, *(1 + order[p] for p in (2, 1, 0)))
+        maps = _separated(voxel_map(affine, one.affine), shape)  # of the source's axes i, j, k
+        target_sizes = [one.features.shape[1 + axis.target_axis] for axis in maps]
+        self.axes = [_Axis(int(n), n_target, axis) for n, n_target, axis in zip(shape, target_sizes, maps, strict=True)]
+        self.features = one.features.detach().permute(0, *(1 + axis.target_axis for axis in reversed(maps)))
         self.dtype = torch.float64 if one.features.dtype == torch.float64 else torch.float32
         device = one.features.device
         self.weight = None if one.weight is None else one.weight.detach().to(device, self.dtype)
@@ -182,11 +192,13 @@ class _Way:
 
     def features_of(self, k: int) -> Tensor:
         """Features of source slice k: interpolated along i and k, not yet along j; (F, target rows, I)."""
-        low, high, share = (values[k] for values in (self.axes[2].low, self.axes[2].high, self.axes[2].share))
+        along_k = self.axes[2]
+        low = int(along_k.low[k])
+        high = int(along_k.high[k])
         # Neighbouring source slices lie between the same two target slices: those two are kept.
-        self.kept = {t: self.kept[t] if t in self.kept else self._target_slice(t) for t in (int(low), int(high))}
-        below, above = self.kept[int(low)], self.kept[int(high)]
-        return torch.lerp(below, above, float(share), out=self._buffer("features", tuple(below.shape)))
+        self.kept = {t: self.kept[t] if t in self.kept else self._target_slice(t) for t in (low, high)}
+        out = self._buffer("features", tuple(self.kept[low].shape))
+        return torch.lerp(self.kept[low], self.kept[high], float(along_k.fraction[k]), out=out)
 
     def _target_slice(self, t: int) -> Tensor:
         start = t - t % SLICES_A_BLOCK
@@ -223,26 +235,32 @@ class _Way:
         return self.buffers[name][:n_values].view(shape)
 
 
+class _AxisMap(NamedTuple):
+    """Where one source axis lies in the target: target index = scale · source index + offset along `target_axis`."""
+
+    target_axis: int
+    scale: float
+    offset: float
+
+
 class _Axis:
     """Linear interpolation along one axis: source index s lies between the target indices low[s] and high[s]."""
 
-    def __init__(self, n_source: int, n_target: int, scale: float, offset: float) -> None:
+    def __init__(self, n_source: int, n_target: int, along: _AxisMap) -> None:
         # Rounded, so that the noise of two affines (1e-13) does not make a grid that fits exactly look shifted.
-        position = np.clip(np.round(scale * np.arange(n_source) + offset, 9), 0, n_target - 1)
+        position = np.clip(np.round(along.scale * np.arange(n_source) + along.offset, 9), 0, n_target - 1)
         self.low = np.floor(position).astype(np.int64)
         self.high = np.minimum(self.low + 1, n_target - 1)
-        self.share = position - self.low
+        self.fraction = position - self.low
         matrix = np.zeros((n_source, n_target))
         every = np.arange(n_source)
-        matrix[every, self.low] = 1 - self.share
-        matrix[every, self.high] += self.share
+        matrix[every, self.low] = 1 - self.fraction
+        matrix[every, self.high] += self.fraction
         self.matrix = torch.from_numpy(matrix)
 
 
-def separate(matrix: np.ndarray, shape: Sequence[int]) -> tuple[list[int], list[float], list[float]]:
-    """Take a map of voxel indices (4×4, source -> target) apart into axes.
-
-    Returns for each source axis the target axis it runs along, and scale and offset of the index there.
+def _separated(matrix: Float64[np.ndarray, "4 4"], shape: Sequence[int]) -> list[_AxisMap]:
+    """Take a map of voxel indices (source -> target) apart into the maps of the source's axes.
 
     Raises:
         RestoreError: if a corner of the source, `shape` (I, J, K), would land more than `SEPARABLE_TOLERANCE` target
@@ -258,4 +276,4 @@ def separate(matrix: np.ndarray, shape: Sequence[int]) -> tuple[list[int], list[
             f"the source grid is turned or sheared against the network's grid, by {error.max():.3g} target voxels at a "
             "corner; resample with a general interpolation"
         )
-    return order, [float(linear[order[p], p]) for p in range(3)], [float(matrix[order[p], 3]) for p in range(3)]
+    return [_AxisMap(t, float(linear[t, p]), float(matrix[t, 3])) for p, t in enumerate(order)]

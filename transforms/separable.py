@@ -1,8 +1,8 @@
 """Linear filters along one voxel axis as matrices: resampling kernels, Gaussian blur, and how to apply them.
 
 Everything separable in the chains (image and label resizing, blur, simulated low resolution) is one small matrix an
-axis. Knows nothing of volumes, labels or affines. A matrix row holds the weights of one output voxel; rows are banded,
-and `apply_along` multiplies only inside the band.
+axis. A matrix row holds the weights of one output voxel; rows are banded, and `apply_along` multiplies only inside the
+band.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from math import prod
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 ROWS_PER_BLOCK = 32
@@ -32,8 +33,8 @@ KERNELS = {"linear": _triangle, "cubic": _cubic}
 
 
 def kernel_matrix(
-    n_in: int, n_out: int, scale: float, offset: float, *, kernel: str = "linear", antialias: bool = True
-) -> Tensor:
+    n_in: int, n_out: int, scale: float | int, offset: float | int, *, kernel: str = "linear", antialias: bool = True
+) -> Float[Tensor, "{n_out} {n_in}"]:
     """Weights that sample an axis of `n_in` voxels at the indices `scale · o + offset`, o = 0 … n_out − 1.
 
     `antialias` widens the kernel by `scale` where voxels get larger (scale > 1), as Pillow and torch's
@@ -41,7 +42,9 @@ def kernel_matrix(
     out and the rest rescaled to sum 1, which for linear interpolation is the repeated border voxel. A centre that lies
     outside the field of view (half a voxel beyond the outermost centres) gives a row of zeros.
 
-    Returns (n_out, n_in) float32.
+    >>> kernel_matrix(4, 2, scale=2, offset=0.5, antialias=False)  # the means of two voxels
+    tensor([[0.5000, 0.5000, 0.0000, 0.0000],
+            [0.0000, 0.0000, 0.5000, 0.5000]])
     """
     centre = scale * torch.arange(n_out, dtype=torch.float64) + offset
     distance = (torch.arange(n_in, dtype=torch.float64) - centre[:, None]).abs()
@@ -51,19 +54,16 @@ def kernel_matrix(
     return weights.float()
 
 
-def gaussian_matrix(n: int, sigma: float) -> Tensor:
-    """Gaussian blur of an axis of `n` voxels; `sigma` in voxels, cut at 4 sigma, borders rescaled to sum 1.
-
-    Returns (n, n) float32.
-    """
+def gaussian_matrix(n: int, sigma: float | int) -> Float[Tensor, "{n} {n}"]:
+    """Gaussian blur of an axis of `n` voxels; `sigma` in voxels, cut at 4 sigma, borders rescaled to sum 1."""
     index = torch.arange(n, dtype=torch.float64)
     distance = (index - index[:, None]).abs()
     weights = torch.exp(-0.5 * (distance / sigma) ** 2) * (distance <= max(1.0, 4 * sigma))
     return (weights / weights.sum(1, keepdim=True)).float()
 
 
-def low_resolution_matrix(n: int, factor: float) -> Tensor:
-    """Sampling an axis of `n` voxels `factor` times coarser (antialiased) and linearly back: (n, n) float32."""
+def low_resolution_matrix(n: int, factor: float | int) -> Float[Tensor, "{n} {n}"]:
+    """Sample an axis of `n` voxels `factor` times coarser (antialiased) and linearly back."""
     coarse = max(1, round(n / factor))
     step = n / coarse
     down = kernel_matrix(n, coarse, step, (step - 1) / 2)
@@ -71,7 +71,7 @@ def low_resolution_matrix(n: int, factor: float) -> Tensor:
     return up @ down
 
 
-def band(matrix: Tensor) -> tuple[int, int]:
+def band(matrix: Float[Tensor, "rows columns"]) -> tuple[int, int]:
     """Half-open range of the columns that hold a weight; (0, 0) where there is none."""
     used = torch.nonzero(matrix.any(0)).flatten()
     return (int(used[0]), int(used[-1]) + 1) if used.numel() else (0, 0)
@@ -83,11 +83,13 @@ def row_blocks(n_rows: int) -> Iterator[slice]:
         yield slice(start, min(n_rows, start + ROWS_PER_BLOCK))
 
 
-def apply_along(x: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """Multiply one axis of `x` by `matrix` (n_out, n_in), block of rows by block of rows inside the band.
+def apply_along(x: Float[Tensor, "*axes"], matrix: Float[Tensor, "n_out n_in"], axis: int) -> Float[Tensor, "*out"]:
+    """Multiply one axis of `x`, of length n_in, by `matrix`, block of rows by block of rows inside the band.
 
-    `x`: float, any number of axes, `axis` of length n_in counted from the front. Returns the same axes with n_out
-    there, contiguous.
+    `axis` counts from the front. Returns the same axes with n_out there, contiguous.
+
+    >>> apply_along(torch.ones(2, 4, 3), torch.full((1, 4), 0.25), axis=1).shape
+    torch.Size([2, 1, 3])
     """
     shape = tuple(x.shape)
     flat = x.reshape(prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :]))

@@ -171,7 +171,7 @@ def cached_dataset(
             data.target_size,
             class_names=tuple(class_names),
             flips=data.flips,
-            later=data.augment_on_device,
+            on_device=data.augment_on_device,
             **(data.augmentation or {}),
         )
     return CachedDataset(

@@ -13,7 +13,7 @@ from monai.transforms import Orientation
 from torch.nn import functional as F
 
 from transforms.chains import RAS
-from transforms.resize import ResizeLabeld, place
+from transforms.resize import ResizeLabeld, align_grids
 from transforms.restore import FeatureMap, RestoreError, restore
 
 ORIENTATIONS = [
@@ -30,7 +30,7 @@ def oriented(shape, orientation, affine=OBLIQUE):
     """The affine and shape of a grid whose axes are permuted and flipped."""
     index = nib.orientations.inv_ornt_aff(orientation, shape)
     order = np.argsort(orientation[:, 0]).astype(int)
-    return affine @ index, tuple(np.array(shape)[order])
+    return affine @ index, tuple(np.array(shape)[order].tolist())
 
 
 def chain_grid(shape, affine, target, keep_aspect=False):
@@ -75,7 +75,7 @@ def test_restoring_features_equals_the_argmax_of_resampled_logits_in_every_orien
 @pytest.mark.parametrize("budget", [0.0001, 0.01, None])
 def test_the_slab_size_and_the_number_of_threads_change_nothing(budget):
     shape, target = (9, 10, 11), (6, 7, 8)
-    one = random_map(target, OBLIQUE @ place(shape, target).matrix, dtype=torch.bfloat16)
+    one = random_map(target, OBLIQUE @ align_grids(shape, target).matrix, dtype=torch.bfloat16)
     alone = restore([one], shape, OBLIQUE).segmentation
     torch.set_num_threads(3)
     np.testing.assert_array_equal(restore([one], shape, OBLIQUE, memory_budget_mb=budget).segmentation, alone)
@@ -84,7 +84,7 @@ def test_the_slab_size_and_the_number_of_threads_change_nothing(budget):
 
 def test_without_a_head_the_features_are_the_logits():
     shape, target = (9, 10, 11), (6, 7, 8)
-    grid = OBLIQUE @ place(shape, target).matrix
+    grid = OBLIQUE @ align_grids(shape, target).matrix
     logits = torch.randn(300, *target, dtype=torch.float64)
     found = restore([FeatureMap(logits, grid)], shape, OBLIQUE).segmentation
     assert found.dtype == np.uint16
@@ -94,7 +94,7 @@ def test_without_a_head_the_features_are_the_logits():
 def test_an_ensemble_takes_the_mean_of_the_probabilities_of_networks_with_other_grids():
     shape = (9, 10, 11)
     sizes = {(6, 7, 8): 4, (12, 9, 10): 3}
-    maps = [random_map(t, OBLIQUE @ place(shape, t).matrix, n) for t, n in sizes.items()]
+    maps = [random_map(t, OBLIQUE @ align_grids(shape, t).matrix, n) for t, n in sizes.items()]
     expected = sum(by_torch(logits_of(m), shape, OBLIQUE, m.affine).softmax(0) for m in maps) / 2
     found = restore(maps, shape, OBLIQUE, probabilities_of=[2, 5])
     np.testing.assert_array_equal(found.segmentation, expected.argmax(0))
@@ -104,7 +104,7 @@ def test_an_ensemble_takes_the_mean_of_the_probabilities_of_networks_with_other_
 
 def test_a_mirrored_pass_is_a_mirrored_affine():
     shape, target = (9, 10, 11), (6, 7, 8)
-    one = random_map(target, OBLIQUE @ place(shape, target).matrix)
+    one = random_map(target, OBLIQUE @ align_grids(shape, target).matrix)
     mirror = np.diag([-1.0, 1, 1, 1])
     mirror[0, 3] = target[0] - 1
     other = FeatureMap(one.features.flip(1), one.affine @ mirror, one.weight, one.bias)
@@ -127,14 +127,14 @@ def test_a_perfect_prediction_on_a_finer_grid_comes_back_exactly(keep_aspect):
 
 
 def test_the_order_of_the_result_is_the_order_of_files():
-    one = random_map((4, 5, 6), OBLIQUE @ place((7, 8, 9), (4, 5, 6)).matrix)
+    one = random_map((4, 5, 6), OBLIQUE @ align_grids((7, 8, 9), (4, 5, 6)).matrix)
     found = restore([one], (7, 8, 9), OBLIQUE)
     assert found.segmentation.shape == (7, 8, 9)
     assert found.segmentation.flags.f_contiguous
 
 
 def test_what_cannot_be_restored_is_refused_in_one_sentence():
-    one = random_map((4, 5, 6), OBLIQUE @ place((7, 8, 9), (4, 5, 6)).matrix)
+    one = random_map((4, 5, 6), OBLIQUE @ align_grids((7, 8, 9), (4, 5, 6)).matrix)
     with pytest.raises(RestoreError, match="turned or sheared"):
         restore([one], (7, 8, 9), np.eye(4))
     with pytest.raises(RestoreError, match="6 and 5 classes"):

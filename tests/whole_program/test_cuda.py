@@ -138,7 +138,7 @@ def test_augmentation_on_the_device_is_the_cpus_but_for_the_noise():
         Strengths(spatial_probability=1, intensity_probability=1, noise=0),
         class_names=["background", "kidney_left", "kidney_right"],
         flips=(0, 1, 2),
-        later=True,
+        on_device=True,
     )
     augment.set_random_state(5)
     case = {"image": torch.rand(1, *size), "label": torch.randint(0, 3, (1, *size), dtype=torch.uint8)}
