@@ -185,7 +185,7 @@ def test_every_real_file_lands_on_its_exact_grid_or_is_refused_with_a_sentence(s
         assert "Error:" not in record.error
         return
     assert record.status == "done", record
-    source, written = shared_data / name, tmp_path / "out" / f"{record['case']}.nii.gz"
+    source, written = shared_data / name, tmp_path / "out" / f"{record.case}.nii.gz"
     before, after = read_geometry(source), read_volume(written)
     assert after.array.dtype == np.uint8
     assert after.array.shape == before.shape
