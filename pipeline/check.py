@@ -60,7 +60,7 @@ def check(
         dataset, listing_findings = list_configured(config)
     except DatasetError as error:
         root = Path(config.data.dataset_root)
-        return Report(tuple(from_dataset_error(DatasetError(line), root=root) for line in error.lines), None, None)
+        return Report(tuple(from_dataset_error(part, root=root) for part in error.parts), None, None)
     facts = inspect_cases(dataset.cases, dataset, workers=workers, progress=progress)
     judged = judge(config, dataset, facts)
     findings = (*listing_findings, *judged.findings)

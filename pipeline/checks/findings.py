@@ -72,8 +72,11 @@ def from_volume_error(error: ValueError, *, case: str, file: Path) -> Finding:
     return _parsed(text, case, named, _UNREADABLE)
 
 
-def from_dataset_error(error: ValueError, *, root: Path) -> Finding:
-    """Turn a DatasetError into an error finding about the case it names, else about the data set."""
+def from_dataset_error(error: DatasetError, *, root: Path) -> Finding:
+    """Turn a DatasetError of one part into an error finding about the case it names, else about the data set."""
+    if not hasattr(error, "_text"):
+        where = error.where or str(root)
+        return Finding("error", error.kind, error.case, where, error.expected, error.found, error.remedy)
     text, file, case = str(error), str(root), ""
     if named := re.match(r"case (.+?): (.+)", text):
         case, text = named[1], named[2]

@@ -60,7 +60,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         strict=False,
         follow_links=data.follow_links,
     )
-    findings = [from_dataset_error(DatasetError(text), root=dataset.root) for text in dataset.refused.values()]
+    findings = [from_dataset_error(error, root=dataset.root) for error in dataset.refused]
     return dataset, (*findings, *_class_count(dataset, config.model.n_classes))
 
 

@@ -1,4 +1,4 @@
-"""An explicit list of cases that a person wrote: cases.csv or cases.json. Its paths are the writer's own business.
+"""Read an explicit list of cases that a person wrote: cases.csv or cases.json. It may name any file of the machine.
 
 Columns (CSV) or keys (JSON): case, image, label, and optionally subject and split. Relative paths start at the list's
 folder; absolute ones are allowed. Several channels: separated by "|" in CSV, a list in JSON. An empty label is allowed
@@ -10,50 +10,89 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.class_table import find_table, parse_table, read_json, reconcile
+from pipeline.datasets.class_table import ClassTable, find_table, parse_table
+from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.rows import Given, Listing, Row, each, parse_split, read_csv
+from pipeline.datasets.json_document import read_json
+from pipeline.datasets.rows import Listing, Request, Row, collect, parse_split, parse_subject, unnamed_channels
 from transforms.io.load import volume_stem
 
-_KEYS = {"case", "subject", "image", "label", "split"}
+_KEYS = ("case", "image", "label", "split", "subject")
 
 
-def read_list(root: Path, fold: int | None, given: Given) -> Listing:
+def read_list(request: Request) -> Listing:
     """Read a list file, or cases.csv / cases.json in a folder.
 
     A JSON list is an array of cases, or an object with "cases" and optionally "labels" and "channel_names". Without
-    "labels" the class names are those of labels.json beside the list, else `given`.
+    "labels" the class names are those of labels.json beside the list, else those of the settings.
+
+    Raises:
+        DatasetError: no list, one without cases, or one that does not name the classes.
     """
-    path = root if root.is_file() else next((p for p in (root / "cases.csv", root / "cases.json") if p.is_file()), None)
-    if path is None:
-        raise DatasetError(f"{root}: expected cases.csv or cases.json, found neither; write one or name your list file")
-    content = read_json(path) if path.suffix.lower() == ".json" else {"cases": read_csv(path)}
-    content = {"cases": content} if isinstance(content, list) else content
+    path = _list_file(request)
+    content = _content(path)
+    problems: list[DatasetError] = []
+    rows = collect(lambda entry: _row(entry[1], entry[0], path), content["cases"], problems)
+    channel_names = content.get("channel_names") or list(unnamed_channels(rows))
+    if not isinstance(channel_names, list) or not all(isinstance(name, str) for name in channel_names):
+        remedy = "write one name for each image channel"
+        raise DatasetError("dataset", path, "channel_names to be a list of names", f"{channel_names!r:.60}", remedy)
+    classes = None if request.images_only else request.classes(_own_table(content, path))
+    return Listing(tuple(rows), classes, tuple(channel_names), tuple(problems))
+
+
+def _list_file(request: Request) -> Path:
+    if request.files.is_file(request.root):
+        return request.root
+    for path in (request.root / "cases.csv", request.root / "cases.json"):
+        if request.files.is_file(path):
+            return path
+    remedy = "write one or name your list file"
+    raise DatasetError("dataset", request.root, "cases.csv or cases.json", "neither", remedy)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    """The list as an object whose "cases" are pairs of a place in the file ("row 3", "case number 2") and an entry."""
+    if path.suffix.lower() != ".json":
+        content: Any = {"cases": [(f"row {line}", cells) for line, cells in read_csv(path)]}
+    else:
+        content = read_json(path)
+        if isinstance(content, list):
+            content = {"cases": content}
+        if isinstance(content, dict) and isinstance(content.get("cases"), list):
+            numbered = enumerate(content["cases"], start=1)
+            content = {**content, "cases": [(f"case number {number}", entry) for number, entry in numbered]}
     if not isinstance(content, dict) or not isinstance(content.get("cases"), list) or not content["cases"]:
-        raise DatasetError(f"{path}: expected a list of cases, found none")
+        raise DatasetError("dataset", path, "a list of cases", "none", "write one entry for each case")
+    return content
+
+
+def _own_table(content: dict[str, Any], path: Path) -> ClassTable | None:
     labels = content.get("labels")
-    table = reconcile(parse_table(labels, path) if labels else find_table(path.parent), given, path)
-    problems: list[str] = []
-    rows = each(lambda numbered: _row(numbered[1], numbered[0], path), enumerate(content["cases"], start=1), problems)
-    n_channels = len(rows[0].image) if rows else 1
-    names = content.get("channel_names") or [f"image{i}" if i else "image" for i in range(n_channels)]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DatasetError(f"{path}: expected channel_names to be a list of names, found {str(names)[:60]!r}")
-    return Listing(tuple(rows), table, tuple(names), tuple(problems))
+    return parse_table(labels, path) if labels else find_table(path.parent)
 
 
-def _row(item: Any, number: int, path: Path) -> Row:
-    if not isinstance(item, dict) or not item.get("image"):
-        raise DatasetError(f"{path}: expected an image for case number {number}, found {str(item)[:80]!r}")
-    if unknown := item.keys() - _KEYS:
-        raise DatasetError(f"{path}: unknown column {min(map(str, unknown))!r}, expected {', '.join(sorted(_KEYS))}")
-    names = item["image"].split("|") if isinstance(item["image"], str) else item["image"]
-    label, subject, split = item.get("label"), item.get("subject"), item.get("split")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in (*names, label or "", split or "")):
-        raise DatasetError(f"{path}: expected image, label and split of case number {number} to be text")
-    if any("\0" in name for name in (*names, label or "")):
-        raise DatasetError(f"{path}: expected file names for case number {number}, found one with a zero byte")
-    image = tuple(path.parent / name.strip() for name in names)
-    case = str(item.get("case") or volume_stem(image[0]))
-    split = parse_split(split, case, path)
-    return Row(case, image, path.parent / label if label else None, split, str(subject) if subject else None)
+def _row(entry: Any, place: str, path: Path) -> Row:
+    if not isinstance(entry, dict) or not entry.get("image"):
+        raise DatasetError("dataset", path, f"an image for {place}", f"{str(entry)[:80]!r}", "name its image file")
+    unknown = sorted(str(key) for key in entry.keys() - set(_KEYS))
+    if unknown:
+        remedy = "rename or remove it"
+        raise DatasetError("dataset", path, f"only {', '.join(_KEYS)}", f"unknown column {unknown[0]!r}", remedy)
+    images = entry["image"].split("|") if isinstance(entry["image"], str) else entry["image"]
+    label = entry.get("label") or ""
+    split = entry.get("split") or ""
+    if not isinstance(images, list) or not all(isinstance(text, str) for text in (*images, label, split)):
+        found, remedy = f"{str(entry)[:80]!r}", "write texts"
+        raise DatasetError("dataset", path, f"image, label and split of {place} to be text", found, remedy)
+    if any("\0" in name for name in (*images, label)):
+        raise DatasetError("dataset", path, f"file names for {place}", "one with a zero byte", "correct the name")
+    image = tuple(path.parent / name.strip() for name in images)
+    case = str(entry.get("case") or volume_stem(image[0]))
+    return Row(
+        case,
+        image,
+        label=path.parent / label if label else None,
+        split=parse_split(split, case, path),
+        subject=parse_subject(entry.get("subject")),
+    )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.text import some_of
 from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.json_document import read_json
 
 _TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
-_MAX_JSON_BYTES = 256 * 2**20
 _LARGEST_VALUE = 2**31 - 1
 
 
@@ -42,72 +42,93 @@ class ClassTable:
 
     @classmethod
     def in_order(cls, names: Sequence[str], source: Path) -> ClassTable:
-        """The table of names whose values are their places. Raises DatasetError for empty or double names."""
-        return _checked(list(zip(range(len(names)), names, strict=True)), None, source)
+        """Return the table of names that have the values 0, 1, 2, …
 
+        Raises:
+            DatasetError: empty names, a name twice, or no class beside the background.
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises DatasetError for one that cannot be read or parsed."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise DatasetError(f"{path}: expected a list of cases, found {path.stat().st_size} bytes of JSON")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, DatasetError):
-            raise
-        raise DatasetError(f"{path}: cannot be read as JSON ({error}); repair the file") from error
+        >>> ClassTable.in_order(["background", "liver"], Path("labels.json")).values
+        (0, 1)
+        """
+        return _table(list(enumerate(names)), None, source)
 
 
 def parse_table(labels: Any, source: Path) -> ClassTable:
     """Read a table of classes: {"liver": 1} (nnU-Net), {"1": "liver"} (Decathlon) or ["background", "liver"].
 
     Classes are ordered by value; a background is added where value 0 has no name. "ignore" is the value of voxels that
-    count for nothing.
+    are left out of loss and scores.
 
     Raises:
-        DatasetError: overlapping regions ({"tumour": [1, 2]}), a name or value that stands twice, no names at all.
+        DatasetError: overlapping regions ({"tumour": [1, 2]}), a name or value twice, no names at all.
+
+    >>> parse_table({"liver": 1, "spleen": 3, "ignore": 9}, Path("labels.json"))
+    ClassTable(names=('background', 'liver', 'spleen'), values=(0, 1, 3), ignore_value=9, remap={})
     """
     if isinstance(labels, list):
         pairs = list(enumerate(labels))
     elif isinstance(labels, dict):
         pairs = [_pair(key, value, source) for key, value in labels.items()]
     else:
-        raise DatasetError(f'{source}: expected labels as {{"liver": 1, …}}, found {str(labels)[:60]!r}')
+        remedy = "write the value of each class"
+        raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
     ignored = [value for value, name in pairs if str(name).lower() == "ignore"]
-    return _checked([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
+    return _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
 
 
-def _pair(key: str, value: Any, source: Path) -> tuple[int, str]:
+def _pair(key: str, value: Any, source: Path) -> tuple[int, Any]:
     """Return (value, name) of an entry in either direction."""
     if isinstance(value, list):
-        raise DatasetError(f"{source}: class {key!r} is a region of several values {value}; name plain classes instead")
+        found = f"{key!r} is a region of several values {value}"
+        raise DatasetError("dataset", source, "one value for each class", found, "name plain classes instead")
     number, name = (value, key) if isinstance(value, int) and not isinstance(value, bool) else (key, value)
     try:
         return int(number), name
     except (TypeError, ValueError):
-        raise DatasetError(f"{source}: expected a whole number for class {key!r}, found {value!r:.60}") from None
+        expected, remedy = f"a whole number for class {key!r}", "write its value in the label files"
+        raise DatasetError("dataset", source, expected, f"{value!r:.60}", remedy) from None
 
 
-def _checked(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Path) -> ClassTable:
+def _table(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Path) -> ClassTable:
+    """Return the table of (value, name) pairs, ordered by value, with a background."""
     pairs = sorted(pairs, key=lambda pair: pair[0])
     if not any(value == 0 for value, _ in pairs):
         pairs = [(0, "background"), *pairs]
+    values = [value for value, _ in pairs]
+    names = [name for _, name in pairs]
     for value, name in pairs:
         if not isinstance(name, str) or not name.strip():
-            raise DatasetError(f"{source}: expected a name for label value {value}, found {name!r}")
-    for what, items in (("label value", [value for value, _ in pairs]), ("class name", [name for _, name in pairs])):
-        if twice := [item for item, count in Counter(items).items() if count > 1]:
-            raise DatasetError(f"{source}: the {what} {twice[0]!r} stands {Counter(items)[twice[0]]} times")
-    if pairs[-1][0] > _LARGEST_VALUE:
-        found = str(pairs[-1][0])[:20]
-        raise DatasetError(f"{source}: expected values up to {_LARGEST_VALUE}, found {found} for {pairs[-1][1]!r}")
-    if pairs[0][0] < 0 or len(pairs) < 2:
-        raise DatasetError(f"{source}: expected a background at 0 and at least one class above it, found {pairs[:3]}")
-    return ClassTable(tuple(name for _, name in pairs), tuple(value for value, _ in pairs), ignore_value)
+            raise DatasetError(
+                "dataset", source, f"a name for label value {value}", repr(name), "write a name, or leave the entry out"
+            )
+    _refuse_twice("label value", values, source)
+    _refuse_twice("class name", names, source)
+    if values[-1] > _LARGEST_VALUE:
+        raise DatasetError(
+            "dataset", source, f"values up to {_LARGEST_VALUE}", f"{str(values[-1])[:20]} for {names[-1]!r}",
+            "correct the value",
+        )  # fmt: skip
+    if values[0] < 0 or len(pairs) < 2:
+        raise DatasetError(
+            "dataset", source, "a background at 0 and at least one class above it", f"{pairs[:3]}", "correct the table"
+        )
+    return ClassTable(tuple(names), tuple(values), ignore_value)
+
+
+def _refuse_twice(what: str, items: Sequence[Any], source: Path) -> None:
+    item, count = Counter(items).most_common(1)[0]
+    if count > 1:
+        raise DatasetError(
+            "dataset", source, f"every {what} once", f"{what} {item!r} {count} times", "keep one of them"
+        )
 
 
 def find_table(folder: Path) -> ClassTable | None:
-    """Return the table of labels.json, class_names.json or dataset.json ("labels") in a folder; None if absent."""
+    """Return the table of labels.json, class_names.json or dataset.json ("labels") in a folder; None if absent.
+
+    Raises:
+        DatasetError: such a file cannot be read, or holds no table of classes.
+    """
     for path in (folder / name for name in _TABLE_FILES):
         if path.is_file():
             content = read_json(path)
@@ -118,40 +139,51 @@ def find_table(folder: Path) -> ClassTable | None:
     return None
 
 
-def reconcile(found: ClassTable | None, given: Sequence[str] | None, root: Path) -> ClassTable:
-    """Join the data set's own table with the names the settings give; contradictions are refused.
+def reconcile(found: ClassTable | None, given: Sequence[str], root: Path) -> ClassTable:
+    """Join the data set's own table with the names that the settings give (empty: none).
 
     Raises:
         DatasetError: neither names the classes, or both do and differ.
     """
-    if found is None and not given:
+    if not given:
+        if found is not None:
+            return found
         raise DatasetError(
-            f"{root}: the class names are unknown; write labels.json beside the data "
-            '({"background": 0, "liver": 1, …}) or set data.class_names'
-        )
+            "dataset", root, "names of the classes", "none",
+            'write labels.json beside the data ({"background": 0, "liver": 1, …}) or set data.class_names',
+        )  # fmt: skip
     if found is None:
-        return ClassTable.in_order(list(given or ()), root)
-    if given and tuple(given) != found.names:
-        at = next((i for i, pair in enumerate(zip(given, found.names, strict=False)) if pair[0] != pair[1]), None)
-        where = f"class {at}: {given[at]!r} against {found.names[at]!r}" if at is not None else "one list is longer"
+        return ClassTable.in_order(given, root)
+    if tuple(given) != found.names:
         raise DatasetError(
-            f"{root}: data.class_names has {len(given)} names, the data set {len(found.names)}, and they differ "
-            f"({where}); leave data.class_names out or make them equal"
-        )
+            "dataset", root, f"data.class_names to be the data set's own {len(found.names)} names",
+            f"{len(given)} names that differ ({_first_difference(given, found.names)})",
+            "leave data.class_names out or make them equal",
+        )  # fmt: skip
     return found
 
 
-def resolve_remap(wanted: Mapping[int | str, int | str], names: Sequence[str]) -> dict[int, int]:
-    """Turn what data.label_remap says into class indices: {7: "liver", 9: 0} -> {7: 3, 9: 0}.
+def _first_difference(given: Sequence[str], own: Sequence[str]) -> str:
+    for index, (name, own_name) in enumerate(zip(given, own, strict=False)):
+        if name != own_name:
+            return f"class {index}: {name!r} against {own_name!r}"
+    return "one list is longer"
+
+
+def resolve_remap(remap: Mapping[int | str, int | str], names: Sequence[str]) -> dict[int, int]:
+    """Turn what data.label_remap says into class indices.
 
     Args:
-        wanted: class name or index for values of the label files (a number as a text counts, as JSON has it for keys).
+        remap: class name or index for values of the label files (a number as a text counts, as JSON has it for keys).
         names: of the classes, background first.
 
     Raises:
         DatasetError: an unknown name or index.
+
+    >>> resolve_remap({7: "liver", "9": 0}, ["background", "liver"])
+    {7: 1, 9: 0}
     """
-    return {int(value): _index_of(target, names, f"data.label_remap: {value}") for value, target in wanted.items()}
+    return {int(value): _index_of(target, names, f"data.label_remap: {value}") for value, target in remap.items()}
 
 
 def _index_of(target: int | str, names: Sequence[str], where: str) -> int:
@@ -159,7 +191,7 @@ def _index_of(target: int | str, names: Sequence[str], where: str) -> int:
         return list(names).index(str(target))
     if isinstance(target, int) and 0 <= target < len(names):
         return target
-    known = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     raise DatasetError(
-        f"{where}: expected a class or an index of 0 to {len(names) - 1}, found {target!r}; known: {known}"
-    )
+        "dataset", where, f"a class or an index of 0 to {len(names) - 1}", repr(target),
+        f"choose one of {some_of(names)}",
+    )  # fmt: skip

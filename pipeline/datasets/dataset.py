@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.errors import DatasetError
 
 SPLITS = ("train", "val", "test")
 """The splits that cases are divided into, in the order in which they are written."""
@@ -102,5 +103,5 @@ class Dataset:
     """The data set's own division, None where it has none."""
     unlabelled: tuple[Case, ...] = ()
     """Images that the data set keeps for testing without a label."""
-    refused: Mapping[str, str] = field(default_factory=dict)
-    """By case, what was wrong with those left out."""
+    refused: tuple[DatasetError, ...] = ()
+    """What is wrong with each case, or entry, that was left out."""

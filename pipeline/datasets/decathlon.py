@@ -6,60 +6,91 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.datasets.class_table import find_table, parse_table, reconcile
+from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.rows import Given, Listing, Row, each, inside, parse_channel_names, read_description
+from pipeline.datasets.json_document import read_description
+from pipeline.datasets.rows import (
+    Listing,
+    Request,
+    Row,
+    collect,
+    parse_channel_names,
+    parse_subject,
+    path_inside,
+    unnamed_channels,
+)
 from transforms.io.load import volume_stem
 
+_PARTS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
+"""Keys of dataset.json that list cases, and their split."""
 
-def read_msd(root: Path, fold: int | None, given: Given) -> Listing:
+
+def read_msd(request: Request) -> Listing:
     """Read a Decathlon dataset.json or MONAI datalist.
 
     "training" lists {"image", "label"} and maybe "fold"; "validation" and "test" where there are such cases.
+
+    Raises:
+        DatasetError: dataset.json cannot be read, contradicts itself or the settings, or has no such fold.
     """
+    root, source = request.root, request.root / "dataset.json"
     description = read_description(root)
-    source = root / "dataset.json"
-    labels = description.get("labels")
-    table = reconcile(parse_table(labels, source) if labels else find_table(root), given, root)
     rows: list[Row] = []
-    problems: list[str] = []
-    for part, split in (("training", "train"), ("validation", "val"), ("test", "test"), ("testing", "test")):
-        items = description.get(part) or []
-        if not isinstance(items, list):
-            raise DatasetError(f'{source}: expected "{part}" to be a list, found {str(items)[:60]!r}')
-        folded = (
-            fold is not None and split == "train" and any(isinstance(item, dict) and "fold" in item for item in items)
-        )
-        rows += each(partial(_msd_row, root, split, fold if folded else None), items, problems)
-        if folded and not problems and not any(row.split == "val" for row in rows):
-            raise DatasetError(f"{source}: expected training cases of fold {fold} (data.fold), found none")
+    problems: list[DatasetError] = []
+    for part, split in _PARTS.items():
+        entries = _entries(description, part, source)
+        fold = request.fold if part == "training" and not request.images_only and _has_folds(entries) else None
+        found = collect(partial(_row, root, split, fold), entries, problems)
+        if fold is not None and not problems and not any(row.split == "val" for row in found):
+            remedy = "choose a fold that its training cases have"
+            raise DatasetError("dataset", source, f"training cases of fold {fold} (data.fold)", "none", remedy)
+        rows += found
     channels = description.get("modality", description.get("channel_names"))
-    n_channels = max((len(row.image) for row in rows), default=1)
-    names = (
-        parse_channel_names(channels, source)
-        if channels
-        else tuple(f"image{i}" if i else "image" for i in range(n_channels))
-    )
-    return Listing(tuple(rows), table, names, tuple(problems))
+    channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
+    classes = None if request.images_only else request.classes(_own_table(description, root))
+    return Listing(tuple(rows), classes, channel_names, tuple(problems))
 
 
-def _msd_row(root: Path, split: str, fold: int | None, item: Any) -> Row:
+def _entries(description: dict[str, Any], part: str, source: Path) -> list[Any]:
+    entries = description.get(part) or []
+    if not isinstance(entries, list):
+        raise DatasetError("dataset", source, f'"{part}" to be a list', f"{entries!r:.60}", "write a list of cases")
+    return entries
+
+
+def _has_folds(entries: list[Any]) -> bool:
+    return any(isinstance(entry, dict) and "fold" in entry for entry in entries)
+
+
+def _own_table(description: dict[str, Any], root: Path) -> ClassTable | None:
+    labels = description.get("labels")
+    return parse_table(labels, root / "dataset.json") if labels else find_table(root)
+
+
+def _row(root: Path, split: str, fold: int | None, entry: Any) -> Row:
     """Return the row of an entry; where `fold` is given, the entry's own fold says whether it validates."""
     source = root / "dataset.json"
-    split = split if fold is None else _split_of_fold(item, fold, source)
-    item = {"image": item} if isinstance(item, str | list) else item
-    if not isinstance(item, dict) or "image" not in item:
-        raise DatasetError(f'{source}: expected an entry like {{"image": …, "label": …}}, found {str(item)[:80]!r}')
-    names = item["image"] if isinstance(item["image"], list) else [item["image"]]
-    image = tuple(inside(root, name, source) for name in names)
-    label = inside(root, item["label"], source) if item.get("label") else None
-    subject = item.get("subject", item.get("subject_id"))
-    stem = volume_stem(image[0]) if image else ""
-    return Row(str(item.get("case") or item.get("id") or stem), image, label, split, str(subject) if subject else None)
+    if fold is not None:
+        split = _split_of_fold(entry, fold, source)
+    if isinstance(entry, str | list):
+        entry = {"image": entry}
+    if not isinstance(entry, dict) or not entry.get("image"):
+        expected = 'entries like {"image": …, "label": …}'
+        raise DatasetError("dataset", source, expected, f"{str(entry)[:80]!r}", "name the files of each case")
+    names = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    image = tuple(path_inside(root, name, source) for name in names)
+    return Row(
+        str(entry.get("case") or entry.get("id") or volume_stem(image[0])),
+        image,
+        label=path_inside(root, entry["label"], source) if entry.get("label") else None,
+        split=split,
+        subject=parse_subject(entry.get("subject")) or parse_subject(entry.get("subject_id")),
+    )
 
 
-def _split_of_fold(item: Any, fold: int, source: Path) -> str:
-    number = item.get("fold") if isinstance(item, dict) else None
+def _split_of_fold(entry: Any, fold: int, source: Path) -> str:
+    number = entry.get("fold") if isinstance(entry, dict) else None
     if not isinstance(number, int):
-        raise DatasetError(f"{source}: expected a fold number for every training case, found {str(item)[:80]!r}")
+        remedy = "number all of them or none"
+        raise DatasetError("dataset", source, "a fold for every training case", f"{str(entry)[:80]!r}", remedy)
     return "val" if number == fold else "train"

@@ -1,30 +1,29 @@
-"""Which volumes exist: a data set listed, checked and divided. Reads no voxels.
+"""List a data set: read its layout, check that every case can be trusted, take over its own split. Reads no voxels.
 
-How data sets lie on disk is `layouts`' and `case_list`'s; here their rows become cases that can be trusted: ids unique
-and safe as file names, every file there, every image with its label, no subject on two sides.
+Ids are unique and safe as file names, every file is there, every image has its label, no subject is in two splits.
 """
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.datasets.class_table import resolve_remap
-from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files
+from pipeline.console.text import some_of
+from pipeline.datasets.class_table import ClassTable, resolve_remap
+from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files, label_path
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.layouts import READERS, recognise
-from pipeline.datasets.rows import Listing, Row, leaves
-from transforms.io.load import volume_kind
+from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.layouts import READERS, find_layout, recognise
+from pipeline.datasets.rows import Listing, Request, Row
 
-logger = logging.getLogger(__name__)
+LONGEST_ID = 200
+"""Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
 
 _LINES = 20  # of what is wrong, before the rest is only counted
 _SAFE_ID = re.compile(r"\w[\w .()+=@,-]{0,127}(?<![. ])")
-_LONGEST_ID = 200  # bytes; a file system's names end at 255, and ours put suffixes behind the id
 
 
 def list_cases(
@@ -45,8 +44,8 @@ def list_cases(
         fold: the fold that validates, where the data set brings its own cross-validation.
         class_names: names of the classes, background first, for data sets without names of their own; for masks per
             structure also the choice and order of structures.
-        label_remap: class name or index for further values of the label files, or for values that shall mean
-            something else.
+        label_remap: class name or index for further values of the label files, or for values that are to mean another
+            class.
         strict: False leaves out the cases whose files cannot serve; `refused` of the data set says why.
         follow_links: take files that links inside a published layout fetch from outside it, as people make them who
             lay out a data set without copying it. A downloaded archive may hold such links, too, to any file of this
@@ -62,142 +61,211 @@ def list_cases(
     """
     root = Path(root)
     if not root.exists():
-        raise DatasetError(f"{root}: expected a data set, found no such file or folder")
-    layout = recognise(root) if layout == "auto" else layout
-    if layout not in READERS:
-        raise DatasetError(f"data.layout: expected one of auto, {', '.join(READERS)}, found {layout!r}")
+        remedy = "correct the path"
+        raise DatasetError("missing_file", root, "a data set", "no such file or folder", remedy)
+    if layout not in ("auto", *READERS):
+        remedy = "choose one of these"
+        raise DatasetError("dataset", "data.layout", f"one of auto, {', '.join(READERS)}", repr(layout), remedy)
+    files = FileIndex()
     try:
-        listing = READERS[layout](root, fold, class_names)
+        layout = recognise(root, files) if layout == "auto" else layout
+        listing = READERS[layout](Request(root, fold, tuple(class_names or ()), files=files))
     except OSError as error:
-        raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
-    dataset = _checked(listing, root, layout, strict=strict, follow_links=follow_links)
-    if label_remap:
-        dataset = replace(dataset, classes=replace(dataset.classes, remap=_remap(label_remap, dataset)))
-    return dataset
+        raise _unreadable(root, error) from error
+    assert listing.classes is not None  # only images alone come without
+    trusted = _trust(listing, root, layout, files, follow_links=follow_links)
+    if trusted.refused and (strict or not trusted.rows):
+        raise DatasetError.all_of(_cut(trusted.refused, root))
+    return _dataset(trusted, listing, root, layout, _with_remap(listing.classes, label_remap, trusted.rows, root))
 
 
-def list_images(root: Path | str, *, follow_links: bool = False) -> tuple[dict[str, tuple[Path, ...]], dict[str, str]]:
-    """List the images of a data set that is to be segmented: all of them, whatever its splits and labels say.
-
-    Returns:
-        By case its image files, one a channel; and by case (or entry) why the others cannot serve.
+def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
+    """List the data set at a path; None where the path is none, such as a bare folder of label maps or a volume.
 
     Raises:
-        DatasetError: not a data set, one without any usable image, or with two cases of one name.
+        DatasetError: there is one, and `list_cases` refuses it.
     """
-    root = Path(root)
-    layout = recognise(root)
+    path = Path(path)
+    layout = _find_layout(path, FileIndex())
+    return None if layout is None else list_cases(path, layout, follow_links=follow_links)
+
+
+@dataclass(frozen=True)
+class ImageListing:
+    """The images of a data set that is to be segmented."""
+
+    images: Mapping[str, tuple[Path, ...]]
+    """By case id its image files, one a channel."""
+    refused: tuple[DatasetError, ...]
+    """Why the others cannot serve."""
+
+
+def find_images(path: Path | str, *, follow_links: bool = False) -> ImageListing | None:
+    """List the images of the data set in a folder, whatever its splits, labels and class names say; None without one.
+
+    A folder with the files of a DICOM series is a volume, whatever lies beside them.
+
+    Raises:
+        DatasetError: there is a data set without any usable image, or with two cases of one name.
+    """
+    path = Path(path)
+    files = FileIndex()
+    layout = _find_layout(path, files)
+    if layout is None:
+        return None
     try:
-        listing = READERS[layout](root, None, None)
+        if not files.is_folder(path) or files.is_volume(path):
+            return None
+        listing = READERS[layout](Request(path, images_only=True, files=files))
     except OSError as error:
-        raise DatasetError(f"{root}: cannot be listed as {layout} ({error})") from error
+        raise _unreadable(path, error) from error
     images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
-    dataset = _checked(replace(listing, rows=images), root, layout, strict=False, follow_links=follow_links)
-    return {case.id: case.image for case in dataset.unlabelled}, dict(dataset.refused)
+    trusted = _trust(replace(listing, rows=images), path, layout, files, follow_links=follow_links)
+    if not trusted.rows:
+        raise DatasetError.all_of(_cut(trusted.refused, path))
+    return ImageListing({row.id: row.image for row in trusted.rows}, trusted.refused)
 
 
-def _remap(wanted: Mapping[int | str, int | str], dataset: Dataset) -> dict[int, int]:
-    if not any(isinstance(case.label, Path) for case in dataset.cases):
-        raise DatasetError(
-            f"{dataset.root}: data.label_remap replaces values of label maps, but this data set has one mask a "
-            "structure; leave it out"
-        )
-    return resolve_remap(wanted, dataset.classes.names)
+def _find_layout(path: Path, files: FileIndex) -> str | None:
+    try:
+        return find_layout(path, files)
+    except (DatasetError, OSError):
+        return None
 
 
-def _checked(listing: Listing, root: Path, layout: str, *, strict: bool, follow_links: bool) -> Dataset:
+def _unreadable(root: Path, error: OSError) -> DatasetError:
+    found = f"{error.filename or root}: {error.strerror or error}"
+    return DatasetError("unreadable", root, "folders that can be read", found, "make it readable")
+
+
+@dataclass(frozen=True)
+class _Trusted:
+    """The rows of a listing that can serve, and what is wrong with the others."""
+
+    rows: tuple[Row, ...]
+    refused: tuple[DatasetError, ...]
+
+
+def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follow_links: bool) -> _Trusted:
     if not listing.rows and not listing.problems:
-        raise DatasetError(f"{root}: expected cases in the {layout} layout, found none")
-    rows, refused = _usable(listing, root, follow_links=follow_links or layout == "list")
-    if refused and (strict or not rows):
-        raise DatasetError.all_of([DatasetError(line) for line in _lines(list(refused.values()), root)])
-    if twice := [case for case, count in Counter(row.id for row in rows).items() if count > 1]:
-        count = sum(row.id == twice[0] for row in rows)
-        others = f", and so do {len(twice) - 1} others ({', '.join(twice[1:6])})" if twice[1:] else ""
-        raise DatasetError(f"{root}: case {twice[0]} stands {count} times{others}; give every case a name of its own")
-    labelled = tuple(row for row in rows if row.label is not None)
+        expected = f"cases in the {layout} layout"
+        raise DatasetError("dataset", root, expected, "none", "name the folder that holds them, or set data.layout")
+    rows = []
+    refused = list(listing.problems)
+    for row in listing.rows:
+        try:
+            _check_id(row, root)
+            _check_parts(row, len(listing.channel_names))
+            _check_files(row, files)
+            if layout != "list" and not follow_links:
+                _check_links(row, root, files)
+        except DatasetError as error:
+            refused.append(error)
+        else:
+            rows.append(row)
+    _check_unique(rows, root)
+    return _Trusted(tuple(rows), tuple(refused))
+
+
+def _check_id(row: Row, root: Path) -> None:
+    if not _SAFE_ID.fullmatch(row.id) or len(row.id.encode()) > LONGEST_ID:
+        shown = row.id if len(row.id) <= 80 else f"{row.id[:80]}…"
+        raise DatasetError(
+            "dataset", root, "case names that can be file names", repr(shown),
+            "use letters, digits and _-., 128 characters at most",
+        )  # fmt: skip
+
+
+def _check_parts(row: Row, n_channels: int) -> None:
+    """Refuse a row without image or label, or with another number of channels than the data set has."""
+    if not row.image:
+        where, remedy = label_path(row.label) or "", "add the image or remove the label"
+        raise DatasetError("missing_image", where, "an image beside the label", "none", remedy, row.id)
+    if row.label is None and row.split != "test":
+        remedy = "add the label or remove the image"
+        raise DatasetError("missing_label", row.image[0], "a label beside the image", "none", remedy, row.id)
+    if len(row.image) != n_channels:
+        remedy = "name one file for each channel"
+        if len(row.image) == 1:
+            remedy = "split channels stored as frames of one 4-D file into one file a channel, as nnU-Net has them"
+        found = f"{len(row.image)} image files"
+        raise DatasetError("dataset", row.image[0], f"{n_channels} channels", found, remedy, row.id)
+
+
+def _check_files(row: Row, files: FileIndex) -> None:
+    for path in (*row.image, *label_files(row.label)):
+        try:
+            is_volume = files.is_volume(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            remedy = "copy it there or remove the case from the list"
+            raise DatasetError("missing_file", path, "a file", "none: it does not exist", remedy, row.id) from error
+        except OSError as error:
+            found = f"one that cannot be accessed ({error.strerror or error})"
+            raise DatasetError("unreadable", path, "a file", found, "make it readable", row.id) from error
+        if not is_volume:
+            found, remedy = "another file or folder", "name the volume or remove the case"
+            raise DatasetError("dataset", path, "a volume file or DICOM folder", found, remedy, row.id)
+
+
+def _check_links(row: Row, root: Path, files: FileIndex) -> None:
+    for path in (*row.image, *label_files(row.label)):
+        if files.leaves(path, root):
+            raise DatasetError(
+                "dataset", path, "files inside the data set",
+                f"a link that leads out of the data set, to {path.resolve()}",
+                "give --follow_links if that is meant, else copy the file", row.id,
+            )  # fmt: skip
+
+
+def _check_unique(rows: Sequence[Row], root: Path) -> None:
+    counts = Counter(row.id for row in rows)
+    twice = [case for case, count in counts.items() if count > 1]
+    if twice:
+        others = f", and so are {len(twice) - 1} others ({some_of(twice[1:], 5)})" if twice[1:] else ""
+        found = f"case {twice[0]} is listed {counts[twice[0]]} times{others}"
+        raise DatasetError("dataset", root, "every case once", found, "give every case a name of its own")
+
+
+def _cut(errors: Sequence[DatasetError], root: Path) -> list[DatasetError]:
+    """Return the errors, not too many for a screen."""
+    more = []
+    if len(errors) > _LINES:
+        found = f"{len(errors) - _LINES} more that cannot be used"
+        more = [DatasetError("dataset", root, "entries that can be used", found, "see bodyseg check for all of them")]
+    return [*errors[:_LINES], *more]
+
+
+def _with_remap(
+    classes: ClassTable, remap: Mapping[int | str, int | str] | None, rows: Sequence[Row], root: Path
+) -> ClassTable:
+    """The table with data.label_remap in it. Raises DatasetError for an unknown class, or where no label map is."""
+    if not remap:
+        return classes
+    if not any(isinstance(row.label, Path) for row in rows):
+        raise DatasetError(
+            "dataset", root, "label maps, whose values data.label_remap replaces", "one mask a structure",
+            "leave data.label_remap out",
+        )  # fmt: skip
+    return replace(classes, remap=resolve_remap(remap, classes.names))
+
+
+def _dataset(trusted: _Trusted, listing: Listing, root: Path, layout: str, classes: ClassTable) -> Dataset:
+    labelled = [row for row in trusted.rows if row.label is not None]
     has_own_split = any(row.split == "val" for row in listing.rows)
     try:
         split = _own_split(labelled, root) if has_own_split else None
     except DatasetError as error:  # what a split lacks may be what was refused
-        lines = _lines(list(refused.values()), root)
-        raise DatasetError.all_of([*(DatasetError(line) for line in lines), error]) from error
+        raise DatasetError.all_of([*_cut(trusted.refused, root), error]) from error
     return Dataset(
         root,
         layout,
         cases=tuple(_case(row, divided=has_own_split) for row in labelled),
-        classes=listing.table,
+        classes=classes,
         channel_names=listing.channel_names,
         split=split,
-        unlabelled=tuple(_case(row, divided=False) for row in rows if row.label is None),
-        refused=refused,
+        unlabelled=tuple(_case(row, divided=False) for row in trusted.rows if row.label is None),
+        refused=trusted.refused,
     )
-
-
-def _usable(listing: Listing, root: Path, *, follow_links: bool) -> tuple[list[Row], dict[str, str]]:
-    """Return the rows that can serve, and by case what is wrong with the others."""
-    rows: list[Row] = []
-    refused: dict[str, str] = {}
-    for text in listing.problems:
-        named = re.match(r"case (.+?): ", text)
-        refused[named[1] if named else text] = text
-    seen: dict[Path, bool] = {}
-    for row in listing.rows:
-        try:
-            _check_row(row, len(listing.channel_names), root)
-            if not follow_links:
-                _check_links(row, root, seen)
-            rows.append(row)
-        except DatasetError as error:
-            refused[row.id] = str(error)
-    return rows, refused
-
-
-def _lines(problems: Sequence[str], root: Path) -> list[str]:
-    """Return the problems, not too many for a screen."""
-    more = [f"{root}: {len(problems) - _LINES} further entries cannot be used"] if len(problems) > _LINES else []
-    return [*problems[:_LINES], *more]
-
-
-def _check_links(row: Row, root: Path, seen: dict[Path, bool]) -> None:
-    for path in _paths(row):
-        if leaves(path, root, seen):
-            raise DatasetError(
-                f"case {row.id}: {path} is reached by a link that leads out of the data set, to {path.resolve()}; "
-                "give --follow_links if that is meant, else copy the file"
-            )
-
-
-def _check_row(row: Row, n_channels: int, root: Path) -> None:
-    if not _SAFE_ID.fullmatch(row.id) or len(row.id.encode()) > _LONGEST_ID:
-        shown = row.id if len(row.id) <= 80 else f"{row.id[:80]}…"
-        raise DatasetError(
-            f"{root}: case {shown!r} cannot be a file name; use letters, digits and _-., 128 characters at most"
-        )
-    if not row.image:
-        raise DatasetError(f"case {row.id}: expected an image beside the label {row.label}, found none")
-    if row.label is None and row.split != "test":
-        raise DatasetError(f"case {row.id}: expected a label beside the image {row.image[0]}, found none")
-    if len(row.image) != n_channels:
-        hint = ""
-        if len(row.image) == 1:
-            hint = (
-                "; channels stored as frames of one 4-D file must be split into one file a channel, as nnU-Net has them"
-            )
-        raise DatasetError(f"case {row.id}: expected {n_channels} channels, found {len(row.image)} image files{hint}")
-    for path in _paths(row):
-        try:
-            found, kind = path.exists(), volume_kind(path) if path.is_file() or path.is_dir() else None
-        except OSError as error:
-            raise DatasetError(f"case {row.id}: {path} cannot be looked at ({error.strerror or error})") from error
-        if not found:
-            raise DatasetError(f"case {row.id}: {path} does not exist")
-        if kind is None:
-            raise DatasetError(f"case {row.id}: expected a volume file or DICOM folder, found {path}")
-
-
-def _paths(row: Row) -> tuple[Path, ...]:
-    return (*row.image, *label_files(row.label))
 
 
 def _case(row: Row, *, divided: bool) -> Case:
@@ -206,32 +274,34 @@ def _case(row: Row, *, divided: bool) -> Case:
 
 def _subject(row: Row) -> str:
     """Return whose scan it is: as the data set says, else BIDS' "sub-XX" in front of the id, else the case itself."""
-    if row.subject:
+    if row.subject is not None:
         return row.subject
     bids = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", row.id)
     return bids[0] if bids else row.id
 
 
-def _own_split(rows: Sequence[Row], root: Path) -> Split | None:
-    """Return the data set's own division of the cases that can serve, one at least to train and to validate."""
-    if unsaid := [row.id for row in rows if row.split is None]:
-        raise DatasetError(f"{root}: expected a split for every case or for none, found none for case {unsaid[0]}")
+def _own_split(rows: Sequence[Row], root: Path) -> Split:
+    """Return the data set's own division of the cases that can serve, one at least to train and one to validate."""
+    undivided = [row.id for row in rows if row.split is None]
+    if undivided:
+        expected, remedy = "a split for every case or for none", "complete the split or remove it"
+        raise DatasetError("dataset", root, expected, f"none for case {undivided[0]}", remedy)
     ids = {name: tuple(sorted(row.id for row in rows if row.split == name)) for name in SPLITS}
     split = Split(**ids, source="the data set's own")
-    if not split.train:
-        raise DatasetError(f"{root}: its own split has {len(split.val)} cases to validate and none to train")
-    if not split.val:
-        raise DatasetError(f"{root}: its own split has {len(split.train)} cases to train and none to validate")
+    if not split.train or not split.val:
+        found = f"{len(split.train)} cases to train and {len(split.val)} to validate"
+        remedy = "complete the split, or remove it to have the cases divided"
+        raise DatasetError("dataset", root, "its own split to have cases to train and to validate", found, remedy)
     _check_subjects(rows, root)
     return split
 
 
 def _check_subjects(rows: Sequence[Row], root: Path) -> None:
-    seen: dict[str, Row] = {}
+    first_of: dict[str, Row] = {}
     for row in rows:
-        first = seen.setdefault(_subject(row), row)
+        subject = _subject(row)
+        first = first_of.setdefault(subject, row)
         if first.split != row.split:
-            raise DatasetError(
-                f"{root}: subject {_subject(row)} is on two sides of the data set's own split: case {first.id} in "
-                f"{first.split}, case {row.id} in {row.split}; correct the split or the subjects"
-            )
+            found = f"subject {subject} in two: case {first.id} in {first.split}, case {row.id} in {row.split}"
+            remedy = "correct the split or the subjects"
+            raise DatasetError("subject_on_both_sides", root, "every subject in one split", found, remedy)

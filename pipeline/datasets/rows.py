@@ -1,18 +1,17 @@
-"""A case as its data set writes it down: rows, safe paths inside a data set, CSV tables."""
+"""What the reader of a layout is asked for and what it returns: a data set's cases as it writes them down."""
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
-from pipeline.datasets.class_table import ClassTable, read_json
+from pipeline.datasets.class_table import ClassTable, reconcile
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.file_index import FileIndex
 
 _SPLIT_OF_WORD = {
     "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
@@ -20,12 +19,9 @@ _SPLIT_OF_WORD = {
 }  # fmt: skip
 
 
-_MAX_CSV_BYTES = 64 * 2**20
-
-
 @dataclass(frozen=True)
 class Row:
-    """A case as its data set writes it down."""
+    """A case as its data set writes it down; nothing in it is trusted yet."""
 
     id: str
     image: tuple[Path, ...]
@@ -38,103 +34,105 @@ class Row:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a layout's reader found; `problems` says in one line what is wrong with each entry that gave no row."""
+    """What the reader of a layout found."""
 
     rows: tuple[Row, ...]
-    table: ClassTable
+    classes: ClassTable | None
+    """None where images alone were asked for."""
     channel_names: tuple[str, ...]
-    problems: tuple[str, ...] = ()
+    problems: tuple[DatasetError, ...] = ()
+    """What is wrong with each entry that gave no row."""
 
 
-Given = Sequence[str] | None
-Reader = Callable[[Path, int | None, Given], Listing]
-"""Folder, fold and class names wanted -> listing. No fold: images alone are wanted, without split and labels."""
+@dataclass(frozen=True)
+class Request:
+    """What a reader is asked for."""
+
+    root: Path
+    """The data set's folder, or the file that lists its cases."""
+    fold: int = 0
+    """Which fold validates, where the data set brings its own cross-validation."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes, background first, as the settings give them; empty: as the data set has them."""
+    images_only: bool = False
+    """Images are asked for, to be segmented: no labels, class names and splits are read, and none need be there."""
+    files: FileIndex = field(default_factory=FileIndex)
+    """What lies in its folders."""
+
+    def classes(self, found: ClassTable | None) -> ClassTable:
+        """Join the data set's own class table with the names of the settings.
+
+        Raises:
+            DatasetError: neither names the classes, or both do and differ.
+        """
+        return reconcile(found, self.class_names, self.root)
+
+
+Reader = Callable[[Request], Listing]
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-def each(make: Callable[[Item], Made], items: Iterable[Item], problems: list[str]) -> list[Made]:
-    """Return what `make` makes of the items; the message of each that it refuses is added to `problems`."""
+def collect(make: Callable[[Item], Made], items: Iterable[Item], problems: list[DatasetError]) -> list[Made]:
+    """Return what `make` makes of the items; the error of each that it refuses is added to `problems`."""
     made = []
     for item in items:
         try:
             made.append(make(item))
         except DatasetError as error:
-            problems.append(str(error))
+            problems.append(error)
     return made
 
 
-def leaves(path: Path, root: Path, seen: dict[Path, bool]) -> bool:
-    """Say whether a link leads a path below `root` out of it; `root` itself may be one, since the user named it.
-
-    `seen` remembers folders: a data set has a hundred thousand masks in a thousand folders.
-    """
-    there = root.resolve()
-    if path.parent not in seen:
-        seen[path.parent] = not path.parent.resolve().is_relative_to(there)
-    return seen[path.parent] or (path.is_symlink() and not path.resolve().is_relative_to(there))
-
-
-def inside(root: Path, name: Any, source: Path) -> Path:
-    """Return root / name for a name out of a data set's own file; refuse one that leads out of the data set."""
+def path_inside(root: Path, name: Any, source: Path) -> Path:
+    """Return root / name for a name out of a data set's own file. Raises DatasetError where it leads out of `root`."""
     if not isinstance(name, str) or not name or "\0" in name:
-        raise DatasetError(f"{source}: expected a file name, found {str(name)[:80]!r}")
+        raise DatasetError("dataset", source, "a file name", f"{str(name)[:80]!r}", "name a file below its folder")
     plain = Path(os.path.normpath(name))
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or plain.parts[:1] == ("..",):
-        raise DatasetError(f"{source}: {name!r} leads out of the data set; list such files in a cases.csv of your own")
+        raise DatasetError(
+            "dataset", source, "names of files inside the data set", f"{name!r}, which leads out of the data set",
+            "list such files in a cases.csv of your own",
+        )  # fmt: skip
     return root / plain
 
 
 def parse_split(word: str | None, case: str, source: Path) -> str | None:
-    """Return "train", "val" or "test" for a word of a split column, None for an empty one."""
+    """Return "train", "val" or "test" for a word of a split column, None for an empty one.
+
+    Raises:
+        DatasetError: another word.
+    """
     if not word:
         return None
     if word.lower() not in _SPLIT_OF_WORD:
-        raise DatasetError(f"case {case}: expected a split of train, val or test, found {word!r} in {source}")
+        remedy = "write one of these, or leave the column empty"
+        raise DatasetError("dataset", source, "a split of train, val or test", repr(word), remedy, case)
     return _SPLIT_OF_WORD[word.lower()]
 
 
-def read_csv(path: Path) -> list[dict[str, str]]:
-    """Return a table's rows by column name (lower case); "," and ";" both separate."""
-    try:
-        if path.stat().st_size > _MAX_CSV_BYTES:
-            raise DatasetError(f"{path}: expected a table of cases, found {path.stat().st_size} bytes")
-        text = path.read_text(encoding="utf-8-sig")
-        first = text.split("\n", 1)[0]
-        lines = list(csv.reader(io.StringIO(text), delimiter=";" if first.count(";") > first.count(",") else ","))
-    except DatasetError:
-        raise
-    except (OSError, ValueError, csv.Error) as error:
-        raise DatasetError(f"{path}: cannot be read as CSV ({error}); repair the file") from error
-    lines = [line for line in lines if any(cell.strip() for cell in line)]
-    columns = [cell.strip().lower() for cell in lines[0]] if lines else []
-    for number, line in enumerate(lines[1:], start=2):
-        if len(line) != len(columns):
-            raise DatasetError(f"{path}: expected {len(columns)} columns in row {number}, found {len(line)}")
-    return [dict(zip(columns, (cell.strip() for cell in line), strict=True)) for line in lines[1:]]
+def parse_subject(value: Any) -> str | None:
+    """Return whose scan a case is as text (0 is a subject like any other); None where an entry does not say.
 
-
-def read_description(root: Path) -> dict[str, Any]:
-    description = read_json(root / "dataset.json")
-    if not isinstance(description, dict):
-        raise DatasetError(f"{root / 'dataset.json'}: expected an object with labels, found {str(description)[:60]!r}")
-    return description
+    >>> parse_subject(0), parse_subject(" p1 "), parse_subject("")
+    ('0', 'p1', None)
+    """
+    return None if value is None else str(value).strip() or None
 
 
 def parse_channel_names(channels: Any, source: Path) -> tuple[str, ...]:
-    """Return channel names in order of their numbers: {"0": "CT"}, ["CT"] or "CT"."""
+    """Return channel names in the order of their numbers: {"0": "CT"}, ["CT"] or "CT". Raises DatasetError."""
     if isinstance(channels, dict) and channels.keys() == {str(i) for i in range(len(channels))}:
         channels = [channels[str(i)] for i in range(len(channels))]
-    channels = [channels] if isinstance(channels, str) else channels
+    if isinstance(channels, str):
+        channels = [channels]
     if not isinstance(channels, list) or not channels or not all(isinstance(name, str) for name in channels):
-        raise DatasetError(f'{source}: expected channel_names like {{"0": "CT"}}, found {str(channels)[:60]!r}')
+        remedy = "write one name for each image channel"
+        raise DatasetError("dataset", source, 'channel_names like {"0": "CT"}', f"{channels!r:.60}", remedy)
     return tuple(channels)
 
 
-def list_folders(root: Path) -> list[Path]:
-    return [path for path in list_visible(root) if path.is_dir()]
-
-
-def list_visible(folder: Path) -> Iterable[Path]:
-    """Return what a folder holds, sorted, without hidden files ("._case.nii.gz" of a Mac's archive)."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+def unnamed_channels(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return names for the channels of a data set that names none: image, image1, …, as many as its first case has."""
+    n_channels = next((len(row.image) for row in rows), 1)
+    return tuple(f"image{i}" if i else "image" for i in range(n_channels))

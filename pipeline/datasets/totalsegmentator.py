@@ -3,82 +3,115 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
-from pipeline.datasets.class_table import ClassTable, find_table, reconcile
+from pipeline.datasets.class_table import ClassTable, find_table
+from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.rows import Given, Listing, Row, each, list_folders, list_visible, parse_split, read_csv
-from transforms.io.load import volume_kind, volume_stem
+from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.rows import Listing, Request, Row, collect, parse_split, parse_subject
+from transforms.io.load import volume_stem
+
+_IMAGE_NAMES = ("ct", "mri", "mr")
 
 
-def read_totalsegmentator(root: Path, fold: int | None, given: Given) -> Listing:
+def read_totalsegmentator(request: Request) -> Listing:
     """Read CASE/ct.nii.gz or mri.nii.gz with CASE/segmentations/STRUCTURE.nii.gz (TotalSegmentator, AbdomenAtlas).
 
-    Classes are the structures' names, sorted, over all cases, or those of `given`, labels.json or class_names.json, in
-    their order; masks beyond these are passed over. CASE/combined_labels.nii.gz is read instead of the masks where
-    labels.json or class_names.json says what its values mean. meta.csv (";" or ",") gives image_id and split, and the
-    subject where it has such a column.
+    Classes are the structures' names, sorted, over all cases, or those of the settings, labels.json or
+    class_names.json, in their order; masks beyond these are passed over. CASE/combined_labels.nii.gz is read instead
+    of the masks where labels.json or class_names.json says what its values mean. meta.csv (";" or ",") gives image_id
+    and split, and the subject where it has such a column.
+
+    Raises:
+        DatasetError: meta.csv or the table of classes cannot be read, or nothing names a structure.
     """
-    folders = {folder.name: image for folder in list_folders(root) if (image := find_scan(folder))}
-    masks = {case: _masks(image.parent / "segmentations") for case, image in folders.items()}
-    known = find_table(root)
-    if known or given:
-        table = reconcile(known, given, root)
+    images = {}
+    for folder in request.files.folders(request.root):
+        image = find_scan(folder, request.files)
+        if image is not None:
+            images[folder.name] = image
+    modalities = {volume_stem(image).upper().replace("MRI", "MR") for image in images.values()}
+    channel_names = (modalities.pop() if len(modalities) == 1 else "image",)
+    if request.images_only:
+        return Listing(tuple(Row(case, (image,), None) for case, image in images.items()), None, channel_names)
+    masks = {case: _masks(image.parent, request.files) for case, image in images.items()}
+    own_table = find_table(request.root)
+    if own_table is None and not request.class_names:
+        classes = ClassTable.in_order(["background", *sorted(set().union(*masks.values()))], request.root)
     else:
-        table = ClassTable.in_order(["background", *sorted(set().union(*masks.values()))], root)
-    meta = _meta(root / "meta.csv")
+        classes = request.classes(own_table)
+    meta = _read_meta(request)
 
     def row(case: str) -> Row:
-        if fold is None:
-            return Row(case, (folders[case],), None)
-        combined = folders[case].parent / "combined_labels.nii.gz"
-        label = combined if known and combined.is_file() else _merged(masks[case], table, case)
-        return Row(case, (folders[case],), label, *_meta_row(meta, case, root / "meta.csv"))
+        combined = images[case].parent / "combined_labels.nii.gz"
+        if own_table is not None and request.files.is_file(combined):
+            label: Label | None = combined
+        else:
+            label = _one_mask_a_class(masks[case], classes, case)
+        said = meta.of(case)
+        return Row(case, (images[case],), label, parse_split(said.get("split"), case, meta.path), _subject(said))
 
-    problems: list[str] = []
-    rows = each(row, folders, problems)
-    modalities = {volume_stem(image).upper().replace("MRI", "MR") for image in folders.values()}
-    channel = modalities.pop() if len(modalities) == 1 else "image"
-    return Listing(tuple(rows), table, (channel,), tuple(problems))
+    problems: list[DatasetError] = []
+    return Listing(tuple(collect(row, images, problems)), classes, channel_names, tuple(problems))
 
 
-def find_scan(folder: Path) -> Path | None:
+def find_scan(folder: Path, files: FileIndex) -> Path | None:
     """Return the image of a TotalSegmentator case folder, None if it has none."""
-    return next(
-        (path for path in list_visible(folder) if volume_stem(path) in ("ct", "mri", "mr") and volume_kind(path)), None
-    )
+    return next((path for path in files.volume_files(folder) if volume_stem(path) in _IMAGE_NAMES), None)
 
 
-def is_segmented(folder: Path) -> bool:
-    return (folder / "segmentations").is_dir() or (folder / "combined_labels.nii.gz").is_file()
+def is_segmented(folder: Path, files: FileIndex) -> bool:
+    """Say whether a case folder holds masks or a label map."""
+    return files.is_folder(folder / "segmentations") or files.is_file(folder / "combined_labels.nii.gz")
 
 
-def _masks(folder: Path) -> dict[str, Path]:
-    return {volume_stem(path): path for path in list_visible(folder) if volume_kind(path)}
+def _masks(folder: Path, files: FileIndex) -> dict[str, Path]:
+    """The masks of a case folder by the name of their structure."""
+    return {volume_stem(path): path for path in files.volume_files(folder / "segmentations")}
 
 
-def _merged(masks: dict[str, Path], table: ClassTable, case: str) -> Label | None:
-    if masks and (missing := [name for name in table.names[1:] if name not in masks]):
+def _one_mask_a_class(masks: dict[str, Path], classes: ClassTable, case: str) -> Label | None:
+    """The masks of the classes; None for a case without any mask. Raises DatasetError where some are missing."""
+    if not masks:
+        return None
+    missing = [name for name in classes.names[1:] if name not in masks]
+    if missing:
         raise DatasetError(
-            f"case {case}: expected a mask for each of {len(table.names) - 1} structures, found none for {missing[:5]}"
-            "; write an empty mask where it is absent from the body, or leave the class out of data.class_names"
-        )
-    return tuple((c, masks[name]) for c, name in enumerate(table.names) if c) if masks else None
+            "dataset", "", f"a mask for each of {len(classes.names) - 1} structures", f"none for {missing[:5]}",
+            "write an empty mask where it is absent from the body, or leave the class out of data.class_names", case,
+        )  # fmt: skip
+    return tuple((index, masks[name]) for index, name in enumerate(classes.names) if index > 0)
 
 
-def _meta(path: Path) -> dict[str, dict[str, str]]:
-    """Return meta.csv by image_id; empty where there is none."""
-    if not path.is_file():
-        return {}
-    rows = read_csv(path)
+class _Meta(NamedTuple):
+    """What meta.csv says of the cases, by image_id; `rows` is None where there is no such file."""
+
+    path: Path
+    rows: dict[str, dict[str, str]] | None
+
+    def of(self, case: str) -> dict[str, str]:
+        """The case's row. Raises DatasetError where the file has none."""
+        if self.rows is None:
+            return {}
+        if case not in self.rows:
+            raise DatasetError(
+                "dataset", self.path, "a row for every case", "none", "add it or move the folder away", case
+            )
+        return self.rows[case]
+
+
+def _read_meta(request: Request) -> _Meta:
+    path = request.root / "meta.csv"
+    if not request.files.is_file(path):
+        return _Meta(path, None)
+    rows = [row.cells for row in read_csv(path)]
     if not rows or "image_id" not in rows[0]:
-        raise DatasetError(f"{path}: expected a column image_id, found {list(rows[0]) if rows else 'no rows'}")
-    return {row["image_id"]: row for row in rows}
+        found = f"{list(rows[0])}" if rows else "no rows"
+        raise DatasetError("dataset", path, "a column image_id", found, "name the column of the case folders image_id")
+    return _Meta(path, {row["image_id"]: row for row in rows})
 
 
-def _meta_row(meta: dict[str, dict[str, str]], case: str, path: Path) -> tuple[str | None, str | None]:
-    """Return split and subject of a case."""
-    if meta and case not in meta:
-        raise DatasetError(f"case {case}: expected a row in {path}, found none; add it or move the folder away")
-    row = meta.get(case, {})
-    return parse_split(row.get("split"), case, path), row.get("subject") or row.get("subject_id") or None
+def _subject(said: dict[str, str]) -> str | None:
+    return parse_subject(said.get("subject")) or parse_subject(said.get("subject_id"))

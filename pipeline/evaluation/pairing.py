@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
-from pipeline.datasets.dataset import Dataset, Label
-from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.layouts import recognise
-from pipeline.datasets.listing import list_cases
+from pipeline.datasets.dataset import Label
+from pipeline.datasets.listing import find_dataset
 from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses, match_by_name
 from pipeline.files.json_files import read_json
@@ -81,7 +79,7 @@ def list_side(path: Path | str, what: str, *, follow_links: bool = False) -> Sid
     path = Path(path)
     if not path.exists():
         raise VolumeError(f"{path}: expected {what}s, found no such file or folder")
-    if what == "label" and (dataset := _dataset(path, follow_links)) is not None:
+    if what == "label" and (dataset := find_dataset(path, follow_links=follow_links)) is not None:
         by_case = {case.id: case.label for case in dataset.cases if case.label is not None}
         return Side(what, path, by_case, dataset.classes)
     folders = _mask_folders(path)
@@ -89,15 +87,6 @@ def list_side(path: Path | str, what: str, *, follow_links: bool = False) -> Sid
         return _side_of_masks(what, path, folders)
     by_case = _by_case(_label_maps(path), path)
     return Side(what, path, by_case, _table_beside(path, by_case, what), single=path.is_file())
-
-
-def _dataset(path: Path, follow_links: bool) -> Dataset | None:
-    """The data set at a path; None where it is a bare folder of label maps or masks."""
-    try:
-        recognise(path)
-    except DatasetError:
-        return None
-    return None if path.is_file() and volume_kind(path) else list_cases(path, follow_links=follow_links)
 
 
 def _label_maps(path: Path) -> list[Path]:

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.datasets.layouts import recognise
-from pipeline.datasets.listing import list_images
+from pipeline.datasets.listing import ImageListing, find_images
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind
 from transforms.io.dicom import series_files
@@ -74,8 +73,9 @@ def list_inputs(
     for path in map(Path, paths):
         if output is not None and path.is_dir() and path.resolve() == output.resolve():
             raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
-        if _is_dataset(path):
-            found += _of_dataset(path, output, follow_links=follow_links)
+        listing = find_images(path, follow_links=follow_links)
+        if listing is not None:
+            found += _of_dataset(listing, path, output, follow_links=follow_links)
         else:
             plain.append(path)
     if plain:
@@ -86,8 +86,8 @@ def list_inputs(
     return tuple(found)
 
 
-def _of_dataset(root: Path, output: Path | None, *, follow_links: bool) -> list[InputCase]:
-    images, refused = list_images(root, follow_links=follow_links)
+def _of_dataset(listing: ImageListing, root: Path, output: Path | None, *, follow_links: bool) -> list[InputCase]:
+    images = dict(listing.images)
     if output is not None and output.resolve().is_relative_to(root.resolve()):
         there = output.resolve()
         images = {case: files for case, files in images.items() if not files[0].resolve().is_relative_to(there)}
@@ -96,24 +96,14 @@ def _of_dataset(root: Path, output: Path | None, *, follow_links: bool) -> list[
             refuse_linked_slices(folder, root)
     good = [InputCase(case, files) for case, files in images.items()]
     return good + [
-        InputCase(f"{root.name} entry {number}" if case == why else case, (), why)
-        for number, (case, why) in enumerate(refused.items(), start=1)
+        InputCase(error.case or f"{root.name} entry {number}", (), str(error))
+        for number, error in enumerate(listing.refused, start=1)
     ]
 
 
 def _files_behind(image: Path) -> list[Path]:
     """The files that a volume consists of; nothing of what lies in folders below a series."""
     return sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else files_behind(image)
-
-
-def _is_dataset(path: Path) -> bool:
-    try:
-        if not path.is_dir() or volume_kind(path) == "dicom":
-            return False
-        recognise(path)
-    except (ValueError, OSError):
-        return False
-    return True
 
 
 def list_volumes(

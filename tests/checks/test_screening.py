@@ -191,7 +191,7 @@ def test_a_copy_of_a_bad_case_is_kept(folder: Folder) -> None:
 
 def test_what_no_case_can_be_blamed_for_is_refused_all_the_same(folder: Folder) -> None:
     folder["c"]["subject"] = "pa"
-    with pytest.raises(DatasetError, match="subject pa is on two sides"):
+    with pytest.raises(DatasetError, match="subject pa in two"):
         screen(settings(folder, skip_bad_cases=True))
     folder["c"]["subject"] = "pc"
     folder.write()
@@ -414,7 +414,7 @@ def test_values_can_be_exchanged_and_many_become_one_class(folder: Folder) -> No
     [
         (
             {7: "livr"},
-            "data.label_remap: 7: expected a class or an index of 0 to 3, found 'livr'; known: background",
+            "data.label_remap: 7: expected a class or an index of 0 to 3, found 'livr'; choose one of background",
         ),
         ({7: 4}, "found 4"),
         ({7: -1}, "found -1"),

@@ -300,7 +300,7 @@ BAD = [
         "equal_volumes", "b", "every volume once", "exactly the voxels of case a"),
     Bad("the same volume under two subjects", without_split, "error", "", "c", "", "exactly the voxels of case a"),
     Bad("a subject on both sides", lambda f: f["c"].update(subject="pa"), "error", "subject_on_both_sides", "",
-        "every subject on one side", "subject pa is on two sides", "correct the split"),
+        "every subject in one split", "subject pa in two", "correct the split"),
     Bad("a DICOM series with a slice missing", lambda f: use_series(f, [0, 3, 6, 12, 15]), "error",
         "dicom_missing_slices", "c", "every slice of the series", "6 mm between", "export the whole series"),
     Bad("a DICOM series with a slice twice", lambda f: use_series(f, [0, 3, 3, 6, 9]), "error",

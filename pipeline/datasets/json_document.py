@@ -1,0 +1,36 @@
+"""Read the JSON files that data sets bring: dataset.json, labels.json, lists of cases."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.datasets.errors import DatasetError
+
+_MAX_BYTES = 256 * 2**20
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file. Raises DatasetError for one that cannot be read or parsed."""
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            found = f"{path.stat().st_size} bytes of JSON"
+            raise DatasetError("dataset", path, "a description of a data set", found, "name the file itself")
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, DatasetError):
+            raise
+        found = f"a file that cannot be read as JSON ({error})"
+        raise DatasetError("dataset", path, "JSON", found, "repair the file") from error
+
+
+def read_description(root: Path) -> dict[str, Any]:
+    """Return the object in dataset.json. Raises DatasetError for anything else."""
+    path = root / "dataset.json"
+    description = read_json(path)
+    if not isinstance(description, dict):
+        raise DatasetError(
+            "dataset", path, "an object with labels", f"{description!r:.60}", 'write {"labels": {"liver": 1, …}, …}'
+        )
+    return description

@@ -1,0 +1,79 @@
+"""Tables of classes in every form; contradictions are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets.class_table import ClassTable, find_table, parse_table, reconcile, resolve_remap
+from pipeline.datasets.errors import DatasetError
+from tests.support.datasets import write_json
+
+SOURCE = Path("labels.json")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "liver": 1, "spleen": 2},
+        {"0": "background", "1": "liver", "2": "spleen"},
+        {"spleen": 2, "liver": 1},
+        ["background", "liver", "spleen"],
+    ],
+)
+def test_every_form_gives_the_same_table(labels):
+    assert parse_table(labels, SOURCE) == ClassTable(("background", "liver", "spleen"), (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"liver": 1, "spleen": 1}, "label value 1 2 times"),
+        ({"0": "background", "1": "liver", "2": "liver"}, "class name 'liver' 2 times"),
+        ({"background": 0, "whole": [1, 2]}, "'whole' is a region"),
+        ({"background": 0, "liver": "one"}, "whole number for class 'liver'"),
+        ({"background": 0, "liver": 2**31}, "values up to 2147483647"),
+        ({"background": 0, "liver": -1}, "a background at 0"),
+        ({"background": 0}, "at least one class above it"),
+        ({"1": " "}, "a name for label value 1"),
+        ("liver", "labels as"),
+    ],
+)
+def test_contradictions_are_named(labels, words):
+    with pytest.raises(DatasetError, match=r"^labels\.json: expected ") as error:
+        parse_table(labels, SOURCE)
+    assert words in str(error.value)
+
+
+def test_names_of_the_settings_must_be_the_data_sets_own():
+    own = parse_table({"liver": 1, "spleen": 2}, SOURCE)
+    assert reconcile(own, ("background", "liver", "spleen"), SOURCE) is own
+    with pytest.raises(DatasetError, match=r"differ.*'organ' against 'liver'"):
+        reconcile(own, ("background", "organ", "spleen"), SOURCE)
+    with pytest.raises(DatasetError, match="one list is longer"):
+        reconcile(own, ("background", "liver"), SOURCE)
+
+
+def test_a_remap_takes_names_and_indices():
+    names = ("background", "liver", "spleen")
+    assert resolve_remap({7: "spleen", "255": 0}, names) == {7: 2, 255: 0}
+    for target in ("livr", 3, -1):
+        with pytest.raises(DatasetError, match=r"data\.label_remap: 7: expected a class or an index of 0 to 2, found "):
+            resolve_remap({7: target}, names)
+
+
+def test_values_of_classes_remaps_and_ignored_voxels_are_known():
+    table = ClassTable(("background", "liver"), (0, 4), ignore_value=9, remap={7: 1})
+    assert table.class_of_value == {0: 0, 4: 1, 7: 1}
+    assert table.known_values == {0, 4, 7, 9}
+
+
+def test_the_first_of_three_files_names_the_classes(tmp_path):
+    assert find_table(tmp_path) is None
+    write_json(tmp_path / "dataset.json", {"labels": {"a": 1}})
+    assert find_table(tmp_path).names == ("background", "a")
+    write_json(tmp_path / "class_names.json", ["background", "b"])
+    assert find_table(tmp_path).names == ("background", "b")
+    write_json(tmp_path / "labels.json", {"c": 3})
+    assert (find_table(tmp_path).names, find_table(tmp_path).values) == (("background", "c"), (0, 3))

@@ -1,0 +1,31 @@
+"""CSV tables: columns, separators, rows that do not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.datasets.csv_table import read_csv
+from pipeline.datasets.errors import DatasetError
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_cells_come_by_the_name_of_their_column(tmp_path, separator):
+    path = tmp_path / "cases.csv"
+    path.write_text(f"﻿Case{separator} Image \n\n a {separator}x.nii\n")
+    ((line, cells),) = read_csv(path)
+    assert cells == {"case": "a", "image": "x.nii"}
+    assert line == 3
+
+
+def test_a_row_of_another_length_is_named(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_text("case,image\none\n")
+    with pytest.raises(DatasetError, match=r"cases\.csv: expected 2 columns in row 2, found 1; "):
+        read_csv(path)
+
+
+def test_a_file_that_is_not_text_is_named(tmp_path):
+    path = tmp_path / "cases.csv"
+    path.write_bytes(b'"\x00\xff')
+    with pytest.raises(DatasetError, match=r"cases\.csv: expected a CSV table, found one that cannot be read as CSV"):
+        read_csv(path)

@@ -1,0 +1,28 @@
+"""Splits and labels as records."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pipeline.datasets.dataset import Split, label_files, label_path
+
+
+def test_the_hash_of_a_split_is_the_same_on_every_machine():
+    split = Split(("a", "b"), ("c",), (), "anywhere")
+    text = '{"test": [], "train": ["a", "b"], "val": ["c"]}'
+    assert split.hash == hashlib.sha256(text.encode()).hexdigest()
+    assert split.hash == Split(("b", "a"), ("c",), (), "elsewhere").hash
+
+
+def test_a_split_tells_where_a_case_is():
+    split = Split(("a", "b"), ("c",), (), "anywhere")
+    assert dict(split.items()) == {"train": ("a", "b"), "val": ("c",), "test": ()}
+    assert [split.of(case) for case in "abcd"] == ["train", "train", "val", None]
+
+
+def test_a_label_is_a_file_or_the_folder_of_its_masks():
+    masks = ((1, Path("s1/segmentations/liver.nii.gz")), (2, Path("s1/segmentations/spleen.nii.gz")))
+    assert (label_path(Path("a.nii")), label_files(Path("a.nii"))) == (Path("a.nii"), (Path("a.nii"),))
+    assert (label_path(masks), label_files(masks)) == (Path("s1/segmentations"), tuple(path for _, path in masks))
+    assert (label_path(None), label_files(None), label_path(())) == (None, (), None)

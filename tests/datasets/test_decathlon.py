@@ -1,0 +1,44 @@
+"""The Decathlon layout and MONAI datalists."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.datasets.listing import list_cases
+from tests.support.datasets import LABELS, decathlon, refused, volume, write_json
+
+
+def test_lists_and_their_reversed_labels(tmp_path):
+    decathlon(tmp_path, test=["./imagesTs/t.nii.gz"])
+    volume(tmp_path / "imagesTs/t.nii.gz")
+    volume(tmp_path / "imagesTr/._a.nii.gz")
+    found = list_cases(tmp_path)
+    assert found.layout == "msd"
+    assert (found.classes.names, found.channel_names) == (("background", "liver", "tumour"), ("CT",))
+    assert [case.id for case in found.cases] == ["a", "b", "c"]
+    assert [case.id for case in found.unlabelled] == ["t"]
+    assert found.split is None
+
+
+def test_folds_of_a_datalist_choose_the_validation_cases(tmp_path):
+    description = decathlon(tmp_path)
+    for fold, entry in enumerate(description["training"]):
+        entry["fold"] = fold
+    write_json(tmp_path / "dataset.json", description)
+    split = list_cases(tmp_path, fold=1).split
+    assert (split.train, split.val) == (("a", "c"), ("b",))
+    refused(tmp_path, "fold 7", fold=7)
+
+
+def test_channels_in_one_4d_file_are_refused(tmp_path):
+    decathlon(tmp_path, modality={"0": "T1", "1": "T2"})
+    refused(tmp_path, "case a", "expected 2 channels", "4-D")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.nii.gz", "/etc/passwd", "a/../../secret.nii.gz", "C:\\secret.nii.gz", "", 7]
+)
+def test_names_in_dataset_json_stay_inside_the_data_set(tmp_path, name):
+    entry = {"image": name, "label": "b.nii.gz"}
+    write_json(tmp_path / "dataset.json", {"labels": LABELS, "training": [entry]})
+    refused(tmp_path, "dataset.json", repr(name))

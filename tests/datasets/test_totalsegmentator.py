@@ -1,0 +1,40 @@
+"""The TotalSegmentator and AbdomenAtlas layout."""
+
+from __future__ import annotations
+
+from pipeline.datasets.listing import list_cases
+from tests.support.datasets import refused, totalsegmentator, volume, write_json
+
+
+def test_masks_become_classes_by_name(tmp_path):
+    totalsegmentator(tmp_path)
+    (tmp_path / "meta.csv").write_text("image_id;age;split;subject\ns1;50;train;p1\ns2;60;val;p2\ns3;70;test;p3\n")
+    found = list_cases(tmp_path)
+    assert found.layout == "totalsegmentator"
+    assert found.classes.names == ("background", "liver", "spleen")
+    assert (found.classes.values, found.channel_names) == ((0, 1, 2), ("CT",))
+    folder = tmp_path / "s1/segmentations"
+    assert found.cases[0].label == ((1, folder / "liver.nii.gz"), (2, folder / "spleen.nii.gz"))
+    assert [case.subject for case in found.cases] == ["p1", "p2"]
+    assert (found.split.train, found.split.val) == (("s1",), ("s2",))
+    chosen = list_cases(tmp_path, class_names=["background", "spleen"])
+    assert chosen.cases[0].label == ((1, folder / "spleen.nii.gz"),)
+    (tmp_path / "s2/segmentations/liver.nii.gz").unlink()
+    refused(tmp_path, "case s2", "liver", "empty mask")
+
+
+def test_combined_labels_are_used_where_their_values_are_known(tmp_path):
+    totalsegmentator(tmp_path, image="mri")
+    for case in ("s1", "s2"):
+        volume(tmp_path / case / "combined_labels.nii.gz")
+    assert isinstance(list_cases(tmp_path).cases[0].label, tuple)
+    write_json(tmp_path / "labels.json", {"liver": 4, "spleen": 9})
+    found = list_cases(tmp_path)
+    assert found.cases[0].label == tmp_path / "s1/combined_labels.nii.gz"
+    assert (found.classes.values, found.channel_names) == ((0, 4, 9), ("MR",))
+
+
+def test_a_case_without_masks_is_named(tmp_path):
+    totalsegmentator(tmp_path)
+    volume(tmp_path / "s3/ct.nii.gz")
+    refused(tmp_path, "case s3", "expected a label")
