@@ -128,7 +128,7 @@ def predict(
         console: where the progress bar goes; None: standard error.
 
     Raises:
-        NetworkError, FileError, VolumeError, DatasetError, SegmentationError: what makes the whole batch
+        ConfigError, NetworkError, FileError, VolumeError, DatasetError, SegmentationError: what makes the whole batch
             impossible. What is wrong with one case is in its record.
     """
     options = options or PredictionOptions()

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from networks.registry import check_network, network_settings
 from pipeline.cache.folder import one_at_a_time
-from pipeline.compute.devices import choose_devices
+from pipeline.compute.devices import Devices, choose_devices
 from pipeline.compute.launcher import companions
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, place
 from pipeline.config.files import as_mapping
@@ -91,7 +91,7 @@ def train(
     if not is_first_process():
         say = log.debug
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
-    devices = choose_devices(config)
+    devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_network(config.model.network, trust=trust)
     with stop_at_once_on_signals(), only_training_in(folder) if is_first_process() else nullcontext():
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
@@ -173,7 +173,7 @@ class _Setup:
 
 def _set_up(
     config: Config,
-    devices: dict[str, Any],
+    devices: Devices,
     folder: RunFolder,
     state: ResumeState | None,
     *,
@@ -293,13 +293,11 @@ def _say_parameters(network: torch.nn.Module, say: Say) -> None:
 # Fit: from the first file in the run folder to the summary ------------------------------------------------------------
 
 
-def _fit(
-    config: Config, devices: dict[str, Any], folder: RunFolder, setup: _Setup, *, say: Say, console: Console
-) -> None:
+def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, say: Say, console: Console) -> None:
     recorder = setup.recorder
     with (
         record_ending(folder, recorder, _memory_settings(config)),
-        companions(devices["devices"], partial(record_lost, folder, recorder), orderly=RunStopped),
+        companions(devices.per_machine, partial(record_lost, folder, recorder), orderly=RunStopped),
         quiet_lightning(),
     ):
         say("Saving training configuration...")

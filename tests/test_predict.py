@@ -15,6 +15,7 @@ import torch
 from networks.errors import NetworkError
 from pipeline.cli.main import main
 from pipeline.compute.devices import choose_device, choose_precision
+from pipeline.config.settings import ConfigError
 from pipeline.predict import split_runs
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.tiny_prediction import NAMES, logits_by_torch, predicted, run_folder, scan, scans, voxels
@@ -147,9 +148,9 @@ def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):
         predicted([run], [path], tmp_path / "out", tta="q")
     with pytest.raises(SegmentationError, match="is an input"):
         predicted([run], [path], tmp_path)
-    with pytest.raises(NetworkError, match="is not there"):
+    with pytest.raises(ConfigError, match="cuda:99 does not exist"):
         choose_device("cuda:99")
-    with pytest.raises(NetworkError, match="auto, 32 or bf16"):
+    with pytest.raises(ConfigError, match="auto, 32 or bf16"):
         choose_precision("16", torch.device("cpu"))
     assert not (tmp_path / "out").exists()
 

@@ -1,18 +1,50 @@
-"""What a training runs on: processor or GPUs, in which precision, with how much memory."""
+"""Choose what a training or a prediction runs on: CPU or GPUs, how many, and in which precision."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from networks.errors import NetworkError
 from pipeline.compute.ranks import place
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.settings import ConfigError
 
 
-def choose_devices(config: Config) -> dict[str, Any]:
-    """What Lightning is told about accelerator, devices, machines, strategy and precision.
+@dataclass(frozen=True)
+class Devices:
+    """What a training runs on: one process a GPU, or one or several CPU processes, on each of one or more machines."""
+
+    accelerator: Literal["cpu", "gpu"]
+    per_machine: int
+    """GPUs, or CPU processes, of each machine."""
+    n_machines: int
+    precision: str
+    """What the network computes in, as Lightning calls it: 32-true, 16-mixed or bf16-mixed."""
+
+    @property
+    def n_processes(self) -> int:
+        """Processes that train together on all machines."""
+        return self.per_machine * self.n_machines
+
+    @property
+    def n_gpus(self) -> int:
+        """GPUs of each machine; 0 on CPUs."""
+        return self.per_machine if self.accelerator == "gpu" else 0
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """The arguments of Lightning's Trainer that say the same."""
+        return {
+            "accelerator": self.accelerator,
+            "devices": self.per_machine,
+            "num_nodes": self.n_machines,
+            "strategy": "ddp" if self.n_processes > 1 else "auto",
+            "precision": self.precision,
+        }
+
+
+def choose_devices(n_gpus: int | None, n_processes: int | None, precision: str) -> Devices:
+    """Choose a training's devices by training.n_gpus, training.n_processes and training.precision.
 
     One process a device: GPUs, or CPU processes where training.n_processes asks for them. Where torchrun or SLURM has
     started the processes already, their number decides and the settings must not contradict it.
@@ -22,47 +54,53 @@ def choose_devices(config: Config) -> dict[str, Any]:
 
     Raises:
         ConfigError: more GPUs than the machine has, or another number of processes than were started.
+        ProcessError: the launcher's environment variables make no sense.
     """
-    training, here = config.training, place()
+    here = place()
     started = here.local_world_size if here.world_size > 1 else None
-    there = torch.cuda.device_count()
-    n_gpus = training.n_gpus
-    if started and 0 < there < started and n_gpus != 0 and not (n_gpus is None and training.n_processes):
-        raise ConfigError(_too_few_gpus(there, started, here.started_by))
-    if n_gpus is None:
-        n_gpus = 0 if training.n_processes else min(started or 1, there)
-    if n_gpus > there:
-        raise ConfigError(f"training.n_gpus is {n_gpus}, but this machine has {there}; lower --n_gpus (0 = CPU)")
-    asked = ("n_gpus", n_gpus) if n_gpus else ("n_processes", training.n_processes or started or 1)
-    if started not in (None, asked[1]):
-        raise ConfigError(
-            f"training.{asked[0]} is {asked[1]}, but {here.started_by} started {started} processes on this machine; "
-            f"give --training.{asked[0]} {started}, or have {here.started_by} start {asked[1]}"
-        )
-    if training.precision == "32":
-        effective = "32-true"
-    elif n_gpus:
-        effective = f"{training.precision}-mixed"
+    n_gpus = _n_gpus(n_gpus, n_processes, started, here.started_by)
+    if n_gpus:
+        setting, per_machine = "n_gpus", n_gpus
     else:
-        effective = "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"
-    return {
-        "accelerator": "gpu" if n_gpus else "cpu",
-        "devices": asked[1],
-        "num_nodes": here.n_nodes,
-        "strategy": "ddp" if asked[1] * here.n_nodes > 1 else "auto",
-        "precision": effective,
-    }
+        setting, per_machine = "n_processes", n_processes or started or 1
+    if started not in (None, per_machine):
+        raise ConfigError(
+            f"training.{setting} is {per_machine}, but {here.started_by} started {started} processes on this machine; "
+            f"give --training.{setting} {started}, or have {here.started_by} start {per_machine}"
+        )
+    return Devices("gpu" if n_gpus else "cpu", per_machine, here.n_nodes, _training_precision(precision, n_gpus))
 
 
-def _too_few_gpus(there: int, started: int, started_by: str) -> str:
+def _n_gpus(n_gpus: int | None, n_processes: int | None, started: int | None, started_by: str) -> int:
+    """GPUs to use on this machine: as many as asked for, else as there are processes, or one, or none."""
+    present = torch.cuda.device_count()
+    may_use_gpus = n_gpus != 0 and not (n_gpus is None and n_processes)
+    if started and 0 < present < started and may_use_gpus:
+        raise ConfigError(_too_few_gpus(present, started, started_by))
+    if n_gpus is None:
+        return min(started or 1, present) if may_use_gpus else 0
+    if n_gpus > present:
+        raise ConfigError(f"training.n_gpus is {n_gpus}, but this machine has {present}; lower --n_gpus (0 = CPU)")
+    return n_gpus
+
+
+def _training_precision(precision: str, n_gpus: int) -> str:
+    if precision == "32":
+        return "32-true"
+    if n_gpus:
+        return f"{precision}-mixed"
+    return "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"
+
+
+def _too_few_gpus(present: int, started: int, started_by: str) -> str:
     """Word that a process sees fewer GPUs than its machine has processes; SLURM may hide each one's from the others."""
-    found = f"{started_by} started {started} processes on this machine, and this one sees {there} of its GPUs"
+    found = f"{started_by} started {started} processes on this machine, and this one sees {present} of its GPUs"
     if started_by == "SLURM":
         return (
             f"{found}, as with --gpus-per-task or --gpu-bind; each must see all of them: "
             f"use --gpus-per-node={started} instead, or --n_gpus 0 to train on the CPUs"
         )
-    return f"{found}; have {started_by} start {there}, or give --n_gpus 0 to train on the CPUs"
+    return f"{found}; have {started_by} start {present}, or give --n_gpus 0 to train on the CPUs"
 
 
 def cpu_computes_in_bfloat16() -> bool:
@@ -71,24 +109,31 @@ def cpu_computes_in_bfloat16() -> bool:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" takes CUDA where there is one. Raises NetworkError if the machine lacks it."""
+    """The device of that name: auto (CUDA where there is one), cpu, cuda or cuda:N.
+
+    Raises:
+        ConfigError: another name, or a device that this machine lacks.
+    """
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     except RuntimeError as error:
-        raise NetworkError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}") from error
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, found {name!r}") from error
     if device.type not in ("cpu", "cuda") or (device.index or 0) >= max(1, torch.cuda.device_count()):
-        raise NetworkError(f"device {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
+        raise ConfigError(f"device {name} does not exist; this machine has {torch.cuda.device_count()} CUDA devices")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise NetworkError(f"device {name} is not there; this machine has no CUDA device, use --device cpu")
+        raise ConfigError(f"device {name} does not exist; this machine has no CUDA device, use --device cpu")
     return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:
-    """ "32" or "bf16"; "auto" takes bf16 where the device computes in it."""
+    """Return the precision of a prediction, "32" or "bf16"; "auto" takes bf16 where the device computes in it.
+
+    Raises:
+        ConfigError: another name.
+    """
     if name not in ("auto", "32", "bf16"):
-        raise NetworkError(f"precision: expected auto, 32 or bf16, found {name!r}")
+        raise ConfigError(f"precision: expected auto, 32 or bf16, found {name!r}")
     if name != "auto":
         return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32"
+    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_computes_in_bfloat16()
+    return "bf16" if fast else "32"

@@ -79,20 +79,19 @@ def estimate_training(
     sizes = {"in_channels": len(dataset.channel_names), "n_classes": len(dataset.classes.names)}
     n_train, n_val = (len(split.train), len(split.val)) if split else (len(dataset.cases), 0)
     findings: list[Finding] = []
-    devices = choose_devices(config)
+    devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     trial = None
     if measure:
         progress("taking a trial step", 0, 1)
         trial = _measure(config, sizes, findings, trust=trust)
         progress("taking a trial step", 1, 1)
-    n_processes = devices["devices"] * devices["num_nodes"]
-    steps = math.ceil(n_train / (config.data.batch_size * n_processes))
-    validations = math.ceil(n_val / n_processes)
+    steps = math.ceil(n_train / (config.data.batch_size * devices.n_processes))
+    validations = math.ceil(n_val / devices.n_processes)
     estimate = Estimate(
         cache_dir=config.data.cache_dir,
         cache_bytes=(n_train + n_val) * entry_bytes(config, **sizes),
         free_bytes=_free_bytes(Path(config.data.cache_dir)),
-        memory_bytes=memory_bytes(devices["accelerator"]),
+        memory_bytes=memory_bytes(devices.accelerator),
         n_val=n_val,
         steps_per_epoch=steps,
         max_epochs=config.training.max_epochs,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from networks.registry import network_settings
+from pipeline.compute.devices import Devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.datasets.dataset import Dataset, Split
@@ -37,8 +38,8 @@ class RunRecord:
     """Enough to build the network again."""
     n_parameters: int
     """Parameters of the network."""
-    devices: Mapping[str, Any]
-    """See `devices.choose_devices`."""
+    devices: Devices
+    """What it was trained on."""
     class_weights: np.ndarray | None
     """(n_classes,) weights of the loss."""
     absent_classes: tuple[str, ...]
@@ -86,19 +87,18 @@ class RunRecord:
 
     def _device_facts(self) -> dict[str, Any]:
         devices = self.devices
-        on_gpus = devices["accelerator"] == "gpu"
         facts = {
-            "n_gpus": devices["devices"] if on_gpus else 0,
-            "n_nodes": devices["num_nodes"],
-            "effective_precision": devices["precision"],
+            "n_gpus": devices.n_gpus,
+            "n_nodes": devices.n_machines,
+            "effective_precision": devices.precision,
         }
-        if not on_gpus and devices["devices"] > 1:
-            facts["n_processes"] = devices["devices"]
+        if not devices.n_gpus and devices.per_machine > 1:
+            facts["n_processes"] = devices.per_machine
         return facts
 
 
 def run_record(
-    prepared: PreparedData, network: torch.nn.Module, devices: Mapping[str, Any], class_weights: np.ndarray | None
+    prepared: PreparedData, network: torch.nn.Module, devices: Devices, class_weights: np.ndarray | None
 ) -> RunRecord:
     """Collect what is known about a run before its first batch."""
     return RunRecord(

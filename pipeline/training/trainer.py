@@ -7,12 +7,12 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.plugins.environments import ClusterEnvironment
 from rich.console import Console
 
+from pipeline.compute.devices import Devices
 from pipeline.compute.ranks import all_texts, place
 from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 def build_trainer(
     folder: RunFolder,
     recorder: RunRecorder,
-    devices: dict[str, Any],
+    devices: Devices,
     console: Console,
     *,
     max_epochs: int,
@@ -38,16 +38,15 @@ def build_trainer(
     Args:
         folder: where TensorBoard's files go.
         recorder: writes all other files of the run.
-        devices: what `devices.choose_devices` chose.
+        devices: what the training runs on.
         console: where the progress bar goes.
         max_epochs: epochs to train.
         accumulate: batches in one optimiser step.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
     """
-    if devices["strategy"] == "ddp":
-        devices = devices | {"plugins": [_GivenRanks()]}
     trainer = pl.Trainer(
-        **devices,
+        **devices.trainer_arguments(),
+        plugins=[_GivenRanks()] if devices.n_processes > 1 else None,
         max_epochs=max_epochs,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip or None,

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,9 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
 
     Raises NetworkError and ConfigError as a training would.
     """
-    devices = choose_devices(config) | {"devices": 1, "num_nodes": 1, "strategy": "auto"}
+    training = config.training
+    chosen = choose_devices(training.n_gpus, training.n_processes, training.precision)
+    devices = replace(chosen, per_machine=1, n_machines=1)
     module = build_module(
         config.model,
         config.training,
@@ -94,7 +96,7 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
     item = _random_item(config.data.target_size, in_channels, n_classes)
     clock = _Clock()
     trainer = pl.Trainer(
-        **devices,
+        **devices.trainer_arguments(),
         max_epochs=1,
         gradient_clip_val=config.training.gradient_clip or None,
         callbacks=[clock],
@@ -106,7 +108,7 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
     )
     batches = DataLoader(_Same(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
     trainer.fit(module, batches, DataLoader(_Same(item, 1)))
-    return Trial(min(clock.steps_s[1:]), clock.validation_s, _peak_bytes(), _device_name(), devices["precision"])
+    return Trial(min(clock.steps_s[1:]), clock.validation_s, _peak_bytes(), _device_name(), devices.precision)
 
 
 def _random_item(size: tuple[int, int, int], in_channels: int, n_classes: int) -> dict[str, Any]:

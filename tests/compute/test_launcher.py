@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.cli.main import main
 from pipeline.compute import launcher as companions_room
-from pipeline.compute.devices import choose_devices
+from pipeline.compute.devices import Devices, choose_devices
 from pipeline.compute.ranks import Place, ProcessError, first_node, gathered, highest, place, tell_failure
 from pipeline.config.files import to_yaml
 from pipeline.config.settings import (
@@ -216,6 +216,10 @@ def config(tmp_path_factory):
         training=TrainingConfig(lr=1e-5, max_epochs=N_EPOCHS, warmup_epochs=1, n_gpus=0, precision="32"),
         loss=LossConfig(use_class_weights=True),
     )
+
+
+def devices_of(config: Config) -> Devices:
+    return choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
 
 
 def in_two(config, name, **training):
@@ -486,7 +490,7 @@ def test_settings_that_contradict_the_launcher_are_refused(config, monkeypatch, 
     }.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ConfigError, match=message):
-        choose_devices(in_two(config, "refused", **training))
+        devices_of(in_two(config, "refused", **training))
 
 
 @pytest.mark.parametrize(
@@ -507,9 +511,9 @@ def test_processes_that_see_too_few_gpus_are_told_one_cause_and_one_remedy(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # what CUDA_VISIBLE_DEVICES leaves of four
     settings = in_two(config, "refused", n_gpus=n_gpus, n_processes=None)
     with pytest.raises(ConfigError, match=words):
-        choose_devices(settings)
+        devices_of(settings)
     on_cpus = replace(settings, training=replace(settings.training, n_gpus=0))
-    assert choose_devices(on_cpus)["devices"] == 4
+    assert devices_of(on_cpus).per_machine == 4
 
 
 def test_a_number_of_cpu_processes_beside_gpus_is_refused():
