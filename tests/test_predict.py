@@ -18,7 +18,7 @@ from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.config.settings import ConfigError
 from pipeline.predict import split_runs
 from pipeline.writers.segmentation import SegmentationError
-from tests.support.tiny_prediction import NAMES, logits_by_torch, predicted, run_folder, scan, scans, voxels
+from tests.support.tiny_prediction import NAMES, checkpoint, logits_by_torch, predicted, run_folder, scan, scans, voxels
 from transforms.io.dicom import series_files
 from transforms.io.load import read_geometry, read_volume
 
@@ -83,16 +83,17 @@ def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, cap
     assert lines[0] == "1 done, 0 skipped, 1 failed"
     assert lines[1].startswith("  case1: ")
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["cases"][0]["made_by"]["settings"]["passes"]["mirrored"] == "x"
+    assert report["cases"][0]["made_by"]["settings"]["passes"]["mirrored"] == ""
     (tmp_path / "in" / "case1.nii.gz").unlink()
     assert main(command) == 0
     assert capsys.readouterr().out == "0 done, 1 skipped, 0 failed\n"
 
 
 @pytest.mark.parametrize(
-    ("tta", "mirrored"), [("--tta", "x"), ("--tta auto", "x"), ("--tta zx", "xz"), ("--tta y,z", "yz"), ("", "")]
+    ("tta", "mirrored"), [("--tta", "y"), ("--tta auto", "y"), ("--tta zx", "xz"), ("--tta y,z", "yz"), ("", "")]
 )
-def test_flags_reach_the_batch(run, tmp_path, tta, mirrored):
+def test_flags_reach_the_batch(tmp_path, tta, mirrored):
+    run = checkpoint(tmp_path / "m.ckpt", extra={"flips": [1]})
     path = scan(tmp_path / "case.nii.gz")
     flags = (
         "--roi 12 12 16 --keep_largest liver,kidney_left --min_volume_ml 0.5 --precision 32 --device cpu --threads 1"

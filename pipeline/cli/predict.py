@@ -33,9 +33,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--preview", action="store_true", help="Also a picture of three planes for every scan.")
     parser.add_argument(
         "--tta", default="", metavar="AXES",
-        help="Also show the scan mirrored: alone along the axes that the training mirrored (left-right if it mirrored "
-        "none), or along those named of x (left-right), y (back-front), z (foot-head), such as xy; left and right "
-        "classes are exchanged back by name. Slower.",
+        help="Also show the scan mirrored: alone along the axes that the training mirrored (none if it mirrored none), "
+        "or along those named of x (left-right), y (back-front), z (foot-head), such as xy; axes that the training did "
+        "not mirror are warned of. Left and right classes are exchanged back by name. Slower.",
     )  # fmt: skip
     parser.add_argument(
         "--roi", nargs=3, type=int, metavar="N", help="Sliding window in voxels, for networks trained on patches."

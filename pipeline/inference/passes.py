@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from pipeline.inference.model import Model
 from transforms.chains import inference_chain
 from transforms.left_right import mirror_partners
 from transforms.restore import FeatureMap
+
+log = logging.getLogger(__name__)
 
 AXES = {"x": 0, "y": 1, "z": 2}
 """World axes of the network's grid, which is RAS: x left-right, y back-front, z foot-head."""
@@ -126,18 +129,36 @@ def mirror_axes(names: str) -> tuple[int, ...]:
 
 
 def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
-    """The axes to mirror ("", "x", "xz", …): the named ones, or for "auto" those along which all trainings mirrored.
+    """Choose the axes to mirror: the named ones, or for "auto" those along which all trainings mirrored, if any.
 
-    Where they mirrored along none, "auto" is "x": a body is nearly its own mirror image from left to right, never
-    upside down. Raises NetworkError for unknown letters, and where left and right classes cannot be exchanged back.
+    A network that never saw a mirrored body is worse on one, so that axes no training mirrored are warned of.
+
+    Args:
+        tta: "" for none, "auto", or letters of `AXES`.
+        models: the networks; their `flips` say what their trainings mirrored.
+
+    Returns:
+        "", "x", "xz", …
+
+    Raises:
+        NetworkError: unknown letters, or left and right classes that cannot be exchanged back.
     """
-    if tta == AUTO:
-        common = set(AXES.values()).intersection(*(model.flips for model in models)) or {AXES["x"]}
-    else:
-        common = set(mirror_axes(tta))
-    if AXES["x"] in common:
+    trained = set(AXES.values()).intersection(*(model.flips for model in models))
+    chosen = trained if tta == AUTO else set(mirror_axes(tta))
+    if tta == AUTO and not trained:
+        log.warning(
+            "--tta mirrors nothing: %s, and a network is worse on mirrored scans that its training never showed",
+            "training did not mirror (data.flips)" if len(models) == 1 else "no axis was mirrored in all trainings",
+        )
+    elif untrained := chosen - trained:
+        log.warning(
+            "--tta %s: training did not mirror along %s, where mirrored passes usually make results worse; "
+            "give --tta alone to mirror as in training",
+            tta, ", ".join(letter for letter, axis in AXES.items() if axis in untrained),
+        )  # fmt: skip
+    if AXES["x"] in chosen:
         _partners(models[0])
-    return "".join(letter for letter, axis in AXES.items() if axis in common)
+    return "".join(letter for letter, axis in AXES.items() if axis in chosen)
 
 
 def _partners(model: Model) -> tuple[int, ...]:

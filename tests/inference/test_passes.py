@@ -12,7 +12,7 @@ from networks.checkpoint import load_network
 from networks.errors import NetworkError
 from pipeline.compute.devices import choose_device
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import InferenceOptions, feature_maps, prepare
+from pipeline.inference.passes import InferenceOptions, choose_mirrored, feature_maps, prepare
 from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, run_folder, scan, voxels
 
 
@@ -48,14 +48,14 @@ def test_a_mirrored_pass_exchanges_left_and_right_by_name(tmp_path, network):
 
 @pytest.mark.parametrize("tta", ["auto", "xy"])
 def test_mirroring_left_and_right_without_a_partner_is_refused_before_anything_is_written(tmp_path, tta):
-    ckpt = checkpoint(tmp_path / "m.ckpt", names=["background", "kidney_left"])
+    ckpt = checkpoint(tmp_path / "m.ckpt", names=["background", "kidney_left"], extra={"flips": [0, 1]})
     with pytest.raises(NetworkError, match="kidney_right"):
         predicted([ckpt], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", tta=tta)
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("trained", "mirrored"), [([], "x"), ([0, 1], "xy"), ([2], "z")])
-def test_tta_without_axes_mirrors_as_the_training_did(tmp_path, trained, mirrored):
+@pytest.mark.parametrize(("trained", "mirrored"), [([0], "x"), ([0, 1], "xy"), ([2], "z")])
+def test_tta_without_axes_mirrors_as_the_training_did(tmp_path, caplog, trained, mirrored):
     ckpt = checkpoint(tmp_path / "m.ckpt", extra={"flips": trained})
     path = scan(tmp_path / "case.nii.gz")
     predicted([ckpt], [path], tmp_path / "a", tta="auto", probabilities=("liver",))
@@ -64,6 +64,35 @@ def test_tta_without_axes_mirrors_as_the_training_did(tmp_path, trained, mirrore
     auto, named, plain = (voxels(tmp_path / f / "case" / "probabilities" / "liver.nii.gz") for f in "abc")
     np.testing.assert_array_equal(auto, named)
     assert not np.array_equal(auto, plain)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("flips", [[], None], ids=["none", "unsaid"])
+def test_tta_mirrors_nothing_and_says_so_where_the_training_did_not_mirror(tmp_path, caplog, flips):
+    ckpt = checkpoint(tmp_path / "m.ckpt", extra={"flips": flips})
+    path = scan(tmp_path / "case.nii.gz")
+    predicted([ckpt], [path], tmp_path / "a", tta="auto", probabilities=("liver",))
+    assert "--tta mirrors nothing: training did not mirror (data.flips)" in caplog.text
+    predicted([ckpt], [path], tmp_path / "b", probabilities=("liver",))
+    auto, plain = (voxels(tmp_path / f / "case" / "probabilities" / "liver.nii.gz") for f in "ab")
+    np.testing.assert_array_equal(auto, plain)
+
+
+def test_an_ensemble_mirrors_only_what_all_its_trainings_mirrored(tmp_path, caplog):
+    runs = [checkpoint(tmp_path / f"{n}.ckpt", extra={"flips": flips}) for n, flips in enumerate(([0, 1], [1, 2]))]
+    models = load_models(runs, choose_device("cpu"))
+    assert choose_mirrored("auto", models) == "y"
+    assert choose_mirrored("auto", models[:1]) == "xy"
+    assert caplog.text == ""
+    other = load_models([checkpoint(tmp_path / "x.ckpt", extra={"flips": [0]})], choose_device("cpu"))
+    assert choose_mirrored("auto", [models[1], *other]) == ""
+    assert "no axis was mirrored in all trainings" in caplog.text
+
+
+def test_asking_for_axes_that_the_training_did_not_mirror_warns(tmp_path, caplog):
+    (model,) = load_models([checkpoint(tmp_path / "m.ckpt", extra={"flips": [0]})], choose_device("cpu"))
+    assert choose_mirrored("xz", [model]) == "xz"
+    assert "training did not mirror along z" in caplog.text
 
 
 def test_a_sliding_window_averages_the_logits_of_its_windows(run, tmp_path):
