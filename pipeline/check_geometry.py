@@ -1,13 +1,10 @@
-"""The verb "check-geometry": proves that a chain moves, mirrors and swaps nothing, and says what its size costs.
-
-Knows which grids are tried and what passes; the way there and back is measured in `round_trip`.
-"""
+"""The command check-geometry: prove that a chain moves, mirrors and swaps nothing, and say what its size costs."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,10 @@ from scipy.spatial.transform import Rotation
 from networks.checkpoint import read_checkpoint
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import Config
+from pipeline.console.progress import Progress
 from pipeline.files.json_files import null_for_undefined
 from pipeline.phantoms.phantom import ORIENTATIONS
-from pipeline.phantoms.round_trip import Grid, Returned, RoundTrip, round_trip
+from pipeline.phantoms.round_trip import Grid, RoundTrip, StructureRoundTrip, round_trip
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import TARGET_SIZE, preprocessing_arguments
 
@@ -39,14 +37,13 @@ WHOLE_VOXEL_NOISE = 0.05
 _OBLIQUE_DEG = ((16.5, 0.0, 0.0), (12.0, -20.0, 33.0), (-7.0, 41.0, 90.0))
 _ORIGIN_MM = (31.7, -214.3, 402.9)
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class GeometryReport:
-    """What went through the chain and came back."""
+    """How the phantom came back from a chain, on every grid."""
 
     chain: dict[str, Any]
+    """Arguments of `transforms.chains.preprocessing_chain`."""
     trips: tuple[RoundTrip, ...]
     """The first is the documented scan at the chain's own target size; the others are small."""
     failures: tuple[str, ...]
@@ -84,10 +81,10 @@ def check_geometry(
         target: settings, a YAML or JSON file of them, a run folder, a best_model.ckpt, or plain arguments of
             `transforms.chains.preprocessing_chain`; None: its defaults.
         target_size, keep_aspect: instead of the target's own; None leaves them.
-        progress: called with (grids done, grids).
+        progress: called after each grid.
 
     Raises:
-        ConfigError, FileError, NetworkError, ChainError: what is no chain, in one line.
+        ConfigError, FileError, NetworkError, ChainError: a target that has no chain.
     """
     changed = {"target_size": target_size, "keep_aspect": keep_aspect}
     chain = chain_of(target) | {name: value for name, value in changed.items() if value is not None}
@@ -103,7 +100,10 @@ def check_geometry(
 
 
 def chain_of(target: Config | Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
-    """Return the arguments of a target's preprocessing chain, see `check_geometry`; intensity "auto" counts as "ct"."""
+    """Return the arguments of a target's preprocessing chain, see `check_geometry`; intensity "auto" counts as "ct".
+
+    Raises as `check_geometry` does.
+    """
     if isinstance(target, Path | str):
         path = Path(target)
         path = RunFolder.at(path).best_checkpoint if path.is_dir() else path
@@ -148,10 +148,10 @@ def judge(trip: RoundTrip) -> list[str]:
     return [f"{trip.grid.name}: {fault}" for structure in trip.structures for fault in _faults(structure, trip)]
 
 
-def _faults(structure: Returned, trip: RoundTrip) -> Iterable[str]:
+def _faults(structure: StructureRoundTrip, trip: RoundTrip) -> Iterable[str]:
     name, coarsest = structure.name, trip.coarsest_mm
     if structure.shift_mm > LARGEST_SHIFT_MM:
-        yield f"the image at {name} is {structure.shift_mm:.2f} mm off its place, expected at most {LARGEST_SHIFT_MM}"
+        yield f"the image at {name} is {structure.shift_mm:.2f} mm off, expected at most {LARGEST_SHIFT_MM}"
     if not structure.lies_at:
         if structure.radius_mm > coarsest:
             yield f"the label of {name} is lost"
@@ -160,18 +160,20 @@ def _faults(structure: Returned, trip: RoundTrip) -> Iterable[str]:
         yield f"the label of {name} came back at {structure.lies_at}"
     allowed = max(LARGEST_SHIFT_MM, WHOLE_VOXEL_NOISE * coarsest)
     if structure.radius_mm == max(DOCUMENTED_DICE) and structure.label_shift_mm > allowed:
-        yield f"the label of {name} is {structure.label_shift_mm:.2f} mm off its place, expected at most {allowed:.2f}"
+        yield f"the label of {name} is {structure.label_shift_mm:.2f} mm off, expected at most {allowed:.2f}"
 
 
 def _judge_dice(trip: RoundTrip, chain: Mapping[str, Any]) -> list[str]:
     """Hold a chain of at least the documented size against the documented Dice; a smaller one is a choice."""
     if chain["keep_aspect"] or any(n < least for n, least in zip(chain["target_size"], TARGET_SIZE, strict=True)):
         return []
-    return [
-        f"{trip.grid.name}: the best possible Dice of {s.name} is {s.dice:.3f}, expected at least {least:g}"
-        for s in trip.structures
-        if s.name.startswith("ball_") and s.dice < (least := DOCUMENTED_DICE[s.radius_mm])
-    ]
+    lines = []
+    for ball in (s for s in trip.structures if s.name.startswith("ball_")):
+        least = DOCUMENTED_DICE[ball.radius_mm]
+        if ball.dice < least:
+            fault = f"the best possible Dice of {ball.name} is {ball.dice:.3f}, expected at least {least:g}"
+            lines.append(f"{trip.grid.name}: {fault}")
+    return lines
 
 
 def to_text(report: GeometryReport) -> str:

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import check_geometry as verb
+from pipeline import check_geometry as command
 from pipeline.check_geometry import awkward_grids, chain_of, check_geometry, judge, to_json, to_text
 from pipeline.cli.main import main
 from pipeline.config.settings import Config, DataConfig
-from pipeline.phantoms import round_trip as room
+from pipeline.phantoms import round_trip as round_trips
 from pipeline.phantoms.phantom import ORIENTATIONS
 from pipeline.phantoms.round_trip import round_trip
 from transforms.chains import ChainError, preprocessing_arguments
@@ -52,7 +52,7 @@ def test_the_intensity_of_a_chain_does_not_disturb_the_proof(intensity):
 
 def with_moved_affine(monkeypatch, move):
     """Let the chain claim another place for its result than the true one."""
-    true_chain = room.preprocessing_chain
+    true_chain = round_trips.preprocessing_chain
 
     def wrong_chain(**arguments):
         def run(item):
@@ -63,7 +63,7 @@ def with_moved_affine(monkeypatch, move):
 
         return run
 
-    monkeypatch.setattr(room, "preprocessing_chain", wrong_chain)
+    monkeypatch.setattr(round_trips, "preprocessing_chain", wrong_chain)
 
 
 def test_half_a_voxel_of_shift_is_found(monkeypatch):
@@ -103,7 +103,7 @@ def test_swapped_sides_are_found_by_name(monkeypatch):
 
 def test_a_label_resized_by_plain_nearest_is_found(monkeypatch):
     # What MONAI's Resized(mode="nearest") does: index floor(i · scale), half a voxel off the affine that it reports.
-    true_chain = room.preprocessing_chain
+    true_chain = round_trips.preprocessing_chain
 
     def nearest_chain(**arguments):
         def run(item):
@@ -115,14 +115,14 @@ def test_a_label_resized_by_plain_nearest_is_found(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(room, "preprocessing_chain", nearest_chain)
+    monkeypatch.setattr(round_trips, "preprocessing_chain", nearest_chain)
     faults = judge(round_trip(GRIDS["orientation RAS"], SMALL))
     assert len(faults) == 1
     assert "the label of ball_60" in faults[0]
 
 
 def test_the_documented_size_reaches_the_documented_dice(monkeypatch):
-    monkeypatch.setattr(verb, "awkward_grids", few_grids("documented scan", "odd sizes"))
+    monkeypatch.setattr(command, "awkward_grids", few_grids("documented scan", "odd sizes"))
     steps = []
     report = check_geometry(progress=lambda done, total: steps.append((done, total)))
     assert report.failures == ()
@@ -138,8 +138,8 @@ def test_the_documented_size_reaches_the_documented_dice(monkeypatch):
 
 
 def test_a_failing_chain_ends_with_its_faults(monkeypatch):
-    monkeypatch.setattr(verb, "awkward_grids", few_grids("orientation RAS"))
-    monkeypatch.setattr(verb, "LARGEST_SHIFT_MM", -1.0)
+    monkeypatch.setattr(command, "awkward_grids", few_grids("orientation RAS"))
+    monkeypatch.setattr(command, "LARGEST_SHIFT_MM", -1.0)
     report = check_geometry(SMALL)
     assert report.exit_code == 1
     assert "FAILED orientation RAS: the image at ball_60" in to_text(report)
@@ -157,7 +157,7 @@ def test_a_failing_chain_ends_with_its_faults(monkeypatch):
     ids=["mirrored", "shifted"],
 )
 def test_the_command_fails_on_voxels_that_moved_under_their_affine(tmp_path, monkeypatch, capsys, spoil, words):
-    true_chain = room.preprocessing_chain
+    true_chain = round_trips.preprocessing_chain
 
     def spoilt_chain(**arguments):
         def run(item):
@@ -168,18 +168,18 @@ def test_the_command_fails_on_voxels_that_moved_under_their_affine(tmp_path, mon
 
         return run
 
-    monkeypatch.setattr(verb, "awkward_grids", few_grids("orientation RAS"))
+    monkeypatch.setattr(command, "awkward_grids", few_grids("orientation RAS"))
     (tmp_path / "c.yaml").write_text("data: {target_size: [48, 48, 48]}\n")
-    command = ["check-geometry", str(tmp_path / "c.yaml"), "--target_size", "64", "64", "72"]
-    assert main(command) == 0
+    arguments = ["check-geometry", str(tmp_path / "c.yaml"), "--target_size", "64", "64", "72"]
+    assert main(arguments) == 0
     assert "at 64×64×72" in capsys.readouterr().out
-    monkeypatch.setattr(room, "preprocessing_chain", spoilt_chain)
-    assert main(command) == 1
+    monkeypatch.setattr(round_trips, "preprocessing_chain", spoilt_chain)
+    assert main(arguments) == 1
     assert f"FAILED orientation RAS: {words}" in capsys.readouterr().out
 
 
 def test_size_and_aspect_of_a_run_can_be_tried_without_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(verb, "awkward_grids", few_grids("thick slices"))
+    monkeypatch.setattr(command, "awkward_grids", few_grids("thick slices"))
     flags = ["--target_size", "40", "48", "56", "--json"]
     chains = []
     for aspect in ([], ["--keep_aspect"], ["--keep_aspect", "true"], ["--keep_aspect", "false"]):

@@ -28,7 +28,7 @@ from transforms.separable import apply_along, band
 from transforms.slabs import first_highest, segmentation_dtype, share_out, slab_bytes
 
 SEPARABLE_TOLERANCE = 0.01
-"""Target voxels that a source corner may lie off its place when the axes are taken one by one."""
+"""Target voxels that a source corner may be off when the axes are taken one by one."""
 
 SLICES_A_BLOCK = 16
 """Target slices brought into the source's memory order at once. Where the two orders differ, neighbouring slices lie in

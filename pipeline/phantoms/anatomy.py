@@ -2,7 +2,7 @@
 
 Everything is in world millimetres, RAS+: x grows towards the patient's right, y forwards, z upwards; the origin lies
 between the sacrum and L5. The atlas is a sketch of an average adult made for this program, not a measurement; the names
-are TotalSegmentator's. Solids are left to `pipeline.shapes`; voxels, noise and files to `pipeline.phantom`.
+are TotalSegmentator's.
 """
 
 from __future__ import annotations
@@ -76,15 +76,16 @@ class Body:
 
 
 def draw_body(rng: np.random.Generator) -> Body:
-    """Draw a person: height, girth, posture, the place, size and intensity of every structure, the contrast agent."""
-    warp, contrast = _draw_warp(rng), float(rng.uniform(0.2, 1.0))
+    """Draw a person: height, girth, posture, position, size and intensity of every structure, the contrast agent."""
+    warp = _draw_warp(rng)
+    contrast = float(rng.uniform(0.2, 1.0))
     structures, boxes = [], []
     for entry in _atlas():
         structures.append(_draw_structure(entry, warp, contrast, rng))
         if entry.name == "skin":
             boxes += [shape.box_mm() for shape in structures[-1].shapes]
     corners = np.array([[box[n, axis] for axis, n in enumerate(pick)] for box in boxes for pick in np.ndindex(2, 2, 2)])
-    corners[:, 2] = np.maximum(corners[:, 2], warp.place(_SCAN_END)[2])
+    corners[:, 2] = np.maximum(corners[:, 2], warp.moved(_SCAN_END)[2])
     return Body(tuple(structures), corners)
 
 
@@ -99,7 +100,8 @@ def _draw_warp(rng: np.random.Generator) -> Warp:
 
 def _draw_structure(entry: _Entry, warp: Warp, contrast: float, rng: np.random.Generator) -> Structure:
     shift = entry.shift_sd_mm * _deviate(rng, (3,))
-    size, drift = np.exp(entry.size_sd * _deviate(rng, ())), 6.0 * _deviate(rng, ())
+    size = np.exp(entry.size_sd * _deviate(rng, ()))
+    drift = 6.0 * _deviate(rng, ())
     shapes = tuple(piece for shape in entry.shapes for piece in shape.placed(warp, shift, float(size)))
     hu = float(entry.hu + drift + contrast * entry.contrast_hu)
     index = CLASS_NAMES.index(entry.name) if entry.name in CLASS_NAMES else 0

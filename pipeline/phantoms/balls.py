@@ -1,14 +1,15 @@
-"""Balls at known places, for the proof that geometry is kept."""
+"""Label maps of balls at known world positions, for the proof that geometry is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.phantoms.phantom import PhantomError, slices
+from pipeline.phantoms.phantom import PhantomError
 from pipeline.phantoms.shapes import Points
 
 
@@ -26,30 +27,58 @@ def balls(
     """
     label, affine = np.zeros(tuple(shape), np.uint8), np.asarray(affine, float)
     for n, (centre, radius) in enumerate(zip(np.asarray(centres_mm, float), radii_mm, strict=True)):
-        box = _ball_box(label.shape, affine, centre, radius)
-        i, j, k = np.ogrid[slices(box)]
-        rows = np.column_stack([affine[:3, :3], affine[:3, 3] - centre])
-        squares = sum(np.square(a * i + b * j + c * k + d) for a, b, c, d in rows)
-        label[slices(box)][squares <= radius**2] = n + 1 if values is None else values[n]
+        middle, reach = _extent(centre, radius, affine)
+        if (middle - reach < -0.5).any() or (middle + reach > np.asarray(shape) - 0.5).any():
+            where = tuple(round(float(c), 1) for c in centre)
+            raise PhantomError(
+                f"ball of {radius:g} mm at {where} mm: leaves the grid {tuple(shape)}; move or shrink it"
+            )
+        around = around_ball(centre, radius, label.shape, affine)
+        label[around.box][around.distance_mm <= radius] = n + 1 if values is None else values[n]
     return label
 
 
-def _ball_box(shape: Sequence[int], affine: Points, centre: Points, radius: float) -> NDArray[np.int64]:
+class AroundBall(NamedTuple):
+    """The voxels of a grid around a ball."""
+
+    box: tuple[slice, ...]
+    """The voxels that the ball may reach, cut at the grid."""
+    distance_mm: Points
+    """How far each voxel of the box lies from the ball's centre."""
+
+
+def around_ball(centre_mm: Points, radius_mm: float, shape: Sequence[int], affine: Points) -> AroundBall:
+    """Find the voxels around a ball on a grid of `shape` (I, J, K) and `affine` (voxel -> world mm).
+
+    >>> around = around_ball(np.array([5.0, 5, 5]), 1.0, (9, 9, 9), np.eye(4))
+    >>> around.box[0], int((around.distance_mm <= 1).sum())
+    (slice(4, 7, None), 7)
+    """
+    middle, reach = _extent(centre_mm, radius_mm, affine)
+    low = np.maximum(np.floor(middle - reach), 0).astype(int).tolist()
+    high = np.minimum(np.ceil(middle + reach) + 1, shape).astype(int).tolist()
+    box = tuple(slice(first, end) for first, end in zip(low, high, strict=True))
+    i, j, k = np.ogrid[box]
+    rows = np.column_stack([affine[:3, :3], affine[:3, 3] - centre_mm])
+    return AroundBall(box, np.sqrt(sum(np.square(a * i + b * j + c * k + d) for a, b, c, d in rows)))
+
+
+def _extent(centre_mm: Points, radius_mm: float, affine: Points) -> tuple[Points, Points]:
+    """Voxel index of a ball's centre, and how many voxels the ball reaches along each axis."""
     inverse = np.linalg.inv(affine)[:3]
-    middle, reach = inverse[:, :3] @ centre + inverse[:, 3], radius * np.linalg.norm(inverse[:, :3], axis=1)
-    if (middle - reach < -0.5).any() or (middle + reach > np.asarray(shape) - 0.5).any():
-        where = tuple(round(float(c), 1) for c in centre)
-        raise PhantomError(f"ball of {radius:g} mm at {where} mm: leaves the grid {tuple(shape)}; move or shrink it")
-    return np.stack([np.floor(middle - reach), np.ceil(middle + reach) + 1]).astype(np.int64).clip(0, shape)
+    return inverse @ [*centre_mm, 1], radius_mm * np.linalg.norm(inverse[:, :3], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
 class GeometryProof:
-    """Balls at known places: label (I, J, K) uint8, and for its values 1, 2, … name, centre (mm, RAS+), radius (mm)."""
+    """Balls at known positions."""
 
     label: NDArray[np.uint8]
+    """(I, J, K)"""
     names: tuple[str, ...]
+    """Of the label's values 1, 2, …; the following fields likewise."""
     centres_mm: Points
+    """(n, 3), RAS+."""
     radii_mm: tuple[float, ...]
 
 

@@ -1,13 +1,12 @@
-"""Whole-body phantoms with known labels on awkward grids: the embedded sample, the tests' volumes, the geometry proof.
+"""Scan a body of `anatomy` on any grid (shape, affine): a CT of whole-body phantoms with its label map.
 
-Samples a body of `pipeline.anatomy` on any grid (shape, affine) as a CT with its label map; writes data sets of them.
 Axes: arrays are (I, J, K); affines map voxel indices to world mm, RAS+, where integer indices are voxel centres.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,9 +24,8 @@ ORIENTATIONS: tuple[str, ...] = tuple(
 """The 48 ways to lay three voxel axes along three body axes, as nibabel writes them ("RAS", "LPS", "SLA", …)."""
 
 _AIR_HU = -1000.0
-_SLAB_VOXELS = 1 << 22  # a slab's temporaries are some ten float32 arrays of this size, however large the volume
+SLAB_VOXELS = 1 << 22  # a slab's temporaries are some ten float32 arrays of this size, however large the volume
 Shape3 = tuple[int, int, int]
-Progress = Callable[[int, int], None]
 
 
 class PhantomError(ValueError):
@@ -38,11 +36,14 @@ class PhantomError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A synthetic CT: image (I, J, K) int16 in HU, label (I, J, K) uint8, affine (4, 4) voxel -> mm, RAS+."""
+    """A synthetic CT with its label map."""
 
     image: NDArray[np.int16]
+    """(I, J, K) in HU."""
     label: NDArray[np.uint8]
+    """(I, J, K); values are positions in CLASS_NAMES."""
     affine: Points
+    """(4, 4), voxel -> world mm, RAS+."""
 
 
 def make_body(
@@ -91,15 +92,18 @@ def draw_grid(
     fit float32 exactly, as NIfTI headers store them. Raises PhantomError for a grid that makes no sense.
     """
     drawn_spacing = voxel_mm * rng.uniform(0.9, 1.1) * rng.permutation([1.0, 1.0, rng.uniform(1.1, 1.4)])
-    drawn_orientation, drawn_angle = ORIENTATIONS[rng.integers(48)], rng.uniform(2, 12)
-    axis, margin_mm = rng.normal(size=3), rng.uniform(2, 25, size=(2, 3))
+    drawn_orientation = ORIENTATIONS[rng.integers(48)]
+    drawn_angle = rng.uniform(2, 12)
+    axis = rng.normal(size=3)
+    margin_mm = rng.uniform(2, 25, size=(2, 3))
     spacing = np.broadcast_to(np.asarray(drawn_spacing if spacing_mm is None else spacing_mm, float), (3,))
     angle = np.radians(drawn_angle if oblique_deg is None else oblique_deg)
     _check_grid(spacing, shape, orientation)
     turn = Rotation.from_rotvec(axis / np.linalg.norm(axis) * angle).as_matrix()
     axes = turn @ inv_ornt_aff(axcodes2ornt(orientation or drawn_orientation), (1, 1, 1))[:3, :3].T
     along = body.reach_mm @ axes
-    low, high = along.min(0) - margin_mm[0], along.max(0) + margin_mm[1]
+    low = along.min(0) - margin_mm[0]
+    high = along.max(0) + margin_mm[1]
     counts = np.ceil((high - low) / spacing).astype(int) + 1 if shape is None else np.asarray(shape, int)
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing
@@ -123,16 +127,17 @@ def render(
     *,
     noise_hu: float = 12.0,
     seed: int | Sequence[int] = 0,
-    progress: Progress | None = None,
 ) -> Phantom:
     """Scan a body on a grid: labels by voxel centre, intensities mixed by the share of a voxel that a structure fills.
 
     Works in slabs along I, so that beyond the result the memory does not grow with the volume; noise is seeded per
-    plane, so the slabs do not show. `progress` is called with (planes done, planes in all).
+    plane, so the slabs do not show.
     """
-    n_planes, key = int(shape[0]), np.ravel(seed).tolist()
-    image, label = np.empty(tuple(shape), np.int16), np.zeros(tuple(shape), np.uint8)
-    step = max(1, _SLAB_VOXELS // (int(shape[1]) * int(shape[2])))
+    n_planes = int(shape[0])
+    key = np.ravel(seed).tolist()
+    image = np.empty(tuple(shape), np.int16)
+    label = np.zeros(tuple(shape), np.uint8)
+    step = max(1, SLAB_VOXELS // (int(shape[1]) * int(shape[2])))
     for start in range(0, n_planes, step):
         stop = min(start + step, n_planes)
         slab = _Slab(start, np.full((stop - start, *label.shape[1:]), _AIR_HU, np.float32), label[start:stop], affine)
@@ -142,8 +147,6 @@ def render(
             noise = np.random.default_rng([*key, plane]).standard_normal(label.shape[1:], np.float32)
             noisy = slab.image[plane - start] + np.float32(noise_hu) * noise
             image[plane] = np.rint(noisy).clip(-1024, 3071).astype(np.int16)
-        if progress:
-            progress(stop, n_planes)
     return Phantom(image, label, np.array(affine, float))
 
 
@@ -186,15 +189,18 @@ def _paint(slab: _Slab, structure: Structure) -> None:
     touched = [(shape, box) for shape, box in zip(structure.shapes, boxes, strict=True) if (box[1] > box[0]).all()]
     if not touched:
         return
-    low, high = np.min([box[0] for _, box in touched], 0), np.max([box[1] for _, box in touched], 0)
-    filled, core = np.zeros(high - low, np.float32), np.zeros(high - low, np.float32)
+    low = np.min([box[0] for _, box in touched], 0)
+    high = np.max([box[1] for _, box in touched], 0)
+    filled = np.zeros(high - low, np.float32)
+    core = np.zeros(high - low, np.float32)
     for shape, box in touched:
-        part = slices(box - low)
+        part = _slices(box - low)
         away, width = _distance(slab, shape, box)
         np.maximum(filled[part], _share(away, width), out=filled[part])
         if structure.core_hu != structure.hu:
             np.maximum(core[part], _share(away + np.float32(structure.wall_mm), width), out=core[part])
-    image, label = slab.image[slices(np.stack([low, high]))], slab.label[slices(np.stack([low, high]))]
+    image = slab.image[_slices(np.stack([low, high]))]
+    label = slab.label[_slices(np.stack([low, high]))]
     hu = np.float32(structure.hu) + core * np.float32(structure.core_hu - structure.hu)
     image += filled * (hu - image)
     label[filled >= 0.5] = structure.class_index
@@ -222,6 +228,6 @@ def _distance(slab: _Slab, shape: Shape, box: NDArray[np.int64]) -> tuple[Array,
     return away[1:-1, 1:-1, 1:-1], np.sqrt(squares)
 
 
-def slices(box: NDArray[np.int64]) -> tuple[slice, slice, slice]:
+def _slices(box: NDArray[np.int64]) -> tuple[slice, slice, slice]:
     (a, b, c), (d, e, f) = box.tolist()
     return slice(a, d), slice(b, e), slice(c, f)

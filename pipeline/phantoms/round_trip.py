@@ -1,7 +1,7 @@
-"""How the geometry phantom fares on one grid: through a run's preprocessing chain and back onto its own voxels.
+"""Send the geometry phantom through preprocessing and back on one grid, and measure how far structures moved.
 
-Measures; which grids are tried, and what passes, is `check_geometry`'s. The way is the one a prediction takes: files,
-`transforms.chains`, and `transforms.restore` in the place where a network's features would come.
+The path is a prediction's: files, `transforms.chains`, and `transforms.restore`, with what was prepared in place of a
+network's features.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.phantoms.balls import GeometryProof, geometry_proof
+from pipeline.phantoms.balls import GeometryProof, around_ball, geometry_proof
+from pipeline.phantoms.nifti import write_nifti
 from transforms.chains import preprocessing_arguments, preprocessing_chain
 from transforms.restore import FeatureMap, restore
 
@@ -27,7 +27,7 @@ blurs what is curved, more here and less there as the two grids beat: between vo
 so wide a mark by at most 0.07 mm, of a sharp 8 mm ball by 0.3 mm. No two marks touch (86 mm apart)."""
 
 APART_MM = 43.0
-"""What lies nearer than this to a structure's centre is taken for its mark."""
+"""Voxels nearer than this to a structure's centre count as its mark."""
 
 SHARPNESS = 2.0
 """Logit of a mark's middle: its probabilities run from 0.5 to 0.88, in 97 of 255 steps."""
@@ -35,11 +35,14 @@ SHARPNESS = 2.0
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """A scan's grid: shape (I, J, K) and affine (4×4, voxel -> world mm, RAS+)."""
+    """A scan's grid."""
 
     name: str
+    """For people."""
     shape: tuple[int, int, int]
+    """Voxels (I, J, K)."""
     affine: np.ndarray
+    """4×4, voxel -> world mm, RAS+."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -49,11 +52,13 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class Returned:
+class StructureRoundTrip:
     """One structure of the phantom after its way there and back."""
 
     name: str
+    """As the phantom names it."""
     radius_mm: float
+    """Of the ball."""
     dice: float
     """Of the stored integer label, restored, with the source label: what a perfect network could score at best."""
     shift_mm: float
@@ -61,18 +66,28 @@ class Returned:
     label_shift_mm: float
     """How far the centroid of the label moved: for small balls on coarse grids mostly the noise of whole voxels."""
     lies_at: str
-    """The structure whose place its label came back to, its own unless sides or axes were swapped; "" if it is lost."""
+    """The structure whose centre its label came back to, itself unless sides were swapped; "" if it is lost."""
 
 
 @dataclass(frozen=True, eq=False)
 class RoundTrip:
-    """What came back on one grid."""
+    """The phantom on one grid after its way there and back."""
 
     grid: Grid
+    """The source's grid."""
     target_size: tuple[int, ...]
+    """Voxels of the prepared volume."""
     coarsest_mm: float
     """Largest voxel edge of source and target."""
-    structures: tuple[Returned, ...]
+    structures: tuple[StructureRoundTrip, ...]
+    """One a structure of the phantom."""
+
+
+class Marks(NamedTuple):
+    """The image's smooth marks, (I, J, K) on the source's grid."""
+
+    before: np.ndarray
+    after: np.ndarray
 
 
 def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
@@ -86,58 +101,40 @@ def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
     labels = {"label_values": None, "ignore_value": None, "label_remap": None, "with_label": True}
     arguments = {**chain_arguments, **labels}
     chain = preprocessing_chain(**arguments)
-    marks = _marks(proof, grid)
+    drawn = _drawn_marks(proof, grid)
     with TemporaryDirectory(prefix="check_geometry_") as folder:
-        case = chain({**_write(marks, proof.label, chain_arguments, grid, Path(folder)), "case": grid.name})
+        case = chain({**_write(drawn, proof.label, chain_arguments, grid, Path(folder)), "case": grid.name})
     affine = case["image"].affine.numpy()
     label = _restored_label(case["label"].as_tensor()[0], case["label"].affine.numpy(), grid, len(proof.names) + 1)
-    marks_back = _restored_marks(case["image"].as_tensor()[0], affine, grid)
-    structures = [_returned(n, proof, grid, (marks, marks_back), label) for n in range(len(proof.names))]
+    marks = Marks(drawn, _restored_marks(case["image"].as_tensor()[0], affine, grid))
+    structures = [_compared(n, proof, grid, marks, label) for n in range(len(proof.names))]
     edges = [*grid.spacing_mm, *np.linalg.norm(affine[:3, :3], axis=0).tolist()]
     return RoundTrip(grid, tuple(case["image"].shape[1:]), max(edges), tuple(structures))
 
 
-def _marks(proof: GeometryProof, grid: Grid) -> np.ndarray:
+def _drawn_marks(proof: GeometryProof, grid: Grid) -> np.ndarray:
     """Volume (I, J, K) uint8 with a raised cosine of `MARK_MM` around each centre, 0 elsewhere."""
     marks = np.zeros(grid.shape, np.uint8)
     for centre in proof.centres_mm:
-        box, distance_mm = _around(centre, MARK_MM, grid)
+        box, distance_mm = around_ball(centre, MARK_MM, grid.shape, grid.affine)
         height = np.where(distance_mm < MARK_MM, 127.5 + 127.5 * np.cos(np.pi * distance_mm / MARK_MM), 0)
         marks[box] = np.maximum(marks[box], np.rint(height).astype(np.uint8))
     return marks
-
-
-def _around(centre_mm: np.ndarray, radius_mm: float, grid: Grid) -> tuple[tuple[slice, ...], np.ndarray]:
-    """Box of voxels around a ball in world mm, cut at the grid, and their distances (mm) from the ball's centre."""
-    inverse = np.linalg.inv(grid.affine)[:3]
-    middle, reach = inverse @ [*centre_mm, 1], radius_mm * np.linalg.norm(inverse[:, :3], axis=1)
-    low, high = np.maximum(np.floor(middle - reach), 0), np.minimum(np.ceil(middle + reach) + 1, grid.shape)
-    box = tuple(slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
-    steps = np.ogrid[box]
-    rows = np.column_stack([grid.affine[:3, :3], grid.affine[:3, 3] - centre_mm])
-    return box, np.sqrt(sum(np.square(a * steps[0] + b * steps[1] + c * steps[2] + d) for a, b, c, d in rows))
 
 
 def _write(
     marks: np.ndarray, label: np.ndarray, chain_arguments: Mapping[str, Any], grid: Grid, folder: Path
 ) -> dict[str, str]:
     """Write image and label as NIfTI; a CT's marks rise from the window's lower end to its upper one."""
-
-    def save(array: np.ndarray, name: str) -> str:
-        picture = nib.Nifti1Image(array, grid.affine)
-        picture.set_sform(grid.affine, code="scanner")
-        picture.set_qform(grid.affine, code="scanner")
-        nib.save(picture, folder / name)
-        return str(folder / name)
-
     arguments = preprocessing_arguments(**chain_arguments)
     low, high = arguments["window"] if arguments["intensity"] == "ct" else (0, 1000)
     image = (low + marks * ((high - low) / 255)).astype(np.float32)
-    return {"image": save(image, "image.nii"), "label": save(label, "label.nii")}
+    volumes = {"image": image, "label": label}
+    return {key: str(write_nifti(folder / f"{key}.nii", array, grid.affine)) for key, array in volumes.items()}
 
 
 def _restored_label(label: Tensor, affine: np.ndarray, grid: Grid, n_classes: int) -> np.ndarray:
-    """Restore the stored label (I, J, K), taken for a network's answer that is certain everywhere."""
+    """Restore the stored label (I, J, K) as if it were a network's prediction with probabilities of 0 and 1."""
     one_hot = torch.stack([label == c for c in range(n_classes)]).to(torch.float16)
     return restore([FeatureMap(one_hot, affine)], grid.shape, grid.affine).segmentation
 
@@ -150,14 +147,14 @@ def _restored_marks(image: Tensor, affine: np.ndarray, grid: Grid) -> np.ndarray
     return restore([FeatureMap(logits, affine)], grid.shape, grid.affine, probabilities_of=[1]).probabilities[1]
 
 
-def _returned(
-    n: int, proof: GeometryProof, grid: Grid, marks: tuple[np.ndarray, np.ndarray], label: np.ndarray
-) -> Returned:
-    before, after = proof.label == n + 1, label == n + 1
+def _compared(n: int, proof: GeometryProof, grid: Grid, marks: Marks, label: np.ndarray) -> StructureRoundTrip:
+    before = proof.label == n + 1
+    after = label == n + 1
     start, end = (_mark_centre(volume, proof.centres_mm[n], grid) for volume in marks)
-    label_start, label_end = _centroid(before, grid.affine), _centroid(after, grid.affine)
+    label_start = _centroid(before, grid.affine)
+    label_end = _centroid(after, grid.affine)
     nearest = None if label_end is None else np.linalg.norm(proof.centres_mm - label_end, axis=1).argmin()
-    return Returned(
+    return StructureRoundTrip(
         name=proof.names[n],
         radius_mm=proof.radii_mm[n],
         dice=float(2 * np.count_nonzero(before & after) / (np.count_nonzero(before) + np.count_nonzero(after))),
@@ -168,8 +165,8 @@ def _returned(
 
 
 def _mark_centre(volume: np.ndarray, centre_mm: np.ndarray, grid: Grid) -> np.ndarray | None:
-    """Centre of mass in mm of what rises above the volume's minimum near a structure's place; None if nothing does."""
-    box, distance_mm = _around(centre_mm, APART_MM, grid)
+    """Centre of mass in mm of what rises above the volume's minimum near a structure's centre; None if nothing does."""
+    box, distance_mm = around_ball(centre_mm, APART_MM, grid.shape, grid.affine)
     near = np.where(distance_mm < APART_MM, volume[box].astype(np.int64) - int(volume.min()), 0)
     shifted = grid.affine.copy()
     shifted[:3, 3] += grid.affine[:3, :3] @ [part.start for part in box]

@@ -1,20 +1,20 @@
-"""Write a data set of phantoms to disk."""
+"""Write the sample data set: whole-body phantoms in the nnU-Net raw layout."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.console.progress import Progress
+from pipeline.files.json_files import write_json
+from pipeline.phantoms import anatomy, phantom, shapes
 from pipeline.phantoms.anatomy import CLASS_NAMES
-from pipeline.phantoms.phantom import ORIENTATIONS, PhantomError, Progress, make_body
-from pipeline.phantoms.shapes import Points
+from pipeline.phantoms.nifti import write_nifti
+from pipeline.phantoms.phantom import ORIENTATIONS, PhantomError, make_body
 
 
 def write_dataset(
@@ -24,8 +24,9 @@ def write_dataset(
 
     Returns False where the folder already holds exactly this data set, True once it was written. dataset.json comes
     last and in one step, so an interrupted write is seen and done again. Case n is the same in data sets of any size.
-    `progress` is called with (cases done, cases in all).
-    Raises PhantomError for a folder that holds another data set: that one is not ours to replace.
+
+    Raises:
+        PhantomError: numbers that make no data set, or a folder that holds another one, which is not replaced.
     """
     if n_cases < 1 or not voxel_mm > 0:
         raise PhantomError(f"n_cases, voxel_mm: expected positive numbers, found {n_cases} and {voxel_mm}")
@@ -36,19 +37,19 @@ def write_dataset(
     _clear(folder)
     codes = np.random.default_rng(seed).permutation(ORIENTATIONS)
     for n in range(n_cases):
-        phantom = make_body([seed, n], voxel_mm=voxel_mm, orientation=str(codes[n % len(codes)]))
+        body = make_body([seed, n], voxel_mm=voxel_mm, orientation=str(codes[n % len(codes)]))
         image_path, label_path = _case_paths(folder, n)
-        _write_nifti(phantom.image, phantom.affine, image_path)
-        _write_nifti(phantom.label, phantom.affine, label_path)
+        write_nifti(image_path, body.image, body.affine)
+        write_nifti(label_path, body.label, body.affine)
         if progress:
             progress(n + 1, n_cases)
-    _write_json(folder / "dataset.json", recipe)
+    write_json(folder / "dataset.json", recipe)
     return True
 
 
 def _recipe(n_cases: int, seed: int, voxel_mm: float) -> dict[str, Any]:
-    """What dataset.json says, with what it takes to know whether the cases beside it are the ones asked for."""
-    code = b"".join(Path(__file__).with_name(f"{room}.py").read_bytes() for room in ("shapes", "anatomy", "phantom"))
+    """Contents of dataset.json; its "phantom" tells whether the cases beside it are the ones asked for."""
+    code = b"".join(Path(str(module.__file__)).read_bytes() for module in (shapes, anatomy, phantom))
     made_by = {"seed": seed, "voxel_mm": voxel_mm, "code": hashlib.sha256(code).hexdigest()[:16]}
     return {
         "name": "BodyPhantom",
@@ -68,7 +69,7 @@ def _found_recipe(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         found = None
     if not isinstance(found, dict) or "phantom" not in found:
-        raise PhantomError(f"{folder}: holds a dataset.json that is no phantom's; name another folder")
+        raise PhantomError(f"{folder}: holds another data set's dataset.json; choose another folder")
     return found
 
 
@@ -83,20 +84,3 @@ def _clear(folder: Path) -> None:
         (folder / name).mkdir(parents=True, exist_ok=True)
         for path in (folder / name).glob("body_*.nii.gz"):
             path.unlink()
-
-
-def _write_nifti(array: NDArray[Any], affine: Points, path: Path) -> None:
-    picture = nib.Nifti1Image(array, affine)
-    picture.set_sform(affine, code="scanner")
-    picture.set_qform(affine, code="scanner")
-    picture.header.set_xyzt_units("mm")
-    nib.save(picture, path)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

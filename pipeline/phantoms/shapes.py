@@ -1,7 +1,6 @@
 """Analytic solids in world millimetres (ellipsoid, capsule, tube, loft), and the warp that fits them into one person.
 
-RAS+: x grows towards the patient's right, y forwards, z upwards. Which organ has which shape is left to
-`pipeline.anatomy`, grids and voxels to `pipeline.phantom`.
+RAS+: x grows towards the patient's right, y forwards, z upwards.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Warp:
     phases: Points
     """(n_waves,) in radians."""
 
-    def place(self, points: Points) -> Points:
+    def moved(self, points: Points) -> Points:
         """Move points (..., 3) of the atlas to where this person has them."""
         return points * self.scale + np.sin(points @ self.wave_vectors.T + self.phases) @ self.amplitudes_mm
 
@@ -63,7 +62,7 @@ class Ellipsoid:
     def placed(self, warp: Warp, shift: Points, size: float) -> tuple[Ellipsoid, ...]:
         """Put the shape into a person, shifted by `shift` (mm) and enlarged by `size`."""
         stretch = np.linalg.norm(self.axes * warp.scale, axis=1)
-        return (replace(self, centre=warp.place(self.centre + shift), semi=self.semi * stretch * size),)
+        return (replace(self, centre=warp.moved(self.centre + shift), semi=self.semi * stretch * size),)
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Tube:
 
     def placed(self, warp: Warp, shift: Points, size: float) -> tuple[Segment, ...]:
         """Put the tube into a person, as the capsules it consists of."""
-        points, radii = warp.place(self.points + shift), self.radii * size * float(warp.scale.mean())
+        points, radii = warp.moved(self.points + shift), self.radii * size * float(warp.scale.mean())
         return tuple(Segment(points[n], points[n + 1], radii[n : n + 2], self.squash) for n in range(len(points) - 1))
 
 
@@ -145,9 +144,9 @@ class Loft:
 
     def placed(self, warp: Warp, shift: Points, size: float) -> tuple[Loft, ...]:
         """Put the shape into a person, shifted by `shift` (mm) and enlarged in x and y by `size`."""
-        centres = warp.place(self.levels[:, (1, 2, 0)] + shift)
+        centres = warp.moved(self.levels[:, (1, 2, 0)] + shift)
         levels = np.hstack([centres[:, (2, 0, 1)], self.levels[:, 3:] * warp.scale[:2] * size])
-        return (Loft(levels, np.hstack([warp.place(self.planes[:, :3] + shift), self.planes[:, 3:] / warp.scale])),)
+        return (Loft(levels, np.hstack([warp.moved(self.planes[:, :3] + shift), self.planes[:, 3:] / warp.scale])),)
 
 
 Shape = Ellipsoid | Segment | Loft

@@ -1,0 +1,21 @@
+"""Write a volume as NIfTI with its affine as sform and qform."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+from numpy.typing import NDArray
+
+from pipeline.phantoms.shapes import Points
+
+
+def write_nifti(path: Path, array: NDArray[Any], affine: Points) -> Path:
+    """Write (I, J, K) with `affine` (voxel -> world mm, RAS+) in the array's own dtype; returns the path."""
+    picture = nib.Nifti1Image(array, affine)
+    picture.set_sform(affine, code="scanner")
+    picture.set_qform(affine, code="scanner")
+    picture.header.set_xyzt_units("mm")
+    nib.save(picture, path)
+    return path
