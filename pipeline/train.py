@@ -21,8 +21,8 @@ from rich.console import Console
 from networks.registry import check_network, network_settings
 from pipeline.cache.folder import one_at_a_time
 from pipeline.compute.devices import Devices, choose_devices
-from pipeline.compute.launcher import companions
-from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, place
+from pipeline.compute.launcher import launch
+from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.console.progress import Bar
@@ -242,7 +242,7 @@ def _alone_on_this_machine(cache_dir: Path, console: Console) -> Iterator[None]:
     Each machine has its own turn: its cache may lie on its own disk. No process waits in a collective meanwhile, which
     would give up after half an hour. The next one finds what the first has prepared and has no progress to show.
     """
-    here = place()
+    here = read_rank()
     if here.world_size == 1 or here.started_by == THIS_PROGRAM:
         console.quiet |= here.rank > 0
         yield
@@ -297,7 +297,7 @@ def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, 
     recorder = setup.recorder
     with (
         record_ending(folder, recorder, _memory_settings(config)),
-        companions(devices.per_machine, partial(record_lost, folder, recorder), orderly=RunStopped),
+        launch(devices.per_machine, partial(record_lost, folder, recorder), orderly=RunStopped),
         quiet_lightning(),
     ):
         say("Saving training configuration...")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from pipeline.compute.ranks import place
+from pipeline.compute.ranks import read_rank
 from pipeline.config.settings import ConfigError
 
 
@@ -56,7 +56,7 @@ def choose_devices(n_gpus: int | None, n_processes: int | None, precision: str) 
         ConfigError: more GPUs than the machine has, or another number of processes than were started.
         ProcessError: the launcher's environment variables make no sense.
     """
-    here = place()
+    here = read_rank()
     started = here.local_world_size if here.world_size > 1 else None
     n_gpus = _n_gpus(n_gpus, n_processes, started, here.started_by)
     if n_gpus:

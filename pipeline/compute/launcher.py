@@ -1,7 +1,6 @@
-"""The other processes of a training on this machine: started with this one's command line, watched, ended together.
+"""Start the other processes of a training on this machine with this one's command line, watch them, end them together.
 
 Lightning starts processes too, but kills the first one five seconds after another has died, before it could say why.
-Who stands where is `processes`'s business; what a training leaves when it fails is `ending`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -23,12 +22,11 @@ import torch.distributed as dist
 from pipeline.compute.ranks import (
     STARTED_BY,
     THIS_PROGRAM,
-    Place,
     ProcessError,
     is_lost_connection,
     n_processes,
-    place,
-    told_failure,
+    read_rank,
+    reported_failure,
 )
 
 GRACE_S = 10.0
@@ -41,8 +39,13 @@ _POLL_S = 0.5
 
 
 @contextlib.contextmanager
-def companions(
-    n: int, when_lost: Callable[[str], None], *, orderly: type[BaseException] | tuple[type[BaseException], ...] = ()
+def launch(
+    n: int,
+    when_lost: Callable[[str], None],
+    *,
+    orderly: type[BaseException] | tuple[type[BaseException], ...] = (),
+    command: Sequence[str] | None = None,
+    grace_s: float = GRACE_S,
 ) -> Iterator[None]:
     """Train inside together with n − 1 more processes of this machine, unless somebody has started them already.
 
@@ -51,24 +54,27 @@ def companions(
         when_lost: called with a sentence, from another thread, where this process has to be ended because it still
             waits for one that has died, as in a rendezvous or on a GPU.
         orderly: what the training raises where all processes agreed to stop.
+        command: the program of the other processes; None: this one's own.
+        grace_s: seconds that a process has to end by itself after another one has.
 
     Raises:
         ProcessError: another process has ended, with its own reason where it left one; or they did not meet.
     """
-    if place().world_size > 1:
-        _end_with_starter()
+    if read_rank().world_size > 1:
+        if STARTED_BY in os.environ:
+            end_with_parent(int(os.environ[STARTED_BY]), grace_s)
         with _in_words([]):
             yield
     elif n > 1:
-        with _environment(n) as here:
-            children = [_start(here, rank) for rank in range(1, n)]
+        with _environment(n):
+            children = [_start(command or _own_command(n), rank) for rank in range(1, n)]
             patience_s = 0.0
             try:
-                with _watched(children, when_lost), _in_words(children):
+                with _watched(children, when_lost, grace_s), _in_words(children):
                     yield
-                patience_s = GRACE_S
+                patience_s = grace_s
             except BaseException as error:
-                patience_s = GRACE_S if isinstance(error, orderly) else _POLL_S
+                patience_s = grace_s if isinstance(error, orderly) else _POLL_S
                 raise
             finally:
                 _end(children, patience_s)
@@ -94,14 +100,14 @@ def _what_became(children: list[subprocess.Popen], error: BaseException) -> str:
     if dist.is_initialized():
         reason = " ".join(str(error).split())[:200]
         lost = f"another process has ended or cannot be reached ({reason})"
-        return _sentence(told_failure() or _dead(children, wait_s=2.0) or lost)
+        return _sentence(reported_failure() or _dead(children, wait_s=2.0) or lost)
     dead = _dead(children, wait_s=2.0)
     return _sentence(dead) if dead else _not_met(str(error))
 
 
 def _not_met(error: str) -> str:
     """Word why the processes did not meet: torch's error as they gather at the first one's address."""
-    here = place()
+    here = read_rank()
     of_ours = here.started_by == THIS_PROGRAM
     if "EADDRINUSE" in error:
         remedy = "start again" if of_ours else "start all of them again with another MASTER_PORT"
@@ -116,7 +122,7 @@ def _not_met(error: str) -> str:
 
 
 @contextlib.contextmanager
-def _environment(n: int) -> Iterator[Place]:
+def _environment(n: int) -> Iterator[None]:
     """Set the variables that torchrun sets, for this process as the first of n."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -133,7 +139,7 @@ def _environment(n: int) -> Iterator[Place]:
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
-        yield place()
+        yield
     finally:
         for name, value in before.items():
             if value is None:
@@ -142,12 +148,12 @@ def _environment(n: int) -> Iterator[Place]:
                 os.environ[name] = value
 
 
-def _start(here: Place, rank: int) -> subprocess.Popen:
+def _start(command: Sequence[str], rank: int) -> subprocess.Popen:
     environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    return subprocess.Popen(_command(here.world_size), env=environment, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
 
 
-def _command(n: int) -> list[str]:
+def _own_command(n: int) -> list[str]:
     """This process's own command, as Lightning repeats it too."""
     import __main__  # whatever was started
 
@@ -157,8 +163,8 @@ def _command(n: int) -> list[str]:
     script = Path(sys.argv[0])
     if not script.is_file():
         raise ProcessError(
-            f"a training with {n} processes starts its program again, and {sys.argv[0] or 'this session'!r} is no file;"
-            " use `bodyseg train`, a script, or torchrun"
+            f"a training with {n} processes starts its program again, and {sys.argv[0] or 'this session'!r} is not "
+            "a file; use `bodyseg train`, a script, or torchrun"
         )
     return [sys.executable, str(script.resolve()), *sys.argv[1:]]
 
@@ -176,14 +182,14 @@ def _end(children: list[subprocess.Popen], patience_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None]) -> Iterator[None]:
+def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None], grace_s: float) -> Iterator[None]:
     """End this process where it has not ended by itself some time after a child has failed."""
     ending = threading.Event()
 
     def watch() -> None:
         while not ending.wait(_POLL_S):
-            if any(child.poll() for child in children) and not ending.wait(GRACE_S):
-                when_lost(_sentence(told_failure(0.0) or _dead(children) or "another process has ended"))
+            if any(child.poll() for child in children) and not ending.wait(grace_s):
+                when_lost(_sentence(reported_failure(0.0) or _dead(children) or "another process has ended"))
                 _end(children, 0.0)
                 os._exit(EXIT_LOST)
 
@@ -212,20 +218,22 @@ def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str | None:
 
 
 def _sentence(what: str) -> str:
-    n = n_processes() if n_processes() > 1 else place().world_size
-    return f"{what}; the training of {n} processes ended with it; see to its cause and go on with --resume"
+    n = n_processes() if n_processes() > 1 else read_rank().world_size
+    return f"{what}; the training of {n} processes ended with it; fix the cause, then continue with --resume"
 
 
-def _end_with_starter() -> None:
-    """End this process where the one that started it is gone and nothing else has ended it: nobody would write."""
-    starter = os.environ.get(STARTED_BY)
-    if starter is None:
-        return
+def end_with_parent(parent: int, grace_s: float = 0.0) -> None:
+    """From now on, end this process `grace_s` seconds after its parent has ended, however that happened.
+
+    Args:
+        parent: process id of the parent, as it was when this process was started.
+        grace_s: time to end by itself, in seconds.
+    """
 
     def watch() -> None:
-        while str(os.getppid()) == starter:
+        while os.getppid() == parent:
             time.sleep(_POLL_S)
-        time.sleep(GRACE_S)
+        time.sleep(grace_s)
         os._exit(EXIT_LOST)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -45,11 +45,11 @@ def control_group_memory(folder: Path) -> tuple[int | None, int]:
     """
     version_2 = (folder, "memory.max", "memory.current", "inactive_file")
     version_1 = (folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-    for place, limit_file, use_file, droppable in (version_2, version_1):
+    for group, limit_file, use_file, droppable in (version_2, version_1):
         try:
-            limit = int((place / limit_file).read_text())
-            used = int((place / use_file).read_text())
-            statistics = dict(line.split() for line in (place / "memory.stat").read_text().splitlines())
+            limit = int((group / limit_file).read_text())
+            used = int((group / use_file).read_text())
+            statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             return limit, max(0, used - int(statistics.get(droppable, 0)))
         except (OSError, ValueError):  # no such group, or the word "max"
             continue

@@ -1,7 +1,6 @@
-"""Which processes train together: who started them, who is the first, what they tell each other.
+"""The processes that train together: read this one's rank as torchrun or SLURM set it, and exchange values.
 
-Knows torchrun's and SLURM's environment variables. Leaves to `companions` starting processes where nobody else has, to
-`devices` what each of them computes on, and to DistributedDataParallel the averaging of gradients.
+`launcher` starts the processes where nobody else has.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 STARTED_BY = "BODYSEG_STARTED_BY"
-"""Environment variable of a process that `companions` started: the process id of the one that did."""
+"""Environment variable of a process that `launcher` started: the process id of the one that did."""
 
 THIS_PROGRAM = "this program"
 _FAILURE, _WRITTEN = "bodyseg/failure", "bodyseg/written"
@@ -32,16 +31,23 @@ class ProcessError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this process stands among those that train together; a process alone is 0 of 1."""
+class Rank:
+    """Which of the processes that train together this is; a process alone is 0 of 1."""
 
     rank: int = 0
+    """Number of this process among all."""
     world_size: int = 1
+    """How many processes train together."""
     local_rank: int = 0
+    """Number of this process among those of its machine."""
     local_world_size: int = 1
+    """How many processes this machine runs."""
     node: int = 0
+    """Number of this machine."""
     address: str = "127.0.0.1"
+    """Where the processes find each other."""
     port: int = 0
+    """Port at that address."""
     started_by: str = ""
     """Who started the processes, for messages: torchrun, SLURM, or this program."""
 
@@ -51,27 +57,27 @@ class Place:
         return max(1, self.world_size // self.local_world_size)
 
 
-def place(environment: Mapping[str, str] | None = None) -> Place:
-    """Read this process's place from the environment (its own, unless another is given).
+def read_rank(environment: Mapping[str, str] | None = None) -> Rank:
+    """Read this process's rank from the environment (its own, unless another is given).
 
     torchrun, and whoever starts processes by hand, sets RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT
     (and LOCAL_WORLD_SIZE where there is more than one machine); srun sets SLURM_PROCID, SLURM_LOCALID, SLURM_NODEID
     and SLURM_NTASKS. The former count inside the latter: torchrun may run in a SLURM job.
 
     Raises:
-        ProcessError: a variable is missing or no number.
+        ProcessError: a variable is missing or not a number.
     """
     given = os.environ if environment is None else environment
     if _number(given, "WORLD_SIZE", 1) > 1 and "RANK" in given:
-        return _place_of_torchrun(given)
+        return _rank_by_torchrun(given)
     if _n_slurm_tasks(given) > 1:
-        return _place_of_slurm(given)
-    return Place()
+        return _rank_by_slurm(given)
+    return Rank()
 
 
-def _place_of_torchrun(given: Mapping[str, str]) -> Place:
+def _rank_by_torchrun(given: Mapping[str, str]) -> Rank:
     world_size = _number(given, "WORLD_SIZE")
-    return Place(
+    return Rank(
         rank=_number(given, "RANK"),
         world_size=world_size,
         local_rank=_number(given, "LOCAL_RANK"),
@@ -83,14 +89,14 @@ def _place_of_torchrun(given: Mapping[str, str]) -> Place:
     )
 
 
-def _place_of_slurm(given: Mapping[str, str]) -> Place:
+def _rank_by_slurm(given: Mapping[str, str]) -> Rank:
     world_size, n_nodes = _n_slurm_tasks(given), _number(given, "SLURM_NNODES", 1)
     if world_size % n_nodes:
         raise ProcessError(
             f"SLURM runs {world_size} tasks on {n_nodes} nodes; every node needs equally many: use --ntasks-per-node"
         )
     nodes = given.get("SLURM_STEP_NODELIST") or given.get("SLURM_JOB_NODELIST") or given.get("SLURM_NODELIST", "")
-    return Place(
+    return Rank(
         rank=_number(given, "SLURM_PROCID"),
         world_size=world_size,
         local_rank=_number(given, "SLURM_LOCALID"),
@@ -134,11 +140,11 @@ def _number(given: Mapping[str, str], name: str, default: int | None = None) -> 
 
 
 def is_first_process() -> bool:
-    """Whether this is the process that writes files and prints; the only one of a training without companions.
+    """Whether this is the process that writes files and prints; the only one of a training in one process.
 
     Right before and after the processes have found each other.
     """
-    return dist.get_rank() == 0 if _are_connected() else place().rank == 0
+    return dist.get_rank() == 0 if _are_connected() else read_rank().rank == 0
 
 
 def rank() -> int:
@@ -147,7 +153,7 @@ def rank() -> int:
 
 
 def n_processes() -> int:
-    """How many processes are connected: 1 before a training has begun, and in one without companions."""
+    """How many processes are connected: 1 before a training has begun, and in one of one process."""
     return dist.get_world_size() if _are_connected() else 1
 
 
@@ -155,7 +161,7 @@ def _are_connected() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-# What they tell each other ----------------------------------------------------------------------------------------
+# Exchanging values ------------------------------------------------------------------------------------------------
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -172,14 +178,14 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def highest(number: int, device: torch.device) -> int:
-    """The highest of the processes' numbers; waits until all of them ask."""
+    """The highest of the processes' numbers; waits until all of them call this."""
     if n_processes() == 1:
         return number
     return int(gathered(torch.tensor([number], device=device)).max())
 
 
-def all_texts(text: str) -> list[str]:
-    """Every process's text, in the processes' order; waits until all of them ask."""
+def gather_texts(text: str) -> list[str]:
+    """Every process's text, in the processes' order; waits until all of them call this."""
     if n_processes() == 1:
         return [text]
     texts: list[Any] = [None] * n_processes()
@@ -187,15 +193,15 @@ def all_texts(text: str) -> list[str]:
     return texts
 
 
-def tell_failure(text: str) -> None:
-    """Leave the reason of this process's end where the first process looks when it misses us."""
+def report_failure(text: str) -> None:
+    """Leave the reason of this process's end where the first process looks for it, see `reported_failure`."""
     if n_processes() > 1:
         with contextlib.suppress(Exception):  # the store lives in the first process, which may be gone
             _store().set(_FAILURE, f"process {dist.get_rank()}: {text}")
 
 
-def told_failure(wait_s: float = 2.0) -> str | None:
-    """What another process told before it ended; None where none did within the time."""
+def reported_failure(wait_s: float = 2.0) -> str | None:
+    """The reason that another process reported before it ended; None where none did within the time."""
     if n_processes() == 1:
         return None
     until = time.monotonic() + wait_s

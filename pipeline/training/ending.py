@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, tell_failure
+from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, report_failure
 from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder, Status
 from pipeline.training.failures import MemorySettings, in_one_sentence
@@ -62,7 +62,7 @@ def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Memory
     if not isinstance(worded, TrainingError | FileError | ProcessError):
         reason = f"{type(worded).__name__}: {worded}"
     if not isinstance(error, ProcessError):
-        tell_failure(reason)
+        report_failure(reason)
     _write_last_summary(folder, recorder, "failed", reason)
     if worded is not error:
         raise worded from error

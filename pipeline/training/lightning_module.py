@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from pipeline.compute.memory import keep_freed_memory
-from pipeline.compute.ranks import all_texts
+from pipeline.compute.ranks import gather_texts
 from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
@@ -178,7 +178,7 @@ class SegmentationModule(pl.LightningModule):
         was_scaled: perhaps only the scale was too large, which is normal; too many in a row are an error all the same.
         """
         step = self.trainer.fit_loop.epoch_loop.batch_idx
-        cases = ", ".join(all_texts(", ".join(self._cases)))
+        cases = ", ".join(gather_texts(", ".join(self._cases)))
         where = f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {cases})"
         advice = "try a smaller --lr, --precision 32, or look at these cases"
         if not (self.skip_undefined or was_scaled):

@@ -13,7 +13,7 @@ from pytorch_lightning.plugins.environments import ClusterEnvironment
 from rich.console import Console
 
 from pipeline.compute.devices import Devices
-from pipeline.compute.ranks import all_texts, place
+from pipeline.compute.ranks import gather_texts, read_rank
 from pipeline.files.atomic import FileError
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.live_progress import LiveProgress
@@ -73,7 +73,7 @@ class _SameEverywhere(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare how many epochs are finished and how the data are split."""
         split = trainer.datamodule.prepared.split.hash  # type: ignore[attr-defined]
-        found = all_texts(f"{self.recorder.epochs_finished} finished epochs and the split {split}")
+        found = gather_texts(f"{self.recorder.epochs_finished} finished epochs and the split {split}")
         for number, other in enumerate(found):
             if other != found[0]:
                 raise FileError(
@@ -90,19 +90,19 @@ class _GivenRanks(ClusterEnvironment):
 
     def __init__(self) -> None:
         super().__init__()
-        self.place = place()
+        self.rank_here = read_rank()
 
     creates_processes_externally = True
 
     @property
     def main_address(self) -> str:
         """Where the first process listens."""
-        return self.place.address
+        return self.rank_here.address
 
     @property
     def main_port(self) -> int:
         """The port it listens on."""
-        return self.place.port
+        return self.rank_here.port
 
     @staticmethod
     def detect() -> bool:
@@ -111,25 +111,25 @@ class _GivenRanks(ClusterEnvironment):
 
     def world_size(self) -> int:
         """Processes on all machines."""
-        return self.place.world_size
+        return self.rank_here.world_size
 
     def set_world_size(self, size: int) -> None:
         """Lightning would set what it computed; it is known."""
 
     def global_rank(self) -> int:
         """This process among all."""
-        return self.place.rank
+        return self.rank_here.rank
 
     def set_global_rank(self, rank: int) -> None:
         """Lightning would set what it computed; it is known."""
 
     def local_rank(self) -> int:
         """This process among those of its machine."""
-        return self.place.local_rank
+        return self.rank_here.local_rank
 
     def node_rank(self) -> int:
         """This machine among all."""
-        return self.place.node
+        return self.rank_here.node
 
 
 @contextmanager

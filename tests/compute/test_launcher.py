@@ -1,4 +1,4 @@
-"""Several processes that train together: their places, their common loss, one and the same training, common ends."""
+"""Processes started together: one and the same training, common ends, one sentence about the cause."""
 
 from __future__ import annotations
 
@@ -18,169 +18,28 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from monai.losses import DiceCELoss
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.cli.main import main
-from pipeline.compute import launcher as companions_room
-from pipeline.compute.devices import Devices, choose_devices
-from pipeline.compute.ranks import Place, ProcessError, first_node, gathered, highest, place, tell_failure
+from pipeline.compute.launcher import EXIT_LOST, launch
+from pipeline.compute.ranks import ProcessError, highest, report_failure
 from pipeline.config.files import to_yaml
 from pipeline.config.settings import (
     Config,
-    ConfigError,
     DataConfig,
     ExperimentConfig,
     LossConfig,
     ModelConfig,
     TrainingConfig,
 )
-from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
 from tests.support.paths import ROOT
 
 FORK = multiprocessing.get_context("fork")
-GRID = (9, 10, 11)
-N_CLASSES = 7
-
-
-# ---- where a process stands
-
-BY_TORCHRUN = {
-    "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_RANK": "1",
-    "MASTER_ADDR": "node1", "MASTER_PORT": "29500",
-}  # fmt: skip
-SLURM = {
-    "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NODEID": "1", "SLURM_NTASKS": "4", "SLURM_NNODES": "2",
-    "SLURM_STEP_ID": "0", "SLURM_JOB_ID": "1234567", "SLURM_JOB_NODELIST": "gpu[07-08]",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({}, Place()),
-        (BY_TORCHRUN, Place(5, 8, 1, 4, 1, "node1", 29500, "torchrun")),
-        (SLURM, Place(3, 4, 1, 2, 1, "gpu07", 15000 + 4567, "SLURM")),
-        # torchrun in a job step of one task a node
-        (SLURM | {"SLURM_NTASKS": "2"} | BY_TORCHRUN, Place(5, 8, 1, 4, 1, "node1", 29500, "torchrun")),
-        # a batch script itself is no task of a step, whatever SLURM_NTASKS says
-        ({name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}, Place()),
-        # a step of one task in a job of several
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, Place()),
-        (SLURM | {"MASTER_ADDR": "head", "MASTER_PORT": "4000"}, Place(3, 4, 1, 2, 1, "head", 4000, "SLURM")),
-    ],
-)
-def test_a_process_knows_its_place_from_what_torchrun_and_slurm_set(environment, expected):
-    assert place(environment) == expected
-
-
-@pytest.mark.parametrize(
-    ("nodes", "first"),
-    [("gpu[07-09,12],cpu1", "gpu07"), ("gpu3", "gpu3"), ("a1,a2", "a1"), ("n[1,3].cluster", "n1.cluster"), ("", "")],
-)
-def test_the_first_host_of_a_node_list_is_found(nodes, first):
-    assert first_node(nodes) == first
-
-
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        (BY_TORCHRUN | {"MASTER_PORT": ""}, "MASTER_PORT is missing; torchrun sets it"),
-        (BY_TORCHRUN | {"LOCAL_RANK": "one"}, "LOCAL_RANK: expected a number of 0 or more, found 'one'"),
-        (SLURM | {"SLURM_NTASKS": "3"}, "SLURM runs 3 tasks on 2 nodes.*--ntasks-per-node"),
-    ],
-)
-def test_a_wrong_environment_is_refused_by_name(environment, message):
-    with pytest.raises(ProcessError, match=message):
-        place(environment)
-
-
-# ---- the loss
-
-
-N_SAMPLES = (4, 3, 1)
-
-
-class Training(nn.Module):
-    """A network and its loss, as Lightning wraps them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.Conv3d(1, 8, 3, padding=1), nn.Conv3d(8, N_CLASSES, 1)
-        weights = torch.linspace(0.2, 2, N_CLASSES)
-        self.loss = SlabDiceCELoss(weights, ignore_index=255, memory_budget_mb=0.01)
-
-    def forward(self, image, label, counted=None):
-        return self.loss(self.body(image), self.head, label, across_processes=True, counted=counted)
-
-
-def batch_of(n_samples):
-    generator = torch.Generator().manual_seed(4)
-    image = torch.randn(n_samples, 1, *GRID, generator=generator)
-    label = torch.randint(0, N_CLASSES, (n_samples, 1, *GRID), generator=generator)
-    label[-1][label[-1] > 2] = 0  # classes that one process never sees
-    label[:, :, 0] = 255
-    return image, label
-
-
-def train_a_step(rank, world_size, rendezvous, queue):
-    """Take every world_size-th of four samples; those beyond `n_samples` only fill up, in the last case all of a
-    process."""
-    torch.manual_seed(0)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=world_size)
-    try:
-        results = []
-        for n_samples in N_SAMPLES:
-            torch.manual_seed(1)
-            network = Training()
-            wrapped = DistributedDataParallel(network)
-            image, label = batch_of(n_samples)
-            mine = [index % n_samples for index in range(rank, 4, world_size)]
-            counted = [index < n_samples for index in range(rank, 4, world_size)]
-            result = wrapped(image[mine], label[mine], counted)
-            result.loss.backward()
-            counts = [int(gathered(n[None]).sum()) for n in (result.n_correct, result.n_voxels)]
-            gradients = [p.grad.numpy() for p in network.parameters()]
-            results.append((float(result.loss.detach()), gradients, counts))
-        queue.put((rank, results, highest(10 * rank, torch.device("cpu"))))
-    finally:
-        dist.destroy_process_group()
-
-
-def test_two_processes_have_the_loss_and_gradients_of_one_with_all_samples(tmp_path):
-    queue = FORK.Queue()
-    processes = [FORK.Process(target=train_a_step, args=(r, 2, tmp_path / "rendezvous", queue)) for r in range(2)]
-    for process in processes:
-        process.start()
-    got = sorted((queue.get(timeout=60) for _ in processes), key=lambda one: one[0])
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-    assert [highest for *_, highest in got] == [10, 10]
-    for case, n_samples in enumerate(N_SAMPLES):
-        torch.manual_seed(1)
-        alone = Training()
-        image, label = batch_of(n_samples)
-        expected = alone(image, label)
-        expected.loss.backward()
-        for _, results, _ in got:
-            loss, gradients, counts = results[case]
-            assert loss == pytest.approx(float(expected.loss.detach()), rel=1e-6)
-            for gradient, parameter in zip(gradients, alone.parameters(), strict=True):
-                assert torch.allclose(torch.from_numpy(gradient), parameter.grad, rtol=1e-5, atol=1e-6)
-            assert counts == [int(expected.n_correct), int(expected.n_voxels)]
-        logits = alone.head(alone.body(image))[:, :, 1:]  # the first plane is ignored
-        theirs = DiceCELoss(softmax=True, to_onehot_y=True, batch=True, weight=alone.loss.class_weights)
-        assert got[0][1][case][0] == pytest.approx(float(theirs(logits, label[:, :, 1:]).detach()), rel=1e-5)
-
-
-# ---- one and the same training
 
 N_EPOCHS = 3
+
 N_TRAIN, N_VAL = 5, 3  # odd: on two processes each side has to be filled up
 
 
@@ -216,10 +75,6 @@ def config(tmp_path_factory):
         training=TrainingConfig(lr=1e-5, max_epochs=N_EPOCHS, warmup_epochs=1, n_gpus=0, precision="32"),
         loss=LossConfig(use_class_weights=True),
     )
-
-
-def devices_of(config: Config) -> Devices:
-    return choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
 
 
 def in_two(config, name, **training):
@@ -367,18 +222,17 @@ def test_a_killed_process_ends_the_other_with_a_message(config):
     assert folder_of(killed).resume_checkpoint.exists()
 
 
-# ---- common ends
-
-
 def lose_the_second(rank, port, reason, queue):
     """The second process ends, after telling its reason if it has one, while the first waits for its share."""
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    if rank == 1:
-        if reason:
-            tell_failure(reason)
-        os._exit(2)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with companions_room._in_words([]):
+        with launch(2, print):
+            dist.init_process_group("gloo")
+            if rank == 1:
+                if reason:
+                    report_failure(reason)
+                os._exit(2)
             highest(0, torch.device("cpu"))
     except ProcessError as error:
         queue.put(str(error))
@@ -397,15 +251,14 @@ def told_by_the_first(reason):
 
 def test_the_reason_of_another_process_is_told():
     assert told_by_the_first("case body_07: the file has gone") == (
-        "process 1: case body_07: the file has gone; the training of 2 processes ended with it; see to its cause and "
-        "go on with --resume"
+        "process 1: case body_07: the file has gone; the training of 2 processes ended with it; fix the cause, then "
+        "continue with --resume"
     )
 
 
 def wait_for_nobody(told):
-    companions_room._command = lambda n: [sys.executable, "-c", "import sys; sys.exit(3)"]
-    companions_room.GRACE_S = 0.5
-    with companions_room.companions(2, told.write_text):
+    command = [sys.executable, "-c", "import sys; sys.exit(3)"]
+    with launch(2, told.write_text, command=command, grace_s=0.5):
         time.sleep(60)  # as in a rendezvous, or for a GPU
 
 
@@ -414,7 +267,7 @@ def test_a_process_that_waits_for_one_that_never_came_is_ended(tmp_path):
     process = FORK.Process(target=wait_for_nobody, args=(told,))
     process.start()
     process.join(50)
-    assert process.exitcode == companions_room.EXIT_LOST
+    assert process.exitcode == EXIT_LOST
     assert told.read_text().startswith("process 1 ended with exit code 3; the training of 2 processes ended with it")
 
 
@@ -432,7 +285,7 @@ def rendezvous(monkeypatch):
 
 
 def meet(timeout_s):
-    with companions_room.companions(2, print):
+    with launch(2, print):
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
 
 
@@ -467,55 +320,7 @@ def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch):
     monkeypatch.setattr(__main__, "__spec__", None)
     monkeypatch.setattr(sys, "argv", ["-c"])
     with (
-        pytest.raises(ProcessError, match="starts its program again, and '-c' is no file; use `bodyseg train`"),
-        companions_room.companions(2, print),
+        pytest.raises(ProcessError, match="starts its program again, and '-c' is not a file; use `bodyseg train`"),
+        launch(2, print),
     ):
         pass
-
-
-@pytest.mark.parametrize(
-    ("training", "started", "message"),
-    [
-        ({"n_gpus": 0, "n_processes": 3}, 2, r"training.n_processes is 3, but torchrun started 2 .*n_processes 2"),
-        ({"n_gpus": 64}, 1, r"training.n_gpus is 64, but this machine has \d+; lower --n_gpus"),
-    ],
-)
-def test_settings_that_contradict_the_launcher_are_refused(config, monkeypatch, training, started, message):
-    for name, value in {
-        "RANK": 0,
-        "LOCAL_RANK": 0,
-        "WORLD_SIZE": started,
-        "MASTER_ADDR": "a",
-        "MASTER_PORT": 1,
-    }.items():
-        monkeypatch.setenv(name, str(value))
-    with pytest.raises(ConfigError, match=message):
-        devices_of(in_two(config, "refused", **training))
-
-
-@pytest.mark.parametrize(
-    ("launcher", "n_gpus", "words"),
-    [
-        ("SLURM", None, "SLURM started 4 .* this one sees 1 .* as with --gpus-per-task .* use --gpus-per-node=4"),
-        ("SLURM", 4, "SLURM started 4 .* this one sees 1 .* as with --gpus-per-task .* use --gpus-per-node=4"),
-        ("torchrun", None, "torchrun started 4 .* sees 1 of its GPUs; have torchrun start 1, or give --n_gpus 0"),
-    ],
-)
-def test_processes_that_see_too_few_gpus_are_told_one_cause_and_one_remedy(
-    config, monkeypatch, launcher, n_gpus, words
-):
-    slurm = SLURM | {"SLURM_NNODES": "1"}
-    torchrun = {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    for name, value in (slurm if launcher == "SLURM" else torchrun).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # what CUDA_VISIBLE_DEVICES leaves of four
-    settings = in_two(config, "refused", n_gpus=n_gpus, n_processes=None)
-    with pytest.raises(ConfigError, match=words):
-        devices_of(settings)
-    on_cpus = replace(settings, training=replace(settings.training, n_gpus=0))
-    assert devices_of(on_cpus).per_machine == 4
-
-
-def test_a_number_of_cpu_processes_beside_gpus_is_refused():
-    with pytest.raises(ConfigError, match=r"training\.n_processes is 3, but 2 GPUs make 2 processes; leave it out"):
-        TrainingConfig(n_gpus=2, n_processes=3)
