@@ -1,54 +1,44 @@
-"""The verb "evaluate": pairs predictions with labels, predicts a run's cases first where asked, and scores them all.
-
-Which file and class belong to which is `pairing`'s, a case's scores are `case_scores`', what they say together
-`evaluation`'s, and two evaluations side by side `metrics_comparison`'s. Predicting is `batch`'s.
-"""
+"""The command "evaluate": pair predictions with labels, or predict the cases of a run first, and score them all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.compute.devices import choose_device, choose_precision
-from pipeline.console.progress import CaseProgress
+from pipeline.console.progress import CaseProgress, Progress
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import Case, Dataset
+from pipeline.datasets.dataset import SPLITS, Case, Dataset
 from pipeline.datasets.listing import list_cases
-from pipeline.evaluation.case_scores import Pair
-from pipeline.evaluation.class_matching import CommonClasses
-from pipeline.evaluation.comparison import MetricsComparison, check_baseline, compare_metrics
-from pipeline.evaluation.pairing import ClassNames, EvaluationError, Progress, list_side, match
-from pipeline.evaluation.report import to_csv, to_text, write_files
-from pipeline.evaluation.scoring import check_tolerance, evaluate_pairs
-from pipeline.evaluation.summary import Evaluation, metrics_path, to_document
-from pipeline.inference.batch import segment_cases
+from pipeline.evaluation.case_files import list_case_files, table_of_records
+from pipeline.evaluation.case_scores import CaseScores, Pair
+from pipeline.evaluation.class_matching import match_by_name
+from pipeline.evaluation.class_names import ClassNames
+from pipeline.evaluation.options import EvaluationError, ScoringOptions
+from pipeline.evaluation.pairing import Matching, match
+from pipeline.evaluation.scoring import score_pairs
+from pipeline.evaluation.summary import Evaluation, worst_first
+from pipeline.inference.batch import Settings, segment_cases
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import InferenceOptions
-from pipeline.metrics.surface_elements import SurfaceKind
+from pipeline.inference.passes import Passes
 from pipeline.runs.run_folder import RunFolder
-from pipeline.writers.outputs import OutputOptions
+from pipeline.writers.outputs import Wanted
 
-__all__ = ["Evaluation", "EvaluationError", "MetricsComparison", "compare_metrics", "evaluate", "evaluate_pairs"]
-__all__ += ["check_baseline", "default_output", "evaluate_run", "metrics_path"]
-__all__ += ["to_csv", "to_document", "to_text", "write_files"]
+SplitName = Literal["train", "val", "test"]
 
-Split = Literal["train", "val", "test"]
+_MOST_NOTES = 10
+"""Cases without surface distances that are named one by one."""
 
 
 def evaluate(
     predictions: Path | str,
     labels: Path | str,
+    options: ScoringOptions | None = None,
     *,
     class_names: ClassNames | None = None,
-    cases: Sequence[str] | None = None,
-    tolerance_mm: float = 2.0,
-    surface: SurfaceKind | None = "voxels",
-    resample: bool = False,
     follow_links: bool = False,
-    seed: int = 0,
-    workers: int | None = 1,
     progress: Progress | None = None,
     case_progress: CaseProgress | None = None,
 ) -> Evaluation:
@@ -58,105 +48,155 @@ def evaluate(
         predictions: a folder of label maps (CASE.nii.gz, CASE.nrrd, CASE.seg.nrrd, CASE.mha), or one with a folder of
             masks for every case (CASE/liver.nii.gz or CASE/segmentations/liver.nii.gz), or one case of these.
         labels: the same, or a data set in any layout of training.
-        class_names: names of the values 0, 1, 2, … (background first), or the value of each name, for the sides that
-            nothing names. By default names come from the data set, from the masks' file names, from a labels.json,
-            class_names.json or dataset.json beside the files, or from the records that bodyseg predict writes. Classes
-            are matched by name; what only one side knows is left out and said. Where nothing names a side its values
-            are taken for the other's, where nothing names either each value is a class; both is said.
-        cases: score these only, and miss them by name.
-        tolerance_mm: distance up to which surfaces agree, for the surface Dice.
-        surface: what surfaces consist of: "voxels" (monai.metrics' default) or "area" (surface-distance's definition);
-            None: no HD95 and no surface Dice, which is faster.
-        resample: bring predictions on another grid onto their label's by nearest neighbour instead of refusing them.
-        follow_links: as `cases.list_cases` has it, where the labels are a data set.
-        seed: decides the bootstrap.
-        workers: processes that score a case each; None: by cores, memory and the number of cases. More than one only
-            from a script whose main part is guarded by `if __name__ == "__main__"`, as Python's multiprocessing has it.
-        progress: called with (what, done, total, note), cases that are done.
+        options: how cases are scored; None: the defaults.
+        class_names: names of the values 0, 1, 2, … (background first), or the values of the names that are to be
+            scored, for predictions or labels that nothing names. By default names come from the data set, from the
+            masks' file names, from a labels.json, class_names.json or dataset.json beside the files, or from the
+            records that bodyseg predict writes. Classes are matched by name; what only predictions or only labels know
+            is left out and named. Where nothing names the values of one of them they are taken for the other's, where
+            nothing names either each value is a class; `notes` says both.
+        follow_links: as `list_cases` has it, where the labels are a data set.
+        progress: called for each case that is done.
         case_progress: called with (case, share of it that is done), where one case is scored at a time.
 
     Raises:
-        EvaluationError: no pair, a prediction without a label, a wanted case without a prediction, names that do not
-            fit. VolumeError, DatasetError: folders that cannot be listed, no class in common. A case that cannot be
-            scored is in `refused`.
+        EvaluationError: no pair, names that do not fit, no case that can be scored.
+        VolumeError, DatasetError: folders that cannot be listed, no class in common.
+
+    A case that cannot be scored is in `refused` of the result.
     """
-    matched = match(
-        list_side(predictions, "prediction"), list_side(labels, "label", follow_links=follow_links),
-        class_names=class_names, cases=cases, progress=progress,
-    )  # fmt: skip
-    return evaluate_pairs(
-        matched.pairs, matched.classes, tolerance_mm=tolerance_mm, surface=surface, resample=resample, seed=seed,
-        workers=workers, progress=progress, case_progress=case_progress, described=(str(predictions), str(labels)),
-        notes=matched.notes, refused=matched.refused, labels_without_prediction=matched.labels_without_prediction,
-    )  # fmt: skip
+    options = options or ScoringOptions()
+    matching = match(
+        list_case_files(predictions, "prediction"),
+        list_case_files(labels, "label", follow_links=follow_links),
+        class_names=class_names,
+        progress=progress,
+    )
+    sources = str(predictions), str(labels)
+    return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
 
 
 def evaluate_run(
     run: Path | str,
-    split: Split = "val",
+    split: SplitName = "val",
+    options: ScoringOptions | None = None,
     *,
     output: Path | str | None = None,
     device: str = "auto",
     precision: str = "auto",
     overwrite: bool = False,
     trust: bool = False,
-    tolerance_mm: float = 2.0,
-    surface: SurfaceKind | None = "voxels",
-    resample: bool = False,
-    seed: int = 0,
-    workers: int | None = 1,
     progress: Progress | None = None,
     case_progress: CaseProgress | None = None,
-) -> tuple[Evaluation, Path]:
-    """Predict the cases of a side of a run's own split, where that is not done yet, and score them.
+) -> Evaluation:
+    """Predict the cases of a run's own split, where that is not done yet, and score them.
 
     Args:
         run: a run folder; its training_config.json names the data set and the split.
-        split: "val" or "test" (or "train").
-        output: folder for predictions/ and the metrics; None: RUN/evaluation/SPLIT.
+        split: which of its cases.
+        options: how cases are scored; None: the defaults.
+        output: folder for predictions/ (and the metrics); None: RUN/evaluation/SPLIT.
         device, precision, overwrite, trust: as `predict` has them.
-        tolerance_mm, surface, resample, seed, workers, progress, case_progress: as `evaluate` has them.
-
-    Returns:
-        The evaluation, and the output folder. A case that cannot be predicted is in `refused`.
+        progress, case_progress: as `evaluate` has them.
 
     Raises:
         EvaluationError: the run has no such cases, or the data set has changed since; and what `predict` raises.
+
+    A case that cannot be predicted or scored is in `refused` of the result.
     """
-    check_tolerance(tolerance_mm)
+    options = options or ScoringOptions()
     folder = RunFolder.at(run)
     dataset, cases = _cases_of(folder, split)
-    place = choose_device(device)
-    models = load_models([run], place, trust=trust)
+    chosen_device = choose_device(device)
+    models = load_models([run], chosen_device, trust=trust)
     if models[0].class_names != dataset.classes.names:
-        raise EvaluationError(f"{folder.path}: its classes are not those of {dataset.root} any more; restore the data")
+        raise EvaluationError(
+            f"{folder.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
+        )
     target = default_output(folder.path, split) if output is None else Path(output)
-    outputs = OutputOptions(target / "predictions", models[0].class_names)
+    wanted = Wanted(target / "predictions", models[0].class_names)
     records = segment_cases(
         models,
         [InputCase(case.id, case.image) for case in cases],
-        outputs,
-        InferenceOptions(precision=choose_precision(precision, place)),
+        wanted,
+        Settings(Passes(precision=choose_precision(precision, chosen_device))),
         overwrite=overwrite,
-        progress=None if progress is None else lambda d, n, what="", note="": progress("predicting", d, n, note),
+        progress=progress,
         case_progress=case_progress,
     )
-    failed = {record.case: record.error for record in records if record.status == "failed"}
-    files = {case.id: outputs.label_map(case.id, "nifti") for case in cases}
-    pairs = [Pair(c.id, files[c.id], c.label) for c in cases if c.id not in failed and c.label is not None]
+    failed = {record["case"]: str(record["error"]) for record in records if record["status"] == "failed"}
+    matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], wanted, failed)
+    sources = str(folder.path), f"{split} cases of {dataset.root}"
+    return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+
+
+def _matching_of_run(
+    dataset: Dataset, cases: list[Case], wanted: Wanted, failed: Mapping[str, str]
+) -> Matching:
+    """Pair the predictions of a run with the labels of its data set; the records say which value is which class."""
     names = dataset.classes.names
-    every = tuple(range(len(names)))
-    classes = CommonClasses(dataset.classes, ClassTable(names, every), every, every)
-    result = evaluate_pairs(
-        pairs, classes, tolerance_mm=tolerance_mm, surface=surface, resample=resample, seed=seed, workers=workers,
-        progress=progress, case_progress=case_progress, refused=failed,
-        described=(str(folder.path), f"{split} cases of {dataset.root}"),
-    )  # fmt: skip
-    return result, target
+    table = table_of_records(wanted.folder, [case.id for case in cases])
+    pairs = []
+    for case in cases:
+        if case.label is not None:
+            pairs.append(Pair(case.id, wanted.label_files(case.id)["nifti"], case.label, case.subject))
+    return Matching(
+        pairs=tuple(pairs),
+        classes=match_by_name(dataset.classes, table or ClassTable(names, tuple(range(len(names))))),
+        notes=(),
+        refused=failed,
+        labels_without_prediction=(),
+        predictions_without_label=(),
+    )
 
 
-def default_output(run: Path | None, split: Split, predictions: Path | None = None) -> Path:
-    """Return where metrics lie unless something else is said: RUN/evaluation/SPLIT, or the predictions' own folder."""
+def _scored(
+    matching: Matching,
+    options: ScoringOptions,
+    sources: tuple[str, str],
+    *,
+    progress: Progress | None,
+    case_progress: CaseProgress | None,
+) -> Evaluation:
+    """Score what was matched; `sources` says where predictions and labels come from."""
+    scores, refused = score_pairs(
+        matching.pairs, matching.classes, options, progress=progress, case_progress=case_progress
+    )
+    refused = {**matching.refused, **refused}
+    if not scores:
+        first = next(iter(refused.values()), "there are none")
+        raise EvaluationError(f"none of {len(refused)} cases can be scored; the first: {first}")
+    return Evaluation(
+        predictions=sources[0],
+        labels=sources[1],
+        classes=matching.classes,
+        options=options,
+        cases=worst_first(scores),
+        refused=dict(sorted(refused.items())),
+        labels_without_prediction=matching.labels_without_prediction,
+        predictions_without_label=matching.predictions_without_label,
+        notes=(*matching.notes, *(_sheared(scores) if options.surface else ())),
+    )
+
+
+def _sheared(scores: Sequence[CaseScores]) -> list[str]:
+    """Name the cases whose surfaces could not be measured."""
+    lines = [
+        f"case {case.case}: the axes of its voxels are {case.shear_degrees:.3g}° off right angles (a tilted gantry?): "
+        "HD95 and surface Dice are left out of it; resample image and label onto an upright grid to have them"
+        for case in sorted(scores, key=lambda case: case.case)
+        if case.surface is None
+    ]
+    further = len(lines) - _MOST_NOTES
+    return lines[:_MOST_NOTES] + ([f"and {further} more cases with such voxels"] if further > 0 else [])
+
+
+def default_output(run: Path | None, split: SplitName, predictions: Path | None = None) -> Path:
+    """Return where metrics lie unless something else is said: RUN/evaluation/SPLIT, or the predictions' own folder.
+
+    Raises:
+        EvaluationError: neither a run nor predictions. FileError: the run is none.
+    """
     if run is not None:
         return RunFolder.at(run).path / "evaluation" / split
     if predictions is None:
@@ -164,28 +204,27 @@ def default_output(run: Path | None, split: Split, predictions: Path | None = No
     return predictions if predictions.is_dir() else predictions.parent
 
 
-def _cases_of(folder: RunFolder, split: str) -> tuple[Dataset, list[Case]]:
-    """The data set of a run and the cases of a side of its split, in the split's order."""
+def _cases_of(folder: RunFolder, split: SplitName) -> tuple[Dataset, list[Case]]:
+    """The data set of a run and the cases of one of its splits, in the split's order."""
     data = folder.read_config()["data"]
-    sides = data.get("split") or {}
-    ids = sides.get(split)
+    splits: Mapping[str, Any] = data.get("split") or {}
+    ids = splits.get(split)
     if not ids:
-        others = [f"--split {side} ({len(sides[side])})" for side in ("val", "test", "train") if sides.get(side)]
-        raise EvaluationError(
-            f"{folder.config}: data.split.{split}: expected cases, found none; "
-            + (
-                f"there are some for {', '.join(others)}"
-                if others
-                else "name predictions and labels instead of the run"
-            )
-        )
+        others = [f"--split {name} ({len(splits[name])})" for name in SPLITS if splits.get(name)]
+        advice = f"there are some for {', '.join(others)}" if others else "name predictions and labels instead"
+        raise EvaluationError(f"{folder.config}: data.split.{split}: expected cases, found none; {advice}")
     dataset = list_cases(
-        data["dataset_root"], data.get("layout", "auto"), fold=data.get("fold", 0),
-        class_names=data.get("class_names") or None, label_remap=data.get("label_remap"), strict=False,
+        data["dataset_root"],
+        data.get("layout", "auto"),
+        fold=data.get("fold", 0),
+        class_names=data.get("class_names") or None,
+        label_remap=data.get("label_remap"),
+        strict=False,
         follow_links=data.get("follow_links") is True,
-    )  # fmt: skip
+    )
     known = {case.id: case for case in dataset.cases}
-    if missing := [case for case in ids if case not in known]:
+    missing = [case for case in ids if case not in known]
+    if missing:
         raise EvaluationError(
             f"case {missing[0]}: expected it in {dataset.root}, where the run was trained, found {len(known)} others; "
             "restore the data set, or evaluate a folder of predictions"

@@ -2,25 +2,63 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
 
 from pipeline.cli.arguments import LINKS, TRUST, verb_parser
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
 from pipeline.files.atomic import check_writable
 
+if TYPE_CHECKING:  # what computes is imported when the command runs: help answers without torch
+    from pipeline.evaluation.comparison import MetricsComparison
+    from pipeline.evaluation.options import ScoringOptions
+    from pipeline.evaluation.summary import Evaluation
+
 
 def run(arguments: list[str]) -> int:
     """Score segmentations against labels: Dice, IoU, HD95, surface Dice and volumes, by structure and case.
 
     Either folders of predictions and labels, or a run, whose own cases are predicted first (finished ones are reused).
-    Cases belong together by file name, structures by their names; what only one side knows is left out and said.
-    Writes metrics.json and metrics.csv and prints a table, worst cases first. Exit code 0: all cases scored; 1: some
-    were refused, by name.
+    Cases are paired by file name, structures by their names; what only predictions or only labels know is left out and
+    named. Writes metrics.json and metrics.csv and prints a table, worst cases first. Exit code 0: all pairs scored; 1:
+    some were refused, by name.
     """
+    given = _parser().parse_args(arguments)
+    if (given.run is None) == (given.predictions is None) or (given.predictions is None) != (given.labels is None):
+        raise ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
+    if given.run is not None and given.class_names:
+        raise ConfigError("--class_names is for --predictions and --labels; a RUN and its data name their classes")
+    from pipeline.evaluate import default_output
+    from pipeline.evaluation.comparison import check_baseline, compare_metrics
+    from pipeline.evaluation.metrics_file import metrics_path, write_files
+    from pipeline.evaluation.options import ScoringOptions
+    from pipeline.evaluation.report import comparison_text, evaluation_text
+
+    surface = None if given.surface == "none" else given.surface
+    options = ScoringOptions(given.tolerance_mm, surface, given.resample, given.seed, given.workers)
+    folder = given.output or default_output(given.run, given.split, given.predictions)
+    check_writable(folder)
+    if given.compare:
+        check_baseline(given.compare, metrics_path(folder), given.compare_by, options)
+    evaluation = _evaluated(given, options, folder)
+    metrics, _ = write_files(evaluation, folder)
+    compared = None
+    if given.compare:
+        compared = compare_metrics(metrics, given.compare, given.compare_by, seed=given.seed)
+    if given.json:
+        print(_as_json(metrics, compared))
+    else:
+        print(evaluation_text(evaluation))
+        if compared is not None:
+            print("\n" + comparison_text(compared))
+    return evaluation.exit_code
+
+
+def _parser() -> ArgumentParser:
     usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
     parser = verb_parser("evaluate", run, usage)
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training.")
@@ -38,8 +76,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for metrics.json and metrics.csv.")
     parser.add_argument(
         "--class_names", default="", metavar="NAMES",
-        help="What the numbers in the files mean, where nothing says so: liver=1,spleen=2,… or, for 0, 1, 2, …, "
-        "background,liver,spleen,….",
+        help="What the numbers in the files mean, where nothing says so: liver=1,spleen=2,… for those to be scored, or "
+        "background,liver,spleen,… for all of 0, 1, 2, ….",
     )  # fmt: skip
     parser.add_argument(
         "--tolerance_mm", type=float, default=2.0, metavar="MM",
@@ -66,45 +104,43 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
-    given = parser.parse_args(arguments)
-    if (given.run is None) == (given.predictions is None) or (given.predictions is None) != (given.labels is None):
-        raise ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
-    if given.run is not None and given.class_names:
-        raise ConfigError("--class_names is for --predictions and --labels; a RUN and its data name their classes")
-    module = importlib.import_module("pipeline.evaluate")
-    surfaces = {"tolerance_mm": given.tolerance_mm, "surface": None if given.surface == "none" else given.surface}
-    folder = given.output or module.default_output(given.run, given.split, given.predictions)
-    check_writable(folder)
-    if given.compare:
-        module.check_baseline(given.compare, module.metrics_path(folder), given.compare_by, **surfaces)
+    return parser
+
+
+def _evaluated(given: Namespace, options: ScoringOptions, folder: Path) -> Evaluation:
+    from pipeline.evaluate import evaluate, evaluate_run
+    from pipeline.evaluation.class_names import parse_class_names
+
     with Bar("Evaluating") as bar:
-        common = {
-            **surfaces, "resample": given.resample, "seed": given.seed, "workers": given.workers,
-            "case_progress": bar.update_part,
-            "progress": lambda what, done, total, note: bar.update(done, total, what.capitalize(), note),
-        }  # fmt: skip
-        if given.run is not None:
-            found, _ = module.evaluate_run(
-                given.run, given.split, output=folder, device=given.device, precision=given.precision,
-                overwrite=given.overwrite, trust=given.trust_config, **common,
-            )  # fmt: skip
-        else:
-            names = importlib.import_module("pipeline.evaluation.pairing").parse_class_names(given.class_names)
-            found = module.evaluate(
-                given.predictions, given.labels, class_names=names, follow_links=given.follow_links, **common
+        if given.run is None:
+            return evaluate(
+                given.predictions,
+                given.labels,
+                options,
+                class_names=parse_class_names(given.class_names),
+                follow_links=given.follow_links,
+                progress=bar.update,
+                case_progress=bar.update_part,
             )
-    metrics, _ = module.write_files(found, folder)
-    compared = given.compare and module.compare_metrics(metrics, given.compare, given.compare_by, seed=given.seed)
-    print(_evaluation_as_json(metrics, compared) if given.json else module.to_text(found))
-    if compared and not given.json:
-        print("\n" + importlib.import_module("pipeline.evaluation.comparison").to_text(compared))
-    return found.exit_code
+        return evaluate_run(
+            given.run,
+            given.split,
+            options,
+            output=folder,
+            device=given.device,
+            precision=given.precision,
+            overwrite=given.overwrite,
+            trust=given.trust_config,
+            progress=bar.update,
+            case_progress=bar.update_part,
+        )
 
 
-def _evaluation_as_json(metrics: Path, comparison: Any) -> str:
+def _as_json(metrics: Path, comparison: MetricsComparison | None) -> str:
     """metrics.json as it was written, with the comparison under a key of its own."""
+    from pipeline.evaluation.comparison import to_json
+
     text = metrics.read_text(encoding="utf-8")
     if comparison is None:
         return text
-    to_json = importlib.import_module("pipeline.evaluation.comparison").to_json
     return json.dumps({**json.loads(text), "comparison": json.loads(to_json(comparison))}, indent=2)

@@ -68,3 +68,15 @@ def printable(text: str) -> str:
     'liver�[2J'
     """
     return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def spreadsheet_text(text: str) -> str:
+    """Make a text safe for a cell of a CSV file: printable, and never a formula when a spreadsheet opens it.
+
+    A cell that begins like a formula gets an apostrophe before it, as OWASP advises against CSV injection.
+
+    >>> spreadsheet_text("=HYPERLINK(0)"), spreadsheet_text("liver")
+    ("'=HYPERLINK(0)", 'liver')
+    """
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -1,8 +1,4 @@
-"""The scores of one case: prediction and label read, checked to lie on one grid, and compared class by class.
-
-The mathematics is `metrics`' and `surfaces`'; what scores of many cases say is `evaluation`'s. Which file belongs to
-which is `pairing`'s, which class to which `common_classes`'.
-"""
+"""Score one case: read prediction and label, bring them onto one grid, and compare them class by class."""
 
 from __future__ import annotations
 
@@ -20,7 +16,8 @@ from scipy import ndimage
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.class_matching import CommonClasses
-from pipeline.metrics.overlap import class_scores, joint_histogram
+from pipeline.evaluation.options import ScoringOptions
+from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
 from transforms.io.grid import Geometry, VolumeError, axes_onto, describe_mismatch
@@ -32,12 +29,12 @@ Absent = Literal["left_out", "scored"]
 """What counts where the label lacks a class: nothing (MONAI's ignore_empty=True), or 1 unless it is predicted (0)."""
 
 VOLUMES = ("reference_ml", "prediction_ml")
-SHARE_OF_READING = 0.5
-"""How much of a case's progress reading and checking its files is: gzip takes as long as all that follows."""
-
 SURFACE_METRICS = ("hd95_mm", "surface_dice")
 METRICS = ("dice", "iou", *SURFACE_METRICS, "volume_difference_ml", *VOLUMES)
 """What is summed up over cases, each a field of CaseScores."""
+
+SHARE_OF_READING = 0.5
+"""How much of a case's progress reading and checking its files is: gzip takes as long as all that follows."""
 
 MAX_SHEAR_DEGREES = 0.05
 """Surface distances take a voxel for a box. Up to this angle off a right one they are less than 0.1 % wrong."""
@@ -52,11 +49,13 @@ _IF_ONLY_PREDICTED = {"dice": 0.0, "iou": 0.0, "hd95_mm": np.inf, "surface_dice"
 
 @dataclass(frozen=True)
 class Pair:
-    """One case: its prediction and its label, each a label map or (class index, mask) pairs."""
+    """The files of one case."""
 
     case: str
     prediction: Label
     label: Label
+    subject: str | None = None
+    """Whose scan it is, where a data set says so; None: nothing is known of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +64,7 @@ class CaseScores:
 
     pair: Pair
     label_sha256: str
-    """Of the label's grid (shape and affine) and of its values as they stand in the file (class indices for masks)."""
+    """Of the label's grid (shape and affine) and of its values as stored in the file (class indices for masks)."""
     spacing_mm: tuple[float, float, float]
     shear_degrees: float
     """How far the voxel's axes are off right angles, at most."""
@@ -76,7 +75,7 @@ class CaseScores:
     dice: Float[np.ndarray, " C"]
     iou: Float[np.ndarray, " C"]
     hd95_mm: Float[np.ndarray, " C"]
-    """Infinite where only the prediction lacks the class."""
+    """Infinite where the prediction lacks the class."""
     surface_dice: Float[np.ndarray, " C"]
     volume_difference_ml: Float[np.ndarray, " C"]
     """Prediction minus label."""
@@ -110,68 +109,61 @@ class CaseScores:
             return np.where(held, scores, self.prediction_ml)
         if metric in SURFACE_METRICS and self.surface is None:
             return scores
-        return np.where(
-            held, scores, np.where(self.prediction_ml > 0, _IF_ONLY_PREDICTED[metric], _IF_BOTH_LACK_IT[metric])
-        )
+        if_absent = np.where(self.prediction_ml > 0, _IF_ONLY_PREDICTED[metric], _IF_BOTH_LACK_IT[metric])
+        return np.where(held, scores, if_absent)
 
 
 def score_case(
     pair: Pair,
     classes: CommonClasses,
+    options: ScoringOptions | None = None,
     *,
-    tolerance_mm: float = 2.0,
-    surface: SurfaceKind | None = "voxels",
-    resample: bool = False,
     advance: Callable[[float], None] | None = None,
 ) -> CaseScores:
     """Read a case and score it.
 
     Args:
-        pair: the files. A prediction stored with other axes on the same grid (LAS
-            beside RAS) is turned.
-        classes: what is scored, and the values that it has on either side; voxels of the label's ignore value count
-            for nothing.
-        tolerance_mm: distance up to which surfaces agree, for the surface Dice.
-        surface: what a surface consists of, see `surface_elements`; None leaves HD95 and surface Dice out (NaN), as
-            does a grid sheared by more than MAX_SHEAR_DEGREES, on which they would be wrong.
-        resample: bring a prediction on another grid onto the label's, by nearest neighbour, instead of refusing it.
+        pair: the files. A prediction stored with other axes on the same grid (LAS beside RAS) is turned.
+        classes: what is scored, and the values that it has in predictions and labels; voxels of the label's ignore
+            value count for nothing.
+        options: see `ScoringOptions`; None: the defaults. On a grid sheared by more than MAX_SHEAR_DEGREES HD95 and
+            surface Dice would be wrong and are left out (NaN).
         advance: called with the share of the work that is done, 0 to 1.
 
     Raises:
         VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
     """
+    options = options or ScoringOptions()
     advance = advance or (lambda share: None)
     advance(0.0)
-    label, prediction = (
-        _read(pair.label, pair.case, classes.label),
-        _read(pair.prediction, pair.case, classes.prediction),
-    )
-    grid, as_read = _geometry(label), label.as_tensor()[0].numpy()
+    label = _read(pair.label, pair.case, classes.label)
+    prediction = _read(pair.prediction, pair.case, classes.prediction)
+    grid = _geometry(label)
+    label_indices = label.as_tensor()[0].numpy()
     advance(SHARE_OF_READING)
-    digest, shear = _hash(as_read, classes.label, grid.affine), _shear_degrees(grid.affine)
-    if shear > MAX_SHEAR_DEGREES:
-        surface = None
-    predicted, resampled = _onto_label(prediction, label, pair, resample)
-    reference, predicted = (
-        _looked_up(as_read, classes.label_lookup()),
-        _looked_up(predicted, classes.prediction_lookup()),
-    )
-    n_classes, ignored = len(classes.names), classes.ignored
-    histogram = joint_histogram(torch.from_numpy(reference), torch.from_numpy(predicted), n_classes, ignored)
-    overlap = class_scores(histogram, abs(float(np.linalg.det(grid.affine[:3, :3]))) / 1000)
-    hd95_mm, surface_dice = np.full((2, n_classes), np.nan)
+    prediction_indices, resampled = _onto_label(prediction, label, pair, resample=options.resample)
+    reference = _looked_up(label_indices, classes.label_lookup())
+    predicted = _looked_up(prediction_indices, classes.prediction_lookup())
+    overlap = _overlap(reference, predicted, classes, grid.affine)
+    shear = _shear_degrees(grid.affine)
+    surface = options.surface if shear <= MAX_SHEAR_DEGREES else None
+    hd95_mm, surface_dice = np.full((2, len(classes.names)), np.nan)
     if surface is not None:
         advance(0.5 + SHARE_OF_READING / 2)
         hd95_mm, surface_dice = surface_scores(
-            reference, predicted, grid.spacing_mm, n_classes,
-            tolerance_mm=tolerance_mm, ignore_index=ignored, surface=surface,
-        )  # fmt: skip
+            reference,
+            predicted,
+            grid.spacing_mm,
+            len(classes.names),
+            tolerance_mm=options.tolerance_mm,
+            ignore_index=classes.ignored,
+            surface=surface,
+        )
     advance(1.0)
-    volumes = {name: getattr(overlap, name).numpy() for name in VOLUMES}
-    difference = volumes["prediction_ml"] - volumes["reference_ml"]
+    reference_ml, prediction_ml = overlap.reference_ml.numpy(), overlap.prediction_ml.numpy()
     return CaseScores(
         pair=pair,
-        label_sha256=digest,
+        label_sha256=_hash(label_indices, classes.label, grid.affine),
         spacing_mm=grid.spacing_mm,
         shear_degrees=shear,
         surface=surface,
@@ -180,23 +172,32 @@ def score_case(
         iou=overlap.iou.double().numpy(),
         hd95_mm=hd95_mm,
         surface_dice=surface_dice,
-        volume_difference_ml=np.where(volumes["reference_ml"] > 0, difference, np.nan),
+        volume_difference_ml=np.where(reference_ml > 0, prediction_ml - reference_ml, np.nan),
         true_positives=overlap.true_positives.numpy(),
         false_positives=overlap.false_positives.numpy(),
         false_negatives=overlap.false_negatives.numpy(),
-        **volumes,
+        reference_ml=reference_ml,
+        prediction_ml=prediction_ml,
     )
 
 
 def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:
+    """Read a label map or masks as class indices (1, I, J, K)."""
+    load = LoadVolumed(
+        ("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap
+    )
     item: dict[Any, Any] = {"label": source, "case": case}
-    return LoadVolumed(("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap)(
-        item
-    )["label"]
+    return load(item)["label"]
 
 
 def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
     return indices if lookup is None else lookup[indices]
+
+
+def _overlap(reference: np.ndarray, predicted: np.ndarray, classes: CommonClasses, affine: np.ndarray) -> ClassScores:
+    maps = torch.from_numpy(reference), torch.from_numpy(predicted)
+    histogram = joint_histogram(*maps, len(classes.names), classes.ignored)
+    return class_scores(histogram, voxel_ml=abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
 
 
 def _geometry(volume: MetaTensor) -> Geometry:
@@ -209,19 +210,22 @@ def _shear_degrees(affine: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
 
 
-def _onto_label(prediction: MetaTensor, label: MetaTensor, pair: Pair, resample: bool) -> tuple[np.ndarray, bool]:
-    """Return the prediction (I, J, K) on the label's grid, and whether that took resampling."""
-    array, found, wanted = prediction.as_tensor()[0].numpy(), _geometry(prediction), _geometry(label)
-    change = axes_onto(found, wanted)
+def _onto_label(
+    prediction: MetaTensor, label: MetaTensor, pair: Pair, *, resample: bool
+) -> tuple[Int[np.ndarray, "I J K"], bool]:
+    """Return the prediction on the label's grid, and whether that took resampling."""
+    array = prediction.as_tensor()[0].numpy()
+    own, target = _geometry(prediction), _geometry(label)
+    change = axes_onto(own, target)
     if change is not None:
         return np.ascontiguousarray(change.apply(array)), False
     if not resample:
         raise VolumeError(
-            f"case {pair.case}: prediction {_name(pair.prediction)} is not on the grid of its label "
-            f"{_name(pair.label)}: {describe_mismatch(found, wanted)}; predict from the labelled image, "
+            f"case {pair.case}: prediction {_location(pair.prediction)} is not on the grid of its label "
+            f"{_location(pair.label)}: {describe_mismatch(own, target)}; predict from the labelled image, "
             "or pass resample (--resample) to compare them all the same"
         )
-    return _nearest(array, voxel_map(wanted.affine, found.affine), wanted.shape), True
+    return _nearest(array, voxel_map(target.affine, own.affine), target.shape), True
 
 
 def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -232,11 +236,11 @@ def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> n
     )
 
 
-def _name(source: Label) -> str:
+def _location(source: Label) -> str:
     return str(label_path(source) or "without masks")
 
 
-def _hash(reference: np.ndarray, table: ClassTable, affine: np.ndarray) -> str:
+def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray) -> str:
     """Hash what the file says, not our class indices: those depend on which classes somebody evaluates.
 
     The grid belongs to it: the same voxels of another size have other volumes and distances.
@@ -248,7 +252,7 @@ def _hash(reference: np.ndarray, table: ClassTable, affine: np.ndarray) -> str:
         values[ignored] = table.ignore_value
     steps = np.array([_AXIS_STEP_MM] * 3 + [_ORIGIN_STEP_MM])
     grid = np.rint(affine[:3] / steps).astype(np.int64).tolist()
-    digest = hashlib.sha256(repr((tuple(reference.shape), grid)).encode())
-    for k in range(reference.shape[2]):
-        digest.update(values[reference[:, :, k]].tobytes(order="F"))
+    digest = hashlib.sha256(repr((tuple(label.shape), grid)).encode())
+    for k in range(label.shape[2]):
+        digest.update(values[label[:, :, k]].tobytes(order="F"))
     return digest.hexdigest()

@@ -1,100 +1,20 @@
-"""The evaluation as files and text: metrics.json, metrics.csv and the table in the terminal."""
+"""What a person reads: the table of an evaluation, and the table of a comparison of two."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.console.text import aligned, number, printable
+from pipeline.console.text import aligned, number, printable, some_of
 from pipeline.evaluation.case_scores import SURFACE_METRICS, CaseScores
-from pipeline.evaluation.summary import (
-    CONVENTIONS,
-    COUNTS,
-    Evaluation,
-    _class_document,
-    _found,
-    _path,
-    mean_over_classes,
-    metrics_path,
-    to_document,
-)
-from pipeline.files.atomic import write_atomically, write_error
-from pipeline.files.json_files import write_json
+from pipeline.evaluation.comparison import SIGNIFICANT, ClassDifference, MetricsComparison
+from pipeline.evaluation.summary import Evaluation, mean_over_classes, n_missed
 from pipeline.metrics.statistics import Summary
 
 N_WORST = 10
 """Cases that the table names; the files have all."""
-
-_CSV_COLUMNS = (
-    "case", "class", "dice", "iou", "hd95_mm", "surface_dice", "volume_difference_ml", "reference_ml", "prediction_ml",
-    *COUNTS, "prediction", "label",
-)  # fmt: skip
-
-
-def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises FileError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
-    json_path, csv_path = metrics_path(folder), folder / "metrics.csv"
-    write_json(json_path, to_document(evaluation))
-    text = to_csv(evaluation)
-    write_atomically(csv_path, lambda stream: stream.write(text.encode("utf-8", errors="backslashreplace")))
-    return json_path, csv_path
-
-
-def to_csv(evaluation: Evaluation) -> str:
-    """Write one line for each case and structure that it holds, worst case first.
-
-    Empty where the label lacks the structure ("left_out"); an infinite distance is "inf".
-    """
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    for case in evaluation.cases:
-        files = {"prediction": _path(case.pair.prediction), "label": _path(case.pair.label)}
-        for c in _found(case):
-            row = {name: "" if math.isnan(value) else value for name, value in _class_document(case, c).items()}
-            writer.writerow({"case": case.case, "class": evaluation.class_names[c], **row, **files})
-    return stream.getvalue()
-
-
-def to_text(evaluation: Evaluation) -> str:
-    """Write the table that a person reads: each structure over the cases, worst cases, and what was left out."""
-    left_out, scored = (evaluation.summaries(absent) for absent in CONVENTIONS)
-    rows = [_table_row(name, left_out[name], scored[name]) for name in left_out if scored[name]["dice"].n]
-    means = [
-        f"{what} {mean_over_classes(left_out, metric):.4f}"
-        for what, metric in (("Dice", "dice"), ("IoU", "iou"), ("surface Dice", "surface_dice"))
-        if evaluation.surface is not None or metric not in SURFACE_METRICS
-    ]
-    parts = [
-        f'{len(evaluation.cases)} cases; averages over the cases whose label holds the structure ("left_out");',
-        'the last column counts a rightly absent structure as 1, a wrongly predicted one as 0 ("scored").',
-        _about_surfaces(evaluation),
-        "",
-        *aligned([_HEADINGS, *rows]),
-        "",
-        f"Mean over structures: {', '.join(means)}",
-        "",
-        f"Worst cases ({min(N_WORST, len(evaluation.cases))} of {len(evaluation.cases)}):",
-        *aligned([_worst_row(case, evaluation.class_names) for case in evaluation.cases[:N_WORST]]),
-    ]
-    return "\n".join([*parts, *_left_over(evaluation)])
-
-
-def _about_surfaces(evaluation: Evaluation) -> str:
-    if evaluation.surface is None:
-        return "HD95 and surface Dice were left out (--surface none)."
-    counted = {"voxels": "counted in voxels", "area": "weighted by area"}[evaluation.surface]
-    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {counted}."
-
 
 _HEADINGS = (
     "structure", "n", "Dice", "± std", "median", "95 % interval", "IoU", "HD95 mm", "missed", "surface", "Δ ml",
@@ -102,15 +22,62 @@ _HEADINGS = (
 )  # fmt: skip
 
 
-def _table_row(name: str, left_out: dict[str, Summary], scored: dict[str, Summary]) -> tuple[str, ...]:
+def evaluation_text(evaluation: Evaluation) -> str:
+    """Write each structure over the cases, the worst cases, and what was left out."""
+    left_out, scored = evaluation.summaries["left_out"], evaluation.summaries["scored"]
+    rows = [_table_row(name, left_out[name], scored[name]) for name in left_out if scored[name]["dice"].n]
+    lines = [
+        f'{_counted(evaluation)}; averages over the cases whose label holds the structure ("left_out");',
+        'the last column counts a rightly absent structure as 1, a wrongly predicted one as 0 ("scored").',
+        _about_surfaces(evaluation),
+        "",
+        *aligned([_HEADINGS, *rows]),
+        "",
+        _means(evaluation),
+        "",
+        f"Worst cases ({min(N_WORST, len(evaluation.cases))} of {len(evaluation.cases)}):",
+        *aligned([_worst_row(case, evaluation.class_names) for case in evaluation.cases[:N_WORST]]),
+    ]
+    if left_over := _left_over(evaluation):
+        lines += ["", *left_over]
+    return "\n".join(map(printable, lines))
+
+
+def _counted(evaluation: Evaluation) -> str:
+    cases = f"{len(evaluation.cases)} cases"
+    if evaluation.subjects_are_known:
+        return f"{cases} of {evaluation.n_subjects} subjects, which the intervals are drawn from"
+    return f"{cases}, each taken for a subject of its own"
+
+
+def _about_surfaces(evaluation: Evaluation) -> str:
+    options = evaluation.options
+    if options.surface is None:
+        return "HD95 and surface Dice were left out (--surface none)."
+    counted = {"voxels": "counted in voxels", "area": "weighted by area"}[options.surface]
+    return f"HD95 and surface Dice (within {options.tolerance_mm:g} mm) {counted}."
+
+
+def _means(evaluation: Evaluation) -> str:
+    by_class = evaluation.summaries["left_out"]
+    means = [f"Dice {mean_over_classes(by_class, 'dice'):.4f}", f"IoU {mean_over_classes(by_class, 'iou'):.4f}"]
+    if evaluation.options.surface is not None:
+        means.append(f"surface Dice {mean_over_classes(by_class, 'surface_dice'):.4f}")
+        missed = n_missed(by_class)
+        without = f" without {missed} missed" if missed else ""
+        means.append(f"HD95 {mean_over_classes(by_class, 'hd95_mm'):.2f} mm{without}")
+    return f"Mean over structures: {', '.join(means)}"
+
+
+def _table_row(name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary]) -> tuple[str, ...]:
     dice, distance = left_out["dice"], left_out["hd95_mm"]
     return (
-        printable(name),
+        name,
         str(dice.n),
         number(dice.mean),
         number(dice.std),
         number(dice.median),
-        "–".join(number(end) for end in dice.ci95) if dice.n > 1 else "",
+        "–".join(number(end) for end in dice.ci95) if dice.n_subjects > 1 else "",
         number(left_out["iou"].mean),
         number(distance.mean, 2),
         str(distance.n_infinite or ""),
@@ -122,24 +89,76 @@ def _table_row(name: str, left_out: dict[str, Summary], scored: dict[str, Summar
 
 def _worst_row(case: CaseScores, class_names: Sequence[str]) -> tuple[str, ...]:
     if math.isnan(case.mean_dice):
-        return f"  {printable(case.case)}", "", "its label holds no structure"
+        return f"  {case.case}", "", "its label holds no structure"
     worst = 1 + int(np.nanargmin(case.dice[1:]))
-    lowest = f"lowest {printable(class_names[worst])} {case.dice[worst]:.4f}"
-    return f"  {printable(case.case)}", f"{case.mean_dice:.4f}", lowest
+    return f"  {case.case}", f"{case.mean_dice:.4f}", f"lowest {class_names[worst]} {case.dice[worst]:.4f}"
 
 
 def _left_over(evaluation: Evaluation) -> list[str]:
-    resampled = [case.case for case in evaluation.cases if case.resampled]
+    """What was left out, resampled or refused, a line each."""
+    classes = evaluation.classes
     lines = list(evaluation.notes)
-    for where, names in (
-        ("labels", evaluation.classes.only_in_labels), ("predictions", evaluation.classes.only_in_predictions),
-    ):  # fmt: skip
-        if names:
-            lines.append(f"left out, since only the {where} know them: {', '.join(names)}")
-    if resampled:
+    if classes.only_in_labels:
+        lines.append(f"left out, since only the labels know them: {', '.join(classes.only_in_labels)}")
+    if classes.only_in_predictions:
+        lines.append(f"left out, since only the predictions know them: {', '.join(classes.only_in_predictions)}")
+    if resampled := [case.case for case in evaluation.cases if case.resampled]:
         lines.append(f"resampled onto the label's grid by nearest neighbour: {', '.join(resampled)}")
-    lines += [f"refused: {printable(reason)}" for reason in evaluation.refused.values()]
-    if missing := evaluation.labels_without_prediction:
-        more = ", …" if len(missing) > N_WORST else ""
-        lines.append(f"labels without a prediction: {len(missing)} ({', '.join(missing[:N_WORST])}{more})")
-    return ["", *map(printable, lines)] if lines else []
+    lines += [f"refused: {reason}" for reason in evaluation.refused.values()]
+    if without := evaluation.labels_without_prediction:
+        lines.append(f"labels without a prediction: {len(without)} ({some_of(without, N_WORST)})")
+    if without := evaluation.predictions_without_label:
+        lines.append(f"predictions without a label, left out: {len(without)} ({some_of(without, N_WORST)})")
+    return lines
+
+
+def comparison_text(comparison: MetricsComparison) -> str:
+    """Write a table of the classes of two evaluations; significant differences are marked."""
+    shown = [row for row in comparison.classes if row.n or row.n_left_out]
+    n_tested = sum(row.n > 0 for row in shown)
+    with_counts = any(row.n_left_out for row in shown)
+    counts = ("left out", "missed by first", "by second") if with_counts else ()
+    headings = (
+        "structure", "cases", "subjects", *counts, "first", "second", "difference", "95 % interval", "p", "p (Holm)", "",
+    )  # fmt: skip
+    lines = [
+        f"{comparison.metric} of {comparison.n_cases} cases of {comparison.n_subjects} subjects; "
+        f"first {comparison.first}, second {comparison.second}",
+        "Wilcoxon's signed-rank test on the subjects' mean differences, Holm's correction over "
+        f"{n_tested} structures; * below {SIGNIFICANT}",
+        "",
+        *aligned([headings, *(_difference_row(row, with_counts=with_counts) for row in shown)]),
+    ]
+    if not comparison.subjects_are_known:
+        lines += ["", "nothing says whose scans these are: each case is taken for a subject of its own"]
+    if with_counts:
+        reason = "it missed the structure, or the grid is sheared"
+        if comparison.metric not in SURFACE_METRICS:
+            reason = "the file lacks it"
+        lines += [
+            "",
+            f"left out: the label holds the structure, and one of the two has no {comparison.metric} ({reason});",
+            "they count in no mean and no test, which favours who misses more",
+        ]
+    if comparison.only_in_one:
+        lines += ["", f"known to one of them only: {', '.join(comparison.only_in_one)}"]
+    return "\n".join(map(printable, lines))
+
+
+def _difference_row(row: ClassDifference, *, with_counts: bool) -> tuple[str, ...]:
+    counts = [str(n or "") for n in (row.n_left_out, row.n_missed_first, row.n_missed_second)] if with_counts else []
+    if not row.n:
+        return (row.name, "0", "0", *counts, *[""] * 7)
+    return (
+        row.name,
+        str(row.n),
+        str(row.n_subjects),
+        *counts,
+        number(row.mean_first),
+        number(row.mean_second),
+        f"{row.mean_difference:+.4f}",
+        " … ".join(f"{end:+.4f}" for end in row.ci95) if row.n_subjects > 1 else "",
+        f"{row.p:.3g}",
+        f"{row.p_holm:.3g}",
+        "*" if row.p_holm < SIGNIFICANT else "",
+    )

@@ -5,21 +5,18 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 
-import numpy as np
 import torch
 
 from pipeline.compute.memory import workers_that_fit
-from pipeline.console.progress import CaseProgress
+from pipeline.console.progress import CaseProgress, Progress
 from pipeline.evaluation.case_scores import CaseScores, Pair, score_case
 from pipeline.evaluation.class_matching import CommonClasses
-from pipeline.evaluation.pairing import EvaluationError, Progress
-from pipeline.evaluation.summary import Evaluation, worst_first
-from pipeline.metrics.surface_elements import SurfaceKind
+from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from transforms.io.grid import VolumeError
 
 _BYTES_A_CASE = 4 * 2**30
@@ -27,75 +24,46 @@ _BYTES_A_CASE = 4 * 2**30
 _CASES_A_WORKER = 4
 """A process takes seconds to start: it should have so many cases to score."""
 
+Results = Iterator[tuple[Pair, CaseScores | VolumeError]]
 
-def evaluate_pairs(
+
+def score_pairs(
     pairs: Sequence[Pair],
     classes: CommonClasses,
+    options: ScoringOptions,
     *,
-    tolerance_mm: float = 2.0,
-    surface: SurfaceKind | None = "voxels",
-    resample: bool = False,
-    seed: int = 0,
-    workers: int | None = 1,
     progress: Progress | None = None,
     case_progress: CaseProgress | None = None,
-    described: tuple[str, str] = ("", ""),
-    notes: Sequence[str] = (),
-    labels_without_prediction: Sequence[str] = (),
-    refused: Mapping[str, str] | None = None,
-) -> Evaluation:
-    """Score pairs of files, see `evaluate`; `described` says where both came from, `refused` what failed before.
+) -> tuple[list[CaseScores], dict[str, str]]:
+    """Score pairs of files, and return the scores and, by case, why one cannot be scored.
 
-    Raises EvaluationError if not one case can be scored, or a process that scores is killed.
+    Args:
+        pairs, classes: see `pipeline.evaluation.pairing.match`.
+        options: see `ScoringOptions`.
+        progress: called for each case that is done.
+        case_progress: called with (case, share of it that is done), where one case is scored at a time.
+
+    Raises:
+        EvaluationError: a process that scores was killed.
     """
-    check_tolerance(tolerance_mm)
-    score = partial(score_case, classes=classes, tolerance_mm=tolerance_mm, surface=surface, resample=resample)
-    if workers is None:
+    score = partial(score_case, classes=classes, options=options)
+    if options.workers is None:
         n_workers = workers_that_fit(_BYTES_A_CASE, most=math.ceil(len(pairs) / _CASES_A_WORKER))
     else:
-        n_workers = max(1, min(workers, len(pairs)))
-    scores, refused = [], dict(refused or {})
+        n_workers = max(1, min(options.workers, len(pairs)))
     results = _one_by_one(score, pairs, case_progress) if n_workers == 1 else _in_processes(score, pairs, n_workers)
+    scores: list[CaseScores] = []
+    refused: dict[str, str] = {}
     for done, (pair, result) in enumerate(results, start=1):
         if isinstance(result, CaseScores):
             scores.append(result)
+            note = f"{pair.case}: Dice {result.mean_dice:.3f}"
         else:
             refused[pair.case] = " ".join(str(result).split())
+            note = f"{pair.case}: refused"
         if progress:
-            progress("scoring", done, len(pairs), f"{pair.case}: {_in_short(result)}")
-    if not scores:
-        first = next(iter(refused.values()), "there are none")
-        raise EvaluationError(f"none of {len(refused)} cases can be scored; the first: {first}")
-    return Evaluation(
-        predictions=described[0], labels=described[1], classes=classes, tolerance_mm=float(tolerance_mm),
-        surface=surface, seed=seed, cases=worst_first(scores), refused=dict(sorted(refused.items())),
-        labels_without_prediction=tuple(labels_without_prediction), notes=(*notes, *_sheared(scores, surface)),
-    )  # fmt: skip
-
-
-def _sheared(scores: Sequence[CaseScores], surface: SurfaceKind | None, most: int = 10) -> list[str]:
-    """Name the cases whose surfaces could not be measured."""
-    if surface is None:
-        return []
-    lines = [
-        f"case {case.case}: the axes of its voxels are {case.shear_degrees:.3g}° off right angles (a tilted gantry?): "
-        "HD95 and surface Dice are left out of it; resample image and label onto an upright grid to have them"
-        for case in sorted(scores, key=lambda case: case.case)
-        if case.surface is None
-    ]
-    return lines[:most] + ([f"and {len(lines) - most} more cases with such voxels"] if len(lines) > most else [])
-
-
-def check_tolerance(tolerance_mm: float) -> None:
-    if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
-        raise EvaluationError(f"tolerance_mm is {tolerance_mm:g}, expected a distance of 0 mm or more")
-
-
-def _in_short(result: CaseScores | VolumeError) -> str:
-    return f"Dice {result.mean_dice:.3f}" if isinstance(result, CaseScores) else "refused"
-
-
-Results = Iterator[tuple[Pair, CaseScores | VolumeError]]
+            progress(done, len(pairs), "scoring", note)
+    return scores, refused
 
 
 def _one_by_one(score: Callable[..., CaseScores], pairs: Sequence[Pair], case_progress: CaseProgress | None) -> Results:

@@ -47,13 +47,13 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     write_atomically(path, lambda stream: stream.write(text.encode("utf-8", errors="backslashreplace")))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read one JSON object; raises FileError, with the file, for anything else, NaN and huge files included."""
+def read_json(path: Path, *, largest: int | None = LARGEST_JSON) -> dict[str, Any]:
+    """Read one JSON object; raises FileError, with the file, for anything else: NaN, or over `largest` bytes, too."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise OSError("not a regular file")
-        if path.stat().st_size > LARGEST_JSON:
-            raise OSError(f"over {LARGEST_JSON >> 20} MB")
+        if largest is not None and path.stat().st_size > largest:
+            raise OSError(f"over {largest >> 20} MB")
         document = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}); {RESTORE_ADVICE}") from error

@@ -1,0 +1,201 @@
+"""List predictions or labels by case: a data set, a folder of label maps, a folder of masks a case, or a single case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pipeline.datasets.class_table import ClassTable, find_table, parse_table
+from pipeline.datasets.dataset import Dataset, Label
+from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.layouts import recognise
+from pipeline.datasets.listing import list_cases
+from pipeline.evaluation.options import EvaluationError
+from pipeline.files.json_files import read_json
+from transforms.io.grid import VolumeError
+from transforms.io.load import volume_kind, volume_stem
+
+Kind = Literal["prediction", "label"]
+
+_NOT_MASKS = {"ct", "mr", "mri", "combined_labels"}
+"""Volumes that lie among the masks of a case and are not one of them."""
+
+
+@dataclass(frozen=True)
+class CaseFiles:
+    """The predictions, or the labels, by case."""
+
+    kind: Kind
+    root: Path
+    """Where they were listed."""
+    files: Mapping[str, Label]
+    """By case."""
+    table: ClassTable | None
+    """Their classes, where something names them."""
+    subjects: Mapping[str, str] = field(default_factory=dict)
+    """By case, whose scan it is; empty where no data set says so."""
+    is_one_case: bool = False
+    """One case was named rather than a folder of cases: it may be called otherwise than its counterpart."""
+    are_masks: bool = False
+    """Their classes have the names of mask files, and no values that a label map could share."""
+    missing_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By case, structures of other cases for which it has no mask."""
+
+
+def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False) -> CaseFiles:
+    """List the cases at a path: as a data set (labels only), label maps, folders of masks, or one case of these.
+
+    Args:
+        path: a file or folder.
+        kind: what is expected there.
+        follow_links: as `list_cases` has it, where the labels are a data set.
+
+    Raises:
+        VolumeError, DatasetError: nothing there that can be listed.
+        EvaluationError: two files of one case.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise VolumeError(f"{path}: expected {kind}s, found no such file or folder")
+    if kind == "label" and (dataset := _dataset(path, follow_links=follow_links)) is not None:
+        labelled = [case for case in dataset.cases if case.label is not None]
+        return CaseFiles(
+            kind,
+            path,
+            {case.id: case.label for case in labelled if case.label is not None},
+            dataset.classes,
+            subjects={case.id: case.subject for case in labelled},
+        )
+    label_maps = _label_maps(path)
+    folders = {} if label_maps else _mask_folders(path)
+    if folders:
+        return _masks_by_case(kind, path, folders)
+    files = _by_case(label_maps, path)
+    return CaseFiles(kind, path, files, _table_beside(path, files, kind), is_one_case=path.is_file())
+
+
+def _dataset(path: Path, *, follow_links: bool) -> Dataset | None:
+    """The data set at a path; None where it is a bare folder of label maps or masks, or a volume."""
+    if path.is_file() and volume_kind(path):
+        return None
+    try:
+        layout = recognise(path)
+    except DatasetError:
+        return None
+    return list_cases(path, layout, follow_links=follow_links)
+
+
+def _label_maps(path: Path) -> list[Path]:
+    """The volumes that lie right in a folder, or the file itself; none in the folder of a single case's masks."""
+    if path.is_dir() and (path.name == "segmentations" or (path / "segmentations").is_dir()):
+        return []
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [file for file in files if _is_volume(file)]
+
+
+def _is_volume(file: Path) -> bool:
+    # The data half of a .hdr/.img pair would name its case twice.
+    is_candidate = not file.name.startswith(".") and file.suffix.lower() != ".img"
+    return is_candidate and file.is_file() and volume_kind(file) is not None
+
+
+def _by_case(volumes: Iterable[Path], path: Path) -> dict[str, Label]:
+    found: dict[str, Path] = {}
+    for file in volumes:
+        case = volume_stem(file).removesuffix(".seg")
+        if case not in found:
+            found[case] = file
+            continue
+        # A result is often written in two formats; the NIfTI is taken, and its .seg.nrrd passed over.
+        kept, other = found[case], file
+        if kept.name == f"{case}.seg.nrrd":
+            kept, other = other, kept
+        if not (kept.name == f"{case}.nii.gz" and other.name == f"{case}.seg.nrrd"):
+            raise EvaluationError(f"{found[case]} and {file} are both of case {case}; keep one of them")
+        found[case] = kept
+    if not found:
+        raise VolumeError(
+            f"{path}: expected label maps (CASE.nii.gz, CASE.nrrd, CASE.mha) or folders of masks (CASE/liver.nii.gz, …)"
+            ", found none"
+        )
+    return dict(found)
+
+
+def _mask_folders(path: Path) -> dict[str, Path]:
+    """Folders that hold masks, by case: CASE/ or CASE/segmentations/; a single case's folder by its own name."""
+    if not path.is_dir():
+        return {}
+    if path.name == "segmentations":
+        return {path.resolve().parent.name: path}
+    if (path / "segmentations").is_dir():
+        return {path.resolve().name: path / "segmentations"}
+    below = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    inner = {case.name: case / "segmentations" if (case / "segmentations").is_dir() else case for case in below}
+    return {case: folder for case, folder in inner.items() if _masks(folder)}
+
+
+def _masks(folder: Path) -> dict[str, Path]:
+    files = {volume_stem(file): file for file in sorted(folder.iterdir()) if _is_volume(file)}
+    return {name: file for name, file in files.items() if name not in _NOT_MASKS}
+
+
+def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseFiles:
+    """Classes are the names of the masks over all cases, sorted; where masks overlap the later one counts."""
+    masks = {case: _masks(folder) for case, folder in folders.items()}
+    names = sorted(set().union(*masks.values()))
+    if not names:
+        raise VolumeError(f"{path}: expected a mask a structure (liver.nii.gz, …), found none")
+    files: dict[str, Label] = {}
+    missing: dict[str, tuple[str, ...]] = {}
+    for case, found in masks.items():
+        files[case] = tuple((c, found[name]) for c, name in enumerate(names, start=1) if name in found)
+        if len(found) < len(names):
+            missing[case] = tuple(name for name in names if name not in found)
+    own_folders = {folder for inner in folders.values() for folder in (inner, inner.parent)}
+    return CaseFiles(
+        kind,
+        path,
+        files,
+        ClassTable.in_order(["background", *names], path),
+        is_one_case=len(folders) == 1 and path in own_folders,
+        are_masks=True,
+        missing_masks=missing,
+    )
+
+
+def _table_beside(path: Path, cases: Iterable[str], kind: Kind) -> ClassTable | None:
+    """The classes as the files' own folder names them, or the records that predict writes; for labels, whose names
+    often lie beside their folder, also the folder above."""
+    folder = path if path.is_dir() else path.parent
+    table = find_table(folder)
+    if table is None:
+        table = table_of_records(folder, cases)
+    return find_table(folder.parent) if table is None and kind == "label" else table
+
+
+def table_of_records(folder: Path, cases: Iterable[str]) -> ClassTable | None:
+    """Read the classes from the records that bodyseg predict leaves beside its label maps; None without any record.
+
+    Raises:
+        EvaluationError: a record without classes, or two that differ.
+        FileError: a record that cannot be read.
+    """
+    found: tuple[Path, ClassTable] | None = None
+    for case in cases:
+        record = folder / f"{case}.json"
+        classes = read_json(record).get("classes") if record.is_file() else None
+        if not classes:
+            continue
+        try:
+            values = {str(int(item["value"])): str(item["name"]) for item in classes}
+        except (TypeError, KeyError, ValueError, OverflowError):
+            raise EvaluationError(f"{record}: expected classes with value and name; predict this case again") from None
+        table = parse_table(values, record)
+        if found is not None and found[1] != table:
+            raise EvaluationError(
+                f"{record}: its classes differ from those in {found[0]}; evaluate predictions of different runs apart"
+            )
+        found = found or (record, table)
+    return found[1] if found else None

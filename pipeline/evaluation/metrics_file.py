@@ -1,0 +1,248 @@
+"""Write metrics.json and metrics.csv, and read a metrics.json again. docs/metrics.schema.json is its schema."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipeline.console.text import spreadsheet_text
+from pipeline.datasets.dataset import Label, label_path
+from pipeline.evaluation.case_scores import METRICS, VOLUMES, CaseScores
+from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.summary import CONVENTIONS, Evaluation, mean_over_classes, n_missed
+from pipeline.files.atomic import write_atomically, write_error
+from pipeline.files.json_files import now, null_for_undefined, read_json
+from pipeline.metrics.statistics import CONFIDENCE, N_RESAMPLES
+from pipeline.metrics.surface_elements import SurfaceKind
+
+FORMAT = 3
+"""Of metrics.json. 3: cases have subjects, from which intervals are drawn; predictions without a label are named. 2:
+label_sha256 holds the label's grid, too, so that hashes of format 1 are never equal to it."""
+READABLE_FORMATS = (2, 3)
+
+COUNTS = ("true_positives", "false_positives", "false_negatives")
+DEFINITIONS = {
+    "voxels": "distances between the centres of surface voxels, each counting 1 (monai.metrics, use_subvoxels=False)",
+    "area": "distances between surface elements by marching cubes, each counting its area in mm² (Nikolov et al. 2018, "
+    "surface-distance; monai.metrics, use_subvoxels=True)",
+}
+"""What HD95 and surface Dice of a metrics.json mean, in the file's own words."""
+
+_CSV_COLUMNS = (
+    "case", "class", "dice", "iou", "hd95_mm", "surface_dice", "volume_difference_ml", "reference_ml", "prediction_ml",
+    *COUNTS, "subject", "prediction", "label",
+)  # fmt: skip
+
+
+def metrics_path(folder: Path) -> Path:
+    """Where in its output folder an evaluation has its metrics.json."""
+    return folder / "metrics.json"
+
+
+def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
+    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises FileError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    json_path, csv_path = metrics_path(folder), folder / "metrics.csv"
+    _write_lines(json_path, _json_lines(evaluation))
+    _write_lines(csv_path, _csv_lines(evaluation))
+    return json_path, csv_path
+
+
+def _write_lines(path: Path, lines: Iterator[str]) -> None:
+    # A path that is not valid UTF-8 reaches us as lone surrogates, which UTF-8 cannot say.
+    encoded = (line.encode("utf-8", errors="backslashreplace") for line in lines)
+    write_atomically(path, lambda stream: stream.writelines(encoded))
+
+
+def to_document(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the content of metrics.json; NaN and infinities become null when it is written."""
+    return _head(evaluation) | {"cases": [_case_document(case, evaluation) for case in evaluation.cases]}
+
+
+def _json_lines(evaluation: Evaluation) -> Iterator[str]:
+    """metrics.json with one case a line: ten thousand cases are never in memory as text."""
+    head = json.dumps(null_for_undefined(_head(evaluation)), indent=2, ensure_ascii=False, allow_nan=False)
+    yield head.removesuffix("\n}") + ',\n  "cases": [\n'
+    for n, case in enumerate(evaluation.cases, start=1):
+        document = null_for_undefined(_case_document(case, evaluation))
+        line = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        yield f"    {line}{',' if n < len(evaluation.cases) else ''}\n"
+    yield "  ]\n}\n"
+
+
+def _head(evaluation: Evaluation) -> dict[str, Any]:
+    options = evaluation.options
+    surface = None
+    if options.surface is not None:
+        surface = {"kind": options.surface, "definition": DEFINITIONS[options.surface]}
+    return {
+        "format": FORMAT,
+        "created": now(),
+        "predictions": evaluation.predictions,
+        "labels": evaluation.labels,
+        "settings": {
+            "surface": surface,
+            "tolerance_mm": float(options.tolerance_mm),
+            "hd_percentile": 95,
+            "interval": {
+                "method": "expanded percentile bootstrap over subjects",
+                "confidence": CONFIDENCE,
+                "resamples": N_RESAMPLES,
+                "seed": options.seed,
+            },
+        },
+        "class_names": evaluation.class_names,
+        "left_out": {
+            "only_in_labels": evaluation.classes.only_in_labels,
+            "only_in_predictions": evaluation.classes.only_in_predictions,
+        },
+        "notes": evaluation.notes,
+        "n_cases": len(evaluation.cases),
+        "n_subjects": evaluation.n_subjects,
+        "totals": _totals(evaluation),
+        "summary": {absent: _summary(evaluation, absent) for absent in CONVENTIONS},
+        "refused": [{"case": case, "reason": reason} for case, reason in evaluation.refused.items()],
+        "labels_without_prediction": evaluation.labels_without_prediction,
+        "predictions_without_label": evaluation.predictions_without_label,
+    }
+
+
+def _summary(evaluation: Evaluation, absent: Any) -> dict[str, Any]:
+    by_class = evaluation.summaries[absent]
+    classes = {
+        name: {metric: asdict(summary) for metric, summary in summaries.items()} for name, summaries in by_class.items()
+    }
+    means: dict[str, float] = {metric: mean_over_classes(by_class, metric) for metric in METRICS}
+    return {"mean_over_classes": means | {"n_missed": n_missed(by_class)}, "classes": classes}
+
+
+def _totals(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
+    """Counts and volumes of each structure over all cases."""
+    sums = {name: sum(getattr(case, name) for case in evaluation.cases) for name in (*COUNTS, *VOLUMES)}
+    return {
+        structure: {name: sums[name][c].item() for name in sums}
+        for c, structure in enumerate(evaluation.class_names)
+        if c
+    }
+
+
+def _case_document(case: CaseScores, evaluation: Evaluation) -> dict[str, Any]:
+    """A case with the structures that its label or its prediction holds; the others are in neither."""
+    return {
+        "case": case.case,
+        "subject": case.pair.subject,
+        "prediction": _path(case.pair.prediction),
+        "label": _path(case.pair.label),
+        "label_sha256": case.label_sha256,
+        "spacing_mm": case.spacing_mm,
+        "resampled": case.resampled,
+        "mean_dice": case.mean_dice,
+        "classes": {evaluation.class_names[c]: scores for c, scores in _class_documents(case)},
+    }
+
+
+def _class_documents(case: CaseScores) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each structure that a case's label or prediction holds, with its numbers."""
+    columns = {name: getattr(case, name).tolist() for name in (*METRICS, *COUNTS)}
+    held = case.true_positives + case.false_positives + case.false_negatives
+    for c in np.flatnonzero(held).tolist():
+        if c > 0:
+            yield c, {name: values[c] for name, values in columns.items()}
+
+
+def _path(source: Label) -> str:
+    """The file; for a mask a structure their folder."""
+    return str(label_path(source) or "")
+
+
+def _csv_lines(evaluation: Evaluation) -> Iterator[str]:
+    """One line for each case and structure that it holds, worst case first.
+
+    Empty where the label lacks the structure ("left_out"); an infinite distance is "inf".
+    """
+    class_names = [spreadsheet_text(name) for name in evaluation.class_names]
+    stream = StringIO()
+    writer = csv.DictWriter(stream, _CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for case in evaluation.cases:
+        texts = {
+            "case": spreadsheet_text(case.case),
+            "subject": spreadsheet_text(case.pair.subject or ""),
+            "prediction": spreadsheet_text(_path(case.pair.prediction)),
+            "label": spreadsheet_text(_path(case.pair.label)),
+        }
+        for c, scores in _class_documents(case):
+            numbers = {name: "" if math.isnan(value) else value for name, value in scores.items()}
+            writer.writerow({**texts, "class": class_names[c], **numbers})
+        yield stream.getvalue()
+        stream.seek(0)
+        stream.truncate()
+    yield stream.getvalue()
+
+
+class StoredCase(NamedTuple):
+    """One case of a metrics.json."""
+
+    label_sha256: str
+    subject: str | None
+    classes: Mapping[str, Any]
+    """By class name, what the file says of it: not yet checked."""
+
+
+@dataclass(frozen=True)
+class StoredMetrics:
+    """A metrics.json as it was read."""
+
+    path: Path
+    class_names: tuple[str, ...]
+    """Background first."""
+    surface: SurfaceKind | None
+    """None where surfaces were left out."""
+    tolerance_mm: Any
+    cases: Mapping[str, StoredCase]
+
+
+def read_metrics(path: Path) -> StoredMetrics:
+    """Read a metrics.json of this format or the one before, which knows no subjects.
+
+    Raises:
+        EvaluationError: the file is not one.
+        FileError: it cannot be read.
+    """
+    document = read_json(path, largest=None)
+    names, cases = document.get("class_names"), document.get("cases")
+    if document.get("format") not in READABLE_FORMATS or not isinstance(names, list):
+        formats = " or ".join(map(str, READABLE_FORMATS))
+        raise EvaluationError(f"{path}: expected a metrics.json of format {formats}; write it with bodyseg evaluate")
+    if not isinstance(cases, list) or not all(map(_is_case, cases)):
+        raise EvaluationError(
+            f"{path}: expected cases with case, label_sha256 and classes; write it again with bodyseg evaluate"
+        )
+    settings = document.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
+    surface = settings.get("surface")
+    return StoredMetrics(
+        path=path,
+        class_names=tuple(str(name) for name in names),
+        surface=surface.get("kind") if isinstance(surface, dict) else None,
+        tolerance_mm=settings.get("tolerance_mm"),
+        cases={case["case"]: StoredCase(case["label_sha256"], case.get("subject"), case["classes"]) for case in cases},
+    )
+
+
+def _is_case(case: Any) -> bool:
+    kinds = {"case": str, "label_sha256": str, "classes": dict}
+    if not isinstance(case, dict) or not isinstance(case.get("subject"), str | None):
+        return False
+    return all(isinstance(case.get(key), kind) for key, kind in kinds.items())

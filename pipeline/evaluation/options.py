@@ -1,0 +1,36 @@
+"""What a person chooses about scoring, and the error for an evaluation that cannot be made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pipeline.metrics.surface_elements import SurfaceKind
+
+
+class EvaluationError(ValueError):
+    """Predictions that cannot be evaluated: which, expected, found, what to do."""
+
+    is_input_error = True
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """How predictions are scored. Raises EvaluationError for a tolerance that is no distance."""
+
+    tolerance_mm: float = 2.0
+    """Distance in mm up to which two surfaces agree, for the surface Dice."""
+    surface: SurfaceKind | None = "voxels"
+    """What surfaces consist of, see `pipeline.metrics.surface_elements`: "voxels" as monai.metrics has it by default, or
+    "area" as surface-distance has it; None: no HD95 and no surface Dice, which is faster."""
+    resample: bool = False
+    """Bring a prediction on another grid onto its label's, by nearest neighbour, instead of refusing it."""
+    seed: int = 0
+    """Of the bootstrap intervals."""
+    workers: int | None = 1
+    """Processes that score a case each; None: by cores, memory and the number of cases. More than one only from a
+    script whose main part is guarded by `if __name__ == "__main__"`, as Python's multiprocessing has it."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
+            raise EvaluationError(f"tolerance_mm is {self.tolerance_mm:g}, expected a distance of 0 mm or more")
