@@ -130,9 +130,7 @@ def evaluate_run(
     return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
 
 
-def _matching_of_run(
-    dataset: Dataset, cases: list[Case], wanted: Wanted, failed: Mapping[str, str]
-) -> Matching:
+def _matching_of_run(dataset: Dataset, cases: list[Case], wanted: Wanted, failed: Mapping[str, str]) -> Matching:
     """Pair the predictions of a run with the labels of its data set; the records say which value is which class."""
     names = dataset.classes.names
     table = table_of_records(wanted.folder, [case.id for case in cases])

@@ -1,4 +1,4 @@
-"""List predictions or labels by case: a data set, a folder of label maps, a folder of masks a case, or a single case."""
+"""List predictions or labels by case: a data set, label maps in a folder, a folder of masks a case, or one case."""
 
 from __future__ import annotations
 

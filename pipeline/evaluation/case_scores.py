@@ -183,9 +183,7 @@ def score_case(
 
 def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:
     """Read a label map or masks as class indices (1, I, J, K)."""
-    load = LoadVolumed(
-        ("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap
-    )
+    load = LoadVolumed(("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap)
     item: dict[Any, Any] = {"label": source, "case": case}
     return load(item)["label"]
 

@@ -90,7 +90,8 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     if metric in SURFACE_METRICS:
         _check_surfaces(one, other, metric)
     names = set(one.class_names[1:]), set(other.class_names[1:])
-    common = [name for name in dict.fromkeys(one.class_names[1:]) if name in names[1]]
+    every = list(dict.fromkeys([*one.class_names[1:], *other.class_names[1:]]))
+    common = [name for name in every if name in names[0] and name in names[1]]
     if not common:
         raise ComparisonError(f"{one.path} and {other.path} have no class in common; compare runs of the same classes")
     subjects = _subjects(one, other, cases)
@@ -106,9 +107,8 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
         n_subjects=len(number_of),
         subjects_are_known=all(kind == "subject" for kind, _ in subjects),
         classes=_corrected(rows),
-        only_in_one=tuple(name for name in (*one.class_names[1:], *other.class_names[1:])
-                          if not (name in names[0] and name in names[1])),
-    )  # fmt: skip
+        only_in_one=tuple(name for name in every if not (name in names[0] and name in names[1])),
+    )
 
 
 def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOptions) -> None:

@@ -21,8 +21,8 @@ class ScoringOptions:
     tolerance_mm: float = 2.0
     """Distance in mm up to which two surfaces agree, for the surface Dice."""
     surface: SurfaceKind | None = "voxels"
-    """What surfaces consist of, see `pipeline.metrics.surface_elements`: "voxels" as monai.metrics has it by default, or
-    "area" as surface-distance has it; None: no HD95 and no surface Dice, which is faster."""
+    """What surfaces consist of: "voxels" as monai.metrics has it by default, or "area" as surface-distance has it, see
+    `pipeline.metrics.surface_elements`; None: no HD95 and no surface Dice, which is faster."""
     resample: bool = False
     """Bring a prediction on another grid onto its label's, by nearest neighbour, instead of refusing it."""
     seed: int = 0

@@ -118,9 +118,8 @@ def comparison_text(comparison: MetricsComparison) -> str:
     n_tested = sum(row.n > 0 for row in shown)
     with_counts = any(row.n_left_out for row in shown)
     counts = ("left out", "missed by first", "by second") if with_counts else ()
-    headings = (
-        "structure", "cases", "subjects", *counts, "first", "second", "difference", "95 % interval", "p", "p (Holm)", "",
-    )  # fmt: skip
+    scores = ("first", "second", "difference", "95 % interval", "p", "p (Holm)", "")
+    headings = ("structure", "cases", "subjects", *counts, *scores)
     lines = [
         f"{comparison.metric} of {comparison.n_cases} cases of {comparison.n_subjects} subjects; "
         f"first {comparison.first}, second {comparison.second}",

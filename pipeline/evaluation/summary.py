@@ -53,8 +53,9 @@ class Evaluation:
     def subject_numbers(self) -> Int[np.ndarray, " cases"]:
         """A number for the subject of each case; cases of which no subject is known are of one of their own each."""
         # A subject may be called as another one's case is.
-        keys = [("case", case.case) if case.pair.subject is None else ("subject", case.pair.subject)
-                for case in self.cases]  # fmt: skip
+        keys = [
+            ("case", case.case) if case.pair.subject is None else ("subject", case.pair.subject) for case in self.cases
+        ]
         number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
         return np.array([number_of[key] for key in keys], dtype=np.int64)
 

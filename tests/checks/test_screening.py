@@ -373,7 +373,7 @@ def test_remapped_labels_are_prepared_as_if_they_had_been_right(folder: Folder) 
 def test_a_run_with_a_remap_evaluates_its_labels_with_it(folder: Folder) -> None:
     strange_labels(folder)
     assert main(arguments(folder, "--data.label_remap", "{255: liver, 77: background}")) == 0
-    scores, _ = evaluate_run(run_of(folder), "train", output=folder.root.parent / "scores")
+    scores = evaluate_run(run_of(folder), "train", output=folder.root.parent / "scores")
     assert scores.refused == {}
     hashes = {case.pair.case: case.label_sha256 for case in scores.cases}
     assert hashes.keys() == {"a", "b"}

@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation.comparison import ComparisonError, compare_metrics, to_json, to_text
+from pipeline.evaluation.comparison import ComparisonError, compare_metrics, to_json
+from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.report import comparison_text
 
 
-def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=()):
-    """A metrics.json with the Dice of each class (rows) in each case (columns)."""
+def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=(), subjects=None):
+    """A metrics.json with the Dice of each class (rows) in each case (columns), and whose scan each case is."""
     names = [f"organ_{c}" for c in range(len(dice))]
     cases = [
         {
             "case": f"case_{n}",
             "label_sha256": label * 64,
+            "subject": None if subjects is None else subjects[n],
             "classes": {
                 name: {"dice": value, "surface_dice": value, "hd95_mm": None if (name, n) in missed else 1 / value}
                 for name, value in zip(names, column, strict=True)
@@ -26,7 +29,7 @@ def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=(
         for n, column in enumerate(np.transpose(dice).tolist())
     ]
     settings = {"tolerance_mm": tolerance_mm, "surface": surface and {"kind": surface}}
-    document = {"format": 2, "class_names": ["background", *names], "settings": settings, "cases": cases}
+    document = {"format": 3, "class_names": ["background", *names], "settings": settings, "cases": cases}
     path.write_text(json.dumps(document))
     return path
 
@@ -49,7 +52,7 @@ def test_p_values_are_scipys_and_corrected_by_holm(two):
     assert [result.classes[c].p_holm for c in order] == pytest.approx(wanted)
     assert result.classes[0].mean_difference == pytest.approx((second[0] - first[0]).mean())
     assert result.classes[0].ci95[0] > 0
-    lines = to_text(result).splitlines()
+    lines = comparison_text(result).splitlines()
     assert next(line for line in lines if line.startswith("organ_0")).endswith("*")
     assert json.loads(to_json(result))["n_cases"] == 20
 
@@ -66,18 +69,19 @@ def test_missed_structures_are_left_out_of_distances_and_counted(two, tmp_path):
     result = compare_metrics(first, second, "hd95_mm")
     rows = [(row.n, row.n_left_out, row.n_missed_first, row.n_missed_second) for row in result.classes]
     assert rows == [(20, 0, 0, 0), (18, 2, 1, 2), (0, 20, 1, 20)]
-    lines = to_text(result).splitlines()
+    lines = comparison_text(result).splitlines()
     assert "Holm's correction over 2 structures" in lines[1]
-    assert lines[3].split()[:9] == ["structure", "n", "left", "out", "missed", "by", "first", "by", "second"]
-    assert [line.split()[1:5] for line in lines if line.startswith("organ_1")] == [["18", "2", "1", "2"]]
-    assert [line.split() for line in lines if line.startswith("organ_2")] == [["organ_2", "0", "20", "1", "20"]]
-    assert "left out: the label holds the structure, and one of the two has no hd95_mm" in to_text(result)
-    assert "left out" not in to_text(compare_metrics(first, second))
+    headings = ["structure", "cases", "subjects", "left", "out", "missed", "by", "first", "by", "second"]
+    assert lines[3].split()[:10] == headings
+    assert [line.split()[1:6] for line in lines if line.startswith("organ_1")] == [["18", "18", "2", "1", "2"]]
+    assert [line.split() for line in lines if line.startswith("organ_2")] == [["organ_2", "0", "0", "20", "1", "20"]]
+    assert "left out: the label holds the structure, and one of the two has no hd95_mm" in comparison_text(result)
+    assert "left out" not in comparison_text(compare_metrics(first, second))
 
 
 def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
     fewer = write(tmp_path / "c.json", two[3][:, :18])
-    with pytest.raises(ComparisonError, match=r"2 cases stand in only one of .* the first is case_18 in .*a\.json"):
+    with pytest.raises(ComparisonError, match=r"2 cases appear in only one of .* the first is case_18 in .*a\.json"):
         compare_metrics(two[0], fewer)
     relabelled = write(tmp_path / "d.json", two[3], label="1")
     with pytest.raises(ComparisonError, match=r"case case_0: expected the same label.*20 cases differ"):
@@ -97,7 +101,7 @@ def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
 
 def test_other_files_and_metrics_are_refused(two, tmp_path):
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(ComparisonError, match=r"expected a metrics\.json of format 2"):
+    with pytest.raises(EvaluationError, match=r"expected a metrics\.json of format 2 or 3"):
         compare_metrics(two[0], tmp_path / "x.json")
     with pytest.raises(ComparisonError, match="metric is 'accuracy', expected one of dice"):
         compare_metrics(two[0], two[1], "accuracy")
@@ -108,3 +112,39 @@ def test_a_class_that_only_one_run_knows_is_named(two, tmp_path):
     result = compare_metrics(two[0], fewer)
     assert [row.name for row in result.classes] == ["organ_0", "organ_1"]
     assert result.only_in_one == ("organ_2",)
+
+
+def test_five_scans_of_a_patient_are_one_witness(two, tmp_path):
+    subjects = [f"p{n // 5}" for n in range(20)]
+    first, second = (write(tmp_path / f"{n}.json", two[2 + n], subjects=subjects) for n in (0, 1))
+    result = compare_metrics(first, second)
+    assert (result.n_cases, result.n_subjects, result.subjects_are_known) == (20, 4, True)
+    assert [(row.n, row.n_subjects) for row in result.classes] == [(20, 4)] * 3
+    means = (two[3] - two[2]).reshape(3, 4, 5).mean(2)
+    assert [row.p for row in result.classes] == pytest.approx([stats.wilcoxon(m).pvalue for m in means])
+    by_scan = compare_metrics(two[0], two[1])
+    assert [row.mean_difference for row in result.classes] == [row.mean_difference for row in by_scan.classes]
+    assert result.classes[0].p == 0.125 > by_scan.classes[0].p  # 2 of 2**4 sign patterns at the least
+    assert "20 cases of 4 subjects" in comparison_text(result)
+    assert "taken for a subject" not in comparison_text(result)
+    assert "each case is taken for a subject of its own" in comparison_text(by_scan)
+    # One of the two files is enough to know whose scans these are.
+    assert compare_metrics(first, two[1]).classes == compare_metrics(two[0], second).classes == result.classes
+    assert json.loads(to_json(result))["classes"][0]["n_subjects"] == 4
+
+
+def test_files_that_disagree_on_a_subject_are_refused(two, tmp_path):
+    first = write(tmp_path / "1.json", two[2], subjects=["p"] * 20)
+    second = write(tmp_path / "2.json", two[3], subjects=["p"] * 19 + ["q"])
+    with pytest.raises(
+        ComparisonError, match=r"case case_19: expected one subject in both, found p in .*1\.json and q"
+    ):
+        compare_metrics(first, second)
+
+
+def test_a_file_of_the_format_before_is_compared_scan_by_scan(two, tmp_path):
+    old = json.loads(two[0].read_text()) | {"format": 2}
+    for case in old["cases"]:
+        del case["subject"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    assert compare_metrics(tmp_path / "old.json", two[1]).classes == compare_metrics(*two[:2]).classes

@@ -1,0 +1,169 @@
+"""How predictions and labels lie on disk: label maps, masks, data sets, single cases, records."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import PurePath
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.case_files import list_case_files
+from pipeline.evaluation.options import EvaluationError, ScoringOptions
+from tests.support.evaluation import TABLE, blobs, save, save_masks, sitk_dice, three_cases, write_names
+from transforms.io.grid import VolumeError
+
+NAMES = ("background", "liver", "spleen", "aorta")
+
+
+def map_of(seed):
+    return blobs(seed, len(NAMES), (24, 22, 16))
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return three_cases(tmp_path)
+
+
+@pytest.mark.parametrize("inner", ["", "segmentations"])
+def test_folders_of_masks_score_as_label_maps_do(tmp_path, inner):
+    for seed, case in enumerate(("s1", "s2")):
+        label, prediction = map_of(seed), np.roll(map_of(seed), 1, 0)
+        save(label, tmp_path / "label_maps" / f"{case}.nii.gz")
+        save(prediction, tmp_path / "prediction_maps" / f"{case}.nii.gz")
+        save_masks(label, tmp_path / "label_masks" / case / inner, NAMES)
+        save_masks(prediction, tmp_path / "prediction_masks" / case / inner, NAMES)
+        save(np.zeros((4, 4, 4), np.int16), tmp_path / "prediction_masks" / case / "ct.nii.gz")  # no structure
+    for kind in ("label_maps", "prediction_maps"):
+        write_names(tmp_path / kind, dict(zip(NAMES, range(4), strict=True)))
+    maps = evaluate(tmp_path / "prediction_maps", tmp_path / "label_maps")
+    for predictions in ("prediction_maps", "prediction_masks"):
+        for labels in ("label_maps", "label_masks"):
+            result = evaluate(tmp_path / predictions, tmp_path / labels)
+            assert set(result.class_names) == set(NAMES)
+            order = [result.class_names.index(name) for name in NAMES]
+            assert [case.case for case in result.cases] == [case.case for case in maps.cases]
+            for one, other in zip(result.cases, maps.cases, strict=True):
+                assert np.array_equal(one.dice[order], other.dice)
+                assert np.array_equal(one.hd95_mm[order], other.hd95_mm, equal_nan=True)
+
+
+def test_one_case_of_masks_or_one_file_is_paired_whatever_it_is_called(tmp_path):
+    save_masks(map_of(1), tmp_path / "tool" / "patient" / "segmentations", NAMES)
+    save_masks(map_of(1), tmp_path / "truth" / "s0001", NAMES)
+    (tmp_path / "truth" / "s0001").rename(tmp_path / "truth" / "segmentations")
+    for path in ("patient", "patient/segmentations"):
+        (case,) = evaluate(tmp_path / "tool" / path, tmp_path / "truth" / "segmentations").cases
+        assert (case.case, case.mean_dice) == ("patient", 1.0)
+    files = [save(map_of(1), tmp_path / name) for name in ("mine.nii.gz", "theirs.nii")]
+    (case,) = evaluate(*files, class_names=NAMES).cases
+    assert (case.case, case.mean_dice) == ("mine", 1.0)
+
+
+def test_folders_without_anything_to_score_are_refused(tmp_path):
+    (tmp_path / "empty" / "case").mkdir(parents=True)
+    save(map_of(1), tmp_path / "labels" / "a.nii.gz")
+    with pytest.raises(VolumeError, match=r"empty: expected label maps .* or folders of masks .*, found none"):
+        evaluate(tmp_path / "empty", tmp_path / "labels")
+    with pytest.raises(VolumeError, match="nowhere: expected predictions, found no such file or folder"):
+        evaluate(tmp_path / "nowhere", tmp_path / "labels")
+
+
+def test_predictions_of_two_runs_in_one_folder_are_refused(folders):
+    for case, name in (("a", "liver"), ("b", "stomach")):
+        classes = [{"name": "background", "value": 0}, {"name": name, "value": 7}]
+        (folders / "predictions" / f"{case}.json").write_text(json.dumps({"classes": classes}))
+    with pytest.raises(EvaluationError, match=r"b\.json: its classes differ from those in .*a\.json"):
+        evaluate(folders / "predictions", folders / "labels")
+
+
+def test_masks_of_a_real_scan_score_as_simpleitk_has_them(shared_data, tmp_path):
+    source = nib.load(shared_data / "abdomen_ct" / "example_seg_fast_force_split.nii.gz")
+    label = np.asarray(source.dataobj).astype(np.uint8)
+    chosen = {1: "spleen", 5: "liver", 10: "lung_upper_lobe_left"}
+    moved = np.roll(label, (1, 0, 1), (0, 1, 2))
+    for value, name in chosen.items():
+        save((moved == value).astype(np.uint8), tmp_path / "masks" / "scan" / f"{name}.nii.gz", source.affine)
+    save(label, tmp_path / "labels" / "scan.nii.gz", source.affine)
+    every = {f"class_{value}": int(value) for value in np.unique(label) if value and value not in chosen}
+    values = every | {name: value for value, name in chosen.items()}
+    result = evaluate(tmp_path / "masks", tmp_path / "labels", ScoringOptions(surface="area"), class_names=values)
+    assert set(result.class_names[1:]) == set(chosen.values())
+    assert len(result.classes.only_in_labels) == len(every)
+    for value, name in chosen.items():
+        c = result.class_names.index(name)
+        assert result.cases[0].dice[c] == pytest.approx(sitk_dice(moved, label, value, value), abs=1e-6)
+
+
+def test_predictions_with_a_record_are_matched_to_the_labels_by_name(folders):
+    plain = evaluate(folders / "predictions", folders / "labels").cases
+    shuffled = {"background": 0, "right": 1, "left": 2, "spleen": 3, "liver": 4}
+    for case in "abc":
+        path = folders / "predictions" / f"{case}.nii.gz"
+        array = np.asarray(nib.load(path).dataobj)
+        save(np.array([0, 4, 3, 2, 1], np.uint8)[array], path)
+    classes = [{"name": name, "value": value} for name, value in shuffled.items()]
+    (folders / "predictions" / "a.json").write_text(json.dumps({"classes": classes}))
+    result = evaluate(folders / "predictions", folders / "labels")
+    assert result.class_names == TABLE.names
+    assert [case.dice.tolist() for case in result.cases] == [case.dice.tolist() for case in plain]
+    assert [case.label_sha256 for case in result.cases] == [case.label_sha256 for case in plain]
+    classes[1]["name"] = "kidney"
+    (folders / "predictions" / "a.json").write_text(json.dumps({"classes": classes}))
+    partly = evaluate(folders / "predictions", folders / "labels")
+    assert partly.classes.only_in_predictions == ("kidney",)
+    assert partly.classes.only_in_labels == ("right",)
+
+
+def test_labels_are_found_in_a_data_set_of_masks(tmp_path):
+    label = blobs(4, n_classes=3)
+    save(label.astype(np.int16), tmp_path / "data" / "s1" / "ct.nii.gz")
+    for value, name in enumerate(("background", "liver", "spleen")):
+        if value:
+            save((label == value).astype(np.uint8), tmp_path / "data" / "s1" / "segmentations" / f"{name}.nii.gz")
+    save(label, tmp_path / "predictions" / "s1.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "data")
+    assert result.class_names == ("background", "liver", "spleen")
+    assert result.cases[0].dice.tolist() == [1, 1, 1]
+
+
+def test_a_result_in_two_formats_is_one_and_two_files_of_a_case_are_refused(folders):
+    for name in ("a.seg.nrrd", "b.mha"):
+        (folders / "predictions" / name).write_bytes(b"")
+    with pytest.raises(EvaluationError, match=r"b\.mha and .*b\.nii\.gz are both of case b; keep one of them"):
+        list_case_files(folders / "predictions", "prediction")
+    (folders / "predictions" / "b.mha").unlink()
+    listed = list_case_files(folders / "predictions", "prediction")
+    assert [path.name for path in listed.files.values()] == ["a.nii.gz", "b.nii.gz", "c.nii.gz"]
+
+
+def test_listing_takes_as_many_steps_a_file_in_a_large_folder_as_in_a_small_one(tmp_path, monkeypatch):
+    steps = {"compared": 0, "stat": 0}
+    equal, stat = PurePath.__eq__, os.stat
+
+    def counted_equal(one, other):
+        steps["compared"] += 1
+        return equal(one, other)
+
+    def counted_stat(*arguments, **options):
+        steps["stat"] += 1
+        return stat(*arguments, **options)
+
+    def of(n):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        for case in range(n):
+            for suffix in (".nii.gz", ".seg.nrrd"):
+                (folder / f"case_{case}{suffix}").touch()
+        steps.update(compared=0, stat=0)
+        assert len(list_case_files(folder, "prediction").files) == n
+        return dict(steps)
+
+    monkeypatch.setattr(PurePath, "__eq__", counted_equal)
+    monkeypatch.setattr(os, "stat", counted_stat)
+    few, many = of(50), of(400)
+    for what, count in many.items():
+        assert count <= 8 * max(few[what], 1) + 50, (what, few, many)

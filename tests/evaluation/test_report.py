@@ -1,0 +1,48 @@
+"""The table of an evaluation: what it counts, names and leaves out."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+
+from pipeline.evaluate import evaluate
+from pipeline.evaluation.metrics_file import write_files
+from pipeline.evaluation.report import evaluation_text
+from tests.support.evaluation import blobs, save, three_cases, write_names
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return three_cases(tmp_path)
+
+
+def test_labels_without_a_prediction_are_counted(folders):
+    (folders / "predictions" / "b.nii.gz").unlink()
+    result = evaluate(folders / "predictions", folders / "labels")
+    assert result.labels_without_prediction == ("b",)
+    assert "labels without a prediction: 1 (b)" in evaluation_text(result)
+    _, csv_path = write_files(result, folders)
+    assert {row["case"] for row in csv.DictReader(io.StringIO(csv_path.read_text("utf-8")))} == {"a", "c"}
+
+
+def test_predictions_without_a_label_are_left_out_and_named(folders):
+    save(blobs(1), folders / "predictions" / "d.nii.gz")
+    result = evaluate(folders / "predictions", folders / "labels")
+    assert (result.predictions_without_label, result.exit_code) == (("d",), 0)
+    assert "predictions without a label, left out: 1 (d)" in evaluation_text(result)
+
+
+def test_the_mean_distance_says_how_many_structures_it_leaves_out(folders):
+    missed = blobs(1)
+    missed[missed == 2] = 0
+    save(missed, folders / "predictions" / "a.nii.gz")
+    assert " mm without 1 missed" in evaluation_text(evaluate(folders / "predictions", folders / "labels"))
+
+
+def test_a_name_from_a_file_cannot_steer_the_terminal(folders):
+    write_names(folders / "labels", {"background": 0, "a\x1b[2J": 1, "spleen": 2, "left": 3, "right": 4})
+    text = evaluation_text(evaluate(folders / "predictions", folders / "labels"))
+    assert "\x1b" not in text
+    assert "a\N{REPLACEMENT CHARACTER}[2J" in text
