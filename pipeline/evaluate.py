@@ -19,12 +19,12 @@ from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.pairing import Matching, match
 from pipeline.evaluation.scoring import score_pairs
 from pipeline.evaluation.summary import Evaluation, worst_first
-from pipeline.inference.batch import Settings, segment_cases
+from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import Passes
+from pipeline.inference.passes import InferenceOptions
 from pipeline.runs.run_folder import RunFolder
-from pipeline.writers.outputs import Wanted
+from pipeline.writers.outputs import OutputOptions
 
 SplitName = Literal["train", "val", "test"]
 
@@ -114,30 +114,32 @@ def evaluate_run(
             f"{folder.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
         )
     target = default_output(folder.path, split) if output is None else Path(output)
-    wanted = Wanted(target / "predictions", models[0].class_names)
+    outputs = OutputOptions(target / "predictions", models[0].class_names)
     records = segment_cases(
         models,
         [InputCase(case.id, case.image) for case in cases],
-        wanted,
-        Settings(Passes(precision=choose_precision(precision, chosen_device))),
+        outputs,
+        InferenceOptions(precision=choose_precision(precision, chosen_device)),
         overwrite=overwrite,
         progress=progress,
         case_progress=case_progress,
     )
-    failed = {record["case"]: str(record["error"]) for record in records if record["status"] == "failed"}
-    matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], wanted, failed)
+    failed = {record.case: record.error for record in records if record.status == "failed"}
+    matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], outputs, failed)
     sources = str(folder.path), f"{split} cases of {dataset.root}"
     return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
 
 
-def _matching_of_run(dataset: Dataset, cases: list[Case], wanted: Wanted, failed: Mapping[str, str]) -> Matching:
+def _matching_of_run(
+    dataset: Dataset, cases: list[Case], outputs: OutputOptions, failed: Mapping[str, str]
+) -> Matching:
     """Pair the predictions of a run with the labels of its data set; the records say which value is which class."""
     names = dataset.classes.names
-    table = table_of_records(wanted.folder, [case.id for case in cases])
+    table = table_of_records(outputs.folder, [case.id for case in cases])
     pairs = []
     for case in cases:
         if case.label is not None:
-            pairs.append(Pair(case.id, wanted.label_files(case.id)["nifti"], case.label, case.subject))
+            pairs.append(Pair(case.id, outputs.label_map(case.id, "nifti"), case.label, case.subject))
     return Matching(
         pairs=tuple(pairs),
         classes=match_by_name(dataset.classes, table or ClassTable(names, tuple(range(len(names))))),

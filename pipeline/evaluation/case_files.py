@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
-from pipeline.datasets.dataset import Dataset, Label
-from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.layouts import recognise
-from pipeline.datasets.listing import list_cases
+from pipeline.datasets.dataset import Label
+from pipeline.datasets.listing import find_dataset
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.json_files import read_json
 from transforms.io.grid import VolumeError
@@ -59,7 +57,7 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     path = Path(path)
     if not path.exists():
         raise VolumeError(f"{path}: expected {kind}s, found no such file or folder")
-    if kind == "label" and (dataset := _dataset(path, follow_links=follow_links)) is not None:
+    if kind == "label" and (dataset := find_dataset(path, follow_links=follow_links)) is not None:
         labelled = [case for case in dataset.cases if case.label is not None]
         return CaseFiles(
             kind,
@@ -74,17 +72,6 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         return _masks_by_case(kind, path, folders)
     files = _by_case(label_maps, path)
     return CaseFiles(kind, path, files, _table_beside(path, files, kind), is_one_case=path.is_file())
-
-
-def _dataset(path: Path, *, follow_links: bool) -> Dataset | None:
-    """The data set at a path; None where it is a bare folder of label maps or masks, or a volume."""
-    if path.is_file() and volume_kind(path):
-        return None
-    try:
-        layout = recognise(path)
-    except DatasetError:
-        return None
-    return list_cases(path, layout, follow_links=follow_links)
 
 
 def _label_maps(path: Path) -> list[Path]:
