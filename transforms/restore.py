@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from math import prod
 from typing import NamedTuple
@@ -33,6 +34,9 @@ SEPARABLE_TOLERANCE = 0.01
 SLICES_A_BLOCK = 16
 """Target slices brought into the source's memory order at once. Where the two orders differ, neighbouring slices lie in
 the same cache lines, and to fetch them one by one takes longer than all the rest."""
+
+SOURCE_SLICES_A_BLOCK = 32
+"""Source slices restored together from streams: enough for every thread, few enough to hold their features."""
 
 PROBABILITY_STEPS = 255
 """Probabilities leave as uint8: value / 255."""
@@ -68,6 +72,42 @@ class FeatureMap:
 
 
 @dataclass(frozen=True, eq=False)
+class FeatureStream:
+    """Features of a volume that are handed out slice by slice, so that they need not all exist at once.
+
+    The fields are those of `FeatureMap`, but for the features themselves.
+    """
+
+    slices: Callable[[int, int], Tensor]
+    """Gives slices start … stop along `axis` of the features (F, I, J, K); called with rising, overlapping ranges."""
+    size: tuple[int, int, int]
+    """Voxels (I, J, K) of the features' grid."""
+    axis: int
+    """The axis along which slices are handed out: `slice_axis` of the two grids."""
+    affine: np.ndarray
+    n_classes: int
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> FeatureMap:
+        """The feature map of slices start … stop."""
+        matrix = np.eye(4)
+        matrix[self.axis, 3] = start
+        return FeatureMap(self.slices(start, stop), self.affine @ matrix, self.weight, self.bias)
+
+
+def slice_axis(affine: np.ndarray, shape: Sequence[int], onto_affine: np.ndarray) -> int:
+    """The axis of the features' grid (`onto_affine`) along which the last axis of the source grid runs.
+
+    Source slices are restored one after the other, so that a `FeatureStream` must hand out its slices along this axis.
+
+    Raises:
+        RestoreError: the grids differ by more than axis permutation, flip, scale and shift.
+    """
+    return _separated(voxel_map(affine, onto_affine), shape)[2].target_axis
+
+
+@dataclass(frozen=True, eq=False)
 class Restored:
     """A segmentation on the source's grid; arrays in Fortran order, as files have them."""
 
@@ -78,7 +118,7 @@ class Restored:
 
 
 def restore(
-    maps: Sequence[FeatureMap],
+    maps: Sequence[FeatureMap | FeatureStream],
     shape: Sequence[int],
     affine: Float64[np.ndarray, "4 4"],
     *,
@@ -93,7 +133,7 @@ def restore(
     networks, but the same classes.
 
     Args:
-        maps: one a pass (ensemble, mirrored passes).
+        maps: one a pass (ensemble, mirrored passes). Streams are read once, in blocks of a few slices.
         shape: source voxels (I, J, K).
         affine: source voxel -> world mm, the same world as that of the maps' affines.
         probabilities_of: class indices whose probabilities are returned, too.
@@ -111,18 +151,17 @@ def restore(
     >>> restore([FeatureMap(logits, np.eye(4))], (4, 2, 2), on_half_the_voxels).segmentation[:, 1, 1].tolist()
     [0, 1, 1, 1]
     """
-    n_classes = _check(maps, probabilities_of)
     n_i, n_j, n_k = (int(n) for n in shape)
+    n_classes = _check(maps, probabilities_of)
     segmentation = torch.empty((n_k, n_j, n_i), dtype=segmentation_dtype(n_classes))
     chosen = {c: torch.empty((n_k, n_j, n_i), dtype=torch.uint8) for c in probabilities_of}
-    n_rows = _rows_of_a_slab(maps, shape, memory_budget_mb)
     as_probabilities = len(maps) > 1 or bool(chosen)
     done = count(1)
 
     @torch.no_grad()
-    def work(part: Sequence[int]) -> None:
-        views = [_SourceView(one, shape, affine) for one in maps]
-        for k in part:
+    def work(parts: Sequence[FeatureMap], n_rows: int, ks: Sequence[int]) -> None:
+        views = [_SourceView(one, shape, affine) for one in parts]
+        for k in ks:
             slices = [view.features_of(k) for view in views]
             for start in range(0, n_j, n_rows):
                 rows = slice(start, min(n_j, start + n_rows))
@@ -133,17 +172,51 @@ def restore(
             if progress:
                 progress(next(done), n_k)
 
-    share_out(range(n_k), work, maps[0].features.device)
+    for ks in _blocks(maps, shape, affine):
+        parts = [_part(one, ks, shape, affine) for one in maps]
+        n_rows = _rows_of_a_slab(parts, shape, memory_budget_mb)
+        share_out(ks, partial(work, parts, n_rows), parts[0].features.device)
     return Restored(segmentation.numpy().T, {c: volume.numpy().T for c, volume in chosen.items()})
 
 
-def _check(maps: Sequence[FeatureMap], probabilities_of: Sequence[int]) -> int:
+def _blocks(maps: Sequence[FeatureMap | FeatureStream], shape: Sequence[int], affine: np.ndarray) -> list[range]:
+    """Source slices restored together, in the order in which the streams hand out their own."""
+    streams = [one for one in maps if isinstance(one, FeatureStream)]
+    n_k = int(shape[2])
+    if not streams:
+        return [range(n_k)]
+    backwards = set()
+    for one in streams:
+        along_k = _separated(voxel_map(affine, one.affine), shape)[2]
+        if along_k.target_axis != one.axis:
+            raise RestoreError(
+                f"a stream hands out slices along axis {one.axis}, expected axis {along_k.target_axis} (slice_axis)"
+            )
+        backwards.add(along_k.scale < 0)
+    if len(backwards) > 1:
+        raise RestoreError("streams of mirrored grids cannot be read together; mirror the features back first")
+    blocks = [range(start, min(n_k, start + SOURCE_SLICES_A_BLOCK)) for start in range(0, n_k, SOURCE_SLICES_A_BLOCK)]
+    return blocks[::-1] if backwards == {True} else blocks
+
+
+def _part(one: FeatureMap | FeatureStream, ks: range, shape: Sequence[int], affine: np.ndarray) -> FeatureMap:
+    """The features between which the source slices `ks` lie."""
+    if isinstance(one, FeatureMap):
+        return one
+    along_k = _Axis(int(shape[2]), one.size[one.axis], _separated(voxel_map(affine, one.affine), shape)[2])
+    low, high = along_k.low[list(ks)], along_k.high[list(ks)]
+    return one.part(int(low.min()), int(high.max()) + 1)
+
+
+def _check(maps: Sequence[FeatureMap | FeatureStream], probabilities_of: Sequence[int]) -> int:
     if not maps:
         raise RestoreError("expected at least one feature map, found none")
     n_classes = maps[0].n_classes
     for one in maps:
         if one.n_classes != n_classes:
             raise RestoreError(f"feature maps of {n_classes} and {one.n_classes} classes cannot be joined")
+        if isinstance(one, FeatureStream):
+            continue
         if one.features.ndim != 4 or (one.weight is not None and one.weight.shape[1:] != one.features.shape[:1]):
             head = None if one.weight is None else tuple(one.weight.shape)
             raise RestoreError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from transforms.chains import RAS
 from transforms.resize import ResizeLabeld, align_grids
-from transforms.restore import FeatureMap, RestoreError, restore
+from transforms.restore import FeatureMap, FeatureStream, RestoreError, restore, slice_axis
 
 ORIENTATIONS = [
     np.column_stack([axes, flips])
@@ -124,6 +124,38 @@ def test_a_perfect_prediction_on_a_finer_grid_comes_back_exactly(keep_aspect):
     features = F.one_hot(small[0].as_tensor().long(), 5).movedim(-1, 0).float()
     found = restore([FeatureMap(features, small.affine.numpy())], shape, affine).segmentation
     assert (found == label[0].numpy()).mean() > 0.999
+
+
+def stream_of(one, affine, shape):
+    """The map's features slice by slice, in rising order only."""
+    axis, asked = slice_axis(affine, shape, one.affine), [0]
+
+    def slices(start, stop):
+        assert asked[-1] <= start
+        asked.append(start)
+        return one.features.narrow(1 + axis, start, stop - start)
+
+    return FeatureStream(slices, one.features.shape[1:], axis, one.affine, 6, one.weight, one.bias)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::5], ids=lambda o: "".join(map(str, o.astype(int).ravel())))
+def test_features_that_come_slice_by_slice_give_the_same_as_all_at_once(orientation):
+    affine, shape = oriented((11, 80, 70), orientation)
+    maps = [random_map(target, chain_grid(shape, affine, target)) for target in ((7, 19, 18), (15, 90, 31))]
+    for streamed in ((0,), (0, 1), (1,)):
+        these = maps[: max(streamed) + 1]
+        those = [stream_of(one, affine, shape) if i in streamed else one for i, one in enumerate(these)]
+        expected = restore(these, shape, affine, probabilities_of=[2])
+        found = restore(those, shape, affine, probabilities_of=[2])
+        np.testing.assert_array_equal(found.segmentation, expected.segmentation)
+        np.testing.assert_array_equal(found.probabilities[2], expected.probabilities[2])
+
+
+def test_a_stream_along_another_axis_is_refused():
+    one = random_map((4, 5, 6), OBLIQUE @ align_grids((7, 8, 9), (4, 5, 6)).matrix)
+    stream = FeatureStream(lambda start, stop: one.features, (4, 5, 6), 0, one.affine, 6, one.weight, one.bias)
+    with pytest.raises(RestoreError, match="along axis 0, expected axis 2"):
+        restore([stream], (7, 8, 9), OBLIQUE)
 
 
 def test_the_order_of_the_result_is_the_order_of_files():
