@@ -58,6 +58,7 @@ class SlidingWindow:
     """Blended features of a volume, computed window by window as slices along one axis are asked for.
 
     Equal to blending the features of all windows at once (to float32 rounding), in the memory of one window's length.
+    The features of a single window are handed out as they are.
 
     Args:
         features: (1, C, *window) -> (1, F, *window), the network without its head.
@@ -107,7 +108,7 @@ class SlidingWindow:
         return math.prod(map(len, self._starts))
 
     def slices(self, start: int, stop: int) -> Float[Tensor, "F i j k"]:
-        """Features of the slices start … stop along the axis, float32; what lies before `start` is forgotten.
+        """Features of the slices start … stop along the axis; what lies before `start` is forgotten.
 
         Raises:
             ValueError: if the slices were forgotten or do not exist.
@@ -143,6 +144,10 @@ class SlidingWindow:
 
     def _next_group(self) -> None:
         """Compute the windows with the next start along the axis; what they complete is ready."""
+        if self.n_windows == 1:
+            whole = self._features(self._image[None].to(self._device))[0]
+            self._ready.append((0, whole.movedim(1 + self.axis, 1)))
+            return
         starts, width = self._starts[self.axis], self._window[self.axis]
         start = starts[self._n_done]
         self._n_done += 1

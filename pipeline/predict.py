@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from networks.errors import NetworkError
+from networks.sliding_window import STEP
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
 from pipeline.files.atomic import check_writable
@@ -42,6 +43,8 @@ class PredictionOptions:
     of the training, see `passes.choose_mirrored`."""
     roi: tuple[int, ...] | None = None
     """Sliding window in voxels of the network's grid; None for the whole volume at once."""
+    step: float = STEP
+    """Greatest distance of neighbouring windows, as a share of the window."""
     keep_largest: tuple[str, ...] = ()
     """Names of classes of which only the largest connected piece stays."""
     min_volume_ml: float = 0.0
@@ -149,6 +152,7 @@ def predict(
     inference = InferenceOptions(
         mirrored=choose_mirrored(options.tta, models),
         roi=_checked_roi(options.roi),
+        step=_checked_step(options.step),
         precision=choose_precision(options.precision, device),
     )
     postprocessing = PostprocessingOptions(
@@ -212,6 +216,12 @@ def _class_indices(names: Sequence[str], class_names: Sequence[str], flag: str) 
         if name not in class_names:
             raise SegmentationError(f"{flag}: unknown class {name!r}; the run knows {', '.join(class_names)}")
     return tuple(class_names.index(name) for name in names)
+
+
+def _checked_step(step: float) -> float:
+    if not 0 < step <= 1:
+        raise NetworkError(f"step: expected a share of the window above 0 and at most 1, found {step}")
+    return step
 
 
 def _checked_roi(roi: Sequence[int] | None) -> tuple[int, int, int] | None:

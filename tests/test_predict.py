@@ -95,13 +95,12 @@ def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, cap
 def test_flags_reach_the_batch(tmp_path, tta, mirrored):
     run = checkpoint(tmp_path / "m.ckpt", extra={"flips": [1]})
     path = scan(tmp_path / "case.nii.gz")
-    flags = (
-        "--roi 12 12 16 --keep_largest liver,kidney_left --min_volume_ml 0.5 --precision 32 --device cpu --threads 1"
-    )
+    flags = "--roi 12 12 16 --step 0.8 --keep_largest liver,kidney_left --min_volume_ml 0.5 --precision 32 "
+    flags += "--device cpu --threads 1"
     paths = [str(run), str(path), "--output", str(tmp_path / "out")]
     assert main(["predict", *flags.split(), *paths, *tta.split()]) == 0
     settings = json.loads((tmp_path / "out" / "case.json").read_text())["made_by"]["settings"]
-    assert settings["passes"] == {"mirrored": mirrored, "roi": [12, 12, 16], "precision": "32"}
+    assert settings["passes"] == {"mirrored": mirrored, "roi": [12, 12, 16], "step": 0.8, "precision": "32"}
     assert (settings["keep_largest"], settings["min_volume_ml"]) == ([1, 2], 0.5)
 
 
@@ -147,6 +146,8 @@ def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):
         predicted([run], [path], tmp_path / "out", keep_largest=("spleen",))
     with pytest.raises(NetworkError, match="letters x, y and z"):
         predicted([run], [path], tmp_path / "out", tta="q")
+    with pytest.raises(NetworkError, match="step: expected a share"):
+        predicted([run], [path], tmp_path / "out", step=0)
     with pytest.raises(SegmentationError, match="is an input"):
         predicted([run], [path], tmp_path)
     with pytest.raises(ConfigError, match="cuda:99 does not exist"):

@@ -41,6 +41,11 @@ def run(arguments: list[str]) -> int:
         "--roi", nargs=3, type=int, metavar="N", help="Sliding window in voxels, for networks trained on patches."
     )
     parser.add_argument(
+        "--step", type=float, default=0.5, metavar="SHARE",
+        help="Greatest distance of neighbouring windows as a share of the window (with --roi); 0.8 is up to four times "
+        "faster than 0.5 and hardly worse.",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep_largest", default="", metavar="CLASS,CLASS", help="Keep only the largest piece of these."
     )
     parser.add_argument(
@@ -64,6 +69,7 @@ def run(arguments: list[str]) -> int:
         preview=given.preview,
         tta=given.tta,
         roi=None if given.roi is None else tuple(given.roi),
+        step=given.step,
         keep_largest=tuple(words(given.keep_largest)),
         min_volume_ml=given.min_volume_ml,
         device=given.device,

@@ -8,14 +8,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.files.json_files import write_json
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
-from pipeline.inference.passes import InferenceOptions, NetworkInput, feature_maps, prepare
+from pipeline.inference.passes import InferenceOptions, NetworkInput, prepare, scan_features
 from pipeline.inference.postprocessing import PostprocessingOptions, clean
 from pipeline.inference.record import CaseRecord, provenance, record_done, record_failed, reusable_record
 from pipeline.writers.outputs import (
@@ -31,7 +31,7 @@ from pipeline.writers.preview import PreviewImage
 from pipeline.writers.segmentation import Segmentation
 from transforms.io.grid import Geometry, VolumeError
 from transforms.io.load import read_geometry
-from transforms.restore import FeatureMap, Restored, restore
+from transforms.restore import FeatureMap, FeatureStream, Restored, restore
 
 NETWORK_SHARE = 0.7
 """How much of a case's progress the network's passes are; bringing their result onto the scan's grid is the rest."""
@@ -173,6 +173,25 @@ def _outcome(writing: Future[Written]) -> Written | Exception:
         return error
 
 
+class _Stopwatch:
+    """Adds up the seconds that functions take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Computed]) -> Callable[..., Computed]:
+        """The function, whose time counts."""
+
+        def run(*arguments: Any) -> Computed:
+            start = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return run
+
+
 @dataclass(frozen=True, eq=False)
 class _Steps:
     """What is done with each case, and what that needs."""
@@ -197,33 +216,43 @@ class _Steps:
         return _ReadCase(state, geometry, inputs, time.perf_counter() - start)
 
     def segment(self, case: InputCase, read: _ReadCase) -> _SegmentedCase:
-        """Compute: all passes of all networks, then the segmentation of the scan's own voxels."""
+        """Compute features in all passes of all networks, and from them the segmentation of the scan's own voxels."""
         start = time.perf_counter()
         self.say(f"{case.id}: network")
-        maps = self._passes(case, read)
-        middle = time.perf_counter()
-        self.say(f"{case.id}: onto its own grid")
+        network = _Stopwatch()
+        is_windowed = self.inference.roi is not None
+        share = 1.0 if is_windowed else NETWORK_SHARE  # windows are computed as their features are needed
+        features: list[FeatureMap | FeatureStream] = []
+        self._say_share(case, 0)
+        for number, (model, network_input) in enumerate(zip(self.models, read.inputs, strict=True)):
+
+            def report(done: float, number: int = number) -> None:
+                self._say_share(case, share * (number + done) / len(self.models))
+
+            grid = (read.geometry.shape[:3], read.geometry.affine)
+            found = network.timed(scan_features)(model, network_input, self.inference, grid, report)
+            if isinstance(found, FeatureStream):
+                found = replace(found, slices=network.timed(found.slices))
+            features.append(found)
+        if not is_windowed:
+            self.say(f"{case.id}: onto its own grid")
         restored = restore(
-            maps,
+            features,
             read.geometry.shape[:3],
             read.geometry.affine,
             probabilities_of=self.outputs.probabilities,
-            progress=lambda done, total: self._say_share(case, NETWORK_SHARE + (1 - NETWORK_SHARE) * done / total),
+            progress=None
+            if is_windowed
+            else lambda done, total: self._say_share(case, share + (1 - share) * done / total),
         )
-        seconds = {"read": read.seconds, "network": middle - start, "restore": time.perf_counter() - middle}
+        seconds = {
+            "read": read.seconds,
+            "network": network.seconds,
+            "restore": time.perf_counter() - start - network.seconds,
+        }
         first = read.inputs[0]
         image = PreviewImage(first.image[0].numpy(), first.affine)
         return _SegmentedCase(case, read.state, read.geometry, restored, image, seconds)
-
-    def _passes(self, case: InputCase, read: _ReadCase) -> list[FeatureMap]:
-        n_passes = len(self.models) * 2 ** len(self.inference.mirrored)
-        maps: list[FeatureMap] = []
-        self._say_share(case, 0)
-        for model, network_input in zip(self.models, read.inputs, strict=True):
-            for one in feature_maps(model, network_input, self.inference):
-                maps.append(one)
-                self._say_share(case, NETWORK_SHARE * len(maps) / n_passes)
-        return maps
 
     def _say_share(self, case: InputCase, share: float) -> None:
         if self.case_progress:

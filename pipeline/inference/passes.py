@@ -6,21 +6,21 @@ import itertools
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from torch import Tensor
 
 from networks.errors import NetworkError
 from networks.head import head_matrix
+from networks.sliding_window import STEP, SlidingWindow
 from pipeline.inference.model import Model
 from transforms.chains import inference_chain
 from transforms.left_right import mirror_partners
-from transforms.restore import FeatureMap
+from transforms.restore import FeatureMap, FeatureStream, slice_axis
 
 log = logging.getLogger(__name__)
 
@@ -30,18 +30,17 @@ AXES = {"x": 0, "y": 1, "z": 2}
 AUTO = "auto"
 """Mirror as the training did."""
 
-OVERLAP = 0.5
-"""Share of the sliding window that neighbouring windows have in common."""
-
 
 @dataclass(frozen=True)
 class InferenceOptions:
     """How a scan goes through a network."""
 
     mirrored: str = ""
-    """Axes ("x", "xy", …) that are flipped in all combinations, each a pass of its own; "" for the plain pass alone."""
+    """Axes ("x", "xy", …) that are flipped in all combinations, whose logits are averaged; "" for none."""
     roi: tuple[int, int, int] | None = None
     """Sliding window in voxels of the network's grid; None for the whole volume at once."""
+    step: float = STEP
+    """Greatest distance of neighbouring windows as a share of the window."""
     precision: str = "32"
     """"32" or "bf16"."""
 
@@ -81,43 +80,114 @@ def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[
     return inputs
 
 
-def feature_maps(model: Model, network_input: NetworkInput, options: InferenceOptions) -> Iterator[FeatureMap]:
-    """Send a prepared scan through a network, once for each combination of mirrored axes.
+def scan_features(
+    model: Model,
+    network_input: NetworkInput,
+    options: InferenceOptions,
+    source: tuple[Sequence[int], np.ndarray],
+    progress: Callable[[float], None] | None = None,
+) -> FeatureMap | FeatureStream:
+    """Send a prepared scan through a network, as a whole or in sliding windows, plain and mirrored.
 
-    A mirrored pass shows the network a mirrored body; where left and right are exchanged, the sided classes of its
-    head are exchanged back by name.
+    The logits of mirrored passes are averaged, as in nnU-Net. A pass that exchanges left and right shows the network a
+    mirrored body, so its head has the sided classes exchanged back by name. The head is linear, so it is the *features*
+    that are averaged: those of all passes with one head in one tensor, at most two for any number of passes.
 
-    Yields:
-        The plain pass first; features (F, I, J, K) on the grid of the map's affine.
+    Args:
+        model: the network.
+        network_input: the scan as the network takes it.
+        options: windows and mirrored axes.
+        source: shape (I, J, K) and affine (4×4, RAS+) of the scan's own grid.
+        progress: called after each pass of each window with the share that is done.
+
+    Returns:
+        All features where there is one window, which is then computed at once; else a stream that computes windows as
+        their slices are asked for.
 
     Raises:
         NetworkError: left and right classes cannot be exchanged; features or head are NaN or infinite (every comparison
-            with NaN is false, so that the whole scan would come out as background).
+            with NaN is false, so that the whole scan would come out as background), also later, from the stream.
+        RestoreError: the scan's grid is turned against the network's.
     """
-    axes = mirror_axes(options.mirrored)
-    subsets = itertools.chain.from_iterable(itertools.combinations(axes, n) for n in range(len(axes) + 1))
-    for flipped in subsets:
-        features = _features(model, network_input.image.flip([1 + axis for axis in flipped]), options)
-        weight, bias = head_matrix(model.network.head, len(features))
-        _check_finite(model, options, features, weight, bias)
-        affine = network_input.affine @ _mirror(flipped, network_input.image.shape[1:])
-        if AXES["x"] in flipped:
-            partners = torch.tensor(_partners(model), device=features.device)
-            if weight is None:
-                features = features[partners]
-            else:
-                weight = weight[partners]
-            if bias is not None:
-                bias = bias[partners]
-        yield FeatureMap(features, affine, weight, bias)
+    image = network_input.image
+    size = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
+    axis = slice_axis(source[1], source[0], network_input.affine)
+    passes = _Passes(model, options)
+    window = SlidingWindow(
+        passes.features, image, options.roi or size, step=options.step, axis=axis, device=model.device
+    )
+    if progress:
+        n_passes = window.n_windows * len(passes.flips)
+        passes.report = lambda done: progress(done / n_passes)
+    if window.n_windows == 1:
+        return FeatureMap(window.slices(0, size[axis]), network_input.affine, *passes.head())
+    return FeatureStream(window.slices, size, axis, network_input.affine, len(model.class_names), *passes.head())
 
 
-def _check_finite(model: Model, options: InferenceOptions, *tensors: Tensor | None) -> None:
-    for tensor in tensors:
-        # The extremes of a tensor with NaN are NaN: one pass, and no second tensor of its size.
-        if tensor is not None and not all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach())):
-            remedy = "try --precision 32, or another run" if options.precision != "32" else "predict with another run"
-            raise NetworkError(f"{model.path}: its network gives NaN or infinite values for this scan; {remedy}")
+class _Passes:
+    """The plain and the mirrored passes of one network through a window."""
+
+    def __init__(self, model: Model, options: InferenceOptions) -> None:
+        axes = mirror_axes(options.mirrored)
+        self.flips = [flipped for n in range(len(axes) + 1) for flipped in itertools.combinations(axes, n)]
+        self.model = model
+        self.precision = options.precision
+        head = model.network.head
+        self.weight, self.bias = (None, None) if head is None else head_matrix(head, head.in_channels)
+        self._check_finite(self.weight, self.bias)
+        self.partners = list(_partners(model)) if AXES["x"] in axes else list(range(len(model.class_names)))
+        is_sided = self.partners != sorted(self.partners)
+        self.exchanges = [is_sided and AXES["x"] in flipped for flipped in self.flips]
+        """Whether each pass exchanges the left and right classes."""
+        self.report: Callable[[int], None] = lambda done: None
+        """Called after each pass with their number so far."""
+        self._n_passes = 0
+
+    @torch.no_grad()
+    def features(self, window: Tensor) -> Tensor:
+        """(1, C, *window) -> (1, F, *window), or (1, 2F, *window) where some passes exchange left and right."""
+        plain: list[Tensor] = []
+        exchanged: list[Tensor] = []
+        for flipped, exchanges in zip(self.flips, self.exchanges, strict=True):
+            dims = [2 + axis for axis in flipped]
+            with torch.autocast(window.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+                found = self.model.network.features(window.flip(dims))
+            self._check_finite(found)
+            found = found.flip(dims) if dims else found
+            if exchanges and self.weight is None:
+                found = found[:, self.partners]
+            _add(exchanged if exchanges and self.weight is not None else plain, found)
+            self._n_passes += 1
+            self.report(self._n_passes)
+        if len(self.flips) == 1:
+            return found
+        return torch.cat([total.div_(len(self.flips)) for total in (*plain, *exchanged)], dim=1)
+
+    def head(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight (C, F or 2F) and bias (C,) of the head for these features; None where the features are the logits."""
+        if self.weight is None or not any(self.exchanges):
+            return self.weight, self.bias
+        weight = torch.cat([self.weight, self.weight[self.partners]], dim=1)
+        if self.bias is None:
+            return weight, None
+        share = sum(self.exchanges) / len(self.exchanges)
+        return weight, torch.lerp(self.bias, self.bias[self.partners], share)
+
+    def _check_finite(self, *tensors: Tensor | None) -> None:
+        for tensor in tensors:
+            # The extremes of a tensor with NaN are NaN: one pass, and no second tensor of its size.
+            if tensor is None or all(math.isfinite(extreme) for extreme in torch.aminmax(tensor.detach())):
+                continue
+            remedy = "try --precision 32, or another run" if self.precision != "32" else "predict with another run"
+            raise NetworkError(f"{self.model.path}: its network gives NaN or infinite values for this scan; {remedy}")
+
+
+def _add(total: list[Tensor], features: Tensor) -> None:
+    """Add features to the sum in float32 that `total` holds, or is to hold."""
+    if total:
+        total[0] += features
+    else:
+        total.append(features.to(torch.float32, copy=True))
 
 
 def mirror_axes(names: str) -> tuple[int, ...]:
@@ -166,22 +236,3 @@ def _partners(model: Model) -> tuple[int, ...]:
         return mirror_partners(model.class_names)
     except ValueError as error:
         raise NetworkError(f"tta along x needs sides by name, but {error}; leave x out") from error
-
-
-def _mirror(flipped: Sequence[int], size: Sequence[int]) -> np.ndarray:
-    """4×4, voxel index of the mirrored grid of `size` (I, J, K) -> voxel index of the grid."""
-    matrix = np.eye(4)
-    for axis in flipped:
-        matrix[axis, axis], matrix[axis, 3] = -1, size[axis] - 1
-    return matrix
-
-
-@torch.no_grad()
-def _features(model: Model, image: Tensor, options: InferenceOptions) -> Tensor:
-    """(C, I, J, K) -> (F, I, J, K)."""
-    x = image[None].to(model.device)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=options.precision == "bf16"):
-        if options.roi is None:
-            return model.network.features(x)[0]
-        # Features of overlapping windows are averaged: the head is linear, so this averages their logits.
-        return sliding_window_inference(x, options.roi, 1, model.network.features, overlap=OVERLAP, mode="gaussian")[0]

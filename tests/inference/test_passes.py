@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -10,10 +12,12 @@ from monai.inferers import sliding_window_inference
 
 from networks.checkpoint import load_network
 from networks.errors import NetworkError
+from networks.sliding_window import gaussian_weights
 from pipeline.compute.devices import choose_device
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import InferenceOptions, choose_mirrored, feature_maps, prepare
+from pipeline.inference.passes import InferenceOptions, choose_mirrored, prepare, scan_features
 from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, run_folder, scan, voxels
+from transforms.restore import FeatureMap, FeatureStream, restore
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +44,9 @@ def test_a_mirrored_pass_exchanges_left_and_right_by_name(tmp_path, network):
     ckpt = checkpoint(tmp_path / "m.ckpt", network=network, target=(16, 16, 32))
     assert (load_network(ckpt).head is None) == (network is not None)
     predicted([ckpt], [path], tmp_path / "out", tta="x", probabilities=("kidney_left",))
-    plain, mirrored = logits_by_torch(ckpt, path).softmax(0), logits_by_torch(ckpt, path, flip=[0]).softmax(0)
-    expected = (plain + mirrored[[0, 1, 3, 2]]) / 2
+    plain = logits_by_torch(ckpt, path)
+    mirrored = logits_by_torch(ckpt, path, flip=[0])
+    expected = ((plain + mirrored[[0, 1, 3, 2]]) / 2).softmax(0)
     found = nib.load(tmp_path / "out" / "case" / "probabilities" / "kidney_left.nii.gz").get_fdata()
     np.testing.assert_allclose(found, expected[2], atol=0.5 / 255 + 1e-4)
 
@@ -95,17 +100,57 @@ def test_asking_for_axes_that_the_training_did_not_mirror_warns(tmp_path, caplog
     assert "training did not mirror along z" in caplog.text
 
 
-def test_a_sliding_window_averages_the_logits_of_its_windows(run, tmp_path):
+def monai_windows(model, image, roi):
+    """MONAI's sliding window over the logits (C, I, J, K), with our weights: its own are cut off below 0.001."""
+    weights = torch.einsum("i,j,k->ijk", *map(gaussian_weights, roi))
+    with torch.no_grad():
+        return sliding_window_inference(image[None], roi, 1, model.network, overlap=0.5, roi_weight_map=weights)[0]
+
+
+def all_logits(found):
+    one = found.part(0, found.size[found.axis]) if isinstance(found, FeatureStream) else found
+    if one.weight is None:
+        return one.features
+    return torch.einsum("cf,fijk->cijk", one.weight, one.features) + one.bias.view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("network", [None, LOGITS_ONLY], ids=["head", "logits"])
+@pytest.mark.parametrize("mirrored", ["", "x", "yz", "xyz"])
+def test_windows_and_mirrored_passes_average_the_logits(tmp_path, mirrored, network):
+    path, roi = scan(tmp_path / "case.nii.gz"), (8, 8, 12)
+    ckpt = checkpoint(tmp_path / "m.ckpt", network=network, target=(16, 16, 24))  # where both sides' windows agree
+    (model,) = load_models([ckpt], choose_device("cpu"))
+    (prepared,) = prepare([model], [path], "case")
+    found = scan_features(model, prepared, InferenceOptions(mirrored, roi), ((14, 17, 11), nib.load(path).affine))
+    expected = []
+    axes = ["xyz".index(letter) + 1 for letter in mirrored]
+    for flipped in (subset for n in range(len(axes) + 1) for subset in itertools.combinations(axes, n)):
+        logits = monai_windows(model, prepared.image.flip(flipped), roi).flip(flipped)
+        expected.append(logits[[0, 1, 3, 2]] if 1 in flipped else logits)
+    assert isinstance(found, FeatureStream)
+    torch.testing.assert_close(all_logits(found), torch.stack(expected).mean(0), atol=1e-4, rtol=1e-3)
+
+
+def test_at_most_two_sets_of_features_are_kept_for_any_number_of_mirrored_passes(run, tmp_path):
     path = scan(tmp_path / "case.nii.gz")
     (model,) = load_models([run], choose_device("cpu"))
     (prepared,) = prepare([model], [path], "case")
-    (one,) = feature_maps(model, prepared, InferenceOptions(roi=(12, 12, 16)))
-    ours = torch.einsum("cf,fijk->cijk", one.weight, one.features) + one.bias.view(-1, 1, 1, 1)
-    with torch.no_grad():
-        theirs = sliding_window_inference(
-            prepared.image[None], (12, 12, 16), 1, model.network, overlap=0.5, mode="gaussian"
-        )
-    torch.testing.assert_close(ours, theirs[0], atol=1e-4, rtol=1e-4)
+    grid = ((14, 17, 11), nib.load(path).affine)
+    n_features = model.network.head.in_channels
+    for mirrored, n_sets in (("", 1), ("yz", 1), ("x", 2), ("xyz", 2)):
+        found = scan_features(model, prepared, InferenceOptions(mirrored), grid)
+        assert found.features.shape == (n_sets * n_features, *prepared.image.shape[1:])
+
+
+def test_windows_that_come_slice_by_slice_segment_as_all_at_once(run, tmp_path):
+    path = scan(tmp_path / "case.nii.gz", shape=(14, 17, 70))
+    (model,) = load_models([run], choose_device("cpu"))
+    (prepared,) = prepare([model], [path], "case")
+    affine, roi = nib.load(path).affine, (12, 12, 8)
+    predicted([run], [path], tmp_path / "out", roi=roi)
+    logits = monai_windows(model, prepared.image, roi)
+    expected = restore([FeatureMap(logits, prepared.affine)], (14, 17, 70), affine).segmentation
+    assert np.mean(voxels(tmp_path / "out" / "case.nii.gz") != expected) < 0.02  # MONAI's last window lies elsewhere
 
 
 @pytest.mark.parametrize("where", ["features", "head"])
