@@ -34,8 +34,6 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.prepared_data import prepare_data
-from pipeline.training.samplers import EpochSampler, ShareSampler
-from pipeline.training.schedule import Schedule
 from tests.support.paths import ROOT
 from transforms.chains import validation_chain
 
@@ -327,40 +325,6 @@ def test_what_people_do_with_the_files_works_as_written(run, tmp_path):
     table = pd.DataFrame(rows)
     assert set(table["base_channels"]) == {4}
     assert (table["total_parameters"] == sum(v.numel() for v in weights(run).values())).all()
-
-
-def test_the_warm_up_is_the_documented_one():
-    schedule = Schedule(lr=1e-4, warmup_epochs=5, max_epochs=100, decay="cosine")
-    rates = [schedule.learning_rate(epoch) for epoch in range(100)]
-    assert rates[:6] == pytest.approx([2e-5, 4e-5, 6e-5, 8e-5, 1e-4, 1e-4])
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-4)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=95)
-    for rate in rates[5:]:
-        assert rate == pytest.approx(optimiser.param_groups[0]["lr"], rel=1e-9)
-        optimiser.step()
-        cosine.step()
-
-
-def test_every_case_counts_once_an_epoch_over_all_processes():
-    for world in (1, 2, 3):
-        trained = [list(EpochSampler(7, seed=3, epoch=5, rank=r, world_size=world)) for r in range(world)]
-        assert len({len(part) for part in trained}) == 1
-        assert sorted(index for part in trained for _, index, counted in part if counted) == list(range(7))
-        assert {epoch for part in trained for epoch, *_ in part} == {5}
-        validated = [list(ShareSampler(7, rank=r, world_size=world)) for r in range(world)]
-        assert len({len(part) for part in validated}) == 1
-        assert sorted(index for part in validated for batch in part for index in batch) == list(range(7))
-    assert list(EpochSampler(50, seed=3, epoch=0)) != list(EpochSampler(50, seed=3, epoch=1))
-
-
-def test_the_batches_of_two_processes_are_together_those_of_one():
-    def batches(size, rank=0, world_size=1):
-        sampler = EpochSampler(7, seed=3, epoch=5, rank=rank, world_size=world_size)
-        indices = [index for _, index, counted in sampler if counted]
-        return [indices[start : start + size] for start in range(0, len(indices), size)]
-
-    alone, first, second = batches(4), batches(2, 0, 2), batches(2, 1, 2)
-    assert [sorted(batch) for batch in alone] == [sorted(a + b) for a, b in zip(first, second, strict=True)]
 
 
 def test_no_subject_is_on_both_sides_and_the_record_names_the_split(run, config):

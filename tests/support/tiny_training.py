@@ -194,22 +194,26 @@ def interrupted_run(work: Path, name: str) -> Path:
     return run
 
 
+def description(name: str) -> Any:
+    """What the best weights of a network for "background" and "a" would carry."""
+    from pipeline.training.checkpoint import CheckpointDescription
+    from pipeline.training.prepared_data import Preprocessing
+
+    preprocessing = Preprocessing((16, 16, 24), "ct", (-1000.0, 1000.0), (0.5, 99.5), False, (0, 1))
+    return CheckpointDescription(name, {}, preprocessing, ("background", "a"), ("CT",), ())
+
+
 @contextlib.contextmanager
 def ending_of(work: Path, name: str, *, num_workers: int = 0) -> Iterator[tuple[Any, Path]]:
     """The end of a training in this process, whose epochs are up to the caller; (recorder, run folder)."""
     from pipeline.runs.run_folder import RunFolder
-    from pipeline.training.checkpoint import CheckpointDescription
     from pipeline.training.ending import record_ending
     from pipeline.training.failures import MemorySettings
-    from pipeline.training.prepared_data import Preprocessing
     from pipeline.training.recorder import RunRecorder
 
-    size = (16, 16, 24)
     run = work / "logs" / name
     folder = RunFolder.at(run)
     folder.make_ready(keep=False)
-    preprocessing = Preprocessing(size, "ct", (-1000.0, 1000.0), (0.5, 99.5), False, (0, 1))
-    description = CheckpointDescription(name, {}, preprocessing, ("background", "a"), ("CT",), ())
-    recorder = RunRecorder(folder, description)
-    with record_ending(folder, recorder, MemorySettings(1, size, num_workers, body_net_channels=2)):
+    recorder = RunRecorder(folder, description(name))
+    with record_ending(folder, recorder, MemorySettings(1, (16, 16, 24), num_workers, body_net_channels=2)):
         yield recorder, run

@@ -13,6 +13,61 @@ from pipeline.training.datamodule import BodyData
 from pipeline.training.prepared_data import prepare_data
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batches")
+    write_dataset(folder / "data", n_cases=6, seed=3, voxel_mm=24.0)
+    return prepare_data(
+        Config(
+            data=DataConfig(
+                str(folder / "data"), target_size=(8, 8, 16), data_aug=True, cache_dir=str(folder / "cache")
+            )
+        )
+    )
+
+
+def cases_and_images(data):
+    return [
+        (case, image)
+        for batch in data.train_dataloader()
+        for case, image in zip(batch["case"], batch["image"], strict=True)
+    ]
+
+
+def test_batches_hold_every_training_case_once_with_the_documented_shapes(prepared):
+    data = BodyData(prepared, batch_size=3, num_workers=0, seed=0)
+    batches = list(data.train_dataloader())
+    assert [len(batch["case"]) for batch in batches] == [3, 1]
+    assert sorted(case for batch in batches for case in batch["case"]) == sorted(prepared.split.train)
+    assert (batches[0]["image"].shape, batches[0]["image"].dtype) == ((3, 1, 8, 8, 16), torch.float32)
+    assert batches[0]["label"].shape == (3, 1, 8, 8, 16)
+    assert not batches[0]["label"].is_floating_point()
+    assert batches[0]["counted"].tolist() == [True] * 3
+
+
+def test_batches_are_the_same_with_workers_and_after_a_resume(prepared):
+    alone = BodyData(prepared, batch_size=2, num_workers=0, seed=5, epoch=2)
+    helped = BodyData(prepared, batch_size=2, num_workers=2, seed=5, epoch=2)
+    for (case, image), (other, again) in zip(cases_and_images(alone), cases_and_images(helped), strict=True):
+        assert case == other
+        assert torch.equal(image.as_tensor(), again.as_tensor())
+    from_the_start = BodyData(prepared, batch_size=2, num_workers=0, seed=5)
+    loader = from_the_start.train_dataloader()
+    loader.sampler.set_epoch(2)
+    assert [case for batch in loader for case in batch["case"]] == [case for case, _ in cases_and_images(alone)]
+    another = BodyData(prepared, batch_size=2, num_workers=0, seed=5, epoch=3)
+    assert [case for case, _ in cases_and_images(another)] != [case for case, _ in cases_and_images(alone)]
+
+
+def test_validation_batches_are_single_cases_and_never_augmented(prepared):
+    data = BodyData(prepared, batch_size=3, num_workers=0, seed=0)
+    once, again = (list(data.val_dataloader()) for _ in range(2))
+    assert [batch["case"] for batch in once] == [[case] for case in prepared.split.val]
+    for first, second in zip(once, again, strict=True):
+        assert "counted" not in first
+        assert torch.equal(first["image"].as_tensor(), second["image"].as_tensor())
+
+
 def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):
     write_dataset(tmp_path / "data", n_cases=4, seed=3, voxel_mm=20.0)
     settings = DataConfig(

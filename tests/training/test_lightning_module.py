@@ -1,38 +1,21 @@
-"""Real steps and validations whose numbers are none, and what a run may be resumed on."""
+"""Real steps and validations: what they train, and what they do with NaN and infinity."""
 
 from __future__ import annotations
 
 import logging
 import math
 from copy import deepcopy
-from dataclasses import replace
+from functools import partial
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins.precision import MixedPrecision
+from monai.losses import DiceCELoss
 
-from networks.registry import build_network
-from pipeline.files.atomic import FileError
-from pipeline.runs.history import TrainingLog
-from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, SegmentationModule, TrainingError
-from pipeline.training.resume import restore, resume_state
+from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, TrainingError
 from pipeline.training.schedule import Schedule
-
-SIZE = (8, 8, 8)
-
-
-def cases(n, *, broken=None):
-    """Batches of one case each; every voxel of the one named `broken` is infinite."""
-    generator = torch.Generator().manual_seed(1)
-    for number in range(n):
-        image = torch.rand((1, 1, *SIZE), generator=generator)
-        name = f"body_{number:02d}"
-        yield {
-            "image": image * (math.inf if name == broken else 1.0),
-            "label": (image > 0.5).to(torch.uint8),
-            "case": [name],
-        }
+from tests.support import tiny_module
+from tests.support.tiny_module import batches, loader, module
 
 
 class Spoiler(pl.Callback):
@@ -49,45 +32,58 @@ class Spoiler(pl.Callback):
         self.step += 1
 
 
-def module(**settings):
-    torch.manual_seed(0)
-    network = build_network(None, in_channels=1, n_classes=2, base_channels=2, light=False, target_size=SIZE)
-    return SegmentationModule(
-        network,
-        n_classes=2,
-        schedule=Schedule(1e-2),
-        weight_decay=0.1,
-        **settings,
-    )
-
-
 @pytest.fixture
 def trainer(tmp_path):
-    """Build a Trainer for one epoch on the CPU: in float32, or with scaled gradients as a GPU has them by default."""
-
-    def build(*callbacks, half=False, **settings):
-        precision = {"plugins": [MixedPrecision("16-mixed", "cpu")]} if half else {"precision": "32-true"}
-        quiet = dict.fromkeys(
-            ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "barebones"), False
-        )
-        return pl.Trainer(
-            accelerator="cpu", max_epochs=1, callbacks=list(callbacks), default_root_dir=tmp_path,
-            num_sanity_val_steps=0, **precision, **quiet, **settings,
-        )  # fmt: skip
-
-    return build
+    return partial(tiny_module.trainer, tmp_path)
 
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*isinstance\\(treespec, LeafSpec\\)"),
-    pytest.mark.filterwarnings("ignore:.*`training_step` returned `None`"),
-]
+pytestmark = tiny_module.QUIET
 
 
-def loader(*args, **kwargs):
-    return torch.utils.data.DataLoader(list(cases(*args, **kwargs)), batch_size=None)
+class Losses(pl.Callback):
+    """Note the loss of every step, and whether gradients are left after it."""
+
+    def __init__(self):
+        self.losses, self.n_gradients = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, *_):
+        self.losses.append(float(trainer.callback_metrics["loss"]))
+        self.n_gradients.append(sum(parameter.grad is not None for parameter in pl_module.parameters()))
+
+
+def test_the_loss_falls_the_fused_optimiser_steps_and_gradients_are_freed(trainer):
+    trained, noted = module(), Losses()
+    before = deepcopy(trained.network.state_dict())
+    training = trainer(noted, gradient_clip_val=1.0)
+    training.fit(trained, torch.utils.data.DataLoader(list(batches(1)) * 30, batch_size=None))
+    (optimiser,) = training.optimizers
+    assert optimiser.defaults["fused"]
+    assert {int(state["step"]) for state in optimiser.state.values()} == {30}
+    assert noted.losses[-1] < 0.7 * noted.losses[0]
+    assert noted.n_gradients == [0] * 30
+    assert not torch.equal(before["head.weight"], trained.network.head.weight)
+
+
+def test_an_epoch_is_trained_at_the_schedules_rate(trainer):
+    trained = module(schedule=Schedule(lr=0.5, warmup_epochs=4, max_epochs=8))
+    training = trainer()
+    training.fit(trained, loader(1))
+    assert training.optimizers[0].param_groups[0]["lr"] == 0.125
+
+
+def test_one_step_is_torchs_own_of_monais_loss(trainer):
+    """Clipping included: the same network, DiceCELoss, AdamW and clip_grad_norm_ by hand."""
+    trained, clip = module(), 0.01
+    by_hand = deepcopy(trained.network)
+    trainer(gradient_clip_val=clip).fit(trained, loader(1))
+    (batch,) = batches(1)
+    optimiser = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=0.1)
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    criterion(by_hand(batch["image"]), batch["label"]).backward()
+    torch.nn.utils.clip_grad_norm_(by_hand.parameters(), clip)
+    optimiser.step()
+    for ours, theirs in zip(trained.network.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
 @pytest.mark.fault(
@@ -138,19 +134,3 @@ def test_a_validation_loss_that_is_no_number_makes_the_epochs_undefined_and_name
     ] == ["case body_01: the validation loss is nan in epoch 0; val_loss of this epoch is undefined"]
     healthy.validate(module(), loader(3), verbose=False)
     assert math.isfinite(healthy.callback_metrics["val_loss"])
-
-
-@pytest.mark.parametrize(("half_before", "half_now"), [(False, True), (True, False), (True, True)])
-def test_a_run_goes_on_where_gradients_are_scaled_and_where_they_are_not(trainer, half_before, half_now):
-    first, before = module(), trainer(half=half_before)
-    before.fit(first, loader(3))
-    state = resume_state(before, first, TrainingLog())
-    second, after = module(), trainer(half=half_now)
-    after.strategy.connect(second)
-    after.strategy.optimizers = [torch.optim.AdamW(second.parameters())]
-    restore(state, after, second)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
-    if half_before and half_now:
-        assert after.precision_plugin.state_dict() == before.precision_plugin.state_dict()
-        with pytest.raises(FileError, match=r"gradient scaler's state .*expected scale, .*found scales; restore"):
-            restore(replace(state, precision={"scales": 1.0}), after, second)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -14,6 +15,10 @@ import torch
 
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
+from pipeline.runs.history import TrainingLog
+from pipeline.training.resume import restore, resume_state
+from tests.support import tiny_module
+from tests.support.tiny_module import loader, module
 from tests.support.tiny_training import (
     EPOCHS,
     WHOLE,
@@ -152,8 +157,6 @@ def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, t
     network = settings.pop("model.network._target_", None)
     config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, **settings)
     if network:
-        from dataclasses import replace
-
         config = replace(config, model=replace(config.model, network={"_target_": network}))
     before = (run / "training_summary.json").read_bytes()
     with pytest.raises(ConfigError, match=words):
@@ -205,3 +208,25 @@ def test_a_case_that_is_gone_is_named_when_the_division_is_no_longer_the_runs(wo
     finally:
         shutil.rmtree(work / "data")
         hidden.rename(work / "data")
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return partial(tiny_module.trainer, tmp_path)
+
+
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in tiny_module.QUIET])
+@pytest.mark.parametrize(("half_before", "half_now"), [(False, True), (True, False), (True, True)])
+def test_a_run_goes_on_where_gradients_are_scaled_and_where_they_are_not(trainer, half_before, half_now):
+    first, before = module(), trainer(half=half_before)
+    before.fit(first, loader(3))
+    state = resume_state(before, first, TrainingLog())
+    second, after = module(), trainer(half=half_now)
+    after.strategy.connect(second)
+    after.strategy.optimizers = [torch.optim.AdamW(second.parameters())]
+    restore(state, after, second)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    if half_before and half_now:
+        assert after.precision_plugin.state_dict() == before.precision_plugin.state_dict()
+        with pytest.raises(FileError, match=r"gradient scaler's state .*expected scale, .*found scales; restore"):
+            restore(replace(state, precision={"scales": 1.0}), after, second)

@@ -1,0 +1,48 @@
+"""From settings to the module that trains."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from networks.body_net import BodyNet
+from networks.errors import NetworkError
+from pipeline.config.settings import ModelConfig, TrainingConfig
+from pipeline.training.build import build_module
+
+SIZES = {"in_channels": 2, "n_classes": 3, "target_size": (16, 16, 16)}
+
+
+def test_every_setting_reaches_network_loss_and_schedule():
+    training = TrainingConfig(lr=0.5, warmup_epochs=2, max_epochs=7, schedule="poly", weight_decay=0.25, seed=9)
+    module = build_module(
+        ModelConfig(base_channels=4, use_light_model=True),
+        training,
+        class_weights=np.array([0.0, 1.0, 3.0]),
+        ignores_voxels=True,
+        **SIZES,
+    )
+    assert isinstance(module.network, BodyNet)
+    assert module(torch.zeros(1, 2, 16, 16, 16)).shape == (1, 3, 16, 16, 16)
+    assert module.criterion.class_weights.tolist() == [0.0, 1.0, 3.0]
+    assert module.criterion.ignore_index == module.ignore_index == 255
+    assert [module.schedule.learning_rate(epoch) for epoch in (0, 1, 2)] == [0.25, 0.5, 0.5]
+    assert (module.schedule.max_epochs, module.schedule.decay) == (7, "poly")
+    assert (module.weight_decay, module.seed, module.skip_undefined) == (0.25, 9, False)
+
+
+def test_weights_follow_from_torchs_seed():
+    def weights(seed):
+        torch.manual_seed(seed)
+        module = build_module(ModelConfig(base_channels=4), TrainingConfig(), **SIZES)
+        return torch.cat([p.flatten() for p in module.network.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_a_class_outside_the_allow_list_takes_the_callers_trust():
+    model = ModelConfig(network={"_target_": "collections.OrderedDict"})
+    with pytest.raises(NetworkError):
+        build_module(model, TrainingConfig(), **SIZES)

@@ -1,0 +1,66 @@
+"""training_config.json: what a run says of itself, and that it repeats the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, DataConfig, LossConfig
+from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.dataset import Dataset, Split
+from pipeline.training.run_record import RunRecord, weight_stats
+
+CONFIG = Config(data=DataConfig(dataset_root="scans"), loss=LossConfig(use_class_weights=True))
+WEIGHTS = np.array([0.5, 0.0, 2.0])
+
+
+def record(**changes):
+    dataset = Dataset(
+        root=Path("scans"),
+        layout="pairs",
+        cases=(),
+        classes=ClassTable(names=("background", "liver", "spleen"), values=(0, 1, 2)),
+        channel_names=("CT", "PET"),
+    )
+    facts = {
+        "dataset": dataset,
+        "split": Split(train=("a", "b"), val=("c",), test=(), source="80/10/10"),
+        "intensity": {"intensity": "ct", "because": "data.intensity says so"},
+        "skipped": {"d": "unreadable"},
+        "network_settings": {"_target_": "x"},
+        "n_parameters": 12,
+        "devices": {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": "32-true", "strategy": "auto"},
+        "class_weights": WEIGHTS,
+        "absent_classes": ("liver",),
+    }
+    return RunRecord(**facts | changes)
+
+
+def test_the_document_holds_every_setting_and_what_the_run_found():
+    document = record().document(CONFIG, start_time="2024-01-15 10:30:00")
+    assert json.loads(json.dumps(document)) == document
+    for group, settings in as_mapping(CONFIG).items():
+        kept = {key: document[group][key] for key in settings if key not in ("n_classes", "n_gpus")}
+        assert kept.items() <= settings.items()
+    assert document["experiment"]["start_time"] == "2024-01-15 10:30:00"
+    assert document["model"]["n_classes"] == 3
+    assert document["model"]["total_parameters"] == 12
+    assert document["data"]["split"]["sizes"] == {"train": 2, "val": 1, "test": 0}
+    assert document["data"]["split"]["train"] == ["a", "b"]
+    assert document["training"]["n_gpus"] == 0
+    assert document["training"]["n_processes"] is None
+    assert document["loss"]["classes_that_never_occur"] == ["liver"]
+    assert document["system"]["threads"] == torch.get_num_threads()
+    assert "skipped_cases" not in document["data"]
+
+
+def test_statistics_of_the_weights_leave_out_classes_that_never_occur():
+    used = WEIGHTS[[0, 2]]
+    assert weight_stats(WEIGHTS) == {"min": 0.5, "max": 2.0, "mean": used.mean(), "std": used.std()}
+    plain = record(class_weights=None).document(Config(data=DataConfig(dataset_root="scans")))
+    assert plain["loss"]["class_weights_stats"] is None
+    assert "classes_that_never_occur" not in plain["loss"]

@@ -1,0 +1,52 @@
+"""The curves that TensorBoard itself reads back."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.files.atomic import FileError
+from pipeline.training.tensorboard import EventsLogger
+
+
+def write(tmp_path, **changes):
+    logger = EventsLogger(save_dir=tmp_path, name="run")
+    epoch = {
+        "values": {"train_loss": 0.5, "val_loss": math.inf},
+        "iou_per_class": {"liver": 0.25, "spleen": math.nan},
+        "seconds": {"data": 1.0, "step": 3.0},
+    }
+    logger.write_epoch(3, **epoch | changes)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    return events
+
+
+def test_finite_values_are_written_and_undefined_ones_leave_a_gap(tmp_path):
+    events = write(tmp_path, picture=np.zeros((4, 6, 3), np.uint8))
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found == {
+        "train_loss": [(3, 0.5)],
+        "val_IoU/liver": [(3, 0.25)],
+        "time_share/data": [(3, 0.25)],
+        "time_share/step": [(3, 0.75)],
+        "seconds_per_epoch": [(3, 4.0)],
+    }
+    (picture,) = events.Images("validation/label_and_segmentation")
+    assert (picture.step, picture.width, picture.height) == (3, 6, 4)
+
+
+@pytest.mark.fault("a class name that UTF-8 cannot write", "TensorBoard shows a replacement; the training goes on")
+def test_a_name_that_cannot_be_encoded_is_written_with_a_replacement(tmp_path):
+    events = write(tmp_path, iou_per_class={"a\udcff": 0.5})
+    assert [event.value for event in events.Scalars("val_IoU/a?")] == [0.5]
+
+
+def test_a_refused_file_is_named(tmp_path):
+    (tmp_path / "run").write_text("a file where the folder should be")
+    with pytest.raises(FileError, match=r"run.*: cannot be written \((Not a directory|File exists)\)"):
+        write(tmp_path)

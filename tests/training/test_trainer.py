@@ -1,0 +1,40 @@
+"""What Lightning is told, and what it keeps to itself."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+
+from rich.console import Console
+
+from pipeline.compute.devices import choose_devices
+from pipeline.config.settings import Config, DataConfig, TrainingConfig
+from pipeline.runs.run_folder import RunFolder
+from pipeline.training.recorder import RunRecorder
+from pipeline.training.trainer import build_trainer, quiet_lightning
+from tests.support.tiny_training import description
+
+
+def test_lightning_writes_no_checkpoint_of_its_own_and_takes_the_settings(tmp_path):
+    folder = RunFolder(tmp_path, "run")
+    devices = choose_devices(Config(data=DataConfig("scans"), training=TrainingConfig(n_gpus=0, precision="32")))
+    recorder = RunRecorder(folder, description("run"))
+    trainer = build_trainer(folder, recorder, devices, Console(), max_epochs=7, accumulate=3, gradient_clip=0.5)
+    assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (7, 3, 0.5)
+    assert trainer.checkpoint_callbacks == []
+    assert recorder in trainer.callbacks
+    assert trainer.precision == "32-true"
+    assert not list(tmp_path.iterdir())
+    unclipped = build_trainer(folder, recorder, devices, Console(), max_epochs=1, gradient_clip=0.0)
+    assert unclipped.gradient_clip_val is None
+
+
+def test_advice_is_silenced_and_everything_is_as_before_afterwards():
+    level, hook = logging.getLogger("pytorch_lightning").level, threading.excepthook
+    with warnings.catch_warnings(record=True, action="always") as caught, quiet_lightning():
+        warnings.warn("The dataloader does not have many workers which may be a bottleneck", stacklevel=1)
+        warnings.warn("a warning of somebody else", stacklevel=1)
+        assert not logging.getLogger("pytorch_lightning").isEnabledFor(logging.INFO)
+    assert [str(warning.message) for warning in caught] == ["a warning of somebody else"]
+    assert (logging.getLogger("pytorch_lightning").level, threading.excepthook) == (level, hook)
