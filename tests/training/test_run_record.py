@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.compute.devices import choose_devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, DataConfig, LossConfig
 from pipeline.datasets.class_table import ClassTable
@@ -33,7 +34,7 @@ def record(**changes):
         "skipped": {"d": "unreadable"},
         "network_settings": {"_target_": "x"},
         "n_parameters": 12,
-        "devices": {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "precision": "32-true", "strategy": "auto"},
+        "devices": choose_devices(0, None, "32"),
         "class_weights": WEIGHTS,
         "absent_classes": ("liver",),
     }

@@ -9,7 +9,6 @@ import warnings
 from rich.console import Console
 
 from pipeline.compute.devices import choose_devices
-from pipeline.config.settings import Config, DataConfig, TrainingConfig
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.trainer import build_trainer, quiet_lightning
@@ -18,7 +17,7 @@ from tests.support.tiny_training import description
 
 def test_lightning_writes_no_checkpoint_of_its_own_and_takes_the_settings(tmp_path):
     folder = RunFolder(tmp_path, "run")
-    devices = choose_devices(Config(data=DataConfig("scans"), training=TrainingConfig(n_gpus=0, precision="32")))
+    devices = choose_devices(0, None, "32")
     recorder = RunRecorder(folder, description("run"))
     trainer = build_trainer(folder, recorder, devices, Console(), max_epochs=7, accumulate=3, gradient_clip=0.5)
     assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (7, 3, 0.5)
