@@ -1,9 +1,9 @@
-"""What a data set looks like as a whole: sizes, spacings, orientations, intensities, classes. Opens no file."""
+"""Describe a data set in numbers: sizes, spacings, orientations, intensities, classes. Opens no file."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,51 +13,70 @@ from pipeline.checks.voxel_statistics import PERCENTILES
 from pipeline.datasets.dataset import Dataset, Split
 
 Triple = tuple[float, float, float]
+"""One number along each of the voxel axes I, J, K."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, median and largest value along each axis, over all cases."""
+
+    min: Triple
+    median: Triple
+    max: Triple
 
 
 @dataclass(frozen=True)
 class ClassCount:
-    """A class over all labels: cases that hold it, by side too, its voxels, and its median volume where it occurs."""
+    """A class over all labels."""
 
     name: str
     value: int
+    """Its value in the label files."""
     n_cases: int
+    """Cases that hold it."""
     n_train: int
+    """Training cases that hold it."""
     n_val: int
+    """Validation cases that hold it."""
     n_voxels: int
     median_ml: float | None
+    """Median volume over the cases that hold it; None where none does."""
 
 
 @dataclass(frozen=True)
 class Channel:
-    """An image channel over all cases: lowest minimum, highest maximum, and the percentiles' medians over cases."""
+    """An image channel over all cases."""
 
     name: str
     minimum: float
     percentiles: tuple[tuple[float, float], ...]
+    """(percent, intensity) pairs: the medians over cases of each case's percentile."""
     maximum: float
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A data set in numbers; the triples of `sizes` and `spacings_mm` run along the voxel axes I, J, K.
-
-    Only files that could be read count. `sides` says how many cases train, validate and test, and `intensity` how
-    intensities will be scaled and why.
-    """
+    """A data set in numbers. Only files that could be read count."""
 
     n_cases: int
     n_subjects: int
     n_unlabelled: int
+    """Images that the data set keeps for testing without a label."""
     layout: str
-    sides: dict[str, int]
+    splits: dict[str, int]
+    """How many cases train, validate and test; empty where they could not be divided."""
     split_source: str
-    sizes: dict[str, Triple]
-    spacings_mm: dict[str, Triple]
+    """Where the division comes from, in words."""
+    sizes: Spread | None
+    """Voxels; None where no image could be read."""
+    spacings_mm: Spread | None
+    """Voxel sizes in mm."""
     orientations: dict[str, int]
+    """Cases by orientation, such as "RAS"."""
     formats: dict[str, int]
     dtypes: dict[str, int]
     intensity: dict[str, str]
+    """How intensities will be scaled ("intensity"), and why ("because")."""
     channels: tuple[Channel, ...]
     classes: tuple[ClassCount, ...]
 
@@ -65,63 +84,83 @@ class Fingerprint:
 def take_fingerprint(
     facts: Sequence[CaseFacts], dataset: Dataset, *, split: Split | None, intensity: dict[str, str]
 ) -> Fingerprint:
-    """Sum up the facts of all cases."""
-    first = [case.images[0] for case in facts if case.images]
+    """Sum up what was measured in all cases.
+
+    Args:
+        facts: of every case that was opened.
+        dataset: the data set, listed.
+        split: its division; None where it cannot be divided.
+        intensity: how intensities will be scaled, and why.
+    """
+    first_channels = [case.images[0] for case in facts if case.images]
     return Fingerprint(
         n_cases=len(dataset.cases),
         n_subjects=len({case.subject for case in dataset.cases}),
         n_unlabelled=len(dataset.unlabelled),
         layout=dataset.layout,
-        sides={name: len(cases) for name, cases in split.items()} if split else {},
+        splits={name: len(cases) for name, cases in split.items()} if split else {},
         split_source=split.source if split else "none",
-        sizes=_spread([image.shape for image in first]),
-        spacings_mm=_spread([image.spacing_mm for image in first]),
-        orientations=_counted([image.orientation for image in first]),
-        formats=_counted([image.kind for image in first]),
-        dtypes=_counted([image.dtype for image in first]),
+        sizes=_spread([image.shape for image in first_channels]),
+        spacings_mm=_spread([image.spacing_mm for image in first_channels]),
+        orientations=_counted(image.orientation for image in first_channels),
+        formats=_counted(image.kind for image in first_channels),
+        dtypes=_counted(image.dtype for image in first_channels),
         intensity=intensity,
-        channels=tuple(_channels(facts, dataset)),
-        classes=tuple(_classes(facts, dataset, split)),
+        channels=_channels(facts, dataset.channel_names),
+        classes=_classes(facts, dataset, split),
     )
 
 
-def _spread(rows: Sequence[Sequence[float]]) -> dict[str, Triple]:
+def _spread(rows: Sequence[Sequence[float]]) -> Spread | None:
     if not rows:
-        return {}
+        return None
     table = np.array(rows, float)
-    return {
-        name: (float(row[0]), float(row[1]), float(row[2]))
-        for name, row in (("min", table.min(0)), ("median", np.median(table, axis=0)), ("max", table.max(0)))
-    }
+    return Spread(_triple(table.min(axis=0)), _triple(np.median(table, axis=0)), _triple(table.max(axis=0)))
 
 
-def _counted(words: Sequence[str]) -> dict[str, int]:
+def _triple(row: np.ndarray) -> Triple:
+    return float(row[0]), float(row[1]), float(row[2])
+
+
+def _counted(words: Iterable[str]) -> dict[str, int]:
     return dict(Counter(words).most_common())
 
 
-def _channels(facts: Sequence[CaseFacts], dataset: Dataset) -> list[Channel]:
+def _channels(facts: Sequence[CaseFacts], names: Sequence[str]) -> tuple[Channel, ...]:
+    # Only whole cases: where a file could not be read, the index of an image is not that of its channel.
+    whole = [case.images for case in facts if len(case.images) == len(names)]
     channels = []
-    for number, name in enumerate(dataset.channel_names):
-        # Only whole cases: in others the place in the tuple is not the channel.
-        images = [case.images[number] for case in facts if len(case.images) == len(dataset.channel_names)]
-        images = [image for image in images if np.isfinite(image.minimum)]
+    for number, name in enumerate(names):
+        images = [images[number] for images in whole if np.isfinite(images[number].minimum)]
         if images:
             medians = np.median([image.intensities for image in images], axis=0).tolist()
-            low, high = min(image.minimum for image in images), max(image.maximum for image in images)
-            channels.append(Channel(name, low, tuple(zip(PERCENTILES, medians, strict=True)), high))
-    return channels
+            channels.append(
+                Channel(
+                    name,
+                    minimum=min(image.minimum for image in images),
+                    percentiles=tuple(zip(PERCENTILES, medians, strict=True)),
+                    maximum=max(image.maximum for image in images),
+                )
+            )
+    return tuple(channels)
 
 
-def _classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | None) -> list[ClassCount]:
+def _classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | None) -> tuple[ClassCount, ...]:
     labelled = [(case.case, case.label) for case in facts if case.label is not None]
-    train, val = (set(split.train), set(split.val)) if split else (set(), set())
     counts = []
-    for c, (name, value) in enumerate(zip(dataset.classes.names, dataset.classes.values, strict=True)):
-        holders = [(case, label) for case, label in labelled if label.class_voxels[c]]
-        volumes = [float(label.class_voxels[c]) * label.voxel_ml for _, label in holders]
-        counts.append(ClassCount(
-            name, int(value), len(holders), sum(case in train for case, _ in holders),
-            sum(case in val for case, _ in holders), int(sum(label.class_voxels[c] for _, label in holders)),
-            float(np.median(volumes)) if volumes else None,
-        ))  # fmt: skip
-    return counts
+    for index, (name, value) in enumerate(zip(dataset.classes.names, dataset.classes.values, strict=True)):
+        holders = [(case, label) for case, label in labelled if label.class_voxels[index]]
+        splits = Counter(split.of(case) for case, _ in holders) if split else Counter()
+        volumes_ml = [float(label.class_voxels[index]) * label.voxel_ml for _, label in holders]
+        counts.append(
+            ClassCount(
+                name,
+                value=int(value),
+                n_cases=len(holders),
+                n_train=splits["train"],
+                n_val=splits["val"],
+                n_voxels=int(sum(label.class_voxels[index] for _, label in holders)),
+                median_ml=float(np.median(volumes_ml)) if volumes_ml else None,
+            )
+        )
+    return tuple(counts)

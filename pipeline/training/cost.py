@@ -1,7 +1,4 @@
-"""What a training will cost on this machine: disk for the cache, memory and time from one trial step.
-
-The step itself is `trial_step`'s, in a process of its own.
-"""
+"""Estimate what a training costs on this machine: disk for the cache, memory and time from one trial step."""
 
 from __future__ import annotations
 
@@ -14,9 +11,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.cache.entry import CacheError, entry_bytes
 from pipeline.cache.folder import cache_info
@@ -25,7 +23,7 @@ from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import memory_bytes
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
-from pipeline.console.text import gigabytes
+from pipeline.console.text import BYTES_PER_GB, gigabytes
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.training.trial_step import Trial
 
@@ -38,78 +36,83 @@ _LESS_MEMORY = "lower --batch_size, --base_channels or --target_size, or set mod
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training needs and what the machine has; `trial` is None where no step was measured.
-
-    `epoch_s` is steps × step + validations × validation of one process: loading is not in it, and 0 without a trial.
-    """
+    """What a training needs, and what the machine has."""
 
     cache_dir: str
+    """Folder of the prepared cases."""
     cache_bytes: int
+    """Size of all prepared cases of train and validation."""
     free_bytes: int
+    """Bytes free on the disk of that folder."""
+    held_bytes: int
+    """Bytes that the folder holds already; entries of the same data and settings are used again."""
     memory_bytes: int
+    """Memory of the device that trains."""
     n_val: int
+    """Validation cases."""
     steps_per_epoch: int
+    """Training steps of each process in an epoch."""
     max_epochs: int
     epoch_s: float
+    """Seconds of an epoch: steps × step + validations × validation, without loading; 0 without a trial step."""
     trial: Trial | None
+    """One measured step; None where none was taken."""
 
 
 def estimate_training(
-    config: Config,
-    dataset: Dataset,
-    split: Split | None,
-    *,
-    measure: bool,
-    trust: bool = False,
-    progress: Callable[[str, int, int], None],
+    config: Config, dataset: Dataset, split: Split | None, trial: Trial | None = None
 ) -> tuple[Estimate, tuple[Finding, ...]]:
-    """Estimate disk, memory and time, and hold them against the machine.
+    """Estimate disk, memory and time, and compare them with what the machine has.
 
     Args:
         config: the settings.
         dataset: the data set, listed.
         split: its division; None: all cases train.
-        measure: take a trial step.
-        trust: take network classes from any package in it.
-        progress: called with (what, done, total).
+        trial: a measured step (see `measure_step`).
 
     Returns:
-        The estimate, and a finding for each thing that this machine lacks. Raises ConfigError for GPUs it has not.
+        The estimate, and a finding for each thing that this machine lacks.
+
+    Raises:
+        ConfigError: more GPUs are asked for than the machine has.
     """
-    sizes = {"in_channels": len(dataset.channel_names), "n_classes": len(dataset.classes.names)}
-    n_train, n_val = (len(split.train), len(split.val)) if split else (len(dataset.cases), 0)
-    findings: list[Finding] = []
-    devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
-    trial = None
-    if measure:
-        progress("taking a trial step", 0, 1)
-        trial = _measure(config, sizes, findings, trust=trust)
-        progress("taking a trial step", 1, 1)
+    n_train = len(split.train) if split else len(dataset.cases)
+    n_val = len(split.val) if split else 0
+    training = config.training
+    devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     steps = math.ceil(n_train / (config.data.batch_size * devices.n_processes))
     validations = math.ceil(n_val / devices.n_processes)
+    bytes_a_case = entry_bytes(
+        config, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names)
+    )
+    cache_dir = Path(config.data.cache_dir)
     estimate = Estimate(
         cache_dir=config.data.cache_dir,
-        cache_bytes=(n_train + n_val) * entry_bytes(config, **sizes),
-        free_bytes=_free_bytes(Path(config.data.cache_dir)),
+        cache_bytes=(n_train + n_val) * bytes_a_case,
+        free_bytes=_free_bytes(cache_dir),
+        held_bytes=_held_bytes(cache_dir),
         memory_bytes=memory_bytes(devices.accelerator),
         n_val=n_val,
         steps_per_epoch=steps,
-        max_epochs=config.training.max_epochs,
+        max_epochs=training.max_epochs,
         epoch_s=steps * trial.step_s + validations * trial.validation_s if trial else 0.0,
         trial=trial,
     )
-    return estimate, (*findings, *_shortages(estimate, config))
+    return estimate, tuple(_shortages(estimate, config.data.cache_limit_gb))
 
 
-def _shortages(estimate: Estimate, config: Config) -> Iterator[Finding]:
+def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
     needed = f"{gigabytes(estimate.cache_bytes)} for the prepared cases"
     if estimate.cache_bytes > estimate.free_bytes:
-        found = f"{gigabytes(estimate.free_bytes)} free (with what the cache holds already)"
-        remedy = "free the disk, or name another data.cache_dir"
-        yield Finding("error", "disk", "", estimate.cache_dir, needed, found, remedy)
-    limit = config.data.cache_limit_gb * 1e9
-    if 0 < limit < estimate.cache_bytes:
-        found = f"data.cache_limit_gb {config.data.cache_limit_gb:g}"
+        # Whether what the cache holds is of this data and these settings shows only once every file is hashed.
+        may_suffice = estimate.cache_bytes <= estimate.free_bytes + estimate.held_bytes
+        found = f"{gigabytes(estimate.free_bytes)} free, and {gigabytes(estimate.held_bytes)} in the cache"
+        remedy = "free the disk (bodyseg cache prune), or name another data.cache_dir"
+        if may_suffice:
+            remedy = f"unless the cache holds these cases already: {remedy}"
+        yield Finding("warning" if may_suffice else "error", "disk", "", estimate.cache_dir, needed, found, remedy)
+    if 0 < cache_limit_gb * BYTES_PER_GB < estimate.cache_bytes:
+        found = f"data.cache_limit_gb {cache_limit_gb:g}"
         yield Finding("error", "disk", "", estimate.cache_dir, needed, found, "raise or remove the limit")
     if estimate.trial and estimate.trial.peak_bytes > HEADROOM * estimate.memory_bytes:
         expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
@@ -118,37 +121,70 @@ def _shortages(estimate: Estimate, config: Config) -> Iterator[Finding]:
 
 
 def _free_bytes(folder: Path) -> int:
-    """Bytes free on the disk of a folder that may not exist yet, and those that the cache in it holds already."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    held = 0
+    """Bytes free on the disk of a folder that may not exist yet."""
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    return shutil.disk_usage(existing).free
+
+
+def _held_bytes(folder: Path) -> int:
+    """Bytes of the entries in a cache folder."""
     with contextlib.suppress(CacheError):  # no cache yet
-        held = cache_info(folder).n_bytes
-    return shutil.disk_usage(there).free + held
+        return cache_info(folder).n_bytes
+    return 0
 
 
-def _measure(config: Config, sizes: dict[str, int], findings: list[Finding], *, trust: bool) -> Trial | None:
-    """Take the trial step in a process of its own; None, with a finding, where it does not end well."""
-    asked = json.dumps({"config": as_mapping(config), **sizes, "trust": trust})
-    # The modules of this process shall be the other one's, wherever it was started.
+def measure_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial | Finding:
+    """Take one training step at the configured size in a process of its own (`trial_step`), which the kernel may end.
+
+    Args:
+        config: the settings.
+        in_channels: image channels.
+        n_classes: classes with the background.
+        trust: take network classes from any package.
+
+    Returns:
+        Its time and memory; a finding where it did not end well.
+    """
+    request = {"config": as_mapping(config), "in_channels": in_channels, "n_classes": n_classes, "trust": trust}
+    # The other process must import the same modules, wherever this one was started.
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "pipeline.training.trial_step"]
     try:
-        done = subprocess.run(
-            command, input=asked, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT_S, check=False
+        process = subprocess.run(
+            command,
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=TIME_LIMIT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        findings.append(_failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", _LESS_MEMORY))
-        return None
-    answer = _answer(done.stdout)
+        return _failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", _LESS_MEMORY)
+    return read_trial(process.returncode, process.stdout, process.stderr)
+
+
+def read_trial(exit_code: int, output: str, error_output: str) -> Trial | Finding:
+    """Return what the process of a trial step says, or why it failed as a finding.
+
+    >>> read_trial(-9, "", "").found
+    'the process was killed, as the system does when memory ends'
+    """
+    answer = _answer(output)
     if "step_s" in answer:
         return Trial(**answer)
-    findings.append(_why_failed(done.returncode, str(answer.get("error") or _last_line(done.stderr))))
-    return None
+    message = str(answer.get("error") or _last_line(error_output))
+    if exit_code == -signal.SIGKILL:
+        return _failed("memory", "the process was killed, as the system does when memory ends", _LESS_MEMORY)
+    if re.search(r"out of memory|can't allocate memory|MemoryError", message, re.IGNORECASE):
+        return _failed("memory", message[:200], _LESS_MEMORY)
+    found = message[:400] or f"a process that ended with code {exit_code}"
+    return _failed("step_failed", found, "correct the settings")
 
 
-def _answer(output: str) -> dict:
+def _answer(output: str) -> dict[str, Any]:
     try:
         return dict(json.loads(_last_line(output)))
     except (ValueError, TypeError):
@@ -158,14 +194,6 @@ def _answer(output: str) -> dict:
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1] if lines else ""
-
-
-def _why_failed(code: int, message: str) -> Finding:
-    if code == -signal.SIGKILL:
-        return _failed("memory", "the process was killed, as the system does when memory ends", _LESS_MEMORY)
-    if re.search(r"out of memory|can't allocate memory|MemoryError", message, re.IGNORECASE):
-        return _failed("memory", message[:200], _LESS_MEMORY)
-    return _failed("step_failed", message[:400] or f"a process that ended with code {code}", "correct the settings")
 
 
 def _failed(kind: str, found: str, remedy: str) -> Finding:

@@ -1,7 +1,7 @@
-"""One real training step and one real validation at the configured size, on random voxels: their time and memory.
+"""Take one real training step and validation at the configured size, on random voxels, and measure time and memory.
 
-Runs as a program of its own, `python -m pipeline.trial_step`, with a JSON object on its input and one on its output, so
-that the process that asks survives when the kernel kills this one for its memory. Reads no data set.
+Runs as a program of its own, `python -m pipeline.training.trial_step`, with a JSON object on its input and one on its
+output, so that the process that asks survives when the kernel kills this one for its memory. Reads no data set.
 """
 
 from __future__ import annotations
@@ -34,17 +34,22 @@ N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state
 
 @dataclass(frozen=True)
 class Trial:
-    """Seconds of a training step (a batch, the fastest after the first) and of validating one case; peak bytes."""
+    """What one training step and one validation took."""
 
     step_s: float
+    """Seconds of a training step (one batch): the fastest after the first, which warms up."""
     validation_s: float
+    """Seconds of validating one case."""
     peak_bytes: int
+    """Most memory in use: of the GPU where it trains, else of the process."""
     device: str
+    """The GPU's name, or the number of CPU threads."""
     precision: str
+    """As Lightning calls it: "16-mixed", "bf16-mixed", "32-true"."""
 
 
-class _Same(Dataset):
-    """One item, again and again."""
+class _OneItem(Dataset):
+    """One item, as often as asked."""
 
     def __init__(self, item: dict[str, Any], n_items: int) -> None:
         self.item, self.n_items = item, n_items
@@ -57,10 +62,11 @@ class _Same(Dataset):
 
 
 class _Clock(pl.Callback):
-    """Takes the time of every training step and of the last validation."""
+    """Measures every training step and the last validation."""
 
     def __init__(self) -> None:
-        self.started = self.validation_s = 0.0
+        self.started = 0.0
+        self.validation_s = 0.0
         self.steps_s: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
@@ -79,7 +85,15 @@ class _Clock(pl.Callback):
 def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial:
     """Train for three batches and validate one case as `config` says, on one device.
 
-    Raises NetworkError and ConfigError as a training would.
+    Args:
+        config: the settings.
+        in_channels: image channels.
+        n_classes: classes with the background.
+        trust: take network classes from any package.
+
+    Raises:
+        NetworkError: the network is unknown, not allowed, or its arguments are wrong.
+        ConfigError: more GPUs are asked for than the machine has.
     """
     training = config.training
     chosen = choose_devices(training.n_gpus, training.n_processes, training.precision)
@@ -106,8 +120,8 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    batches = DataLoader(_Same(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
-    trainer.fit(module, batches, DataLoader(_Same(item, 1)))
+    batches = DataLoader(_OneItem(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
+    trainer.fit(module, batches, DataLoader(_OneItem(item, 1)))
     return Trial(min(clock.steps_s[1:]), clock.validation_s, _peak_bytes(), _device_name(), devices.precision)
 
 
@@ -140,7 +154,7 @@ def _device_name() -> str:
 
 
 def _end_with_parent() -> None:
-    """End this process within a second of the one that asked: nobody would read the answer, and the memory is dear."""
+    """End this process within a second of its parent: nobody would read the answer, and it holds much memory."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -153,14 +167,14 @@ def _end_with_parent() -> None:
 
 def main() -> int:
     """Read {"config", "in_channels", "n_classes", "trust"}, print the trial or {"error": one line}."""
-    with contextlib.suppress(OSError):  # when memory ends, the kernel shall take this process and no other
+    with contextlib.suppress(OSError):  # when memory ends, the kernel is to end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     _end_with_parent()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    asked = json.load(sys.stdin)
+    request = json.load(sys.stdin)
     try:
-        trial = take_step(from_mapping(asked.pop("config")), **asked)
+        trial = take_step(from_mapping(request.pop("config")), **request)
     except Exception as error:
         print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())}))
         return 1
