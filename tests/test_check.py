@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import signal
 from pathlib import Path
 
 import nibabel as nib
@@ -12,12 +10,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.check import check, to_json, to_text
 from pipeline.checks.findings import BadDataError, Finding, errors, refuse_errors
 from pipeline.cli.main import main
 from pipeline.phantoms.sample_dataset import write_dataset
-from pipeline.training import cost as estimate
 from tests.support.volumes import (
     AFFINE,
     BAD,
@@ -34,7 +30,6 @@ from tests.support.volumes import (
     without_split_column,
     write_series,
 )
-from transforms.chains import preprocessing_chain
 
 
 @pytest.fixture
@@ -157,22 +152,6 @@ def test_a_folder_that_is_no_data_set_is_one_error(tmp_path: Path) -> None:
     assert report.exit_code == 2
 
 
-def test_the_fingerprint_counts_what_was_written(folder: Folder) -> None:
-    save(folder.image("a"), hounsfield("a").transpose(2, 0, 1), AFFINE[:, [2, 0, 1, 3]])
-    fingerprint = folder.check().fingerprint
-    assert fingerprint is not None
-    assert (fingerprint.n_cases, fingerprint.n_subjects) == (4, 4)
-    assert fingerprint.sides == {"train": 2, "val": 2, "test": 0}
-    assert fingerprint.orientations == {"RAS": 3, "SRA": 1}
-    assert fingerprint.sizes["min"] == (12, 14, 12)
-    assert fingerprint.spacings_mm["max"] == (3, 2, 3)
-    liver = fingerprint.classes[3]
-    assert (liver.name, liver.n_cases, liver.n_train, liver.n_val, liver.n_voxels) == ("liver", 4, 2, 2, 192)
-    assert liver.median_ml == pytest.approx(48 * 12 / 1000)  # 48 voxels of 2×2×3 mm
-    voxels = np.concatenate([hounsfield(name).ravel() for name in "abcd"])
-    assert (fingerprint.channels[0].minimum, fingerprint.channels[0].maximum) == (voxels.min(), voxels.max())
-
-
 def test_the_json_report_says_the_same(folder: Folder) -> None:
     save(folder.label("c"), with_value(organs(), 7, np.uint8))
     report = folder.check()
@@ -191,75 +170,6 @@ def test_checking_phantoms_of_all_orientations_finds_no_error(tmp_path: Path) ->
     assert not {f.kind for f in report.findings} & {"sides_swapped", "odd_intensities", "sform_qform"}
     assert sorted(seen) == [(n, 4) for n in range(1, 5)]
     assert check(tmp_path, workers=1) == report
-
-
-def test_the_disk_estimate_is_what_the_cache_takes(tmp_path: Path) -> None:
-    for name in ("images", "labels"):
-        (tmp_path / name).mkdir()
-    for name in "ab":
-        save(tmp_path / "images" / f"{name}.nii.gz", hounsfield(name))
-        save(tmp_path / "labels" / f"{name}.nii.gz", organs())
-    (tmp_path / "labels.json").write_text(json.dumps(CLASSES))
-    report = check(configured(tmp_path, data={"target_size": (17, 23, 19)}), measure=False, workers=1)
-    assert report.estimate is not None
-    assert report.estimate.trial is None
-    paths = {"image": str(tmp_path / "images" / "a.nii.gz"), "label": str(tmp_path / "labels" / "a.nii.gz")}
-    chain = preprocessing_chain((17, 23, 19))
-    cache = CachedDataset([{**paths, "case": "a"}], chain, folder=tmp_path / "real", key={}, n_classes=4)
-    cache.build(workers=1)
-    (entry,) = (tmp_path / "real").glob("*.bodycase")
-    assert report.estimate.cache_bytes == 2 * entry.stat().st_size
-
-
-def test_a_cache_limit_below_the_need_is_an_error(folder: Folder) -> None:
-    folder.check()
-    settings = configured(folder.root / "cases.json", data={"cache_dir": "cache", "cache_limit_gb": 1e-6})
-    (finding,) = check(settings, measure=False, workers=1).findings
-    assert (finding.severity, finding.kind) == ("error", "disk")
-    assert "data.cache_limit_gb 1e-06" in finding.found
-
-
-def test_one_real_step_gives_memory_and_time(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder.check()
-    report = check(configured(folder.root / "cases.json", data={"cache_dir": "cache"}), workers=1)
-    assert report.findings == ()
-    assert report.estimate is not None
-    trial = report.estimate.trial
-    assert trial is not None
-    assert trial.step_s > 0
-    assert 1e8 < trial.peak_bytes < report.estimate.memory_bytes  # torch alone takes more than 100 MB
-    assert report.estimate.epoch_s == pytest.approx(2 * trial.step_s + 2 * trial.validation_s)
-    assert "GB at its peak" in to_text(report)
-    # The same step on a machine with less memory, which the disk's free bytes do not concern.
-    monkeypatch.setattr(estimate, "memory_bytes", lambda accelerator: int(trial.peak_bytes / 0.95))
-    done = estimate.subprocess.CompletedProcess([], 0, json.dumps(dataclasses.asdict(trial)), "")
-    monkeypatch.setattr(estimate.subprocess, "run", lambda *args, **options: done)
-    (finding,) = check(configured(folder.root / "cases.json", data={"cache_dir": "cache"}), workers=1).findings
-    assert (finding.severity, finding.kind) == ("warning", "memory")
-    assert "90% of the memory" in finding.expected
-    assert "--batch_size, --base_channels or --target_size" in finding.remedy
-
-
-@pytest.mark.parametrize(
-    ("code", "output", "errors_", "kind", "found"),
-    [
-        (-signal.SIGKILL, "", "", "memory", "the process was killed"),
-        (1, '{"error": "RuntimeError: CUDA out of memory. Tried 9 GiB"}', "", "memory", "CUDA out of memory"),
-        (1, '{"error": "NetworkError: no network is called SegRasNet"}', "", "step_failed", "SegRasNet"),
-        (-signal.SIGSEGV, "", "", "step_failed", "code -11"),
-        (3, "", "Traceback\nImportError: no torch", "step_failed", "ImportError: no torch"),
-    ],
-)
-def test_a_step_that_fails_is_a_finding(
-    folder: Folder, monkeypatch: pytest.MonkeyPatch, code: int, output: str, errors_: str, kind: str, found: str
-) -> None:
-    done = estimate.subprocess.CompletedProcess([], code, output, errors_)
-    monkeypatch.setattr(estimate.subprocess, "run", lambda *args, **options: done)
-    folder.check()
-    report = check(configured(folder.root / "cases.json", data={"cache_dir": "cache"}), workers=1)
-    (finding,) = report.findings
-    assert (finding.severity, finding.kind) == ("error", kind)
-    assert found in finding.found
 
 
 def test_a_contradicting_class_count_is_an_error(folder: Folder) -> None:

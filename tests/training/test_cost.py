@@ -1,0 +1,105 @@
+"""Estimated disk is what the cache takes, and what the machine lacks is a finding."""
+
+from __future__ import annotations
+
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.cache.folder import open_folder
+from pipeline.check import check
+from pipeline.checks.findings import Finding
+from pipeline.compute.memory import memory_bytes
+from pipeline.datasets.listing import list_cases
+from pipeline.training.cost import estimate_training, read_trial
+from pipeline.training.trial_step import Trial
+from tests.support.volumes import CLASSES, Folder, configured, hounsfield, organs, save
+from transforms.chains import preprocessing_chain
+
+TRIAL = Trial(step_s=2.0, validation_s=0.5, peak_bytes=10**9, device="4 CPU threads", precision="32-true")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    folder = Folder(tmp_path)
+    folder.write()
+    return folder
+
+
+def test_the_disk_estimate_is_what_the_cache_takes(tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    for name in "ab":
+        save(tmp_path / "images" / f"{name}.nii.gz", hounsfield(name))
+        save(tmp_path / "labels" / f"{name}.nii.gz", organs())
+    (tmp_path / "labels.json").write_text(json.dumps(CLASSES))
+    report = check(configured(tmp_path, data={"target_size": (17, 23, 19)}), measure=False, workers=1)
+    assert report.estimate is not None
+    assert report.estimate.trial is None
+    paths = {"image": str(tmp_path / "images" / "a.nii.gz"), "label": str(tmp_path / "labels" / "a.nii.gz")}
+    chain = preprocessing_chain((17, 23, 19))
+    cache = CachedDataset([{**paths, "case": "a"}], chain, folder=tmp_path / "real", key={}, n_classes=4)
+    cache.build(workers=1)
+    (entry,) = (tmp_path / "real").glob("*.bodycase")
+    assert report.estimate.cache_bytes == 2 * entry.stat().st_size
+
+
+def test_a_cache_limit_below_the_need_is_an_error(folder: Folder) -> None:
+    settings = configured(folder.root / "cases.json", data={"cache_dir": "cache", "cache_limit_gb": 1e-6})
+    (finding,) = check(settings, measure=False, workers=1).findings
+    assert (finding.severity, finding.kind) == ("error", "disk")
+    assert "data.cache_limit_gb 1e-06" in finding.found
+
+
+def test_entries_that_may_be_of_other_settings_make_a_full_disk_a_warning(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(folder.root / "cases.json", data={"cache_dir": str(folder.root / "cache")})
+    dataset = list_cases(folder.root / "cases.json")
+    estimate, _ = estimate_training(config, dataset, dataset.split)
+    need = estimate.cache_bytes
+    for free, held, severities in ((need, 0, []), (need - 1, 0, ["error"]), (need - 1, need, ["warning"])):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
+        cache = folder.root / "cache"
+        open_folder(cache)
+        (cache / f"{'0' * 16}-{'0' * 32}.bodycase").write_bytes(bytes(held))
+        _, findings = estimate_training(config, dataset, dataset.split)
+        assert [finding.severity for finding in findings if finding.kind == "disk"] == severities
+
+
+def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> None:
+    config = configured(folder.root / "cases.json", data={"cache_dir": "cache"})
+    dataset = list_cases(folder.root / "cases.json")
+    estimate, findings = estimate_training(config, dataset, dataset.split, TRIAL)
+    assert findings == ()
+    assert estimate.epoch_s == pytest.approx(2 * TRIAL.step_s + 2 * TRIAL.validation_s)
+    large = replace(TRIAL, peak_bytes=int(0.95 * memory_bytes("cpu")))
+    _, (finding,) = estimate_training(config, dataset, dataset.split, large)
+    assert (finding.severity, finding.kind) == ("warning", "memory")
+    assert "90% of the memory" in finding.expected
+    assert "--batch_size, --base_channels or --target_size" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("code", "output", "errors", "kind", "found"),
+    [
+        (-signal.SIGKILL, "", "", "memory", "the process was killed"),
+        (1, '{"error": "RuntimeError: CUDA out of memory. Tried 9 GiB"}', "", "memory", "CUDA out of memory"),
+        (1, '{"error": "NetworkError: no network is called SegRasNet"}', "", "step_failed", "SegRasNet"),
+        (-signal.SIGSEGV, "", "", "step_failed", "code -11"),
+        (3, "", "Traceback\nImportError: no torch", "step_failed", "ImportError: no torch"),
+    ],
+)
+def test_a_step_that_fails_is_a_finding(code: int, output: str, errors: str, kind: str, found: str) -> None:
+    finding = read_trial(code, output, errors)
+    assert isinstance(finding, Finding)
+    assert (finding.severity, finding.kind) == ("error", kind)
+    assert found in finding.found
+
+
+def test_what_a_step_prints_is_read_back() -> None:
+    assert read_trial(0, "a warning\n" + json.dumps(TRIAL.__dict__), "") == TRIAL
