@@ -1,4 +1,4 @@
-"""`python -m pipeline VERB …` is `bodyseg VERB …`."""
+"""`python -m pipeline COMMAND …` is `bodyseg COMMAND …`."""
 
 from __future__ import annotations
 

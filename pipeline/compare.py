@@ -1,4 +1,4 @@
-"""The verb "compare": several runs in one table, best first, with the settings in which they differ. Writes nothing."""
+"""The command "compare": several runs in one table, best first, with the settings in which they differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb "plot": draw the histories of one or several runs. Trains nothing and reads only training_log.json."""
+"""The command "plot": draw the histories of one or several runs. Trains nothing and reads only training_log.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the command lines of all verbs share: their parser, words between commas, what they print. Knows no verb."""
+"""What the command lines of all commands share: their parser, words between commas, what they print."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TRUST = "Import network classes from any package; its code then runs."
 LINKS = "Take files that links in a data set or folder fetch from outside it."
 
 
-def verb_parser(verb: str, function: Callable, usage: str | None = None) -> ArgumentParser:
-    """A parser whose description is the docstring of the verb's function, and whose errors are raised."""
+def command_parser(command: str, function: Callable, usage: str | None = None) -> ArgumentParser:
+    """A parser whose description is the docstring of the command's function, and whose errors are raised."""
     return ArgumentParser(
-        prog=f"bodyseg {verb}", description=function.__doc__, usage=usage, allow_abbrev=False, exit_on_error=False
+        prog=f"bodyseg {command}", description=function.__doc__, usage=usage, allow_abbrev=False, exit_on_error=False
     )
 
 

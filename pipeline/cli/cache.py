@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import time
 from pathlib import Path
 
-from pipeline.cli.arguments import verb_parser
+from pipeline.cli.arguments import command_parser
 
 
 def run(arguments: list[str]) -> int:
     """Show what the cache holds, or remove what was used longest ago."""
-    parser = verb_parser("cache", run)
+    parser = command_parser("cache", run)
     parser.add_argument("action", choices=["info", "prune"], help="info shows; prune removes.")
     parser.add_argument("--cache_dir", type=Path, default=Path("cache"), metavar="DIR", help="The cache folder.")
     parser.add_argument("--max_gb", type=float, default=0.0, metavar="GB", help="prune: size to shrink the folder to.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(arguments)
-    module = importlib.import_module("pipeline.cache.cached_dataset")
+    from pipeline.cache.folder import cache_info, prune
+
     if given.action == "prune":
-        pruned = module.prune(given.cache_dir, int(given.max_gb * 2**30))
+        pruned = prune(given.cache_dir, int(given.max_gb * 2**30))
         text = f"removed {len(pruned.files)} files, {pruned.n_bytes / 2**30:.2f} GiB"
         print(json.dumps(dataclasses.asdict(pruned), default=str) if given.json else text)
         return 0
-    found = module.cache_info(given.cache_dir)
+    found = cache_info(given.cache_dir)
     if given.json:
         print(json.dumps(dataclasses.asdict(found), default=str))
         return 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-
 from pipeline.cli import setting_flags
-from pipeline.cli.arguments import TRUST, verb_parser
+from pipeline.cli.arguments import TRUST, command_parser
 from pipeline.console.progress import Bar
 
 
@@ -14,7 +12,7 @@ def run(arguments: list[str]) -> int:
 
     Exit code 0: nothing found; 1: warnings only; 2: errors.
     """
-    parser = verb_parser("check", run, "bodyseg check DATASET | --config FILE [SETTING ...]")
+    parser = command_parser("check", run, "bodyseg check DATASET | --config FILE [SETTING ...]")
     parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
@@ -24,14 +22,15 @@ def run(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--dataset_root", arguments[0], *arguments]
     settings, flags = setting_flags.parse(parser, arguments)
-    module = importlib.import_module("pipeline.check")
+    from pipeline.check import check, to_json, to_text
+
     target = settings if flags["config"] else flags["dataset"] or settings
     with Bar("Checking") as bar:
-        report = module.check(
+        report = check(
             target,
             measure=not flags["no_measure"],
             trust=flags["trust_config"],
             progress=lambda what, done, total: bar.update(done, total, what),
         )
-    print(module.to_json(report) if flags["json"] else module.to_text(report))
+    print(to_json(report) if flags["json"] else to_text(report))
     return report.exit_code

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 
-from pipeline.cli.arguments import verb_parser, with_value
+from pipeline.cli.arguments import command_parser, with_value
 from pipeline.console.progress import Bar
 
 
@@ -15,7 +14,7 @@ def run(arguments: list[str]) -> int:
     Balls of 60, 20, 8 and 4 mm and sided markers go through the chain and back on 48 orientations and on oblique,
     anisotropic and odd grids. Exit code 0: the geometry holds; 1: it does not.
     """
-    parser = verb_parser("check-geometry", run, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
+    parser = command_parser("check-geometry", run, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
     parser.add_argument("target", nargs="?", type=Path, metavar="RUN|CONFIG", help="Run, checkpoint or settings file.")
     parser.add_argument(
         "--target_size", nargs=3, type=int, metavar="N", help="Another size than that of the run or settings."
@@ -26,10 +25,11 @@ def run(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true"))
-    module = importlib.import_module("pipeline.check_geometry")
+    from pipeline.check_geometry import check_geometry, to_json, to_text
+
     with Bar("Round trips") as bar:
-        report = module.check_geometry(
+        report = check_geometry(
             given.target, target_size=given.target_size, keep_aspect=given.keep_aspect, progress=bar.update
         )
-    print(module.to_json(report) if given.json else module.to_text(report))
+    print(to_json(report) if given.json else to_text(report))
     return report.exit_code

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pipeline.cli.arguments import LINKS, TRUST, verb_parser
+from pipeline.cli.arguments import LINKS, TRUST, command_parser
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
 from pipeline.files.atomic import check_writable
@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> ArgumentParser:
     usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
-    parser = verb_parser("evaluate", run, usage)
+    parser = command_parser("evaluate", run, usage)
     parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training.")
     parser.add_argument(
         "--split", choices=["train", "val", "test"], default="test", help="Which of the run's cases (with RUN)."

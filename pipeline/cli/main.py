@@ -1,7 +1,7 @@
-"""The command line: finds the verb, parses its arguments, turns expected errors into one line and an exit code.
+"""The command line: find the command, parse its arguments, turn expected errors into one line and an exit code.
 
 Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 130 / 138 / 143 stopped by
-SIGINT / SIGUSR1 / SIGTERM. Help answers without importing torch: a verb's room is imported when it runs.
+SIGINT / SIGUSR1 / SIGTERM. Help answers without importing torch: a command imports its module when it runs.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, silence_stdout
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the exit code is returned.
+    """Run one command; the exit code is returned.
 
     Args:
-        arguments: verb and flags; None: the process's own.
+        arguments: command and flags; None: the process's own.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
@@ -29,11 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0 if given else EXIT_WRONG_INPUT
-    verb = VERBS.get(given[0])
-    if verb is None:
-        return complain(f"unknown verb {given[0]!r}; known are {', '.join(VERBS)}")
+    command = COMMANDS.get(given[0])
+    if command is None:
+        return complain(f"unknown command {given[0]!r}; known are {', '.join(COMMANDS)}")
     try:
-        return verb(given[1:])
+        return command(given[1:])
     except BrokenPipeError:
         # The reader of our output has gone (`bodyseg compare logs | head`): nothing is wrong.
         silence_stdout()
@@ -48,8 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: bodyseg VERB [arguments]   (bodyseg VERB --help explains them)", ""]
-    return "\n".join(lines + [f"  {name:10} {(verb.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()])
+    lines = ["usage: bodyseg COMMAND [arguments]   (bodyseg COMMAND --help explains them)", ""]
+    for name, command in COMMANDS.items():
+        summary = (command.__doc__ or "").splitlines()[0]
+        lines.append(f"  {name:15} {summary}")
+    return "\n".join(lines)
 
 
 def is_input_error(error: Exception) -> bool:
@@ -57,7 +60,7 @@ def is_input_error(error: Exception) -> bool:
     return isinstance(error, ArgumentError) or getattr(error, "is_input_error", False)
 
 
-VERBS: dict[str, Callable[[list[str]], int]] = {
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.run,
     "check": check.run,
     "predict": predict.run,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 
-from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, verb_parser, with_value, words
+from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, command_parser, with_value, words
 
 
 def run(arguments: list[str]) -> int:
@@ -15,7 +14,7 @@ def run(arguments: list[str]) -> int:
     Every result lies exactly on its scan's own voxel grid. A bad scan is named at the end and does not stop the others;
     finished scans are skipped when the command is repeated. Exit code 0: all done; 1: some failed.
     """
-    parser = verb_parser("predict", run, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
+    parser = command_parser("predict", run, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN INPUT",
         help="First run folders or best_model.ckpt files, then scans: NIfTI, NRRD, MetaImage, DICOM folders, "
@@ -60,9 +59,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--follow_links", action="store_true", help=LINKS)
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
     given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
-    module = importlib.import_module("pipeline.predict")
-    runs, inputs = module.split_runs(given.paths)
-    options = module.PredictionOptions(
+    from pipeline.predict import PredictionOptions, predict, split_runs
+
+    runs, inputs = split_runs(given.paths)
+    options = PredictionOptions(
         formats=tuple(words(given.formats)),
         per_structure=given.per_structure,
         probabilities=tuple(words(given.probabilities)),
@@ -80,6 +80,6 @@ def run(arguments: list[str]) -> int:
         trust=given.trust_config,
         follow_links=given.follow_links,
     )
-    report = module.predict(runs, inputs, given.output, options)
+    report = predict(runs, inputs, given.output, options)
     print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text())
     return EXIT_DONE_IN_PART if report.n_failed else 0

@@ -1,7 +1,4 @@
-"""Settings as flags: one flag for every setting, its help from the setting's docstring; flags win over files.
-
-Knows the command line's form; what can be set, and what files of settings hold, is `config`'s.
-"""
+"""Settings as flags: one flag for every setting, its help from the setting's docstring; flags win over files."""
 
 from __future__ import annotations
 
@@ -78,7 +75,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dic
 
     Args:
         parser: made with `exit_on_error=False`, `add_settings` and a `--config` that may be given several times.
-        arguments: the command line without the program's name and verb.
+        arguments: the command line without the program's name and command.
 
     Returns:
         The settings, and the values of the parser's other flags.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 
 from pipeline.cli import setting_flags
-from pipeline.cli.arguments import TRUST, complain, say, verb_parser
+from pipeline.cli.arguments import TRUST, command_parser, complain, say
 from pipeline.config.files import to_yaml
 
 
 def run(arguments: list[str]) -> int:
     """Train a network on a folder of scans and leave a run folder."""
-    parser = verb_parser("train", run, "bodyseg train --dataset_root DIR [--config FILE] [SETTING ...]")
+    parser = command_parser("train", run, "bodyseg train --dataset_root DIR [--config FILE] [SETTING ...]")
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or JSON file of settings, or a run's training_config.json."
     )
@@ -26,14 +25,15 @@ def run(arguments: list[str]) -> int:
     if "--print_config" in arguments:
         print(to_yaml(settings), end="")
         return 0
-    module = importlib.import_module("pipeline.train")
+    from pipeline.compute.ranks import is_first_process
+    from pipeline.train import train
+    from pipeline.training.signals import RunStopped
+
     try:
-        module.train(
-            settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say
-        )
-    except importlib.import_module("pipeline.training.signals").RunStopped as stop:
+        train(settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say)
+    except RunStopped as stop:
         code = 128 + signal.Signals[str(stop)]
-        return complain(f"training stopped by {stop}; go on with --resume", code) if module.is_first_process() else code
+        return complain(f"training stopped by {stop}; go on with --resume", code) if is_first_process() else code
     except BrokenPipeError as error:  # not our output's, which say takes
         return complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
     return 0

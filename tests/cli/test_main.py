@@ -1,4 +1,4 @@
-"""The command line: verbs, one-line errors, exit codes, and a help that needs no torch."""
+"""The command line: commands, one-line errors, exit codes, and a help that needs no torch."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import sys
 
 import pytest
 
-from pipeline.cli.main import VERBS, main
+from pipeline.cli.main import COMMANDS, main
 from tests.support.paths import ROOT
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_imports_no_torch_and_explains_every_verb(verb):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_no_torch_and_explains_every_command(command):
     code = (
         "import sys\nfrom pipeline.cli.main import main\n"
-        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        f"try:\n    main([{command!r}, '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert 'torch' not in sys.modules and 'monai' not in sys.modules\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    assert (VERBS[verb].__doc__ or "").splitlines()[0] in " ".join(result.stdout.split())
+    assert (COMMANDS[command].__doc__ or "").splitlines()[0] in " ".join(result.stdout.split())
 
 
 def test_the_documented_script_and_the_module_are_the_same_command():
@@ -41,7 +41,7 @@ def test_the_documented_script_and_the_module_are_the_same_command():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], "unknown verb 'trian'; known are train, check,"),
+        (["trian"], "unknown command 'trian'; known are train, check,"),
         (["train"], "--dataset_root DIR"),
         (["train", "--dataset_root", "nowhere"], "nowhere"),
         (["train", "--dataset_root", "x", "--lr", "fast"], "training.lr"),
@@ -84,7 +84,7 @@ def test_an_error_that_nobody_expected_keeps_its_traceback(monkeypatch):
     def broken(arguments):
         raise ValueError("a fault of the program")
 
-    monkeypatch.setitem(VERBS, "plot", broken)
+    monkeypatch.setitem(COMMANDS, "plot", broken)
     with pytest.raises(ValueError, match="a fault of the program"):
         main(["plot"])
 
@@ -97,7 +97,7 @@ def test_printed_settings_are_a_config(tmp_path, capsys):
     assert capsys.readouterr().out == printed
 
 
-def test_the_sample_verb_writes_the_data_set_once(tmp_path, capsys):
+def test_the_sample_command_writes_the_data_set_once(tmp_path, capsys):
     arguments = ["sample", str(tmp_path / "s"), "--n_cases", "2", "--voxel_mm", "20"]
     assert main(arguments) == 0
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*.gz")}
