@@ -225,6 +225,8 @@ def _set_up(
                 class_names=prepared.dataset.classes.names,
                 channel_names=prepared.dataset.channel_names,
                 flips=config.data.flips,
+                precision=devices.precision,
+                scans=prepared.scans,
             ),
             overlay_every=config.training.overlay_every,
             patience=config.training.early_stopping_patience,

@@ -142,6 +142,16 @@ def test_training_prints_the_documented_lines_in_order(run, lines):
         assert position is not None, f"{line!r} is missing or out of order"
 
 
+def test_the_best_weights_carry_what_prediction_needs_to_know_of_the_training(run):
+    checkpoint = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)
+    record = json.loads((run / "training_config.json").read_text())
+    assert checkpoint["precision"] == record["training"]["effective_precision"]
+    assert checkpoint["preprocessing"]["label_values"] == list(range(len(CLASS_NAMES)))
+    smallest, largest = checkpoint["scans"]["spacing_mm"]
+    assert all(14 < low <= high < 18 for low, high in zip(smallest, largest, strict=True))  # drawn around 16 mm
+    assert checkpoint["scans"]["darkest"][1] < -900
+
+
 def test_val_miou_is_what_monai_says_of_the_saved_network(run, config):
     """Everything anew from the files: the chain, the best network, one-hot, MONAI's own DiceMetric, D / (2 - D)."""
     checkpoint = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)

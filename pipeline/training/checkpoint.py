@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import torch
 
 from pipeline.files.atomic import write_atomically
+from pipeline.planning.scan_range import ScanRange
 from pipeline.training.prepared_data import Preprocessing
 
 CHECKPOINT_FORMAT = 1
@@ -32,6 +33,10 @@ class CheckpointDescription:
     """Image channels in the network's order."""
     flips: tuple[int, ...]
     """Voxel axes that training mirrored; prediction may mirror them too."""
+    precision: str = ""
+    """What the network computed in, as Lightning calls it: 32-true, 16-mixed or bf16-mixed; "" where it is not said."""
+    scans: ScanRange | None = None
+    """The scans that the network was trained on; prediction warns of others."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain containers, as the file holds them."""
@@ -42,6 +47,8 @@ class CheckpointDescription:
             "class_names": list(self.class_names),
             "channel_names": list(self.channel_names),
             "flips": list(self.flips),
+            "precision": self.precision,
+            "scans": self.scans.to_document() if self.scans is not None else None,
         }
 
 

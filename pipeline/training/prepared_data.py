@@ -14,6 +14,7 @@ from pipeline.checks.screening import screen
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.text import BYTES_PER_GB
 from pipeline.datasets.dataset import Case, Dataset, Split
+from pipeline.planning.scan_range import ScanRange, scan_range
 from transforms.chains import augmentation_chain, preprocessing_chain
 
 
@@ -70,6 +71,8 @@ class PreparedData:
     """Cases left out for their errors (data.skip_bad_cases), and what is wrong with each."""
     n_warnings: int
     """Number of warnings that `bodyseg check` has for the data."""
+    scans: ScanRange | None
+    """Sizes, spacings and intensities of the training cases; None where none could be measured."""
     train: CachedDataset
     """Training cases, augmented if the settings say so."""
     val: CachedDataset
@@ -133,6 +136,7 @@ def prepare_data(
             seed=config.training.seed,
         )
         cached[name].build(progress=progress)
+    in_training = set(screened.split.train)
     return PreparedData(
         dataset=dataset,
         split=screened.split,
@@ -140,6 +144,7 @@ def prepare_data(
         intensity_found=screened.intensity,
         skipped=screened.skipped,
         n_warnings=len(screened.findings),
+        scans=scan_range([case.images[0] for case in screened.facts if case.images and case.case in in_training]),
         train=cached["train"],
         val=cached["val"],
     )

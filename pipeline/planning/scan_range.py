@@ -1,0 +1,93 @@
+"""Measure which scans a network was trained on, so that prediction can tell a scan that is far from all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.checks.voxel_statistics import ImageFacts
+
+Triple = tuple[float, float, float]
+
+_WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+"""Letter of an orientation code -> world axis: left-right, back-front, foot-head."""
+
+
+@dataclass(frozen=True)
+class ScanRange:
+    """The smallest and largest scans of a training; triples run along the world axes left-right, back-front, foot-head.
+
+    Of the first image channel of the training cases.
+    """
+
+    spacing_mm: tuple[Triple, Triple]
+    """Smallest and largest edge length of a voxel."""
+    extent_mm: tuple[Triple, Triple]
+    """Smallest and largest field of view."""
+    orientations: tuple[str, ...]
+    """Where the voxel axes run, as "RAS" or "LPS"; sorted."""
+    modalities: tuple[str, ...]
+    """What the DICOM headers say, as "CT" or "MR"; empty for other formats. Sorted."""
+    darkest: tuple[float, float]
+    """Lowest and highest of the scans' smallest intensities."""
+
+    def to_document(self) -> dict[str, Any]:
+        """Return it as plain lists and numbers, as a checkpoint holds it."""
+        return {
+            "spacing_mm": [list(triple) for triple in self.spacing_mm],
+            "extent_mm": [list(triple) for triple in self.extent_mm],
+            "orientations": list(self.orientations),
+            "modalities": list(self.modalities),
+            "darkest": list(self.darkest),
+        }
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> ScanRange:
+        """Take what `to_document` made. Raises ValueError, KeyError or TypeError for anything else."""
+        return cls(
+            spacing_mm=_two_triples(document["spacing_mm"]),
+            extent_mm=_two_triples(document["extent_mm"]),
+            orientations=tuple(str(code) for code in document["orientations"]),
+            modalities=tuple(str(modality) for modality in document["modalities"]),
+            darkest=(float(document["darkest"][0]), float(document["darkest"][1])),
+        )
+
+
+def scan_range(images: Sequence[ImageFacts]) -> ScanRange | None:
+    """Sum up the scans of a training; None for none."""
+    if not images:
+        return None
+    spacings = np.array([along_world_axes(image.spacing_mm, image.orientation) for image in images])
+    sizes = np.array([along_world_axes(image.shape[:3], image.orientation) for image in images])
+    darkest = [image.minimum for image in images if np.isfinite(image.minimum)] or [0.0]
+    return ScanRange(
+        spacing_mm=_smallest_and_largest(spacings),
+        extent_mm=_smallest_and_largest(spacings * sizes),
+        orientations=tuple(sorted({image.orientation for image in images})),
+        modalities=tuple(sorted({image.modality for image in images if image.modality})),
+        darkest=(min(darkest), max(darkest)),
+    )
+
+
+def along_world_axes(values: Sequence[float], orientation: str) -> Triple:
+    """Order three values along voxel axes i, j, k by the world axes that those run along.
+
+    >>> along_world_axes((0.8, 0.9, 5.0), "PSR")
+    (5.0, 0.8, 0.9)
+    """
+    ordered = [0.0, 0.0, 0.0]
+    for value, letter in zip(values, orientation, strict=True):
+        ordered[_WORLD_AXIS[letter]] = float(value)
+    return ordered[0], ordered[1], ordered[2]
+
+
+def _smallest_and_largest(rows: np.ndarray) -> tuple[Triple, Triple]:
+    return _two_triples([rows.min(0).tolist(), rows.max(0).tolist()])
+
+
+def _two_triples(rows: Sequence[Sequence[float]]) -> tuple[Triple, Triple]:
+    (a, b, c), (x, y, z) = rows
+    return (float(a), float(b), float(c)), (float(x), float(y), float(z))
