@@ -19,7 +19,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.text import printable
+from pipeline.console.text import printable, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs
@@ -49,7 +49,7 @@ NOT_COMPARED = (
     "model.total_parameters",
     "model.network_settings",
 )
-"""Beginnings of the keys that name the run, were found out by it, or stand in a column or hash of their own."""
+"""Beginnings of the keys that name the run, were found out by it, or have a column or hash of their own."""
 
 LONGEST_CELL = 60
 """Characters of a setting's name or value that the screen shows; files get all of them."""
@@ -70,10 +70,14 @@ class Comparison:
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """Read the runs at the paths, each a run folder or a folder of runs, and set them beside each other.
 
-    A run that cannot be read is named in `skipped`. Raises FileError for a path without a run, or when no run
-    can be read.
+    A run that cannot be read is named in `skipped`.
+
+    Raises:
+        FileError: a path without a run, or no run that can be read.
     """
-    rows, configs, skipped = [], [], []
+    rows: list[dict[str, Any]] = []
+    configs: list[dict[str, Any]] = []
+    skipped: list[str] = []
     folders = list_runs(paths)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
@@ -109,7 +113,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
 
 
 def _time_between(start: Any, end: Any) -> str | None:
-    """Say the time between two of a run's time stamps as hh:mm:ss; None where one is damaged or the clock went back."""
+    """Write the time between two time stamps of a run as hh:mm:ss; None where one is damaged or the clock went back."""
     try:
         seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
     except (TypeError, ValueError):
@@ -147,19 +151,21 @@ def to_csv(comparison: Comparison) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     keys = [*COLUMNS, *comparison.settings]
-    writer.writerow(keys)
+    writer.writerow([_csv_field(key) for key in keys])
     writer.writerows([_csv_field(row[key]) for key in keys] for row in comparison.rows)
     return stream.getvalue().rstrip("\n")
 
 
 def _csv_field(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict | bool) else value
+    if isinstance(value, list | dict | bool):
+        return json.dumps(value)
+    return spreadsheet_text(value) if isinstance(value, str) else value
 
 
 def to_text(comparison: Comparison, width: int | None = None) -> str:
     """Write an aligned table for a screen of `width` columns; where it is too wide, in parts with the runs numbered.
 
-    Width None: the terminal's; where the output is no terminal, as wide as it takes, one line a run.
+    Width None: the terminal's; where the output is not a terminal, as wide as it takes, one line a run.
     """
     if width is None and sys.stdout.isatty():
         width = shutil.get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""The command "plot": draw the histories of one or several runs. Trains nothing and reads only training_log.json."""
+"""The command "plot": draw the training histories of one or several runs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ DEFAULT_NAME = "training_curves.png"
 
 
 def plot(runs: Sequence[str | Path], output: str | Path | None = None) -> Path:
-    """Draw loss, mIoU, training accuracy and learning rate against the epoch, and say where the picture is.
+    """Draw loss, mIoU, training accuracy and learning rate against the epoch, and return the picture's path.
 
     Args:
         runs: run folders, or folders of them; several share the axes.
         output: a .png, .pdf or .svg file, or a folder; None: training_curves.png in the run's folder, for several
             runs in the working folder.
 
-    Raises FileError for a path without a run, a damaged log, runs without a finished epoch or an unknown format.
+    Raises:
+        FileError: a path without a run, a damaged log, runs without a finished epoch or an unknown format.
     """
     folders = list_runs(runs)
     path = _output_path(folders, output)

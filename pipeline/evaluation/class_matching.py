@@ -1,7 +1,4 @@
-"""Which classes predictions and labels have in common: matched by name, the others left out by name. Reads no voxels.
-
-Where the names on either side come from is `pairing`'s.
-"""
+"""Match the classes of predictions and labels by name. Reads no voxels."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Integer
 
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
@@ -21,27 +19,29 @@ from transforms.io.label_values import ignore_index
 
 @dataclass(frozen=True)
 class CommonClasses:
-    """The classes that are scored, and how each side writes its own down.
+    """The classes that are scored, background first, and how label files and prediction files write them down.
 
-    `names` are the labels' names of what both sides hold, background first, in the labels' order; `of_prediction[c]`
-    and `of_label[c]` are the indices of class c in the tables of the two sides. Voxels of any other class count as
-    background: what one side cannot know is no error of the other.
+    Voxels of any other class count as background: what predictions cannot know is no error of theirs.
     """
 
     label: ClassTable
+    """All classes of the label files."""
     prediction: ClassTable
+    """All classes of the prediction files."""
     of_label: tuple[int, ...]
+    """`of_label[c]` is the index of the scored class c in `label`."""
     of_prediction: tuple[int, ...]
+    """The same for `prediction`."""
 
     @classmethod
     def same(cls, table: ClassTable) -> CommonClasses:
-        """Both sides write the same classes down in the same way; only labels have values to ignore."""
+        """Labels and predictions write the same classes down in the same way; only labels have values to ignore."""
         every = tuple(range(len(table.names)))
         return cls(table, ClassTable(table.names, table.values), every, every)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Names of the classes that are scored."""
+        """The labels' names of the classes that are scored."""
         return tuple(self.label.names[c] for c in self.of_label)
 
     @cached_property
@@ -56,19 +56,22 @@ class CommonClasses:
 
     @cached_property
     def ignored(self) -> int | None:
-        """The index of voxels that count for nothing, in a map of the classes that are scored; None for none."""
+        """The index of ignored voxels in a map of the scored classes; None if no voxels are ignored."""
         return None if self.label.ignore_value is None else ignore_index(len(self.names))
 
-    def label_lookup(self) -> np.ndarray | None:
-        """Index among the scored classes of each index of a label as read; None where they are the same."""
+    def label_lookup(self) -> Integer[np.ndarray, " n"] | None:
+        """Index among the scored classes (uint8 or int32) of each index of a label as read; None where all are equal.
+
+        As long as the highest index of a label needs, `ignore_index` of its classes included.
+        """
         n_read = len(self.label.names)
         lookup = _lookup(self.of_label, n_read, ignore_index(n_read) if self.ignored is not None else n_read - 1)
         if lookup is not None and self.ignored is not None:
             lookup[ignore_index(n_read)] = self.ignored
         return lookup
 
-    def prediction_lookup(self) -> np.ndarray | None:
-        """The same for a prediction."""
+    def prediction_lookup(self) -> Integer[np.ndarray, " n"] | None:
+        """The same for a prediction, which has no ignored voxels."""
         return _lookup(self.of_prediction, len(self.prediction.names), len(self.prediction.names) - 1)
 
 
@@ -77,7 +80,7 @@ def _others(table: ClassTable, common: Iterable[int]) -> tuple[str, ...]:
     return tuple(name for c, name in enumerate(table.names) if c not in kept)
 
 
-def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> np.ndarray | None:
+def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> Integer[np.ndarray, " n"] | None:
     if common == tuple(range(n_classes)):
         return None
     lookup = np.zeros(highest + 1, dtype=np.uint8 if len(common) <= 255 else np.int32)
@@ -96,13 +99,17 @@ def match_by_name(label: ClassTable, prediction: ClassTable) -> CommonClasses:
     """
     exact = {name: c for c, name in enumerate(prediction.names) if c}
     loose = _by_plain_name(prediction)
-    known = _by_plain_name(label)
+    distinct = _by_plain_name(label)
+    names_of_label = set(label.names)
     pairs = [(0, 0)]
     for c, name in enumerate(label.names[1:], start=1):
-        plain = _plain(name)
-        found = exact.get(name, loose.get(plain) if plain in known else None)
-        # A name that the label has in full is not taken by one that only resembles it.
-        if found is not None and (name in exact or prediction.names[found] not in label.names):
+        found = exact.get(name)
+        if found is None and _plain(name) in distinct:
+            found = loose.get(_plain(name))
+            # A name that another class of the labels has in full is that class's.
+            if found is not None and prediction.names[found] in names_of_label:
+                found = None
+        if found is not None:
             pairs.append((c, found))
     if len(pairs) == 1:
         raise DatasetError(

@@ -1,4 +1,4 @@
-"""Draw training curves."""
+"""Draw the training histories of runs: loss, validation mIoU, accuracy and learning rate against the epoch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ LABEL_OF_HALF_WIDTH = 72
 
 
 def draw_curves(names: Sequence[str], logs: Sequence[TrainingLog]) -> Figure:
-    """Draw the histories of the named runs on four common panels; undefined values are gaps in the lines."""
+    """Draw the histories of the named runs on four common panels; undefined values are gaps in the lines.
+
+    Args:
+        names: of the runs, in the legend.
+        logs: their histories, at least one with an epoch.
+    """
     labels = [f"{_shortened(name)}  {_headline(log)}" for name, log in zip(names, logs, strict=True)]
     columns = 2 if len(labels) > 3 and max(map(len, labels)) <= LABEL_OF_HALF_WIDTH else 1
     # a Figure of its own, not pyplot's: no global state, no window system, and a notebook's backend stays as it is
