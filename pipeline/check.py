@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checks.case_check import inspect_cases
-from pipeline.checks.findings import Finding, errors, from_dataset_error
+from pipeline.checks.findings import Finding, errors, from_error
 from pipeline.checks.screening import Screened, judge, list_configured
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.text import aligned, gigabytes, printable
@@ -24,15 +24,18 @@ Progress = Callable[[str, int, int], None]
 _LISTED_PER_KIND = 20
 """Cases of one kind of finding in the text; the JSON has all."""
 
-_HEADINGS = {
+HEADINGS = {
     "unreadable": "Files that cannot be read whole",
     "missing_file": "Files that do not exist",
+    "not_a_volume": "Files of another kind than volumes",
+    "outside_folder": "Files that lie outside their folder",
     "missing_label": "Images without a label",
     "missing_image": "Labels without an image",
     "not_3d": "Files that are not a single 3-D volume",
     "not_grey_scale": "Files with more than one number a voxel",
+    "too_large": "Files that do not fit into memory",
     "no_orientation": "Files that do not say where left and right are",
-    "bad_affine": "Files whose affine puts their voxels nowhere",
+    "bad_affine": "Files whose header does not say where the voxels lie",
     "grid_mismatch": "Image and label on different voxel grids",
     "not_finite": "Images with NaN or infinite voxels",
     "label_not_integral": "Labels with values that are not whole numbers",
@@ -43,8 +46,8 @@ _HEADINGS = {
     "dicom_gantry_tilt": "DICOM series with gantry tilt",
     "dicom_mixed_series": "DICOM folders with several series",
     "dicom_too_few_slices": "DICOM folders without a series",
-    "subject_on_both_sides": "Subjects in two splits",
-    "voxels_on_both_sides": "The same volume in two splits",
+    "subject_in_two_splits": "Subjects in two splits",
+    "voxels_in_two_splits": "The same volume in two splits",
     "voxels_of_two_subjects": "The same volume under two subjects",
     "dataset": "The data set itself",
     "equal_volumes": "The same volume twice",
@@ -116,7 +119,7 @@ def check(
         dataset, listing_findings = list_configured(config)
     except DatasetError as error:
         root = Path(config.data.dataset_root)
-        return Report(tuple(from_dataset_error(part, root=root) for part in error.parts), None, None)
+        return Report(tuple(from_error(part, file=root) for part in error.parts), None, None)
     facts = inspect_cases(dataset.cases, dataset, workers=workers, progress=progress)
     judged = judge(config, dataset, facts)
     findings = (*listing_findings, *judged.findings)
@@ -186,7 +189,7 @@ def _text_of_findings(findings: Sequence[Finding]) -> Iterator[str]:
         yield f"{title}: {sum(map(len, of_kind.values())) or 'none'}"
         for kind, group in of_kind.items():
             yield ""
-            yield f"  {_HEADINGS.get(kind, kind)} ({len(group)})"
+            yield f"  {HEADINGS.get(kind, kind)} ({len(group)})"
             yield from _text_of_kind(group)
         if severity == "error":
             yield ""

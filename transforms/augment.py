@@ -27,7 +27,7 @@ from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
 from transforms.intensity import mean_and_std
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.left_right import mirror_partners, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
 from transforms.warp import affine_map, indexable, sample_affine
@@ -252,10 +252,10 @@ class RandomAugmentd(Randomizable, MapTransform):
     def _check_sizes(self, data: Mapping[Hashable, Any]) -> None:
         for key in self.key_iterator(dict(data)):
             if tuple(data[key].shape[1:]) != self.target_size:
-                raise VolumeError(
-                    f"case {data.get('case', '?')}: {key} has {tuple(data[key].shape[1:])} voxels, the augmentation "
-                    f"chain was made for {self.target_size}; prepare it with the same target_size"
-                )
+                expected = f"{self.target_size} voxels, for which the augmentation chain was made"
+                found = f"{tuple(data[key].shape[1:])} voxels"
+                remedy = "prepare it with the same target_size"
+                raise VolumeError("wrong_size", key, expected, found, remedy, str(data.get("case", "?")))
 
 
 def _like(before: Tensor, after: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from monai.transforms import Compose, Orientationd
 
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.intensity import INTENSITIES, intensity_transforms
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.io.load import LoadVolumed
 from transforms.resize import ResizeImaged, ResizeLabeld
 

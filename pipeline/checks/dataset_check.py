@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import yaml
 
-from pipeline.checks.case_check import CaseFacts, list_counts
+from pipeline.checks.case_check import CaseFacts
 from pipeline.checks.findings import Finding
 from pipeline.checks.voxel_statistics import ImageFacts
 from pipeline.datasets.dataset import Dataset, Split, label_path
-from transforms.io.label_values import value_ranges
+from transforms.io.label_values import list_counts, value_ranges
 from transforms.left_right import find_sides
 
 EDGE_LIMITS_MM = (0.05, 15.0)
@@ -164,7 +164,7 @@ def _subjects_on_two_sides(facts: Sequence[CaseFacts], dataset: Dataset, split: 
                 f"subject {subject} in {split.of(cases[0].case)} (case {cases[0].case}) and in {split.of(other.case)}"
             )
             yield Finding(
-                "error", "subject_on_both_sides", other.case, str(dataset.root),
+                "error", "subject_in_two_splits", other.case, str(dataset.root),
                 "every subject on one side of the split", found, "correct the split or the subjects",
             )  # fmt: skip
 
@@ -188,7 +188,7 @@ def _equal(
         found = f"in {sides[1]} {found}, which is in {sides[0]}"
         remedy = "drop one of them, or give both the same subject or side"
         expected = "no volume on two sides of the split"
-        return Finding("error", "voxels_on_both_sides", case.case, str(image.path), expected, found, remedy)
+        return Finding("error", "voxels_in_two_splits", case.case, str(image.path), expected, found, remedy)
     if not own_split and first.subject != case.subject:
         expected = "different subjects to have different volumes (a split by seed may divide them)"
         remedy = "drop one of them, or give both the same subject"

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.checks.case_check import CaseFacts
 from pipeline.checks.dataset_check import judge_dataset
-from pipeline.checks.findings import Finding, errors, from_dataset_error, refuse_errors
+from pipeline.checks.findings import Finding, errors, from_error, refuse_errors
 from pipeline.checks.modality import choose_intensity
 from pipeline.checks.remembered_checks import inspect_once
 from pipeline.config.settings import Config
@@ -60,7 +60,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         strict=False,
         follow_links=data.follow_links,
     )
-    findings = [from_dataset_error(error, root=dataset.root) for error in dataset.refused]
+    findings = [from_error(error, file=dataset.root) for error in dataset.refused]
     return dataset, (*findings, *_class_count(dataset, config.model.n_classes))
 
 
@@ -86,7 +86,7 @@ def judge(config: Config, dataset: Dataset, facts: Sequence[CaseFacts]) -> Scree
         try:
             split = split_by_subject(dataset.cases, seed=config.training.seed, classes_of=classes_of)
         except DatasetError as error:
-            findings.append(from_dataset_error(error, root=dataset.root))
+            findings += [from_error(part, file=dataset.root) for part in error.parts]
     images = [case.images[0] for case in facts if case.images]
     intensity = choose_intensity(dataset.channel_names, images, config.data.intensity)
     findings += judge_dataset(facts, dataset, split=split, intensity=intensity["intensity"])
@@ -160,9 +160,8 @@ def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
         for name, use in (("train", "train on"), ("val", "validate with")):
             if not kept[name]:
                 first = next(f"case {i}: {skipped[i]}" for i in getattr(split, name))
-                raise DatasetError(
-                    f"{dataset.root}: every {name} case has errors and would be left out, so that nothing is left to "
-                    f"{use}; repair one at least, such as {first}"
-                )
+                expected = f"cases to {use}"
+                found = f"that every {name} case has errors and would be left out"
+                raise DatasetError("dataset", dataset.root, expected, found, f"repair one at least, such as {first}")
         split = Split(**kept, source=split.source)
     return replace(dataset, cases=cases, split=split)

@@ -6,21 +6,18 @@ Arrays are (I, J, K); affines map voxel indices to world mm, RAS+.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from nibabel.orientations import aff2axcodes, io_orientation
 
-from transforms.io.label_values import INTEGRAL_TOLERANCE
 from transforms.io.load import Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
 _SAMPLE = 2**20  # voxels that percentiles are taken from; random, so that no axis aliases with a step
-_BINCOUNT_SPAN = 2**16  # label values closer together than this are counted by table, others by sorting
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,36 +89,6 @@ def _content(volume: Volume) -> str:
         for k in range(array.shape[2]):
             digest.update(np.ascontiguousarray(array[:, :, k].T, dtype=np.float32).data)
     return digest.hexdigest()
-
-
-def count_values(array: np.ndarray) -> tuple[dict[int, int], int, float]:
-    """Count the whole numbers of a label.
-
-    Returns:
-        Voxels of every value; how many voxels are further than 0.001 from a whole number (NaN too), and one of them.
-    """
-    counts: Counter[int] = Counter()
-    n_off, example = 0, 0.0
-    for k in range(array.shape[2]):  # slice by slice: small temporaries
-        values = array[:, :, k]
-        if array.dtype.kind == "f":
-            with np.errstate(invalid="ignore"):  # inf - inf
-                off = ~(np.abs(values - np.rint(values)) <= INTEGRAL_TOLERANCE) | (np.abs(values) > 2**53)
-            if off.any():
-                n_off, example = n_off + int(off.sum()), float(values[off][0])
-            values = np.rint(values[~off])
-        counts.update(dict(_counts_of(values)))
-    return dict(sorted(counts.items())), n_off, example
-
-
-def _counts_of(values: np.ndarray) -> Iterator[tuple[int, int]]:
-    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
-    if high - low < _BINCOUNT_SPAN:
-        counts = np.bincount((values.astype(np.int64) - low).ravel())
-        yield from ((int(place) + low, int(counts[place])) for place in np.flatnonzero(counts))
-    else:
-        found, often = np.unique(values, return_counts=True)
-        yield from zip(map(int, found), often.tolist(), strict=True)
 
 
 def measure_label(

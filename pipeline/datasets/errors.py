@@ -14,12 +14,7 @@ class DatasetError(InputError):
     `lines` has one line a fault; `parts` an error a fault, several where `all_of` joined them.
     """
 
-    def __init__(
-        self, kind: str, where: object = "", expected: str = "", found: str = "", remedy: str = "", case: str = ""
-    ) -> None:
-        if not remedy:  # a message of one string: until every caller names the fields
-            kind, expected, found, remedy = "dataset", "a data set that can be used", kind, "correct it"
-            self._text = found
+    def __init__(self, kind: str, where: object, expected: str, found: str, remedy: str, case: str = "") -> None:
         super().__init__(kind, where, expected, found, remedy, case)
         self.parts: tuple[DatasetError, ...] = (self,)
 
@@ -34,7 +29,7 @@ class DatasetError(InputError):
     @property
     def lines(self) -> tuple[str, ...]:
         """A line for each fault."""
-        return tuple(getattr(part, "_text", None) or InputError.__str__(part) for part in self.parts)
+        return tuple(InputError.__str__(part) for part in self.parts)
 
     def __str__(self) -> str:
         """All lines."""

@@ -204,7 +204,7 @@ def _check_files(row: Row, files: FileIndex) -> None:
             raise DatasetError("unreadable", path, "a file", found, "make it readable", row.id) from error
         if not is_volume:
             found, remedy = "another file or folder", "name the volume or remove the case"
-            raise DatasetError("dataset", path, "a volume file or DICOM folder", found, remedy, row.id)
+            raise DatasetError("not_a_volume", path, "a volume file or DICOM folder", found, remedy, row.id)
 
 
 def _check_links(row: Row, root: Path, files: FileIndex) -> None:
@@ -304,4 +304,4 @@ def _check_subjects(rows: Sequence[Row], root: Path) -> None:
         if first.split != row.split:
             found = f"subject {subject} in two: case {first.id} in {first.split}, case {row.id} in {row.split}"
             remedy = "correct the split or the subjects"
-            raise DatasetError("subject_on_both_sides", root, "every subject in one split", found, remedy)
+            raise DatasetError("subject_in_two_splits", root, "every subject in one split", found, remedy)

@@ -97,7 +97,7 @@ def _read_fold(path: Path, fold: int) -> dict[str, str]:
     val = {str(case) for case in lists["val"]}
     if train & val:
         raise DatasetError(
-            "subject_on_both_sides", path, "every case in train or in val",
+            "subject_in_two_splits", path, "every case in train or in val",
             f"case {min(train & val)} is in train and in val of fold {fold}", "remove it from one of them",
         )  # fmt: skip
     return dict.fromkeys(train, "train") | dict.fromkeys(val, "val")

@@ -42,10 +42,9 @@ def split_by_subject(
         if case.subject not in held_out:
             subjects.setdefault(case.subject, []).append(case)
     if len(subjects) < 2:
-        raise DatasetError(
-            f"expected at least two subjects to divide into train and validation, found {len(subjects)} "
-            f"({', '.join(subjects) or 'none'}); add cases or give the list a split column"
-        )
+        expected = "at least two subjects to divide into train and validation"
+        found = f"{len(subjects)} ({', '.join(subjects) or 'none'})"
+        raise DatasetError("dataset", "", expected, found, "add cases or give the list a split column")
     order = sorted(subjects)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda subject: -len(subjects[subject]))  # the large first, the small fill what is left

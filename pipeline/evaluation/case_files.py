@@ -12,7 +12,7 @@ from pipeline.datasets.dataset import Label
 from pipeline.datasets.listing import find_dataset
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.json_files import read_json
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
 
 Kind = Literal["prediction", "label"]
@@ -56,7 +56,7 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     """
     path = Path(path)
     if not path.exists():
-        raise VolumeError(f"{path}: expected {kind}s, found no such file or folder")
+        raise VolumeError("missing_file", path, f"{kind}s", "no such file or folder", "correct the path")
     if kind == "label" and (dataset := find_dataset(path, follow_links=follow_links)) is not None:
         labelled = [case for case in dataset.cases if case.label is not None]
         return CaseFiles(
@@ -103,10 +103,8 @@ def _by_case(volumes: Iterable[Path], path: Path) -> dict[str, Label]:
             raise EvaluationError(f"{found[case]} and {file} are both of case {case}; keep one of them")
         found[case] = kept
     if not found:
-        raise VolumeError(
-            f"{path}: expected label maps (CASE.nii.gz, CASE.nrrd, CASE.mha) or folders of masks (CASE/liver.nii.gz, …)"
-            ", found none"
-        )
+        expected = "label maps (CASE.nii.gz, CASE.nrrd, CASE.mha) or folders of masks (CASE/liver.nii.gz, …)"
+        raise VolumeError("missing_file", path, expected, "none", "name the folder that holds them")
     return dict(found)
 
 
@@ -133,7 +131,8 @@ def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseF
     masks = {case: _masks(folder) for case, folder in folders.items()}
     names = sorted(set().union(*masks.values()))
     if not names:
-        raise VolumeError(f"{path}: expected a mask a structure (liver.nii.gz, …), found none")
+        expected = "a mask a structure (liver.nii.gz, …)"
+        raise VolumeError("missing_file", path, expected, "none", "name the folder that holds them")
     files: dict[str, Label] = {}
     missing: dict[str, tuple[str, ...]] = {}
     for case, found in masks.items():

@@ -20,7 +20,8 @@ from pipeline.evaluation.options import ScoringOptions
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
-from transforms.io.grid import Geometry, VolumeError, axes_onto, describe_mismatch
+from transforms.io.errors import VolumeError
+from transforms.io.grid import Geometry, axes_onto, describe_mismatch
 from transforms.io.label_values import ignore_index
 from transforms.io.load import LoadVolumed
 from transforms.resize import voxel_map
@@ -218,11 +219,10 @@ def _onto_label(
     if change is not None:
         return np.ascontiguousarray(change.apply(array)), False
     if not resample:
-        raise VolumeError(
-            f"case {pair.case}: prediction {_location(pair.prediction)} is not on the grid of its label "
-            f"{_location(pair.label)}: {describe_mismatch(own, target)}; predict from the labelled image, "
-            "or pass resample (--resample) to compare them all the same"
-        )
+        expected = f"a prediction on the grid of its label {_location(pair.label)}"
+        remedy = "predict from the labelled image, or pass resample (--resample) to compare them all the same"
+        mismatch = describe_mismatch(own, target)
+        raise VolumeError("grid_mismatch", _location(pair.prediction), expected, mismatch, remedy, pair.case)
     return _nearest(array, voxel_map(target.affine, own.affine), target.shape), True
 
 

@@ -112,11 +112,10 @@ def match_by_name(label: ClassTable, prediction: ClassTable) -> CommonClasses:
         if found is not None:
             pairs.append((c, found))
     if len(pairs) == 1:
-        raise DatasetError(
-            "predictions and labels have no class in common: "
-            f"the predictions hold {some_of(prediction.names[1:], 6)}, the labels {some_of(label.names[1:], 6)}; "
-            "rename one side's classes in its labels.json"
-        )
+        held = f"the predictions hold {some_of(prediction.names[1:], 6)}, the labels {some_of(label.names[1:], 6)}"
+        remedy = "rename the classes of the predictions or of the labels in their labels.json"
+        nothing = f"no class in common: {held}"
+        raise DatasetError("dataset", "predictions and labels", "classes of the same names", nothing, remedy)
     of_label, of_prediction = zip(*pairs, strict=True)
     return CommonClasses(label, prediction, of_label, of_prediction)
 

@@ -15,7 +15,7 @@ from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses, match_by_name
 from pipeline.evaluation.options import EvaluationError
 from transforms.io import label_values
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.io.load import read_volume
 
 ClassNames = Sequence[str] | Mapping[str, int]
@@ -185,7 +185,7 @@ def _check_values(table: ClassTable, where: str) -> None:
             "name a label map, not an image"
         )
     try:
-        label_values.ClassTable(table.values, table.ignore_value, table.remap)
+        label_values.LabelLookup(table.values, table.ignore_value, table.remap)
     except ValueError as error:
         raise EvaluationError(f"{where}: {error}; correct the stray value, or number the classes again") from None
 

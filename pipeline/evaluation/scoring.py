@@ -17,7 +17,7 @@ from pipeline.console.progress import CaseProgress, Progress
 from pipeline.evaluation.case_scores import CaseScores, Pair, score_case
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 
 _BYTES_A_CASE = 4 * 2**30
 """A large case (512×512×800) in memory: two label maps, their surfaces and the search for neighbours."""

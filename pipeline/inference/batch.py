@@ -28,8 +28,8 @@ from pipeline.writers.outputs import (
     write_table,
 )
 from pipeline.writers.preview import PreviewImage
-from pipeline.writers.segmentation import Segmentation
-from transforms.io.grid import Geometry, VolumeError
+from pipeline.writers.segmentation import Segmentation, SegmentationError
+from transforms.io.grid import Geometry
 from transforms.io.load import read_geometry
 from transforms.restore import FeatureMap, FeatureStream, Restored, restore
 
@@ -208,7 +208,7 @@ class _Steps:
         """Read and preprocess."""
         start = time.perf_counter()
         if case.error:
-            raise VolumeError(case.error)
+            raise SegmentationError(case.error)
         state = case.state
         geometry = read_geometry(case.images[0])
         check_formats(case.images[0], geometry.kind, self.outputs)

@@ -15,7 +15,7 @@ from pipeline.datasets.listing import ImageListing, find_images
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind
 from transforms.io.dicom import series_files
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
 
 _LONGEST_ID = 200
@@ -130,23 +130,22 @@ def list_volumes(
     named = [case if counts[volume_stem(path)] > 1 else _short(case) for path, case in by_path.items()]
     if twice := [name for name, count in Counter(case.id for case in named).items() if count > 1]:
         same = " and ".join(str(case.images[0]) for case in named if case.id == twice[0])
-        raise VolumeError(
-            f"{same}: expected names that differ, both would be called {twice[0]}; pass the common parent folder "
-            "instead"
-        )
+        equal = f"two that would both be called {twice[0]}"
+        raise VolumeError("same_name", same, "names that differ", equal, "pass the common parent folder instead")
     return tuple(named)
 
 
 def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> list[InputCase]:
     if not _exists(path):
-        raise VolumeError(f"{path}: expected a volume or a folder, found no such file or folder")
+        raise VolumeError("missing_file", path, "a volume or a folder", "no such file or folder", "correct the path")
     found = []
     if path.is_dir():
         found = list(_Tree(path, leave_out, follow_links=follow_links).volumes(path))
     elif volume_kind(path):
         found = [_input(path, path.parent)]
     if not found:
-        raise VolumeError(f"{path}: expected NIfTI, NRRD, MetaImage or a DICOM folder, found none")
+        expected = "NIfTI, NRRD, MetaImage or a DICOM folder"
+        raise VolumeError("missing_file", path, expected, "none", "name the file or folder that holds the scan")
     return found
 
 
@@ -154,7 +153,8 @@ def _exists(path: Path) -> bool:
     try:
         return path.exists()
     except OSError as error:
-        raise VolumeError(f"{path}: cannot be accessed ({error.strerror or error})") from error
+        found = f"one that cannot be accessed ({error.strerror or error})"
+        raise VolumeError("unreadable", path, "a volume or a folder", found, "check its permissions") from error
 
 
 class _Tree:
@@ -236,10 +236,9 @@ def refuse_linked_slices(folder: Path, root: Path) -> None:
 def _refuse_outside(link: Path, root: Path, real_root: Path) -> None:
     target = Path(os.path.realpath(link))  # resolve raises where links lead in a circle
     if not target.is_relative_to(real_root):
-        raise VolumeError(
-            f"{link}: a link that leads out of {root}, to {target}; give --follow_links if that is meant, or "
-            "name the file or folder itself"
-        )
+        found = f"a link that leads out of {root}, to {target}"
+        remedy = "give --follow_links if that is meant, or name the file or folder itself"
+        raise VolumeError("outside_folder", link, "files of the folder itself", found, remedy)
 
 
 def _input(path: Path, above: Path) -> InputCase:

@@ -14,7 +14,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from tests.support.evaluation import TABLE, blobs, save, save_masks, sitk_dice, three_cases, write_names
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 
 NAMES = ("background", "liver", "spleen", "aorta")
 

@@ -16,7 +16,7 @@ import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 from pipeline.datasets.errors import DatasetError
 from pipeline.inference.inputs import InputCase, list_inputs, list_volumes
 from pipeline.writers.segmentation import SegmentationError
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.io.load import read_geometry
 
 
@@ -54,7 +54,7 @@ def test_a_folder_that_a_link_fetches_is_refused_by_name_or_followed(tmp_path):
     save(tmp_path / "elsewhere" / "deep" / "b.nii.gz")
     save(tmp_path / "in" / "a.nii.gz")
     (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(VolumeError, match=r"in/more: a link that leads out of .*--follow_links"):
+    with pytest.raises(VolumeError, match=r"in/more: .* a link that leads out of .*--follow_links"):
         list_inputs([tmp_path / "in"])
     assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["a", "b"]
 
@@ -112,7 +112,7 @@ def test_a_slice_that_a_link_fetches_from_outside_is_refused(tmp_path):
     (tmp_path / "2.dcm").write_bytes(bytes(128) + b"DICM")
     (series / "2.dcm").symlink_to(tmp_path / "2.dcm")
     for path in (series, save(series / "x" / "a.nii.gz").parents[1]):
-        with pytest.raises(VolumeError, match=r"2\.dcm: a link that leads out of"):
+        with pytest.raises(VolumeError, match=r"2\.dcm: .* a link that leads out of"):
             list_inputs([path])
     assert ids(list_inputs([series], follow_links=True)) == ["series"]
     for number in (1, 2):  # the same in a data set
@@ -120,7 +120,7 @@ def test_a_slice_that_a_link_fetches_from_outside_is_refused(tmp_path):
         save(tmp_path / "set" / "images" / f"{number}.nii.gz")
     (tmp_path / "set" / "labels.json").write_text(json.dumps({"background": 0, "liver": 1}))
     shutil.copytree(series, tmp_path / "set" / "images" / "3", symlinks=True)
-    with pytest.raises(VolumeError, match=r"images/3/2\.dcm: a link that leads out of"):
+    with pytest.raises(VolumeError, match=r"images/3/2\.dcm: .* a link that leads out of"):
         list_inputs([tmp_path / "set"])
 
 
@@ -229,7 +229,7 @@ def test_paths_without_volumes_are_refused(tree):
 
 
 def test_two_volumes_never_share_a_name(tree):
-    with pytest.raises(VolumeError, match="both would be called ct"):
+    with pytest.raises(VolumeError, match="would both be called ct"):
         list_volumes([tree / "a/ct.nii.gz", tree / "b/ct.nii.gz"])
 
 

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from scipy import ndimage
 
 from transforms.augment import Draw, RandomAugmentd, Strengths, change_intensity
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 
 SIZE = (22, 26, 30)
 SPACING = (2.0, 1.5, 1.0)
@@ -158,5 +158,7 @@ def test_labels_above_255_classes_and_cases_without_label_are_augmented_alike():
 
 
 def test_a_volume_of_another_size_is_refused_by_case():
-    with pytest.raises(VolumeError, match=r"case c1: image has \(22, 26, 30\) voxels, .* made for \(8, 8, 8\)"):
+    with pytest.raises(
+        VolumeError, match=r"case c1: image: expected \(8, 8, 8\) voxels, .* found \(22, 26, 30\) voxels"
+    ):
         RandomAugmentd((8, 8, 8))(case())

@@ -22,7 +22,7 @@ from transforms.chains import (
     training_chain,
     validation_chain,
 )
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 
 NAMES = ["background", "kidney_left", "kidney_right"]
 ORIENTATIONS = [

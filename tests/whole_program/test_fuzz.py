@@ -35,7 +35,7 @@ from pipeline.evaluation.comparison import compare_metrics
 from pipeline.runs.run_folder import RunFolder
 from tests.support.finished_run import documented_config, finished_run
 from tests.support.volumes import CLASSES, hounsfield, organs, save, write_series
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
 from transforms.io.load import read_volume
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))

@@ -534,7 +534,7 @@ ROWS = [of_check(bad) for bad in BAD] + [
     Row(
         "a NIfTI header of 10^12 voxels",
         lambda: nifti(dim=[3, 10000, 10000, 10000, 1, 1, 1, 1]),
-        ("case b", "the header claims 1e+12 voxels"),
+        ("case b", "a header that claims 1e+12 voxels"),
     ),
     Row("a NIfTI header of a voxel size 0", lambda: nifti(srow_x=[0, 0, 0, 0]), ("case b", "singular")),
     Row(
@@ -542,14 +542,12 @@ ROWS = [of_check(bad) for bad in BAD] + [
         lambda: nifti(sform_code=0, pixdim=[1, 2, -2, 3, 0, 0, 0, 0]),
         ("case b", "positive spacing"),
     ),
-    Row(
-        "a NIfTI header of voxels far behind", lambda: nifti(vox_offset=2.0**31), ("case b", "the header puts them at")
-    ),
-    Row("a gzip bomb", gzip_bomb, ("case b", "more data than its header claims")),
+    Row("a NIfTI header of voxels far behind", lambda: nifti(vox_offset=2.0**31), ("case b", "vox_offset 2.14748e+09")),
+    Row("a gzip bomb", gzip_bomb, ("case b", "bytes of voxels that its header claims")),
     Row(
         "a NRRD header of 10^12 voxels",
         lambda: scan(nrrd("10000 10000 10000"), "b.nrrd"),
-        ("case b", "the header claims 1e+12 voxels"),
+        ("case b", "a header that claims 1e+12 voxels"),
     ),
     Row(
         "a NRRD header of a voxel size 0",
@@ -574,7 +572,7 @@ ROWS = [of_check(bad) for bad in BAD] + [
     Row(
         "a MetaImage header of 10^12 voxels",
         lambda: scan(mha("10000 10000 10000"), "b.mha"),
-        ("case b", "the header claims 1e+12 voxels"),
+        ("case b", "a header that claims 1e+12 voxels"),
     ),
     Row(
         "a MetaImage header of a voxel size 0",
@@ -599,7 +597,7 @@ ROWS = [of_check(bad) for bad in BAD] + [
     Row(
         "a MetaImage whose packed size is a lie",
         lambda: scan(mha(more="CompressedData = True\nCompressedDataSize = 99999999999\n"), "b.mha"),
-        ("case b", "the header claims 99999999999 bytes"),
+        ("case b", "99999999999 bytes, as the header claims"),
     ),
     Row(
         "a DICOM slice of 60000 × 60000 pixels",
@@ -609,7 +607,7 @@ ROWS = [of_check(bad) for bad in BAD] + [
     Row(
         "a DICOM slice with fewer pixels than it claims",
         lambda: dicom_slices(Rows=500),
-        ("case b", "16000 bytes of pixels expected, 448 found"),
+        ("case b", "16000 bytes of pixels"),
     ),
     Row("a DICOM slice of a negative pixel size", lambda: dicom_slices(PixelSpacing=[-2, 2]), ("case b", "spacing")),
     Row(
@@ -731,7 +729,7 @@ ROWS = [of_check(bad) for bad in BAD] + [
     ),
     Row("a format that is none", lambda: [*PREDICT, "--formats", "jpeg"], ("formats", "jpeg", "nifti")),
     Row("an unknown axis to mirror", lambda: [*PREDICT, "--tta=xw"], ("tta", "x, y and z", "xw")),
-    Row("a device that is not there", lambda: [*PREDICT, "--device", "cuda:7"], ("cuda:7", "is not there")),
+    Row("a device that is not there", lambda: [*PREDICT, "--device", "cuda:7"], ("cuda:7", "does not exist")),
     Row(
         "a link that leaves the folder of scans",
         lambda: (Path("new/b.nii.gz").symlink_to("../data/labelsTr/a.nii.gz"), [*PREDICT[:2], "new", *PREDICT[3:]])[1],

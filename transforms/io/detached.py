@@ -1,4 +1,4 @@
-"""A header whose voxels lie in a second file (.hdr/.img, .nhdr, .mhd): which file that is. Opens none.
+"""A header whose voxels lie in a second file (.hdr/.img, .nhdr, .mhd): which file that is.
 
 A header out of a stranger's archive may name any file of the machine, and a link may stand for one.
 """
@@ -6,10 +6,10 @@ A header out of a stranger's archive may name any file of the machine, and a lin
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
-from transforms.io.grid import VolumeError
+from transforms.io.errors import VolumeError
+from transforms.io.itk_header import data_file_name
 
 
 def beside(header: Path, name: str) -> Path:
@@ -23,33 +23,42 @@ def beside(header: Path, name: str) -> Path:
     # Backslashes: what is a name here is a path where the same data set is read on Windows.
     parts = Path(name.replace("\\", "/")).parts
     if not name.isprintable() or not parts or parts[0].startswith("/") or parts[0].endswith(":") or ".." in parts:
-        raise VolumeError(
-            f"{header}: the header names voxels outside its own folder ({name!r}); put them beside the header"
-        )
+        found = f"a header that names them outside its own folder ({name!r})"
+        raise VolumeError("outside_folder", header, "the voxels beside the header", found, "put them there")
     path = header.parent / name
     if not path.is_file():
-        raise VolumeError(f"{header}: its other half {name} is missing beside it; copy both files together")
+        remedy = "copy both files together"
+        raise VolumeError("missing_file", header, f"its data file {name} in the same folder", "it missing", remedy)
     folders = header.parent.resolve(), header.resolve().parent
     if not any(path.resolve().is_relative_to(folder) for folder in folders):
+        found = f"its data file {name} to be a link that leads out of it"
         raise VolumeError(
-            f"{header}: its other half {name} is a link that leads out of its folder; copy the file there"
+            "outside_folder", header, "the voxels in the header's own folder", found, "copy the file there"
         )
     return path
 
 
 def files_behind(path: Path) -> list[Path]:
-    """The files that hold a volume: the path itself, all below a folder (DICOM), a header with its data file."""
+    """Return the files that hold a volume: the path itself, all below a folder (DICOM), a header with its data file.
+
+    Where a header names its data by a list or pattern, or cannot be parsed, all that lies beside it counts.
+
+    Raises:
+        OSError: a folder or header cannot be read.
+    """
     if path.is_dir():
         return sorted(Path(root) / name for root, _, names in os.walk(path) for name in names)
     suffix = path.suffix.lower()
     if suffix in (".hdr", ".img"):
         return [file for file in (path.with_suffix(".hdr"), path.with_suffix(".img")) if file == path or file.exists()]
     if suffix in (".mhd", ".nhdr"):
-        with path.open("rb") as file:
-            named = re.findall(rb"(?im)^(?:ElementDataFile\s*=|data ?file:)\s*(\S[^\r\n]*?)\s*$", file.read(1 << 16))
-        data = [path.parent / os.fsdecode(name) for name in named if name.upper() != b"LOCAL"]
-        # a list or a pattern of data files: whatever lies beside the header then counts
-        return [path, *(data if all(file.is_file() for file in data) else _beside(path))]
+        try:
+            name = data_file_name(path)
+        except VolumeError:
+            return [path, *_beside(path)]
+        if name is None:
+            return [path]
+        return [path, path.parent / name] if (path.parent / name).is_file() else [path, *_beside(path)]
     return [path]
 
 

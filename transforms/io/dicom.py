@@ -1,7 +1,7 @@
-"""A folder with a CT or MR series in DICOM: headers by pydicom, judged as one regular volume; pixels by SimpleITK.
+"""A folder with a CT or MR series in DICOM: headers by pydicom, checked to be one regular volume; pixels by SimpleITK.
 
 Readers commonly drop a gantry tilt and average uneven slice steps in silence. Here a series is a volume only if
-its slices lie where one affine says they lie. Multi-frame objects and writing are not this room's.
+its slices lie where one affine says they lie. Multi-frame objects are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
 
-from transforms.io.grid import Geometry, OpenVolume, VolumeError, check_affine, check_memory, check_shape
+from transforms.io.errors import VolumeError
+from transforms.io.grid import LPS_TO_RAS, Affine, Geometry, OpenVolume, check_affine, check_memory, check_shape
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,6 @@ _DAMAGE = (
 _MAX_SLICE_PIXELS = 2**26  # 8192 × 8192; what a header claims beyond, the decoder would allocate first
 _META_START = 144  # preamble, "DICM", and the element with the length of the file meta information (DICOM PS3.10, 7.1)
 _MAX_INFLATED = 2**28  # bytes of a deflated file, which pydicom unpacks as a whole
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,8 @@ def _is_dicom(path: Path) -> bool:
 def _sorted_series(folder: Path) -> list[_Slice]:
     slices = list(_slices(folder))
     if len(slices) < 2:
-        raise VolumeError(f"{folder}: expected a CT or MR series of at least two slices, found {len(slices)}")
+        expected, remedy = "a CT or MR series of at least two slices", "name the folder that holds the series"
+        raise VolumeError("dicom_too_few_slices", folder, expected, f"{len(slices)}", remedy)
     _same_series(slices, folder)
     _same("picture size", [part.size for part in slices], slices, folder)
     _same("pixel spacing", [tuple(round(s, 4) for s in part.spacing) for part in slices], slices, folder)
@@ -139,7 +140,7 @@ def _slices(folder: Path) -> Iterator[_Slice]:
     for path in _files(folder):
         if not _is_dicom(path):
             if path.suffix.lower() in _SUFFIXES:
-                raise VolumeError(f"{path}: expected a DICOM file, found something else; copy it again or remove it")
+                raise VolumeError("unreadable", path, "a DICOM file", "something else", "copy it again or remove it")
             logger.debug("%s: not DICOM, passed over", path)
             continue
         found = _read_slice(path)
@@ -154,26 +155,27 @@ def _slices(folder: Path) -> Iterator[_Slice]:
 def _read_slice(path: Path) -> _Slice | str:
     """Return what the header says, or just the modality of an object that is neither CT nor MR."""
     try:
-        # Odd values elsewhere in the header are not our business.
+        # Odd values in elements that are not used harm nobody.
         with path.open("rb") as file, pydicom.config.disable_value_validation():
             _refuse_bomb(file, path)
             header = pydicom.dcmread(file, stop_before_pixels=True)
             if header.get("Modality") not in ("CT", "MR"):
                 return str(header.get("Modality", "DICOMDIR"))
             if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
-                raise VolumeError(f"{path}: expected one grey-scale slice a file, found a multi-frame or colour object")
+                expected, remedy = "one grey-scale slice a file", "convert it to NIfTI, or export single slices"
+                raise VolumeError("not_grey_scale", path, expected, "a multi-frame or colour object", remedy)
             if "ModalityLUTSequence" in header:
-                raise VolumeError(f"{path}: expected rescale slope and intercept, found a modality lookup table")
+                expected, remedy = "rescale slope and intercept", "convert it to NIfTI with its table applied"
+                raise VolumeError("unreadable", path, expected, "a modality lookup table", remedy)
             _check_structure(header, path)
             _check_pixels(header, file, path)
             return _parsed(header, path)
     except VolumeError:
         raise
     except _DAMAGE as error:
-        raise VolumeError(
-            f"{path}: expected Rows, Columns, PixelSpacing, ImagePositionPatient and ImageOrientationPatient, "
-            f"found one missing or unreadable ({' '.join(str(error).split())})"
-        ) from error
+        expected = "Rows, Columns, PixelSpacing, ImagePositionPatient and ImageOrientationPatient"
+        found = f"one missing or unreadable ({' '.join(str(error).split())})"
+        raise VolumeError("unreadable", path, expected, found, "export the series again") from error
 
 
 def _refuse_bomb(file: BinaryIO, path: Path) -> None:
@@ -184,22 +186,24 @@ def _refuse_bomb(file: BinaryIO, path: Path) -> None:
         file.seek(_META_START + int(meta.FileMetaInformationGroupLength))
         unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(file.read(), _MAX_INFLATED)
         if len(unpacked) == _MAX_INFLATED:
-            raise VolumeError(f"{path}: expected one slice, found over {_MAX_INFLATED >> 20} MiB in it; copy it again")
+            raise VolumeError("unreadable", path, "one slice", f"over {_MAX_INFLATED >> 20} MiB in it", "copy it again")
     file.seek(0)
 
 
 def _check_structure(header: pydicom.Dataset, path: Path) -> None:
     """Refuse unknown value representations: GDCM reads on from there at random, and allocates what it reads."""
-    found = {part.get_item(tag).VR for part in (header, header.file_meta) for tag in part.keys()}  # noqa: SIM118
-    if unknown := found - set(VR) - {None}:  # None: implicit
-        raise VolumeError(f"{path}: the DICOM header is damaged (value representation {min(unknown)!r}); copy it again")
+    used = {part.get_item(tag).VR for part in (header, header.file_meta) for tag in part.keys()}  # noqa: SIM118
+    if unknown := used - set(VR) - {None}:  # None: implicit
+        found = f"a damaged one (value representation {min(unknown)!r})"
+        raise VolumeError("unreadable", path, "a DICOM header", found, "copy it again")
 
 
 def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
     """Refuse pixels that are cut short or missing; GDCM would first allocate what the header claims, up to 4 GB."""
     n_pixels = int(header.Rows) * int(header.Columns)
     if n_pixels > _MAX_SLICE_PIXELS:
-        raise VolumeError(f"{path}: the header claims {header.Columns}×{header.Rows} pixels in a slice; it is damaged")
+        found = f"a header that claims {header.Columns}×{header.Rows} pixels"
+        raise VolumeError("unreadable", path, f"at most {_MAX_SLICE_PIXELS}", found, "copy it again; it is damaged")
     if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         return  # nothing can be told from the place in the file
     implicit, little = header.original_encoding
@@ -211,10 +215,14 @@ def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
     )
     held = path.stat().st_size - file.tell() + (4 if implicit else 0)
     if tag != (0x7FE0, 0x0010) or (length != 0xFFFFFFFF and length > held):  # all ones: compressed, of no stated length
-        raise VolumeError(f"{path}: truncated, {length} bytes of pixels expected, {held} found; copy it again")
+        raise VolumeError(
+            "unreadable", path, f"{length} bytes of pixels", f"{held} in a truncated file", "copy it again"
+        )
     needed = math.ceil(n_pixels * int(header.BitsAllocated) / 8)
     if length < needed:
-        raise VolumeError(f"{path}: truncated, {needed} bytes of pixels expected, {length} found; copy it again")
+        raise VolumeError(
+            "unreadable", path, f"{needed} bytes of pixels", f"{length} in a truncated file", "copy it again"
+        )
 
 
 def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:
@@ -242,31 +250,28 @@ def _same_series(slices: Sequence[_Slice], folder: Path) -> None:
     for part in slices:
         counts.setdefault(part.series, []).append(part.path)
     if len(counts) > 1:
-        found = "; ".join(
+        listed = "; ".join(
             f"{uid} ({len(paths)} files, {paths[0].name} first)" for uid, paths in list(counts.items())[:4]
         )
-        raise VolumeError(
-            f"{folder}: expected one series, found {len(counts)}: {found}; put each in a folder of its own"
-        )
+        found, remedy = f"{len(counts)}: {listed}", "put each in a folder of its own"
+        raise VolumeError("dicom_mixed_series", folder, "one series", found, remedy)
 
 
 def _same(what: str, values: Sequence[object], slices: Sequence[_Slice], folder: Path) -> None:
     odd = [part.path.name for part, value in zip(slices, values, strict=True) if value != values[0]]
     if odd:
-        raise VolumeError(
-            f"{folder}: expected one {what} in a series, found another in {len(odd)} of {len(slices)} slices, "
-            f"{odd[0]} for one; remove what does not belong (a localiser, another stack)"
-        )
+        found = f"another in {len(odd)} of {len(slices)} slices, {odd[0]} for one"
+        remedy = "remove what does not belong (a localiser, another stack)"
+        raise VolumeError("dicom_mixed_series", folder, f"one {what} in a series", found, remedy)
 
 
 def _normal(part: _Slice, folder: Path) -> np.ndarray:
     normal = np.cross(*part.directions)
     lengths = np.linalg.norm([*part.directions, normal], axis=1)
     if np.abs(lengths - 1).max() > 1e-2:
-        found = np.round(part.directions, 4).tolist()
-        raise VolumeError(
-            f"{folder}: expected two perpendicular unit directions in ImageOrientationPatient, found {found}"
-        )
+        expected = "two perpendicular unit directions in ImageOrientationPatient"
+        found = str(np.round(part.directions, 4).tolist())
+        raise VolumeError("bad_affine", folder, expected, found, "export the series again")
     return normal / lengths[2]
 
 
@@ -275,42 +280,48 @@ def _check_steps(slices: Sequence[_Slice], normal: np.ndarray, folder: Path) -> 
     steps = np.diff(heights)
     for step, (first, second) in zip(steps, pairwise(slices), strict=True):
         if step < 1e-3:
-            raise VolumeError(
-                f"{folder}: {first.path.name} and {second.path.name} are at the same place, "
-                f"{first.position.tolist()} mm; remove the duplicates, or put each phase or echo in a folder of its own"
-            )
+            place = f"at the same place, {first.position.tolist()} mm"
+            found = f"{first.path.name} and {second.path.name} {place}"
+            remedy = "remove the duplicates, or put each phase or echo in a folder of its own"
+            raise VolumeError("dicom_duplicate_slices", folder, "one slice at a place", found, remedy)
     sideways = slices[-1].position - slices[0].position - normal * (heights[-1] - heights[0])
     if np.linalg.norm(sideways) > TILT_TOLERANCE_PIXELS * min(slices[0].spacing):
         angle = np.degrees(np.arctan2(np.linalg.norm(sideways), heights[-1] - heights[0]))
-        raise VolumeError(
-            f"{folder}: the slices are sheared by {angle:.1f} degrees (gantry tilt, header says {slices[0].tilt}), "
-            f"{np.linalg.norm(sideways):.1f} mm over the stack; resample it to an upright volume first (dcm2niix does)"
+        found = (
+            f"slices sheared by {angle:.1f} degrees (gantry tilt, header says {slices[0].tilt}), "
+            f"{np.linalg.norm(sideways):.1f} mm over the stack"
         )
+        remedy = "resample it to an upright volume first (dcm2niix does)"
+        raise VolumeError("dicom_gantry_tilt", folder, "an upright stack of slices", found, remedy)
     off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights)))
     if off.max() > STEP_TOLERANCE * np.median(steps):
-        raise VolumeError(f"{folder}: the slices are not evenly spaced: {_step_words(steps, slices)}")
+        raise _uneven(steps, slices, folder)
 
 
-def _step_words(steps: np.ndarray, slices: Sequence[_Slice]) -> str:
+def _uneven(steps: np.ndarray, slices: Sequence[_Slice], folder: Path) -> VolumeError:
     usual = float(np.median(steps))
     worst = int(np.abs(steps - usual).argmax())
     pair = f"{slices[worst].path.name} and {slices[worst + 1].path.name}"
-    n_missing = round(float(steps[worst]) / usual) - 1
-    guess = f", {n_missing} missing?" if n_missing > 0 else ""
-    return (
-        f"usually {usual:.4g} mm, {steps[worst]:.4g} mm between {pair}{guess}; "
-        f"steps are {steps.min():.4g} to {steps.max():.4g} mm; export the whole series again"
+    n_missing = max(round(float(steps[worst]) / usual) - 1, 0)
+    guess = f", {n_missing} missing?" if n_missing else ""
+    found = (
+        f"slices that are not evenly spaced: usually {usual:.4g} mm, {steps[worst]:.4g} mm between {pair}{guess}; "
+        f"steps are {steps.min():.4g} to {steps.max():.4g} mm"
     )
+    remedy = "export the whole series again"
+    if n_missing:
+        return VolumeError("dicom_missing_slices", folder, "every slice of the series", found, remedy)
+    return VolumeError("dicom_uneven_slices", folder, "evenly spaced slices", found, remedy)
 
 
-def _affine(slices: Sequence[_Slice]) -> np.ndarray:
+def _affine(slices: Sequence[_Slice]) -> Affine:
     first, last = slices[0], slices[-1]
     affine = np.eye(4)
     affine[:3, 0] = first.directions[0] * first.spacing[0]
     affine[:3, 1] = first.directions[1] * first.spacing[1]
     affine[:3, 2] = (last.position - first.position) / (len(slices) - 1)
     affine[:3, 3] = first.position
-    return _LPS_TO_RAS @ affine
+    return LPS_TO_RAS @ affine
 
 
 def _dtype(slices: Sequence[_Slice]) -> np.dtype:
@@ -331,6 +342,7 @@ def _read_voxels(files: Sequence[Path], shape: tuple[int, ...], dtype: np.dtype)
         try:
             picture = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
-            raise VolumeError(f"{path}: the pixels cannot be decoded; copy it again or convert it") from error
+            found = "some that cannot be decoded"
+            raise VolumeError("unreadable", path, "readable pixels", found, "copy it again or convert it") from error
         array[:, :, k] = picture.reshape(shape[1], shape[0]).T
     return array

@@ -43,3 +43,11 @@ def sentence(case: str, where: str, expected: str, found: str, remedy: str) -> s
     """Write "case CASE: WHERE: expected EXPECTED, found FOUND; REMEDY"; an empty case or place is left out."""
     place = ": ".join(part for part in (case and f"case {case}", where) if part)
     return f"{place + ': ' if place else ''}expected {expected}, found {found}; {remedy}"
+
+
+class VolumeError(InputError):
+    """A volume that cannot be used: a file that cannot be read, a header that cannot be true, values that cannot be."""
+
+    def of_case(self, case: str) -> VolumeError:
+        """Return the same error with the case named."""
+        return VolumeError(self.kind, self.where, self.expected, self.found, self.remedy, case)

@@ -1,4 +1,4 @@
-"""Voxel grids: what makes one usable, and when two are the same. Opens no file.
+"""Voxel grids: which are possible, and when two are the same. Opens no file.
 
 World coordinates are millimetres in RAS+; voxel (0, 0, 0)'s *centre* is the affine's translation column.
 """
@@ -11,6 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import psutil
+from jaxtyping import Float64, Shaped
+
+from transforms.io.errors import VolumeError
+
+Affine = Float64[np.ndarray, "4 4"]
+"""Voxel index (i, j, k, 1) -> world mm (x, y, z, 1), RAS+."""
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""DICOM and ITK count x to the patient's left and y to the back; the matrix is its own inverse."""
 
 MAX_VOXELS = 2**31
 """No scanner makes more (1290 voxels a side); a header that claims more is damaged or hostile."""
@@ -24,24 +33,17 @@ GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are the same when no corner lies further apart than this share of the smallest voxel edge."""
 
 
-class VolumeError(ValueError):
-    """A volume that cannot be used: one line with the file or case, what was expected, what was found, what to do."""
-
-    is_input_error = True
-
-
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """A volume without its voxels.
-
-    `shape` is (I, J, K) or, with several frames, (I, J, K, T); `affine` maps voxel index to world mm (4×4 float64,
-    RAS+); `dtype` is what `read_volume` will give; `kind` is "nifti", "nrrd", "metaimage" or "dicom".
-    """
+    """A volume without its voxels."""
 
     shape: tuple[int, ...]
-    affine: np.ndarray
+    """(I, J, K) or, with several frames, (I, J, K, T)."""
+    affine: Affine
     dtype: np.dtype
+    """The type that `read_volume` gives."""
     kind: str
+    """"nifti", "nrrd", "metaimage" or "dicom"."""
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -52,11 +54,15 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class OpenVolume:
-    """A volume whose header was read and checked; `read()` fetches the voxels in the geometry's shape and dtype."""
+    """A volume whose header was read and checked."""
 
     geometry: Geometry
     modality: str | None
+    """"CT" or "MR"; None where the format does not say."""
     read: Callable[[], np.ndarray]
+    """Fetches the voxels, in the geometry's shape and dtype."""
+    form_gap_mm: float = 0.0
+    """Distance of the far corner by sform and by qform (NIfTI); 0 where there is only one of them."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +72,46 @@ class AxisChange:
     order: tuple[int, int, int]
     flipped: tuple[int, ...]
 
-    def apply(self, array: np.ndarray) -> np.ndarray:
+    def apply(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
         """Return a view of an (I, J, K) array with the new axes."""
         return np.flip(array.transpose(self.order), self.flipped)
 
 
-def check_shape(shape: tuple[int, ...], name: str) -> tuple[int, ...]:
-    """Return the shape as (I, J, K) or (I, J, K, T), trailing axes of one voxel dropped; refuse what is no volume."""
+def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, ...]:
+    """Return the shape as (I, J, K) or (I, J, K, T), trailing axes of one voxel dropped.
+
+    Raises:
+        VolumeError: fewer than three axes, more than four, an empty one, or more than `MAX_VOXELS` voxels.
+    """
     shape = tuple(int(n) for n in shape)
     if len(shape) < 3 or min(shape) < 1:
-        raise VolumeError(f"{name}: expected three axes of at least one voxel, found shape {shape}")
+        expected, remedy = "three axes of at least one voxel", "export one 3-D volume a file"
+        raise VolumeError("not_3d", where, expected, f"shape {shape}", remedy)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if len(shape) > 4:
-        raise VolumeError(f"{name}: expected a 3-D volume, found shape {shape}; export one volume a file")
+        raise VolumeError("not_3d", where, "a 3-D volume", f"shape {shape}", "export one volume a file")
     n_voxels = int(np.prod([float(n) for n in shape]))  # as floats: a hostile header overflows an int64 product
     if n_voxels > MAX_VOXELS:
-        raise VolumeError(
-            f"{name}: the header claims {n_voxels:.3g} voxels {shape}, expected at most {MAX_VOXELS:.3g}; it is damaged"
-        )
+        expected, found = f"at most {MAX_VOXELS:.3g} voxels", f"a header that claims {n_voxels:.3g} voxels {shape}"
+        raise VolumeError("unreadable", where, expected, found, "copy it again; the header is damaged")
     return shape
 
 
-def check_affine(affine: np.ndarray, name: str) -> np.ndarray:
-    """Return the affine as 4×4 float64; refuse one that is not finite or does not span three dimensions."""
+def check_affine(affine: Shaped[np.ndarray, "4 4"], where: str) -> Affine:
+    """Return the affine as float64.
+
+    Raises:
+        VolumeError: it is not finite, or its axes do not span three dimensions.
+    """
     affine = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(affine).all():
-        raise VolumeError(f"{name}: expected a finite affine, found {_rows(affine)}; repair the header")
+        raise VolumeError("bad_affine", where, "a finite affine", _rows(affine), "repair the header")
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     # The determinant of the unit axes is the volume of the cell they span: 1 when orthogonal, 0 when flat.
     if lengths.min() < 1e-6 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-        raise VolumeError(f"{name}: the affine is singular, {_rows(affine)}; repair the header")
+        expected = "an affine that spans three dimensions"
+        raise VolumeError("bad_affine", where, expected, f"a singular one, {_rows(affine)}", "repair the header")
     return affine
 
 
@@ -104,30 +119,51 @@ def _rows(affine: np.ndarray) -> str:
     return str([[float(f"{value:.5g}") for value in row] for row in affine[:3]])
 
 
-def check_data_size(n_bytes: int, available: int, *, compressed: bool, name: str) -> None:
-    """Refuse a header that claims more bytes (with itself) than its file can hold, before anything is allocated."""
+def check_data_size(n_bytes: int, available: int, *, compressed: bool, where: str) -> None:
+    """Check, before anything is allocated, that a file of `available` bytes can hold what its header claims.
+
+    Raises:
+        VolumeError: it cannot, or it is packed more tightly than any scan (`BOMB_RATIO`).
+    """
     # Deflate cannot pack more than 1032 to 1 (zlib technical notes), so a higher claim cannot be true.
     possible = available * 1032 if compressed else available
+    held = f"{available} bytes of gzip" if compressed else f"{available} bytes"
     if n_bytes > possible:
-        held = f"{available} bytes of gzip" if compressed else f"{available} bytes"
-        raise VolumeError(
-            f"{name}: the header claims {n_bytes} bytes, the file holds {held}; it is truncated or damaged"
-        )
+        expected, remedy = f"{n_bytes} bytes, as the header claims", "copy it again; it is truncated or damaged"
+        raise VolumeError("unreadable", where, expected, held, remedy)
     if compressed and n_bytes > BOMB_BYTES and n_bytes > BOMB_RATIO * available:
-        raise VolumeError(
-            f"{name}: {available} bytes of gzip would become {n_bytes} bytes, expected at most {BOMB_RATIO} to 1 above "
-            f"{BOMB_BYTES >> 30} GiB; save it with a smaller number type, or leave it out"
-        )
+        expected = f"at most {BOMB_RATIO} to 1 out of gzip above {BOMB_BYTES >> 30} GiB"
+        remedy = "save it with a smaller number type, or leave it out"
+        raise VolumeError("unreadable", where, expected, f"{held} that would become {n_bytes} bytes", remedy)
 
 
-def check_memory(n_bytes: int, name: str) -> None:
-    """Refuse a volume that this machine cannot hold: the kernel would end the whole process, or others."""
+def check_memory(n_bytes: int, where: str) -> None:
+    """Check that this machine can hold a volume: the kernel would end the whole process, or others.
+
+    Raises:
+        VolumeError: less memory is free.
+    """
     free = psutil.virtual_memory().available
     if n_bytes > free:
-        raise VolumeError(
-            f"{name}: its voxels take {n_bytes / 1e9:.3g} GB, this machine has {free / 1e9:.3g} GB of memory free; "
-            "crop the volume, or end other programs"
+        expected, found = f"{n_bytes / 1e9:.3g} GB of memory for its voxels", f"{free / 1e9:.3g} GB free"
+        raise VolumeError("too_large", where, expected, found, "crop the volume, or end other programs")
+
+
+def onto_grid(source: Geometry, target: Geometry, *, where: object, role: str) -> AxisChange:
+    """Return how the axes of a case's file (its `role`: "label", "mask", "channel") lie along its image's.
+
+    Raises:
+        VolumeError: it lies on another grid.
+    """
+    change = axes_onto(source, target)
+    if change is None:
+        tolerance = (
+            f"{GRID_TOLERANCE_VOXELS * min(target.spacing_mm):.3g} mm, {GRID_TOLERANCE_VOXELS:g} of a voxel edge"
         )
+        expected = f"the {role} on its image's voxel grid (every corner within {tolerance})"
+        remedy = "resample it onto the image's grid, or drop the case"
+        raise VolumeError("grid_mismatch", where, expected, describe_mismatch(source, target), remedy)
+    return change
 
 
 def axes_onto(source: Geometry, target: Geometry) -> AxisChange | None:

@@ -1,14 +1,12 @@
-"""Reading volumes, and the dictionary transform that puts image and label of a case on one voxel grid.
+"""Read volumes, and put image and label of a case on one voxel grid (`LoadVolumed`, the first part of every chain).
 
-`read_volume` and `read_geometry` read NIfTI, NRRD, MetaImage files and folders with a DICOM series. `LoadVolumed` is
-the first part of every chain: paths in, `MetaTensor`s out. What a header may say is judged by `transforms.nifti`,
-`transforms.itk_files` and `transforms.dicom`; which label values are which class by `transforms.label_values`.
+`read_volume` and `read_geometry` read NIfTI, NRRD and MetaImage files, and folders with a DICOM series.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
@@ -16,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float32, Shaped
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from transforms.io.dicom import holds_dicom, open_series
-from transforms.io.grid import Geometry, OpenVolume, VolumeError, axes_onto, describe_mismatch
+from transforms.io.errors import VolumeError
+from transforms.io.grid import Affine, Geometry, OpenVolume, onto_grid
 from transforms.io.itk import open_itk
-from transforms.io.label_values import ClassTable
+from transforms.io.label_values import LabelLookup
 from transforms.io.nifti import open_nifti
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "LoadVolumed",
     "Volume",
     "VolumeError",
+    "disagreeing_forms",
     "read_geometry",
     "read_volume",
     "volume_kind",
@@ -44,21 +45,42 @@ _KINDS = {
     ".nii.gz": "nifti", ".nii": "nifti", ".hdr": "nifti", ".img": "nifti",
     ".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage",
 }  # fmt: skip
+FORM_TOLERANCE_VOXELS = 0.5
+"""How far sform and qform may lie apart at the far corner, in the smallest voxel edge: a float32 quaternion is rounded
+by less."""
+
 _OPENERS = {"nifti": open_nifti, "nrrd": open_itk, "metaimage": open_itk, "dicom": open_series}
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """A volume in memory.
-
-    `array` is (I, J, K) or (I, J, K, T) in its stored dtype, float32 where the header scales it; `affine` maps voxel
-    index to world mm (4×4 float64, RAS+); `modality` is "CT", "MR" or None where the format does not say.
-    """
+    """A volume in memory."""
 
     array: np.ndarray
-    affine: np.ndarray
+    """(I, J, K) or (I, J, K, T) in its stored dtype, float32 where the header scales it."""
+    geometry: Geometry
     modality: str | None
-    kind: str
+    """"CT", "MR" or None where the format does not say."""
+    form_gap_mm: float = 0.0
+    """Distance of the far corner by sform and by qform (NIfTI); 0 where there is only one of them."""
+
+    @property
+    def affine(self) -> Affine:
+        """Voxel index to world mm, RAS+."""
+        return self.geometry.affine
+
+    @property
+    def kind(self) -> str:
+        """ "nifti", "nrrd", "metaimage" or "dicom"."""
+        return self.geometry.kind
+
+
+def disagreeing_forms(geometry: Geometry, form_gap_mm: float) -> str:
+    """Say how far a NIfTI header's sform and qform put the volume in two places; empty where they agree."""
+    edge = min(geometry.spacing_mm)
+    if form_gap_mm <= FORM_TOLERANCE_VOXELS * edge:
+        return ""
+    return f"{form_gap_mm:.3g} mm between them at the far corner (the smallest voxel edge is {edge:.3g} mm)"
 
 
 def volume_kind(path: Pathish) -> str | None:
@@ -78,7 +100,11 @@ def volume_stem(path: Pathish) -> str:
 
 
 def read_geometry(path: Pathish) -> Geometry:
-    """Read and check a volume's header, no voxels. Raises VolumeError."""
+    """Read and check a volume's header, no voxels.
+
+    Raises:
+        VolumeError: the file is missing or not a volume, or its geometry is missing or impossible.
+    """
     return _open(path).geometry
 
 
@@ -90,7 +116,7 @@ def read_volume(path: Pathish) -> Volume:
             than it can hold.
     """
     opened = _open(path)
-    return Volume(opened.read(), opened.geometry.affine, opened.modality, opened.geometry.kind)
+    return Volume(opened.read(), opened.geometry, opened.modality, opened.form_gap_mm)
 
 
 def _open(path: Pathish) -> OpenVolume:
@@ -98,18 +124,21 @@ def _open(path: Pathish) -> OpenVolume:
     try:
         return _OPENERS[_known_kind(path)](path)
     except OSError as error:
-        raise VolumeError(f"{path}: cannot be read ({error.strerror or error})") from error
+        found = f"one that cannot be read ({error.strerror or error})"
+        raise VolumeError("unreadable", path, "a volume", found, "check the file and its permissions") from error
 
 
 def _known_kind(path: Path) -> str:
     if not path.exists():
-        raise VolumeError(f"{path}: expected a volume, found no such file or folder")
+        remedy = "copy it there, or correct the name"
+        raise VolumeError("missing_file", path, "a volume", "no such file or folder", remedy)
     if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
-        raise VolumeError(f"{path}: expected a volume, found a pipe or device; copy its content to a file")
+        raise VolumeError("unreadable", path, "a volume", "a pipe or device", "copy its content to a file")
     kind = volume_kind(path)
     if kind is None:
-        what = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"
-        raise VolumeError(f"{path}: expected a DICOM folder or one of {', '.join(_KINDS)}, found {what}")
+        expected = f"a DICOM folder or one of {', '.join(_KINDS)}"
+        found = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"
+        raise VolumeError("unreadable", path, expected, found, "convert it, or name the volume itself")
     return kind
 
 
@@ -131,7 +160,7 @@ class LoadVolumed(MapTransform):
             serves up to 255 classes.
         ignore_value: the value in the file of voxels that count for nothing; stored as 255 (65535 in int32).
         allow_missing_keys: pass over absent keys.
-        label_remap: class indices of values in the file beyond or instead of the above; masks know none.
+        label_remap: class indices of values in the file beyond or instead of the above; masks have none.
 
     Raises:
         VolumeError: named by case, for a file that `read_volume` refuses, several frames, infinite or NaN voxels in the
@@ -150,7 +179,7 @@ class LoadVolumed(MapTransform):
         super().__init__(keys, allow_missing_keys)
         if unknown := set(self.keys) - {"image", "label"}:
             raise ValueError(f'LoadVolumed loads "image" and "label", not {sorted(map(str, unknown))}')
-        self.classes = ClassTable(label_values, ignore_value, label_remap)
+        self.lookup = LabelLookup(label_values, ignore_value, label_remap)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with its paths replaced by tensors."""
@@ -159,7 +188,9 @@ class LoadVolumed(MapTransform):
             self._load(loaded)
         except VolumeError as error:
             case = data.get("case")
-            raise error if case is None else VolumeError(f"case {case}: {error}") from error
+            if case is None:
+                raise
+            raise error.of_case(str(case)) from error
         return loaded
 
     def _load(self, data: dict[Hashable, Any]) -> None:
@@ -176,26 +207,31 @@ class LoadVolumed(MapTransform):
         if "label" in keys:
             data["label"] = read_label()
 
-    def _open_label(self, source: Any, grid: Geometry | None) -> Any:
+    def _open_label(self, source: Any, grid: Geometry | None) -> Callable[[], MetaTensor]:
+        """Open the files of a label and check their grids; what is returned reads them."""
+        masks: list[tuple[int, Path]] | None = None
         if isinstance(source, str | PathLike):
-            masks = None
             paths = [Path(source)]
         else:
             masks = [(int(index), Path(path)) for index, path in source]
             paths = [path for _, path in masks]
         volumes = [_open_frame(path) for path in paths]
         if grid is None and not volumes:
-            raise VolumeError("a label without masks needs an image to take its grid from")
-        grid = volumes[0].geometry if grid is None else grid
-        changes = [_onto(grid, volume, path, "label") for volume, path in zip(volumes, paths, strict=True)]
+            remedy = "load it together with its image"
+            raise VolumeError("missing_image", "", "an image to take the grid from", "a label without masks", remedy)
+        target = volumes[0].geometry if grid is None else grid
+        changes = [
+            onto_grid(volume.geometry, target, where=path, role="label")
+            for volume, path in zip(volumes, paths, strict=True)
+        ]
 
         def read() -> MetaTensor:
             arrays = (change.apply(volume.read()) for change, volume in zip(changes, volumes, strict=True))
             if masks is None:
-                indices = self.classes.indices(next(arrays), str(paths[0]))
+                indices = self.lookup.indices(next(arrays), str(paths[0]))
             else:
-                indices = self.classes.merge(grid.shape[:3], masks, arrays)
-            return _tensor(indices, grid.affine, str(paths[0]) if paths else "", "")
+                indices = self.lookup.merge(target.shape[:3], masks, arrays)
+            return _tensor(indices, target.affine, str(paths[0]) if paths else "", "")
 
         return read
 
@@ -203,33 +239,33 @@ class LoadVolumed(MapTransform):
 def _paths(source: Any) -> list[Path]:
     paths = [Path(source)] if isinstance(source, str | PathLike) else [Path(fspath(path)) for path in source]
     if not paths:
-        raise VolumeError("expected an image path, found none")
+        raise VolumeError("missing_image", "", "an image path", "none", "name the image file")
     return paths
 
 
 def _open_frame(path: Path) -> OpenVolume:
     volume = _open(path)
-    if len(volume.geometry.shape) > 3:
-        raise VolumeError(
-            f"{path}: expected one 3-D volume, found {volume.geometry.shape[3]} frames, "
-            f"shape {volume.geometry.shape}; save each frame or channel as its own file"
-        )
+    check_single_frame(volume.geometry, path)
+    if apart := disagreeing_forms(volume.geometry, volume.form_gap_mm):
+        logger.warning("%s: sform and qform disagree, %s; the sform is used", path, apart)
     return volume
 
 
-def _onto(grid: Geometry, volume: OpenVolume, path: Path, role: str) -> Any:
-    change = axes_onto(volume.geometry, grid)
-    if change is None:
-        raise VolumeError(
-            f"{role} {path} is not on its image's grid: {describe_mismatch(volume.geometry, grid)}; "
-            "resample it onto the image's grid or drop the case"
-        )
-    return change
+def check_single_frame(geometry: Geometry, where: object) -> None:
+    """Raise VolumeError for a volume of several frames."""
+    if len(geometry.shape) > 3:
+        found = f"{geometry.shape[3]} frames, shape {geometry.shape}"
+        remedy = "save each frame or channel as a file of its own"
+        raise VolumeError("not_3d", where, "one 3-D volume", found, remedy)
 
 
 def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume]) -> MetaTensor:
+    """Read the channels onto the first one's grid: (C, I, J, K)."""
     grid = channels[0].geometry
-    changes = [_onto(grid, channel, path, "channel") for channel, path in zip(channels, paths, strict=True)]
+    changes = [
+        onto_grid(channel.geometry, grid, where=path, role="channel")
+        for channel, path in zip(channels, paths, strict=True)
+    ]
     first = _finite_float32(changes[0].apply(channels[0].read()), paths[0])
     if len(channels) == 1:
         return _tensor(first, grid.affine, str(paths[0]), channels[0].modality or "")
@@ -240,15 +276,16 @@ def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume]) -> Meta
     return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
 
 
-def _finite_float32(array: np.ndarray, path: Path) -> np.ndarray:
+def _finite_float32(array: Shaped[np.ndarray, "i j k"], path: Path) -> Float32[np.ndarray, "i j k"]:
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused below
         image = array.astype(np.float32, copy=False)
     if array.dtype.kind == "f" and (n_bad := int(image.size - np.count_nonzero(np.isfinite(image)))):
-        raise VolumeError(f"{path}: expected finite intensities, found {n_bad} NaN or infinite voxels; repair the file")
+        found = f"{n_bad} NaN or infinite voxels"
+        raise VolumeError("not_finite", path, "finite intensities", found, "repair the file")
     return image
 
 
-def _tensor(array: np.ndarray, affine: np.ndarray, filename: str, modality: str) -> MetaTensor:
+def _tensor(array: Shaped[np.ndarray, "*channel i j k"], affine: Affine, filename: str, modality: str) -> MetaTensor:
     """Wrap (I, J, K) or (C, I, J, K) in the file's memory order; only flipped (negative-stride) arrays are copied."""
     if min(array.strides, default=0) < 0 or not array.flags.writeable:
         array = np.ascontiguousarray(array)

@@ -20,8 +20,8 @@ from monai.data.utils import list_data_collate
 from monai.transforms import Orientationd
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
-from transforms.io.grid import VolumeError
-from transforms.io.load import LoadVolumed, read_geometry, read_volume
+from transforms.io.errors import VolumeError
+from transforms.io.load import LoadVolumed, disagreeing_forms, read_geometry, read_volume
 
 OBLIQUE = nib.affines.from_matvec(
     nib.eulerangles.euler2mat(0.2, -0.1, 0.15) @ np.diag([0.8, 1.1, 2.5]), [-31.0, 12.5, 300.25]
@@ -209,12 +209,34 @@ def test_microns_become_millimetres_as_in_simpleitk(tmp_path):
     assert sitk.ReadImage(str(path)).GetSpacing() == pytest.approx((0.5, 0.5, 0.5))
 
 
-def test_differing_sform_and_qform_are_reported(tmp_path, caplog):
-    def moved(header):
-        header.set_qform(np.diag([1.0, 1, 1, 1]), code=1)
+@pytest.mark.parametrize(("unit", "mm"), [("mm", 1.0), ("meter", 1000.0), ("micron", 0.001)])
+def test_the_distance_between_sform_and_qform_is_measured_in_millimetres(tmp_path, caplog, unit, mm):
+    """The forms lie 40 mm apart; one file says so in mm, one in metres, one in microns."""
+    sform = np.diag([2.0, 2, 2, mm]) / mm
+    qform = sform.copy()
+    qform[1, 3] += 40 / mm
 
-    read_geometry(save(tmp_path / "two.nii", volume(), change=moved))
-    assert "sform and qform differ by" in caplog.text
+    def moved(header):
+        header.set_qform(qform, code=1)
+        header.set_xyzt_units(unit)
+
+    path = save(tmp_path / "two.nii", volume(), sform, change=moved)
+    found = read_volume(path)
+    assert found.geometry.spacing_mm == pytest.approx((2, 2, 2), rel=1e-5)
+    assert found.form_gap_mm == pytest.approx(40, rel=1e-4)
+    assert disagreeing_forms(found.geometry, found.form_gap_mm).startswith("40 mm between them")
+    assert caplog.text == ""
+    LoadVolumed(("image",))({"image": path})
+    assert "sform and qform disagree, 40 mm between them" in caplog.text
+
+
+def test_forms_that_differ_by_the_rounding_of_a_quaternion_agree(tmp_path):
+    def both(header):
+        header.set_qform(OBLIQUE, code=1)
+
+    found = read_volume(save(tmp_path / "two.nii", volume(), change=both))
+    assert 0 < found.form_gap_mm < 0.01
+    assert disagreeing_forms(found.geometry, found.form_gap_mm) == ""
 
 
 @pytest.mark.parametrize(("slope", "intercept"), [(1, -1024), (2.5, 0.75), (0.0123456789, -7)])
@@ -501,7 +523,7 @@ def test_paths_that_are_no_volume_are_refused(tmp_path):
     refused(tmp_path / "empty", "without DICOM")
     nib.save(nib.Nifti1Pair(volume(), OBLIQUE), tmp_path / "pair.img")
     (tmp_path / "pair.hdr").unlink()
-    refused(tmp_path / "pair.img", "pair.hdr is missing")
+    refused(tmp_path / "pair.img", "its data file pair.hdr in the same folder, found it missing")
 
 
 @pytest.mark.filterwarnings("ignore:.*explicit VR:UserWarning")  # pydicom's, about the damage that is done here

@@ -1,0 +1,76 @@
+"""Findings: their kind comes from the error, never from the words or paths in its message."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from pipeline.check import HEADINGS, check
+from pipeline.checks.findings import BadDataError, Finding, from_error, refuse_errors
+from tests.support.paths import ROOT
+from tests.support.volumes import Folder
+from transforms.io.errors import VolumeError
+
+PLAIN = ["plain", "affine_registered", "sheared_tests", "quaternion, expected 3 axes", "no orientation"]
+
+
+def test_the_name_of_a_folder_does_not_change_what_is_found(tmp_path: Path) -> None:
+    """Registered data often lie in folders with "affine" in the name: one list, one fault, five folders."""
+    found = []
+    for name in PLAIN:
+        data = tmp_path / name
+        data.mkdir()
+        folder = Folder(data)
+        folder.write()
+        (data / "b.txt").write_text("no volume")
+        folder["c"]["image"] = "b.txt"
+        folder.write()
+        (finding,) = check(data).findings
+        found.append((finding.kind, finding.case, finding.expected, finding.found, finding.remedy))
+        assert finding.file == str(data / "b.txt")
+    assert len(set(found)) == 1
+    assert found[0][:2] == ("not_a_volume", "c")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read_is_no_gantry_tilt(tmp_path: Path) -> None:
+    folder = Folder(tmp_path / "sheared_tests")
+    folder.image("a").chmod(0)
+    (finding,) = (finding for finding in check(folder.root).findings if finding.case == "a")
+    assert finding.kind == "unreadable"
+
+
+def test_an_error_becomes_a_finding_field_by_field() -> None:
+    error = VolumeError("bad_affine", "/data/sheared_tests/a.nii", "a finite affine", "nan", "repair the header")
+    assert from_error(error, case="a") == Finding(
+        "error", "bad_affine", "a", "/data/sheared_tests/a.nii", "a finite affine", "nan", "repair the header"
+    )
+    assert from_error(error.of_case("b"), case="a").case == "b"
+
+
+def test_a_refusal_has_a_line_for_every_error_and_one_that_sums_up() -> None:
+    bad = [Finding("error", "unreadable", str(n), "a.nii", "a file", "none", "copy it") for n in range(103)]
+    warning = Finding("warning", "odd_spacing", "w", "w.nii", "mm", "cm", "correct it")
+    refuse_errors([warning], "repair them")  # warnings refuse nothing
+    with pytest.raises(BadDataError) as refused:
+        refuse_errors([warning, *bad], "repair them")
+    lines = refused.value.lines
+    assert lines[0] == "case 0: a.nii: expected a file, found none; copy it"
+    assert lines[100:] == (
+        "and 3 more errors; bodyseg check lists all",
+        "103 errors in the data in 103 cases; repair them",
+    )
+
+
+def test_every_kind_of_error_has_a_heading() -> None:
+    """The kinds that source files raise, read from their text."""
+    kinds = set()
+    for folder in ("transforms/io", "pipeline/checks", "pipeline/datasets"):
+        for source in (ROOT / folder).glob("*.py"):
+            text = source.read_text(encoding="utf-8")
+            kinds |= set(re.findall(r'(?:VolumeError|DatasetError)\(\s*"(\w+)"', text))
+            kinds |= set(re.findall(r'(?:Finding|notes\.add)\(\s*"(?:error|warning)",\s*"(\w+)"', text))
+    assert kinds - HEADINGS.keys() == set()
