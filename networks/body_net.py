@@ -137,7 +137,7 @@ class BodyNet(nn.Module):
     def _laid_out(self, x: Tensor) -> Tensor:
         """The image in the dtype and the memory layout that the convolutions shall have; they all follow their
         input's."""
-        if torch.is_autocast_enabled(x.device.type):
+        if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast on meta
             x = x.to(torch.get_autocast_dtype(x.device.type))
         channels_last = x.dtype in HALF if self.channels_last is None else self.channels_last
         if not channels_last:

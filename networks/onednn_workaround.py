@@ -39,9 +39,11 @@ class SafeConv3d(nn.Conv3d):
     """nn.Conv3d that computes in float32 where half precision goes wrong, and returns the dtype that was asked for."""
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if x.ndim != 5 or not needs_float32(x, self.kernel_size, self.stride):
+            return super()._conv_forward(x, weight, bias)
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        if dtype not in HALF or x.ndim != 5 or not needs_float32(x, self.kernel_size, self.stride):
+        if dtype not in HALF:
             return super()._conv_forward(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             single = None if bias is None else bias.float()

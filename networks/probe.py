@@ -1,4 +1,5 @@
-"""Find out on torch's "meta" device which sizes a network takes and what it returns: no memory, no arithmetic."""
+"""Find out on torch's "meta" device which sizes a network takes, what it returns and which of its parameters take part:
+no memory, no arithmetic."""
 
 from __future__ import annotations
 
@@ -118,6 +119,29 @@ class Probe:
 
     def _input(self, size: Size) -> Tensor:
         return torch.empty(1, self.in_channels, *size, device="meta")
+
+
+def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -> list[str]:
+    """Set requires_grad to False for the parameters from which no gradient comes; return their names.
+
+    MONAI's BasicUNetPlusPlus has a spare head at each depth, its UNETR a normalisation in each block that is never
+    called. Trained in one process they stay as they were drawn; in several, DistributedDataParallel waits for their
+    gradients and fails at the second step. A network that cannot run on the meta device is left as it is.
+
+    Args:
+        network: It maps (B, in_channels, *size) to logits.
+        in_channels: Channels of its input.
+        size: Voxels (I, J, K) that it takes.
+    """
+    copied = copy.deepcopy(network).to("meta").train()
+    try:
+        copied(torch.empty(1, in_channels, *size, device="meta")).sum().backward()
+    except Exception:  # whatever it is that it does with values
+        return []
+    unused = [name for name, parameter in copied.named_parameters() if parameter.grad is None]
+    for name in unused:
+        network.get_parameter(name).requires_grad_(False)
+    return unused
 
 
 def only_output(out: Any) -> Any:

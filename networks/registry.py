@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from torch import nn
 from networks.errors import NetworkError
 from networks.features_and_head import split_head
 from networks.parameter_limit import limit_parameters
-from networks.probe import Size
+from networks.probe import Size, freeze_unused_parameters
+
+logger = logging.getLogger(__name__)
 
 BODY_NET = "networks.body_net.BodyNet"
 MONAI_NETS = "monai.networks.nets"
@@ -260,7 +263,8 @@ def _accepted_arguments(specification: Specification) -> list[str]:
 def construct(
     specification: Specification, target_size: Sequence[int], *, most_parameters: int | None = None
 ) -> nn.Module:
-    """Build the network, split it into features and head, and let it know its settings.
+    """Build the network, split it into features and head, and let it know its settings; parameters that take no part
+    do not require gradients.
 
     Args:
         specification: With complete arguments.
@@ -276,14 +280,24 @@ def construct(
         arguments = {size_key: list(target_size)} | arguments
         target_size = [arguments[size_key]] * 3 if isinstance(arguments[size_key], int) else arguments[size_key]
     network = _call(specification, arguments, most_parameters)
+    in_channels = _first(arguments, IN_CHANNELS)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
         network = split_head(
             network,
             name=specification.name,
-            in_channels=_first(arguments, IN_CHANNELS),
+            in_channels=in_channels,
             n_classes=_first(arguments, N_CLASSES),
             target_size=target_size,
             build_at=_builder(specification, arguments, size_key) if size_key else None,
+        )
+    i, j, k = target_size
+    unused = freeze_unused_parameters(network, in_channels, (i, j, k))
+    if unused:
+        logger.info(
+            "network %s: %s of its parameters take no part and are not trained (%s, …)",
+            specification.name,
+            len(unused),
+            unused[0],
         )
     if not getattr(network, "settings", None):
         # torch types every attribute of a module as Tensor or Module

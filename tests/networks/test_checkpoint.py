@@ -1,0 +1,97 @@
+"""Networks back from best_model.ckpt: the same values; what is damaged, foreign or hostile is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import torch
+
+from networks.body_net import BodyNet
+from networks.checkpoint import load_network
+from networks.errors import NetworkError
+from networks.registry import build_network, network_settings
+from tests.support.monai_networks import small_segresnet
+
+
+def save(path, network, **fields):
+    checkpoint = {"format": 1, "state_dict": network.state_dict(), "network": network_settings(network), **fields}
+    torch.save(checkpoint, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        None,
+        {"_target_": "SegResNet", "blocks_down": [1, 1], "blocks_up": [1]},
+        {"_target_": "MedNeXt", "init_filters": 4, "kernel_size": 3},  # its head is transposed
+    ],
+)
+def test_a_checkpoint_brings_its_network_back(spec, tmp_path):
+    network = build_network(spec, n_classes=3, base_channels=4, target_size=(16, 24, 32)).eval()
+    path = save(tmp_path / "best_model.ckpt", network, preprocessing={"target_size": [16, 24, 32]})
+    before = torch.get_rng_state()
+    loaded = BodyNet.load_from_checkpoint(path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert type(loaded) is type(network)
+    assert not loaded.training
+    assert network_settings(loaded) == network_settings(network)
+    assert json.loads(json.dumps(network_settings(network))) == network_settings(network)
+    x = torch.rand(1, 1, 16, 24, 32)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), network(x))
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path):
+    path = save(tmp_path / "best_model.ckpt", BodyNet(base_channels=4), preprocessing=Bomb(tmp_path / "ran"))
+    with pytest.raises(NetworkError, match="could run code"):
+        load_network(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_cannot_name_a_class_outside_the_list(tmp_path):
+    path = tmp_path / "best_model.ckpt"
+    torch.save({"format": 1, "state_dict": {}, "network": {"_target_": "subprocess.Popen", "args": "true"}}, path)
+    with pytest.raises(NetworkError, match=r"best_model.ckpt: network subprocess.Popen: classes are taken from"):
+        load_network(path)
+
+
+def test_damaged_and_foreign_checkpoints_are_refused_by_name(tmp_path):
+    network = BodyNet(base_channels=4)
+    path = save(tmp_path / "best_model.ckpt", network)
+    whole = path.read_bytes()
+    damages = {
+        "truncated": lambda: path.write_bytes(whole[: len(whole) // 2]),
+        "empty": lambda: path.write_bytes(b""),
+        "text": lambda: path.write_text("hello"),
+        "a tensor": lambda: torch.save(torch.zeros(3), path),
+        "no network": lambda: torch.save({"format": 1, "state_dict": {}}, path),
+        "another format": lambda: save(path, network, format=2),
+        "no weights": lambda: save(path, network, state_dict={}),
+        "other weights": lambda: save(path, network, state_dict=BodyNet(base_channels=8).state_dict()),
+        "odd preprocessing": lambda: save(path, small_segresnet(), preprocessing={"target_size": 3}),
+        "absent": path.unlink,
+    }
+    for name, damage in damages.items():
+        damage()
+        with pytest.raises(NetworkError, match=r"best_model\.ckpt") as caught:
+            load_network(path)
+        assert "\n" not in str(caught.value), name
+
+
+def test_a_checkpoint_of_a_swin_unetr_is_loaded(tmp_path):
+    spec = {"_target_": "SwinUNETR", "feature_size": 12, "depths": [1, 1, 1, 1]}
+    network = build_network(spec, n_classes=2, target_size=(32, 32, 32))
+    loaded = load_network(save(tmp_path / "best_model.ckpt", network, preprocessing={"target_size": [32, 32, 32]}))
+    state = loaded.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())

@@ -1,0 +1,78 @@
+"""Networks taken apart into features and head, against MONAI's own in one piece."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.networks import nets
+from torch import nn
+
+from networks.errors import NetworkError
+from networks.registry import build_network, network_settings
+from tests.support.monai_networks import LEVELS, MONAI, plain, small_segresnet
+
+
+def logits_of(network, x):
+    out = network(x)
+    return out[0] if isinstance(out, list) else out
+
+
+@pytest.mark.parametrize(
+    ("spec", "head_name"), MONAI, ids=lambda value: value["_target_"] if value and "_target_" in value else ""
+)
+def test_a_split_network_equals_the_plain_one_and_keeps_its_keys(spec, head_name):
+    network = build_network(spec, in_channels=2, n_classes=4, target_size=(32, 32, 48)).eval()
+    x = torch.rand(1, 2, 32, 32, 48)
+    with torch.no_grad():
+        features, logits = network.features(x), network(x)
+        torch.testing.assert_close(logits, logits_of(plain(network), x), rtol=1e-4, atol=1e-5)
+    if head_name is None:
+        assert network.head is None
+        assert torch.equal(features, logits)
+    else:
+        assert network.head_name == head_name
+        assert torch.equal(network.head(features), logits)
+        assert network.head.kernel_size == (1, 1, 1)
+
+
+def test_a_size_between_the_strides_is_padded_with_the_edge_and_cropped():
+    network = build_network({"_target_": "UNet", **LEVELS}, n_classes=2, target_size=(17, 20, 31)).eval()
+    x = torch.rand(1, 1, 17, 20, 31)
+    padded = torch.nn.functional.pad(x, (0, 1, 0, 0, 1, 2), mode="replicate")
+    with torch.no_grad():
+        assert torch.equal(network(x), plain(network)(padded)[..., 1:18, :, :31])
+
+
+def test_training_reaches_every_parameter_through_features_and_head():
+    network = small_segresnet()
+    network.head(network.features(torch.rand(1, 1, 12, 13, 14))).square().mean().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert network.training
+
+
+def test_building_leaves_the_weights_that_the_seed_gives():
+    torch.manual_seed(7)
+    ours = small_segresnet().state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(7)
+    theirs = nets.SegResNet(out_channels=3, blocks_down=[1, 1], blocks_up=[1]).state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_inside_another_module_the_keys_keep_their_prefix():
+    holder, other = nn.ModuleDict({"network": small_segresnet()}), nn.ModuleDict({"network": small_segresnet()})
+    state = holder.state_dict()
+    assert "network.conv_final.2.conv.weight" in state
+    other.load_state_dict(state)
+    x = torch.rand(1, 1, 8, 8, 8)
+    assert torch.equal(other["network"](x), holder["network"](x))
+
+
+def test_a_network_for_one_size_refuses_another_by_number():
+    spec = {"_target_": "UNETR", "feature_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2}
+    network = build_network(spec, n_classes=2, target_size=(32, 32, 48))
+    assert network_settings(network)["img_size"] == [32, 32, 48]
+    with pytest.raises(NetworkError, match=r"built for volumes of \(32, 32, 48\) voxels; found \(32, 32, 32\)"):
+        network.features(torch.rand(1, 1, 32, 32, 32))
