@@ -1,4 +1,4 @@
-"""BodyNet, the whole-body segmentation network, and the light form of it. Knows no other network, no loss and no data.
+"""BodyNet, the whole-body segmentation network, and its light form.
 
 Nearly all time and memory of a 3D U-Net go into its full-resolution stage, so that stage is kept thin (a stem, one
 residual block, additive skips) and what a layer keeps for the backward pass is kept small (see `norm_act`).
@@ -11,12 +11,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from networks.checkpoint import load_network
 from networks.errors import NetworkError
-from networks.norm_act import NEGATIVE_SLOPE, NormAct, NormActConv, Triple, forget_scratch, half_of
+from networks.norm_act import NEGATIVE_SLOPE, NormAct, NormActConv, Triple, free_scratch, half_of
 from networks.onednn_workaround import HALF, SafeConv3d
 from networks.registry import BODY_NET
 
@@ -34,8 +35,14 @@ class BodyNet(nn.Module):
     the decoder after Isensee et al. 2024 (arXiv:2404.09556), instance normalisation and leaky ReLU as in nnU-Net.
 
     `forward(x) = head(features(x))`; a loss that works in slabs asks for `features` and uses `head`, so that logits of
-    full size never exist. Any image size is taken: a level halves rounding up, and the way back is cropped to the
-    skip's size.
+    full size never exist. Any image size is taken: a level halves rounding up, and on the way up volumes are cropped to
+    the skip's size.
+
+    >>> network = BodyNet(in_channels=1, n_classes=71, base_channels=8)
+    >>> network.features(torch.zeros(1, 1, 33, 40, 48)).shape
+    torch.Size([1, 8, 33, 40, 48])
+    >>> network(torch.zeros(1, 1, 33, 40, 48)).shape
+    torch.Size([1, 71, 33, 40, 48])
 
     Args:
         in_channels: Channels of the image.
@@ -50,8 +57,11 @@ class BodyNet(nn.Module):
         checkpointing: Recompute each level in the backward pass instead of keeping its inside; the same values,
             less memory, more time.
         channels_last: Memory layout of the convolutions. None: channels-last when they run in bfloat16 or float16
-            (1.5–2 times faster on a CPU with AVX512-BF16, and what tensor cores want), the default layout in float32
-            (1.3 times faster there).
+            (1.5–2 times faster on a CPU with AVX512-BF16, and the layout of tensor cores), the default layout in
+            float32 (1.3 times faster there).
+
+    Raises:
+        NetworkError: If a number of channels or classes is not a whole number large enough.
     """
 
     def __init__(
@@ -102,15 +112,8 @@ class BodyNet(nn.Module):
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
 
-    def features(self, x: Tensor) -> Tensor:
-        """Everything but the head.
-
-        Args:
-            x: (B, C, I, J, K) image.
-
-        Returns:
-            (B, F, I, J, K), in the autocast dtype where autocast is on.
-        """
+    def features(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B F I J K"]:
+        """Return what the head is applied to, in the autocast dtype where autocast is on."""
         x = x.as_subclass(Tensor)  # a MONAI MetaTensor would do its bookkeeping in every operation
         x = self.stem(self._laid_out(x))
         skips = [x]
@@ -122,11 +125,11 @@ class BodyNet(nn.Module):
             x = self._run(level, x, skips.pop())
         x = self.last(x)
         if not torch.is_grad_enabled():
-            forget_scratch()  # there is no backward pass to come
+            free_scratch()  # there is no backward pass to come
         return x
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, n_classes, I, J, K) of the image (B, C, I, J, K)."""
+    def forward(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B n_classes I J K"]:
+        """Return the logits of the image."""
         return self.head(self.features(x))
 
     def _run(self, level: nn.Module, *inputs: Tensor) -> Tensor:
@@ -135,8 +138,7 @@ class BodyNet(nn.Module):
         return level(*inputs)
 
     def _laid_out(self, x: Tensor) -> Tensor:
-        """The image in the dtype and the memory layout that the convolutions shall have; they all follow their
-        input's."""
+        """Bring the image into the convolutions' dtype and memory layout; every layer follows its input's."""
         if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):  # torch knows no autocast on meta
             x = x.to(torch.get_autocast_dtype(x.device.type))
         channels_last = x.dtype in HALF if self.channels_last is None else self.channels_last
@@ -150,25 +152,24 @@ class BodyNet(nn.Module):
     def load_from_checkpoint(
         cls, path: str | Path, map_location: str | torch.device = "cpu", *, trust: bool = False
     ) -> nn.Module:
-        """The trained network of a run, from its best_model.ckpt.
+        """Load the trained network of a run from its best_model.ckpt.
 
         It is a BodyNet, unless the run's config named another network: then it is that one, with `features` and `head`
         all the same.
 
         Args:
             path: best_model.ckpt of a run folder.
-            map_location: Where the weights shall lie.
+            map_location: Device of the weights.
             trust: Import a class outside the registry's allow-list, too.
 
         Raises:
-            networks.errors.NetworkError: If the file is no such checkpoint.
+            NetworkError: If the file is no such checkpoint.
         """
         return load_network(path, map_location=map_location, trust=trust)
 
 
 class EncoderLevel(nn.Module):
-    """One step down, rounding up, then residual blocks: (B, fine, I, J, K) -> (B, coarse, ⌈I/2⌉, ⌈J/2⌉, ⌈K/2⌉), where
-    the stride is 2."""
+    """One step down (I2 = ⌈I / stride⌉), then residual blocks."""
 
     def __init__(
         self, fine: int, coarse: int, n_blocks: int, stride: Triple = (2, 2, 2), kernel: Triple = (3, 3, 3)
@@ -177,13 +178,12 @@ class EncoderLevel(nn.Module):
         self.down = NormActConv(fine, coarse, stride, kernel)
         self.blocks = nn.Sequential(*(ResidualBlock(coarse, kernel=kernel) for _ in range(n_blocks)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B fine I J K"]) -> Float[Tensor, "B coarse I2 J2 K2"]:
         return self.blocks(self.down(x))
 
 
 class DecoderLevel(nn.Module):
-    """One step up, add the skip, then a residual block: (B, coarse, …), skip (B, fine, I, J, K) -> (B, fine, I, J,
-    K)."""
+    """One step up, add the skip, then a residual block."""
 
     def __init__(
         self,
@@ -197,7 +197,9 @@ class DecoderLevel(nn.Module):
         self.up = nn.ConvTranspose3d(coarse, fine, stride, stride=stride, bias=False)
         self.block = ResidualBlock(fine, n_convolutions, kernel)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+    def forward(
+        self, x: Float[Tensor, "B coarse I2 J2 K2"], skip: Float[Tensor, "B fine I J K"]
+    ) -> Float[Tensor, "B fine I J K"]:
         i, j, k = skip.shape[2:]
         x = self.up(x)
         # In place while nothing is cropped: at full resolution this tensor is the largest thing that the network holds
@@ -205,7 +207,7 @@ class DecoderLevel(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(act(norm(conv(act(norm(x)))))), (B, C, I, J, K) -> (B, C, I, J, K)."""
+    """x + conv(act(norm(conv(act(norm(x))))))."""
 
     def __init__(self, channels: int, n_convolutions: int = 2, kernel: Triple = (3, 3, 3)) -> None:
         super().__init__()
@@ -213,14 +215,14 @@ class ResidualBlock(nn.Module):
             *(NormActConv(channels, channels, kernel=kernel) for _ in range(n_convolutions))
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B C I J K"]:
         return self.convolutions(x).add_(x)
 
 
 def _triples(
     name: str, given: Sequence[Sequence[int]] | None, default: Sequence[Triple], allowed: Sequence[int]
 ) -> list[Triple]:
-    """Settings along I, J, K at each step or level, checked; raises NetworkError."""
+    """Return the settings along I, J, K at each step or level. Raises NetworkError for other than `allowed` ones."""
     found = []
     for values in default if given is None else given:
         if isinstance(values, str) or len(values) != 3 or not set(values) <= set(allowed):

@@ -1,7 +1,7 @@
 """Instance normalisation, leaky ReLU and a convolution as one step that keeps a single tensor for the backward pass.
 
 The convolution's *un-normalised* input is kept and the rest recomputed: one tensor a convolution instead of two or
-three. Knows no network.
+three.
 """
 
 from __future__ import annotations
@@ -11,44 +11,56 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.onednn_workaround import HALF, needs_float32
 
 NEGATIVE_SLOPE = 0.01
+"""Of leaky ReLU, as in nnU-Net."""
 EPSILON = 1e-5
+"""Added to the variance, as torch's instance_norm does."""
 
-
+Volume = Float[Tensor, "B C I J K"]
+PerChannel = Float[Tensor, " C"]
+Kernel = Float[Tensor, "D C i j k"]
 Triple = tuple[int, int, int]
 
 
 def half_of(kernel: Sequence[int]) -> Triple:
-    """The padding of a convolution that keeps the size at stride 1, for odd kernel sizes along I, J, K."""
+    """Return the padding of a convolution that keeps the size at stride 1, for odd kernel sizes along I, J, K."""
     i, j, k = kernel
     return i // 2, j // 2, k // 2
 
 
 class NormAct(nn.Module):
-    """Instance normalisation and leaky ReLU, keeping only its input for the backward pass, in any memory layout."""
+    """Instance normalisation and leaky ReLU, keeping only its input for the backward pass, in any memory layout.
+
+    >>> NormAct(8)(torch.zeros(2, 8, 4, 4, 6)).shape
+    torch.Size([2, 8, 4, 4, 6])
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Volume) -> Volume:
         return norm_act(x, self.weight, self.bias)
 
 
 class NormActConv(nn.Module):
     """Instance normalisation, leaky ReLU and a convolution, keeping only its input for the backward pass.
 
+    >>> NormActConv(8, 16, stride=(1, 2, 2))(torch.zeros(2, 8, 4, 5, 6)).shape
+    torch.Size([2, 16, 4, 3, 3])
+
     Args:
-        in_channels: channels of the input.
-        out_channels: channels of the result.
-        stride: steps along I, J, K, 1 or 2.
-        kernel: voxels along I, J, K, odd; the convolution is padded by half of it.
+        in_channels: Channels of the input.
+        out_channels: Channels of the result.
+        stride: Steps along I, J, K, 1 or 2.
+        kernel: Voxels along I, J, K, odd; the convolution is padded by half of it.
     """
 
     def __init__(
@@ -58,33 +70,34 @@ class NormActConv(nn.Module):
         self.norm = NormAct(in_channels)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride=stride, padding=half_of(kernel), bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        kernel = self.conv.weight.to(
-            x.dtype
-        )  # what autocast would do, and where the weight's gradient comes back in float32
+    def forward(self, x: Volume) -> Float[Tensor, "B D I2 J2 K2"]:
+        # What autocast would do, and where the weight's gradient comes back in float32
+        kernel = self.conv.weight.to(x.dtype)
         return norm_act_conv(x, self.norm.weight, self.norm.bias, kernel, self.conv.stride)
 
 
-def norm_act(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """leaky_relu(instance_norm(x)), equal to torch's own, statistics in float32.
+def norm_act(x: Volume, weight: PerChannel, bias: PerChannel) -> Volume:
+    """Return leaky_relu(instance_norm(x)), equal to torch's own, statistics in float32 (float64 for float64).
 
     Args:
-        x: (B, C, I, J, K) in any floating dtype.
-        weight: (C,) scale of the normalised values.
-        bias: (C,) shift of the normalised values.
+        x: In any floating dtype.
+        weight: Scale of the normalised values.
+        bias: Shift of the normalised values.
     """
     return _NormAct.apply(x, weight, bias)
 
 
-def norm_act_conv(x: Tensor, weight: Tensor, bias: Tensor, kernel: Tensor, stride: Sequence[int] = (1, 1, 1)) -> Tensor:
-    """conv3d(norm_act(x), kernel, stride, padding half the kernel), keeping x alone for the backward pass.
+def norm_act_conv(
+    x: Volume, weight: PerChannel, bias: PerChannel, kernel: Kernel, stride: Sequence[int] = (1, 1, 1)
+) -> Float[Tensor, "B D I2 J2 K2"]:
+    """Return conv3d(norm_act(x), kernel, stride, padding half the kernel), keeping x alone for the backward pass.
 
     Args:
-        x: (B, C, I, J, K) in any floating dtype.
-        weight: (C,) scale of the normalised values.
-        bias: (C,) shift of the normalised values.
-        kernel: (D, C, i, j, k) in x's dtype, of odd sizes.
-        stride: Steps of the convolution along I, J, K.
+        x: In any floating dtype.
+        weight: Scale of the normalised values.
+        bias: Shift of the normalised values.
+        kernel: In x's dtype, of odd sizes.
+        stride: Steps of the convolution along I, J, K; I2 = ⌈I / step⌉.
     """
     return _NormActConv.apply(x, weight, bias, kernel, tuple(stride))
 
@@ -130,8 +143,10 @@ class _NormActConv(torch.autograd.Function):
 # there are wrong (torch 2.13, and test_body_net.py).
 
 
-def _activated(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """leaky_relu(instance_norm(x)) in x's layout, and the means and reciprocal standard deviations, both (B, C)."""
+def _activated(
+    x: Volume, weight: PerChannel, bias: PerChannel, *, out: Volume
+) -> tuple[Volume, Float[Tensor, "B C"], Float[Tensor, "B C"]]:
+    """Write leaky_relu(instance_norm(x)) into `out`; return it, the means and the reciprocal standard deviations."""
     mean, rstd = (weight.new_empty(x.shape[:2]) for _ in range(2))
     for b in range(len(x)):
         statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
@@ -139,8 +154,16 @@ def _activated(x: Tensor, weight: Tensor, bias: Tensor, *, out: Tensor) -> tuple
     return F.leaky_relu_(out, NEGATIVE_SLOPE), mean, rstd
 
 
-def _activated_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, *, out: Tensor) -> Tensor:
-    """The same values from statistics that are known: one pass over x instead of two."""
+def _activated_again(
+    x: Volume,
+    weight: PerChannel,
+    bias: PerChannel,
+    mean: Float[Tensor, "B C"],
+    rstd: Float[Tensor, "B C"],
+    *,
+    out: Volume,
+) -> Volume:
+    """Write the same values into `out`, from known statistics: one pass over x instead of two."""
     variance = rstd.pow(-2)
     # Two tensors: a CPU leaves both alone, CUDA copies the statistics into them and normalises with what it finds there
     used_mean, used_rstd = torch.empty_like(mean[0]), torch.empty_like(rstd[0])
@@ -151,12 +174,12 @@ def _activated_again(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd
     return F.leaky_relu_(out, NEGATIVE_SLOPE)
 
 
-def _scratch(x: Tensor) -> Tensor:
-    """An unset tensor like x that is valid until the next call in this thread.
+def _scratch(x: Volume) -> Volume:
+    """Return an unset tensor like x that is valid until the next call in this thread.
 
     On a CPU the memory is kept: fresh pages cost more time than the normalisation that fills them, and a hole where
-    such a tensor was tears the heap apart. On a GPU the caching allocator sees to both,
-    and compiled code to its own buffers.
+    such a tensor was tears the heap apart. A GPU's caching allocator needs no such help, and compiled code plans its
+    own buffers.
     """
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return torch.empty_like(x)
@@ -170,19 +193,21 @@ def _scratch(x: Tensor) -> Tensor:
 _kept = threading.local()  # .memory: bytes, or None
 
 
-def forget_scratch() -> None:
-    """Give this thread's scratch memory back."""
+def free_scratch() -> None:
+    """Free this thread's scratch memory."""
     _kept.memory = None
 
 
-def _activation_backward(gradient: Tensor, activated: Tensor, *, out: Tensor) -> None:
+def _activation_backward(gradient: Volume, activated: Volume, *, out: Volume) -> None:
     """Write the gradient for leaky ReLU's input into `out`, which may be one of the other two."""
     # With a positive slope the activated value has the sign of its input, so it serves as well
     torch.ops.aten.leaky_relu_backward.grad_input(gradient, activated, NEGATIVE_SLOPE, True, grad_input=out)
 
 
-def _convolution_backward(gradient: Tensor, x: Tensor, kernel: Tensor, stride: list[int]) -> tuple[Tensor, Tensor]:
-    """Gradients for x and kernel from that for conv3d(x, kernel, stride, padding half the kernel)."""
+def _convolution_backward(
+    gradient: Float[Tensor, "B D I2 J2 K2"], x: Volume, kernel: Kernel, stride: Sequence[int]
+) -> tuple[Volume, Kernel]:
+    """Return the gradients for x and kernel from that for conv3d(x, kernel, stride, padding half the kernel)."""
     convolution = (None, stride, list(half_of(kernel.shape[2:])), [1] * 3, False, [0] * 3, 1, [True, True, False])
     if x.dtype in HALF and needs_float32(x, kernel.shape[2:], stride):
         single = (gradient.float(), x.float(), kernel.float())
@@ -192,9 +217,9 @@ def _convolution_backward(gradient: Tensor, x: Tensor, kernel: Tensor, stride: l
 
 
 def _normalised_backward(
-    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients for x, weight and bias from that for the normalised values."""
+    gradient: Volume, x: Volume, weight: PerChannel, mean: Float[Tensor, "B C"], rstd: Float[Tensor, "B C"]
+) -> tuple[Volume, PerChannel, PerChannel]:
+    """Return the gradients for x, weight and bias from that for the normalised values."""
     if len(x) == 1:
         return _normalised_backward_of_one(gradient, x, weight, mean[0], rstd[0])
     into_x, into_weight, into_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
@@ -208,19 +233,19 @@ def _normalised_backward(
 
 
 def _normalised_backward_of_one(
-    gradient: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    gradient: Volume, x: Volume, weight: PerChannel, mean: PerChannel, rstd: PerChannel
+) -> tuple[Volume, PerChannel, PerChannel]:
     statistics = (None, None, mean, rstd, True, EPSILON, [True, True, True])
     return torch.ops.aten.native_batch_norm_backward(gradient, x, weight, *statistics)
 
 
-def _dense(x: Tensor) -> Tensor:
-    """x itself if it lies in one of the two layouts that the kernels know, else a copy in the default one."""
+def _dense(x: Volume) -> Volume:
+    """Return x itself if it lies in one of the two layouts that the kernels know, else a copy in the default one."""
     if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d):
         return x
     return x.contiguous()
 
 
-def _like(gradient: Tensor, x: Tensor) -> Tensor:
-    """The gradient in x's memory layout: the batch-norm kernels want both alike."""
+def _like(gradient: Volume, x: Volume) -> Volume:
+    """Return the gradient in x's memory layout: the batch-norm kernels expect both alike."""
     return gradient if gradient.stride() == x.stride() else torch.empty_like(x, dtype=gradient.dtype).copy_(gradient)

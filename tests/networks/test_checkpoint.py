@@ -15,7 +15,7 @@ from networks.registry import build_network, network_settings
 from tests.support.monai_networks import small_segresnet
 
 
-def save(path, network, **fields):
+def save(path, network, /, **fields):
     checkpoint = {"format": 1, "state_dict": network.state_dict(), "network": network_settings(network), **fields}
     torch.save(checkpoint, path)
     return path
@@ -76,6 +76,7 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(tmp_path):
         "text": lambda: path.write_text("hello"),
         "a tensor": lambda: torch.save(torch.zeros(3), path),
         "no network": lambda: torch.save({"format": 1, "state_dict": {}}, path),
+        "half a channel": lambda: save(path, network, network=network_settings(network) | {"in_channels": 1.5}),
         "another format": lambda: save(path, network, format=2),
         "no weights": lambda: save(path, network, state_dict={}),
         "other weights": lambda: save(path, network, state_dict=BodyNet(base_channels=8).state_dict()),

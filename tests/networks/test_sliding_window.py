@@ -111,4 +111,4 @@ def test_a_window_larger_than_the_volume_and_a_step_of_nothing_are_refused():
     with pytest.raises(ValueError, match="window: expected 1 to 10 voxels"):
         window_starts(10, 11)
     with pytest.raises(ValueError, match="step: expected a share"):
-        window_starts(10, 5, 0)
+        window_starts(10, 5, 0.0)
