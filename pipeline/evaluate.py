@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pipeline.compute.devices import choose_device, choose_precision
+from pipeline.compute.devices import choose_device
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import SPLITS, Case, Dataset
@@ -119,7 +119,7 @@ def evaluate_run(
         models,
         [InputCase(case.id, case.image) for case in cases],
         outputs,
-        InferenceOptions(precision=choose_precision(precision, chosen_device)),
+        InferenceOptions(precision=precision),
         overwrite=overwrite,
         progress=progress,
         case_progress=case_progress,

@@ -52,7 +52,7 @@ class PredictionOptions:
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     precision: str = "auto"
-    """"auto", "32" or "bf16"."""
+    """"auto" (that of the training, where the device computes in it), "32", "bf16" or "16"."""
     threads: int | None = None
     """Processor threads; None leaves it to torch."""
     overwrite: bool = False
@@ -138,6 +138,7 @@ def predict(
     output = Path(output)
     _check_options(options, output)
     device = choose_device(options.device)
+    choose_precision(options.precision, device)  # a wrong name is said before networks are loaded
     cases = list_inputs(inputs, follow_links=options.follow_links, output=output)
     models = load_models(runs, device, trust=options.trust)
     names = models[0].class_names
@@ -153,7 +154,7 @@ def predict(
         mirrored=choose_mirrored(options.tta, models),
         roi=_checked_roi(options.roi),
         step=_checked_step(options.step),
-        precision=choose_precision(options.precision, device),
+        precision=options.precision,
     )
     postprocessing = PostprocessingOptions(
         keep_largest=_class_indices(options.keep_largest, names, "keep_largest"),

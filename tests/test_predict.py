@@ -14,7 +14,7 @@ import torch
 
 from networks.errors import NetworkError
 from pipeline.cli.main import main
-from pipeline.compute.devices import choose_device, choose_precision
+from pipeline.compute.devices import choose_device
 from pipeline.config.settings import ConfigError
 from pipeline.predict import split_runs
 from pipeline.writers.segmentation import SegmentationError
@@ -152,8 +152,8 @@ def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):
         predicted([run], [path], tmp_path)
     with pytest.raises(ConfigError, match="cuda:99 does not exist"):
         choose_device("cuda:99")
-    with pytest.raises(ConfigError, match="auto, 32 or bf16"):
-        choose_precision("16", torch.device("cpu"))
+    with pytest.raises(ConfigError, match="auto, 32, bf16 or 16"):
+        predicted([run], [path], tmp_path / "out", precision="64")
     assert not (tmp_path / "out").exists()
 
 

@@ -51,7 +51,12 @@ def run(arguments: list[str]) -> int:
         "--min_volume_ml", type=float, default=0.0, metavar="ML", help="Remove pieces below this volume."
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N.")
-    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16.")
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        metavar="P",
+        help="auto (that of the training, where this machine has it), 32, bf16 or 16.",
+    )
     parser.add_argument("--threads", type=int | None, metavar="N", help="Processor threads; default: all.")
     parser.add_argument("--overwrite", action="store_true", help="Do finished scans again.")
     parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")

@@ -125,15 +125,28 @@ def choose_device(name: str = "auto") -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """Return the precision of a prediction, "32" or "bf16"; "auto" takes bf16 where the device computes in it.
+def choose_precision(name: str, device: torch.device, trained: str = "") -> str:
+    """Choose what a prediction computes in: "32", "bf16" or "16" (float16).
+
+    Args:
+        name: one of these, or "auto": what the network was trained in where the device computes in it, else "32".
+        device: where it is computed.
+        trained: what the network was trained in, as Lightning calls it; "" where the checkpoint does not say: "auto"
+            then takes bf16 where the device computes in it.
 
     Raises:
-        ConfigError: another name.
+        ConfigError: another name, or float16 without a GPU.
     """
-    if name not in ("auto", "32", "bf16"):
-        raise ConfigError(f"precision: expected auto, 32 or bf16, found {name!r}")
+    if name not in ("auto", "32", "bf16", "16"):
+        raise ConfigError(f"precision: expected auto, 32, bf16 or 16, found {name!r}")
+    is_gpu = device.type == "cuda"
+    if name == "16" and not is_gpu:
+        raise ConfigError("precision: 16 (float16) needs a GPU, found a CPU; use --precision auto, 32 or bf16")
     if name != "auto":
         return name
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_computes_in_bfloat16()
+    if trained == "16-mixed":
+        return "16" if is_gpu else "32"
+    if trained == "32-true":
+        return "32"
+    fast = torch.cuda.is_bf16_supported() if is_gpu else cpu_computes_in_bfloat16()
     return "bf16" if fast else "32"

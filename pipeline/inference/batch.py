@@ -15,7 +15,7 @@ from pipeline.console.progress import CaseProgress, Progress
 from pipeline.files.json_files import write_json
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
-from pipeline.inference.passes import InferenceOptions, NetworkInput, prepare, scan_features
+from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
 from pipeline.inference.postprocessing import PostprocessingOptions, clean
 from pipeline.inference.record import CaseRecord, provenance, record_done, record_failed, reusable_record
 from pipeline.writers.outputs import (
@@ -281,6 +281,7 @@ class _Steps:
             self.made_by,
             source_state=segmented.state,
             voxels_removed=voxels_removed,
+            precision=[computed_in(model, self.inference) for model in self.models],
             seconds={**segmented.seconds, "write": time.perf_counter() - start},
         )
         write_json(self.outputs.record_file(case.id), record.to_document())

@@ -20,13 +20,26 @@ class Model:
     """A trained network with what its checkpoint says about it."""
 
     name: str
+    """Its run's."""
     path: Path
-    network: Any  # a module with `features` and `head`
+    """The checkpoint."""
+    network: Any
+    """A module with `features`, (B, C, I, J, K) -> (B, F, I, J, K), and `head`, a 1×1×1 convolution or None."""
     preprocessing: dict[str, Any]
+    """Arguments of `transforms.chains.inference_chain`."""
     class_names: tuple[str, ...]
-    n_channels: int
+    """Background first."""
+    channel_names: tuple[str, ...]
+    """Image channels in the network's order."""
     flips: tuple[int, ...] = ()
-    """Axes of its grid along which its training mirrored scans."""
+    """Axes of its grid (0 left-right, 1 back-front, 2 foot-head) along which its training mirrored scans."""
+    precision: str = ""
+    """What its training computed in, as Lightning calls it; "" where the checkpoint does not say."""
+
+    @property
+    def n_channels(self) -> int:
+        """Image channels."""
+        return len(self.channel_names)
 
     @property
     def device(self) -> torch.device:
@@ -38,15 +51,18 @@ def load_models(runs: Sequence[Path | str], device: torch.device, *, trust: bool
     """Load the networks of run folders or best_model.ckpt files; nothing else is needed of a run.
 
     Raises:
-        NetworkError: a checkpoint that is missing, damaged or incomplete, or networks whose classes differ.
+        NetworkError: a checkpoint that is missing, damaged or incomplete, or networks whose classes or channels differ.
     """
     models = tuple(_load_model(Path(run), device, trust) for run in runs)
+    first = models[0]
     for other in models[1:]:
-        if other.class_names != models[0].class_names:
-            raise NetworkError(
-                f"{models[0].path} and {other.path} cannot be joined: expected equal class names, found "
-                f"{_difference(models[0].class_names, other.class_names)}; predict with each alone"
-            )
+        pair = f"{first.path} and {other.path} cannot be joined"
+        if other.class_names != first.class_names:
+            found = _difference("class", first.class_names, other.class_names)
+            raise NetworkError(f"{pair}: expected equal class names, found {found}; predict with each alone")
+        if other.channel_names != first.channel_names:
+            found = _difference("channel", first.channel_names, other.channel_names)
+            raise NetworkError(f"{pair}: expected equal channels, found {found}; predict with each alone")
     return models
 
 
@@ -66,16 +82,25 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     name = str(checkpoint.get("run") or path.stem)
     try:
         inference_chain(**preprocessing)
-        n_channels = len(checkpoint.get("channel_names") or ["image"])
+        channel_names = tuple(str(channel) for channel in checkpoint.get("channel_names") or ["image"])
         flips = tuple(int(axis) for axis in checkpoint.get("flips") or ())
     except Exception as error:  # whatever a chain says to arguments that no training wrote
         reason = " ".join(str(error).split())[:200]
         raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
-    return Model(name, path, network, preprocessing, tuple(map(str, names)), n_channels, flips)
+    return Model(
+        name=name,
+        path=path,
+        network=network,
+        preprocessing=preprocessing,
+        class_names=tuple(map(str, names)),
+        channel_names=channel_names,
+        flips=flips,
+        precision=str(checkpoint.get("precision") or ""),
+    )
 
 
-def _difference(first: Sequence[str], second: Sequence[str]) -> str:
+def _difference(what: str, first: Sequence[str], second: Sequence[str]) -> str:
     if len(first) != len(second):
-        return f"{len(first)} and {len(second)} classes"
+        return f"{len(first)} and {len(second)}"
     index = next(i for i, (a, b) in enumerate(zip(first, second, strict=True)) if a != b)
-    return f"class {index} {first[index]!r} and {second[index]!r}"
+    return f"{what} {index} {first[index]!r} and {second[index]!r}"

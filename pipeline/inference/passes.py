@@ -17,6 +17,7 @@ from torch import Tensor
 from networks.errors import NetworkError
 from networks.head import head_matrix
 from networks.sliding_window import STEP, SlidingWindow
+from pipeline.compute.devices import choose_precision
 from pipeline.inference.model import Model
 from transforms.chains import inference_chain
 from transforms.left_right import mirror_partners
@@ -41,8 +42,8 @@ class InferenceOptions:
     """Sliding window in voxels of the network's grid; None for the whole volume at once."""
     step: float = STEP
     """Greatest distance of neighbouring windows as a share of the window."""
-    precision: str = "32"
-    """"32" or "bf16"."""
+    precision: str = "auto"
+    """"auto" (what each network was trained in, where its device computes in it), "32", "bf16" or "16"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,11 @@ def scan_features(
     return FeatureStream(window.slices, size, axis, network_input.affine, len(model.class_names), *passes.head())
 
 
+def computed_in(model: Model, options: InferenceOptions) -> str:
+    """The precision of a network's passes: "32", "bf16" or "16". Raises ConfigError for another one."""
+    return choose_precision(options.precision, model.device, model.precision)
+
+
 class _Passes:
     """The plain and the mirrored passes of one network through a window."""
 
@@ -131,7 +137,7 @@ class _Passes:
         axes = mirror_axes(options.mirrored)
         self.flips = [flipped for n in range(len(axes) + 1) for flipped in itertools.combinations(axes, n)]
         self.model = model
-        self.precision = options.precision
+        self.precision = computed_in(model, options)
         head = model.network.head
         self.weight, self.bias = (None, None) if head is None else head_matrix(head, head.in_channels)
         self._check_finite(self.weight, self.bias)
@@ -146,11 +152,12 @@ class _Passes:
     @torch.no_grad()
     def features(self, window: Tensor) -> Tensor:
         """(1, C, *window) -> (1, F, *window), or (1, 2F, *window) where some passes exchange left and right."""
+        dtype = torch.float16 if self.precision == "16" else torch.bfloat16
         plain: list[Tensor] = []
         exchanged: list[Tensor] = []
         for flipped, exchanges in zip(self.flips, self.exchanges, strict=True):
             dims = [2 + axis for axis in flipped]
-            with torch.autocast(window.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(window.device.type, dtype=dtype, enabled=self.precision != "32"):
                 found = self.model.network.features(window.flip(dims))
             self._check_finite(found)
             found = found.flip(dims) if dims else found

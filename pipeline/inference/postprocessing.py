@@ -14,6 +14,9 @@ from scipy import ndimage
 NEIGHBOURS = np.ones((3, 3, 3), bool)
 """Which of the 26 voxels around one belong to its piece: all."""
 
+ROUNDING = 1e-6
+"""Share of a volume that a quotient of volumes may be off: headers store affines in single precision."""
+
 
 @dataclass(frozen=True)
 class PostprocessingOptions:
@@ -56,7 +59,7 @@ def clean(segmentation: NDArray[np.integer], voxel_ml: float, options: Postproce
 def _clean_class(part: NDArray[np.integer], value: int, *, largest_only: bool, least_voxels: float) -> int:
     pieces, n_pieces = ndimage.label(part == value, NEIGHBOURS)
     sizes = np.bincount(pieces.ravel(order="K"), minlength=n_pieces + 1)
-    is_removed = sizes < least_voxels
+    is_removed = sizes < least_voxels * (1 - ROUNDING)
     if largest_only:
         is_removed |= np.arange(n_pieces + 1) != 1 + sizes[1:].argmax()
     is_removed[0] = False  # what is not of this class

@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from networks.sliding_window import STEP
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
 from pipeline.inference.inputs import InputCase
@@ -82,6 +83,8 @@ class CaseRecord:
     """MiB that this process held at most since it began."""
     peak_gpu_memory_mb: float | None = None
     """MiB that torch allocated on the GPU at most; None without one."""
+    precision: tuple[str, ...] = ()
+    """What each network computed in: "32", "bf16" or "16"."""
     made_by: Mapping[str, Any] | None = None
     """What decides whether an equal result is the same: see `provenance`."""
 
@@ -97,6 +100,7 @@ class CaseRecord:
             "geometry": self.geometry._asdict(),
             "classes": [one._asdict() for one in self.classes],
             "voxels_removed": self.voxels_removed,
+            "precision": list(self.precision),
             "seconds": dict(self.seconds or {}),
             "peak_memory_mb": self.peak_memory_mb,
         }
@@ -120,6 +124,7 @@ class CaseRecord:
                 seconds=dict(document["seconds"]),
                 peak_memory_mb=float(document["peak_memory_mb"]),
                 peak_gpu_memory_mb=document.get("peak_gpu_memory_mb"),
+                precision=tuple(map(str, document.get("precision", ()))),
                 made_by=dict(document["made_by"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -136,6 +141,7 @@ def record_done(
     *,
     source_state: str,
     voxels_removed: int,
+    precision: Sequence[str],
     seconds: Mapping[str, float],
 ) -> CaseRecord:
     """The record of a case whose files are written; arguments as `CaseRecord` has them."""
@@ -160,6 +166,7 @@ def record_done(
             for value, (name, colour, count) in enumerate(table)
         ),
         voxels_removed=voxels_removed,
+        precision=tuple(precision),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         peak_memory_mb=_peak_memory_mb(),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
@@ -195,7 +202,7 @@ def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[st
         return record_failed(case, SegmentationError(f"{error}; or give --overwrite"))
     except SegmentationError as error:
         return record_failed(case, SegmentationError(f"{path}: {error}; remove it or give --overwrite"))
-    if earlier.made_by != made_by or earlier.source != tuple(str(image) for image in case.images):
+    if not _made_alike(earlier, made_by) or earlier.source != tuple(str(image) for image in case.images):
         return record_failed(
             case,
             SegmentationError(
@@ -208,6 +215,27 @@ def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[st
     except OSError:  # reading the scan says what is wrong with it
         return None
     return replace(earlier, status="skipped") if is_whole else None
+
+
+def _made_alike(earlier: CaseRecord, made_by: Mapping[str, Any]) -> bool:
+    """Whether a result would be made in the same way again.
+
+    "auto" is content with what another machine computed in; a precision by name is not.
+    """
+    asked_before, before = _without_precision(earlier.made_by or {})
+    asked_now, now = _without_precision(made_by)
+    if before != now:
+        return False
+    used = earlier.precision or (asked_before,)  # earlier versions wrote what they used
+    return asked_now in ("auto", asked_before) or all(one == asked_now for one in used)
+
+
+def _without_precision(made_by: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    settings = dict(made_by.get("settings") or {})
+    passes = dict(settings.get("passes") or {})
+    asked = str(passes.pop("precision", ""))
+    passes.setdefault("step", STEP)  # earlier versions had no other
+    return asked, {**made_by, "settings": {**settings, "passes": passes}}
 
 
 def provenance(

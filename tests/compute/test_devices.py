@@ -109,6 +109,11 @@ def test_a_prediction_computes_in_bfloat16_where_the_device_does():
     cpu = torch.device("cpu")
     assert choose_precision("32", cpu) == "32"
     assert choose_precision("bf16", cpu) == "bf16"
-    assert choose_precision("auto", cpu) == ("bf16" if cpu_computes_in_bfloat16() else "32")
-    with pytest.raises(ConfigError, match="expected auto, 32 or bf16, found '16'"):
+    fast = "bf16" if cpu_computes_in_bfloat16() else "32"
+    assert choose_precision("auto", cpu) == choose_precision("auto", cpu, "bf16-mixed") == fast
+    assert choose_precision("auto", cpu, "32-true") == choose_precision("auto", cpu, "16-mixed") == "32"
+    assert choose_precision("auto", torch.device("cuda"), "16-mixed") == "16"
+    with pytest.raises(ConfigError, match="expected auto, 32, bf16 or 16, found '64'"):
+        choose_precision("64", cpu)
+    with pytest.raises(ConfigError, match=r"16 \(float16\) needs a GPU"):
         choose_precision("16", cpu)

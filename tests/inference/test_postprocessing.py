@@ -43,3 +43,13 @@ def test_the_largest_piece_of_named_classes_stays_and_specks_go_by_their_volume_
         assert pieces(tmp_path / "specks" / "case.nii.gz", value) == [n for n in before if n >= 10]
     removed = sum(n for sizes in counts.values() for n in sizes if n < 10)
     assert report.cases[0].voxels_removed == removed > 0
+
+
+def test_a_piece_of_exactly_the_least_volume_stays():
+    for n_voxels in range(1, 60):
+        for voxel_ml in (0.001, 0.0015, 0.003, 0.0072, float(np.float32(0.7)) ** 2 * 1.5 / 1000):
+            label = np.zeros((1, 1, 60), np.uint8)
+            label[..., :n_voxels] = 1
+            assert clean(label, voxel_ml, PostprocessingOptions(min_volume_ml=round(n_voxels * voxel_ml, 9))) == 0
+            smallest_that_stays = PostprocessingOptions(min_volume_ml=(n_voxels + 0.01) * voxel_ml)
+            assert clean(label, voxel_ml, smallest_that_stays) == n_voxels

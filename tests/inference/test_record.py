@@ -68,3 +68,58 @@ def test_a_result_that_was_replaced_only_in_part_is_never_called_finished(run, t
     assert (out / "case.nii.gz").read_bytes() != before
     assert predicted([run], [path], out, formats=formats).n_done == 1
     assert (out / "case.nii.gz").read_bytes() == before
+
+
+def edited(path, edit):
+    """Change a record as another machine or an earlier version would have written it."""
+    record = json.loads(path.read_text())
+    edit(record)
+    path.write_text(json.dumps(record))
+
+
+def test_a_batch_is_continued_on_a_machine_that_computes_in_another_precision(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    assert predicted([run], [path], out, precision="auto").n_done == 1
+    record = json.loads((out / "case.json").read_text())
+    assert record["made_by"]["settings"]["passes"]["precision"] == "auto"
+    assert record["precision"] in (["32"], ["bf16"])
+
+    def elsewhere(record):
+        record["precision"] = ["16"]
+
+    edited(out / "case.json", elsewhere)
+    assert predicted([run], [path], out, precision="auto").n_skipped == 1
+    report = predicted([run], [path], out, precision="32")  # asked for by name, and not what was used
+    assert "with other settings" in report.cases[0].error
+
+
+def test_a_precision_by_name_is_content_with_a_result_that_was_computed_in_it(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    trained_in_32 = checkpoint(tmp_path / "m.ckpt", extra={"precision": "32-true"})
+    predicted([trained_in_32], [path], out, precision="auto")
+    assert json.loads((out / "case.json").read_text())["precision"] == ["32"]
+    assert predicted([trained_in_32], [path], out, precision="32").n_skipped == 1
+    assert "with other settings" in predicted([trained_in_32], [path], out, precision="bf16").cases[0].error
+
+
+def test_a_result_of_an_earlier_version_still_holds(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    predicted([run], [path], out)
+
+    def earlier(record):
+        del record["precision"], record["made_by"]["settings"]["passes"]["step"]
+
+    edited(out / "case.json", earlier)
+    assert predicted([run], [path], out).n_skipped == 1
+    assert predicted([run], [path], out, precision="auto").n_skipped == 1
+
+
+def test_a_file_that_is_not_a_record_is_named_and_not_overwritten(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    out.mkdir()
+    for content in ('{"case": "case", "classes": 3}', "[]", "no JSON"):
+        (out / "case.json").write_text(content)
+        report = predicted([run], [path], out)
+        assert f"{out / 'case.json'}: " in report.cases[0].error
+        assert "--overwrite" in report.cases[0].error
+        assert (out / "case.json").read_text() == content
