@@ -270,6 +270,8 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
         say(f"BodyDataset [{name}]: {count} samples")
     say(f"Train samples: {counts['train']}")
     say(f"Val samples: {counts['val']}")
+    if not prepared.val_class_voxels()[:, 1:].any():
+        say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
     found = prepared.intensity_found
     say(f"Intensities: {found['intensity']} ({found['because']})")
 

@@ -208,10 +208,13 @@ def _absent_classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split |
             held[name] = np.any(np.array(voxels) > 0, axis=0)
     anywhere = np.any([case.label.class_voxels > 0 for case in labelled], axis=0)  # type: ignore[union-attr]
     everywhere = f"{len(anywhere) - 1} classes in train and in validation"
+    without_them = "val_mIoU does not speak of them"
+    if "val" in held and not held["val"][1:].any():
+        without_them = "val_mIoU stays undefined, and the lowest val_loss decides which weights are kept"
     for side, holds, effect in (
         ("", anywhere, "leave them out of the class table unless more data is to come"),
         ("train", held.get("train"), "the network cannot learn them: add cases or change the split"),
-        ("val", held.get("val"), "val_mIoU does not speak of them: add cases or change the split"),
+        ("val", held.get("val"), f"{without_them}: add cases or change the split"),
     ):
         absent = (
             [] if holds is None else [c for c in range(1, len(anywhere)) if not holds[c] and (anywhere[c] or not side)]

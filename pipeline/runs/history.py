@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import now
@@ -57,15 +57,31 @@ class TrainingLog:
         return is_best
 
     @property
+    def best_by(self) -> Literal["val_mIoU", "val_loss", "epoch"]:
+        """What decides which epoch is best: val_mIoU, the lowest val_loss while no epoch has one, else the last epoch.
+
+        val_mIoU is undefined where no validation case holds a structure; a training keeps weights all the same.
+        """
+        for key in ("val_mIoU", "val_loss"):
+            if any(value is not None for value in self.history[key]):
+                return key
+        return "epoch"
+
+    @property
     def best_epoch(self) -> int | None:
-        """The first epoch with the highest val_mIoU; None while no epoch has one."""
-        scores = [(score, -epoch) for epoch, score in enumerate(self.history["val_mIoU"]) if score is not None]
-        return -max(scores)[1] if scores else None
+        """The epoch whose weights are kept, see `best_by`; the first of equal ones; None before the first."""
+        if not len(self):
+            return None
+        if self.best_by == "epoch":
+            return len(self) - 1
+        values = [(epoch, value) for epoch, value in enumerate(self.history[self.best_by]) if value is not None]
+        sign = 1 if self.best_by == "val_mIoU" else -1
+        return max(values, key=lambda entry: (sign * entry[1], -entry[0]))[0]
 
     @property
     def best_val_miou(self) -> float | None:
-        """The highest val_mIoU so far."""
-        return None if self.best_epoch is None else self.history["val_mIoU"][self.best_epoch]
+        """The highest val_mIoU so far; None while no epoch has one."""
+        return max((score for score in self.history["val_mIoU"] if score is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
         """Build the document of training_log.json; also what a resume checkpoint keeps."""

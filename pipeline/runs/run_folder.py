@@ -156,7 +156,8 @@ class RunFolder:
         return self.resume_checkpoint.exists()
 
     def _remove_resume(self) -> None:
-        if self.resume.exists():
+        """Remove the state to resume from, unless its weights are the only ones of the run."""
+        if self.resume.exists() and self.best_checkpoint.exists():
             shutil.rmtree(self.resume)
 
     def _remove_half_written(self) -> None:
@@ -175,7 +176,10 @@ class RunFolder:
     def write_summary(
         self, status: Status, log: TrainingLog, *, reason: str | None = None, skipped_steps: int = 0
     ) -> None:
-        """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason."""
+        """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason.
+
+        "best_by" is there where val_mIoU was undefined in all epochs: what else decided which weights were kept.
+        """
         if status == "failed" and not reason:
             raise FileError(f'{self.summary}: status "failed" needs a reason')
         summary = {
@@ -185,6 +189,8 @@ class RunFolder:
             "best_val_mIoU": log.best_val_miou,
             "total_epochs": len(log),
         }
+        if len(log) and log.best_by != "val_mIoU":
+            summary["best_by"] = log.best_by
         summary |= {"reason": reason} if reason else {}
         summary |= {"skipped_steps": skipped_steps} if skipped_steps else {}
         write_json(self.summary, summary)

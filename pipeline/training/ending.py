@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, report_failure
 from pipeline.files.atomic import FileError
+from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, Status
 from pipeline.training.failures import MemorySettings, in_one_sentence
 from pipeline.training.lightning_module import TrainingError
@@ -41,8 +42,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, settings: MemorySett
             _record_exception(folder, recorder, settings, error)
             raise
         if recorder.stopped_early:
-            reason = f"val_mIoU has not risen for {recorder.patience} epochs"
-            _write_summary(folder, recorder, "interrupted", reason)
+            _write_summary(folder, recorder, "interrupted", early_stop_reason(recorder))
         else:
             _write_summary(folder, recorder, "completed", None)
 
@@ -90,14 +90,14 @@ def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, rea
 
 
 def say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]) -> None:
-    """Say the documented closing lines."""
-    best = recorder.history.best_val_miou
+    """Say the documented closing lines; no path is named that does not exist."""
+    checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else "none was written"
     for line in (
         RULE,
-        "Training stopped early: val mIoU no longer rises." if recorder.stopped_early else "Training complete!",
+        f"Training stopped early: {early_stop_reason(recorder)}." if recorder.stopped_early else "Training complete!",
         RULE,
-        f"Best checkpoint: {folder.best_checkpoint}",
-        "Best val mIoU: undefined" if best is None else f"Best val mIoU: {best:.4f}",
+        f"Best checkpoint: {checkpoint}",
+        f"Best val mIoU: {_best_in_words(recorder.history)}",
         f"Training log: {folder.log}",
         f"Config file: {folder.config}",
         RULE,
@@ -105,3 +105,19 @@ def say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]
         f"Training log saved to: {folder.log}",
     ):
         say(line)
+
+
+def _best_in_words(history: TrainingLog) -> str:
+    if history.best_val_miou is not None:
+        return f"{history.best_val_miou:.4f}"
+    if history.best_epoch is None:
+        return "undefined"
+    which = "the lowest val_loss" if history.best_by == "val_loss" else "the last epoch"
+    weights = f"the weights are those of {which} (epoch {history.best_epoch})"
+    return f"undefined, as no validation case holds a structure; {weights}"
+
+
+def early_stop_reason(recorder: RunRecorder) -> str:
+    """Say why a training that stopped early did so."""
+    change = "val_mIoU has not risen" if recorder.history.best_by == "val_mIoU" else "val_loss has not fallen"
+    return f"{change} for {recorder.patience} epochs"

@@ -90,7 +90,15 @@ class PreparedData:
 
     def class_voxels(self) -> np.ndarray:
         """Voxels per training case and class at the target size: (n_cases, n_classes) int64."""
-        return np.stack([self.train.class_voxels(index) for index in range(len(self.train))])
+        return _class_voxels(self.train)
+
+    def val_class_voxels(self) -> np.ndarray:
+        """Voxels per validation case and class at the target size: (n_cases, n_classes) int64."""
+        return _class_voxels(self.val)
+
+
+def _class_voxels(cases: CachedDataset) -> np.ndarray:
+    return np.stack([cases.class_voxels(index) for index in range(len(cases))])
 
 
 def prepare_data(

@@ -80,7 +80,7 @@ class RunRecorder(pl.Callback):
         self._module = pl_module
         if self.resume:
             restore(self.resume, trainer, pl_module)
-            if trainer.is_global_zero and self.resume.holds_best:
+            if trainer.is_global_zero and (self.resume.holds_best or not self.folder.best_checkpoint.exists()):
                 self._write_best(pl_module, self.history)
             self.resume = None
         if trainer.is_global_zero:

@@ -180,6 +180,8 @@ def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
     best = state.log.best_epoch
     if best is None or state.holds_best:
         return
+    if state.log.best_val_miou is None and not folder.best_checkpoint.exists():
+        return  # earlier versions kept no weights then; the recorder writes those of the state
     try:
         checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)
         found = f"epoch {checkpoint['epoch']}"

@@ -105,7 +105,7 @@ def _name_runs(figure: Figure, labels: Sequence[str], colours: Sequence[Any], co
 def _headline(log: TrainingLog) -> str:
     if not len(log):
         return "(no finished epoch)"
-    return "" if log.best_epoch is None else f"(best mIoU {log.best_val_miou:.4f}, epoch {log.best_epoch})"
+    return "" if log.best_val_miou is None else f"(best mIoU {log.best_val_miou:.4f}, epoch {log.best_epoch})"
 
 
 def _shortened(name: str) -> str:

@@ -35,11 +35,19 @@ def test_the_best_epoch_is_the_first_highest_as_pandas_finds_it():
     for _ in range(200):
         log, best_when_appended = TrainingLog(), None
         for epoch in range(draw.randrange(1, 12)):
-            if append(log, draw.choice([None, math.nan, 0.0, 0.25, 0.5])):
+            values = draw.choice([None, math.nan, 0.0, 0.25, 0.5]), draw.choice([None, math.inf, 1.0, 2.0])
+            if append(log, values[0], val_loss=values[1]):
                 best_when_appended = epoch
-        scores = pd.Series(log.history["val_mIoU"], dtype=float)
-        expected = None if scores.isna().all() else scores.idxmax()
+        scores, losses = (pd.Series(log.history[key], dtype=float) for key in ("val_mIoU", "val_loss"))
+        if not scores.isna().all():
+            expected = scores.idxmax()
+        elif not losses.isna().all():  # no validation case holds a structure
+            expected = losses.idxmin()
+        else:
+            expected = len(log) - 1
         assert log.best_epoch == best_when_appended == expected
+        assert log.best_val_miou == (None if scores.isna().all() else scores.max())
+    assert TrainingLog().best_epoch is None
 
 
 def test_a_history_goes_on_after_a_round_trip_through_json():

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+import torch
 
+from networks.body_net import BodyNet
+from pipeline.cli.main import main
 from pipeline.runs.run_folder import RunFolder
+from pipeline.train import train as run_training
+from pipeline.training.ending import say_end
 from tests.support.tiny_training import (
     EPOCHS,
     WHOLE,
@@ -18,6 +30,8 @@ from tests.support.tiny_training import (
     ending_of,
     n_epochs,
     resumed,
+    settings_of,
+    strict_json,
     summary,
     train,
 )
@@ -82,3 +96,68 @@ def test_a_connection_lost_after_a_signal_is_an_interruption(work):
     with pytest.raises(RunStopped, match="SIGTERM"), ending_of(work, "preempted") as (_, run):
         lose()
     assert (summary(run)["status"], summary(run)["reason"]) == ("interrupted", "stopped by SIGTERM")
+
+
+@pytest.fixture
+def without_structures(work, tmp_path):
+    """Settings of a data set whose validation case holds background alone."""
+    (case,) = strict_json(work / "logs" / WHOLE / "training_config.json")["data"]["split"]["val"]
+    shutil.copytree(work / "data", tmp_path / "data")
+    path = tmp_path / "data" / "labelsTr" / f"{case}.nii.gz"
+    label = nib.load(path)
+    nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), path)
+    splits = {"train": [f"body_00{n}" for n in range(4) if f"body_00{n}" != case], "val": [case]}
+    (tmp_path / "data" / "splits_final.json").write_text(json.dumps([splits]))
+    return {"dataset_root": str(tmp_path / "data")}
+
+
+@pytest.mark.fault(
+    "validation cases that hold no structure",
+    "train and check say that val_mIoU is undefined; the weights with the lowest val_loss are kept",
+)
+def test_a_completed_training_without_a_defined_miou_has_weights_and_says_which(
+    work, without_structures, shared_spec, capsys
+):
+    config, run = settings_of(work, "undefined", max_epochs="3", **without_structures)
+    lines = []
+    run_training(config, say=lines.append)
+    assert "No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss" in " ".join(lines)
+    log = strict_json(run / "training_log.json")
+    losses = log["training_history"]["val_loss"]
+    lowest = losses.index(min(losses))
+    assert log["best_metrics"] == {"best_val_mIoU": None, "best_epoch": lowest}
+    ending = summary(run)
+    assert (ending["status"], ending["best_val_mIoU"], ending["best_by"]) == ("completed", None, "val_loss")
+    assert ending["best_checkpoint"] == str(run / "checkpoints" / "best_model.ckpt")
+    assert torch.load(ending["best_checkpoint"], weights_only=True)["epoch"] == lowest
+    BodyNet.load_from_checkpoint(ending["best_checkpoint"])
+    assert f"those of the lowest val_loss (epoch {lowest})" in " ".join(lines)
+    for said in (line.split(": ", 1)[1] for line in lines if line.startswith(("Best checkpoint: ", "Training log: "))):
+        assert Path(said).is_file()
+    check = subprocess.run(
+        [sys.executable, str(shared_spec / "check_run.py"), str(run)], capture_output=True, text=True, check=False
+    )
+    assert check.returncode == 0, check.stdout
+    assert main(["check", without_structures["dataset_root"]]) == 1  # warnings
+    assert "val_mIoU stays undefined, and the lowest val_loss decides" in " ".join(capsys.readouterr().out.split())
+
+
+def test_without_a_defined_miou_the_lowest_validation_loss_stops_a_training_early(work, without_structures):
+    settings = {"lr": "1e-12", "warmup_epochs": "0", "training.early_stopping_patience": "1"}
+    config, run = settings_of(work, "patient", max_epochs="9", **settings, **without_structures)
+    run_training(config)
+    ending = summary(run)
+    assert ending["total_epochs"] == strict_json(run / "training_log.json")["best_metrics"]["best_epoch"] + 2 < 9
+    assert (ending["status"], ending["reason"]) == ("interrupted", "val_loss has not fallen for 1 epochs")
+
+
+def test_the_state_to_resume_stays_where_its_weights_are_the_only_ones(work):
+    with ending_of(work, "deleted") as (recorder, run):
+        recorder.folder.resume_checkpoint.write_bytes(b"weights")
+    assert summary(run)["best_checkpoint"] is None
+    assert recorder.folder.resume_checkpoint.exists()
+    recorder.folder.tidy()
+    assert recorder.folder.resume_checkpoint.exists()
+    lines = []
+    say_end(recorder.folder, recorder, lines.append)
+    assert "Best checkpoint: none was written" in lines
