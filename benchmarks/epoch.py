@@ -1,7 +1,7 @@
 """A whole epoch on a small real data set: `bodyseg train` against a plain MONAI and PyTorch loop.
 
 Both train the same network on the same cases at the same size, augment, and validate by the run folder's val_mIoU; ours
-also writes its run folder. Each trains in its own precision, which stands in the facts: MONAI's tutorials in float32.
+also writes its run folder. Each trains in its own precision, which is among the facts: MONAI's tutorials in float32.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ from pipeline.train import name_of, train
 from transforms.chains import RAS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "hippocampus.yaml"
-LOOK_EVERY_S = 0.01
+POLL_EVERY_S = 0.01
 
 
 def ours(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16) -> Measurement:
-    """Time between the epochs' entries in training_log.json, which a thread follows as a person would."""
+    """Time between the epochs' entries in training_log.json, which a thread reads as they appear."""
     config = _config(folder, dataset_root, n_epochs, base_channels)
     run = RunFolder.at(Path(config.experiment.log_dir, name_of(config)))
     finished: dict[int, float] = {}
@@ -68,12 +68,12 @@ def ours(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16)
 
 
 def _follow(log: Path, finished: dict[int, float], done: threading.Event) -> None:
-    while not done.wait(LOOK_EVERY_S):
+    while not done.wait(POLL_EVERY_S):
         _note(log, finished)
 
 
 def _note(log: Path, finished: dict[int, float]) -> None:
-    """Note when the log first tells of an epoch."""
+    """Note when an epoch first appears in the log."""
     if log.exists():
         n_epochs = len(json.loads(log.read_text())["training_history"]["epoch"])
         if n_epochs:
@@ -129,20 +129,20 @@ def _loaders(config: Config, dataset: ListedDataset) -> tuple[DataLoader, DataLo
     )
     assert dataset.split is not None  # _write_list says it
     items = {case.id: {"image": str(case.image[0]), "label": str(case.label)} for case in dataset.cases}
-    parts = [[items[case] for case in side] for side in (dataset.split.train, dataset.split.val)]
+    parts = [[items[case] for case in cases] for cases in (dataset.split.train, dataset.split.val)]
     training, validation = (CacheDataset(part, chain, progress=False, num_workers=1) for part in parts)
-    augmented = Dataset(training, monai_chain(size, spatial=0.75, intensity=0.2))  # type: ignore[arg-type]  # it wants a Sequence, and indexes only
+    augmented = Dataset(training, monai_chain(size, spatial=0.75, intensity=0.2))  # type: ignore[arg-type]  # typed as a Sequence, only indexed
     return DataLoader(augmented, batch_size=config.data.batch_size, shuffle=True), DataLoader(validation)
 
 
 def _write_list(folder: str, dataset_root: str) -> Path:
-    """Write a list that divides the cases for both sides alike: 80 % to train, 10 % to validate."""
+    """Write a list that splits the cases for both methods alike: 80 % to train, 10 % to validate."""
     dataset, path = list_cases(dataset_root), Path(folder, "cases.json")
     order, n_cases = np.random.default_rng(0).permutation(len(dataset.cases)), len(dataset.cases)
-    sides = ["train"] * round(0.8 * n_cases) + ["val"] * round(0.1 * n_cases)
-    side_of = dict(zip(order.tolist(), sides, strict=False))
+    splits = ["train"] * round(0.8 * n_cases) + ["val"] * round(0.1 * n_cases)
+    split_of = dict(zip(order.tolist(), splits, strict=False))
     cases = [
-        {"case": case.id, "image": [str(file.resolve()) for file in case.image], "split": side_of.get(n, "test")}
+        {"case": case.id, "image": [str(file.resolve()) for file in case.image], "split": split_of.get(n, "test")}
         | {"label": str(Path(str(case.label)).resolve())}
         for n, case in enumerate(dataset.cases)
     ]

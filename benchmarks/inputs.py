@@ -1,4 +1,4 @@
-"""The tensors and files that both sides are given: seeded, so that every process makes the same ones."""
+"""Make the tensors and files that all methods are given; seeded, so that every process makes the same ones."""
 
 from __future__ import annotations
 

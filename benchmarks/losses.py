@@ -47,7 +47,7 @@ def _tensors(size: Sequence[int], n_classes: int, n_features: int) -> tuple[Tens
 
 
 def _backward(loss: Tensor, features: Tensor, head: nn.Conv3d) -> list[float]:
-    """Loss and the norm of each gradient; the gradients are dropped, so that every repetition allocates them anew."""
+    """Loss and the norm of each gradient; the gradients are dropped, so that every repetition allocates them again."""
     loss.backward()
     leaves = (features, head.weight, head.bias)
     values = [loss.item()]

@@ -1,4 +1,4 @@
-"""The time and memory of a piece of work inside the process that does it. Knows nothing of what is compared."""
+"""Measure the time and memory of a piece of work inside the process that does it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 
 @dataclass
 class Measurement:
-    """What one process found out about one side of a comparison."""
+    """What one process measured of one method of a comparison."""
 
     seconds: list[float]
     """Time of each repetition, or of each unit of work."""
@@ -25,9 +25,9 @@ class Measurement:
     peak_bytes: int | None = None
     """Peak resident memory of the whole process; on a GPU the peak of its allocated memory."""
     value: list[float] = field(default_factory=list)
-    """Numbers that both sides must agree in; empty where there is nothing to agree in."""
+    """Numbers that both methods must agree in; empty where there is nothing to agree in."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """Whatever else was found, by name; written into the result."""
+    """Whatever else was measured, by name; written into the result."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def resident_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Let the peak start anew from what is resident now, where the system can (Linux: proc(5), clear_refs)."""
+    """Reset the peak to what is resident now, where the system can (Linux: proc(5), clear_refs)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -1,4 +1,4 @@
-"""Results as files and tables: what machine measured, with which versions, when, by which command. Measures nothing."""
+"""Write results as files and tables: which machine measured, with which versions, when, by which command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "scipy", "nibabel")
-HEADER = ("what", "side", "time", "memory", "faster", "memory share", "remarks")
+HEADER = ("what", "method", "time", "memory", "faster", "memory share", "remarks")
 
 
 def circumstances(command: str) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def result_path(folder: Path, row: str, scale: str) -> Path:
 
 
 def write_result(folder: Path, row: str, scale: str, result: dict[str, Any], command: str) -> Path:
-    """Write one row's result; what the sides agreed in is left out, the difference stays."""
+    """Write one row's result; what the methods agreed in is left out, the difference stays."""
     for comparison in result["comparisons"]:
-        for side in comparison["sides"].values():
-            side.pop("value", None)
+        for method in comparison["methods"].values():
+            method.pop("value", None)
         for settings in (comparison["settings"], *comparison["too_large"]):
             settings.pop("dataset_root", None)  # a path on this machine
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,11 +87,11 @@ def _lines_of_comparison(result: dict[str, Any], comparison: dict[str, Any]) -> 
     size = comparison["settings"].get("size")
     if size:
         what += f", {'×'.join(map(str, size))}"
-    last = list(comparison["sides"])[-1]
+    last = list(comparison["methods"])[-1]
     lines: list[tuple[str, ...]] = []
-    for side, found in comparison["sides"].items():
-        ratios = comparison["ratios"].get(side, {})
-        remarks = [*_facts(found.get("facts", {})), *(_remarks(comparison) if side == last else [])]
+    for method, found in comparison["methods"].items():
+        ratios = comparison["ratios"].get(method, {})
+        remarks = [*_facts(found.get("facts", {})), *(_remarks(comparison) if method == last else [])]
         share = ratios.get("memory")
         cells = (
             found.get("killed") or _time(found["seconds"]),
@@ -99,7 +99,7 @@ def _lines_of_comparison(result: dict[str, Any], comparison: dict[str, Any]) -> 
             f"{ratios['faster']:.3g}×" if "faster" in ratios else "",
             f"{share:.3g}" if share is not None else "",
         )
-        lines.append((what, side, *cells, "; ".join(remarks)))
+        lines.append((what, method, *cells, "; ".join(remarks)))
     return lines
 
 

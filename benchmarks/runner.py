@@ -1,4 +1,4 @@
-"""Runs comparisons: every measurement in its own process, the sides in turn, medians. Knows no row and no library.
+"""Run comparisons: every measurement in a process of its own, the methods in turn, medians.
 
 Imports no torch: the runner stays small, so that all of the machine's memory is the measured process's.
 """
@@ -21,7 +21,7 @@ import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 SPARE_BYTES = 512 << 20  # what is left to the rest of the machine before a process is killed for its memory
-LOOK_EVERY_S = 0.1
+POLL_EVERY_S = 0.1
 OUT_OF_MEMORY = ("can't allocate memory", "MemoryError", "out of memory")  # torch on a CPU, Python, torch on a GPU
 
 
@@ -39,30 +39,30 @@ class Job:
 
 @dataclass(frozen=True)
 class Goal:
-    """What the last side has to reach against the first one; None: nothing is asked."""
+    """What the last method has to reach against the first one; None: nothing."""
 
     faster: float | None = None
     """At least so many times faster."""
     memory: float | None = None
-    """At most this share of the first side's memory (the kind of memory that the comparison compares)."""
+    """At most this share of the first method's memory (the kind of memory that the comparison compares)."""
     peak_gb: float | None = None
     """At most this peak of the whole process, in GB (1e9 bytes)."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two or more sides that do the same work; the first is what the others are held against."""
+    """Two or more methods that do the same work; the others are compared with the first."""
 
     name: str
-    sides: dict[str, Job]
+    methods: dict[str, Job]
     settings: Sequence[dict[str, Any]] = ({},)
-    """Arguments for all sides. Of several, the first is taken under which no side is killed for its memory."""
+    """Arguments for all methods. Of several, the first is taken under which no method is killed for its memory."""
     prepare: Job | None = None
     """Writes files first, in a process of its own."""
     folder: bool = False
     """Whether all jobs have an argument `folder`: an empty one that is removed afterwards."""
     repeats: int = 3
-    """How many processes measure each side."""
+    """How many processes measure each method."""
     memory: str | None = "extra"
     """Which memory is compared: "extra" beyond what was there before, "peak" of the process, or None."""
     same_value: Sequence[str] = ()
@@ -80,8 +80,8 @@ class Row:
     comparisons: Sequence[Comparison]
     skipped: str = ""
     """Why nothing is measured."""
-    flat_side: str = ""
-    """The side whose memory must not depend on the comparison; its largest memory over its smallest is written."""
+    flat_method: str = ""
+    """The method whose memory must not depend on the comparison; its largest memory over its smallest is written."""
 
 
 def run_row(row: Row, say: Callable[[str], None]) -> dict[str, Any]:
@@ -94,17 +94,17 @@ def run_row(row: Row, say: Callable[[str], None]) -> dict[str, Any]:
         if "skipped" in found[-1]:
             return {"title": row.title, "skipped": found[-1]["skipped"], "comparisons": []}
     result: dict[str, Any] = {"title": row.title, "comparisons": found}
-    memory = [c["sides"][row.flat_side].get("extra_bytes") for c in found] if row.flat_side else []
+    memory = [c["methods"][row.flat_method].get("extra_bytes") for c in found] if row.flat_method else []
     if memory and all(memory):
         result["memory_spread"] = max(memory) / min(memory)
     return result
 
 
 def run_comparison(comparison: Comparison, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the sides in turn, as often as asked.
+    """Measure the methods in turn, as often as asked.
 
     Raises:
-        BenchmarkError: a process failed, or the sides do not agree in value.
+        BenchmarkError: a process failed, or the methods do not agree in value.
     """
     with tempfile.TemporaryDirectory(prefix="bodyseg_bench_") as folder:
         shared = {"folder": folder} if comparison.folder else {}
@@ -121,23 +121,23 @@ def run_comparison(comparison: Comparison, say: Callable[[str], None]) -> dict[s
     skipped = next((run["skipped"] for taken in runs.values() for run in taken if "skipped" in run), None)
     if skipped:
         return {"name": comparison.name, "skipped": skipped}
-    sides = {side: _median(taken) for side, taken in runs.items()}
+    methods = {method: _median(taken) for method, taken in runs.items()}
     found = {"name": comparison.name, "settings": settings, "too_large": too_large, "memory": comparison.memory}
-    return found | {"sides": sides} | _ratios(comparison, sides)
+    return found | {"methods": methods} | _ratios(comparison, methods)
 
 
 def _in_turn(
     comparison: Comparison, settings: dict[str, Any], say: Callable[[str], None], *, stop_when_killed: bool
 ) -> dict[str, list[dict[str, Any]]] | None:
-    """What each side's processes found, A B A B; None if one was killed and that is to stop it."""
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in comparison.sides}
+    """What each method's processes found, A B A B; None if one was killed and that is to stop it."""
+    runs: dict[str, list[dict[str, Any]]] = {method: [] for method in comparison.methods}
     for repeat in range(comparison.repeats):
-        for side, job in comparison.sides.items():
-            if any("seconds" not in run for run in runs[side]):
+        for method, job in comparison.methods.items():
+            if any("seconds" not in run for run in runs[method]):
                 continue  # it was killed or skipped: it would be again
-            say(f"{comparison.name}: {side}, {repeat + 1} of {comparison.repeats}")
+            say(f"{comparison.name}: {method}, {repeat + 1} of {comparison.repeats}")
             found = run_job(Job(job.function, settings | job.arguments))
-            runs[side].append(found)
+            runs[method].append(found)
             if "killed" in found and stop_when_killed:
                 return None
     return runs
@@ -156,7 +156,7 @@ def run_job(job: Job) -> dict[str, Any]:
     watched, above = psutil.Process(process.pid), 0
     while True:
         try:
-            out, error = process.communicate(timeout=LOOK_EVERY_S)
+            out, error = process.communicate(timeout=POLL_EVERY_S)
             break
         except subprocess.TimeoutExpired:
             above = above or _above(watched, limit)
@@ -184,7 +184,7 @@ def _above(process: psutil.Process, limit: int) -> int:
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """One side's result from what its processes found."""
+    """One method's result from what its processes found."""
     if "killed" in runs[-1]:
         return {"killed": runs[-1]["killed"]}
     seconds = [second for run in runs for second in run["seconds"]]
@@ -195,25 +195,25 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     return median | {"value": runs[0]["value"], "facts": runs[-1]["facts"]}
 
 
-def _ratios(comparison: Comparison, sides: dict[str, Any]) -> dict[str, Any]:
-    """How many times faster than the first side each one is, its share of that side's memory; agreement and goal."""
-    first, *others = sides
+def _ratios(comparison: Comparison, methods: dict[str, Any]) -> dict[str, Any]:
+    """Each method's time and memory against the first one's; whether values agree and goals are met."""
+    first, *others = methods
     ratios: dict[str, Any] = {}
-    for side in others:
-        a, b = sides[first], sides[side]
+    for method in others:
+        a, b = methods[first], methods[method]
         if "killed" not in a and "killed" not in b:
-            ratios[side] = {"faster": a["seconds"] / b["seconds"]}
+            ratios[method] = {"faster": a["seconds"] / b["seconds"]}
             if comparison.memory:
                 kind = f"{comparison.memory}_bytes"
-                ratios[side]["memory"] = b[kind] / a[kind] if a[kind] else None
+                ratios[method]["memory"] = b[kind] / a[kind] if a[kind] else None
     result: dict[str, Any] = {"ratios": ratios}
-    values = [sides[side]["value"] for side in comparison.same_value if "killed" not in sides[side]]
+    values = [methods[method]["value"] for method in comparison.same_value if "killed" not in methods[method]]
     if len(values) > 1:
         result["difference"] = max(largest_difference(values[0], value) for value in values[1:])
         if not result["difference"] <= comparison.tolerance:
             found = f"differ by {result['difference']:.2g}, at most {comparison.tolerance:g} is allowed"
             raise BenchmarkError(f"{comparison.name}: the values of {', '.join(comparison.same_value)} {found}")
-    met = _goals_met(comparison.goal, sides, ratios)
+    met = _goals_met(comparison.goal, methods, ratios)
     return result | ({"goals": met} if met else {})
 
 
@@ -227,15 +227,15 @@ def largest_difference(values: Sequence[float], others: Sequence[float]) -> floa
     return max((abs(a - b) / max(abs(a), abs(b)) for a, b in pairs), default=0.0)
 
 
-def _goals_met(goal: Goal, sides: dict[str, Any], ratios: dict[str, Any]) -> dict[str, bool]:
-    """Each demand in words, and whether the last side meets it; a first side that was killed is beaten in all."""
-    first, last = next(iter(sides)), list(sides)[-1]
-    alive, beaten, ratio = "killed" not in sides[last], "killed" in sides[first], ratios.get(last, {})
+def _goals_met(goal: Goal, methods: dict[str, Any], ratios: dict[str, Any]) -> dict[str, bool]:
+    """Each demand in words, and whether the last method meets it; a first method that was killed is beaten in all."""
+    first, last = next(iter(methods)), list(methods)[-1]
+    alive, beaten, ratio = "killed" not in methods[last], "killed" in methods[first], ratios.get(last, {})
     met = {}
     if goal.faster is not None:
         met[f"at least {goal.faster:g}× faster"] = alive and (beaten or ratio["faster"] >= goal.faster)
     if goal.memory is not None:
         met[f"at most {goal.memory:g} of the memory"] = alive and (beaten or ratio["memory"] <= goal.memory)
     if goal.peak_gb is not None:
-        met[f"peak at most {goal.peak_gb:g} GB"] = alive and sides[last]["peak_bytes"] <= goal.peak_gb * 1e9
+        met[f"peak at most {goal.peak_gb:g} GB"] = alive and methods[last]["peak_bytes"] <= goal.peak_gb * 1e9
     return met

@@ -15,7 +15,7 @@ def plain(n: int = 1) -> Measurement:
 
 
 def ours(n: int = 1) -> Measurement:
-    """The help of the verb with the most settings."""
+    """The help of the command with the most settings."""
     return _seconds([sys.executable, "-m", "pipeline", "train", "--help"], n)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from monai.losses import DiceCELoss
 from monai.networks.nets import UNet
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.inputs import image_and_label
@@ -19,6 +19,7 @@ from networks.body_net import BodyNet
 from networks.registry import build_network
 from pipeline.compute.devices import cpu_computes_in_bfloat16
 from pipeline.config.settings import TrainingConfig
+from pipeline.losses.dice_ce import DiceCE
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.schedule import Schedule
 
@@ -66,8 +67,12 @@ def ours(
     n_steps: int = 2,
     precision: str | None = None,
     compiled: bool = False,
+    loss: Literal["slabs", "full logits"] = "slabs",
 ) -> Measurement:
-    """The same steps as `bodyseg train` takes them: in bfloat16 where the processor has it, unless told otherwise."""
+    """The same steps as `bodyseg train` takes them, in bfloat16 where the processor has it (None).
+
+    With the loss on full logits everything but the loss is the same.
+    """
     torch.manual_seed(0)
     net = _our_network(network, n_classes, base_channels, size)
     image, label = image_and_label(size, n_classes, batch)
@@ -76,7 +81,9 @@ def ours(
     forget_peak()
     before = resident_bytes()
     machine = {"accelerator": "cpu", "precision": precision}
-    clock = fit(net, DataLoader(batches, batch_size=None), n_classes=n_classes, compiled=compiled, **machine)
+    loader = DataLoader(batches, batch_size=None)
+    criterion = FullLogitsLoss() if loss == "full logits" else None
+    clock = fit(net, loader, n_classes=n_classes, compiled=compiled, criterion=criterion, **machine)
     facts = {"parameters": _n_parameters(net), "precision": precision}
     return _measurement(clock.seconds, before, clock.losses, facts)
 
@@ -106,6 +113,20 @@ def _unet(base_channels: int) -> dict[str, Any]:
 
 def _n_parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+class FullLogitsLoss(nn.Module):
+    """MONAI's DiceCELoss on full-size logits, called as the loss in slabs; without the accuracy, which costs nothing
+    there and an argmax here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+
+    def forward(self, features: Tensor, head: nn.Module | None, label: Tensor, **_: Any) -> DiceCE:
+        loss = self.criterion(features if head is None else head(features), label)
+        n_voxels = torch.tensor(label.numel(), device=loss.device)
+        return DiceCE(loss, torch.zeros_like(n_voxels), n_voxels)
 
 
 class Clock(pl.Callback):
@@ -138,14 +159,17 @@ def fit(
     accelerator: str,
     precision: Any,
     compiled: bool = False,
+    criterion: nn.Module | None = None,
 ) -> Clock:
-    """Train through Lightning and SegmentationModule for one epoch of `batches`."""
+    """Train through Lightning and SegmentationModule for one epoch of `batches`; a `criterion` replaces its loss."""
     module = SegmentationModule(
         network,
         n_classes=n_classes,
         schedule=Schedule(LR),
         compile_features=compiled,
     )
+    if criterion is not None:
+        module.criterion = criterion
     clock = Clock()
     trainer = pl.Trainer(
         accelerator=accelerator,

@@ -1,7 +1,7 @@
 """From features on the network's grid to a label map on the scan's: MONAI's Invertd on full logits against slabs.
 
-Both sides are given the same 32 features and the same head, as a network leaves them; reading, writing and what the two
-must agree in are not part of it.
+Both methods are given the same 32 features and the same head, as a network leaves them; reading, writing and the check
+that the two agree are not timed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WARM_UP = {"source_size": (12, 12, 12), "size": (8, 8, 8)}
 SLOPE = 2.0
 """Of the features along an axis, end to middle: the noise's standard deviation is 1."""
 N_GROUPS = 5
-"""Of classes, whose places both sides must agree in: single classes may be too rare for a steady place."""
+"""Of classes, in whose centroids both methods must agree: single classes may be too rare for a steady one."""
 
 
 def plain(source_size: Sequence[int], size: Sequence[int], n_classes: int, n: int = 1) -> Measurement:
@@ -101,17 +101,17 @@ def _features_and_head(size: Sequence[int], n_classes: int, n_features: int = 32
 
 
 def agreement(label: np.ndarray, n_classes: int) -> list[float]:
-    """What both sides must agree in: each class's share of the voxels, and where groups of classes lie.
+    """Return what both methods must agree in: each class's share of the voxels, and the centroids of groups of classes.
 
-    A share says nothing of places: a map that is flipped has the same ones. A place is the group's centroid along i, j
-    and k, 0 to 1; every N_GROUPS-th class is of one group.
+    A flipped map has the same shares, but other centroids. These are given along i, j and k, 0 to 1; every N_GROUPS-th
+    class is of one group.
     """
-    # (axis, slice, class), slice by slice: bincount wants 64-bit integers.
+    # (axis, slice, class), slice by slice: bincount works on 64-bit integers.
     counts = [
         np.array([np.bincount(part.ravel(order="K"), minlength=n_classes) for part in np.moveaxis(label, axis, 0)])
         for axis in range(3)
     ]
     of_class = counts[0].sum(0)
     group = np.arange(n_classes)[:, None] % N_GROUPS == np.arange(N_GROUPS)
-    places = [(np.linspace(0, 1, len(c)) @ c @ group) / (of_class @ group).clip(min=1) for c in counts]
-    return [*(of_class / label.size).tolist(), *np.concatenate(places).tolist()]
+    centroids = [(np.linspace(0, 1, len(c)) @ c @ group) / (of_class @ group).clip(min=1) for c in counts]
+    return [*(of_class / label.size).tolist(), *np.concatenate(centroids).tolist()]

@@ -29,7 +29,7 @@ def call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     """Measure what the argument asks for."""
-    with contextlib.suppress(OSError):  # when memory ends, the kernel shall take this process and no other
+    with contextlib.suppress(OSError):  # when memory ends, the kernel kills this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")

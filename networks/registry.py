@@ -78,6 +78,7 @@ def build_network(
     """Build a network with `features(x)` -> (B, F, I, J, K) and `head`, a 1×1×1 convolution, or None where the features
     are the logits.
 
+    >>> import torch
     >>> network = build_network({"_target_": "SegResNet", "init_filters": 8}, n_classes=3, target_size=(32, 32, 48))
     >>> features = network.features(torch.zeros(1, 1, 32, 32, 48))
     >>> features.shape, network.head

@@ -1,4 +1,4 @@
-"""How much each class weighs in the loss, from voxel counts. Pure: counts come in, weights go out."""
+"""Weigh the classes of a loss by how often they occur."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 def median_frequency_weights(class_voxels: NDArray[np.int64], alpha: float) -> NDArray[np.float64]:
     """Weigh classes by median frequency balancing: (median(f) / f_c)^alpha.
+
+    >>> median_frequency_weights(np.array([[60, 40, 0], [50, 40, 10]]), alpha=1.0).round(2)
+    array([0.73, 1.  , 4.  ])
 
     f_c is the share of class c among the voxels of the cases that hold it, the median is over the classes that
     occur (Eigen & Fergus 2015, section 6.3.2).
