@@ -1,0 +1,103 @@
+"""A place with a data set and a run, ways to spoil it, and what a row of a table of bad input says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from pipeline.cli.main import main
+from tests.support.volumes import CLASSES, hounsfield, organs, save
+
+TRAIN = (
+    "train --dataset_root data --log_dir logs --data.cache_dir cache --target_size 16 16 16 --batch_size 1"
+    " --num_workers 0 --base_channels 2 --n_gpus 0 --precision 32 --max_epochs 3 --warmup_epochs 0"
+    " --training.early_stopping_patience 1"
+).split()
+RESUME = [*TRAIN, "--resume"]
+PREDICT = ["predict", "logs/run", "new/scan.nii.gz", "--output", "out", "--device", "cpu", "--precision", "32"]
+RUN = "body_unet_bs1_lr0.0001_ch2"
+
+
+class Bomb:
+    """Unpickled, it writes the file "fired" into the working folder."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("fired"),)
+
+
+class Row(NamedTuple):
+    """A kind of bad input: how the place is spoiled and what is then typed; what the answer has to say."""
+
+    name: str
+    spoil: Callable[[], list[str]]
+    words: tuple[str, ...]
+    code: int = 2
+    may_write: tuple[str, ...] = ()
+
+
+def make_template(place: Path) -> Path:
+    """Make a data set in nnU-Net's layout, a scan, and a run that stopped early, so that it can be resumed."""
+    for folder in ("data/imagesTr", "data/labelsTr", "new"):
+        (place / folder).mkdir(parents=True)
+    for name in "abcd":
+        save(place / f"data/imagesTr/{name}_0000.nii.gz", hounsfield(name))
+        save(place / f"data/labelsTr/{name}.nii.gz", organs())
+    write_json(place / "data/dataset.json", {"channel_names": {"0": "CT"}, "labels": CLASSES, "file_ending": ".nii.gz"})
+    folds = [{"train": ["a", "b"], "val": ["c", "d"]}]
+    write_json(place / "data/splits_final.json", folds)
+    save(place / "new/scan.nii.gz", hounsfield("s"))
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        assert main(TRAIN) == 0
+    finally:
+        os.chdir(before)
+    (place / "logs" / RUN).rename(place / "logs/run")
+    return place
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def contents(folder: Path) -> dict[str, tuple[int, str]]:
+    """Every file and link below a folder: when it was changed, and what it holds."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            held = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
+            found[str(path.relative_to(folder))] = (path.lstat().st_mtime_ns, held)
+    return found
+
+
+def check_answer(row: Row, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Spoil the place, type the command, and check that the answer names the fault and nothing else was touched."""
+    arguments = row.spoil()
+    before = contents(place)
+    capsys.readouterr()
+    assert main(arguments) == row.code
+    said = "".join(capsys.readouterr())
+    assert [word for word in row.words if word not in said] == [], said
+    assert "Traceback" not in said
+    changed = {name for name, state in (contents(place).items() ^ before.items())}
+    assert not {name for name in changed if not name.startswith(row.may_write or ("-",))}
+    if row.code == 2 and arguments[0] != "check":
+        assert said.splitlines()[-1].startswith("bodyseg: ")
+
+
+def edit_json(path: str, **changes: object) -> None:
+    write_json(Path(path), json.loads(Path(path).read_text()) | changes)
+
+
+def listed(**changes: object) -> list[str]:
+    """Check an explicit list whose second case is changed."""
+    cases = [{"case": n, "image": f"data/imagesTr/{n}_0000.nii.gz", "label": f"data/labelsTr/{n}.nii.gz"} for n in "ab"]
+    cases[1] |= changes
+    write_json(Path("cases.json"), {"cases": cases, "labels": CLASSES})
+    return ["check", "cases.json"]
