@@ -114,7 +114,7 @@ def evaluate_run(
             f"{folder.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
         )
     target = default_output(folder.path, split) if output is None else Path(output)
-    outputs = OutputOptions(target / "predictions", models[0].class_names)
+    outputs = OutputOptions(target / "predictions", models[0].class_names, models[0].label_values)
     records = segment_cases(
         models,
         [InputCase(case.id, case.image) for case in cases],
@@ -142,7 +142,7 @@ def _matching_of_run(
             pairs.append(Pair(case.id, outputs.label_map(case.id, "nifti"), case.label, case.subject))
     return Matching(
         pairs=tuple(pairs),
-        classes=match_by_name(dataset.classes, table or ClassTable(names, tuple(range(len(names))))),
+        classes=match_by_name(dataset.classes, table or ClassTable(names, dataset.classes.values)),
         notes=(),
         refused=failed,
         labels_without_prediction=(),

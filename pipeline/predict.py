@@ -18,7 +18,7 @@ from pipeline.files.atomic import check_writable
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
-from pipeline.inference.model import load_models
+from pipeline.inference.model import Model, load_models
 from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, mirror_axes
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import CaseRecord
@@ -32,6 +32,8 @@ class PredictionOptions:
 
     formats: tuple[str, ...] = ("nifti",)
     """Of "nifti", "nrrd" (.seg.nrrd) and "dicom" (DICOM SEG, for DICOM inputs)."""
+    label_values: str = "data"
+    """What label maps hold: "data" (the values of the training's label files) or "index" (the class indices)."""
     per_structure: bool = False
     """Also one mask a structure, in CASE/segmentations."""
     probabilities: tuple[str, ...] = ()
@@ -145,6 +147,7 @@ def predict(
     outputs = OutputOptions(
         folder=output,
         class_names=names,
+        label_values=_label_values(options.label_values, models),
         formats=tuple(options.formats),
         per_structure=options.per_structure,
         probabilities=_class_indices(options.probabilities, names, "probabilities"),
@@ -202,6 +205,8 @@ def _check_options(options: PredictionOptions, output: Path) -> None:
         if options.threads < 1:
             raise NetworkError(f"threads: expected 1 or more, found {options.threads}")
         torch.set_num_threads(options.threads)
+    if options.label_values not in ("data", "index"):
+        raise SegmentationError(f"label_values: expected data or index, found {options.label_values!r}")
     if options.tta != AUTO:
         mirror_axes(options.tta)
     check_writable(output)
@@ -210,6 +215,19 @@ def _check_options(options: PredictionOptions, output: Path) -> None:
         if report.is_dir():
             raise SegmentationError(f"--report {report}: expected a file, found a folder; name a file in it")
         check_writable(report.parent)
+
+
+def _label_values(choice: str, models: Sequence[Model]) -> tuple[int, ...]:
+    """The value of each class in the results; () for the class indices."""
+    if choice == "index":
+        return ()
+    values = {model.label_values for model in models}
+    if len(values) > 1:
+        raise SegmentationError(
+            "label_values: the data sets of these runs write the same classes with different values; "
+            "give --label_values index for the class indices 0, 1, 2, …"
+        )
+    return values.pop()
 
 
 def _class_indices(names: Sequence[str], class_names: Sequence[str], flag: str) -> tuple[int, ...]:

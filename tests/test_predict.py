@@ -41,6 +41,36 @@ def test_a_prediction_equals_the_argmax_of_full_logits_on_the_scans_own_grid(run
     assert report.n_done == 1
 
 
+def test_results_hold_the_label_values_of_the_training_or_the_class_indices_on_request(tmp_path, capsys):
+    path = scan(tmp_path / "case.nii.gz")
+    run = str(checkpoint(tmp_path / "m.ckpt", label_values=[0, 3, 207, 300]))
+    command = ["predict", run, str(path), "--device", "cpu", "--output"]
+    assert main([*command, str(tmp_path / "index"), "--label_values", "index"]) == 0
+    assert main([*command, str(tmp_path / "data")]) == 0
+    indices = voxels(tmp_path / "index" / "case.nii.gz")
+    assert len(np.unique(indices)) > 1
+    assert indices.max() == 3
+    np.testing.assert_array_equal(voxels(tmp_path / "data" / "case.nii.gz"), np.array([0, 3, 207, 300])[indices])
+    record = json.loads((tmp_path / "data" / "case.json").read_text())
+    assert [one["value"] for one in record["classes"]] == [0, 3, 207, 300]
+    capsys.readouterr()
+    # One colour table serves a folder: values are not mixed in it.
+    assert main([*command, str(tmp_path / "data"), "--label_values", "index"]) == 2
+    assert "other classes" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "data"), "--label_values", "names"]) == 2
+    assert "expected data or index" in capsys.readouterr().err
+
+
+def test_an_ensemble_over_data_sets_with_other_values_asks_for_class_indices(tmp_path):
+    path = scan(tmp_path / "case.nii.gz")
+    runs = [
+        checkpoint(tmp_path / f"{n}.ckpt", label_values=values) for n, values in enumerate(([0, 1, 2, 3], [0, 4, 5, 6]))
+    ]
+    with pytest.raises(SegmentationError, match="--label_values index"):
+        predicted(runs, [path], tmp_path / "out")
+    assert predicted(runs, [path], tmp_path / "out", label_values="index").n_done == 1
+
+
 def test_a_checkpoint_alone_predicts_as_its_run_folder_does(run, tmp_path):
     path = scan(tmp_path / "in" / "case.nii.gz")
     predicted([run], [path], tmp_path / "a")

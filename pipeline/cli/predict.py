@@ -26,6 +26,11 @@ def run(arguments: list[str]) -> int:
         help="Of nifti (.nii.gz), nrrd (.seg.nrrd for 3D Slicer), dicom (DICOM SEG; DICOM scans only).",
     )  # fmt: skip
     parser.add_argument(
+        "--label_values", default="data", metavar="V",
+        help="Values in the label maps: data (those of the training's label files) or index (0, 1, 2, … in class "
+        "order).",
+    )  # fmt: skip
+    parser.add_argument(
         "--per_structure", action="store_true", help="Also one mask a structure, in CASE/segmentations."
     )
     parser.add_argument("--probabilities", default="", metavar="CLASS,CLASS", help="Also the probabilities of classes.")
@@ -69,6 +74,7 @@ def run(arguments: list[str]) -> int:
     runs, inputs = split_runs(given.paths)
     options = PredictionOptions(
         formats=tuple(words(given.formats)),
+        label_values=given.label_values,
         per_structure=given.per_structure,
         probabilities=tuple(words(given.probabilities)),
         preview=given.preview,

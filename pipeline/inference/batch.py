@@ -263,7 +263,12 @@ class _Steps:
         start = time.perf_counter()
         case, geometry, restored = segmented.case, segmented.geometry, segmented.restored
         segmentation = Segmentation(
-            restored.segmentation, geometry.affine, self.outputs.class_names, case.images[0], geometry.kind
+            restored.segmentation,
+            geometry.affine,
+            self.outputs.class_names,
+            case.images[0],
+            geometry.kind,
+            self.outputs.label_values,
         )
         voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
         remove_record(case.id, self.outputs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from networks.checkpoint import load_network, read_checkpoint
 from networks.errors import NetworkError
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,8 @@ class Model:
     """Image channels in the network's order."""
     flips: tuple[int, ...] = ()
     """Axes of its grid (0 left-right, 1 back-front, 2 foot-head) along which its training mirrored scans."""
+    label_values: tuple[int, ...] = ()
+    """Value of each class in the label files of its training; () where these are the class indices, or not said."""
     precision: str = ""
     """What its training computed in, as Lightning calls it; "" where the checkpoint does not say."""
 
@@ -95,8 +100,18 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         class_names=tuple(map(str, names)),
         channel_names=channel_names,
         flips=flips,
+        label_values=_label_values(preprocessing, len(names), path),
         precision=str(checkpoint.get("precision") or ""),
     )
+
+
+def _label_values(preprocessing: Mapping[str, Any], n_classes: int, path: Path) -> tuple[int, ...]:
+    if "label_values" not in preprocessing:
+        log.warning("%s does not say the values of its classes in label files; results hold class indices", path)
+    values = tuple(int(value) for value in preprocessing.get("label_values") or ())
+    if values and len(values) != n_classes:
+        raise NetworkError(f"{path}: expected a label value for each of {n_classes} classes, found {len(values)}")
+    return values
 
 
 def _difference(what: str, first: Sequence[str], second: Sequence[str]) -> str:

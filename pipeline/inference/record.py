@@ -146,7 +146,13 @@ def record_done(
 ) -> CaseRecord:
     """The record of a case whose files are written; arguments as `CaseRecord` has them."""
     affine = segmentation.affine
-    table = zip(segmentation.class_names, segmentation.colours.tolist(), segmentation.voxels, strict=True)
+    table = zip(
+        segmentation.values.tolist(),
+        segmentation.class_names,
+        segmentation.colours.tolist(),
+        segmentation.voxels,
+        strict=True,
+    )
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     return CaseRecord(
         case=case.id,
@@ -162,8 +168,8 @@ def record_done(
             kind=segmentation.source_kind,
         ),
         classes=tuple(
-            ClassVolume(value, name, tuple(colour), float(count) * segmentation.voxel_ml)
-            for value, (name, colour, count) in enumerate(table)
+            ClassVolume(value, name, (red, green, blue), float(count) * segmentation.voxel_ml)
+            for value, name, (red, green, blue), count in table
         ),
         voxels_removed=voxels_removed,
         precision=tuple(precision),
@@ -245,7 +251,7 @@ def provenance(
     outputs: OutputOptions,
 ) -> dict[str, Any]:
     """What decides whether an earlier result is the same one, as JSON: weights, settings, and which files there are."""
-    document = {
+    document: dict[str, Any] = {
         "runs": [{"name": model.name, "checkpoint_sha256": _sha256(model.path)} for model in models],
         "settings": {"passes": asdict(inference), **asdict(postprocessing)},
         "formats": list(outputs.formats),
@@ -253,6 +259,8 @@ def provenance(
         "probabilities": list(outputs.probabilities),
         "preview": outputs.preview,
     }
+    if outputs.label_values not in ((), tuple(range(len(outputs.class_names)))):
+        document["label_values"] = list(outputs.label_values)
     return json.loads(json.dumps(document))  # lists for tuples, as it comes back from a file
 
 

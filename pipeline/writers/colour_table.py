@@ -10,21 +10,26 @@ from pathlib import Path
 
 from pipeline.files.atomic import write_atomically
 from pipeline.visualisation.overlay import class_colours
-from pipeline.writers.segmentation import file_names
+from pipeline.writers.segmentation import file_names, values_of
 
 
-def write_colour_table(class_names: Sequence[str], path: Path) -> None:
+def write_colour_table(class_names: Sequence[str], path: Path, label_values: Sequence[int] = ()) -> None:
     """Write the table; the background is transparent. Raises FileError if the disk refuses."""
-    text = colour_table(class_names)
+    text = colour_table(class_names, label_values)
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
-def colour_table(class_names: Sequence[str]) -> str:
-    """The table's text: a line a class, `class_names[0]` the background."""
+def colour_table(class_names: Sequence[str], label_values: Sequence[int] = ()) -> str:
+    """The table's text: a line a class, the background first.
+
+    Args:
+        class_names: `class_names[0]` is the background.
+        label_values: value of each class in the label maps; () for the class indices.
+    """
     names = file_names(class_names)  # one word each, and no two alike
+    values = values_of(class_names, label_values).tolist()
     colours = class_colours(len(names)).tolist()
-    lines = [
-        f"{value} {name} {red} {green} {blue} {255 if value else 0}"
-        for value, (name, (red, green, blue)) in enumerate(zip(names, colours, strict=True))
-    ]
-    return "\n".join([f"# Color table of {len(names)} classes: value name red green blue opacity", *lines, ""])
+    lines = [f"# Color table of {len(names)} classes: value name red green blue opacity"]
+    for index, (value, name, (red, green, blue)) in enumerate(zip(values, names, colours, strict=True)):
+        lines.append(f"{value} {name} {red} {green} {blue} {255 if index else 0}")
+    return "\n".join([*lines, ""])

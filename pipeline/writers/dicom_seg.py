@@ -155,8 +155,8 @@ def _made_uid(keyword: str, instance_uids: Sequence[str]) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"  # UIDs from UUIDs: DICOM PS3.5, B.2
 
 
-def _describe(segmentation: Segmentation, value: int, number: int) -> hd.seg.SegmentDescription:
-    name = printable(segmentation.class_names[value])
+def _describe(segmentation: Segmentation, index: int, number: int) -> hd.seg.SegmentDescription:
+    name = printable(segmentation.class_names[index])
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:LONGEST_LABEL],
@@ -169,12 +169,14 @@ def _describe(segmentation: Segmentation, value: int, number: int) -> hd.seg.Seg
         tracking_uid=hd.UID(),
         tracking_id=name[:LONGEST_LABEL],
     )
-    description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*_rgb(segmentation, value)).value)
+    # A segment's number only counts (PS3.3, C.8.20.2); what the label map's value is must be said in words.
+    description.SegmentDescription = f"Label value {segmentation.values[index]}"
+    description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*_rgb(segmentation, index)).value)
     return description
 
 
-def _rgb(segmentation: Segmentation, value: int) -> Sequence[int]:
-    return [int(part) for part in segmentation.colours[value]]
+def _rgb(segmentation: Segmentation, index: int) -> Sequence[int]:
+    return [int(part) for part in segmentation.colours[index]]
 
 
 def structure_code(name: str) -> Code:

@@ -8,6 +8,7 @@ file as a label table in the Caret extension (NIfTI extension code 30), which re
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
@@ -37,15 +38,15 @@ def write_nifti(segmentation: Segmentation, path: Path) -> None:
 
     Raises FileError if the disk refuses.
     """
-    header = _header(segmentation, segmentation.array.dtype)
+    header = _header(segmentation, segmentation.values.dtype)
     header.extensions.append(Nifti1Extension(CARET, _label_table(segmentation)))
-    _write(path, header, segmentation.array)
+    _write(path, header, segmentation.slices())
 
 
 def write_mask(segmentation: Segmentation, class_index: int, path: Path) -> None:
     """Write where one class is: uint8, 0 and 1. Raises FileError if the disk refuses."""
     mask = (segmentation.array == class_index).view(np.uint8)
-    _write(path, _header(segmentation, mask.dtype), mask)
+    _write(path, _header(segmentation, mask.dtype), _slices(mask))
 
 
 def write_probabilities(segmentation: Segmentation, probabilities: NDArray[np.uint8], path: Path) -> None:
@@ -56,25 +57,29 @@ def write_probabilities(segmentation: Segmentation, probabilities: NDArray[np.ui
     header = _header(segmentation, np.dtype(np.uint8))
     header["scl_slope"], header["scl_inter"] = 1 / 255, 0
     header["cal_max"] = 1
-    _write(path, header, probabilities)
+    _write(path, header, _slices(probabilities))
 
 
-def _write(path: Path, header: nib.Nifti1Header, array: NDArray) -> None:
+def _slices(array: NDArray) -> Iterator[NDArray]:
+    return (array[:, :, k] for k in range(array.shape[2]))
+
+
+def _write(path: Path, header: nib.Nifti1Header, slices: Iterator[NDArray]) -> None:
     def stream_out(stream: BinaryIO) -> None:
         if path.name.endswith(".gz"):
             # No name and no time in the stream: equal segmentations are equal files.
             with gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as packed:
-                _stream(packed, header, array)
+                _stream(packed, header, slices)
         else:
-            _stream(stream, header, array)
+            _stream(stream, header, slices)
 
     write_atomically(path, stream_out)
 
 
-def _stream(stream: gzip.GzipFile | BinaryIO, header: nib.Nifti1Header, array: NDArray) -> None:
+def _stream(stream: gzip.GzipFile | BinaryIO, header: nib.Nifti1Header, slices: Iterator[NDArray]) -> None:
     header.write_to(stream)
-    for k in range(array.shape[2]):
-        stream.write(array[:, :, k].tobytes(order="F"))
+    for plane in slices:
+        stream.write(plane.tobytes(order="F"))
 
 
 def _header(segmentation: Segmentation, dtype: np.dtype) -> nib.Nifti1Header:
@@ -119,10 +124,11 @@ def _label_table(segmentation: Segmentation) -> bytes:
     root = ElementTree.Element("CaretExtension")
     volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
     table = ElementTree.SubElement(volume, "LabelTable")
-    for key, (name, colour) in enumerate(zip(segmentation.class_names, segmentation.colours, strict=True)):
+    classes = zip(segmentation.values.tolist(), segmentation.class_names, segmentation.colours, strict=True)
+    for index, (value, name, colour) in enumerate(classes):
         red, green, blue = (f"{part / 255:.4f}" for part in colour)
         label = ElementTree.SubElement(
-            table, "Label", Key=str(key), Red=red, Green=green, Blue=blue, Alpha="1" if key else "0"
+            table, "Label", Key=str(value), Red=red, Green=green, Blue=blue, Alpha="1" if index else "0"
         )
         label.text = printable(name)
     ElementTree.SubElement(volume, "VolumeType").text = "Label"

@@ -25,7 +25,7 @@ from pipeline.writers.dicom_seg import check_series, write_dicom_seg
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
 from pipeline.writers.preview import PreviewImage, write_preview
 from pipeline.writers.seg_nrrd import write_seg_nrrd
-from pipeline.writers.segmentation import Segmentation, SegmentationError, file_names
+from pipeline.writers.segmentation import Segmentation, SegmentationError, file_names, values_of
 
 SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".seg.nrrd", "dicom": ".dcm"}
 """Format of a label map -> how its file's name ends."""
@@ -51,6 +51,8 @@ class OutputOptions:
     """Where all files go; made when the first one is written."""
     class_names: tuple[str, ...]
     """Background first."""
+    label_values: tuple[int, ...] = ()
+    """Value of each class in the label maps; () for the class indices."""
     formats: tuple[str, ...] = ("nifti",)
     """Of `FORMATS`."""
     per_structure: bool = False
@@ -89,6 +91,11 @@ class OutputOptions:
     def record_file(self, case: str) -> Path:
         """The JSON file that says what was done; it marks a finished case."""
         return self.folder / f"{case}.json"
+
+    @property
+    def table(self) -> str:
+        """The text of `table_file`."""
+        return colour_table(self.class_names, self.label_values)
 
     @property
     def table_file(self) -> Path:
@@ -161,14 +168,16 @@ def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bo
     """
     path = options.table_file
     found = _table_text(path)
-    if found == colour_table(options.class_names):
+    if found == options.table:
         return
     if found is not None and not overwrite:
         raise SegmentationError(
             f"{path}: this folder holds segmentations with other classes; choose another --output or --overwrite"
         )
+    values = values_of(options.class_names, options.label_values).tolist()
+    expected = list(zip(values, options.class_names, strict=True))
     for record in sorted(options.folder.glob("*.json")):
-        if record.stem not in cases and _class_names(record) not in (None, [*options.class_names]):
+        if record.stem not in cases and _classes(record) not in (None, expected):
             raise SegmentationError(
                 f"{record}: case {record.stem} was segmented with other classes and is not among these scans, so that "
                 "--overwrite would give its values other names; choose another --output or remove its files"
@@ -181,17 +190,17 @@ def write_table(options: OutputOptions, *, replace: bool) -> None:
     Raises FileError if the disk refuses.
     """
     found = _table_text(options.table_file)
-    if found is None or (replace and found != colour_table(options.class_names)):
+    if found is None or (replace and found != options.table):
         _make_folder(options.folder)
-        write_colour_table(options.class_names, options.table_file)
+        write_colour_table(options.class_names, options.table_file, options.label_values)
 
 
 def _table_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
 
 
-def _class_names(record: Path) -> list[Any] | None:
-    """The class names of a case's record; None where the file is not one (metrics.json, say)."""
+def _classes(record: Path) -> list[tuple[Any, Any]] | None:
+    """Value and name of the classes of a case's record; None where the file is not one (metrics.json, say)."""
     try:
         document = read_json(record)
     except FileError:
@@ -199,7 +208,7 @@ def _class_names(record: Path) -> list[Any] | None:
     classes = document.get("classes")
     if document.get("case") != record.stem or not isinstance(classes, list):
         return None
-    return [one.get("name") if isinstance(one, dict) else one for one in classes]
+    return [(one.get("value"), one.get("name")) if isinstance(one, dict) else (None, one) for one in classes]
 
 
 def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], options: OutputOptions) -> None:

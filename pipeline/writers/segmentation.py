@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,18 +25,20 @@ class SegmentationError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """A label map on its source's own voxels.
-
-    `array` is (I, J, K) of class indices, uint8 or uint16; `affine` maps voxel index to world mm (RAS+); `source` is
-    the image that it was made from, `source_kind` its format as `transforms.load` calls it; `class_names[0]` is the
-    background.
-    """
+    """A label map on its source's own voxels."""
 
     array: NDArray[np.integer]
+    """(I, J, K) class indices, uint8 or uint16, in Fortran order."""
     affine: NDArray[np.float64]
+    """4×4, voxel index -> world mm (RAS+)."""
     class_names: tuple[str, ...]
+    """Background first."""
     source: Path
+    """The image that it was made from: a file, or a folder with a DICOM series."""
     source_kind: str
+    """The source's format, as `transforms.io.load` calls it."""
+    label_values: tuple[int, ...] = ()
+    """Value of each class in label files; () for the class indices."""
 
     @cached_property
     def colours(self) -> NDArray[np.uint8]:
@@ -51,10 +53,46 @@ class Segmentation:
             counts += np.bincount(slab.ravel(order="K"), minlength=len(counts))
         return counts
 
+    @cached_property
+    def values(self) -> NDArray[np.integer]:
+        """(n_classes,) value of each class in label files, of the type that the files have: see `values_of`."""
+        return values_of(self.class_names, self.label_values)
+
+    def slices(self) -> Iterator[NDArray[np.integer]]:
+        """Yield (I, J) label values, one slice k after the other; little-endian, as files have them."""
+        stored = self.values.astype(self.values.dtype.newbyteorder("<"))
+        for k in range(self.array.shape[2]):
+            yield stored[self.array[:, :, k]]
+
     @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in ml."""
         return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+
+
+def values_of(class_names: Sequence[str], label_values: Sequence[int] = ()) -> NDArray[np.integer]:
+    """The value of each class in label files, in the smallest type that many readers know.
+
+    Args:
+        class_names: background first.
+        label_values: one a class; () for the class indices.
+
+    Returns:
+        (n_classes,) of uint8, uint16, or int32 where values are larger.
+
+    Raises:
+        SegmentationError: another number of values, a value that two classes share, or one outside 0…2**31 − 1.
+
+    >>> values_of(["background", "liver", "spleen"], [0, 3, 207]).dtype.name
+    'uint8'
+    """
+    values = list(label_values) or list(range(len(class_names)))
+    if len(values) != len(class_names) or len(set(values)) != len(values):
+        raise SegmentationError(f"expected {len(class_names)} label values that differ, found {str(values)[:200]}")
+    if min(values) < 0 or max(values) > np.iinfo(np.int32).max:
+        raise SegmentationError(f"expected label values of 0 to 2147483647, found {min(values)} to {max(values)}")
+    types = (np.uint8, np.uint16, np.int32)
+    return np.array(values, next(kind for kind in types if max(values) <= np.iinfo(kind).max))
 
 
 def file_names(class_names: Sequence[str]) -> tuple[str, ...]:

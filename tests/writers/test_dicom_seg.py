@@ -17,12 +17,14 @@ from tests.support.segmentations import LPS, save_source, segmentation_of
 
 
 def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data, tmp_path):
-    segmentation = segmentation_of(shared_data / "dicom_seg" / "ct-3slice")
+    segmentation = segmentation_of(shared_data / "dicom_seg" / "ct-3slice", label_values=(0, 30, 207, 1, 2, 3))
     write_dicom_seg(segmentation, tmp_path / "seg.dcm")
     theirs = hd.seg.segread(tmp_path / "seg.dcm")
     assert [theirs.get_segment_description(n).segment_label for n in theirs.segment_numbers] == [
         "liver", "kidney_left", "../../evil name",
     ]  # fmt: skip
+    descriptions = [theirs.get_segment_description(n).SegmentDescription for n in theirs.segment_numbers]
+    assert descriptions == ["Label value 30", "Label value 207", "Label value 1"]
     volume = theirs.get_volume(combine_segments=True)
     to_ours = np.linalg.solve(LPS @ segmentation.affine, volume.affine)
     ours = np.zeros_like(segmentation.array)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
+import nibabel as nib
+import numpy as np
 import pytest
+import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
 from pipeline.writers.nifti import write_nifti
-from pipeline.writers.outputs import OutputOptions, check_no_source_is_overwritten, write_files
+from pipeline.writers.outputs import OutputOptions, check_no_source_is_overwritten, write_files, write_table
 from pipeline.writers.seg_nrrd import write_seg_nrrd
-from pipeline.writers.segmentation import SegmentationError
+from pipeline.writers.segmentation import SegmentationError, values_of
 from tests.support.segmentations import NAMES, save_source, segmentation_of
 
 
 def test_every_structure_becomes_a_mask_as_totalsegmentator_has_them(tmp_path):
     segmentation = segmentation_of(save_source(tmp_path / "s.nii.gz"))
-    options = OutputOptions(tmp_path / "out", NAMES, (), per_structure=True)
+    options = OutputOptions(tmp_path / "out", NAMES, formats=(), per_structure=True)
     write_files(segmentation, options.files("case"), probabilities={})
     found = sorted(path.name for path in (tmp_path / "out" / "case" / "segmentations").iterdir())
     assert found == sorted(
@@ -34,3 +39,36 @@ def test_equal_segmentations_are_equal_files(tmp_path):
         write(segmentation, tmp_path / f"a{suffix}")
         write(segmentation, tmp_path / f"b{suffix}")
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [((0, 3, 207, 9, 1, 2), np.uint8), ((0, 3, 207, 300, 1, 2), np.uint16), ((0, 3, 70000, 2**31 - 1, 1, 2), np.int32)],
+)
+def test_every_format_holds_the_label_values_of_the_data_set(tmp_path, values, dtype):
+    segmentation = segmentation_of(save_source(tmp_path / "s.nii.gz"), label_values=values)
+    expected = np.array(values)[segmentation.array]
+    assert len(np.unique(expected)) == 4
+    options = OutputOptions(tmp_path / "out", NAMES, values, ("nifti", "nrrd"), per_structure=True)
+    write_files(segmentation, options.files("case"), probabilities={})
+    write_table(options, replace=False)
+    nifti = nib.load(tmp_path / "out" / "case.nii.gz")
+    assert nifti.get_data_dtype() == dtype
+    np.testing.assert_array_equal(np.asarray(nifti.dataobj), expected)
+    nrrd = sitk.ReadImage(tmp_path / "out" / "case.seg.nrrd")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(nrrd).T, expected)
+    assert [int(nrrd.GetMetaData(f"Segment{n}_LabelValue")) for n in range(5)] == list(values[1:])
+    (extension,) = nifti.header.extensions
+    labels = ElementTree.fromstring(extension.content.rstrip(b"\x00")).findall(".//Label")
+    assert [int(label.get("Key")) for label in labels] == list(values)
+    lines = [line.split() for line in (tmp_path / "out" / "labels.ctbl").read_text().splitlines()[1:]]
+    assert [int(line[0]) for line in lines] == list(values)
+    assert [line[5] for line in lines] == ["0", *["255"] * 5]
+    mask = nib.load(tmp_path / "out" / "case" / "segmentations" / "kidney_left.nii.gz").get_fdata()
+    np.testing.assert_array_equal(mask, segmentation.array == 2)
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 1, 1, 2, 3, 4), (0, -1, 1, 2, 3, 4), (0, 2**31, 1, 2, 3, 4)])
+def test_label_values_that_no_file_can_hold_are_refused(values):
+    with pytest.raises(SegmentationError, match="label values"):
+        values_of(NAMES, values)
