@@ -1,4 +1,4 @@
-"""Dividing cases into train, validation and test by subject, rare classes spread. Pure: opens no file."""
+"""Divide cases into train, validation and test by subject, so that rare classes are spread. Opens no file."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def split_by_subject(
 
     Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011) over subjects: the rarest class is dealt out first,
     each subject to the split that lacks it most. Beyond the paper, a class that two subjects hold reaches train *and*
-    validation as long as these have room, and sizes are kept to the rounded fractions (whole subjects allowing).
+    validation as long as these are not full, and sizes are kept to the rounded fractions (whole subjects allowing).
     Validation gets at least one subject; held-out cases form the test split, and the others share its part.
 
     Args:
@@ -48,17 +48,19 @@ def split_by_subject(
     order = sorted(subjects)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda subject: -len(subjects[subject]))  # the large first, the small fill what is left
-    room = _room(sum(map(len, subjects.values())), len(subjects), fractions, with_test=not held_out)
-    split_of = _deal(order, subjects, classes_of or {}, room)
+    capacity = _capacities(sum(map(len, subjects.values())), len(subjects), fractions, with_test=not held_out)
+    split_of = _deal(order, subjects, classes_of or {}, capacity)
     _fill_empty_splits(split_of, order)
     split_of.update(dict.fromkeys(held_out, "test"))
-    ids = {split: tuple(sorted(case.id for case in cases if split_of[case.subject] == split)) for split in SPLITS}
+    ids = {name: tuple(sorted(case.id for case in cases if split_of[case.subject] == name)) for name in SPLITS}
     shares = "/".join(f"{100 * fraction:g}" for fraction in fractions)
     source = f"{shares} by subject, seed {seed}" + (", test cases as the data set holds them out" if held_out else "")
     return Split(**ids, source=source)
 
 
-def _room(n_cases: int, n_subjects: int, fractions: tuple[float, float, float], *, with_test: bool) -> dict[str, int]:
+def _capacities(
+    n_cases: int, n_subjects: int, fractions: tuple[float, float, float], *, with_test: bool
+) -> dict[str, int]:
     """Return how many cases each split should get."""
     train, val, test = fractions
     test = test if with_test and n_subjects > 2 else 0.0
@@ -71,35 +73,38 @@ def _deal(
     order: Sequence[str],
     subjects: Mapping[str, Sequence[Case]],
     classes_of: Mapping[str, Collection[int]],
-    room: dict[str, int],
+    capacity: dict[str, int],
 ) -> dict[str, str]:
-    """Deal the subjects out, those of the rarest class first; `room` counts down."""
+    """Deal the subjects out, those of the rarest class first; `capacity` counts down."""
     classes = {s: frozenset(int(c) for case in subjects[s] for c in classes_of.get(case.id, ())) for s in order}
-    waiting = Counter(c for held in classes.values() for c in held)
-    shares = {split: room[split] / sum(room.values()) for split in SPLITS}
-    wanted: dict[int | None, dict[str, float]] = {c: _wanted(waiting[c], shares) for c in waiting}
-    wanted[None] = dict.fromkeys(SPLITS, 0.0)
+    undealt = Counter(c for held in classes.values() for c in held)
+    shares = {name: capacity[name] / sum(capacity.values()) for name in SPLITS}
+    lacking: dict[int | None, dict[str, float]] = {c: _share_of_class(undealt[c], shares) for c in undealt}
+    lacking[None] = dict.fromkeys(SPLITS, 0.0)
     split_of: dict[str, str] = {}
     while len(split_of) < len(order):
-        rarest = min((c for c in waiting if waiting[c]), key=lambda c: (waiting[c], c), default=None)
+        rarest = min((c for c in undealt if undealt[c]), key=lambda c: (undealt[c], c), default=None)
         for subject in [s for s in order if s not in split_of and (rarest is None or rarest in classes[s])]:
-            split = _neediest(room, wanted[rarest], len(subjects[subject]))
-            split_of[subject] = split
-            room[split] -= len(subjects[subject])
-            waiting.subtract(classes[subject])
+            name = _neediest(capacity, lacking[rarest], len(subjects[subject]))
+            split_of[subject] = name
+            capacity[name] -= len(subjects[subject])
+            undealt.subtract(classes[subject])
             for c in classes[subject]:
-                wanted[c][split] -= 1
+                lacking[c][name] -= 1
     return split_of
 
 
-def _neediest(room: Mapping[str, int], wanted: Mapping[str, float], n_cases: int) -> str:
-    """Return the split with room for the subject that wants its class most; then the one with most room."""
-    return max(
-        SPLITS, key=lambda split: (room[split] >= n_cases, wanted[split] * (room[split] >= n_cases), room[split])
-    )
+def _neediest(capacity: Mapping[str, int], lacking: Mapping[str, float], n_cases: int) -> str:
+    """Return the split that can take the subject and lacks its class most; then the one with the largest capacity."""
+
+    def need(name: str) -> tuple[bool, float, int]:
+        fits = capacity[name] >= n_cases
+        return fits, lacking[name] * fits, capacity[name]
+
+    return max(SPLITS, key=need)
 
 
-def _wanted(n_subjects: int, shares: Mapping[str, float]) -> dict[str, float]:
+def _share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, float]:
     """Return how many of the subjects that hold a class each split should get: train and validation one at least."""
     if n_subjects < 2:
         return {"train": float(n_subjects), "val": 0.0, "test": 0.0}
@@ -110,7 +115,7 @@ def _wanted(n_subjects: int, shares: Mapping[str, float]) -> dict[str, float]:
 
 def _fill_empty_splits(split_of: dict[str, str], order: Sequence[str]) -> None:
     """Move the smallest subject of the fullest split where train or validation went empty (few, large subjects)."""
-    for split in ("train", "val"):
-        if split not in split_of.values():
-            donor = max(SPLITS, key=list(split_of.values()).count)
-            split_of[next(subject for subject in reversed(order) if split_of[subject] == donor)] = split
+    for name in ("train", "val"):
+        if name not in split_of.values():
+            fullest = max(SPLITS, key=list(split_of.values()).count)
+            split_of[next(subject for subject in reversed(order) if split_of[subject] == fullest)] = name
