@@ -14,7 +14,7 @@ from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_split, parse_subject, unnamed_channels
+from pipeline.datasets.rows import Listing, Request, Row, collect, parse_name, parse_split, unnamed_channels
 from transforms.io.load import volume_stem
 
 _KEYS = ("case", "image", "label", "split", "subject")
@@ -88,11 +88,11 @@ def _row(entry: Any, place: str, path: Path) -> Row:
     if any("\0" in name for name in (*images, label)):
         raise DatasetError("dataset", path, f"file names for {place}", "one with a zero byte", "correct the name")
     image = tuple(path.parent / name.strip() for name in images)
-    case = str(entry.get("case") or volume_stem(image[0]))
+    case = parse_name(entry.get("case")) or volume_stem(image[0])
     return Row(
         case,
         image,
         label=path.parent / label if label else None,
         split=parse_split(split, case, path),
-        subject=parse_subject(entry.get("subject")),
+        subject=parse_name(entry.get("subject")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,12 @@ from pipeline.datasets.json_document import read_json
 
 _TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 _LARGEST_VALUE = 2**31 - 1
+_BACKGROUND = re.compile(
+    r"(back(ground)?|bg|void|air|none|null|nothing|no[ _-]?label|un(labell?ed|known|defined|assigned|classified)|"
+    r"clear|empty|exterior|outside|other|rest)([\W_].*)?|(.*[^0-9])?0",
+    re.IGNORECASE,
+)
+"""What value 0 is called where a bare list of names begins with it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,12 @@ class ClassTable:
         """Return the table of names that have the values 0, 1, 2, …
 
         Raises:
-            DatasetError: empty names, a name twice, or no class beside the background.
+            DatasetError: empty names, a name twice, no class beside the background, or no background in front.
 
         >>> ClassTable.in_order(["background", "liver"], Path("labels.json")).values
         (0, 1)
         """
-        return _table(list(enumerate(names)), None, source)
+        return _table(_in_order(names, source), None, source)
 
 
 def parse_table(labels: Any, source: Path) -> ClassTable:
@@ -66,7 +73,7 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
     ClassTable(names=('background', 'liver', 'spleen'), values=(0, 1, 3), ignore_value=9, remap={})
     """
     if isinstance(labels, list):
-        pairs = list(enumerate(labels))
+        pairs = _in_order(labels, source)
     elif isinstance(labels, dict):
         pairs = [_pair(key, value, source) for key, value in labels.items()]
     else:
@@ -74,6 +81,16 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
         raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
     ignored = [value for value, name in pairs if str(name).lower() == "ignore"]
     return _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
+
+
+def _in_order(names: Sequence[Any], source: Path) -> list[tuple[int, Any]]:
+    """Return (value, name) pairs of a bare list. Raises DatasetError where it begins with a structure's name."""
+    if names and isinstance(names[0], str) and names[0].strip() and not _BACKGROUND.fullmatch(names[0].strip()):
+        raise DatasetError(
+            "dataset", source, "a list of class names that begins with the background", f"{names[0]!r} in front",
+            f'put "background" in front, or name the values: {{{names[0]!r}: 0, …}}',
+        )  # fmt: skip
+    return list(enumerate(names))
 
 
 def _pair(key: str, value: Any, source: Path) -> tuple[int, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.json_document import read_description
 from pipeline.datasets.rows import (
     Listing,
@@ -15,14 +17,14 @@ from pipeline.datasets.rows import (
     Row,
     collect,
     parse_channel_names,
-    parse_subject,
+    parse_name,
     path_inside,
     unnamed_channels,
 )
 from transforms.io.load import volume_stem
 
 _PARTS = {"training": "train", "validation": "val", "test": "test", "testing": "test"}
-"""Keys of dataset.json that list cases, and their split."""
+"""Keys of dataset.json that list cases, and their split. Without "validation" and folds, "training" is divided."""
 
 
 def read_msd(request: Request) -> Listing:
@@ -45,10 +47,18 @@ def read_msd(request: Request) -> Listing:
             remedy = "choose a fold that its training cases have"
             raise DatasetError("dataset", source, f"training cases of fold {fold} (data.fold)", "none", remedy)
         rows += found
+    if not any(row.split == "val" for row in rows):
+        rows = [replace(row, split=None if row.split == "train" else row.split) for row in rows]
     channels = description.get("modality", description.get("channel_names"))
     channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
     classes = None if request.images_only else request.classes(_own_table(description, root))
     return Listing(tuple(rows), classes, channel_names, tuple(problems))
+
+
+def lists_existing_images(description: dict[str, Any], root: Path, files: FileIndex) -> bool:
+    """Say whether the training list of a dataset.json names images that exist."""
+    rows = collect(partial(_row, root, None, None), _entries(description, "training", root / "dataset.json"), [])
+    return any(files.is_file(path) or files.is_folder(path) for row in rows for path in row.image)
 
 
 def _entries(description: dict[str, Any], part: str, source: Path) -> list[Any]:
@@ -67,7 +77,7 @@ def _own_table(description: dict[str, Any], root: Path) -> ClassTable | None:
     return parse_table(labels, root / "dataset.json") if labels else find_table(root)
 
 
-def _row(root: Path, split: str, fold: int | None, entry: Any) -> Row:
+def _row(root: Path, split: str | None, fold: int | None, entry: Any) -> Row:
     """Return the row of an entry; where `fold` is given, the entry's own fold says whether it validates."""
     source = root / "dataset.json"
     if fold is not None:
@@ -80,11 +90,11 @@ def _row(root: Path, split: str, fold: int | None, entry: Any) -> Row:
     names = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     image = tuple(path_inside(root, name, source) for name in names)
     return Row(
-        str(entry.get("case") or entry.get("id") or volume_stem(image[0])),
+        parse_name(entry.get("case")) or parse_name(entry.get("id")) or volume_stem(image[0]),
         image,
         label=path_inside(root, entry["label"], source) if entry.get("label") else None,
         split=split,
-        subject=parse_subject(entry.get("subject")) or parse_subject(entry.get("subject_id")),
+        subject=parse_name(entry.get("subject")) or parse_name(entry.get("subject_id")),
     )
 
 

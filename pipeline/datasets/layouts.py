@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.datasets.case_list import read_list
-from pipeline.datasets.decathlon import read_msd
+from pipeline.datasets.decathlon import lists_existing_images, read_msd
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex, has_volume_name
 from pipeline.datasets.json_document import read_description
-from pipeline.datasets.nnunet import has_channel_number, read_nnunet
+from pipeline.datasets.nnunet import has_all_channels, has_channel_number, read_nnunet
 from pipeline.datasets.pairs import read_pairs
 from pipeline.datasets.rows import Reader
 from pipeline.datasets.totalsegmentator import find_scan, is_segmented, read_totalsegmentator
@@ -65,10 +65,18 @@ def find_layout(root: Path, files: FileIndex) -> str | None:
 
 
 def _described(root: Path, files: FileIndex) -> str | None:
-    """The layout of a folder with a dataset.json."""
+    """The layout of a folder with a dataset.json.
+
+    A training list makes it Decathlon's, but nnU-Net 1 writes one, too, whose names lack the channel number that the
+    files have. Case numbers of four digits (amos_0001.nii.gz) look like channel numbers, so the list is believed where
+    its files exist, unless every case has all channel numbers from _0000 on and dataset.json has nnU-Net's own keys.
+    """
     description = read_description(root)
-    if any(has_channel_number(path) for path in files.visible(root / "imagesTr")):
-        return "nnunet"  # first, since dataset.json of nnU-Net 1 has a training list, too
-    if "training" in description:
-        return "msd"
-    return "nnunet" if files.is_folder(root / "imagesTr") else None
+    if "training" not in description:
+        return "nnunet" if files.is_folder(root / "imagesTr") else None
+    images = files.volume_files(root / "imagesTr")
+    if lists_existing_images(description, root, files):
+        is_nnunet = has_all_channels(images) and ("file_ending" in description or "channel_names" in description)
+    else:
+        is_nnunet = any(has_channel_number(path) for path in images)
+    return "nnunet" if is_nnunet else "msd"

@@ -66,28 +66,57 @@ def list_cases(
     if layout not in ("auto", *READERS):
         remedy = "choose one of these"
         raise DatasetError("dataset", "data.layout", f"one of auto, {', '.join(READERS)}", repr(layout), remedy)
+    return _list_cases(
+        root,
+        layout,
+        tuple(class_names or ()),
+        fold=fold,
+        label_remap=label_remap,
+        strict=strict,
+        follow_links=follow_links,
+    )
+
+
+def _list_cases(
+    root: Path,
+    layout: str,
+    class_names: tuple[str, ...],
+    *,
+    fold: int = 0,
+    label_remap: Mapping[int | str, int | str] | None = None,
+    strict: bool = True,
+    follow_links: bool = False,
+    takes_split: bool = True,
+) -> Dataset:
     files = FileIndex()
     try:
         layout = recognise(root, files) if layout == "auto" else layout
-        listing = READERS[layout](Request(root, fold, tuple(class_names or ()), files=files))
+        listing = READERS[layout](Request(root, fold, class_names, files=files))
     except OSError as error:
         raise _unreadable(root, error) from error
-    assert listing.classes is not None  # only images alone come without
+    classes = listing.classes
+    assert classes is not None  # only images alone come without
+    if not takes_split:
+        listing = replace(listing, rows=tuple(replace(row, split=None) if row.label else row for row in listing.rows))
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
     if trusted.refused and (strict or not trusted.rows):
         raise DatasetError.all_of(_cut(trusted.refused, root))
-    return _dataset(trusted, listing, root, layout, _with_remap(listing.classes, label_remap, trusted.rows, root))
+    return _dataset(trusted, listing, root, layout, _with_remap(classes, label_remap, trusted.rows, root))
 
 
 def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
     """List the data set at a path; None where the path is none, such as a bare folder of label maps or a volume.
+
+    Its own split is not read: any of its cases may be evaluated.
 
     Raises:
         DatasetError: there is one, and `list_cases` refuses it.
     """
     path = Path(path)
     layout = _find_layout(path, FileIndex())
-    return None if layout is None else list_cases(path, layout, follow_links=follow_links)
+    if layout is None:
+        return None
+    return _list_cases(path, layout, (), follow_links=follow_links, takes_split=False)
 
 
 @dataclass(frozen=True)
@@ -251,7 +280,7 @@ def _with_remap(
 
 def _dataset(trusted: _Trusted, listing: Listing, root: Path, layout: str, classes: ClassTable) -> Dataset:
     labelled = [row for row in trusted.rows if row.label is not None]
-    has_own_split = any(row.split == "val" for row in listing.rows)
+    has_own_split = any(row.split in ("train", "val") for row in listing.rows)
     try:
         split = _own_split(labelled, root) if has_own_split else None
     except DatasetError as error:  # what a split lacks may be what was refused
@@ -290,7 +319,7 @@ def _own_split(rows: Sequence[Row], root: Path) -> Split:
     split = Split(**ids, source="the data set's own")
     if not split.train or not split.val:
         found = f"{len(split.train)} cases to train and {len(split.val)} to validate"
-        remedy = "complete the split, or remove it to have the cases divided"
+        remedy = "complete the split, or remove it (test cases may stay marked) to have the other cases divided"
         raise DatasetError("dataset", root, "its own split to have cases to train and to validate", found, remedy)
     _check_subjects(rows, root)
     return split

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_description, read_json
 from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names
-from transforms.io.load import volume_kind
+from transforms.io.load import volume_kind, volume_stem
 
 logger = logging.getLogger(__name__)
+
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+"""A file's name without suffix: the case and the number of the image channel."""
 
 
 def read_nnunet(request: Request) -> Listing:
@@ -43,7 +47,24 @@ def read_nnunet(request: Request) -> Listing:
 
 def has_channel_number(path: Path) -> bool:
     """Say whether a volume's name ends in a channel number: CASE_0000.nii.gz."""
-    return re.search(r"_\d{4}\.", path.name) is not None
+    return _CHANNEL.fullmatch(volume_stem(path)) is not None
+
+
+def has_all_channels(paths: Iterable[Path]) -> bool:
+    """Say whether every volume has a channel number and every case all of them from _0000 on; False for no volume.
+
+    >>> has_all_channels([Path("amos_0001.nii.gz"), Path("amos_0004.nii.gz")])
+    False
+    >>> has_all_channels([Path("a_0000.nii.gz"), Path("a_0001.nii.gz"), Path("b_0000.nii.gz"), Path("b_0001.nii.gz")])
+    True
+    """
+    channels: dict[str, list[int]] = {}
+    for path in paths:
+        match = _CHANNEL.fullmatch(volume_stem(path))
+        if match is None:
+            return False
+        channels.setdefault(match["case"], []).append(int(match["channel"]))
+    return bool(channels) and all(sorted(numbers) == list(range(len(numbers))) for numbers in channels.values())
 
 
 def _file_ending(description: dict[str, Any], source: Path) -> str:

@@ -111,10 +111,10 @@ def parse_split(word: str | None, case: str, source: Path) -> str | None:
     return _SPLIT_OF_WORD[word.lower()]
 
 
-def parse_subject(value: Any) -> str | None:
-    """Return whose scan a case is as text (0 is a subject like any other); None where an entry does not say.
+def parse_name(value: Any) -> str | None:
+    """Return the name of a case or subject as text (0 is a name like any other); None where an entry does not say.
 
-    >>> parse_subject(0), parse_subject(" p1 "), parse_subject("")
+    >>> parse_name(0), parse_name(" p1 "), parse_name("")
     ('0', 'p1', None)
     """
     return None if value is None else str(value).strip() or None

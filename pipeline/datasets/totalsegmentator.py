@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_split, parse_subject
+from pipeline.datasets.rows import Listing, Request, Row, collect, parse_name, parse_split
 from transforms.io.load import volume_stem
 
 _IMAGE_NAMES = ("ct", "mri", "mr")
@@ -42,6 +43,7 @@ def read_totalsegmentator(request: Request) -> Listing:
         classes = ClassTable.in_order(["background", *sorted(set().union(*masks.values()))], request.root)
     else:
         classes = request.classes(own_table)
+    _refuse_masks_of_background(masks, classes, request.root)
     meta = _read_meta(request)
 
     def row(case: str) -> Row:
@@ -85,6 +87,17 @@ def _one_mask_a_class(masks: dict[str, Path], classes: ClassTable, case: str) ->
     return tuple((index, masks[name]) for index, name in enumerate(classes.names) if index > 0)
 
 
+def _refuse_masks_of_background(masks: Mapping[str, Mapping[str, Path]], classes: ClassTable, root: Path) -> None:
+    """Refuse a class 0 that is a structure: its masks would be passed over."""
+    background = classes.names[0]
+    held = [case for case, of_case in masks.items() if background in of_case]
+    if held and background.lower() != "background":
+        raise DatasetError(
+            "dataset", root, "class 0 to be the background", f"{background!r}, of which case {held[0]} has a mask",
+            'put "background" in front of the class names',
+        )  # fmt: skip
+
+
 class _Meta(NamedTuple):
     """What meta.csv says of the cases, by image_id; `rows` is None where there is no such file."""
 
@@ -114,4 +127,4 @@ def _read_meta(request: Request) -> _Meta:
 
 
 def _subject(said: dict[str, str]) -> str | None:
-    return parse_subject(said.get("subject")) or parse_subject(said.get("subject_id"))
+    return parse_name(said.get("subject")) or parse_name(said.get("subject_id"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.datasets.listing import list_cases
+from pipeline.datasets.splits import split_by_subject
 from tests.support.datasets import LABELS, pairs, refused, volume, write_json
 
 
@@ -31,10 +32,61 @@ def test_a_csv_list_says_everything_itself(tmp_path, separator):
 def test_a_list_counts_before_the_folders_beside_it(tmp_path):
     pairs(tmp_path)
     write_json(tmp_path / "labels.json", LABELS)
-    (tmp_path / "cases.csv").write_text("case,image,label,split\nonly,images/x.nii.gz,labels/y.nii,train\n")
+    (tmp_path / "cases.csv").write_text("case,image,label,split\nonly,images/x.nii.gz,labels/y.nii,\n")
     found = list_cases(tmp_path)
     assert found.layout == "list"
     assert [case.id for case in found.cases] == ["only"]
+
+
+def written(folder, *rows, header="case,image,label,split"):
+    """A list of cases that all have the same image and label."""
+    volume(folder / "a.nii.gz")
+    path = folder / "cases.csv"
+    path.write_text("\n".join([header, *rows]))
+    write_json(folder / "labels.json", LABELS)
+    return path
+
+
+def test_cases_marked_to_train_are_not_divided_with_the_others(tmp_path):
+    rows = [f"c{number},a.nii.gz,a.nii.gz,{'train' if number < 6 else ''}" for number in range(10)]
+    refused(written(tmp_path, *rows), "a split for every case or for none", "none for case c6")
+    only_train = [f"c{number},a.nii.gz,a.nii.gz,train" for number in range(4)]
+    refused(written(tmp_path, *only_train), "4 cases to train and 0 to validate", "remove it")
+
+
+def test_cases_marked_to_test_leave_the_others_to_be_divided(tmp_path):
+    found = list_cases(written(tmp_path, "a,a.nii.gz,a.nii.gz,test", "b,a.nii.gz,a.nii.gz,", "c,a.nii.gz,a.nii.gz,"))
+    assert found.split is None
+    assert [case.id for case in found.cases if case.held_out] == ["a"]
+
+
+def test_subject_0_is_a_subject_like_any_other(tmp_path):
+    volume(tmp_path / "a.nii.gz")
+    entries = [
+        {"case": f"c{number}", "image": "a.nii.gz", "label": "a.nii.gz", "subject": number // 2} for number in range(20)
+    ]
+    listed = write_json(tmp_path / "cases.json", {"cases": entries, "labels": LABELS})
+    cases = list_cases(listed).cases
+    assert [case.subject for case in cases[:3]] == ["0", "0", "1"]
+    for seed in range(50):
+        split = split_by_subject(cases, seed=seed)
+        assert split.of("c0") == split.of("c1")
+
+
+def test_case_0_is_a_case_like_any_other(tmp_path):
+    volume(tmp_path / "a.nii.gz")
+    entries = [{"case": number, "image": "a.nii.gz", "label": "a.nii.gz"} for number in range(2)]
+    listed = write_json(tmp_path / "cases.json", {"cases": entries, "labels": LABELS})
+    assert [case.id for case in list_cases(listed).cases] == ["0", "1"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = written(tmp_path, "a,a.nii.gz,b.nii.gz,a.nii.gz", header="case,image,image,label")
+    refused(path, "2 columns 'image'", "ct.nii.gz|pet.nii.gz")
+
+
+def test_rows_are_numbered_as_in_the_file(tmp_path):
+    refused(written(tmp_path, "", "a,a.nii.gz,a.nii.gz,", "", "b,,a.nii.gz,"), "an image for row 5")
 
 
 def test_a_json_list_names_its_classes(tmp_path):

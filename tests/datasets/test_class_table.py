@@ -46,6 +46,23 @@ def test_contradictions_are_named(labels, words):
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize("names", [["liver", "spleen"], ["Kidney_L", "background"], ["airway", "lung"], ["C10", "C11"]])
+def test_a_list_without_a_background_in_front_is_refused(names):
+    with pytest.raises(DatasetError, match=f"begins with the background, found '{names[0]}' in front"):
+        parse_table(names, SOURCE)
+    with pytest.raises(DatasetError, match="begins with the background"):
+        reconcile(None, names, SOURCE)
+
+
+@pytest.mark.parametrize("name", ["background", "Background", "unlabeled", "air", "BG", "class_0", "0", "Other tissue"])
+def test_the_background_has_many_names(name):
+    assert ClassTable.in_order([name, "liver"], SOURCE).names == (name, "liver")
+
+
+def test_a_named_value_0_may_be_called_anything():
+    assert parse_table({"body": 0, "liver": 1}, SOURCE).names == ("body", "liver")
+
+
 def test_names_of_the_settings_must_be_the_data_sets_own():
     own = parse_table({"liver": 1, "spleen": 2}, SOURCE)
     assert reconcile(own, ("background", "liver", "spleen"), SOURCE) is own

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.datasets.listing import list_cases
-from tests.support.datasets import LABELS, decathlon, refused, volume, write_json
+from tests.support.datasets import LABELS, decathlon, nnunet, refused, volume, write_json
 
 
 def test_lists_and_their_reversed_labels(tmp_path):
@@ -18,6 +18,24 @@ def test_lists_and_their_reversed_labels(tmp_path):
     assert [case.id for case in found.cases] == ["a", "b", "c"]
     assert [case.id for case in found.unlabelled] == ["t"]
     assert found.split is None
+
+
+def test_case_numbers_of_four_digits_are_not_channels(tmp_path):
+    """AMOS and WORD lie like this."""
+    decathlon(tmp_path, cases=("amos_0001", "amos_0004", "amos_0005"))
+    found = list_cases(tmp_path)
+    assert found.layout == "msd"
+    assert [case.id for case in found.cases] == ["amos_0001", "amos_0004", "amos_0005"]
+
+
+def test_the_list_of_nnunet_1_names_files_without_their_channel_number(tmp_path):
+    nnunet(tmp_path, channels=2)
+    for extra in ({}, {"channel_names": None, "file_ending": None}):
+        entries = [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in "abc"]
+        description = {"modality": {"0": "CT", "1": "PET"}, "labels": LABELS, "training": entries, **extra}
+        write_json(tmp_path / "dataset.json", {key: value for key, value in description.items() if value is not None})
+        found = list_cases(tmp_path)
+        assert (found.layout, [len(case.image) for case in found.cases]) == ("nnunet", [2, 2, 2])
 
 
 def test_folds_of_a_datalist_choose_the_validation_cases(tmp_path):

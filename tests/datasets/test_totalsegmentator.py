@@ -34,6 +34,16 @@ def test_combined_labels_are_used_where_their_values_are_known(tmp_path):
     assert (found.classes.values, found.channel_names) == ((0, 4, 9), ("MR",))
 
 
+def test_class_names_without_a_background_do_not_swallow_the_first_structure(tmp_path):
+    totalsegmentator(tmp_path)
+    write_json(tmp_path / "class_names.json", ["liver", "spleen"])
+    refused(tmp_path, "class_names.json", "begins with the background")
+    write_json(tmp_path / "class_names.json", {"liver": 0, "spleen": 1})
+    refused(tmp_path, "class 0 to be the background", "'liver', of which case s1 has a mask")
+    (tmp_path / "class_names.json").unlink()
+    refused(tmp_path, "begins with the background", class_names=["liver", "spleen"])
+
+
 def test_a_case_without_masks_is_named(tmp_path):
     totalsegmentator(tmp_path)
     volume(tmp_path / "s3/ct.nii.gz")
