@@ -196,7 +196,8 @@ def test_a_run_is_predicted_and_scored_on_its_own_validation_cases(run_folder):
     for case in result.cases:
         prediction = np.asarray(nib.load(case.pair.prediction).dataobj)
         label = np.asarray(nib.load(case.pair.label).dataobj) == 7
-        overlap = 2 * np.count_nonzero(label & (prediction == 1)) / (label.sum() + (prediction == 1).sum())
+        assert set(np.unique(prediction)) <= {0, 7}
+        overlap = 2 * np.count_nonzero(label & (prediction == 7)) / (label.sum() + (prediction == 7).sum())
         assert case.dice[1] == pytest.approx(overlap)
     again = evaluate_run(run_folder.path, "val", precision="32")
     assert [c.mean_dice for c in again.cases] == [c.mean_dice for c in result.cases]
