@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,12 @@ from pipeline.checks.case_check import inspect_cases
 from pipeline.checks.findings import Finding, errors, from_error
 from pipeline.checks.screening import Screened, judge, list_configured
 from pipeline.config.settings import Config, DataConfig
+from pipeline.console.progress import Progress
 from pipeline.console.text import aligned, gigabytes, printable
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.training.cost import Estimate, estimate_training, measure_step
-
-Progress = Callable[[str, int, int], None]
 
 _LISTED_PER_KIND = 20
 """Cases of one kind of finding in the text; the JSON has all."""
@@ -104,7 +103,7 @@ def check(
         measure: take one real training step, in a process of its own, for memory and time of the estimate.
         workers: cases opened at once; None: by cores and memory.
         trust: take network classes from any package in the step.
-        progress: called with (what, done, total).
+        progress: called after each step.
 
     Returns:
         Findings, fingerprint and estimate.
@@ -136,12 +135,13 @@ def _estimate_costs(
     trial = None
     failed = []
     if measure:
-        report = progress or (lambda what, done, total: None)
-        report("taking a trial step", 0, 1)
+        if progress:
+            progress(0, 1, "taking a trial step")
         dataset = judged.dataset
         n_classes = len(dataset.classes.names)
         measured = measure_step(config, in_channels=len(dataset.channel_names), n_classes=n_classes, trust=trust)
-        report("taking a trial step", 1, 1)
+        if progress:
+            progress(1, 1, "taking a trial step")
         if isinstance(measured, Finding):
             failed.append(measured)
         else:

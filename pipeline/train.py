@@ -187,7 +187,7 @@ def _set_up(
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
         prepared = prepare_data(
             config,
-            lambda what, done, total: bar.update(done, total, what),
+            bar.update,
             skipped_before=before["data"].get("skipped_cases") if before else None,
         )
     _say_data(prepared, say)

@@ -165,7 +165,7 @@ def test_the_json_report_says_the_same(folder: Folder) -> None:
 def test_checking_phantoms_of_all_orientations_finds_no_error(tmp_path: Path) -> None:
     write_dataset(tmp_path, n_cases=4, voxel_mm=14.0)
     seen: list[tuple[int, int]] = []
-    report = check(tmp_path, progress=lambda what, done, total: seen.append((done, total)))
+    report = check(tmp_path, progress=lambda done, total, what, note="": seen.append((done, total)))
     assert errors(report.findings) == ()
     assert not {f.kind for f in report.findings} & {"sides_swapped", "odd_intensities", "sform_qform"}
     assert sorted(seen) == [(n, 4) for n in range(1, 5)]

@@ -1,4 +1,4 @@
-"""One prepared case as one file: a small header and plain arrays, whole or absent. Knows no chain, key or folder.
+"""One prepared case as one file: a small header and plain arrays, whole or absent.
 
 Layout, little endian: 8 bytes magic, uint32 format version, uint32 length and uint32 CRC-32 of the JSON header, the
 header, zeros up to the next multiple of 4096; then the payload: image uint16 (C, I, J, K) in C order, zeros up to a
@@ -14,7 +14,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,14 +22,20 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from pipeline.config.settings import Config
+from pipeline.files.atomic import replace_durably
 
 MAGIC = b"BODYCASE"
 VERSION = 1
 PREFIX = struct.Struct("<8sIII")
+"""Magic, format version, length and CRC-32 of the header."""
 PAGE = 4096
-LARGEST_HEADER = 1 << 20  # bytes; a header takes about 3 kB, more is damage
-LEVELS = 65535  # steps between a channel's least and greatest value
+"""Bytes to a multiple of which header and payload are padded."""
+_ALIGNMENT = 64
+"""Bytes of the payload to a multiple of which the label starts."""
+LARGEST_HEADER = 1 << 20
+"""Bytes; a header takes about 3 kB, more is damage."""
+LEVELS = 65535
+"""Steps between a channel's least and greatest value."""
 
 
 class CacheError(ValueError):
@@ -43,32 +49,46 @@ class DamagedEntryError(CacheError):
 
 
 class CannotWriteError(CacheError):
-    """The cache's disk refuses: no case's fault, and no use to go on."""
+    """The cache's disk refuses: not a case's fault, and of no use to go on."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """An entry's header; `affine` and `source_affine` map voxel indices to mm, RAS+."""
+    """An entry's header; affines map voxel indices to mm, RAS+."""
 
     name: str
+    """The file's name without its suffix."""
     case: str
+    """Id of the case that was prepared first; other cases of the same content share the entry."""
     chain: dict[str, Any]
+    """The chain's parameters."""
     image_shape: tuple[int, ...]
+    """(C, I, J, K)."""
     minimum: tuple[float, ...]
+    """Least value of every channel."""
     step: tuple[float, ...]
+    """What one level of the stored integers stands for, for every channel."""
     label_dtype: str | None
+    """uint8 or uint16; None where the case has no label."""
     affine: list[list[float]]
+    """Of the prepared volume, 4×4."""
     source_affine: list[list[float]] | None
+    """Of the source."""
     source_shape: tuple[int, ...] | None
+    """Voxels (I, J, K) of the source."""
     notes: dict[str, str | int | float | bool]
+    """Plain metadata of the image."""
     class_voxels: tuple[int, ...] | None
+    """Voxels of every class in the prepared label; None where there is none."""
     voxel_hash: str
+    """SHA-256 of the prepared image."""
     checksum: str = ""
+    """Of the payload."""
 
     @property
     def label_offset(self) -> int:
         """Byte of the payload at which the label starts."""
-        return _round_up(2 * math.prod(self.image_shape), 64)
+        return _round_up(2 * math.prod(self.image_shape), _ALIGNMENT)
 
     @property
     def payload_bytes(self) -> int:
@@ -116,22 +136,17 @@ def encode(
 
 
 def write_entry(path: Path, entry: Entry, payload: np.ndarray) -> None:
-    """Write to a name of its own, flush to the disk, rename. The caller holds the entry's lock: that name is free."""
+    """Write an entry whole or not at all. The caller holds its lock: the temporary name is free. Raises OSError."""
     header = json.dumps(dataclasses.asdict(entry), allow_nan=False).encode()
     head = PREFIX.pack(MAGIC, VERSION, len(header), zlib.crc32(header)) + header
     temporary = path.with_suffix(".tmp")
     temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:
+
+    def write(file: BinaryIO) -> None:
         file.write(head.ljust(_round_up(len(head), PAGE), b"\0"))
         file.write(payload.data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+
+    replace_durably(path, temporary, write)
 
 
 def read_header(path: Path) -> Entry:
@@ -289,11 +304,15 @@ def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-_PAGE = 4096  # entries of the cache have a header of one page and end on a page
+def entry_bytes(size: Sequence[int], *, in_channels: int, n_classes: int) -> int:
+    """Size of the file of a case with image and label, where the chain ends in `size` voxels.
 
-
-def entry_bytes(config: Config, *, in_channels: int, n_classes: int) -> int:
-    """Size of a cache entry: image uint16, label uint8 (uint16 above 255 classes), padded to pages, and a header."""
-    n_voxels = math.prod(config.data.target_size)
-    payload = n_voxels * (2 * in_channels + (1 if n_classes <= 255 else 2))
-    return _PAGE + math.ceil(payload / _PAGE) * _PAGE
+    Args:
+        size: voxels (I, J, K).
+        in_channels: channels of the image, stored as uint16.
+        n_classes: background included; up to 255 are stored as uint8, more as uint16.
+    """
+    n_voxels = math.prod(size)
+    label_offset = _round_up(2 * in_channels * n_voxels, _ALIGNMENT)
+    payload = label_offset + n_voxels * (1 if n_classes <= 255 else 2)
+    return PAGE + _round_up(payload, PAGE)

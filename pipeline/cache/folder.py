@@ -1,4 +1,4 @@
-"""A cache folder: which files in it are ours, locks, its size and pruning. Reads no voxels and builds nothing.
+"""A cache folder: which files in it are ours, its size and pruning, and one process at a time.
 
 A folder holds CACHEDIR.TAG (the convention by which backups skip it), sources.jsonl (what unchanged source files hash
 to), inspections.jsonl (what was found in source files) and `<chain>-<content>.bodycase` entries, beside `.tmp` and
@@ -31,38 +31,47 @@ TAG_TEXT = (
 )
 OURS = re.compile(r"(?P<chain>[0-9a-f]{16})-[0-9a-f]{32}(\.bodycase|\.tmp|\.lock)")
 _POLL_S = 0.2
-SOURCES = "sources.jsonl"  # written by cache_key
-INSPECTIONS = "inspections.jsonl"  # written by inspection_memory
+SOURCES = "sources.jsonl"
+"""What source files hash to, see `key`."""
+INSPECTIONS = "inspections.jsonl"
+"""What was found in source files, see `checks.remembered_checks`."""
 
 
 @dataclass(frozen=True)
 class ChainInfo:
-    """The entries of one chain: parameters (None if no entry can be read), size, and time of last use (Unix time)."""
+    """The entries of one chain."""
 
     chain: str
+    """16 hex digits, with which their names begin."""
     parameters: dict[str, Any] | None
+    """The chain's parameters; None if no entry can be read."""
     n_entries: int
     n_bytes: int
     last_used: float
+    """Unix time."""
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache folder holds; chains most recently used first, and the bytes left on its disk."""
+    """What a cache folder holds."""
 
     folder: Path
     chains: tuple[ChainInfo, ...]
+    """Most recently used first."""
     n_entries: int
     n_bytes: int
     free_bytes: int
+    """Bytes left on its disk."""
 
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was removed, in order, and how many bytes that gave back."""
+    """What was removed."""
 
     files: tuple[Path, ...]
+    """In the order of removal."""
     n_bytes: int
+    """What that gave back."""
 
 
 def open_folder(folder: Path) -> None:
@@ -129,15 +138,15 @@ def one_at_a_time(folder: Path, group: str, waiting: Callable[[], None]) -> Iter
     open_folder(folder)
     name = hashlib.sha256(group.encode()).hexdigest()
     path = folder / f"{name[:16]}-{name[16:48]}.lock"
-    told = False
+    said = False
     while True:
         with locked(path, wait=False) as alone:
             if alone:
                 yield
                 return
-        if not told:
+        if not said:
             waiting()
-            told = True
+            said = True
         time.sleep(_POLL_S)  # and not in the kernel, where no signal would be answered
 
 

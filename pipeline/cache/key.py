@@ -1,7 +1,4 @@
-"""What an entry is called: the content of the source files, the chain's parameters, the version of the code.
-
-Knows how to learn a file's content without reading it a second time; knows neither entries nor chains.
-"""
+"""Name an entry by the content of its source files, the chain's parameters and the versions of code and libraries."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import ast
 import contextlib
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -18,14 +16,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import monai
-import torch
-
 from pipeline.cache.entry import VERSION, CacheError
 from pipeline.cache.folder import SOURCES
 from transforms.io.detached import files_behind
 
-SETTLED_NS = 2_000_000_000  # a file changed less long ago may change again without its time stamp changing
+SETTLED_NS = 2_000_000_000
+"""A file changed less long ago may change again without its time stamp changing; it is read again each time."""
+
+LIBRARIES = ("monai", "torch", "numpy", "scipy", "SimpleITK", "nibabel", "pydicom")
+"""What reads and resamples volumes beside our own code: another version may compute other voxels."""
 
 
 class SourceIndex:
@@ -66,12 +65,13 @@ class SourceIndex:
 
 @functools.cache
 def code_version() -> str:
-    """Identify the code that prepares: the transforms package without comments and docstrings, MONAI, torch."""
+    """Identify the code that prepares: the transforms package without comments and docstrings, and its libraries."""
     spec = importlib.util.find_spec("transforms")
     roots = spec.submodule_search_locations if spec and spec.submodule_search_locations else []
     files = sorted((file.relative_to(root).as_posix(), file) for root in roots for file in Path(root).rglob("*.py"))
     code = [[name, without_comments(file.read_text(encoding="utf-8"))] for name, file in files]
-    return sha256([code, monai.__version__, torch.__version__.partition("+")[0]])[:16]
+    versions = [importlib.metadata.version(library).partition("+")[0] for library in LIBRARIES]
+    return sha256([code, versions])[:16]
 
 
 def identify_chain(key: Mapping[str, Any], n_classes: int) -> tuple[dict[str, Any], str]:
@@ -96,21 +96,32 @@ def sha256(value: Any) -> str:
 
 
 def without_comments(source: str) -> str:
-    """What a comment, a docstring or the formatting says changes no voxel and shall cost nobody hours."""
+    """Return the code alone: comments, formatting and strings that only document change no voxel.
+
+    A string that is a statement of its own documents, wherever it is: under a constant or a field, too.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            code = [statement for statement in body if not _only_documents(statement)]
+            node.body = code or [ast.Pass()]  # type: ignore[attr-defined]
     return ast.unparse(tree)
 
 
+def _only_documents(statement: ast.stmt) -> bool:
+    if not isinstance(statement, ast.Expr):
+        return False
+    return isinstance(statement.value, ast.Constant) and isinstance(statement.value.value, str)
+
+
 def _index_lines(path: Path) -> Iterator[tuple[tuple[str, int, int, int, int], str]]:
-    """Every line that makes sense; a line torn by a kill or by two writers does not, and its file is hashed again."""
+    """Every line that makes sense; of a line that a kill or two writers tore, the file is hashed again."""
     if not path.is_file():
         return
     with path.open(errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError, TypeError, RecursionError):
+            with contextlib.suppress(Exception):  # whatever a damaged line holds, its file is hashed again
                 name, size, mtime, ctime, inode, content = json.loads(line)
                 if re.fullmatch(r"[0-9a-f]{64}", content):
                     yield (str(name), int(size), int(mtime), int(ctime), int(inode)), content

@@ -23,7 +23,7 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     finally:
         if descriptor is not None:
             path.unlink(missing_ok=True)
-            fcntl.flock(descriptor, fcntl.LOCK_UN)  # said aloud: a forked child may share the open file
+            fcntl.flock(descriptor, fcntl.LOCK_UN)  # explicitly: a forked child may share the open file
             os.close(descriptor)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.checks.findings import Finding, Severity, from_error
 from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts, measure_image, measure_label
 from pipeline.compute.memory import workers_that_fit
+from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import Geometry, onto_grid
@@ -18,8 +19,6 @@ from transforms.io.load import Volume, check_single_frame, disagreeing_forms, re
 
 BYTES_A_CASE = 3 << 30
 """Memory that a large CT and its label may take while they are checked."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +78,7 @@ def inspect_cases(
                 if on_facts:
                     on_facts(future.result())
                 if progress:
-                    progress("checking cases", done, len(waiting))
+                    progress(done, len(waiting), "checking cases")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: the cases in hand end, no other starts
             raise

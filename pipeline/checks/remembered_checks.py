@@ -22,10 +22,11 @@ from pipeline.cache.entry import CannotWriteError
 from pipeline.cache.folder import INSPECTIONS, open_folder
 from pipeline.cache.key import SourceIndex, code_version, contents_of, sha256, without_comments
 from pipeline.cache.locks import locked
-from pipeline.checks.case_check import BYTES_A_CASE, CaseFacts, Progress, inspect_cases
+from pipeline.checks.case_check import BYTES_A_CASE, CaseFacts, inspect_cases
 from pipeline.checks.findings import Finding, errors
 from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts
 from pipeline.compute.memory import workers_that_fit
+from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset
 
 _JUDGING_ROOMS = ("pipeline.checks.case_check", "pipeline.checks.voxel_statistics", "pipeline.checks.findings")
@@ -104,7 +105,7 @@ def _keys(
             if key is not None:
                 keys[case.id] = key
             if progress:
-                progress("hashing sources", done, len(cases))
+                progress(done, len(cases), "hashing sources")
     return keys
 
 

@@ -5,7 +5,7 @@ The verb "check" and a training come here with the same questions; how a case is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,12 +17,11 @@ from pipeline.checks.findings import Finding, errors, from_error, refuse_errors
 from pipeline.checks.modality import choose_intensity
 from pipeline.checks.remembered_checks import inspect_once
 from pipeline.config.settings import Config
+from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
-
-Progress = Callable[[str, int, int], None]
 
 _REFUSED = "repair them, or train without these cases with --skip_bad_cases (bodyseg check says more)"
 _NOT_OF_A_CASE = "--skip_bad_cases cannot help here: repair the data set or the settings"
@@ -100,7 +99,7 @@ def screen(
 
     Args:
         config: the settings; data.skip_bad_cases leaves cases with errors out instead of refusing.
-        progress: called with (what, done, total).
+        progress: called after each case.
         skipped_before: a resumed run's cases that were left out when it began, with the reasons: they stay out, and
             no others may go.
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from pipeline.cli.arguments import command_parser
+from pipeline.console.text import BYTES_PER_GB, gigabytes
 
 
 def run(arguments: list[str]) -> int:
@@ -21,19 +22,18 @@ def run(arguments: list[str]) -> int:
     from pipeline.cache.folder import cache_info, prune
 
     if given.action == "prune":
-        pruned = prune(given.cache_dir, int(given.max_gb * 2**30))
-        text = f"removed {len(pruned.files)} files, {pruned.n_bytes / 2**30:.2f} GiB"
+        pruned = prune(given.cache_dir, int(given.max_gb * BYTES_PER_GB))
+        text = f"removed {len(pruned.files)} files, {gigabytes(pruned.n_bytes)}"
         print(json.dumps(dataclasses.asdict(pruned), default=str) if given.json else text)
         return 0
     found = cache_info(given.cache_dir)
     if given.json:
         print(json.dumps(dataclasses.asdict(found), default=str))
         return 0
-    print(
-        f"{found.folder}: {found.n_entries} cases, {found.n_bytes / 2**30:.2f} GiB; {found.free_bytes / 2**30:.1f} free"
-    )
+    size, free = gigabytes(found.n_bytes), gigabytes(found.free_bytes, 1)
+    print(f"{found.folder}: {found.n_entries} cases, {size}; {free} free on its disk")
     for chain in found.chains:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(chain.last_used))
-        size = chain.n_bytes / 2**30
-        print(f"  {chain.chain}  {chain.n_entries} cases  {size:.2f} GiB  last used {used}  {chain.parameters}")
+        size = gigabytes(chain.n_bytes)
+        print(f"  {chain.chain}  {chain.n_entries} cases  {size}  last used {used}  {chain.parameters}")
     return 0

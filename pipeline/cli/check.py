@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
             target,
             measure=not flags["no_measure"],
             trust=flags["trust_config"],
-            progress=lambda what, done, total: bar.update(done, total, what),
+            progress=bar.update,
         )
     print(to_json(report) if flags["json"] else to_text(report))
     return report.exit_code

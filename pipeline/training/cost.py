@@ -82,7 +82,9 @@ def estimate_training(
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     steps = math.ceil(n_train / (config.data.batch_size * devices.n_processes))
     validations = math.ceil(n_val / devices.n_processes)
-    bytes_a_case = entry_bytes(config, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names))
+    bytes_a_case = entry_bytes(
+        config.data.target_size, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names)
+    )
     cache_dir = Path(config.data.cache_dir)
     estimate = Estimate(
         cache_dir=config.data.cache_dir,

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline.cache.build import build_entries
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.checks.screening import screen
 from pipeline.config.settings import Config, DataConfig
+from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
 from pipeline.datasets.dataset import Case, Dataset, Split
 from pipeline.planning.scan_range import ScanRange, scan_range
@@ -103,7 +105,7 @@ def _class_voxels(cases: CachedDataset) -> np.ndarray:
 
 def prepare_data(
     config: Config,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
     *,
     skipped_before: Mapping[str, str] | None = None,
 ) -> PreparedData:
@@ -111,7 +113,7 @@ def prepare_data(
 
     Args:
         config: the settings.
-        progress: called with (what, done, total) while cases are checked and preprocessed.
+        progress: called while cases are checked and preprocessed.
         skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
 
     Raises:
@@ -143,7 +145,9 @@ def prepare_data(
             augment=data.data_aug and name == "train",
             seed=config.training.seed,
         )
-        cached[name].build(progress=progress)
+    # both at once: room for the validation cases is checked before hours of preparing the others
+    stores = [each.store for each in cached.values()]
+    build_entries(stores, progress, max_bytes=cached["train"].max_bytes)
     in_training = set(screened.split.train)
     return PreparedData(
         dataset=dataset,

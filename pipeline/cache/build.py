@@ -1,0 +1,229 @@
+"""Prepare every case whose entry is missing or damaged, in several processes, if the disk has room for all of them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.cache.case_store import CaseStore
+from pipeline.cache.entry import CacheError, CannotWriteError
+from pipeline.cache.folder import cache_info, prune
+from pipeline.compute.memory import workers_that_fit
+from pipeline.console.progress import Progress
+from pipeline.console.text import gigabytes
+
+log = logging.getLogger(__name__)
+
+CHAIN_BYTES = 4 << 30
+"""Memory that preparing one large CT may take; it bounds the number of building processes."""
+
+MESSAGES = 3
+"""Failures quoted in one error; all of them are in `failures`."""
+
+
+class CacheBuildError(CacheError):
+    """Cases that could not be prepared, as (case, message) in `failures`; the entries of all others are in place."""
+
+    def __init__(self, message: str, failures: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One case of one of several stores."""
+
+    store: CaseStore
+    index: int
+
+    @property
+    def name(self) -> str:
+        return self.store.case(self.index)
+
+
+class _Outcome(NamedTuple):
+    """What became of a case: "whole", "busy" (another process builds it), "failed", or "stopped" (by the disk)."""
+
+    position: int
+    state: str
+    message: str = ""
+
+
+def build_entries(
+    stores: Sequence[CaseStore],
+    progress: Progress | None = None,
+    *,
+    workers: int | None = None,
+    max_bytes: int | None = None,
+) -> None:
+    """Prepare every case of the stores whose entry is missing or damaged.
+
+    Several processes may build at once: they share the work. What an interrupted build finished is kept.
+
+    Args:
+        stores: of one folder and one chain, such as training and validation.
+        progress: called after every case.
+        workers: building processes; None: by cores and memory.
+        max_bytes: size of the folder above which entries of other chains, the least recently used first, are removed.
+
+    Raises:
+        CacheBuildError: every case that failed, after all others were prepared.
+        CacheError: before the work, if the entries of all stores would not fit the disk or `max_bytes`; or a building
+            process died.
+    """
+    if workers is None:
+        workers = workers_that_fit(CHAIN_BYTES)
+    build = _Build([_Case(store, index) for store in stores for index in range(len(store))], workers, max_bytes)
+    build.run(progress)
+
+
+class _Build:
+    """One build: the cases of all stores, by their position in `cases`."""
+
+    def __init__(self, cases: Sequence[_Case], workers: int, max_bytes: int | None) -> None:
+        self.cases = cases
+        self.workers = workers
+        self.max_bytes = max_bytes
+
+    def run(self, progress: Progress | None) -> None:
+        """Build; see `build_entries`."""
+        failed = {}
+        for done, outcome in enumerate(self._hash_sources(), start=1):
+            if outcome.state == "failed":
+                failed[outcome.position] = outcome.message
+            if progress:
+                progress(done, len(self.cases), "hashing sources")
+        missing = [
+            position
+            for position, case in enumerate(self.cases)
+            if position not in failed and not case.store.is_in_place(case.index)
+        ]
+        for done, outcome in enumerate(self._prepare_all(missing, [*failed]), start=1):
+            if outcome.state == "stopped":
+                raise CacheError(outcome.message)
+            if outcome.state == "failed":
+                failed[outcome.position] = outcome.message
+            if progress:
+                progress(done, len(missing), "preparing cases")
+        if failed:
+            raise _build_error([(self.cases[n].name, failed[n]) for n in sorted(failed)], len(self.cases))
+
+    def _hash_sources(self) -> Iterator[_Outcome]:
+        """Name every entry, in threads since hashing lets go of the interpreter."""
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:
+            yield from pool.map(self._hash, range(len(self.cases)))
+
+    def _hash(self, position: int) -> _Outcome:
+        case = self.cases[position]
+        try:
+            case.store.path(case.index)
+        except CacheError as error:
+            return _Outcome(position, "failed", str(error))
+        return _Outcome(position, "whole")
+
+    def _prepare_all(self, missing: list[int], unnamed: Sequence[int]) -> Iterator[_Outcome]:
+        """Prepare one by one until an entry's size is known, the rest in parallel, last what others were building."""
+        waiting = list(missing)
+        named = [position for position in range(len(self.cases)) if position not in set(unnamed)]
+        sizes = self._sizes(named)
+        while waiting and not sizes:
+            yield self.prepare(waiting.pop(0), wait=True)
+            sizes = self._sizes(named)
+        self._make_room(len(waiting), sizes)
+        busy = []
+        for outcome in self._in_parallel(waiting):
+            if outcome.state == "busy":
+                busy.append(outcome.position)
+            else:
+                yield outcome
+        for position in busy:
+            yield self.prepare(position, wait=True)
+
+    def _in_parallel(self, waiting: list[int]) -> Iterator[_Outcome]:
+        workers = min(self.workers, len(waiting))
+        if workers <= 1:
+            yield from (self.prepare(position, wait=False) for position in waiting)
+            return
+        # A generator of its own: otherwise the first start, which builds, would train from other random numbers than
+        # the second. Out of order, so that one large case does not hold up the others.
+        loader = DataLoader(
+            _Preparing(self, waiting),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            in_order=False,
+            generator=torch.Generator(),
+        )
+        try:
+            yield from loader
+        except RuntimeError as error:
+            advice = f"what is done is kept; build with fewer workers than {workers}"
+            raise CacheError(f"a process that prepares cases died (out of memory?); {advice}: {error}") from error
+
+    def prepare(self, position: int, *, wait: bool) -> _Outcome:
+        """Prepare one case; with `wait` also one that another process is at."""
+        case = self.cases[position]
+        try:
+            return _Outcome(position, "whole" if case.store.prepare(case.index, wait=wait) else "busy")
+        except CannotWriteError as error:
+            return _Outcome(position, "stopped", str(error))
+        except Exception as error:  # whatever a chain raises is this case's failure, and the next case goes on
+            log.debug("case %s failed", case.name, exc_info=True)
+            return _Outcome(position, "failed", str(error) if isinstance(error, ValueError) else repr(error))
+
+    def _sizes(self, positions: Sequence[int]) -> list[int]:
+        """Bytes of the entries that exist."""
+        paths = {self.cases[position].store.path(self.cases[position].index) for position in positions}
+        return [path.stat().st_size for path in paths if path.exists()]
+
+    def _make_room(self, n_missing: int, sizes: Sequence[int]) -> None:
+        """Estimate the disk that building takes, from the entries that exist; prune other chains or refuse."""
+        if not self.cases:
+            return
+        store = self.cases[0].store
+        needed = n_missing * sum(sizes) // max(1, len(sizes))
+        if n_missing:
+            log.info("cache %s: %d cases to prepare, about %s", store.folder, n_missing, gigabytes(needed))
+        if self.max_bytes is not None:
+            held = sum(chain.n_bytes for chain in cache_info(store.folder).chains if chain.chain == store.chain_id)
+            if n_missing and held + needed > self.max_bytes:
+                found = f"holds {gigabytes(held)} of this chain and needs {gigabytes(needed)} more"
+                limit = f"its limit is {gigabytes(self.max_bytes)}; raise it or prune the cache"
+                raise CacheError(f"cache folder {store.folder} {found}; {limit}")
+            prune(store.folder, self.max_bytes - needed, keep_chain=store.chain_id)
+        free = shutil.disk_usage(store.folder).free
+        if needed > free:
+            found = f"needs {gigabytes(needed)} for {n_missing} cases, its disk has {gigabytes(free)} free"
+            raise CacheError(f"cache folder {store.folder} {found}; free some, prune the cache or name another folder")
+
+
+class _Preparing(Dataset):
+    """Item n prepares the n-th waiting case: torch's loader is the process pool, with its care for dead workers."""
+
+    def __init__(self, build: _Build, waiting: list[int]) -> None:
+        self._build = build
+        self._waiting = waiting
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __getitem__(self, n: int) -> _Outcome:
+        return self._build.prepare(self._waiting[n], wait=False)
+
+
+def _unchanged(outcome: Any) -> Any:
+    return outcome
+
+
+def _build_error(failures: list[tuple[str, str]], n_cases: int) -> CacheBuildError:
+    quoted = [text if f"case {case}" in text else f"case {case}: {text}" for case, text in failures[:MESSAGES]]
+    more = [f"and {len(failures) - MESSAGES} more"] if len(failures) > MESSAGES else []
+    message = f"{len(failures)} of {n_cases} cases could not be prepared: " + "; ".join(quoted + more)
+    return CacheBuildError(message, failures)

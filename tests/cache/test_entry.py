@@ -1,0 +1,155 @@
+"""One prepared case as a file: exact within the documented bound, and damage is noticed."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import numpy as np
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from pipeline.cache import entry as cache_entry
+from pipeline.cache.entry import CacheError
+from tests.support.cached_cases import N_CLASSES, claim, entries
+
+
+def image_of(array: np.ndarray) -> dict:
+    return {"image": MetaTensor(torch.from_numpy(array.astype(np.float32)))}
+
+
+def encode(prepared: dict, name: str = "0" * 16 + "-" + "0" * 32):
+    return cache_entry.encode(prepared, name=name, case="a", chain={}, n_classes=N_CLASSES)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.random.default_rng(0).random((1, 8, 9, 10)),
+        np.random.default_rng(1).normal(0, 1, (3, 8, 9, 10)) * np.array([1, 40, 1e-3]).reshape(3, 1, 1, 1),
+        np.random.default_rng(2).normal(1e3, 2, (1, 8, 9, 10)),
+        np.random.default_rng(3).normal(0, 1e30, (1, 8, 9, 10)),
+        np.full((1, 8, 9, 10), -0.37),
+    ],
+    ids=["ct", "channels", "far from zero", "huge", "constant"],
+)
+def test_the_error_is_at_most_half_a_step_of_65535_and_below_that_of_float16(tmp_path, array):
+    array = array.astype(np.float32)
+    entry, payload = encode(image_of(array))
+    path = tmp_path / f"{entry.name}.bodycase"
+    cache_entry.write_entry(path, entry, payload)
+    _, image, label = cache_entry.read_entry(path)
+    assert label is None
+    for channel, found in zip(array, image.numpy(), strict=True):
+        span = float(channel.max()) - float(channel.min())
+        error = np.abs(found.astype(np.float64) - channel)
+        assert error.max() <= span / 131070 + 2.0**-23 * np.abs(channel).max()
+        assert found.flat[channel.argmin()] == channel.min()
+        with np.errstate(over="ignore"):
+            assert error.max() <= np.abs(channel.astype(np.float16).astype(np.float64) - channel).max()
+
+
+def test_zero_and_one_of_a_windowed_ct_stay_exact(tmp_path):
+    entry, payload = encode(image_of(np.linspace(0, 1, 1000).reshape(1, 10, 10, 10)))
+    cache_entry.write_entry(tmp_path / f"{entry.name}.bodycase", entry, payload)
+    image = cache_entry.read_entry(tmp_path / f"{entry.name}.bodycase")[1]
+    assert image.min() == 0
+    assert image.max() == 1
+
+
+def test_a_case_of_the_documented_size_takes_less_than_20_mb(tmp_path):
+    shape = (1, 160, 160, 256)
+    prepared = image_of(np.random.default_rng(0).random(shape, np.float32))
+    entry, payload = encode({**prepared, "label": torch.zeros(shape, dtype=torch.uint8)})
+    cache_entry.write_entry(tmp_path / f"{entry.name}.bodycase", entry, payload)
+    assert (tmp_path / f"{entry.name}.bodycase").stat().st_size < 20e6
+
+
+def test_labels_above_255_classes_stay_uint16(tmp_path):
+    label = torch.from_numpy(np.arange(1000, dtype=np.uint16).reshape(1, 10, 10, 10))
+    prepared = {**image_of(np.zeros((1, 10, 10, 10))), "label": label}
+    entry, payload = cache_entry.encode(prepared, name="0", case="a", chain={}, n_classes=1000)
+    cache_entry.write_entry(tmp_path / "0.bodycase", entry, payload)
+    found = cache_entry.read_entry(tmp_path / "0.bodycase")[2]
+    assert found is not None
+    assert found.dtype == torch.uint16
+    assert np.array_equal(found.numpy(), label.numpy())
+
+
+def test_ignored_voxels_are_kept_and_not_counted():
+    label = torch.tensor([0, 1, 255, 255], dtype=torch.uint8).reshape(1, 1, 2, 2)
+    entry, _ = encode({**image_of(np.zeros((1, 1, 2, 2))), "label": label})
+    assert entry.class_voxels == (1, 1, 0, 0, 0)
+
+
+def test_constant_images_of_other_values_have_other_hashes():
+    hashes = {encode(image_of(np.full((1, 4, 4, 4), value)))[0].voxel_hash for value in (0.0, 0.5)}
+    assert len(hashes) == 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_shape": [1, 10**6, 10**6, 10**6]},
+        {"image_shape": [1, -12, -10, 14]},
+        {"image_shape": [1.0, 12, 10, 14]},
+        {"label_dtype": "object"},
+        {"affine": [[1]]},
+        {"step": ["x"]},
+        {"name": "../../etc/passwd"},
+    ],
+)
+def test_a_header_that_lies_is_refused(make, fields):
+    dataset = make()
+    dataset[0]
+    path = entries(dataset)[0]
+    raw = path.read_bytes()
+    length = struct.unpack_from("<I", raw, 12)[0]
+    header = json.loads(raw[20 : 20 + length]) | fields
+    path.write_bytes(claim(**header).ljust(4096, b"\0") + raw[4096:])
+    with pytest.raises(cache_entry.DamagedEntryError, match=str(path)):
+        cache_entry.read_entry(path)
+
+
+def test_any_flipped_bit_of_header_or_voxels_is_noticed(make):
+    dataset = make()
+    expected = dataset[0]
+    path = entries(dataset)[0]
+    raw = path.read_bytes()
+    length = struct.unpack_from("<I", raw, 12)[0]
+    rng = np.random.default_rng(0)
+    for place in [*rng.integers(0, 20 + length, 40), *rng.integers(4096, len(raw), 80)]:
+        flipped = bytearray(raw)
+        flipped[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(flipped)
+        with pytest.raises(cache_entry.DamagedEntryError):
+            cache_entry.read_entry(path)
+    assert torch.equal(dataset[0]["image"], expected["image"])
+    assert path.read_bytes() == raw
+
+
+def test_a_lost_page_and_exchanged_pages_are_noticed(tmp_path):
+    entry, payload = encode(image_of(np.random.default_rng(0).random((1, 20, 20, 20))))
+    path = tmp_path / f"{entry.name}.bodycase"
+    cache_entry.write_entry(path, entry, payload)
+    raw = path.read_bytes()
+    for damaged in (raw[:4096] + bytes(4096) + raw[8192:], raw[:4096] + raw[8192:12288] + raw[4096:8192] + raw[12288:]):
+        path.write_bytes(damaged)
+        with pytest.raises(cache_entry.DamagedEntryError, match="checksum"):
+            cache_entry.read_entry(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_image_that_is_not_finite_is_refused(value):
+    array = np.zeros((1, 3, 3, 3), np.float32)
+    array[0, 1, 1, 1] = value
+    with pytest.raises(CacheError, match="NaN or infinite"):
+        encode(image_of(array))
+
+
+def test_a_label_of_another_type_or_grid_is_refused():
+    image = image_of(np.zeros((1, 3, 3, 3)))
+    for label in (torch.zeros(1, 3, 3, 3), torch.zeros(1, 3, 3, 4, dtype=torch.uint8)):
+        with pytest.raises(CacheError, match=r"expected uint8 or uint16 \(1, 3, 3, 3\)"):
+            encode({**image, "label": label})
