@@ -166,7 +166,7 @@ def slab_dice_ce(
         class_weights = features.new_ones(n_classes, dtype=torch.float32)
     if counted is not None and not all(counted):
         kept = [sample for sample, counts in enumerate(counted) if counts]
-        features, label = features[kept], label[kept]
+        features, label = features[kept], label.long()[kept]  # torch (2.13) cannot index uint16
     together = across_processes and n_processes() > 1
     options = _Options(ignore_index, memory_budget_mb, together)
     return DiceCE(*_SlabDiceCE.apply(features, weight, bias, label.flatten(1), class_weights, options))

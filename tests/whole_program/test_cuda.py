@@ -12,15 +12,19 @@ from torch.nn import functional as F
 
 from networks.body_net import BodyNet
 from networks.norm_act import norm_act, norm_act_conv
+from networks.onednn_workaround import SafeConv3d
+from networks.sliding_window import SlidingWindow
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.restore import FeatureMap, restore
 
+DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
 PRECISIONS = [torch.float32, torch.bfloat16, torch.float16]
+# What rounding leaves: relative to the value, and to the largest value of the tensor
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 
 
 @pytest.fixture(autouse=True)
@@ -32,17 +36,26 @@ def _exact_float32():
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def leaves(*tensors, device):
-    return [t.to(device).detach().requires_grad_(t.is_floating_point()) for t in tensors]
-
-
-def on(device, operation, *tensors):
-    """The operation's result and the gradients for its inputs, brought to the CPU."""
-    inputs = leaves(*tensors, device=device)
+def computed(device, dtypes, operation, *tensors):
+    """The operation's result and the gradients for its inputs, in float64 on the CPU."""
+    inputs = [t.to(device, dtype).requires_grad_() for t, dtype in zip(tensors, dtypes, strict=True)]
     result = operation(*inputs)
-    weight = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).view(result.shape).to(device)
-    gradients = torch.autograd.grad((result * weight).sum(), inputs)
-    return [value.detach().cpu() for value in (result, *gradients)]
+    weight = torch.linspace(-1, 1, result.numel(), dtype=torch.float64).view(result.shape).to(device, result.dtype)
+    gradients = torch.autograd.grad((result * weight).sum(dtype=torch.float32), inputs)
+    return [value.detach().double().cpu() for value in (result, *gradients)]
+
+
+def assert_as_on_a_cpu(operation, dtype, *tensors, single=()):
+    """Hold values and gradients against the CPU's in float64, from the same rounded inputs.
+
+    Inputs whose positions are in `single` are float32 in half precision, as a layer's scale and shift are.
+    """
+    dtypes = [torch.float32 if i in single and dtype.itemsize < 4 else dtype for i in range(len(tensors))]
+    rounded = [t.to(d).double() for t, d in zip(tensors, dtypes, strict=True)]
+    expected = computed("cpu", [torch.float64] * len(tensors), operation, *rounded)
+    for found, right in zip(computed(DEVICE, dtypes, operation, *rounded), expected, strict=True):
+        rest = TOLERANCE[dtype]
+        torch.testing.assert_close(found, right, rtol=rest, atol=rest * float(right.abs().max()))
 
 
 def inputs_of_norm_act(layout):
@@ -51,22 +64,34 @@ def inputs_of_norm_act(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_norm_act_has_the_cpus_values_and_gradients(layout):
-    tensors = inputs_of_norm_act(layout)
-    for found, expected in zip(on("cuda", norm_act, *tensors), on("cpu", norm_act, *tensors), strict=True):
-        torch.testing.assert_close(found, expected)
+@pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS])
+def test_norm_act_has_the_cpus_values_and_gradients(dtype, layout):
+    assert_as_on_a_cpu(norm_act, dtype, *inputs_of_norm_act(layout), single=(1, 2))
 
 
-@pytest.mark.parametrize("stride", [(1, 1, 1), (2, 2, 2), (1, 2, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3, 3), (1, 1, 1)), ((3, 3, 3), (2, 2, 2)), ((1, 3, 3), (1, 2, 2))])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_norm_act_conv_has_the_cpus_values_and_gradients(layout, stride):
-    tensors = (*inputs_of_norm_act(layout), torch.randn(4, 8, 3, 3, 3, dtype=torch.float64))
+@pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS])
+def test_norm_act_conv_has_the_cpus_values_and_gradients(dtype, layout, kernel, stride):
+    tensors = (*inputs_of_norm_act(layout), torch.randn(4, 8, *kernel, dtype=torch.float64))
 
     def operation(*inputs):
         return norm_act_conv(*inputs, stride)
 
-    for found, expected in zip(on("cuda", operation, *tensors), on("cpu", operation, *tensors), strict=True):
-        torch.testing.assert_close(found, expected)
+    assert_as_on_a_cpu(operation, dtype, *tensors, single=(1, 2))
+
+
+@pytest.mark.parametrize("edge", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_small_volumes_are_convolved_rightly(dtype, edge):
+    # What needs a workaround on a CPU is left to cuDNN here
+    def operation(x, kernel):
+        with torch.autocast(DEVICE, enabled=False):
+            convolution = SafeConv3d(8, 4, 3, padding=1, bias=False, device=x.device, dtype=x.dtype)
+            return convolution._conv_forward(x, kernel, None)
+
+    x, kernel = torch.randn(1, 8, edge, edge + 1, 9, dtype=torch.float64), torch.randn(4, 8, 3, 3, 3).double()
+    assert_as_on_a_cpu(operation, dtype, x, kernel)
 
 
 def features_and_gradients(network, x, dtype):
@@ -75,7 +100,7 @@ def features_and_gradients(network, x, dtype):
     with autocast:
         features = network.features(x)
     features.float().square().mean().backward()
-    gradients = [p.grad.flatten().cpu() for p in network.parameters() if p.grad is not None]
+    gradients = [p.grad.flatten().float().cpu() for p in network.parameters() if p.grad is not None]
     return features.detach().float().cpu(), torch.cat(gradients)
 
 
@@ -87,48 +112,78 @@ def test_body_net_has_the_cpus_values_and_gradients(dtype, channels_last, checkp
     x = torch.rand(2, 1, 40, 48, 33)
     # Reference: the CPU in float32. Half precision is held to what its mantissa leaves after thirty layers.
     expected = features_and_gradients(network, x, torch.float32)
-    found = features_and_gradients(copy.deepcopy(network).cuda(), x.cuda(), dtype)
+    found = features_and_gradients(copy.deepcopy(network).to(DEVICE), x.to(DEVICE), dtype)
     rest = 1e-3 if dtype == torch.float32 else 0.05
     assert (found[0] - expected[0]).norm() < rest * expected[0].norm()
     assert (found[1] - expected[1]).norm() < 4 * rest * expected[1].norm()
     assert F.cosine_similarity(found[1], expected[1], dim=0) > 1 - rest
 
 
+def loss_and_gradients(device, features, head, label, **options):
+    head, leaf = copy.deepcopy(head).to(device), features.to(device, copy=True).requires_grad_()
+    loss = SlabDiceCELoss([1, 2, 3, 4, 5], memory_budget_mb=0.02, **options).to(device)
+    found = loss(leaf, head, label.to(device))
+    found.loss.backward()
+    values = (found.loss, leaf.grad, head.weight.grad, head.bias.grad)
+    return [value.detach().double().cpu() for value in values], (int(found.n_correct), int(found.n_voxels))
+
+
+@pytest.mark.parametrize("label_type", [torch.uint8, torch.uint16, torch.int64])
 @pytest.mark.parametrize("ignore_index", [None, 3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_slab_loss_has_the_cpus_value_gradients_and_counts(dtype, ignore_index):
-    features, weight, bias = torch.randn(2, 6, 11, 9, 13), torch.randn(5, 6), torch.randn(5)
-    label = torch.randint(0, 5, (2, 1, 11, 9, 13), dtype=torch.uint8)
-
-    def computed(device):
-        head = torch.nn.Conv3d(6, 5, 1).to(device, dtype)
-        head.weight.data, head.bias.data = weight.view(5, 6, 1, 1, 1).to(device, dtype), bias.to(device, dtype)
-        leaf = features.to(device, dtype).requires_grad_()
-        loss = SlabDiceCELoss([1, 2, 3, 4, 5], ignore_index=ignore_index, memory_budget_mb=0.02).to(device)
-        found = loss(leaf, head, label.to(device))
-        found.loss.backward()
-        values = (found.loss, found.n_correct, found.n_voxels, leaf.grad, head.weight.grad, head.bias.grad)
-        return [value.detach().cpu() for value in values]
-
-    for found, expected in zip(computed("cuda"), computed("cpu"), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float64, *PRECISIONS])
+def test_the_slab_loss_has_the_cpus_value_gradients_and_counts(dtype, layout, ignore_index, label_type):
+    features = torch.randn(2, 6, 11, 9, 13, dtype=dtype).contiguous(memory_format=layout)
+    head = torch.nn.Conv3d(6, 5, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    label = torch.randint(0, 5, (2, 1, 11, 9, 13)).to(label_type)
+    found, counts = loss_and_gradients(DEVICE, features, head, label, ignore_index=ignore_index)
+    expected, right = loss_and_gradients("cpu", features, head, label, ignore_index=ignore_index)
+    for value, reference in zip(found, expected, strict=True):
+        rest = 1e-4 if dtype.itemsize > 2 else 2**-7  # features' gradients are rounded to their dtype
+        torch.testing.assert_close(value, reference, rtol=rest, atol=rest * float(reference.abs().max()))
+    assert counts == right
 
 
-def test_the_argmax_in_slabs_is_the_cpus():
-    features, head = torch.randn(2, 6, 11, 9, 13), torch.nn.Conv3d(6, 71, 1)
-    expected = segment_in_slabs(features, head)
-    found = segment_in_slabs(features.cuda(), copy.deepcopy(head).cuda()).cpu()
+@pytest.mark.parametrize("n_classes", [71, 300])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_argmax_in_slabs_is_the_cpus(dtype, layout, n_classes):
+    features = torch.randn(2, 6, 11, 9, 13, dtype=dtype).contiguous(memory_format=layout)
+    head = torch.nn.Conv3d(6, n_classes, 1)
+    expected = segment_in_slabs(features, head).int()
+    found = segment_in_slabs(features.to(DEVICE), copy.deepcopy(head).to(DEVICE)).cpu().int()
     assert (found != expected).float().mean() < 1e-3  # ties in rounding alone
 
 
-def test_restoring_from_features_of_a_gpu_gives_the_cpus_segmentation():
-    features, affine = torch.randn(6, 10, 12, 9), np.diag([2.0, 2, 2, 1])
-    weight, bias = torch.randn(71, 6), torch.randn(71)
-    source = np.diag([0.9, 1.1, 2.5, 1])
-    expected = restore([FeatureMap(features, affine, weight, bias)], (20, 19, 7), source)
-    on_gpu = [value.cuda() for value in (features, weight, bias)]
-    found = restore([FeatureMap(on_gpu[0], affine, *on_gpu[1:])], (20, 19, 7), source)
+@pytest.mark.parametrize("n_maps", [1, 2])  # logits; and sums of probabilities, of which softmax overwrites its input
+@pytest.mark.parametrize("n_classes", [71, 300])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_restoring_from_features_of_a_gpu_gives_the_cpus_segmentation(dtype, n_classes, n_maps):
+    affine, source = np.diag([2.0, 2, 2, 1]), np.diag([0.9, 1.1, 2.5, 1])
+    maps = [
+        (torch.randn(6, 10, 12, 9).to(dtype), torch.randn(n_classes, 6), torch.randn(n_classes)) for _ in range(n_maps)
+    ]
+
+    def restored(device):
+        on_device = [[value.to(device) for value in one] for one in maps]
+        found = [FeatureMap(features.to(dtype), affine, *head) for features, *head in on_device]
+        return restore(found, (20, 19, 7), source, probabilities_of=[1] if n_maps > 1 else [])
+
+    found, expected = restored(DEVICE), restored("cpu")
     assert np.mean(found.segmentation != expected.segmentation) < 1e-3
+    for c, probability in expected.probabilities.items():
+        assert np.abs(found.probabilities[c].astype(int) - probability.astype(int)).max() <= 1
+
+
+def test_windows_on_a_gpu_give_the_cpus_features():
+    network, image = BodyNet(base_channels=8).eval(), torch.rand(1, 40, 36, 50)
+
+    def blended(device):
+        on_device = copy.deepcopy(network).to(device)
+        window = SlidingWindow(torch.no_grad()(on_device.features), image, (32, 32, 32), device=torch.device(device))
+        return torch.cat([window.slices(k, k + 10) for k in range(0, 50, 10)], dim=-1).cpu()
+
+    torch.testing.assert_close(blended(DEVICE), blended("cpu"), rtol=1e-3, atol=1e-3)
 
 
 def test_augmentation_on_the_device_is_the_cpus_but_for_the_noise():
@@ -145,6 +200,6 @@ def test_augmentation_on_the_device_is_the_cpus_but_for_the_noise():
     drawn = [augment(case)["draw"] for _ in range(4)]
     batch = {key: torch.stack([value] * 4) for key, value in case.items()}
     expected = augment.apply_to_batch({**{key: value.clone() for key, value in batch.items()}, "draw": drawn})
-    found = augment.apply_to_batch({**{key: value.cuda() for key, value in batch.items()}, "draw": drawn})
+    found = augment.apply_to_batch({**{key: value.to(DEVICE) for key, value in batch.items()}, "draw": drawn})
     torch.testing.assert_close(found["image"].cpu(), expected["image"], rtol=1e-3, atol=1e-4)
     assert (found["label"].cpu() != expected["label"]).float().mean() < 1e-3
