@@ -190,7 +190,7 @@ class TrainingConfig:
     gradient_clip: float = 12.0
     """Largest norm of the gradient; 0 = no clipping."""
     accumulate: int = 1
-    """Batches whose gradients are added up before one step."""
+    """Batches in one optimiser step, which takes the mean over all their samples."""
     on_nan_loss: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is no number: stop the training, or skip (and count) that step."""
     early_stopping_patience: int = 0

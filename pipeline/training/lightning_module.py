@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from pipeline.compute.memory import keep_freed_memory
-from pipeline.compute.ranks import gather_texts
+from pipeline.compute.ranks import gather_texts, gathered
 from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
@@ -81,7 +81,10 @@ class SegmentationModule(pl.LightningModule):
         self.skipped_steps = 0
         """Steps of the whole run that were left out."""
         self._skipped_in_a_row = 0
-        self._cases: list[str] = []
+        self._window: list[int] = []
+        """Samples, over all processes, of each batch whose gradients the next step takes together."""
+        self._window_cases: list[str] = []
+        """This process's cases since the last step."""
         # float64: an epoch adds up millions of voxels.
         self.train_loss = MeanMetric().set_dtype(torch.float64)
         self.train_accuracy = MeanMetric().set_dtype(torch.float64)
@@ -113,18 +116,34 @@ class SegmentationModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Any = None,
     ) -> None:
-        """Clip by norm. Lightning's own refuses fused optimisers in bfloat16 too, where nothing is scaled.
+        """Take the mean over the samples of all accumulated batches, and clip it by norm.
 
-        A gradient that is NaN or infinite would turn every weight into NaN one step before the loss does.
+        Lightning's own clipping refuses fused optimisers in bfloat16 too, where nothing is scaled. A gradient that is
+        NaN or infinite would turn every weight into NaN one step before the loss does.
         """
+        self._average_window()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         if not torch.isfinite(norm):
-            self._skip("gradient", norm, was_scaled=self._is_scaled)
+            self._skip("gradient", norm, self._window_cases, was_scaled=self._is_scaled)
             optimizer.zero_grad(set_to_none=True)  # a scaler has seen it, leaves the step out too and scales less
         elif norm:
             self._skipped_in_a_row = 0
         elif self.skip_undefined:  # a step that is left out; momentum must not move the weights either
             optimizer.zero_grad(set_to_none=True)
+
+    def _average_window(self) -> None:
+        """Weigh the accumulated batches by their samples.
+
+        Lightning divides every loss by the number of batches in a full window, also in the last window of an epoch,
+        which may hold fewer, and where batches were left out.
+        """
+        if not self._window:
+            return
+        factor = self.trainer.accumulate_grad_batches * self._window[0] / sum(self._window)
+        if factor != 1:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
 
     def on_fit_start(self) -> None:
         """On a CPU, keep the memory of one step for the next."""
@@ -135,6 +154,8 @@ class SegmentationModule(pl.LightningModule):
         """Step, then free the gradients: left until the next backward pass, they would lie between its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
+        self._window.clear()
+        self._window_cases.clear()
 
     def on_train_epoch_start(self) -> None:
         """Set the epoch's learning rate and random numbers."""
@@ -147,39 +168,53 @@ class SegmentationModule(pl.LightningModule):
         """Full-size logits (B, n_classes, I, J, K), for interactive use; training never computes them."""
         return self.network(image)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        """Return the loss of one batch, or None for a step that is left out (see skip_undefined)."""
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Return the loss of one batch; 0 for a batch that is left out (see skip_undefined)."""
         image = _plain(batch["image"])
         label = _plain(batch["label"])
-        self._cases = [str(case) for case in batch["case"]]
+        cases = [str(case) for case in batch["case"]]
+        self._window_cases += cases
         counted = batch["counted"].tolist() if "counted" in batch else [True] * len(image)
         result: DiceCE = self.criterion(
             self._features(image), self.head, label, across_processes=True, counted=None if all(counted) else counted
         )
-        # The same in all processes: none goes on, or leaves a step out, without the others.
+        # The same in all processes: none goes on, or leaves a batch out, without the others.
         loss = result.loss.detach()
         if not torch.isfinite(loss):
-            self._skip("loss", loss)
-            return None if self.trainer.world_size == 1 else self._zero_loss()
+            self._skip("loss", loss, cases)
+            return self._zero_loss()
         self.train_loss.update(loss, weight=sum(counted))
         self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
         self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, logger=False)
-        return result.loss
+        return self._weighed(result.loss, sum(counted))
+
+    def _weighed(self, loss: Tensor, n_samples: int) -> Tensor:
+        """Scale a batch's mean loss by its samples against the first of its window, see `_average_window`."""
+        if self.trainer.accumulate_grad_batches == 1:
+            return loss
+        if self.trainer.world_size > 1:
+            n_samples = int(gathered(torch.tensor([n_samples], device=loss.device)).sum())
+        self._window.append(n_samples)
+        return loss if n_samples == self._window[0] else loss * (n_samples / self._window[0])
 
     def _zero_loss(self) -> Tensor:
-        """A loss of 0 from every parameter: Lightning lets no process leave its backward pass out."""
+        """A loss of 0 from every parameter.
+
+        With None instead, Lightning would let the processes wait for each other, and would drop what the batches
+        before it have accumulated where gradients are scaled (2.6, MixedPrecision.optimizer_step).
+        """
         return cast(Tensor, sum((0 * p).sum() for p in self.parameters()))
 
-    def _skip(self, what: str, value: Tensor, *, was_scaled: bool = False) -> None:
+    def _skip(self, what: str, value: Tensor, cases: list[str], *, was_scaled: bool = False) -> None:
         """Count a step whose loss or gradient is NaN or infinite; raise TrainingError unless it may be left out.
 
         was_scaled: perhaps only the scale was too large, which is normal; too many in a row are an error all the same.
         """
         step = self.trainer.fit_loop.epoch_loop.batch_idx
-        cases = ", ".join(gather_texts(", ".join(self._cases)))
-        where = f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {cases})"
+        named = ", ".join(gather_texts(", ".join(cases)))
+        where = f"the {what} is {value.item()} in epoch {self.current_epoch}, step {step} (cases {named})"
         advice = "try a smaller --lr, --precision 32, or look at these cases"
         if not (self.skip_undefined or was_scaled):
             raise TrainingError(f"{where}; {advice} (--training.on_nan_loss skip leaves such steps out)")
@@ -187,7 +222,10 @@ class SegmentationModule(pl.LightningModule):
         self._skipped_in_a_row += 1
         level = logging.INFO if was_scaled else logging.WARNING
         log.log(level, "%s; step left out, %d so far", where, self.skipped_steps)
-        if self._skipped_in_a_row >= (SCALED_STEPS_TO_GIVE_UP if was_scaled else self.trainer.num_training_batches):
+        most: int | float = self.trainer.num_training_batches
+        if what == "gradient":
+            most = math.ceil(most / self.trainer.accumulate_grad_batches)
+        if self._skipped_in_a_row >= (SCALED_STEPS_TO_GIVE_UP if was_scaled else most):
             raise TrainingError(f"{where}, like all of the {self._skipped_in_a_row} steps before it; {advice}")
 
     def on_validation_epoch_start(self) -> None:

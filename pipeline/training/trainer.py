@@ -148,8 +148,6 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             # An epoch of a small data set may have fewer steps than Lightning's logging interval.
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
-            # Leaving a step out is what the setting asked for.
-            warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
             # Lightning 2.6 asks torch 2.13's pytree in a way that torch has since renamed.
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
             # The validation gathers its results itself.

@@ -86,6 +86,88 @@ def test_one_step_is_torchs_own_of_monais_loss(trainer):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 
+class Gradients(pl.Callback):
+    """Note the gradients of every optimiser step, and the weights that they were taken at."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_start(self, trainer, pl_module):
+        clip = pl_module.configure_gradient_clipping
+
+        def clip_and_note(*args, **kwargs):
+            clip(*args, **kwargs)
+            named = dict(pl_module.network.named_parameters())
+            gradients = {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+            self.steps.append((deepcopy(pl_module.network.state_dict()), gradients))
+
+        pl_module.configure_gradient_clipping = clip_and_note
+
+
+def of_sizes(*sizes, broken=()):
+    """Batches of several cases each; the images of batches whose index is in `broken` are infinite."""
+    single, numbered = list(batches(sum(sizes))), []
+    for number, size in enumerate(sizes):
+        own, single = single[:size], single[size:]
+        image = torch.cat([case["image"] for case in own]) * (math.inf if number in broken else 1.0)
+        names = [case["case"][0] for case in own]
+        numbered.append({"image": image, "label": torch.cat([case["label"] for case in own]), "case": names})
+    return numbered
+
+
+def mean_gradients(state, window):
+    """Plain PyTorch and MONAI: the mean over the samples of all batches of a window."""
+    network = module().network
+    network.load_state_dict(state)
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    n_samples = sum(len(batch["case"]) for batch in window)
+    for batch in window:
+        loss = criterion(network(batch["image"]), batch["label"])
+        (loss * len(batch["case"]) / n_samples).backward()
+    return {name: p.grad for name, p in network.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "broken", "windows", "half"),
+    [
+        ((2, 2, 2, 2), (), [(0, 1), (2, 3)], False),
+        ((2, 2, 2), (), [(0, 1), (2,)], False),
+        ((2, 2, 1), (), [(0, 1), (2,)], False),
+        ((3, 1), (), [(0, 1)], False),
+        ((2, 2, 2, 2), (1,), [(0,), (2, 3)], False),
+        ((2, 2, 2, 2), (2,), [(0, 1), (3,)], False),
+        ((2, 2, 2, 2), (1,), [(0,), (2, 3)], True),
+        ((2, 2, 2, 1), (), [(0, 1), (2, 3)], True),
+    ],
+)
+def test_accumulated_batches_give_the_mean_over_their_samples(trainer, sizes, broken, windows, half):
+    noted, trained, data = Gradients(), module(skip_undefined=True), of_sizes(*sizes, broken=broken)
+    loader_ = torch.utils.data.DataLoader(data, batch_size=None)
+    trainer(noted, half=half, accumulate_grad_batches=2).fit(trained, loader_)
+    assert trained.skipped_steps == len(broken)
+    assert len(noted.steps) == len(windows)
+    for (state, gradients), window in zip(noted.steps, windows, strict=True):
+        expected = mean_gradients(state, [data[index] for index in window])
+        scale = max(float(gradient.abs().max()) for gradient in expected.values())
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], atol=(5e-2 if half else 1e-4) * scale, rtol=0)
+
+
+def test_a_window_of_batches_that_are_all_left_out_moves_nothing(trainer):
+    trained, noted = module(skip_undefined=True), Gradients()
+    data = of_sizes(1, 1, 1, 1, broken=(0, 1))
+    trainer(noted, accumulate_grad_batches=2).fit(trained, torch.utils.data.DataLoader(data, batch_size=None))
+    (first, none), (second, some) = noted.steps
+    assert not none
+    assert some
+    assert all(torch.equal(first[name], value) for name, value in second.items())
+
+
+def test_a_gradient_that_is_nan_names_all_cases_of_its_window(trainer):
+    with pytest.raises(TrainingError, match=r"gradient is nan in epoch 0, step 2 \(cases body_00, body_01, body_02\)"):
+        trainer(Spoiler(0), accumulate_grad_batches=3).fit(module(), loader(4))
+
+
 @pytest.mark.fault(
     "gradients that are NaN in every step, the losses finite", "one line, exit 2, also where such steps may be skipped"
 )
