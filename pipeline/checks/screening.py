@@ -16,12 +16,13 @@ from pipeline.checks.dataset_check import judge_dataset
 from pipeline.checks.findings import Finding, errors, from_error, refuse_errors
 from pipeline.checks.modality import choose_intensity
 from pipeline.checks.remembered_checks import inspect_once
-from pipeline.config.settings import Config
+from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
+from transforms.chains import ChainError, augmentation_chain
 
 _REFUSED = "repair them, or train without these cases with --skip_bad_cases (bodyseg check says more)"
 _NOT_OF_A_CASE = "--skip_bad_cases cannot help here: repair the data set or the settings"
@@ -60,7 +61,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         follow_links=data.follow_links,
     )
     findings = [from_error(error, file=dataset.root) for error in dataset.refused]
-    return dataset, (*findings, *_class_count(dataset, config.model.n_classes))
+    return dataset, (*findings, *_class_count(dataset, config.model.n_classes), *_augmentation(config.data, dataset))
 
 
 def _class_count(dataset: Dataset, n_classes: int | None) -> list[Finding]:
@@ -70,6 +71,20 @@ def _class_count(dataset: Dataset, n_classes: int | None) -> list[Finding]:
     expected = f"{n_classes} classes with the background (model.n_classes)"
     remedy = f"set model.n_classes to {found} or leave it out"
     return [Finding("error", "dataset", "", str(dataset.root), expected, f"{found} in the data set", remedy)]
+
+
+def _augmentation(data: DataConfig, dataset: Dataset) -> list[Finding]:
+    """Say what is wrong with the settings of the augmentation, for which the class names must be known."""
+    if not data.data_aug:
+        return []
+    try:
+        augmentation_chain(
+            data.target_size, class_names=dataset.classes.names, flips=data.flips, **(data.augmentation or {})
+        )
+    except (ChainError, TypeError) as error:
+        where = "data.augmentation, data.flips"
+        return [Finding("error", "dataset", "", where, "settings that can be applied", str(error), "correct them")]
+    return []
 
 
 def judge(config: Config, dataset: Dataset, facts: Sequence[CaseFacts]) -> Screened:

@@ -442,3 +442,22 @@ def test_awkward_class_names_survive_the_paste(folder: Folder) -> None:
     table = yaml.safe_load(suggestion(folder))["label_remap"]
     assert table == {10: "no", 20: "5", 30: "liver: left, [upper]"}
     assert errors(screen(settings(folder, label_remap=table)).findings) == ()
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"augmentation": {"rotaton_deg": 5}}, "rotaton_deg"),
+        ({"augmentation": {"gamma": -1}}, "gamma"),
+        ({"augmentation": {"gamma": "much"}}, "gamma"),
+        ({"flips": (0,)}, "lung_middle_lobe_right"),
+    ],
+)
+def test_augmentation_is_judged_before_any_file_is_opened(folder: Folder, data: dict, words: str) -> None:
+    folder.labels = {"background": 0, "kidney_left": 1, "kidney_right": 2, "lung_middle_lobe_right": 3}
+    config = settings(folder, data_aug=True, **data)
+    with pytest.raises(BadDataError, match=words):
+        screen(config)
+    assert not (folder.root.parent / "cache").exists()
+    report = check(config, costs=False)
+    assert [finding.severity for finding in report.findings if words in finding.found] == ["error"]
