@@ -1,0 +1,75 @@
+"""Lock a file between processes, also on network disks; a lock ends with its process, however that dies."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.files.json_files import now
+
+log = logging.getLogger(__name__)
+
+_TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
+_NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+
+
+@dataclass(frozen=True)
+class Lock:
+    """A locked file; it holds who locked it."""
+
+    path: Path
+    descriptor: int
+
+    def release(self) -> None:
+        """Let go, and remove the file. Raises nothing: closing the file frees the lock in any case."""
+        with contextlib.suppress(OSError):
+            if _is_still(self.path, self.descriptor):
+                self.path.unlink()
+        os.close(self.descriptor)
+
+
+def take_lock(path: Path) -> Lock | None:
+    """Make and lock a file; None: another process holds it.
+
+    A POSIX lock and no flock: child processes inherit an flock, and would hold it for seconds after a SIGKILL of their
+    parent. It also holds over NFS, but not between threads of one process. Where the file system has no locks, a
+    warning says so. Raises OSError if the file cannot be made.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in _TAKEN | _NO_LOCKS_HERE:
+                os.close(descriptor)
+                raise
+            if error.errno in _TAKEN:
+                os.close(descriptor)
+                return None
+            log.warning("%s: this file system has no locks; let one process at a time write there", path)
+        if _is_still(path, descriptor):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {now()})".encode())
+            return Lock(path, descriptor)
+        os.close(descriptor)  # its last holder ended, and removed it, between our opening and locking it
+
+
+def lock_holder(path: Path) -> str:
+    """Say who holds a lock, "process 4711 on host (since …)"; "another process" where the file does not say."""
+    with contextlib.suppress(OSError):
+        text = path.read_text(errors="replace")[:200].strip()
+        return text if text.isprintable() and text else "another process"
+    return "another process"
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
