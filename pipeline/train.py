@@ -32,6 +32,7 @@ from pipeline.runs.run_lock import only_training_in
 from pipeline.training.build import build_module
 from pipeline.training.checkpoint import CheckpointDescription
 from pipeline.training.datamodule import BodyData
+from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.failures import MemorySettings
 from pipeline.training.lightning_module import SegmentationModule
@@ -96,13 +97,19 @@ def train(
     with stop_at_once_on_signals(), only_training_in(folder) if is_first_process() else nullcontext():
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
         _say_beginning(folder, state, resume, say)
+        if state is not None and (early_stop := _early_stop(config, state)):
+            if is_first_process():
+                folder.write_summary("interrupted", state.log, reason=early_stop, skipped_steps=state.skipped_steps)
+            say("Nothing is left to train; a larger --training.early_stopping_patience lets it go on")
+            say_end(folder, state.log, early_stop, say)
+            return folder.path
         setup = _set_up(config, devices, folder, state, trust=trust, say=say, console=console)
         if state is not None:
             refuse_changed_data(folder, setup.document)
         if is_first_process():
             folder.make_ready(keep=state is not None)
         _fit(config, devices, folder, setup, say=say, console=console)
-        say_end(folder, setup.recorder, say)
+        say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     return folder.path
 
 
@@ -146,6 +153,10 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
     if is_first_process():
         refuse_other_best(folder, state)
     return state
+
+
+def _early_stop(config: Config, state: ResumeState) -> str | None:
+    return early_stop_reason(state.log, config.training.early_stopping_patience, config.training.max_epochs)
 
 
 def _say_beginning(folder: RunFolder, state: ResumeState | None, resume: bool, say: Say) -> None:

@@ -41,8 +41,8 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, settings: MemorySett
         except BaseException as error:
             _record_exception(folder, recorder, settings, error)
             raise
-        if recorder.stopped_early:
-            _write_summary(folder, recorder, "interrupted", early_stop_reason(recorder))
+        if recorder.early_stop:
+            _write_summary(folder, recorder, "interrupted", recorder.early_stop)
         else:
             _write_summary(folder, recorder, "completed", None)
 
@@ -89,15 +89,22 @@ def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, rea
         folder.write_summary(status, recorder.history, reason=reason, skipped_steps=recorder.skipped_steps)
 
 
-def say_end(folder: RunFolder, recorder: RunRecorder, say: Callable[[str], None]) -> None:
-    """Say the documented closing lines; no path is named that does not exist."""
+def say_end(folder: RunFolder, history: TrainingLog, early_stop: str | None, say: Callable[[str], None]) -> None:
+    """Say the documented closing lines; no path is named that does not exist.
+
+    Args:
+        folder: the run's.
+        history: its finished epochs.
+        early_stop: why the training stopped early, or None.
+        say: takes the lines.
+    """
     checkpoint = folder.best_checkpoint if folder.best_checkpoint.exists() else "none was written"
     for line in (
         RULE,
-        f"Training stopped early: {early_stop_reason(recorder)}." if recorder.stopped_early else "Training complete!",
+        f"Training stopped early: {early_stop}." if early_stop else "Training complete!",
         RULE,
         f"Best checkpoint: {checkpoint}",
-        f"Best val mIoU: {_best_in_words(recorder.history)}",
+        f"Best val mIoU: {_best_in_words(history)}",
         f"Training log: {folder.log}",
         f"Config file: {folder.config}",
         RULE,
@@ -115,9 +122,3 @@ def _best_in_words(history: TrainingLog) -> str:
     which = "the lowest val_loss" if history.best_by == "val_loss" else "the last epoch"
     weights = f"the weights are those of {which} (epoch {history.best_epoch})"
     return f"undefined, as no validation case holds a structure; {weights}"
-
-
-def early_stop_reason(recorder: RunRecorder) -> str:
-    """Say why a training that stopped early did so."""
-    change = "val_mIoU has not risen" if recorder.history.best_by == "val_mIoU" else "val_loss has not fallen"
-    return f"{change} for {recorder.patience} epochs"

@@ -18,6 +18,7 @@ from pipeline.compute.ranks import highest
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.checkpoint import CheckpointDescription, write_best, write_tensors
+from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.resume import ResumeState, restore, resume_state
 from pipeline.training.signals import RunStopped, StopRequest
@@ -55,8 +56,8 @@ class RunRecorder(pl.Callback):
         self.resume = resume
         self.history = resume.log if resume else TrainingLog()
         """The finished epochs."""
-        self.stopped_early = False
-        """Whether training ended because val_mIoU no longer rose."""
+        self.early_stop: str | None = None
+        """Why training stopped before max_epochs, see `early_stop_reason`."""
         self.stop_request = StopRequest()
         """Set by a signal handler; the training stops after the batch in progress."""
         self._module: SegmentationModule | None = None
@@ -130,8 +131,8 @@ class RunRecorder(pl.Callback):
             self.folder.write_log(history)
         # Only now has the epoch finished: where the disk refused, the summary must not count it.
         self.history = history
-        if self.patience and history.best_epoch is not None and epoch - history.best_epoch >= self.patience:
-            self.stopped_early = True
+        self.early_stop = early_stop_reason(history, self.patience, int(trainer.max_epochs or 1))
+        if self.early_stop:
             trainer.should_stop = True
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
             picture = None

@@ -159,5 +159,5 @@ def test_the_state_to_resume_stays_where_its_weights_are_the_only_ones(work):
     recorder.folder.tidy()
     assert recorder.folder.resume_checkpoint.exists()
     lines = []
-    say_end(recorder.folder, recorder, lines.append)
+    say_end(recorder.folder, recorder.history, None, lines.append)
     assert "Best checkpoint: none was written" in lines

@@ -1,0 +1,21 @@
+"""Decide whether a training has gone on long enough without getting better."""
+
+from __future__ import annotations
+
+from pipeline.runs.history import TrainingLog
+
+
+def early_stop_reason(log: TrainingLog, patience: int, max_epochs: int) -> str | None:
+    """Say why a training with this history must stop early; None where it must not.
+
+    Args:
+        log: the finished epochs.
+        patience: epochs without a better one after which training stops; 0 = never.
+        max_epochs: a training that has reached them is complete and not stopped early.
+    """
+    if not patience or log.best_epoch is None or len(log) >= max_epochs:
+        return None
+    if len(log) - 1 - log.best_epoch < patience:
+        return None
+    change = "val_mIoU has not risen" if log.best_by == "val_mIoU" else "val_loss has not fallen"
+    return f"{change} for {patience} epochs"
