@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -26,7 +27,7 @@ def command_parser(command: str, function: Callable, usage: str | None = None) -
 def with_value(arguments: list[str], flag: str, values: str, default: str) -> list[str]:
     """Give a flag that stands alone its default: argparse would take the next path for its value."""
     result = []
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in itertools.pairwise([*arguments, ""]):
         alone = argument == flag and not re.fullmatch(values, following)
         result.append(f"{flag}={default}" if alone else argument)
     return result

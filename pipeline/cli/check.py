@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser
+from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig
 from pipeline.console.progress import Bar
+
+_COST_SETTINGS = ("target_size", "batch_size", "num_workers", "cache_dir", "cache_limit_gb")
 
 
 def run(arguments: list[str]) -> int:
     """Open every case of a data set once and say what is wrong with it, and what training on it will cost.
 
-    Exit code 0: nothing found; 1: warnings only; 2: errors.
+    Costs are estimated for the settings of a training: those of --config, or flags that change them. Exit code 0:
+    nothing found; 1: warnings only; 2: errors.
     """
-    parser = command_parser("check", run, "bodyseg check DATASET | --config FILE [SETTING ...]")
+    parser = command_parser("check", run, "bodyseg check [DATASET] [--config FILE] [SETTING ...]")
     parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
     parser.add_argument("--trust_config", action="store_true", help=TRUST)
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     setting_flags.add_settings(parser)
-    if arguments and not arguments[0].startswith("-"):
-        arguments = ["--dataset_root", arguments[0], *arguments]
     settings, flags = setting_flags.parse(parser, arguments)
     from pipeline.check import check, to_json, to_text
 
-    target = settings if flags["config"] else flags["dataset"] or settings
+    describes_training = bool(flags["config"]) or not flags["dataset"] or _changes_costs(settings)
     with Bar("Checking") as bar:
         report = check(
-            target,
+            settings,
+            costs=describes_training,
             measure=not flags["no_measure"],
             trust=flags["trust_config"],
             progress=bar.update,
         )
     print(to_json(report) if flags["json"] else to_text(report))
     return report.exit_code
+
+
+def _changes_costs(settings: Config) -> bool:
+    """Say whether a setting that the costs of a training depend on differs from its default."""
+    return (
+        replace(settings.model, n_classes=None) != ModelConfig()
+        or replace(settings.training, seed=TrainingConfig.seed) != TrainingConfig()
+        or settings.loss != LossConfig()
+        or any(getattr(settings.data, name) != getattr(DataConfig, name) for name in _COST_SETTINGS)
+    )

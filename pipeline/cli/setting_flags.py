@@ -13,6 +13,7 @@ from typing import Any, Literal
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser
 
+from pipeline.cli.arguments import with_value
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import GROUPS, Config, ConfigError
 
@@ -73,6 +74,8 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
 def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """Read flags (and the files named by `--config`, under the flags) into a Config.
 
+    A parser may have an argument "dataset" without dashes, anywhere among the flags: it is data.dataset_root.
+
     Args:
         parser: made with `exit_on_error=False`, `add_settings` and a `--config` that may be given several times.
         arguments: the command line without the program's name and command.
@@ -87,11 +90,29 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dic
     try:
         for path in _config_files(arguments):
             base = parser.parse_object(load_mapping(path), namespace=base)
-        parsed = parser.parse_args(list(arguments), namespace=base).as_dict()
+        parsed = parser.parse_args(_with_true(arguments), namespace=base).as_dict()
     except ArgumentError as error:
         raise ConfigError(" ".join(str(error).split()).replace("Parser key ", "")) from None
     groups = {name: parsed.pop(name) for name in GROUPS}
+    if parsed.get("dataset") is not None:
+        if any(argument.split("=")[0] in ("--dataset_root", "--data.dataset_root") for argument in arguments):
+            raise ConfigError(f"{parsed['dataset']} and --dataset_root both name a data set; leave one out")
+        groups["data"]["dataset_root"] = parsed["dataset"]
     return from_mapping(groups), parsed
+
+
+def _with_true(arguments: Sequence[str]) -> list[str]:
+    """Give switches that stand alone (--data_aug) their value: argparse would take the next path for it."""
+    given = list(arguments)
+    full_names = {
+        f"{group}.{setting.name}"
+        for group, cls in GROUPS.items()
+        for setting in fields(cls)
+        if typing.get_type_hints(cls)[setting.name] is bool
+    }
+    for name in sorted(full_names | {short for short, full in SHORT_FLAGS.items() if full in full_names}):
+        given = with_value(given, f"--{name}", r"(?i)true|false|yes|no", "true")
+    return given
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

@@ -1,0 +1,54 @@
+"""`bodyseg check` takes settings whatever their order, and says for which costs are estimated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from tests.support.volumes import Folder
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> str:
+    folder = Folder(tmp_path)
+    folder.write()
+    return str(folder.root / "cases.json")
+
+
+def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    main(["check", *arguments, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("place", [0, 2, 3])
+def test_settings_count_whatever_the_order(dataset: str, capsys: pytest.CaptureFixture[str], place: int) -> None:
+    arguments = ["--data.intensity", "zscore", "--data.follow_links"]
+    arguments.insert(place, dataset)
+    found = report(capsys, *arguments)
+    assert found["fingerprint"]["intensity"]["intensity"] == "zscore"
+    assert found["fingerprint"]["n_cases"] == 4
+
+
+def test_a_setting_that_contradicts_the_data_is_an_error(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", dataset, "--model.n_classes", "71", "--no_measure"]) == 2
+    assert "71 classes with the background (model.n_classes)" in capsys.readouterr().out
+
+
+def test_costs_are_estimated_for_settings_they_depend_on(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", dataset, "--training.seed", "7"]) == 0
+    assert "TRAINING: costs are not estimated" in capsys.readouterr().out
+    small = ["--target_size", "16", "24", "16", "--no_measure"]
+    found = report(capsys, dataset, *small)
+    # 4 cases of 16×24×16 voxels, 2 bytes for the image and 1 for the label each
+    assert 4 * 16 * 24 * 16 * 3 <= found["estimate"]["cache_bytes"] < 2 * 4 * 16 * 24 * 16 * 3
+    assert found["estimate"] == report(capsys, *small, "--dataset_root", dataset)["estimate"]
+
+
+def test_a_data_set_is_named_once(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", dataset, "--dataset_root", dataset]) == 2
+    assert "both name a data set" in capsys.readouterr().err
+    assert main(["check"]) == 2
+    assert "data.dataset_root is missing" in capsys.readouterr().err
