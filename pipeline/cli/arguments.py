@@ -44,6 +44,11 @@ def complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
     return code
 
 
+def warn(message: str) -> None:
+    """Print a warning of one line to standard error."""
+    complain(f"warning: {message}")
+
+
 def say(line: str) -> None:
     """Print a line; a training goes on without a reader (`bodyseg train | head`)."""
     try:

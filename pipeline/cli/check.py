@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from pipeline.cli import setting_flags
-from pipeline.cli.arguments import TRUST, command_parser
-from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig
+from pipeline.cli.arguments import TRUST, command_parser, warn
+from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig, without_effect
 from pipeline.console.progress import Bar
 
 _COST_SETTINGS = ("target_size", "batch_size", "num_workers", "cache_dir", "cache_limit_gb")
@@ -29,6 +29,8 @@ def run(arguments: list[str]) -> int:
     from pipeline.check import check, to_json, to_text
 
     describes_training = bool(flags["config"]) or not flags["dataset"] or _changes_costs(settings)
+    for note in without_effect(settings):
+        warn(note)
     with Bar("Checking") as bar:
         report = check(
             settings,

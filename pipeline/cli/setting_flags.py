@@ -122,6 +122,6 @@ def _config_files(arguments: Sequence[str]) -> list[Path]:
             found.append(Path(argument.removeprefix("--config=")))
         elif argument == "--config":
             if position + 1 == len(arguments):
-                raise ConfigError("--config wants a file")
+                raise ConfigError("--config: expected a file after it")
             found.append(Path(arguments[position + 1]))
     return found

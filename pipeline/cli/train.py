@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 
 from pipeline.cli import setting_flags
-from pipeline.cli.arguments import TRUST, command_parser, complain, say
+from pipeline.cli.arguments import TRUST, command_parser, complain, say, warn
 from pipeline.config.files import to_yaml
+from pipeline.config.settings import without_effect
 
 
 def run(arguments: list[str]) -> int:
@@ -29,6 +30,9 @@ def run(arguments: list[str]) -> int:
     from pipeline.train import train
     from pipeline.training.signals import RunStopped
 
+    if is_first_process():
+        for note in without_effect(settings):
+            warn(note)
     try:
         train(settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say)
     except RunStopped as stop:

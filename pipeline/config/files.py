@@ -27,24 +27,48 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {mark.line + 1} has an alias (*name); write the value itself")
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            (twice, *_) = [key for n, key in enumerate(keys) if key in keys[:n]]
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1} and below: {_TWICE.format(twice)}")
+        return mapping
+
+
+_TWICE = "{!r} is given twice; the last would silently replace the first: keep one"
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(_TWICE.format(key))
+        found[key] = value
+    return found
+
 
 def load_mapping(path: Path) -> dict[str, Any]:
     """Read a YAML or JSON file of settings; what a run found out by itself is left out.
 
     Raises:
-        ConfigError: the file is missing, damaged or not a mapping of the five groups.
+        ConfigError: the file is missing or damaged, gives a key twice, or is not a mapping of the five groups.
     """
     try:
         with path.open(encoding="utf-8") as file:  # no stat: a shell's <(…) is a pipe
             text = file.read(LARGEST_CONFIG + 1)
         require(len(text) <= LARGEST_CONFIG, f"--config {path}: expected settings, found over {LARGEST_CONFIG} bytes")
-        document = json.loads(text) if path.suffix == ".json" else yaml.load(text, _PlainLoader)
+        if path.suffix == ".json":
+            document = json.loads(text, object_pairs_hook=_object_without_duplicates)
+        else:
+            document = yaml.load(text, _PlainLoader)
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error})") from None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"--config {path}: is neither YAML nor JSON ({' '.join(str(error).split())})") from None
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"--config {path}: cannot be read as {kind} ({' '.join(str(error).split())})") from None
     require(
         isinstance(document, Mapping), f"--config {path}: expected the groups {', '.join(GROUPS)}, found no mapping"
     )
@@ -94,9 +118,10 @@ def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
 
 def _as_tuple(key: str, hint: Any, value: Any) -> tuple:
     elements = typing.get_args(hint)
-    require(isinstance(value, list | tuple), f"{key} wants a list, got {value!r}")
+    require(isinstance(value, list | tuple), f"{key}: expected a list, found {value!r:.60}")
     require(
-        elements[-1] is Ellipsis or len(value) == len(elements), f"{key} wants {len(elements)} values, got {len(value)}"
+        elements[-1] is Ellipsis or len(value) == len(elements),
+        f"{key}: expected {len(elements)} values, found {len(value)}",
     )
     return tuple(value)
 

@@ -1,8 +1,6 @@
-"""What a person can set: five groups of frozen dataclasses, and how files of settings are read and written.
+"""What a person can set: five groups of frozen dataclasses, their defaults, and which settings contradict each other.
 
-Knows names, types, defaults and which settings contradict each other. Imports no torch: `--help` answers at once.
-The docstring under each field is its help text. What a run finds out by itself (start time, parameter count, …)
-stands in training_config.json beside the settings and is passed over when that file serves as `--config`.
+The docstring under each field is its help text. Imports no torch, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -14,10 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-Precision = Literal["32", "16", "bf16"]
+from transforms.io.grid import MAX_VOXELS
 
-MOST_VOXELS = 2**31
-"""Of a volume: no network takes more, and the readers of `transforms` refuse scans of more."""
+Precision = Literal["32", "16", "bf16"]
 
 
 class ConfigError(ValueError):
@@ -27,6 +24,7 @@ class ConfigError(ValueError):
 
 
 def require(condition: bool, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -66,7 +64,7 @@ class DataConfig:
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first; empty: taken from the data set."""
     label_remap: dict[Any, Any] | None = None
-    """Class name or index for values of the label files that are no class (or shall mean another), such as
+    """Class name or index for values of the label files that are not classes (or are to mean others), such as
     {7: liver, 255: background}; `bodyseg check` suggests it."""
     follow_links: bool = False
     """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
@@ -102,11 +100,11 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.label_remap is not None:
             object.__setattr__(self, "label_remap", _checked_remap(self.label_remap))
-        require(len(self.target_size) == 3, f"data.target_size wants 3 numbers, got {len(self.target_size)}")
+        require(len(self.target_size) == 3, f"data.target_size: expected 3 numbers, found {len(self.target_size)}")
         require(min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8")
         require(
-            math.prod(self.target_size) <= MOST_VOXELS,
-            f"data.target_size {list(self.target_size)}: expected at most {MOST_VOXELS} voxels",
+            math.prod(self.target_size) <= MAX_VOXELS,
+            f"data.target_size {list(self.target_size)}: expected at most {MAX_VOXELS} voxels",
         )
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
@@ -192,7 +190,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Batches in one optimiser step, which takes the mean over all their samples."""
     on_nan_loss: Literal["stop", "skip"] = "stop"
-    """When a loss or gradient is no number: stop the training, or skip (and count) that step."""
+    """When a loss or gradient is NaN or infinite: stop the training, or skip (and count) that step."""
     early_stopping_patience: int = 0
     """Stop when val_mIoU has not risen for so many epochs; 0 = never."""
     compile: bool = False
@@ -242,6 +240,12 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         if not self.use_class_weights:
+            default = type(self).weight_alpha
+            require(
+                self.weight_alpha in (None, default),
+                f"loss.weight_alpha is {self.weight_alpha} but class weights are off; add --use_class_weights or "
+                "remove loss.weight_alpha",
+            )
             object.__setattr__(self, "weight_alpha", None)
             return
         alpha = self.weight_alpha
@@ -266,6 +270,25 @@ class Config:
             self.data.dataset_root != "",
             "data.dataset_root is missing; name the folder of your scans with --dataset_root DIR",
         )
+
+
+def without_effect(config: Config) -> tuple[str, ...]:
+    """Say which settings that differ from their defaults change nothing, each in a sentence with what to do."""
+    data, model, training = config.data, config.model, config.training
+    notes = []
+    target = "BodyNet" if model.network is None else str(model.network["_target_"]).rpartition(".")[2]
+    if target != "BodyNet" and model.base_channels != ModelConfig.base_channels:
+        notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
+    if data.intensity not in ("auto", "ct") and data.window != DataConfig.window:
+        notes.append(f"data.window changes nothing with data.intensity {data.intensity}; remove one of the two")
+    if data.intensity not in ("auto", "mr") and data.percentiles != DataConfig.percentiles:
+        notes.append(f"data.percentiles change nothing with data.intensity {data.intensity}; remove one of the two")
+    if training.warmup_epochs > training.max_epochs:
+        notes.append(
+            f"training.warmup_epochs is {training.warmup_epochs} but training.max_epochs {training.max_epochs}: the "
+            f"learning rate never reaches training.lr; lower --warmup_epochs or train longer"
+        )
+    return tuple(notes)
 
 
 GROUPS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f in fields(Config)}

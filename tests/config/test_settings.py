@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
 import pytest
 import yaml
@@ -11,7 +12,7 @@ from jsonargparse import ArgumentParser
 
 from pipeline.cli.setting_flags import SHORT_FLAGS, add_settings, parse
 from pipeline.config.files import as_mapping, to_yaml
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.settings import Config, ConfigError, without_effect
 
 
 def settings(*arguments):
@@ -108,6 +109,7 @@ def test_a_config_cannot_be_changed_after_it_was_made():
         (["--batch_size", "0"], "data.batch_size must be at least 1"),
         (["--use_class_weights", "--weight_alpha", "-1"], "loss.weight_alpha"),
         (["--data.flips", "0"], "--data_aug"),
+        (["--weight_alpha", "0.9"], "loss.weight_alpha is 0.9 but class weights are off; add --use_class_weights"),
         (["--data.window", "5", "-5"], "data.window"),
         (["--seed", "-1"], "training.seed"),
         (["--model.n_classes", "1"], "model.n_classes must be at least 2"),
@@ -133,12 +135,14 @@ def test_a_wrong_flag_is_named(arguments, words):
         ("trainng: {lr: 1}", "unknown group ['trainng']"),
         ("training: 5", "group training must hold settings"),
         ("- 1\n- 2", "found no mapping"),
-        ("{a: [", "neither YAML nor JSON"),
+        ("{a: [", "cannot be read as YAML"),
         ("training: {lr: fast}", "training.lr"),
         ("data: {dataset_root: d, target_size: [1, 2]}", "data.target_size"),
         ("data: {dataset_root: d, target_size: 160}", "data.target_size"),
         ("data: {dataset_root: d, window: [a, b]}", "data.window"),
-        ("!!python/object/apply:os.system ['echo']", "neither YAML nor JSON"),
+        ("training: {seed: 7}\ndata: {dataset_root: d}\ntraining: {lr: 0.5}", "'training' is given twice"),
+        ("training: {seed: 7, lr: 0.5, seed: 8}", "'seed' is given twice"),
+        ("!!python/object/apply:os.system ['echo']", "cannot be read as YAML"),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, text, words):
@@ -147,6 +151,35 @@ def test_a_wrong_file_is_named(tmp_path, text, words):
     with pytest.raises(ConfigError) as error:
         settings("--config", str(path))
     assert words in str(error.value)
+
+
+def test_a_group_that_is_given_twice_in_json_is_refused_too(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"training": {"seed": 7}, "data": {"dataset_root": "d"}, "training": {"lr": 0.5}}')
+    with pytest.raises(ConfigError, match=r"cannot be read as JSON \('training' is given twice; .*keep one"):
+        settings("--config", str(path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--max_epochs 3", "training.warmup_epochs is 5 but training.max_epochs 3: .* never reaches training.lr"),
+        ("--base_channels 64 --model.network SegResNet", "model.base_channels is BodyNet's and changes nothing in Seg"),
+        ("--data.intensity mr --data.window 0 80", "data.window changes nothing with data.intensity mr"),
+        ("--data.intensity ct --data.percentiles 1 99", "data.percentiles change nothing with data.intensity ct"),
+    ],
+)
+def test_a_setting_that_changes_nothing_is_named(arguments, words):
+    flags = arguments.replace("SegResNet", '{"_target_":"SegResNet"}').split()
+    (note,) = without_effect(settings("--dataset_root", "d", *flags))
+    assert re.search(words, note)
+
+
+def test_settings_that_are_used_are_not_called_without_effect():
+    used = "--base_channels 64 --data.window 0 80 --data.percentiles 1 99 --max_epochs 5 --warmup_epochs 5"
+    assert without_effect(settings("--dataset_root", "d", *used.split())) == ()
+    own = ["--base_channels", "64", "--model.network", '{"_target_":"networks.body_net.BodyNet"}']
+    assert without_effect(settings("--dataset_root", "d", *own)) == ()
 
 
 def test_a_missing_data_set_root_says_what_to_type():

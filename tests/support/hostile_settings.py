@@ -45,7 +45,7 @@ ROWS = [
     Row(
         "a config file that is no YAML",
         lambda: config("data: [1,\n\tx: {"),
-        ("--config c.yaml", "neither YAML nor JSON"),
+        ("--config c.yaml", "cannot be read as YAML"),
     ),
     Row(
         "a config file with a list",
@@ -55,7 +55,7 @@ ROWS = [
     Row(
         "a config file that makes Python objects",
         lambda: config("data: !!python/object/apply:os.mkdir [fired]"),
-        ("--config c.yaml", "neither YAML nor JSON"),
+        ("--config c.yaml", "cannot be read as YAML"),
     ),
     Row("a config file of a billion laughs", lambda: config(alias_bomb()), ("--config c.yaml", "alias")),
     Row(
@@ -70,7 +70,7 @@ ROWS = [
     ),
     Row("a setting of the wrong type", lambda: [*TRAIN, "--lr", "fast"], ("training.lr", "fast")),
     Row("a setting out of range", lambda: [*TRAIN, "--lr", "-1"], ("training.lr must be above 0", "-1")),
-    Row("a list of the wrong length", lambda: config({"data": {"flips": "x"}}), ("data.flips wants a list",)),
+    Row("a list of the wrong length", lambda: config({"data": {"flips": "x"}}), ("data.flips: expected a list",)),
     Row("a group that is no mapping", lambda: config({"data": ["x"]}), ("group data must hold settings",)),
     Row(
         "a target size that no machine holds",
