@@ -113,8 +113,9 @@ class BodyNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
 
     def features(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B F I J K"]:
-        """Return what the head is applied to, in the autocast dtype where autocast is on."""
-        x = x.as_subclass(Tensor)  # a MONAI MetaTensor would do its bookkeeping in every operation
+        """Return what the head is applied to, a plain tensor in the autocast dtype where autocast is on."""
+        if hasattr(x, "as_tensor"):  # a MONAI MetaTensor would do its bookkeeping in every operation
+            x = x.as_tensor()
         x = self.stem(self._laid_out(x))
         skips = [x]
         for level in self.encoder:
@@ -129,8 +130,10 @@ class BodyNet(nn.Module):
         return x
 
     def forward(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B n_classes I J K"]:
-        """Return the logits of the image."""
-        return self.head(self.features(x))
+        """Return the logits of the image. For a MONAI MetaTensor they are one with the same affine and history, which
+        Invertd and SaveImaged look for."""
+        logits = self.head(self.features(x))
+        return logits.as_subclass(type(x)).copy_meta_from(x) if hasattr(x, "copy_meta_from") else logits
 
     def _run(self, level: nn.Module, *inputs: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

@@ -84,6 +84,8 @@ def norm_act(x: Volume, weight: PerChannel, bias: PerChannel) -> Volume:
         weight: Scale of the normalised values.
         bias: Shift of the normalised values.
     """
+    if _is_exporting():
+        return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias, eps=EPSILON), NEGATIVE_SLOPE)
     return _NormAct.apply(x, weight, bias)
 
 
@@ -99,7 +101,15 @@ def norm_act_conv(
         kernel: In x's dtype, of odd sizes.
         stride: Steps of the convolution along I, J, K; I2 = ⌈I / step⌉.
     """
+    if _is_exporting():
+        return F.conv3d(norm_act(x, weight, bias), kernel, stride=tuple(stride), padding=half_of(kernel.shape[2:]))
     return _NormActConv.apply(x, weight, bias, kernel, tuple(stride))
+
+
+def _is_exporting() -> bool:
+    """Return whether torch.export (and so torch.onnx) is looking: its graphs hold torch's own layers, and no memory is
+    to be saved in them. (torch.compiler.is_exporting is newer than the oldest torch that is supported.)"""
+    return getattr(torch.compiler, "is_exporting", bool)()
 
 
 class _NormAct(torch.autograd.Function):
@@ -195,7 +205,8 @@ _kept = threading.local()  # .memory: bytes, or None
 
 def free_scratch() -> None:
     """Free this thread's scratch memory."""
-    _kept.memory = None
+    if not torch.compiler.is_compiling():  # compiled code has none
+        _kept.memory = None
 
 
 def _activation_backward(gradient: Volume, activated: Volume, *, out: Volume) -> None:

@@ -96,11 +96,13 @@ def test_a_sample_that_is_not_counted_is_as_if_it_were_not_there(counted):
     assert (found.n_correct, found.n_voxels) == (expected.n_correct, expected.n_voxels)
 
 
-@pytest.mark.parametrize("label_type", [torch.uint8, torch.int16, torch.int32, torch.int64])
+@pytest.mark.parametrize("label_type", [torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32, torch.int64])
+@pytest.mark.parametrize("fortran_order", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_features_label_and_head_are_left_as_they_are(label_type, layout):
+def test_features_label_and_head_are_left_as_they_are(label_type, fortran_order, layout):
     features, head, label = make(n_classes=5)
     label[torch.rand(label.shape) < 0.3] = 7
+    label = label.movedim((2, 3, 4), (4, 3, 2)).contiguous().movedim((4, 3, 2), (2, 3, 4)) if fortran_order else label
     label, features = label.to(label_type), features.detach().contiguous(memory_format=layout).requires_grad_()
     tensors = (features, head.weight, head.bias, label)
     before = [tensor.detach().clone() for tensor in tensors]
@@ -109,7 +111,7 @@ def test_features_label_and_head_are_left_as_they_are(label_type, layout):
     (gradient,) = gradients(first.loss, features)
     assert all(map(torch.equal, tensors, before))
     assert torch.equal(first.loss, second.loss)
-    assert not gradient.movedim(1, -1)[label[:, 0] == 7].any()
+    assert not gradient.movedim(1, -1)[label[:, 0].int() == 7].any()
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0, 1.0], [0.3, 0.0, 2.0, 1.0]])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, LoadImaged, Orientationd, Resized, SaveImage
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -213,9 +217,60 @@ def test_impossible_sizes_are_refused_by_name(arguments, text):
 
 
 def test_a_metatensor_from_monais_chains_goes_in_like_a_tensor():
-    from monai.data import MetaTensor
-
     network = BodyNet(n_classes=3, base_channels=4).eval()
     image = torch.rand(1, 1, 16, 24, 16)
     with torch.no_grad():
         assert torch.equal(network(MetaTensor(image)), network(image))
+        assert type(network(image)) is torch.Tensor
+        assert type(network.features(MetaTensor(image))) is torch.Tensor
+
+
+@pytest.fixture
+def scan(tmp_path):
+    """A small oblique volume on disk, and its affine."""
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]]) @ np.diag([-1.2, 0.9, 2.5])
+    affine = np.block([[turn, np.array([[10.0], [-20], [30]])], [np.zeros((1, 3)), np.ones((1, 1))]])
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random((20, 24, 14), np.float32), affine), tmp_path / "ct.nii")
+    return tmp_path / "ct.nii", affine
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader.*")  # MONAI asks for every reader it could have
+def test_monais_invertd_and_saver_put_its_prediction_back_onto_the_scan(scan, tmp_path):
+    path, affine = scan
+    keys = ["image"]
+    chain = Compose(
+        [
+            LoadImaged(keys, reader="NibabelReader"),
+            EnsureChannelFirstd(keys),
+            Orientationd(keys, axcodes="RAS", labels=(("L", "R"), ("P", "A"), ("I", "S"))),
+            Resized(keys, (16, 16, 32)),
+        ]
+    )
+    back = Invertd("pred", chain, orig_keys="image", nearest_interp=False)
+    saved = SaveImage(tmp_path, output_postfix="pred", output_ext=".nii", separate_folder=False, print_log=False)
+    network = BodyNet(n_classes=3, base_channels=4).eval()
+    for batch in DataLoader(Dataset([{"image": str(path)}], chain), batch_size=1):
+        with torch.no_grad():
+            logits = network(batch["image"])
+        plain = network(batch["image"].as_tensor()).detach()
+        # What a network of MONAI's own layers would have returned: the tensor, its affine and its history
+        right = MetaTensor(plain[0], meta=decollate_batch(batch["image"])[0].meta)
+        right.applied_operations = decollate_batch(batch["image"])[0].applied_operations
+        (restored,) = [back(item)["pred"] for item in decollate_batch({**batch, "pred": logits})]
+        expected = back({"image": decollate_batch(batch["image"])[0], "pred": right})["pred"]
+    assert restored.shape == (3, 20, 24, 14)
+    assert torch.equal(restored.as_tensor(), expected.as_tensor())
+    np.testing.assert_allclose(restored.affine, affine, atol=1e-5)
+    saved(restored)
+    written = nib.load(tmp_path / "ct_pred.nii")
+    assert written.shape[:3] == (20, 24, 14)
+    np.testing.assert_allclose(written.affine, affine, atol=1e-5)
+
+
+def test_it_can_be_exported_as_torchs_own_operations():
+    network, image = BodyNet(n_classes=3, base_channels=4).eval(), torch.rand(1, 1, 20, 24, 33)
+    exported = torch.export.export(network, (image,))
+    torch.testing.assert_close(exported.module()(image), network(image))
+    names = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    assert "aten.instance_norm.default" in names
+    assert not any("native_batch_norm" in name for name in names)

@@ -9,7 +9,7 @@ from torch import nn
 
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
-from tests.support.monai_networks import LEVELS, MONAI, plain, small_segresnet
+from tests.support.monai_networks import LEVELS, MONAI, SMALL, plain, small_segresnet
 
 
 def logits_of(network, x):
@@ -76,3 +76,13 @@ def test_a_network_for_one_size_refuses_another_by_number():
     assert network_settings(network)["img_size"] == [32, 32, 48]
     with pytest.raises(NetworkError, match=r"built for volumes of \(32, 32, 48\) voxels; found \(32, 32, 32\)"):
         network.features(torch.rand(1, 1, 32, 32, 32))
+
+
+@pytest.mark.parametrize("spec", ["BodyNet", SMALL["UNet"], SMALL["BasicUNet"]])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_network_leaves_its_image_as_it_is(spec, layout):
+    network = build_network(spec, in_channels=2, n_classes=3, base_channels=4, target_size=(32, 32, 32))
+    x = torch.rand(1, 2, 32, 31, 32).contiguous(memory_format=layout)
+    before = x.clone()
+    network(x).square().mean().backward()
+    assert torch.equal(x, before)

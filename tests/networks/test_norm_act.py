@@ -80,3 +80,15 @@ def test_one_tensor_for_two_outputs_is_noticed():
     known = (weight, weight, weight, weight, False, 0.0, 0.0)
     with LikeCuda(), pytest.raises(AssertionError, match="save_mean and save_invstd are one tensor"):
         torch.ops.aten.native_batch_norm.out(x, *known, out=torch.empty_like(x), save_mean=both, save_invstd=both)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("operation", [norm_act, norm_act_conv])
+def test_inputs_and_the_incoming_gradient_are_left_as_they_are(operation, layout):
+    tensors = [double(2, 3, 4, 5, 3, layout=layout), double(3), double(3)]
+    tensors += [double(3, 3, 3, 3, 3)] if operation is norm_act_conv else []
+    result = operation(*tensors)
+    gradient = torch.randn(result.shape, dtype=result.dtype).contiguous(memory_format=layout)
+    before = [tensor.detach().clone() for tensor in (*tensors, gradient)]
+    torch.autograd.grad(result, tensors, gradient)
+    assert all(map(torch.equal, (*tensors, gradient), before))
