@@ -96,6 +96,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if checkpoint.get("format") != 1:
         raise NetworkError(f"{path}: checkpoint format {checkpoint.get('format')!r}; this version reads format 1")
+    if isinstance(checkpoint.get("preprocessing"), dict):
+        # Runs from before this argument scaled to 0…1; the chain's own default is another.
+        checkpoint["preprocessing"].setdefault("scaling", "unit")
     return checkpoint
 
 

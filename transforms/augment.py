@@ -1,13 +1,15 @@
-"""Random variation of a prepared case: one affine interpolation, then contrast, blur, low resolution and noise.
+"""Vary a prepared case at random: one affine interpolation, then contrast, blur, low resolution and noise.
 
 Draws first, then applies: a `Draw` holds every random number of one case, can be logged and replayed, and `apply` is
-deterministic. Knows tensors, on any device, and class names; which chain augments is decided in `transforms.chains`.
+deterministic, on any device.
 
 The affine of a tensor stays as it is: augmentation moves and changes the patient, not the scanner. A case mirrored
 left for right is thus a mirror-image patient in the same RAS grid, whose sided classes have been swapped: what is
 labelled left lies on the left.
 
-Intensity strengths count in standard deviations of the image, so that they mean the same for windows and z-scores.
+Intensity strengths count in standard deviations of the image, so that they mean the same for windows and z-scores; a
+gamma keeps the channel's mean and standard deviation (as nnU-Net's retain_stats does), so that it bends the contrast
+but does not shift calibrated values by hundreds of HU.
 
 Cost at 160×160×256 on one core: 0.17 s for the spatial part, 0.06 s for blur, 0.03 s each for noise, gamma and low
 resolution; 0.21 s a case on average at the default strengths, 4.8 cases a second.
@@ -35,6 +37,9 @@ from transforms.warp import affine_map, indexable, sample_affine
 LEFT_RIGHT = 0
 """The voxel axis along which a patient's sides lie in an RAS grid."""
 
+TINY = 1e-30
+"""Keeps a constant channel's 0 / 0 at 0."""
+
 NO_TURN = (0.0, 0.0, 0.0)
 NO_CHANGE = (1.0, 1.0, 1.0)
 
@@ -56,7 +61,7 @@ class Draw:
     low_resolution: tuple[float, float, float] = NO_CHANGE
     """Factors by which the image is sampled coarser along i, j, k and back."""
     gamma: float = 1.0
-    """Exponent on the intensities, taken between the lowest (0) and the highest (1) of the channel."""
+    """Exponent on the intensities between the channel's lowest (0) and highest (1); mean and deviation are kept."""
     gain: float = 1.0
     """Factor on the contrast about the channel's mean."""
     shift: float = 0.0
@@ -93,7 +98,8 @@ def _rescale(channel: Tensor, draw: Draw, generator: torch.Generator) -> None:
     mean, std = mean_and_std(channel)
     channel.mul_(draw.gain).add_(mean * (1 - draw.gain) + draw.shift * std)
     if draw.noise:
-        channel.add_(torch.randn(channel.shape, generator=generator, device=channel.device), alpha=draw.noise * std)
+        noise = torch.randn(channel.shape, generator=generator, device=channel.device)
+        channel.add_(noise.mul_(draw.noise * std))
 
 
 def _smooth(image: Tensor, axis: int, sigma: float, factor: float) -> Tensor:
@@ -107,9 +113,12 @@ def _smooth(image: Tensor, axis: int, sigma: float, factor: float) -> Tensor:
 
 
 def _bend(channel: Tensor, gamma: float) -> None:
-    low, high = float(channel.min()), float(channel.max())
-    if high > low:
-        channel.sub_(low).div_(high - low).clamp_(0, 1).pow_(gamma).mul_(high - low).add_(low)
+    """Raise a channel, taken between its extremes, to a power; its mean and deviation stay. No host waits for a GPU."""
+    mean, std = mean_and_std(channel)
+    low, high = torch.aminmax(channel)
+    channel.sub_(low).div_((high - low).clamp_(min=TINY)).clamp_(0, 1).pow_(gamma)
+    bent_mean, bent_std = mean_and_std(channel)
+    channel.sub_(bent_mean).mul_(std / (bent_std + TINY)).add_(mean)
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,7 @@ class RandomAugmentd(Randomizable, MapTransform):
         self.drawn = Draw()
 
     def randomize(self, data: Any = None) -> None:
-        """Draw anew, see `draw`; for MONAI, which knows this name. What was drawn stands in `drawn`."""
+        """Draw again into `drawn`, see `draw`; for MONAI, which calls this name."""
         self.drawn = self.draw()
 
     def draw(self) -> Draw:

@@ -1,11 +1,11 @@
-"""THE place of the transform chains: preprocessing, and training, validation and inference made from it.
+"""The transform chains: preprocessing, and training, validation and inference chains made from it.
 
-Plain arguments, no config: the chains serve anybody's code. Every chain is a `monai.transforms.Compose` over a
+Plain arguments, for anybody's code. Every chain is a `monai.transforms.Compose` over a
 dictionary with "image" (a path, or one a channel), "label" (see `transforms.load.LoadVolumed`) and "case":
 
-    chain = validation_chain((160, 160, 256), intensity="ct")
+    chain = validation_chain((160, 160, 256), intensity="ct", window=(-160, 240))
     case = chain({"image": "ct.nii.gz", "label": "label.nii.gz", "case": "s0011"})
-    case["image"], case["label"]   # (1, 160, 160, 256) float32 in 0…1 and uint8, with the affine of the target grid
+    case["image"], case["label"]   # (1, 160, 160, 256) float32 in −1…1 and uint8, with the affine of the target grid
 
 The order is: load, orient to RAS, intensity (clipped before the resize, so that metal does not smear), resize. A label
 is never float. The way back from the target grid needs only the affines, see `transforms.resize`.
@@ -22,7 +22,7 @@ from typing import Any
 from monai.transforms import Compose, Orientationd
 
 from transforms.augment import RandomAugmentd, Strengths
-from transforms.intensity import INTENSITIES, intensity_transforms
+from transforms.intensity import INTENSITIES, SCALINGS, ScaleIntensityd
 from transforms.io.errors import VolumeError
 from transforms.io.load import LoadVolumed
 from transforms.resize import ResizeImaged, ResizeLabeld
@@ -69,26 +69,29 @@ class Chain(Compose):
 def preprocessing_chain(
     target_size: Sequence[int] = TARGET_SIZE,
     *,
-    intensity: str = "ct",
+    intensity: str | Sequence[str] = "ct",
     window: Sequence[float] = (-1000.0, 1000.0),
     percentiles: Sequence[float] = (0.5, 99.5),
+    scaling: str = "centred",
     keep_aspect: bool = False,
     label_values: Sequence[int] | None = None,
     ignore_value: int | None = None,
     label_remap: Mapping[int, int] | None = None,
     with_label: bool = True,
 ) -> Compose:
-    """Everything deterministic between a file and the network: what training, validation and inference share.
+    """Build everything deterministic between a file and the network: what training, validation and inference share.
 
     Args:
         target_size: voxels along left-right, back-front and foot-head of the result.
-        intensity: "ct" (window), "mr" (percentiles), "zscore" or "none", see `transforms.intensity.INTENSITIES`.
-        window: HU that become 0 and 1; for "ct".
-        percentiles: of the voxels that are not zero, which become 0 and 1; for "mr".
+        intensity: "ct" (window), "mr" (percentiles), "zscore", "rescale" (lowest to highest value) or "none", see
+            `transforms.intensity.INTENSITIES`; one for all channels, or one a channel.
+        window: HU that become the lowest and the highest value; for "ct".
+        percentiles: of the voxels that are not zero, which become the lowest and the highest value; for "mr".
+        scaling: "centred" scales to −1…1, "unit" to 0…1, see `transforms.intensity.SCALINGS`.
         keep_aspect: cubic voxels and padding with the lowest intensity, instead of stretching to the target size.
         label_values: the value in the label file of each class; None: the class indices themselves.
-        ignore_value: the value in the label file of voxels that count for nothing; becomes 255 (uint16: 65535).
-        label_remap: class indices of further values in the label file, or of values that shall mean something else.
+        ignore_value: the value in the label file of voxels that are ignored; becomes 255 (uint16: 65535).
+        label_remap: class indices of further values in the label file, or of values that mean something else.
         with_label: whether the chain reads "label" too.
 
     Returns:
@@ -97,27 +100,35 @@ def preprocessing_chain(
 
     Raises:
         ChainError: naming the argument. The chain itself raises VolumeError, naming the case.
+
+    >>> chain = preprocessing_chain((4, 4, 4), intensity="ct", window=(-160, 240), with_label=False)
+    >>> [type(part).__name__ for part in chain.transforms]
+    ['LoadVolumed', 'Orientationd', 'ScaleIntensityd', 'ResizeImaged']
     """
     _check_target_size(target_size)
-    if intensity not in INTENSITIES:
-        raise ChainError(f"intensity is {intensity!r}, expected one of {', '.join(INTENSITIES)}")
+    _check_intensity(intensity)
+    if scaling not in SCALINGS:
+        raise ChainError(f"scaling is {scaling!r}, expected one of {', '.join(SCALINGS)}")
     _check_rising("window", window, -math.inf, math.inf)
     _check_rising("percentiles", percentiles, 0, 100)
     keys = ["image", "label"] if with_label else ["image"]
     parts = [
         LoadVolumed(keys, label_values=label_values, ignore_value=ignore_value, label_remap=label_remap),
         Orientationd(keys, axcodes="RAS", labels=RAS),
-        *intensity_transforms("image", intensity, window=window, percentiles=percentiles),
+        ScaleIntensityd("image", intensity, window=window, percentiles=percentiles, scaling=scaling),
         ResizeImaged("image", target_size, keep_aspect=keep_aspect),
     ]
     return Chain([*parts, ResizeLabeld("label", target_size, keep_aspect=keep_aspect)] if with_label else parts)
 
 
 def preprocessing_arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
-    """The arguments of `preprocessing_chain`, checked, with its defaults filled in, as JSON knows them.
+    """Check the arguments of `preprocessing_chain` and fill in its defaults, in types that JSON has.
 
-    What a checkpoint stores and a cache is keyed by: `preprocessing_chain(**saved)` builds the same chain again, and
-    `inference_chain(**saved)` the one without labels. Raises ChainError as `preprocessing_chain` does.
+    A checkpoint stores them and a cache is keyed by them: `preprocessing_chain(**saved)` builds the same chain again,
+    and `inference_chain(**saved)` the one without labels. Raises ChainError as `preprocessing_chain` does.
+
+    >>> preprocessing_arguments((96, 96, 96), intensity="mr")["percentiles"]
+    [0.5, 99.5]
     """
     bound = inspect.signature(preprocessing_chain).bind(*args, **kwargs)
     bound.apply_defaults()
@@ -136,7 +147,7 @@ def augmentation_chain(
     on_device: bool = False,
     **strengths: float,
 ) -> Compose:
-    """Random variation of a preprocessed case; `set_random_state(seed)` decides everything that the next calls draw.
+    """Build the random variation of a preprocessed case; `set_random_state(seed)` decides all that is drawn after it.
 
     Args:
         target_size: size of the volumes, as preprocessed.
@@ -187,6 +198,15 @@ def _check_target_size(target_size: Sequence[int]) -> None:
         raise ChainError(
             f"target_size is {target_size!r}, expected three whole numbers of voxels, such as {TARGET_SIZE}"
         )
+
+
+def _check_intensity(intensity: str | Sequence[str]) -> None:
+    names = [intensity] if isinstance(intensity, str) else list(intensity)
+    unknown = [repr(name) for name in names if name not in INTENSITIES]
+    if unknown or not names:
+        found = unknown[0] if unknown else repr(intensity)
+        known = ", ".join(INTENSITIES)
+        raise ChainError(f"intensity is {found}, expected one of {known}, or a list with one for each channel")
 
 
 def _check_rising(name: str, pair: Sequence[float], low: float, high: float) -> None:

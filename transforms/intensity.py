@@ -1,53 +1,108 @@
-"""Image intensities as a network wants them: CT windows by MONAI, and foreground statistics for MR, which has no unit.
+"""Scale image intensities by channel: a CT by its window of HU, MR and others, which have no unit, by statistics.
 
-Knows voxel values, not geometry. An image is float (C, I, J, K) and finite (`transforms.load` sees to that), each
-channel on its own. Foreground are the voxels
-that are not exactly zero, the padding value of scanners and skull-strippers; the statistics come from the foreground
-and are applied to every voxel, so that air stays the darkest.
+An image is float (C, I, J, K) and finite. Foreground are the voxels that are not exactly zero, the padding value of
+scanners and skull-strippers; the statistics come from the foreground and are applied to every voxel, so that air stays
+the darkest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from monai.transforms import MapTransform, ScaleIntensityRanged
+from jaxtyping import Float
+from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from transforms.io.errors import VolumeError
+
 INTENSITIES = {
-    "ct": "window of HU to 0…1, clipped",
-    "mr": "percentiles of the foreground to 0…1, clipped",
+    "ct": "the window of HU becomes the range, what lies outside is clipped",
+    "mr": "two percentiles of the foreground become the range, what lies outside is clipped",
     "zscore": "mean 0 and standard deviation 1 over the foreground",
+    "rescale": "the lowest and the highest value become the range: masks, probabilities",
     "none": "left as they are",
 }
+"""Ways of scaling a channel, and what each does; the range is one of `SCALINGS`."""
+
+SCALINGS = {"centred": (-1.0, 1.0), "unit": (0.0, 1.0)}
+"""Ranges that "ct", "mr" and "rescale" scale to. Networks compute in bfloat16, too, whose steps are 1/256 of a value:
+with a window of −1000…1000, a CT at 40 HU has steps of 0.25 HU in −1…1, and of 8 HU in 0…1.
+
+"unit" is what checkpoints without this argument were trained with; a channel whose foreground is constant (a mask)
+then becomes 0 everywhere."""
 
 
-def scale_percentiles(channel: Tensor, low: float, high: float) -> Tensor:
-    """Map the foreground's percentiles `low` and `high` (0…100) of (I, J, K) to 0 and 1 and clip; constant gives 0."""
-    bottom, top = np.percentile(_foreground(channel).cpu().numpy(), (low, high)).tolist()
-    if top <= bottom:
+def scale_channel(
+    channel: Float[Tensor, "I J K"],
+    intensity: str,
+    *,
+    window: Sequence[float | int] = (-1000.0, 1000.0),
+    percentiles: Sequence[float | int] = (0.5, 99.5),
+    scaling: str = "centred",
+) -> Float[Tensor, "I J K"]:
+    """Scale one channel as an entry of `INTENSITIES` says. A constant channel becomes 0, or one value in a CT.
+
+    >>> hu = torch.tensor([-1024.0, -160, 40, 240, 3000]).view(5, 1, 1)
+    >>> scale_channel(hu, "ct", window=(-160, 240)).flatten()
+    tensor([-1., -1.,  0.,  1.,  1.])
+    >>> scale_channel(torch.tensor([0.0, 0, 1, 1]).view(4, 1, 1), "mr").flatten()
+    tensor([-1., -1.,  1.,  1.])
+    """
+    if intensity == "none":
+        return channel
+    if intensity == "zscore":
+        return _standardised(channel, by_foreground_alone=scaling == "unit")
+    low, high = _limits(channel, intensity, window, percentiles, by_foreground_alone=scaling == "unit")
+    if high <= low:
         return torch.zeros_like(channel)
-    return ((channel - bottom) / (top - bottom)).clamp_(0, 1)
+    bottom, top = SCALINGS[scaling]
+    return ((channel - low) / (high - low) * (top - bottom) + bottom).clamp_(bottom, top)
 
 
-def standardise(channel: Tensor) -> Tensor:
-    """Subtract the foreground's mean from (I, J, K) and divide by its standard deviation; constant gives 0."""
+def _limits(
+    channel: Tensor,
+    intensity: str,
+    window: Sequence[float | int],
+    percentiles: Sequence[float | int],
+    *,
+    by_foreground_alone: bool,
+) -> tuple[float, float]:
+    """The values that become the ends of the range."""
+    if intensity == "ct":
+        return float(window[0]), float(window[1])
+    if intensity == "mr":
+        low, high = np.percentile(_foreground(channel).cpu().numpy(), tuple(percentiles)).tolist()
+        if low < high or by_foreground_alone:
+            return low, high
+    return float(channel.min()), float(channel.max())
+
+
+def _standardised(channel: Tensor, *, by_foreground_alone: bool) -> Tensor:
     mean, std = mean_and_std(_foreground(channel))
+    if std <= 1e-6 * abs(mean) and not by_foreground_alone:
+        mean, std = mean_and_std(channel)
     if std <= 1e-6 * abs(mean):
         return torch.zeros_like(channel)
     return (channel - mean) / std
 
 
-def mean_and_std(values: Tensor) -> tuple[float, float]:
-    """Mean and population standard deviation.
+def mean_and_std(values: Float[Tensor, "*grid"]) -> tuple[float | Tensor, float | Tensor]:
+    """Mean and population standard deviation; on an accelerator 0-d tensors, so that the host waits for nothing.
 
-    By numpy, whose sums do not depend on the number of threads as torch's do, and in float64, since float32 loses the
-    spread of values far from zero.
+    On a CPU by numpy, whose sums do not depend on the number of threads as torch's do; in float64, since float32 loses
+    the spread of values far from zero.
+
+    >>> mean_and_std(torch.tensor([1.0, 3.0]))
+    (2.0, 1.0)
     """
-    array = values.cpu().numpy()
+    if values.device.type != "cpu":
+        std, mean = torch.std_mean(values.double(), correction=0)
+        return mean, std
+    array = values.numpy()
     return float(array.mean(dtype=np.float64)), float(array.std(dtype=np.float64))
 
 
@@ -56,36 +111,46 @@ def _foreground(channel: Tensor) -> Tensor:
     return values if values.numel() else channel.flatten()
 
 
-class NormaliseChannelsd(MapTransform):
-    """Apply a function of one channel, (I, J, K) -> (I, J, K), to every channel of each key."""
+class ScaleIntensityd(MapTransform):
+    """Apply `scale_channel` to every channel of each key, float (C, I, J, K) of file values (HU in a CT).
+
+    `intensity` is one way for all channels, or one a channel; the call raises VolumeError for another number of
+    channels.
+    """
 
     def __init__(
         self,
         keys: str | Sequence[str],
-        function: Callable[..., Tensor],
-        *arguments: float,
+        intensity: str | Sequence[str],
+        *,
+        window: Sequence[float | int],
+        percentiles: Sequence[float | int],
+        scaling: str,
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
-        self.function, self.arguments = function, arguments
+        self.intensity = intensity if isinstance(intensity, str) else tuple(intensity)
+        self.window = tuple(window)
+        self.percentiles = tuple(percentiles)
+        self.scaling = scaling
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
         for key in self.key_iterator(d):
             plain = convert_to_tensor(d[key], track_meta=False)
-            out = torch.stack([self.function(channel, *self.arguments) for channel in plain])
+            ways = self._ways(len(plain), str(d.get("case", "?")))
+            out = torch.stack([self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)])
             d[key] = convert_to_dst_type(out, d[key])[0]
         return d
 
+    def _scaled(self, channel: Tensor, intensity: str) -> Tensor:
+        return scale_channel(channel, intensity, window=self.window, percentiles=self.percentiles, scaling=self.scaling)
 
-def intensity_transforms(
-    key: str, intensity: str, *, window: Sequence[float], percentiles: Sequence[float]
-) -> list[MapTransform]:
-    """The transforms of one entry of `INTENSITIES`, for `key`: float (C, I, J, K) of file values (HU in a CT)."""
-    if intensity == "ct":
-        return [ScaleIntensityRanged(key, window[0], window[1], 0.0, 1.0, clip=True)]
-    if intensity == "mr":
-        return [NormaliseChannelsd(key, scale_percentiles, *percentiles)]
-    if intensity == "zscore":
-        return [NormaliseChannelsd(key, standardise)]
-    return []
+    def _ways(self, n_channels: int, case: str) -> tuple[str, ...]:
+        if isinstance(self.intensity, str):
+            return (self.intensity,) * n_channels
+        if len(self.intensity) != n_channels:
+            expected = f"{len(self.intensity)} channels ({', '.join(self.intensity)})"
+            remedy = "give the channels that the chain was made for"
+            raise VolumeError("wrong_channels", "image", expected, f"{n_channels}", remedy, case)
+        return self.intensity

@@ -31,7 +31,7 @@ class Preprocessing:
     window: tuple[float, float]
     """CT window in HU."""
     percentiles: tuple[float, float]
-    """Percentiles that "mr" maps to 0 and 1."""
+    """Percentiles that "mr" maps to the ends of the range."""
     keep_aspect: bool
     """Pad instead of stretching."""
     label_values: tuple[int, ...]
@@ -40,6 +40,8 @@ class Preprocessing:
     """Value of voxels that are ignored."""
     label_remap: Mapping[int, int] | None = None
     """Class index of further values of the label files."""
+    scaling: str = "centred"
+    """The range of intensities, see `transforms.intensity.SCALINGS`."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments as plain lists and numbers; without label_remap where nothing is remapped."""
@@ -48,6 +50,7 @@ class Preprocessing:
             "intensity": self.intensity,
             "window": list(self.window),
             "percentiles": list(self.percentiles),
+            "scaling": self.scaling,
             "keep_aspect": self.keep_aspect,
             "label_values": list(self.label_values),
             "ignore_value": self.ignore_value,
@@ -108,6 +111,7 @@ def prepare_data(
     progress: Progress | None = None,
     *,
     skipped_before: Mapping[str, str] | None = None,
+    scaling: str = "centred",
 ) -> PreparedData:
     """Check every case, split by subject, and preprocess training and validation cases into the cache.
 
@@ -115,6 +119,7 @@ def prepare_data(
         config: the settings.
         progress: called while cases are checked and preprocessed.
         skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
+        scaling: the range of intensities; a resumed run keeps the one that it began with.
 
     Raises:
         DatasetError: the folder is no data set, contradicts the settings, has bad cases, or leaves no validation case.
@@ -129,6 +134,7 @@ def prepare_data(
         intensity=screened.intensity["intensity"],
         window=data.window,
         percentiles=data.percentiles,
+        scaling=scaling,
         keep_aspect=data.keep_aspect,
         label_values=dataset.classes.values,
         ignore_value=dataset.classes.ignore_value,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import AdjustContrast
 from scipy import ndimage
 
 from transforms.augment import Draw, RandomAugmentd, Strengths, change_intensity
@@ -129,15 +130,29 @@ def test_low_resolution_along_one_axis_leaves_the_others_sharp():
 
 def test_gamma_gain_shift_and_noise_are_what_they_say():
     image = torch.rand(2, 30, 30, 30) * 3 - 1
-    low, high = image.amin((1, 2, 3), keepdim=True), image.amax((1, 2, 3), keepdim=True)
-    bent = ((image - low) / (high - low)) ** 1.3 * (high - low) + low
-    torch.testing.assert_close(change_intensity(image, Draw(gamma=1.3)), bent, atol=1e-5, rtol=0)
+    theirs = torch.stack([AdjustContrast(1.3, retain_stats=True)(channel[None])[0] for channel in image])
+    torch.testing.assert_close(change_intensity(image, Draw(gamma=1.3)), theirs.as_tensor(), atol=1e-4, rtol=0)
     stretched = change_intensity(image, Draw(gain=1.2, shift=0.5))
     assert stretched[0].std().item() == pytest.approx(1.2 * image[0].std().item(), rel=1e-4)
     assert stretched[0].mean().item() == pytest.approx((image[0].mean() + 0.5 * image[0].std()).item(), abs=1e-4)
     noise = change_intensity(image, Draw(noise=0.1, noise_seed=5)) - image
     assert noise.std().item() == pytest.approx(0.1 * image.std().item(), rel=0.02)
     assert not torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize("gamma", [1 / 1.4, 1.4])
+def test_gamma_moves_calibrated_soft_tissue_by_tens_of_hu_not_by_hundreds(gamma):
+    """A body of 0 to 80 HU with bone in air, at −1000…1000 HU: without keeping the mean 40 HU went to −199 or 254."""
+    random = np.random.default_rng(0)
+    hu = np.full((24, 24, 24), -1000.0)
+    hu[4:20, 4:20, 4:20] = random.uniform(0, 80, (16, 16, 16))
+    hu[10:12, 10:12, 4:20] = 1000
+    image = torch.from_numpy(hu / 1000)[None].float()
+    bent = change_intensity(image, Draw(gamma=gamma))
+    assert bent.mean().item() == pytest.approx(image.mean().item(), abs=1e-4)
+    assert bent.std().item() == pytest.approx(image.std().item(), rel=1e-4)
+    tissue = (hu >= 0) & (hu <= 80)
+    assert np.abs(1000 * (bent - image)[0].numpy()[tissue]).max() < 120
 
 
 def test_a_constant_image_stays_finite():

@@ -78,7 +78,7 @@ def test_from_all_48_orientations_and_oblique_scans_nothing_moves_and_left_stays
         np.testing.assert_array_equal(out["image"].affine, out["label"].affine)
         left, right = (ndimage.center_of_mass(out["label"][0].numpy() == value) for value in (1, 2))
         assert left[0] < right[0], axcodes  # axis 0 runs from the patient's left to the right
-        weights = (out["image"][0], out["label"][0] == 1, out["label"][0] == 2)
+        weights = (out["image"][0] + 1, out["label"][0] == 1, out["label"][0] == 2)
         shifts.append([centroid_mm(w, out["image"].affine) - mm for w, mm in zip(weights, drawn, strict=True)])
     distance = np.linalg.norm(shifts, axis=-1)
     assert distance[:, 0].max() < 0.03
@@ -91,8 +91,8 @@ def test_image_and_label_have_the_documented_shape_dtype_and_range(tmp_path):
     assert out["image"].shape == out["label"].shape == (1, 24, 24, 32)
     assert out["image"].dtype == torch.float32
     assert out["label"].dtype == torch.uint8
-    assert out["image"].min() == 0
-    assert out["image"].max() == pytest.approx(0.9, abs=1e-4)
+    assert out["image"].min() == -1
+    assert out["image"].max() == pytest.approx(0.8, abs=1e-4)
     assert out["label"].unique().tolist() == [0, 1, 2]
     assert out["case"] == "RAS0"
 
@@ -158,7 +158,14 @@ def test_left_and_right_are_mirrored_only_with_both_sides_named():
         (preprocessing_chain, {"target_size": (16, 16, 0)}, "target_size"),
         (preprocessing_chain, {"target_size": (16, 16.5, 16)}, "target_size"),
         (preprocessing_chain, {"target_size": 16}, "target_size"),
-        (preprocessing_chain, {"intensity": "auto"}, "intensity is 'auto', expected one of ct, mr, zscore, none"),
+        (
+            preprocessing_chain,
+            {"intensity": "auto"},
+            "intensity is 'auto', expected one of ct, mr, zscore",
+        ),
+        (preprocessing_chain, {"intensity": ["ct", "pet"]}, "intensity is 'pet', expected one of"),
+        (preprocessing_chain, {"intensity": []}, r"intensity is \[\], expected one of"),
+        (preprocessing_chain, {"scaling": "wide"}, "scaling is 'wide', expected one of centred, unit"),
         (preprocessing_chain, {"window": (400, -160)}, r"window is \(400, -160\), expected a lower and a higher"),
         (preprocessing_chain, {"window": (0, float("nan"))}, "window"),
         (inference_chain, {"percentiles": (5, 101)}, "percentiles .* within 0 and 100"),
@@ -189,7 +196,7 @@ def test_the_structures_of_a_real_ct_stay_where_they_were(shared_data):
     out = validation_chain((96, 80, 112))(
         {"image": str(folder / "example_ct.nii.gz"), "label": path, "case": "abdomen"}
     )
-    assert 0 <= out["image"].min() < out["image"].max() <= 1
+    assert -1 - 1e-5 <= out["image"].min() < out["image"].max() <= 1 + 1e-5
     values, counts = np.unique(label, return_counts=True)
     shifts = []
     for value in values[(counts > 4000) & (values > 0)]:
@@ -209,6 +216,6 @@ def test_a_real_mr_crop_is_scaled_by_its_percentiles(shared_data):
     label = folder / "labelsTr" / image.name.replace("_0000", "")
     item = {"image": str(image), "label": str(label), "case": image.name}
     out = validation_chain((40, 56, 40), intensity="mr", keep_aspect=True)(item)
-    assert out["image"].min() == 0
+    assert out["image"].min() == -1
     assert 0.9 < out["image"].max() <= 1
     assert out["label"].unique().tolist() == [0, 1, 2]

@@ -6,26 +6,88 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, NormalizeIntensity, ScaleIntensityRangePercentiles
+from monai.transforms import NormalizeIntensity, ScaleIntensity, ScaleIntensityRange, ScaleIntensityRangePercentiles
 
-from transforms.intensity import INTENSITIES, intensity_transforms
-
-
-def apply(intensity, image, window=(-1000, 1000), percentiles=(0.5, 99.5)):
-    chain = Compose(intensity_transforms("image", intensity, window=window, percentiles=percentiles))
-    return chain({"image": image})["image"]
+from transforms.intensity import INTENSITIES, ScaleIntensityd, mean_and_std, scale_channel
+from transforms.io.errors import VolumeError
 
 
-def test_a_ct_window_maps_hu_to_zero_and_one_and_clips():
+def apply(intensity, image, window=(-1000, 1000), percentiles=(0.5, 99.5), scaling="centred"):
+    chain = ScaleIntensityd("image", intensity, window=window, percentiles=percentiles, scaling=scaling)
+    return chain({"image": image, "case": "c1"})["image"]
+
+
+def test_a_ct_window_maps_hu_to_the_range_and_clips():
     hu = torch.tensor([-3024.0, -1000, 0, 40, 1000, 3071]).reshape(1, 6, 1, 1)
-    assert apply("ct", hu).flatten().tolist() == pytest.approx([0, 0, 0.5, 0.52, 1, 1])
-    assert apply("ct", hu, window=(-160, 240)).flatten().tolist() == pytest.approx([0, 0, 0.4, 0.5, 1, 1])
+    assert apply("ct", hu).flatten().tolist() == pytest.approx([-1, -1, 0, 0.04, 1, 1])
+    assert apply("ct", hu, window=(-160, 240)).flatten().tolist() == pytest.approx([-1, -1, -0.2, 0, 1, 1])
 
 
-def test_percentiles_equal_monai_where_no_voxel_is_zero():
+def test_the_scaling_of_earlier_runs_is_bit_for_bit_that_of_monai():
+    """Checkpoints without the argument "scaling" were trained with MONAI's ScaleIntensityRange to 0…1."""
+    hu = torch.rand(2, 9, 8, 7) * 4000 - 1500
+    for window in ((-1000, 1000), (-160, 240)):
+        theirs = ScaleIntensityRange(*window, 0.0, 1.0, clip=True)(hu)
+        assert torch.equal(apply("ct", hu, window=window, scaling="unit"), theirs)
+
+
+@pytest.mark.parametrize(("scaling", "low"), [("centred", -1), ("unit", 0)])
+def test_percentiles_equal_monai_where_no_voxel_is_zero(scaling, low):
     image = torch.rand(1, 20, 20, 20) * 800 + 5
-    theirs = ScaleIntensityRangePercentiles(0.5, 99.5, 0, 1, clip=True)(image)
-    torch.testing.assert_close(apply("mr", image), theirs, atol=1e-5, rtol=0)
+    theirs = ScaleIntensityRangePercentiles(0.5, 99.5, low, 1, clip=True)(image)
+    torch.testing.assert_close(apply("mr", image, scaling=scaling), theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("scaling", ["centred", "unit"])
+def test_rescaling_takes_the_lowest_and_the_highest_value_to_the_range(scaling):
+    image = torch.rand(1, 20, 20, 20) * 800 - 300
+    low, high = (-1, 1) if scaling == "centred" else (0, 1)
+    theirs = ScaleIntensity(low, high)(image)
+    torch.testing.assert_close(apply("rescale", image, scaling=scaling), theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("intensity", ["mr", "zscore", "rescale", "none"])
+def test_a_mask_keeps_its_two_values_apart(intensity):
+    """Its foreground, the voxels that are not 0, is constant: that is no reason to lose the channel."""
+    mask = torch.zeros(1, 10, 10, 10)
+    mask[:, 2:5, 3:7, 4:6] = 1
+    out = apply(intensity, mask)
+    assert out.unique().numel() == 2
+    assert torch.equal(out > out.min(), mask > 0)
+    few = torch.zeros(1, 30, 30, 30)
+    few[:, 3:25, 3:25, 3:25] = 100
+    few[:, 5:8, 5:8, 5:8] = 500  # under half a percent of the foreground
+    assert apply("mr", few).unique().numel() >= 2
+
+
+@pytest.mark.parametrize("intensity", ["mr", "zscore"])
+def test_runs_of_earlier_versions_keep_their_masks_at_zero(intensity):
+    mask = torch.zeros(1, 6, 6, 6)
+    mask[:, 2:5] = 1
+    assert not apply(intensity, mask, scaling="unit").any()
+
+
+def test_every_channel_is_scaled_in_its_own_way():
+    ct, mr, mask = torch.rand(3, 9, 9, 9) * torch.tensor([2000.0, 50, 1]).view(3, 1, 1, 1) - 100
+    image = torch.stack([ct, mr, (mask > -99.5).float()])
+    out = apply(["ct", "zscore", "none"], image, window=(-160, 240))
+    for channel, one, way in zip(out, image, ("ct", "zscore", "none"), strict=True):
+        assert torch.equal(channel, scale_channel(one, way, window=(-160, 240)))
+    assert torch.equal(out[2], image[2])
+    with pytest.raises(VolumeError, match=r"case c1: image: expected 3 channels \(ct, zscore, none\), found 2"):
+        apply(["ct", "zscore", "none"], image[:2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_soft_tissue_keeps_its_contrast_in_every_precision(dtype):
+    """Between 0 and 100 HU all whole HU stay different numbers, at the widest documented window."""
+    hu = torch.arange(0.0, 101).view(1, 101, 1, 1)
+    assert apply("ct", hu).to(dtype).unique().numel() == 101
+
+
+def test_mean_and_deviation_are_numpys_in_float64():
+    values = torch.rand(20, 20, 20) + 1e6
+    assert mean_and_std(values) == (values.double().mean().item(), pytest.approx(values.double().std(correction=0)))
 
 
 def test_z_scores_equal_monai_on_the_foreground():
