@@ -83,11 +83,15 @@ def _limits(
 
 def _standardised(channel: Tensor, *, by_foreground_alone: bool) -> Tensor:
     mean, std = mean_and_std(_foreground(channel))
-    if std <= 1e-6 * abs(mean) and not by_foreground_alone:
+    if _is_constant(mean, std) and not by_foreground_alone:
         mean, std = mean_and_std(channel)
-    if std <= 1e-6 * abs(mean):
+    if _is_constant(mean, std):
         return torch.zeros_like(channel)
     return (channel - mean) / std
+
+
+def _is_constant(mean: float | Tensor, std: float | Tensor) -> bool:
+    return float(std) <= 1e-6 * abs(float(mean))
 
 
 def mean_and_std(values: Float[Tensor, "*grid"]) -> tuple[float | Tensor, float | Tensor]:

@@ -38,7 +38,7 @@ def test_a_cached_case_is_what_the_validation_chain_makes_of_its_files(prepared)
     chain = validation_chain(**prepared.preprocessing.arguments())
     fresh = chain({"image": [str(path) for path in case.image], "label": str(case.label), "case": case.id})
     assert torch.equal(fresh["label"].as_tensor().long(), item["label"].as_tensor().long())
-    torch.testing.assert_close(fresh["image"].as_tensor(), item["image"].as_tensor(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(fresh["image"].as_tensor(), item["image"].as_tensor(), atol=2e-5, rtol=0)
 
 
 def test_class_voxels_count_what_the_prepared_labels_hold(prepared):
