@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.console.progress import Bar
+from pipeline.console.terminal import standard_error
 from pipeline.losses.class_weights import median_frequency_weights
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
@@ -88,7 +87,7 @@ def train(
         ProcessError: another process of the training has ended, or cannot be started.
         RunStopped: a signal asked to stop; once training has begun, the summary says "interrupted".
     """
-    console = console or _LastingConsole(file=sys.stderr)
+    console = console or standard_error()
     if not is_first_process():
         say = log.debug
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
@@ -124,15 +123,6 @@ def name_of(config: Config) -> str:
         data_aug=config.data.data_aug,
         light=config.model.use_light_model,
     )
-
-
-class _LastingConsole(Console):
-    """Goes on without a reader (`bodyseg train 2>&1 | head`), where rich would end the program."""
-
-    def on_broken_pipe(self) -> None:
-        """Print no more."""
-        self.quiet = True
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 # The beginning: what the run folder holds -----------------------------------------------------------------------------

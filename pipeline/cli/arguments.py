@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 import sys
 from collections.abc import Callable
 
 from jsonargparse import ArgumentParser
+
+from pipeline.console.text import printable
 
 EXIT_DONE_IN_PART = 1
 EXIT_WRONG_INPUT = 2
@@ -40,7 +41,7 @@ def words(text: str) -> list[str]:
 
 def complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
     """Print one line to standard error; the exit code is handed through."""
-    print(f"bodyseg: {' '.join(message.split())}", file=sys.stderr)
+    print(f"bodyseg: {printable(' '.join(message.split()))}", file=sys.stderr)
     return code
 
 
@@ -50,13 +51,5 @@ def warn(message: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line; a training goes on without a reader (`bodyseg train | head`)."""
-    try:
-        print(line, flush=True)
-    except BrokenPipeError:
-        silence_stdout()
-
-
-def silence_stdout() -> None:
-    """Send what is still printed nowhere: nobody reads it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Print a line at once."""
+    print(printable(line), flush=True)

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentError
 
 from pipeline.cli import cache, check, check_geometry, compare, evaluate, plot, predict, sample, train
-from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, silence_stdout
+from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
+from pipeline.console.terminal import PlainFormatter, lasting_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,26 +26,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    with lasting_output() as output:
+        _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
+        try:
+            code = _run(given)
+        except Exception as error:
+            if debug or not is_input_error(error):
+                raise
+            # Bad data have a line for every error, any other message is one line.
+            return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
+        except KeyboardInterrupt:
+            return complain("stopped", 130)
+    return _after_output(code, output.error, given)
+
+
+def _run(given: Sequence[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0 if given else EXIT_WRONG_INPUT
     command = COMMANDS.get(given[0])
     if command is None:
         return complain(f"unknown command {given[0]!r}; known are {', '.join(COMMANDS)}")
-    try:
-        return command(given[1:])
-    except BrokenPipeError:
-        # The reader of our output has gone (`bodyseg compare logs | head`): nothing is wrong.
-        silence_stdout()
-        return 0
-    except Exception as error:
-        if debug or not is_input_error(error):
-            raise
-        # Bad data have a line for every error, any other message is one line.
-        return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
-    except KeyboardInterrupt:
-        return complain("stopped", 130)
+    return command(list(given[1:]))
+
+
+def _log_to_stderr(level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def _after_output(code: int, error: OSError | None, given: Sequence[str]) -> int:
+    """Return the exit code, which must not be 0 where the result that was to be printed is lost.
+
+    A reader that has gone (`bodyseg compare logs | head`) had enough; what a training prints is not its result.
+    """
+    if error is None or isinstance(error, BrokenPipeError):
+        return code
+    lost = f"standard output cannot be written ({error.strerror or error})"
+    if given[0] == "train" and "--print_config" not in given:
+        warn(f"{lost}; the training went on without it")
+        return code
+    return complain(f"{lost}; redirect it to another file")
 
 
 def _overview() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +10,9 @@ from typing import Protocol
 
 import rich.progress
 from rich.console import Console
+
+from pipeline.console.terminal import standard_error
+from pipeline.console.text import printable
 
 _LINES_EVERY_S = 10.0
 """Seconds between two plain lines: enough to see that it lives, few enough for a log file."""
@@ -36,7 +38,7 @@ class Bar:
 
     def __init__(self, title: str, console: Console | None = None) -> None:
         self.title = title
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or standard_error()
         self._bar: rich.progress.Progress | None = None
         self._last_line = time.monotonic()
         self._count = ""
@@ -45,11 +47,11 @@ class Bar:
     def __enter__(self) -> Bar:
         if self.console.is_terminal:
             self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("{task.description}"),
+                rich.progress.TextColumn("{task.description}", markup=False),
                 rich.progress.BarColumn(bar_width=10),  # narrow: the note must fit beside it into 80 columns
-                rich.progress.TextColumn("{task.fields[count]}"),
+                rich.progress.TextColumn("{task.fields[count]}", markup=False),
                 rich.progress.TimeRemainingColumn(),
-                rich.progress.TextColumn("{task.fields[note]}"),
+                rich.progress.TextColumn("{task.fields[note]}", markup=False),
                 console=self.console,
             )
             self._bar.start()
@@ -58,7 +60,8 @@ class Bar:
 
     def update(self, done: int, total: int, what: str = "", note: str = "") -> None:
         """Show that `done` of `total` steps are finished; a `Progress`. `what` replaces the title from now on."""
-        self.title = what or self.title
+        self.title = printable(what) or self.title
+        note = printable(note)
         self._count = f"{done}/{total}"
         if self._bar is not None:
             task = self._bar.tasks[0].id
@@ -71,6 +74,7 @@ class Bar:
 
         May be called from several threads; of one step the largest share counts.
         """
+        what = printable(what)
         with self._lock:
             if self._bar is None:
                 self._line(f"{what}: {share:.0%}")

@@ -38,3 +38,11 @@ def test_a_part_of_a_step_gets_a_second_bar_that_never_goes_back():
         bar.update_part("case_1", 0.25)
     assert "50%" in text.getvalue()
     assert "25%" not in text.getvalue()
+
+
+def test_names_from_files_are_shown_as_they_are_and_steer_nothing():
+    text = io.StringIO()
+    with Bar("Working", Console(file=text, force_terminal=True, width=80)) as bar:
+        bar.update(1, 2, "[red]case[/red]\x1b]0;title\x07", note="[bold]")
+    assert "[red]case[/red]�]0;title" in text.getvalue()
+    assert "[bold]" in text.getvalue()

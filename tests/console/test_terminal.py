@@ -1,0 +1,121 @@
+"""The terminal: it may be full, gone, closed or unable to say a character, and the work goes on."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli.main import main
+from pipeline.console.progress import Bar
+from pipeline.console.terminal import LastingStream, PlainFormatter, lasting, lasting_output, standard_error
+from tests.support.paths import ROOT
+
+
+def closed_pipe():
+    reading, writing = os.pipe()
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def closed_terminal():
+    master, slave = pty.openpty()
+    os.close(master)
+    return os.fdopen(slave, "w")
+
+
+def full_disk():
+    return Path("/dev/full").open("w")
+
+
+def closed_stream():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("broken", [closed_pipe, closed_terminal, closed_stream, full_disk])
+def test_a_stream_that_breaks_goes_quiet_and_says_why(broken):
+    stream = LastingStream(broken())
+    for _ in range(3):
+        assert stream.write("a line\n") == 7
+        stream.flush()
+    assert isinstance(stream.error, OSError)
+    stream.close()
+
+
+def test_no_stream_at_all_is_quiet_from_the_beginning():
+    stream = lasting(None)
+    print("a line", file=stream, flush=True)
+    assert not stream.isatty()
+    assert lasting(stream) is stream
+
+
+def test_what_an_encoding_cannot_say_is_written_as_an_escape():
+    raw = io.BytesIO()
+    stream = LastingStream(io.TextIOWrapper(raw, encoding="ascii"))
+    print("größte 肝臓 \udcff", file=stream, flush=True)
+    assert raw.getvalue() == b"gr\\xf6\\xdfte \\u809d\\u81d3 \\udcff\n"
+
+
+def test_plain_output_keeps_its_lines_and_nothing_that_steers(capsys):
+    with lasting_output():
+        print("a\x1b[2J\nb\u202ec")
+    assert capsys.readouterr().out == "a\N{REPLACEMENT CHARACTER}[2J\nb\N{REPLACEMENT CHARACTER}c\n"
+
+
+def test_a_bar_goes_on_without_its_terminal(monkeypatch):
+    terminal = closed_terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Bar("Working", standard_error()) as bar:
+        for done in range(1, 4):
+            bar.update(done, 3)
+    terminal.close()
+
+
+def test_log_lines_steer_nothing():
+    record = logging.LogRecord("x", logging.WARNING, "f", 1, "class %s", ("a\x1b[31m",), None)
+    assert PlainFormatter("%(message)s").format(record) == "class a\N{REPLACEMENT CHARACTER}[31m"
+
+
+def run(arguments: str, **options) -> subprocess.CompletedProcess:
+    command = f"exec {sys.executable} -m pipeline {arguments}"
+    return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [
+        (">/dev/full", 2, "bodyseg: standard output cannot be written (No space left on device); redirect it"),
+        ("2>/dev/full", 0, ""),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        ("| true", 0, ""),
+    ],
+)
+def test_a_command_whose_output_is_lost_says_so_and_has_no_traceback(redirection, code, words):
+    done = run(f"train --dataset_root x --print_config {redirection}")
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_name_that_the_encoding_lacks_ends_nothing(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run(f"train --dataset_root größte --print_config --log_dir {tmp_path}", env=environment)
+    assert done.returncode == 0
+    assert "gr\\xf6\\xdfte" in done.stdout
+
+
+def test_a_path_in_an_error_steers_nothing(capsys):
+    assert main(["compare", "no\x1b[2Jwhere\u202e"]) == 2
+    error = capsys.readouterr().err
+    assert "no\N{REPLACEMENT CHARACTER}[2Jwhere\N{REPLACEMENT CHARACTER}" in error
+    assert "\x1b" not in error
