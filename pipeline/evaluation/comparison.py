@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pipeline.evaluation.case_scores import SURFACE_METRICS
-from pipeline.evaluation.metrics_file import StoredCase, StoredMetrics, read_metrics
+from pipeline.evaluation.metrics_file import StoredMetrics, read_metrics
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.files.json_files import null_for_undefined
 from pipeline.metrics.statistics import bootstrap_intervals, holm, subject_means, wilcoxon_p
@@ -97,8 +97,9 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     subjects = _subjects(one, other, cases)
     number_of = {subject: number for number, subject in enumerate(dict.fromkeys(subjects))}
     numbers = np.array([number_of[subject] for subject in subjects], dtype=np.int64)
-    pairs = [(one.cases[case], other.cases[case]) for case in cases]
-    rows = [_difference(name, pairs, numbers, metric, seed) for name in common]
+    rows = _differences(
+        common, _values(one, cases, common, metric), _values(other, cases, common, metric), numbers, seed
+    )
     return MetricsComparison(
         first=str(first),
         second=str(second),
@@ -182,64 +183,70 @@ def _check_surfaces(one: StoredMetrics, other: StoredMetrics, metric: str) -> No
         )
 
 
-def _difference(
-    name: str,
-    pairs: Sequence[tuple[StoredCase, StoredCase]],
+def _values(
+    metrics: StoredMetrics, cases: Sequence[str], class_names: Sequence[str], metric: str
+) -> Float[np.ndarray, "cases classes 2"]:
+    """What a file says of each case and class: the metric, and the Dice, which is known where the label holds one."""
+    values = np.full((len(cases), len(class_names), 2), np.nan)
+    for row, case in enumerate(cases):
+        classes = metrics.cases[case].classes
+        for column, name in enumerate(class_names):
+            scores = classes.get(name)
+            if isinstance(scores, dict):
+                values[row, column] = _number(scores.get(metric)), _number(scores.get("dice"))
+    return values
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value) if isinstance(value, int | float) else np.nan
+    except OverflowError:  # an integer of 400 digits
+        return np.nan
+
+
+def _differences(
+    names: Sequence[str],
+    one: Float[np.ndarray, "cases classes 2"],
+    other: Float[np.ndarray, "cases classes 2"],
     subject: Int[np.ndarray, " cases"],
-    metric: str,
     seed: int,
-) -> ClassDifference:
-    """Compare one class; its p is not corrected yet."""
-    held = np.array([_label_holds(one, name) or _label_holds(other, name) for one, other in pairs], dtype=bool)
-    values = np.array([[_value(one, name, metric), _value(other, name, metric)] for one, other in pairs], dtype=float)
-    values = values.reshape(-1, 2)
-    finite = np.isfinite(values)
-    counted = held & finite.all(1)
-    first, second = values[counted].T
-    differences = second - first
-    means = [float(one.mean()) if len(one) else np.nan for one in (first, second, differences)]
-    interval = bootstrap_intervals(differences[:, None], subject[counted], seed=seed)[0]
-    return ClassDifference(
-        name=name,
-        n=len(differences),
-        n_subjects=len(np.unique(subject[counted])),
-        n_left_out=int(held.sum() - counted.sum()),
-        n_missed_first=int((held & ~finite[:, 0]).sum()),
-        n_missed_second=int((held & ~finite[:, 1]).sum()),
-        mean_first=means[0],
-        mean_second=means[1],
-        mean_difference=means[2],
-        ci95=(float(interval[0]), float(interval[1])),
-        p=_p(differences, subject[counted]),
-        p_holm=1.0,
-    )
+) -> list[ClassDifference]:
+    """Compare each class; the p values are not corrected yet."""
+    held = ~np.isnan(one[..., 1]) | ~np.isnan(other[..., 1])
+    is_known = np.isfinite(one[..., 0]), np.isfinite(other[..., 0])
+    counted = held & is_known[0] & is_known[1]
+    differences = np.where(counted, other[..., 0] - one[..., 0], np.nan)
+    intervals = bootstrap_intervals(differences, subject, seed=seed)
+    rows = []
+    for c, name in enumerate(names):
+        cases = counted[:, c]
+        rows.append(
+            ClassDifference(
+                name=name,
+                n=int(cases.sum()),
+                n_subjects=len(np.unique(subject[cases])),
+                n_left_out=int((held[:, c] & ~cases).sum()),
+                n_missed_first=int((held[:, c] & ~is_known[0][:, c]).sum()),
+                n_missed_second=int((held[:, c] & ~is_known[1][:, c]).sum()),
+                mean_first=_mean(one[cases, c, 0]),
+                mean_second=_mean(other[cases, c, 0]),
+                mean_difference=_mean(differences[cases, c]),
+                ci95=(float(intervals[c, 0]), float(intervals[c, 1])),
+                p=wilcoxon_p(subject_means(differences[cases, c], subject[cases])),
+                p_holm=1.0,
+            )
+        )
+    return rows
 
 
-def _p(differences: Float[np.ndarray, " cases"], subject: Int[np.ndarray, " cases"]) -> float:
-    return wilcoxon_p(subject_means(differences, subject)) if len(differences) else 1.0
+def _mean(values: Float[np.ndarray, " n"]) -> float:
+    return float(values.mean()) if len(values) else np.nan
 
 
 def _corrected(rows: Sequence[ClassDifference]) -> tuple[ClassDifference, ...]:
     """Correct the p values of the classes that have any case, for their number."""
     corrected = iter(holm([row.p for row in rows if row.n]))
     return tuple(replace(row, p_holm=next(corrected)) if row.n else row for row in rows)
-
-
-def _scores(case: StoredCase, name: str) -> Mapping[str, object]:
-    scores = case.classes.get(name)
-    return scores if isinstance(scores, dict) else {}
-
-
-def _label_holds(case: StoredCase, name: str) -> bool:
-    return isinstance(_scores(case, name).get("dice"), int | float)
-
-
-def _value(case: StoredCase, name: str, metric: str) -> float:
-    value = _scores(case, name).get(metric)
-    try:
-        return float(value) if isinstance(value, int | float) else np.nan
-    except OverflowError:  # an integer of 400 digits
-        return np.nan
 
 
 def to_json(comparison: MetricsComparison) -> str:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from pipeline.console.text import spreadsheet_text
 from pipeline.datasets.dataset import Label, label_path
@@ -36,10 +34,8 @@ DEFINITIONS = {
 }
 """What HD95 and surface Dice of a metrics.json mean, in the file's own words."""
 
-_CSV_COLUMNS = (
-    "case", "class", "dice", "iou", "hd95_mm", "surface_dice", "volume_difference_ml", "reference_ml", "prediction_ml",
-    *COUNTS, "subject", "prediction", "label",
-)  # fmt: skip
+_CLASS_COLUMNS = (*METRICS, *COUNTS)
+_CSV_COLUMNS = ("case", "class", *_CLASS_COLUMNS, "subject", "prediction", "label")
 
 
 def metrics_path(folder: Path) -> Path:
@@ -66,8 +62,9 @@ def _write_lines(path: Path, lines: Iterator[str]) -> None:
 
 
 def to_document(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the content of metrics.json; NaN and infinities become null when it is written."""
-    return _head(evaluation) | {"cases": [_case_document(case, evaluation) for case in evaluation.cases]}
+    """Return the content of metrics.json; NaN and infinities are null."""
+    cases = [_case_document(case, evaluation) for case in evaluation.cases]
+    return null_for_undefined(_head(evaluation)) | {"cases": cases}
 
 
 def _json_lines(evaluation: Evaluation) -> Iterator[str]:
@@ -75,8 +72,7 @@ def _json_lines(evaluation: Evaluation) -> Iterator[str]:
     head = json.dumps(null_for_undefined(_head(evaluation)), indent=2, ensure_ascii=False, allow_nan=False)
     yield head.removesuffix("\n}") + ',\n  "cases": [\n'
     for n, case in enumerate(evaluation.cases, start=1):
-        document = null_for_undefined(_case_document(case, evaluation))
-        line = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(_case_document(case, evaluation), ensure_ascii=False, allow_nan=False)
         yield f"    {line}{',' if n < len(evaluation.cases) else ''}\n"
     yield "  ]\n}\n"
 
@@ -145,20 +141,27 @@ def _case_document(case: CaseScores, evaluation: Evaluation) -> dict[str, Any]:
         "prediction": _path(case.pair.prediction),
         "label": _path(case.pair.label),
         "label_sha256": case.label_sha256,
-        "spacing_mm": case.spacing_mm,
+        "spacing_mm": list(case.spacing_mm),
         "resampled": case.resampled,
-        "mean_dice": case.mean_dice,
-        "classes": {evaluation.class_names[c]: scores for c, scores in _class_documents(case)},
+        "mean_dice": None if math.isnan(case.mean_dice) else case.mean_dice,
+        "classes": {
+            evaluation.class_names[c]: dict(zip(_CLASS_COLUMNS, _null_for_undefined(scores), strict=True))
+            for c, scores in _class_scores(case)
+        },
     }
 
 
-def _class_documents(case: CaseScores) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each structure that a case's label or prediction holds, with its numbers."""
-    columns = {name: getattr(case, name).tolist() for name in (*METRICS, *COUNTS)}
-    held = case.true_positives + case.false_positives + case.false_negatives
-    for c in np.flatnonzero(held).tolist():
-        if c > 0:
-            yield c, {name: values[c] for name, values in columns.items()}
+def _null_for_undefined(scores: Iterable[float]) -> list[float | None]:
+    return [score if math.isfinite(score) else None for score in scores]
+
+
+def _class_scores(case: CaseScores) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """Yield each structure that a case's label or prediction holds, with its _CLASS_COLUMNS."""
+    rows = zip(*(getattr(case, name).tolist() for name in _CLASS_COLUMNS), strict=True)
+    held = case.true_positives + case.false_positives + case.false_negatives > 0
+    for c, (is_held, row) in enumerate(zip(held.tolist(), rows, strict=True)):
+        if is_held and c > 0:
+            yield c, row
 
 
 def _path(source: Label) -> str:
@@ -173,22 +176,18 @@ def _csv_lines(evaluation: Evaluation) -> Iterator[str]:
     """
     class_names = [spreadsheet_text(name) for name in evaluation.class_names]
     stream = StringIO()
-    writer = csv.DictWriter(stream, _CSV_COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_CSV_COLUMNS)
     for case in evaluation.cases:
-        texts = {
-            "case": spreadsheet_text(case.case),
-            "subject": spreadsheet_text(case.pair.subject or ""),
-            "prediction": spreadsheet_text(_path(case.pair.prediction)),
-            "label": spreadsheet_text(_path(case.pair.label)),
-        }
-        for c, scores in _class_documents(case):
-            numbers = {name: "" if math.isnan(value) else value for name, value in scores.items()}
-            writer.writerow({**texts, "class": class_names[c], **numbers})
+        name = spreadsheet_text(case.case)
+        paths = _path(case.pair.prediction), _path(case.pair.label)
+        origin = [spreadsheet_text(text) for text in (case.pair.subject or "", *paths)]
+        for c, scores in _class_scores(case):
+            numbers = ["" if math.isnan(score) else score for score in scores]
+            writer.writerow([name, class_names[c], *numbers, *origin])
         yield stream.getvalue()
         stream.seek(0)
         stream.truncate()
-    yield stream.getvalue()
 
 
 class StoredCase(NamedTuple):

@@ -41,7 +41,7 @@ def test_classes_in_common_score_as_simpleitk_has_it_and_the_others_are_named(fo
         prediction, label = (np.asarray(nib.load(p).dataobj) for p in (case.pair.prediction, case.pair.label))
         assert case.dice[1:] == pytest.approx([sitk_dice(prediction, label, 7, 1), sitk_dice(prediction, label, 9, 3)])
     document = to_document(result)
-    assert document["left_out"] == {"only_in_labels": ("spleen",), "only_in_predictions": ("stomach",)}
+    assert document["left_out"] == {"only_in_labels": ["spleen"], "only_in_predictions": ["stomach"]}
     text = evaluation_text(result)
     assert "only the labels know them: spleen" in text
     assert "only the predictions know them: stomach" in text

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate import evaluate
+from pipeline.evaluation.case_scores import METRICS
+from pipeline.evaluation.comparison import compare_metrics
+from pipeline.evaluation.metrics_file import write_files
 from pipeline.evaluation.report import evaluation_text
 from pipeline.evaluation.summary import mean_over_classes, n_missed
 from tests.support.evaluation import TABLE, blobs, save, three_cases
@@ -61,3 +64,21 @@ def test_missed_structures_are_counted_beside_the_mean_that_leaves_them_out(fold
     assert n_missed(by_class) == by_class["spleen"]["hd95_mm"].n_infinite == 1
     means = [by_class[name]["hd95_mm"].mean for name in TABLE.names[1:]]
     assert mean_over_classes(by_class, "hd95_mm") == pytest.approx(np.mean(means))
+
+
+def test_subjects_are_drawn_once_a_metric_whatever_the_number_of_classes(folders, monkeypatch):
+    """Drawing takes longer than all else: an evaluation that is written, printed and compared does it 15 times."""
+    drawn = []
+    default_rng = np.random.default_rng
+
+    def counted(seed):
+        drawn.append(seed)
+        return default_rng(seed)
+
+    result = evaluate(folders / "predictions", folders / "labels")
+    monkeypatch.setattr(np.random, "default_rng", counted)
+    path, _ = write_files(result, folders)
+    evaluation_text(result)
+    assert len(drawn) == 2 * len(METRICS) == 14
+    compare_metrics(path, path)
+    assert len(drawn) == 15
