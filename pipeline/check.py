@@ -9,9 +9,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checks.case_check import inspect_cases
+from pipeline.checks.case_check import check_cases
+from pipeline.checks.channel_check import Scaling
 from pipeline.checks.findings import Finding, errors, from_error
-from pipeline.checks.screening import Screened, judge, list_configured
+from pipeline.checks.screening import Screened, assess, list_configured
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import aligned, gigabytes, printable
@@ -49,6 +50,7 @@ HEADINGS = {
     "voxels_in_two_splits": "The same volume in two splits",
     "voxels_of_two_subjects": "The same volume under two subjects",
     "dataset": "The data set itself",
+    "setting": "Settings that do not fit the data set",
     "equal_volumes": "The same volume twice",
     "class_absent": "Classes that are absent",
     "constant_image": "Images without any contrast",
@@ -57,6 +59,13 @@ HEADINGS = {
     "odd_spacing": "Unusual voxel sizes",
     "sform_qform": "Headers that describe two different positions",
     "sides_swapped": "Left and right exchanged",
+    "channel_lost": "Channels of one value once they are scaled",
+    "channel_squeezed": "Channels with hardly any contrast once they are scaled",
+    "class_cut_off": "Classes beyond the range of intensities",
+    "class_lost": "Classes too thin for the target size",
+    "masks_overlap": "Masks that overlap",
+    "label_axes": "Labels along other axes than their images",
+    "sheared": "Sheared voxel grids",
     "disk": "Disk space for prepared cases",
     "memory": "Memory for training",
     "step_failed": "A trial step of the training",
@@ -119,25 +128,27 @@ def check(
     except DatasetError as error:
         root = Path(config.data.dataset_root)
         return Report(tuple(from_error(part, file=root) for part in error.parts), None, None)
-    facts = inspect_cases(dataset.cases, dataset, workers=workers, progress=progress)
-    judged = judge(config, dataset, facts)
-    findings = (*listing_findings, *judged.findings)
-    fingerprint = take_fingerprint(facts, dataset, split=judged.split, intensity=judged.intensity)
+    cases = check_cases(dataset.cases, dataset, workers=workers, progress=progress)
+    screened = assess(config, dataset, cases)
+    findings = (*listing_findings, *screened.findings)
+    fingerprint = take_fingerprint(
+        cases, dataset, split=screened.split, intensity=screened.intensity, scaling=Scaling.of(config.data)
+    )
     if not costs:
         return Report(findings, fingerprint, None)
-    estimate, cost_findings = _estimate_costs(config, judged, measure=measure, trust=trust, progress=progress)
+    estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
     return Report((*findings, *cost_findings), fingerprint, estimate)
 
 
 def _estimate_costs(
-    config: Config, judged: Screened, *, measure: bool, trust: bool, progress: Progress | None
+    config: Config, screened: Screened, *, measure: bool, trust: bool, progress: Progress | None
 ) -> tuple[Estimate, tuple[Finding, ...]]:
     trial = None
     failed = []
     if measure:
         if progress:
             progress(0, 1, "taking a trial step")
-        dataset = judged.dataset
+        dataset = screened.dataset
         n_classes = len(dataset.classes.names)
         measured = measure_step(config, in_channels=len(dataset.channel_names), n_classes=n_classes, trust=trust)
         if progress:
@@ -146,7 +157,7 @@ def _estimate_costs(
             failed.append(measured)
         else:
             trial = measured
-    estimate, shortages = estimate_training(config, judged.dataset, judged.split, trial)
+    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial)
     return estimate, (*failed, *shortages)
 
 
@@ -210,7 +221,9 @@ def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:
     unlabelled = f"; {found.n_unlabelled} images without label were not opened" if found.n_unlabelled else ""
     yield f"DATA SET: {found.n_cases} cases of {found.n_subjects} subjects, layout {found.layout}{unlabelled}"
     yield f"  split         {sizes} ({found.split_source})"
-    yield f"  intensities   {found.intensity.get('intensity', 'unknown')}: {found.intensity.get('because', '')}"
+    yield f"  intensities   {found.intensity.in_words}"
+    if found.window_use:
+        yield f"                {found.window_use}"
     yield f"  formats       {_counts(found.formats)}; voxel types {_counts(found.dtypes)}"
     yield f"  orientations  {_counts(found.orientations)}"
     yield f"  size, voxels  {_spread(found.sizes, digits=0)}"

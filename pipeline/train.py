@@ -273,8 +273,7 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
     say(f"Val samples: {counts['val']}")
     if not prepared.val_class_voxels()[:, 1:].any():
         say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
-    found = prepared.intensity_found
-    say(f"Intensities: {found['intensity']} ({found['because']})")
+    say(f"Intensities: {prepared.intensity.in_words}")
 
 
 def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray:

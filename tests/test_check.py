@@ -72,7 +72,8 @@ def test_one_frame_of_four_dimensions_and_a_flipped_label_are_accepted(folder: F
     save(folder.image(), hounsfield("c")[..., None])
     flipped = AFFINE @ np.array([[-1, 0, 0, 15], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     save(folder.label(), organs()[::-1], flipped)
-    assert folder.check().findings == ()
+    (finding,) = folder.check().findings
+    assert (finding.severity, finding.kind, finding.case) == ("warning", "label_axes", "c")
 
 
 def test_a_whole_dicom_series_with_its_label_is_accepted(folder: Folder) -> None:

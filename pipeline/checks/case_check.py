@@ -7,33 +7,110 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Int
+from nibabel.orientations import aff2axcodes
+
 from pipeline.checks.findings import Finding, Severity, from_error
-from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts, measure_image, measure_label
+from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, measure_image, measure_label
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
-from transforms.io.grid import Geometry, onto_grid
-from transforms.io.label_values import MergedMasks, count_values, mask_of
+from transforms.io.grid import AxisChange, Geometry, onto_grid
+from transforms.io.label_values import LabelLookup, MergedMasks, count_values, mask_of
 from transforms.io.load import Volume, check_single_frame, disagreeing_forms, read_volume
 
 BYTES_A_CASE = 3 << 30
 """Memory that a large CT and its label may take while they are checked."""
 
+MAX_SHEAR_DEGREES = 0.5
+"""Voxel axes that are further from right angles make a warning: ITK, and so 3D Slicer, opens no such NIfTI file."""
+
 
 @dataclass(frozen=True, eq=False)
-class CaseFacts:
+class CheckedCase:
     """What was found in the files of one case."""
 
     case: str
     subject: str
-    images: tuple[ImageFacts, ...]
+    images: tuple[ImageStatistics, ...]
     """The channels that could be read."""
-    label: LabelFacts | None
+    label: LabelStatistics | None
     """None where the label cannot serve."""
     findings: tuple[Finding, ...]
     unknown_values: Mapping[int, int] = field(default_factory=dict)
     """Voxels of every value of a label map that holds values of no class, else empty."""
+
+
+def check_cases(
+    cases: Sequence[Case],
+    dataset: Dataset,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    on_case: Callable[[CheckedCase], None] | None = None,
+) -> list[CheckedCase]:
+    """`check_case` of every case, in threads: reading is gzip, which lets go of the interpreter.
+
+    Args:
+        cases: the cases to open; the results come in their order.
+        dataset: says which label values are classes.
+        workers: cases opened at once; None: by cores and memory.
+        progress: called after each case.
+        on_case: called with each case as it is done, one at a time.
+    """
+    results: dict[int, CheckedCase] = {}
+    with ThreadPoolExecutor(workers or workers_that_fit(BYTES_A_CASE)) as pool:
+        waiting = {pool.submit(check_case, case, dataset): index for index, case in enumerate(cases)}
+        try:
+            for done, future in enumerate(as_completed(waiting), start=1):
+                results[waiting[future]] = future.result()
+                if on_case:
+                    on_case(future.result())
+                if progress:
+                    progress(done, len(waiting), "checking cases")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: the cases in hand end, no other starts
+            raise
+    return [results[index] for index in range(len(cases))]
+
+
+def check_case(case: Case, dataset: Dataset) -> CheckedCase:
+    """Open every file of a case and check the case by itself.
+
+    Errors: files that cannot be read whole, several frames, no or a singular affine, voxels that are NaN, infinite or
+    beyond float32, channels or label on another grid than the first channel (a corner further away than 0.1 of the
+    smallest voxel edge), label values that are not integral, no label; label values of no class are only noted.
+    Warnings: constant image, empty label, sform and qform apart, a sheared grid. Never raises for what a file holds.
+    Memory: a volume and the label at a time.
+    """
+    notes = _Notes(case.id)
+    n_classes = len(dataset.classes.names)
+    images: list[ImageStatistics] = []
+    grid: Geometry | None = None
+    label: _Label | None = None
+    for path in case.image:
+        volume = _read(path, notes)
+        if volume is not None:
+            if grid is None:
+                grid = volume.geometry
+                label = _read_label(case, dataset, grid, notes)
+            change = _onto(volume, grid, path, "channel", notes)
+            classes = label.along(change, volume) if label is not None and change is not None else None
+            images.append(measure_image(volume, path, classes, n_classes))
+            _check_image(images[-1], notes)
+        del volume
+    if grid is None:
+        label = _read_label(case, dataset, None, notes)
+    return CheckedCase(
+        case=case.id,
+        subject=case.subject,
+        images=tuple(images),
+        label=label.statistics if label else None,
+        findings=tuple(notes.findings),
+        unknown_values=notes.unknown_values,
+    )
 
 
 @dataclass(frozen=True)
@@ -42,8 +119,7 @@ class _Notes:
 
     case: str
     findings: list[Finding] = field(default_factory=list)
-    label_values: dict[int, int] = field(default_factory=dict)
-    """Voxels of every value of a label map with unknown ones."""
+    unknown_values: dict[int, int] = field(default_factory=dict)
 
     def add(self, severity: Severity, kind: str, file: object, expected: str, found: str, remedy: str) -> None:
         self.findings.append(Finding(severity, kind, self.case, str(file), expected, found, remedy))
@@ -52,63 +128,18 @@ class _Notes:
         self.findings.append(from_error(error, case=self.case, file=file))
 
 
-def inspect_cases(
-    cases: Sequence[Case],
-    dataset: Dataset,
-    *,
-    workers: int | None = None,
-    progress: Progress | None = None,
-    on_facts: Callable[[CaseFacts], None] | None = None,
-) -> list[CaseFacts]:
-    """`inspect_case` of every case, in threads: reading is gzip, which lets go of the interpreter.
+@dataclass(frozen=True, eq=False)
+class _Label:
+    """A label that can serve."""
 
-    Args:
-        cases: the cases to open; the facts come in their order.
-        dataset: says which label values are classes.
-        workers: cases opened at once; None: by cores and memory.
-        progress: told of every case that is done.
-        on_facts: called with the facts of each case as they come, one at a time.
-    """
-    facts: dict[int, CaseFacts] = {}
-    with ThreadPoolExecutor(workers or workers_that_fit(BYTES_A_CASE)) as pool:
-        waiting = {pool.submit(inspect_case, case, dataset): index for index, case in enumerate(cases)}
-        try:
-            for done, future in enumerate(as_completed(waiting), start=1):
-                facts[waiting[future]] = future.result()
-                if on_facts:
-                    on_facts(future.result())
-                if progress:
-                    progress(done, len(waiting), "checking cases")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: the cases in hand end, no other starts
-            raise
-    return [facts[index] for index in range(len(cases))]
+    classes: Int[np.ndarray, "i j k"]
+    """Class indices along the axes of the case's first channel."""
+    statistics: LabelStatistics
 
-
-def inspect_case(case: Case, dataset: Dataset) -> CaseFacts:
-    """Open every file of a case and judge the case by itself.
-
-    Errors: files that cannot be read whole, several frames, no or a singular affine, NaN or infinite voxels, channels
-    or label on another grid than the first channel (a corner further away than 0.1 of the smallest voxel edge), label
-    values that are not integral, no label; label values of no class are only noted. Warnings: constant image, empty
-    label, sform and qform apart. Never raises for what a file holds. Memory: a volume and its label at a time.
-    """
-    notes = _Notes(case.id)
-    images: list[ImageFacts] = []
-    grid: Geometry | None = None
-    for path in case.image:
-        volume = _read(path, notes)
-        if volume is not None:
-            grid = grid or volume.geometry
-            try:
-                onto_grid(volume.geometry, grid, where=path, role="channel")
-            except VolumeError as error:
-                notes.add_error(error, path)
-            images.append(measure_image(volume, path))
-            _judge_image(images[-1], notes)
-        del volume
-    label = _inspect_label(case, dataset, grid, notes)
-    return CaseFacts(case.id, case.subject, tuple(images), label, tuple(notes.findings), notes.label_values)
+    def along(self, change: AxisChange, volume: Volume) -> np.ndarray | None:
+        """The class indices along the axes of a channel; None where the label is on another grid."""
+        turned = change.undo(self.classes)
+        return turned if turned.shape == volume.array.shape else None
 
 
 def _read(path: Path, notes: _Notes) -> Volume | None:
@@ -129,58 +160,80 @@ def _read(path: Path, notes: _Notes) -> Volume | None:
     return volume
 
 
-def _judge_image(facts: ImageFacts, notes: _Notes) -> None:
-    if facts.n_not_finite:
-        found = f"{facts.n_not_finite} NaN or infinite voxels"
+def _onto(volume: Volume, grid: Geometry, path: Path, role: str, notes: _Notes) -> AxisChange | None:
+    """How the axes of a file lie along its image's; None, with a finding, where it is on another grid."""
+    try:
+        return onto_grid(volume.geometry, grid, where=path, role=role)
+    except VolumeError as error:
+        notes.add_error(error, path)
+        return None
+
+
+def _check_image(image: ImageStatistics, notes: _Notes) -> None:
+    if image.n_not_finite:
+        found = f"{image.n_not_finite} voxels that are NaN, infinite or beyond float32"
         remedy = "repair the file; what made these voxels is worth knowing"
-        notes.add("error", "not_finite", facts.path, "finite intensities", found, remedy)
-    if facts.is_constant:
+        notes.add("error", "not_finite", image.path, "finite intensities", found, remedy)
+    if image.is_constant:
         remedy = "export the image again, or drop the case"
-        notes.add("warning", "constant_image", facts.path, "an image", f"{facts.minimum:g} in every voxel", remedy)
+        notes.add("warning", "constant_image", image.path, "an image", f"{image.minimum:g} in every voxel", remedy)
+    if image.shear_degrees > MAX_SHEAR_DEGREES:
+        found = f"axes {image.shear_degrees:.2g} degrees away from right angles"
+        remedy = "resample it to a grid without shear: ITK and 3D Slicer do not open its segmentations"
+        notes.add("warning", "sheared", image.path, "voxel axes at right angles", found, remedy)
 
 
-def _inspect_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _Notes) -> LabelFacts | None:
+def _read_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _Notes) -> _Label | None:
     if case.label is None:
         image = case.image[0] if case.image else ""
         notes.add("error", "missing_label", image, "a label beside the image", "none", "add it or remove the image")
         return None
     if isinstance(case.label, Path):
-        file, facts = case.label, _inspect_label_map(case.label, dataset, grid, notes)
+        label = _read_label_map(case.label, dataset, grid, notes)
     else:
-        file = label_path(case.label) or Path()
-        facts = _inspect_masks(case.label, len(dataset.classes.names), grid, notes)
-    if facts is not None and not facts.class_voxels[1:].any():
+        label = _read_masks(case.label, len(dataset.classes.names), grid, notes)
+    if label is not None and not label.statistics.class_voxels[1:].any():
         remedy = "look whether the structures are really absent, or drop the case"
-        notes.add("warning", "empty_label", file, "a voxel of some class", "background only", remedy)
-    return facts
+        where = label_path(case.label) or ""
+        notes.add("warning", "empty_label", where, "a voxel of some class", "background only", remedy)
+    return label
 
 
-def _inspect_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: _Notes) -> LabelFacts | None:
+def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: _Notes) -> _Label | None:
     volume = _read(path, notes)
     if volume is None:
         return None
+    array = volume.array
+    affine = volume.affine
     if grid is not None:
-        try:
-            onto_grid(volume.geometry, grid, where=path, role="label")
-        except VolumeError as error:
-            notes.add_error(error, path)
+        change = _onto(volume, grid, path, "label", notes)
+        if change is not None:
+            array = change.apply(array)
+            affine = grid.affine
+    table = dataset.classes
     try:
-        counts = count_values(volume.array, str(path))
+        counts = count_values(array, str(path))
     except VolumeError as error:
         notes.add_error(error, path)
         return None
-    classes = dataset.classes
-    if counts.keys() - classes.known_values:
-        notes.label_values.update(counts)  # what they may mean shows beside the other cases
+    if counts.keys() - table.known_values:
+        notes.unknown_values.update(counts)  # what they may mean shows beside the other cases
         return None
-    return measure_label(volume.array, volume.affine, len(classes.names), classes.class_of_value, counts)
+    try:
+        lookup = LabelLookup(table.values, table.ignore_value, table.remap)
+    except ValueError:
+        return None  # a table that no label can be read with: an error of the data set
+    classes = lookup.indices(array, str(path))
+    orientation = "".join(aff2axcodes(volume.affine))
+    return _Label(classes, measure_label(classes, affine, len(table.names), orientation=orientation))
 
 
-def _inspect_masks(
+def _read_masks(
     masks: Sequence[tuple[int, Path]], n_classes: int, grid: Geometry | None, notes: _Notes
-) -> LabelFacts | None:
+) -> _Label | None:
     """Merge the masks as training does: where they overlap, the later one wins. None where one cannot serve."""
     merged: MergedMasks | None = None
+    orientation = ""
     complete = True
     for index, path in masks:
         volume = _read(path, notes)
@@ -189,13 +242,19 @@ def _inspect_masks(
             continue
         grid = grid or volume.geometry
         merged = merged or MergedMasks(grid.shape, n_classes)
+        orientation = orientation or "".join(aff2axcodes(volume.affine))
+        change = _onto(volume, grid, path, "mask", notes)
         try:
-            change = onto_grid(volume.geometry, grid, where=path, role="mask")
-            merged.add(index, change.apply(mask_of(volume.array, str(path))))
+            inside = mask_of(volume.array, str(path))
         except VolumeError as error:
             notes.add_error(error, path)
+            change = None
+        if change is None:
             complete = False
+        else:
+            merged.add(index, change.apply(inside))
     if merged is None or grid is None or not complete:
         return None
-    counts = count_values(merged.labels, "")
-    return measure_label(merged.labels, grid.affine, n_classes, {c: c for c in range(n_classes)}, counts)
+    overlaps = [(lost, winner, count) for (lost, winner), count in sorted(merged.overlaps.items())]
+    statistics = measure_label(merged.labels, grid.affine, n_classes, orientation=orientation, overlaps=overlaps)
+    return _Label(merged.labels, statistics)

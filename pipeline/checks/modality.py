@@ -1,50 +1,114 @@
-"""Which way of scaling intensities suits a data set: by its channels' names, its DICOM headers, its darkest voxels."""
+"""Choose how each channel's intensities are scaled: by the channels' names, DICOM headers, or the darkest voxels."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from pipeline.checks.voxel_statistics import ImageFacts
+from pipeline.checks.voxel_statistics import ImageStatistics
 
 _AIR_HU = -500
 """A scan whose darkest voxels lie below this is a CT: MR and other intensities have no such values."""
-_IMAGES_LOOKED_AT = 3
+_IMAGES_USED = 3
 """How many images decide where neither the data set nor a header names the modality."""
 
+_NNUNET = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescaleto01": "rescale", "rgbto01": "rescale"}
+"""Names by which nnU-Net's dataset.json chooses a normalisation (`channel_name_to_normalization_mapping`)."""
 
-def choose_intensity(channel_names: Sequence[str], images: Sequence[ImageFacts], wanted: str) -> dict[str, str]:
-    """Decide how intensities are scaled where the settings say "auto".
+_WORDS = (
+    ("ct", r"(ld|nc|ce|cb|hr|pc|de)?cta?\d*"),  # CT, CT1, LDCT, CBCT, CTA
+    ("zscore", r"pet\d*|pt\d*|suv\w*|fdg|psma|spect"),  # hot spots, which percentiles would cut off
+    ("mr", r"mri?\d*|mra|flair|dwi|adc(map)?|swi|mprage|tof|stir|dixon|lge|pdw?|t[12](?!\d)\w*"),
+    ("rescale", r"masks?|segmentations?|seg|clicks?|scribbles?|prior|probabilit(y|ies)"),
+)
+"""How a channel is scaled that has one of these words (whole words, in any case) in its name; the first that fits."""
+
+
+@dataclass(frozen=True)
+class IntensityChoice:
+    """How intensities are scaled, and why."""
+
+    by_channel: tuple[str, ...]
+    """A way of `transforms.intensity.INTENSITIES` for each channel; "unknown" where no image tells."""
+    because: str
+    """The reason in words."""
+
+    @property
+    def intensity(self) -> str | tuple[str, ...]:
+        """The one way of all channels, or where they differ one a channel, as `preprocessing_chain` takes it."""
+        return self.by_channel[0] if len(set(self.by_channel)) == 1 else self.by_channel
+
+    @property
+    def in_words(self) -> str:
+        """The ways and the reason: "ct, zscore (the data set's channels are named ['CT', 'PET'])"."""
+        ways = self.intensity if isinstance(self.intensity, str) else ", ".join(self.intensity)
+        return f"{ways} ({self.because})"
+
+    def to_document(self) -> dict[str, Any]:
+        """The choice as training_config.json has it."""
+        ways = self.intensity if isinstance(self.intensity, str) else list(self.intensity)
+        return {"intensity": ways, "because": self.because}
+
+
+def choose_intensity(
+    channel_names: Sequence[str], images: Sequence[Sequence[ImageStatistics]], setting: str
+) -> IntensityChoice:
+    """Decide how the intensities of each channel are scaled where the settings say "auto".
 
     Args:
         channel_names: as the data set names them.
-        images: the cases' first channels, in the cases' order.
-        wanted: what the settings say.
-
-    Returns:
-        "intensity" ("ct", "mr", "zscore"; "unknown" where no image tells) and "because", the reason in words.
+        images: of each channel the cases' images, in the cases' order.
+        setting: data.intensity: "auto", or one way for all channels.
     """
-    if wanted != "auto":
-        return _chosen(wanted, "data.intensity says so")
-    names = " ".join(channel_names).upper()
-    if "CT" in names.split():
-        return _chosen("ct", f"the data set's channels are named {list(channel_names)}")
-    if any(word in names for word in ("MR", "T1", "T2", "FLAIR", "DWI", "ADC")):
-        return _chosen("mr", f"the data set's channels are named {list(channel_names)}")
-    return _by_images(images[:_IMAGES_LOOKED_AT])
+    if setting != "auto":
+        return IntensityChoice((setting,) * len(channel_names), "data.intensity says so")
+    ways: list[str] = []
+    reasons: dict[str, list[str]] = {}
+    for name, of_channel in zip(channel_names, images, strict=True):
+        way = intensity_by_name(name)
+        reason = f"the data set's channels are named {list(channel_names)}"
+        if way is None:
+            way, reason = _by_images(of_channel[:_IMAGES_USED])
+        ways.append(way)
+        reasons.setdefault(reason, []).append(name)
+    if len(reasons) == 1:
+        return IntensityChoice(tuple(ways), next(iter(reasons)))
+    return IntensityChoice(tuple(ways), "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons.items()))
 
 
-def _by_images(images: Sequence[ImageFacts]) -> dict[str, str]:
+def intensity_by_name(channel_name: str) -> str | None:
+    """Return how a channel of this name is scaled; None where the name does not say.
+
+    Words decide, not letters: "HeadCT" is a CT although it holds "ADC".
+
+    Example:
+        >>> [intensity_by_name(name) for name in ("HeadCT", "CT_T1", "T1w", "PT1", "organ_mask", "noNorm", "image")]
+        ['ct', 'ct', 'mr', 'zscore', 'rescale', 'none', None]
+    """
+    plain = re.sub(r"[\W_]", "", channel_name).lower()
+    if plain in _NNUNET:
+        return _NNUNET[plain]
+    # Apart at all that is neither letter nor digit, and before a capital in CamelCase.
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"[\W_]+", " ", channel_name)).lower().split()
+    for way, pattern in _WORDS:
+        if any(re.fullmatch(pattern, word) for word in words):
+            return way
+    return None
+
+
+def _by_images(images: Sequence[ImageStatistics]) -> tuple[str, str]:
+    """Return a way of scaling and the reason."""
     if not images:
-        return _chosen("unknown", "no image could be read")
+        return "unknown", "no image could be read"
     modalities = {image.modality for image in images} - {None}
     if modalities in ({"CT"}, {"MR"}):
-        modality = modalities.pop()
-        return _chosen(str(modality).lower(), f"the DICOM headers say {modality}")
+        modality = str(modalities.pop())
+        return modality.lower(), f"the DICOM headers say {modality}"
+    if all(image.is_two_valued for image in images):
+        return "rescale", "the images have two values, as masks do"
     darkest = sorted(image.minimum for image in images)[len(images) // 2]
     if darkest < _AIR_HU:
-        return _chosen("ct", f"the darkest voxels are at {darkest:g}, as air in HU")
-    return _chosen("mr", f"the darkest voxels are at {darkest:g}, which is not air in HU")
-
-
-def _chosen(intensity: str, because: str) -> dict[str, str]:
-    return {"intensity": intensity, "because": because}
+        return "ct", f"the darkest voxels are at {darkest:g}, as air in HU"
+    return "mr", f"the darkest voxels are at {darkest:g}, which is not air in HU"

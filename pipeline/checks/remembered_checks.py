@@ -1,7 +1,4 @@
-"""What inspections found, kept in the cache folder: a case is opened again only when its files or its table change.
-
-Knows how facts become text and back, and when they may be believed; what is found in a case is `inspection`'s.
-"""
+"""Keep what was found in cases in the cache folder, and open a case again only when its files or classes change."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,28 +18,27 @@ from pipeline.cache.entry import CannotWriteError
 from pipeline.cache.folder import INSPECTIONS, open_folder
 from pipeline.cache.key import SourceIndex, code_version, contents_of, sha256, without_comments
 from pipeline.cache.locks import locked
-from pipeline.checks.case_check import BYTES_A_CASE, CaseFacts, inspect_cases
+from pipeline.checks.case_check import BYTES_A_CASE, CheckedCase, check_cases
 from pipeline.checks.findings import Finding, errors
-from pipeline.checks.voxel_statistics import ImageFacts, LabelFacts
+from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset
 
-_JUDGING_ROOMS = ("pipeline.checks.case_check", "pipeline.checks.voxel_statistics", "pipeline.checks.findings")
-_LARGEST_FILE = 1 << 30  # bytes: some 200,000 cases of 71 classes; beyond, the file is begun anew
+_LARGEST_FILE = 1 << 30  # bytes: some 200,000 cases of 71 classes; beyond, the file is begun again
 
 
-def inspect_once(
+def check_changed_cases(
     cases: Sequence[Case],
     dataset: Dataset,
     folder: Path,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> list[CaseFacts]:
-    """`inspect_cases`, but what is remembered in the cache `folder` is not opened again.
+) -> list[CheckedCase]:
+    """`check_cases`, but what is remembered in the cache `folder` is not opened again.
 
-    A case is known by its id, the paths and content of its files, the table of classes and the code that judges. Cases
+    A case is known by its id, the paths and content of its files, the table of classes and the code that checks. Cases
     with errors are never remembered, so that a repaired one is seen. Several processes share the work of one: the
     others wait for it. A folder that may only be read is not written.
 
@@ -53,36 +48,40 @@ def inspect_once(
     open_folder(folder)
     keys = _keys(cases, dataset, folder, workers or workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))
-    if missing := [case for case in cases if keys.get(case.id) not in known]:
-        with _alone(folder, dataset):
+    fresh: dict[str, CheckedCase] = {}
+    missing = [case for case in cases if keys.get(case.id) not in known]
+    if missing:
+        with _locked(folder, dataset):
             known |= _read(folder / INSPECTIONS, {keys[case.id] for case in missing if case.id in keys})
             missing = [case for case in missing if keys.get(case.id) not in known]
-            fresh = _inspect(missing, dataset, folder, keys, workers, progress)
-    else:
-        fresh = {}
+            fresh = _check_and_remember(missing, dataset, folder, keys, workers, progress)
     return [fresh[case.id] if case.id in fresh else known[keys[case.id]] for case in cases]
 
 
-def _inspect(
+def _check_and_remember(
     cases: Sequence[Case],
     dataset: Dataset,
     folder: Path,
     keys: dict[str, str],
     workers: int | None,
     progress: Progress | None,
-) -> dict[str, CaseFacts]:
-    """Open the cases and remember the good ones one by one: an interrupted inspection is not lost."""
+) -> dict[str, CheckedCase]:
+    """Open the cases and remember the good ones one by one: what was done before an interruption is not lost."""
+    listed = {case.id: case for case in cases}
 
-    def remember(facts: CaseFacts) -> None:
-        if facts.case in keys and not facts.unknown_values and not errors(facts.findings):
-            _append(folder / INSPECTIONS, keys[facts.case], facts)
+    def remember(case: CheckedCase) -> None:
+        if case.case not in keys or case.unknown_values or errors(case.findings):
+            return
+        # Hashed again: files that changed since must not be remembered under what they held before.
+        if _key(listed[case.case], _table(dataset), SourceIndex(folder)) == keys[case.case]:
+            _append(folder / INSPECTIONS, keys[case.case], case)
 
-    found = inspect_cases(cases, dataset, workers=workers, progress=progress, on_facts=remember)
-    return {facts.case: facts for facts in found}
+    checked = check_cases(cases, dataset, workers=workers, progress=progress, on_case=remember)
+    return {case.case: case for case in checked}
 
 
 @contextlib.contextmanager
-def _alone(folder: Path, dataset: Dataset) -> Iterator[None]:
+def _locked(folder: Path, dataset: Dataset) -> Iterator[None]:
     """Hold this data set's lock in the folder; where nothing may be written, go on without it."""
     name = hashlib.sha256(str(dataset.root.absolute()).encode()).hexdigest()[:16]
     with contextlib.ExitStack() as stack:
@@ -96,7 +95,7 @@ def _keys(
 ) -> dict[str, str]:
     """What each case is remembered by; a case whose files cannot be read has none."""
     sources = SourceIndex(folder)
-    table = [sorted(dataset.classes.class_of_value.items()), dataset.classes.ignore_value, list(dataset.classes.names)]
+    table = _table(dataset)
     keys = {}
     # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
     _version()
@@ -107,6 +106,11 @@ def _keys(
             if progress:
                 progress(done, len(cases), "hashing sources")
     return keys
+
+
+def _table(dataset: Dataset) -> list[Any]:
+    classes = dataset.classes
+    return [sorted(classes.class_of_value.items()), classes.ignore_value, list(classes.names)]
 
 
 def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:
@@ -121,19 +125,15 @@ def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:
 
 @functools.cache
 def _version() -> str:
-    """Identify the code that reads and judges."""
-    sources = []
-    for room in _JUDGING_ROOMS:
-        spec = importlib.util.find_spec(room)
-        if spec is not None and spec.origin is not None:
-            sources.append(without_comments(Path(spec.origin).read_text(encoding="utf-8")))
-    return sha256([code_version(), sources])
+    """Identify the code that reads and checks: all of this package, and what the cache counts as its own."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return sha256([code_version(), [without_comments(path.read_text(encoding="utf-8")) for path in sources]])
 
 
-def _append(path: Path, key: str, facts: CaseFacts) -> None:
+def _append(path: Path, key: str, case: CheckedCase) -> None:
     """Add a line in one write, so that two processes' lines do not mix."""
-    line = f"{key} {json.dumps(dataclasses.asdict(facts), default=_plain)}\n"
-    with contextlib.suppress(OSError):  # a cache that may only be read, or a full disk, which the next room reports
+    line = f"{key} {json.dumps(dataclasses.asdict(case), default=_plain)}\n"
+    with contextlib.suppress(OSError):  # read-only, or a full disk, which is reported when cases are prepared
         if path.exists() and path.stat().st_size > _LARGEST_FILE:
             path.unlink()
         with path.open("a", encoding="utf-8") as file:
@@ -144,33 +144,42 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-def _read(path: Path, wanted: Collection[str]) -> dict[str, CaseFacts]:
-    """The facts of these keys; a line torn by a kill makes no sense, and its case is opened again."""
-    known: dict[str, CaseFacts] = {}
+def _read(path: Path, wanted: Collection[str]) -> dict[str, CheckedCase]:
+    """What was found under these keys; the case of a line that is torn or damaged is opened again."""
+    known: dict[str, CheckedCase] = {}
     with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
             key, _, text = line.partition(" ")
             if key in wanted:
-                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                    known[key] = _facts(json.loads(text))
+                with contextlib.suppress(Exception):  # whatever a damaged line makes of numbers and names
+                    known[key] = _checked_case(json.loads(text))
     return known
 
 
-def _facts(fields: dict[str, Any]) -> CaseFacts:
+def _checked_case(fields: dict[str, Any]) -> CheckedCase:
     label = fields["label"]
-    if label is not None:
-        label = LabelFacts(
-            np.array(label["class_voxels"], np.int64), np.array(label["centroids_mm"], float), float(label["voxel_ml"])
-        )
-    return CaseFacts(
+    return CheckedCase(
         case=str(fields["case"]),
         subject=str(fields["subject"]),
         images=tuple(_image(image) for image in fields["images"]),
-        label=label,
+        label=None if label is None else _label(label),
         findings=tuple(Finding(**finding) for finding in fields["findings"]),
     )
 
 
-def _image(fields: dict[str, Any]) -> ImageFacts:
-    as_tuples = {name: tuple(fields[name]) for name in ("shape", "spacing_mm", "intensities")}
-    return ImageFacts(**{**fields, **as_tuples, "path": Path(fields["path"])})
+def _image(fields: dict[str, Any]) -> ImageStatistics:
+    tuples = ("shape", "spacing_mm", "intensities", "foreground", "labelled")
+    as_tuples = {name: tuple(fields[name]) for name in tuples}
+    by_class = tuple(tuple(row) for row in fields["by_class"])
+    return ImageStatistics(**{**fields, **as_tuples, "by_class": by_class, "path": Path(fields["path"])})
+
+
+def _label(fields: dict[str, Any]) -> LabelStatistics:
+    return LabelStatistics(
+        class_voxels=np.array(fields["class_voxels"], np.int64),
+        centroids_mm=np.array(fields["centroids_mm"], float),
+        thickness_mm=np.array(fields["thickness_mm"], float),
+        voxel_ml=float(fields["voxel_ml"]),
+        orientation=str(fields["orientation"]),
+        overlaps=tuple((int(lost), int(winner), int(count)) for lost, winner, count in fields["overlaps"]),
+    )

@@ -1,7 +1,4 @@
-"""What a data set is judged by before it is used: listed, every case looked at, divided, errors refused or left out.
-
-The verb "check" and a training come here with the same questions; how a case is opened is `inspection`'s.
-"""
+"""Check a data set before a training: list, check every case, split, refuse bad cases or leave them out."""
 
 from __future__ import annotations
 
@@ -11,18 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.checks.case_check import CaseFacts
-from pipeline.checks.dataset_check import judge_dataset
+from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.channel_check import Scaling
+from pipeline.checks.class_check import TargetGrid
+from pipeline.checks.dataset_check import check_dataset
 from pipeline.checks.findings import Finding, errors, from_error, refuse_errors
-from pipeline.checks.modality import choose_intensity
-from pipeline.checks.remembered_checks import inspect_once
+from pipeline.checks.modality import IntensityChoice, choose_intensity
+from pipeline.checks.remembered_checks import check_changed_cases
+from pipeline.checks.voxel_statistics import ImageStatistics
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
-from transforms.chains import ChainError, augmentation_chain
+from transforms.chains import ChainError, augmentation_chain, preprocessing_chain
+from transforms.io.label_values import LabelLookup
 
 _REFUSED = "repair them, or train without these cases with --skip_bad_cases (bodyseg check says more)"
 _NOT_OF_A_CASE = "--skip_bad_cases cannot help here: repair the data set or the settings"
@@ -31,24 +32,25 @@ _WERE_GOOD = "the run that is resumed began with these cases: restore their file
 
 @dataclass(frozen=True)
 class Screened:
-    """A data set as it was judged: how it is divided (None where it cannot be), its facts and what is wrong.
-
-    `intensity` is `choose_intensity`'s; `skipped` says by case why it was left out of `dataset`, `split` and `facts`.
-    """
+    """A data set and what was found in it."""
 
     dataset: Dataset
+    """Without skipped cases."""
     split: Split | None
-    facts: tuple[CaseFacts, ...]
-    intensity: dict[str, str]
+    """How it is divided; None where it cannot be."""
+    cases: tuple[CheckedCase, ...]
+    intensity: IntensityChoice
+    """How each channel is scaled."""
     findings: tuple[Finding, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    """By case, why it was left out of `dataset`, `split` and `cases`."""
 
 
 def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
-    """List the data set of the settings, and say what is wrong with it before any file is opened.
+    """List the data set of the settings, and say what is wrong with it or with the chains before any file is opened.
 
     Raises:
-        DatasetError: there is no data set to look at.
+        DatasetError: there is no data set.
     """
     data = config.data
     dataset = list_cases(
@@ -61,56 +63,93 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         follow_links=data.follow_links,
     )
     findings = [from_error(error, file=dataset.root) for error in dataset.refused]
-    return dataset, (*findings, *_class_count(dataset, config.model.n_classes), *_augmentation(config.data, dataset))
+    findings += _wrong_class_count(dataset, config.model.n_classes)
+    findings += _wrong_names(dataset)
+    findings += _wrong_chains(data, dataset)
+    return dataset, tuple(findings)
 
 
-def _class_count(dataset: Dataset, n_classes: int | None) -> list[Finding]:
-    found = len(dataset.classes.names)
-    if n_classes in (None, found):
+def _wrong_class_count(dataset: Dataset, n_classes: int | None) -> list[Finding]:
+    n_listed = len(dataset.classes.names)
+    if n_classes in (None, n_listed):
         return []
     expected = f"{n_classes} classes with the background (model.n_classes)"
-    remedy = f"set model.n_classes to {found} or leave it out"
-    return [Finding("error", "dataset", "", str(dataset.root), expected, f"{found} in the data set", remedy)]
+    remedy = f"set model.n_classes to {n_listed} or leave it out"
+    return [Finding("error", "setting", "", str(dataset.root), expected, f"{n_listed} in the data set", remedy)]
 
 
-def _augmentation(data: DataConfig, dataset: Dataset) -> list[Finding]:
-    """Say what is wrong with the settings of the augmentation, for which the class names must be known."""
-    if not data.data_aug:
-        return []
+def _wrong_names(dataset: Dataset) -> list[Finding]:
+    """Find names that no file or terminal can hold: halves of surrogate pairs, as JSON can write them."""
+    findings = []
+    for name in (*dataset.classes.names, *dataset.channel_names):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            expected = "names of classes and channels that can be written as UTF-8"
+            found, remedy = ascii(name), "rename it in the data set"
+            findings.append(Finding("error", "dataset", "", str(dataset.root), expected, found, remedy))
+    return findings
+
+
+def _wrong_chains(data: DataConfig, dataset: Dataset) -> list[Finding]:
+    """Build the chains of a training, which need no file, to find settings that they refuse."""
+    table = dataset.classes
+    wrong = ""
     try:
-        augmentation_chain(
-            data.target_size, class_names=dataset.classes.names, flips=data.flips, **(data.augmentation or {})
-        )
-    except (ChainError, TypeError) as error:
-        where = "data.augmentation, data.flips"
-        return [Finding("error", "dataset", "", where, "settings that can be applied", str(error), "correct them")]
-    return []
+        LabelLookup(table.values, table.ignore_value, table.remap)
+        preprocessing_chain(data.target_size, window=data.window, percentiles=data.percentiles)
+        if data.data_aug:
+            strengths = data.augmentation or {}
+            augmentation_chain(data.target_size, class_names=table.names, flips=data.flips, **strengths)
+    except ChainError as error:
+        wrong = str(error)
+    except ValueError as error:
+        wrong = f"{error}; renumber the classes of the label files"
+    if not wrong:
+        return []
+    found, _, remedy = wrong.partition("; ")
+    expected = "settings that a chain of transforms can be built from"
+    remedy = remedy or "correct the settings under data"
+    return [Finding("error", "setting", "", str(dataset.root), expected, found, remedy)]
 
 
-def judge(config: Config, dataset: Dataset, facts: Sequence[CaseFacts]) -> Screened:
-    """Judge a data set by what was found in its cases. Opens no file.
+def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Screened:
+    """Divide a data set and check it as a whole, from what was found in its cases. Opens no file.
 
-    Where the data set has no split of its own, that of the configured seed is judged, by the classes in the label
+    Where the data set has no split of its own, that of the configured seed is checked, by the classes in the label
     files: the one that a training uses.
     """
-    findings = [finding for case in facts for finding in case.findings]
+    findings = [finding for case in cases for finding in case.findings]
     split = dataset.split
     if split is None:
-        classes_of = {f.case: np.flatnonzero(f.label.class_voxels).tolist() for f in facts if f.label is not None}
+        classes_of = {c.case: np.flatnonzero(c.label.class_voxels).tolist() for c in cases if c.label is not None}
         try:
             split = split_by_subject(dataset.cases, seed=config.training.seed, classes_of=classes_of)
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
-    images = [case.images[0] for case in facts if case.images]
-    intensity = choose_intensity(dataset.channel_names, images, config.data.intensity)
-    findings += judge_dataset(facts, dataset, split=split, intensity=intensity["intensity"])
-    return Screened(dataset, split, tuple(facts), intensity, tuple(findings))
+    intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
+    findings += check_dataset(
+        cases,
+        dataset,
+        split=split,
+        intensity=intensity,
+        scaling=Scaling.of(config.data),
+        target=TargetGrid(config.data.target_size, config.data.keep_aspect),
+    )
+    return Screened(dataset, split, tuple(cases), intensity, tuple(findings))
+
+
+def _by_channel(dataset: Dataset, cases: Sequence[CheckedCase]) -> list[list[ImageStatistics]]:
+    """Of each channel its images; only of cases of which every image could be read."""
+    n_channels = len(dataset.channel_names)
+    whole = [case.images for case in cases if len(case.images) == n_channels]
+    return [[images[channel] for images in whole] for channel in range(n_channels)]
 
 
 def screen(
     config: Config, progress: Progress | None = None, *, skipped_before: Mapping[str, str] | None = None
 ) -> Screened:
-    """Look at every case before a training, opening only those that the cache folder does not remember.
+    """Check every case before a training, opening only those that the cache folder does not remember.
 
     Args:
         config: the settings; data.skip_bad_cases leaves cases with errors out instead of refusing.
@@ -123,24 +162,24 @@ def screen(
 
     Raises:
         BadDataError: errors, one a line.
-        DatasetError: there is no data set, or one side of its split is left without a case.
+        DatasetError: there is no data set, or nothing is left to train on or to validate with.
         CacheError: the cache folder cannot be used.
     """
-    dataset, found = list_configured(config)
+    dataset, listed = list_configured(config)
     skipped = dict(skipped_before or {})
     if config.data.skip_bad_cases:
-        refuse_errors([finding for finding in found if not finding.case], _NOT_OF_A_CASE)
-    skipped |= _to_drop([finding for finding in found if finding.case not in skipped], config, skipped_before)
+        refuse_errors([finding for finding in listed if not finding.case], _NOT_OF_A_CASE)
+    skipped |= _to_drop([finding for finding in listed if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
-    facts = inspect_once(dataset.cases, dataset, Path(config.data.cache_dir), progress=progress)
-    screened = judge(config, dataset, facts)
+    cases = check_changed_cases(dataset.cases, dataset, Path(config.data.cache_dir), progress=progress)
+    screened = assess(config, dataset, cases)
     while wrong := errors(screened.findings):
         # A case's own errors first: a copy of a bad case may be good once that is gone.
-        own = errors(finding for case in screened.facts for finding in case.findings)
+        own = errors(finding for case in screened.cases for finding in case.findings)
         dropped = _to_drop(own if own and config.data.skip_bad_cases else wrong, config, skipped_before)
         skipped |= dropped
-        kept = [case for case in screened.facts if case.case not in dropped]
-        screened = judge(config, _without(screened.dataset, dropped), kept)
+        kept = [case for case in screened.cases if case.case not in dropped]
+        screened = assess(config, _without(screened.dataset, dropped), kept)
     return replace(screened, skipped=dict(sorted(skipped.items())))
 
 
@@ -166,16 +205,16 @@ def _reasons(findings: Sequence[Finding]) -> dict[str, str]:
 
 
 def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
-    """The data set without some cases. Raises DatasetError where a side of its own split is then empty."""
+    """The data set without some cases. Raises DatasetError where its own split then has none to train or validate."""
     cases = tuple(case for case in dataset.cases if case.id not in skipped)
     split = dataset.split
     if split is not None:
-        kept = {name: tuple(i for i in ids if i not in skipped) for name, ids in split.items()}
+        kept = {name: tuple(case for case in ids if case not in skipped) for name, ids in split.items()}
         for name, use in (("train", "train on"), ("val", "validate with")):
             if not kept[name]:
-                first = next(f"case {i}: {skipped[i]}" for i in getattr(split, name))
-                expected = f"cases to {use}"
+                first = next(f"case {case}: {skipped[case]}" for case in getattr(split, name))
                 found = f"that every {name} case has errors and would be left out"
-                raise DatasetError("dataset", dataset.root, expected, found, f"repair one at least, such as {first}")
+                remedy = f"repair one at least, such as {first}"
+                raise DatasetError("dataset", dataset.root, f"cases to {use}", found, remedy)
         split = Split(**kept, source=split.source)
     return replace(dataset, cases=cases, split=split)

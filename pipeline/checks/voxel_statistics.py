@@ -1,4 +1,4 @@
-"""What is measured of a case's voxels: intensities, content, label values, class sizes and places. Opens no file.
+"""Measure the voxels of a case: intensities, content, class sizes, centroids and thickness. Opens no file.
 
 Arrays are (I, J, K); affines map voxel indices to world mm, RAS+.
 """
@@ -6,37 +6,60 @@ Arrays are (I, J, K); affines map voxel indices to world mm, RAS+.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped
 from nibabel.orientations import aff2axcodes, io_orientation
+from scipy import ndimage
 
+from transforms.io.grid import Affine
 from transforms.io.load import Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+"""Percentiles of intensities that are kept of every image."""
+
+CLASS_PERCENTILES = (5.0, 50.0, 95.0)
+"""Percentiles of the intensities inside every class."""
 
 _SAMPLE = 2**20  # voxels that percentiles are taken from; random, so that no axis aliases with a step
+_LABELLED_SAMPLE = 2**22  # labelled voxels that the percentiles of classes are taken from
+_THICKEST = 0.95  # quantile of the voxels by the product of their runs
+_LARGE = 2**16  # voxels of a class whose thickness is not measured: it is as thick as its bounding box
 
 
 @dataclass(frozen=True, eq=False)
-class ImageFacts:
-    """One image channel; minimum, maximum and `intensities` (the values at `PERCENTILES`) are of its finite voxels."""
+class ImageStatistics:
+    """One image channel. Intensities are those of its finite voxels; NaN where there are none."""
 
     path: Path
     shape: tuple[int, ...]
     spacing_mm: tuple[float, float, float]
     orientation: str
+    """Where the voxel axes run, as "RAS" or "LPS"."""
+    shear_degrees: float
     dtype: str
     kind: str
     modality: str | None
+    """"CT", "MR" or None where the format does not say."""
     minimum: float
     maximum: float
     intensities: tuple[float, ...]
+    """Values at `PERCENTILES`, of all voxels."""
+    foreground: tuple[float, ...]
+    """Values at `PERCENTILES`, of the voxels that are not 0 (all voxels where every one is 0)."""
+    is_two_valued: bool
+    """Whether there are no values but the lowest and the highest: a mask."""
     n_not_finite: int
+    """Voxels that are NaN, infinite, or beyond the range of float32, in which networks compute."""
     content: str
     """SHA-256 of the values along RAS axes: equal for equal voxels, whatever the file format, dtype or axis order."""
+    labelled: tuple[float, ...] = ()
+    """Values at `PERCENTILES`, of the voxels of any class but the background; empty without a usable label."""
+    by_class: tuple[tuple[float, ...], ...] = ()
+    """Of each class the values at `CLASS_PERCENTILES`, NaN for the background and absent classes; or empty."""
 
     @property
     def is_constant(self) -> bool:
@@ -45,38 +68,92 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, eq=False)
-class LabelFacts:
-    """A label whose values are all known: voxels (n_classes,) and centroid (n_classes, 3) in mm RAS+ of every class.
+class LabelStatistics:
+    """A label whose values are all known. Background and absent classes have NaN where a class is measured."""
 
-    Background and absent classes have a centroid of NaN. `voxel_ml` is the volume of a voxel.
-    """
-
-    class_voxels: np.ndarray
-    centroids_mm: np.ndarray
+    class_voxels: Int[np.ndarray, " n_classes"]
+    centroids_mm: Float[np.ndarray, "n_classes 3"]
+    """World mm, RAS+."""
+    thickness_mm: Float[np.ndarray, "n_classes 3"]
+    """Extent of the class along left-right, back-front and foot-head where it is thickest, see `thickness_voxels`."""
     voxel_ml: float
+    """Volume of one voxel."""
+    orientation: str = ""
+    """Where the voxel axes of the label's own file run, as "RAS"."""
+    overlaps: tuple[tuple[int, int, int], ...] = ()
+    """Overlapping masks: (class that lost voxels, class that has them now, voxels)."""
 
 
-def measure_image(volume: Volume, path: Path) -> ImageFacts:
-    """Measure a 3-D image."""
+def measure_image(
+    volume: Volume, path: Path, label: Shaped[np.ndarray, "i j k"] | None = None, n_classes: int = 0
+) -> ImageStatistics:
+    """Measure a 3-D image; `label`, on its grid, holds the class indices of its voxels (others are ignored)."""
     array = volume.array
-    minimum, maximum = float(array.min()), float(array.max())
-    sample, n_bad = _sample(array), 0
-    if not np.isfinite([minimum, maximum]).all():
-        finite = array[np.isfinite(array)]
-        n_bad = array.size - finite.size
-        minimum, maximum = (float(finite.min()), float(finite.max())) if n_bad < array.size else (np.nan, np.nan)
-        sample = _sample(finite)
-    intensities = np.percentile(sample, PERCENTILES).tolist() if sample.size else [np.nan] * len(PERCENTILES)
-    x, y, z = np.linalg.norm(volume.affine[:3, :3], axis=0).tolist()
-    return ImageFacts(
-        path, array.shape, (x, y, z), "".join(aff2axcodes(volume.affine)), str(array.dtype), volume.kind,
-        volume.modality, minimum, maximum, tuple(intensities), n_bad, _content(volume),
-    )  # fmt: skip
+    n_bad = 0
+    values = array
+    if array.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            usable = np.abs(array) <= np.finfo(np.float32).max  # NaN is not
+        n_bad = int(array.size - np.count_nonzero(usable))
+        if n_bad:
+            values = array[usable]
+    labelled: tuple[float, ...] = ()
+    by_class: tuple[tuple[float, ...], ...] = ()
+    if label is not None:
+        labelled, by_class = _of_labelled(array, label, n_classes)
+    geometry = volume.geometry
+    sample = _sample(values)
+    minimum, maximum = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
+    return ImageStatistics(
+        path=path,
+        shape=array.shape,
+        spacing_mm=geometry.spacing_mm,
+        orientation="".join(aff2axcodes(volume.affine)),
+        shear_degrees=geometry.shear_degrees,
+        dtype=str(array.dtype),
+        kind=volume.kind,
+        modality=volume.modality,
+        minimum=minimum,
+        maximum=maximum,
+        intensities=_percentiles(sample, PERCENTILES),
+        foreground=_percentiles(sample[sample != 0] if (sample != 0).any() else sample, PERCENTILES),
+        is_two_valued=minimum < maximum and bool(((sample == minimum) | (sample == maximum)).all()),
+        n_not_finite=n_bad,
+        content=_content(volume),
+        labelled=labelled,
+        by_class=by_class,
+    )
+
+
+def _percentiles(values: np.ndarray, percent: Sequence[float]) -> tuple[float, ...]:
+    if not values.size:
+        return (np.nan,) * len(percent)
+    return tuple(np.percentile(values.astype(np.float64, copy=False), percent).tolist())
 
 
 def _sample(array: np.ndarray) -> np.ndarray:
     flat = array.ravel(order="K")
     return flat if flat.size <= _SAMPLE else flat[np.random.default_rng(0).integers(0, flat.size, _SAMPLE)]
+
+
+def _of_labelled(
+    image: Shaped[np.ndarray, "i j k"], label: Shaped[np.ndarray, "i j k"], n_classes: int
+) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
+    """Return percentiles of all labelled voxels together, and of each class."""
+    inside = (label > 0) & (label < n_classes)
+    if image.dtype.kind == "f":
+        inside &= np.isfinite(image)
+    values = image[inside]
+    classes = label[inside]
+    if values.size > _LABELLED_SAMPLE:
+        chosen = np.random.default_rng(0).integers(0, values.size, _LABELLED_SAMPLE)
+        values = values[chosen]
+        classes = classes[chosen]
+    order = np.argsort(classes, kind="stable")
+    ends = np.cumsum(np.bincount(classes, minlength=n_classes))
+    of_each = np.split(values[order], ends[:-1])
+    by_class = tuple(_percentiles(of_class, CLASS_PERCENTILES) for of_class in of_each)
+    return _percentiles(values, PERCENTILES), by_class
 
 
 def _content(volume: Volume) -> str:
@@ -92,25 +169,86 @@ def _content(volume: Volume) -> str:
 
 
 def measure_label(
-    array: np.ndarray, affine: np.ndarray, n_classes: int, class_of: Mapping[int, int], counts: Mapping[int, int]
-) -> LabelFacts:
-    """Measure a label map; `class_of` is the class of every value (others count for nothing), `counts` its voxels."""
+    label: Int[np.ndarray, "i j k"],
+    affine: Affine,
+    n_classes: int,
+    *,
+    orientation: str = "",
+    overlaps: Sequence[tuple[int, int, int]] = (),
+) -> LabelStatistics:
+    """Measure a map of class indices; indices of `n_classes` and more (ignored voxels) are in no class.
+
+    Args:
+        label: class indices.
+        affine: of the map.
+        n_classes: background included.
+        orientation: of the label's own file, whose axes may have been changed since.
+        overlaps: see `LabelStatistics.overlaps`.
+    """
     class_voxels = np.zeros(n_classes, np.int64)
-    for value, index in class_of.items():
-        class_voxels[index] += counts.get(value, 0)
     sums = np.zeros((n_classes, 3))
-    ordered = np.array(sorted(class_of))
-    classes = np.array([class_of[value] for value in ordered.tolist()])
-    for k in range(array.shape[2]):
-        # Background, whose place nobody asks for, is most of a volume.
-        i, j = np.nonzero(array[:, :, k] if class_of.get(0) == 0 else np.ones(array.shape[:2]))
-        found = np.rint(array[i, j, k]).astype(np.int64)
-        place = np.minimum(np.searchsorted(ordered, found), len(ordered) - 1)
-        is_class = ordered[place] == found  # the others are to be ignored
-        of_class = classes[place[is_class]]
-        for axis, index in enumerate((i[is_class], j[is_class], np.full(len(of_class), k))):
-            sums[:, axis] += np.bincount(of_class, weights=index, minlength=n_classes)
+    for k in range(label.shape[2]):
+        of_slice = label[:, :, k]
+        class_voxels += np.bincount(of_slice.ravel(), minlength=n_classes)[:n_classes]
+        i, j = np.nonzero((of_slice > 0) & (of_slice < n_classes))  # the background's centroid is not needed
+        classes = of_slice[i, j]
+        for axis, index in enumerate((i, j, np.full(len(classes), k))):
+            sums[:, axis] += np.bincount(classes, weights=index, minlength=n_classes)
     sizes = np.where(class_voxels > 0, class_voxels, np.nan)
     sizes[0] = np.nan
-    centroids = (sums / sizes[:, None]) @ affine[:3, :3].T + affine[:3, 3]
-    return LabelFacts(class_voxels, centroids, abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
+    return LabelStatistics(
+        class_voxels=class_voxels,
+        centroids_mm=(sums / sizes[:, None]) @ affine[:3, :3].T + affine[:3, 3],
+        thickness_mm=_thickness_mm(label, affine, class_voxels),
+        voxel_ml=abs(float(np.linalg.det(affine[:3, :3]))) / 1000,
+        orientation=orientation,
+        overlaps=tuple(overlaps),
+    )
+
+
+def _thickness_mm(
+    label: Int[np.ndarray, "i j k"], affine: Affine, class_voxels: Int[np.ndarray, " n_classes"]
+) -> Float[np.ndarray, "n_classes 3"]:
+    thickness = np.full((len(class_voxels), 3), np.nan)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    world_axis = io_orientation(affine)[:, 0].astype(int)
+    for index, box in enumerate(ndimage.find_objects(label, len(class_voxels) - 1), start=1):
+        if box is None:
+            continue
+        if class_voxels[index] > _LARGE:
+            voxels = np.array([part.stop - part.start for part in box])
+        else:
+            voxels = thickness_voxels(label[box] == index)
+        thickness[index, world_axis] = voxels * spacing
+    return thickness
+
+
+def thickness_voxels(inside: Bool[np.ndarray, "i j k"]) -> Int[np.ndarray, " 3"]:
+    """Return how many voxels a structure extends along each axis where it is thickest.
+
+    Through each of its voxels go three straight runs of voxels, one an axis; those count whose product only a
+    twentieth of the voxels exceeds. (Where branches cross, a few voxels have long runs of several branches.)
+
+    Example:
+        >>> vessel = np.zeros((8, 8, 8), bool)
+        >>> vessel[3:5, 3:5, :] = True
+        >>> thickness_voxels(vessel).tolist()
+        [2, 2, 8]
+    """
+    voxels = np.argwhere(inside)
+    runs = np.stack([_run_lengths(voxels, axis) for axis in range(3)], axis=1)
+    order = np.argsort(runs.prod(axis=1), kind="stable")
+    return runs[order[int(_THICKEST * (len(order) - 1))]]
+
+
+def _run_lengths(voxels: Int[np.ndarray, "n 3"], axis: int) -> Int[np.ndarray, " n"]:
+    """Return for each voxel how many others follow each other along the axis, itself included."""
+    across = [other for other in range(3) if other != axis]
+    order = np.lexsort((voxels[:, axis], voxels[:, across[0]], voxels[:, across[1]]))
+    steps = np.diff(voxels[order], axis=0)
+    breaks = (steps[:, axis] != 1) | (steps[:, across] != 0).any(axis=1)
+    ends = np.append(np.flatnonzero(breaks) + 1, len(voxels))
+    lengths = np.diff(ends, prepend=0)
+    runs = np.empty(len(voxels), np.int64)
+    runs[order] = np.repeat(lengths, lengths)
+    return runs

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.checks.case_check import CaseFacts
+from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.channel_check import Scaling, window_use
+from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES
 from pipeline.datasets.dataset import Dataset, Split
 
@@ -75,24 +77,27 @@ class Fingerprint:
     """Cases by orientation, such as "RAS"."""
     formats: dict[str, int]
     dtypes: dict[str, int]
-    intensity: dict[str, str]
-    """How intensities will be scaled ("intensity"), and why ("because")."""
+    intensity: IntensityChoice
+    """How the intensities of each channel will be scaled, and why."""
+    window_use: str
+    """How much of the CT window the labelled voxels use, in words; empty without a CT or labels."""
     channels: tuple[Channel, ...]
     classes: tuple[ClassCount, ...]
 
 
 def take_fingerprint(
-    facts: Sequence[CaseFacts], dataset: Dataset, *, split: Split | None, intensity: dict[str, str]
+    cases: Sequence[CheckedCase], dataset: Dataset, *, split: Split | None, intensity: IntensityChoice, scaling: Scaling
 ) -> Fingerprint:
     """Sum up what was measured in all cases.
 
     Args:
-        facts: of every case that was opened.
+        cases: every case that was opened.
         dataset: the data set, listed.
         split: its division; None where it cannot be divided.
-        intensity: how intensities will be scaled, and why.
+        intensity: how intensities will be scaled.
+        scaling: the settings that they will be scaled by.
     """
-    first_channels = [case.images[0] for case in facts if case.images]
+    first_channels = [case.images[0] for case in cases if case.images]
     return Fingerprint(
         n_cases=len(dataset.cases),
         n_subjects=len({case.subject for case in dataset.cases}),
@@ -106,8 +111,9 @@ def take_fingerprint(
         formats=_counted(image.kind for image in first_channels),
         dtypes=_counted(image.dtype for image in first_channels),
         intensity=intensity,
-        channels=_channels(facts, dataset.channel_names),
-        classes=_classes(facts, dataset, split),
+        window_use=window_use(cases, intensity, scaling),
+        channels=_channels(cases, dataset.channel_names),
+        classes=_classes(cases, dataset, split),
     )
 
 
@@ -126,9 +132,9 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
     return dict(Counter(words).most_common())
 
 
-def _channels(facts: Sequence[CaseFacts], names: Sequence[str]) -> tuple[Channel, ...]:
+def _channels(cases: Sequence[CheckedCase], names: Sequence[str]) -> tuple[Channel, ...]:
     # Only whole cases: where a file could not be read, the index of an image is not that of its channel.
-    whole = [case.images for case in facts if len(case.images) == len(names)]
+    whole = [case.images for case in cases if len(case.images) == len(names)]
     channels = []
     for number, name in enumerate(names):
         images = [images[number] for images in whole if np.isfinite(images[number].minimum)]
@@ -145,8 +151,8 @@ def _channels(facts: Sequence[CaseFacts], names: Sequence[str]) -> tuple[Channel
     return tuple(channels)
 
 
-def _classes(facts: Sequence[CaseFacts], dataset: Dataset, split: Split | None) -> tuple[ClassCount, ...]:
-    labelled = [(case.case, case.label) for case in facts if case.label is not None]
+def _classes(cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None) -> tuple[ClassCount, ...]:
+    labelled = [(case.case, case.label) for case in cases if case.label is not None]
     counts = []
     for index, (name, value) in enumerate(zip(dataset.classes.names, dataset.classes.values, strict=True)):
         holders = [(case, label) for case, label in labelled if label.class_voxels[index]]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.checks.voxel_statistics import ImageFacts
+from pipeline.checks.voxel_statistics import ImageStatistics
 
 Triple = tuple[float, float, float]
 
@@ -56,7 +56,7 @@ class ScanRange:
         )
 
 
-def scan_range(images: Sequence[ImageFacts]) -> ScanRange | None:
+def scan_range(images: Sequence[ImageStatistics]) -> ScanRange | None:
     """Sum up the scans of a training; None for none."""
     if not images:
         return None

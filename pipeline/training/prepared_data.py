@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.cache.build import build_entries
 from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import screen
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
@@ -26,7 +27,7 @@ class Preprocessing:
 
     target_size: tuple[int, int, int]
     """Voxels (I, J, K) of a prepared volume."""
-    intensity: str
+    intensity: str | tuple[str, ...]
     """How intensities are scaled: "ct", "mr" or "zscore"."""
     window: tuple[float, float]
     """CT window in HU."""
@@ -47,7 +48,7 @@ class Preprocessing:
         """Return the arguments as plain lists and numbers; without label_remap where nothing is remapped."""
         arguments: dict[str, Any] = {
             "target_size": list(self.target_size),
-            "intensity": self.intensity,
+            "intensity": self.intensity if isinstance(self.intensity, str) else list(self.intensity),
             "window": list(self.window),
             "percentiles": list(self.percentiles),
             "scaling": self.scaling,
@@ -70,8 +71,8 @@ class PreparedData:
     """Case ids of train, val and test."""
     preprocessing: Preprocessing
     """How cases are prepared."""
-    intensity_found: dict[str, str]
-    """How intensities are scaled, and why."""
+    intensity: IntensityChoice
+    """How the intensities of each channel are scaled, and why."""
     skipped: Mapping[str, str]
     """Cases left out for their errors (data.skip_bad_cases), and what is wrong with each."""
     n_warnings: int
@@ -131,7 +132,7 @@ def prepare_data(
     data = config.data
     preprocessing = Preprocessing(
         target_size=data.target_size,
-        intensity=screened.intensity["intensity"],
+        intensity=screened.intensity.intensity,
         window=data.window,
         percentiles=data.percentiles,
         scaling=scaling,
@@ -159,10 +160,10 @@ def prepare_data(
         dataset=dataset,
         split=screened.split,
         preprocessing=preprocessing,
-        intensity_found=screened.intensity,
+        intensity=screened.intensity,
         skipped=screened.skipped,
         n_warnings=len(screened.findings),
-        scans=scan_range([case.images[0] for case in screened.facts if case.images and case.case in in_training]),
+        scans=scan_range([case.images[0] for case in screened.cases if case.images and case.case in in_training]),
         train=cached["train"],
         val=cached["val"],
     )

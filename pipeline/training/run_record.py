@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from networks.registry import network_settings
+from pipeline.checks.modality import IntensityChoice
 from pipeline.compute.devices import Devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
@@ -30,7 +31,7 @@ class RunRecord:
     """The data set, without skipped cases."""
     split: Split
     """Case ids of train, val and test."""
-    intensity: Mapping[str, str]
+    intensity: IntensityChoice
     """How intensities are scaled, and why."""
     skipped: Mapping[str, str]
     """Cases left out, and why."""
@@ -75,7 +76,7 @@ class RunRecord:
     def _data_facts(self) -> dict[str, Any]:
         split = {name: list(cases) for name, cases in self.split.items()}
         return {
-            "intensity_found": dict(self.intensity),
+            "intensity_found": self.intensity.to_document(),
             "channel_names": list(self.dataset.channel_names),
             "split": {
                 "source": self.split.source,
@@ -104,7 +105,7 @@ def run_record(
     return RunRecord(
         dataset=prepared.dataset,
         split=prepared.split,
-        intensity=prepared.intensity_found,
+        intensity=prepared.intensity,
         skipped=prepared.skipped,
         network_settings=network_settings(network),
         n_parameters=sum(p.numel() for p in network.parameters()),

@@ -14,10 +14,10 @@ import pytest
 import yaml
 
 from pipeline.check import check
-from pipeline.checks import case_check as inspection
-from pipeline.checks.case_check import CaseFacts, inspect_cases
+from pipeline.checks import case_check
+from pipeline.checks.case_check import CheckedCase, check_cases
 from pipeline.checks.findings import BadDataError, errors
-from pipeline.checks.remembered_checks import inspect_once
+from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.screening import list_configured, screen
 from pipeline.cli.main import main
 from pipeline.datasets.errors import DatasetError
@@ -59,20 +59,26 @@ def record_of(folder: Folder) -> dict:
     return json.loads((run_of(folder) / "training_config.json").read_text())["data"]
 
 
-def plain(facts: list[CaseFacts]) -> list[str]:
+def plain(facts: list[CheckedCase]) -> list[str]:
     return [json.dumps(dataclasses.asdict(case), default=lambda v: getattr(v, "tolist", v.__str__)()) for case in facts]
+
+
+def refusals(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was refused, a line for each; warnings about settings aside."""
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("bodyseg: ") and not line.startswith("bodyseg: warning: ")]
 
 
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that inspections open from now on."""
     names: list[str] = []
-    real = inspection.read_volume
+    real = case_check.read_volume
 
     def read(path: Path) -> object:
         names.append(Path(path).name)
         return real(path)
 
-    monkeypatch.setattr(inspection, "read_volume", read)
+    monkeypatch.setattr(case_check, "read_volume", read)
     return names
 
 
@@ -84,8 +90,7 @@ def test_bad_cases_refuse_a_training_with_a_line_for_every_error(
     save(folder.label("c"), with_value(organs(), 7, np.uint8))
     folder.label("d").unlink()
     assert main(arguments(folder)) == 2
-    lines = capsys.readouterr().err.splitlines()
-    missing = [line for line in lines if line.startswith("bodyseg: ")]
+    missing = refusals(capsys)
     assert missing[0].startswith("bodyseg: case d: ")
     assert "does not exist" in missing[0]
     folder.cases = [case for case in folder.cases if case["case"] != "d"]
@@ -93,7 +98,7 @@ def test_bad_cases_refuse_a_training_with_a_line_for_every_error(
     save(folder.label("e"), organs())
     folder.cases.append({"case": "e", "image": "e.nii.gz", "label": "e_label.nii.gz", "split": "val"})
     assert main(arguments(folder)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("bodyseg: ")]
+    lines = refusals(capsys)
     assert lines[0].startswith(f"bodyseg: case a: {folder.image('a')}: expected a whole, readable volume, found ")
     assert lines[1].startswith(
         f"bodyseg: case c: {folder.label('c')}: expected the label values 0-3, found 7 (1 voxels)"
@@ -229,9 +234,9 @@ def test_what_is_remembered_is_what_was_found(folder: Folder, tmp_path: Path) ->
     save(folder.label("b"), 0 * organs())
     config = settings(folder)
     dataset, _ = list_configured(config)
-    fresh = inspect_cases(dataset.cases, dataset)
+    fresh = check_cases(dataset.cases, dataset)
     for _ in range(2):
-        assert plain(inspect_once(dataset.cases, dataset, tmp_path / "cache")) == plain(fresh)
+        assert plain(check_changed_cases(dataset.cases, dataset, tmp_path / "cache")) == plain(fresh)
     assert {finding.kind for case in fresh for finding in case.findings} == {"constant_image", "empty_label"}
     text = [str(finding) for finding in screen(config).findings]
     assert text == [str(finding) for finding in screen(config).findings]
@@ -257,7 +262,7 @@ def test_a_damaged_memory_is_not_believed(folder: Folder, monkeypatch: pytest.Mo
     torn = [lines[0][:300], re.sub(r'"shape": \[\d+', '"shape": "x', lines[1]), lines[2].replace('"images"', '"pics"')]
     memory.write_bytes("\n".join([*torn, lines[3]]).encode() + b"\n\xff\xfe no text")
     names = opened(monkeypatch)
-    assert plain(screen(config).facts) == plain(expected.facts)
+    assert plain(screen(config).cases) == plain(expected.cases)
     assert len(names) == 6
 
 
@@ -265,7 +270,7 @@ def test_processes_that_start_together_open_every_case_once(folder: Folder, monk
     config = settings(folder)
     names = opened(monkeypatch)
     found: list[list[str]] = []
-    starts = [threading.Thread(target=lambda: found.append(plain(list(screen(config).facts)))) for _ in range(3)]
+    starts = [threading.Thread(target=lambda: found.append(plain(list(screen(config).cases)))) for _ in range(3)]
     for start in starts:
         start.start()
     for start in starts:
@@ -316,7 +321,7 @@ def test_the_modality_is_told_by_names_or_else_by_air(
     folder.channel_names = [channel]
     for name in "abcd":
         save(folder.image(name), image() + np.int16(ord(name) - 97))
-    assert screen(settings(folder)).intensity["intensity"] == expected
+    assert screen(settings(folder)).intensity.intensity == expected
 
 
 def test_a_dicom_header_tells_the_modality(folder: Folder) -> None:
@@ -325,7 +330,7 @@ def test_a_dicom_header_tells_the_modality(folder: Folder) -> None:
     save(folder.label("c"), organs()[::-1], np.diag([-2.0, -2.0, 3.0, 1.0]))
     folder["c"]["image"] = "series"
     intensity = screen(settings(folder)).intensity
-    assert intensity == {"intensity": "ct", "because": "the DICOM headers say CT"}
+    assert intensity.to_document() == {"intensity": "ct", "because": "the DICOM headers say CT"}
 
 
 # A remap of label values ------------------------------------------------------------------------------------------
@@ -392,17 +397,17 @@ def test_no_remap_keeps_the_names_of_cache_entries(folder: Folder) -> None:
 def test_values_can_be_exchanged_and_many_become_one_class(folder: Folder) -> None:
     swapped = np.array([0, 2, 1, 3], np.uint8)[organs()]
     save(folder.label("c"), swapped)
-    facts = screen(settings(folder, label_remap={1: 2, 2: 1})).facts
+    facts = screen(settings(folder, label_remap={1: 2, 2: 1})).cases
     sizes = {case.case: case.label.class_voxels.tolist() for case in facts if case.label is not None}
     places = {case.case: case.label.centroids_mm for case in facts if case.label is not None}
     assert sizes["a"] == sizes["c"]
     assert np.array_equal(places["c"][1], places["c"][1])
     assert places["c"][1, 0] < places["c"][2, 0]
     assert places["a"][1, 0] > places["a"][2, 0]
-    facts = screen(settings(folder, label_remap={1: 3, 2: "liver"})).facts
+    facts = screen(settings(folder, label_remap={1: 3, 2: "liver"})).cases
     assert facts[0].label is not None
     assert facts[0].label.class_voxels[1:].tolist() == [0, 0, 27 + 27 + 48]
-    inverted = screen(settings(folder, label_remap={0: 3, 3: 0})).facts[0].label
+    inverted = screen(settings(folder, label_remap={0: 3, 3: 0})).cases[0].label
     assert inverted is not None
     image = nib.load(folder.label("a"))
     voxels = np.argwhere(np.asanyarray(image.dataobj) == 0)

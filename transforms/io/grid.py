@@ -51,6 +51,13 @@ class Geometry:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    @property
+    def shear_degrees(self) -> float:
+        """How far the voxel axes are from standing at right angles; 0 for a box."""
+        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
+        return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
+
 
 @dataclass(frozen=True, eq=False)
 class OpenVolume:
@@ -75,6 +82,10 @@ class AxisChange:
     def apply(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
         """Return a view of an (I, J, K) array with the new axes."""
         return np.flip(array.transpose(self.order), self.flipped)
+
+    def undo(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
+        """Return a view of an (I, J, K) array that has the new axes, along the old ones."""
+        return np.flip(array, self.flipped).transpose(np.argsort(self.order))
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> tuple[int, ...]:

@@ -1,0 +1,165 @@
+"""Check the intensities of every channel as the network will see them: after they are scaled. Opens no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.findings import Finding
+from pipeline.checks.modality import IntensityChoice
+from pipeline.checks.voxel_statistics import PERCENTILES, ImageStatistics
+from pipeline.config.settings import DataConfig
+from pipeline.console.text import some_of
+from pipeline.datasets.dataset import Dataset
+
+_HU_RANGE = 10.0  # a CT whose values span less was scaled: bone and air are 2000 HU apart
+_HU_MEDIAN = 1500.0  # dense bone; half of no scan lies above it
+_HU_HIGHEST = 10000.0  # of the 99.5th percentile: extended scales end at 32767, but only metal reaches so far
+_AIR_HU = -500.0
+_SQUEEZED = 0.01  # of the range: what 99 % of the voxels have to fill at least
+_NAMES_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The settings that intensities are scaled by."""
+
+    window: tuple[float, float]
+    """HU that become the ends of the range, for "ct"."""
+    percentiles: tuple[float, float]
+    """Percentiles of the foreground that become the ends of the range, for "mr"."""
+
+    @classmethod
+    def of(cls, data: DataConfig) -> Scaling:
+        """Take them from the settings."""
+        return cls(data.window, data.percentiles)
+
+    def limits(self, image: ImageStatistics, intensity: str) -> tuple[float, float] | None:
+        """The intensities of an image that become the ends of the range; None where nothing is cut off."""
+        if intensity == "ct":
+            return self.window
+        if intensity != "mr":
+            return None
+        known = (0.0, *PERCENTILES, 100.0)
+        values = (min(image.foreground), *image.foreground, image.maximum)
+        low, high = np.interp(self.percentiles, known, values).tolist()
+        return (low, high) if low < high else (image.minimum, image.maximum)
+
+
+def check_channels(
+    cases: Sequence[CheckedCase], dataset: Dataset, intensity: IntensityChoice, scaling: Scaling
+) -> Iterator[Finding]:
+    """Find channels that scaling spoils, and intensities that are unusual for their modality.
+
+    Errors: a channel that has one value everywhere once it is scaled. Warnings: intensities that are not those of a CT
+    in HU, or of another modality; 99 % of the voxels within a hundredth of the range; a class of which more than half
+    of the voxels are cut off, in more than half of its cases.
+    """
+    whole = [case for case in cases if len(case.images) == len(intensity.by_channel)]
+    for case in whole:
+        for image, way in zip(case.images, intensity.by_channel, strict=True):
+            if not image.is_constant:
+                yield from _check_image(case.case, image, way, scaling)
+    for channel, (name, way) in enumerate(zip(dataset.channel_names, intensity.by_channel, strict=True)):
+        images = [case.images[channel] for case in whole]
+        yield from _cut_off_classes(images, dataset, name, way, scaling)
+
+
+def _check_image(case: str, image: ImageStatistics, way: str, scaling: Scaling) -> Iterator[Finding]:
+    file = str(image.path)
+    values = f"values from {image.minimum:g} to {image.maximum:g}"
+    if way == "ct":
+        low, high = scaling.window
+        if image.maximum <= low or image.minimum >= high:
+            expected = f"intensities within the window of {low:g} to {high:g} HU (data.window)"
+            remedy = "set data.window or data.intensity: the network would see one value everywhere"
+            yield Finding("error", "channel_lost", case, file, expected, values, remedy)
+            return
+    yield from _unusual(case, image, way, values)
+    if way == "rescale":
+        spread = image.intensities[-1] - image.intensities[0]
+        if not image.is_two_valued and spread < _SQUEEZED * (image.maximum - image.minimum):
+            found = f"{values}, 99 % of the voxels within {spread:g} of each other"
+            remedy = "set data.intensity to mr or zscore, or remove the outliers"
+            yield Finding("warning", "channel_squeezed", case, file, "intensities that fill their range", found, remedy)
+
+
+def _unusual(case: str, image: ImageStatistics, way: str, values: str) -> Iterator[Finding]:
+    """Warn of intensities that are not those of the modality that a channel is scaled as."""
+    if way not in ("ct", "mr"):
+        return
+    modality = way.upper()
+    expected = f"a {modality} scan"
+    found = ""
+    remedy = "look at the scan; drop it or set data.intensity"
+    if image.modality not in (None, modality):
+        found = f"{image.modality} according to its DICOM header"
+    elif way == "ct":
+        expected = "Hounsfield units, air near -1000 and water at 0"
+        found = _why_not_hu(image, values)
+        remedy = "export it in HU (rescale slope and intercept applied), or set data.intensity if it is no CT"
+    elif image.intensities[0] <= _AIR_HU:
+        expected = "MR intensities"
+        found = f"{values}, which looks like a CT in HU"
+    if found:
+        yield Finding("warning", "odd_intensities", case, str(image.path), expected, found, remedy)
+
+
+def _why_not_hu(image: ImageStatistics, values: str) -> str:
+    """Say why intensities are not HU; empty where they may be."""
+    if image.maximum - image.minimum <= _HU_RANGE:
+        return f"{values}: scaled already?"
+    if image.minimum >= 0:
+        return f"{values}, none below 0: the intercept (often -1024) is missing, or it is no CT"
+    if image.intensities[2] > _HU_MEDIAN or image.intensities[-1] > _HU_HIGHEST:
+        return f"{values}, half of them above {image.intensities[2]:g}"
+    return ""
+
+
+def _cut_off_classes(
+    images: Sequence[ImageStatistics], dataset: Dataset, channel: str, way: str, scaling: Scaling
+) -> Iterator[Finding]:
+    held = np.zeros(len(dataset.classes.names), int)
+    cut_off = np.zeros(len(dataset.classes.names), int)
+    for image in images:
+        limits = scaling.limits(image, way)
+        if limits is None or not image.by_class or image.is_constant:
+            continue
+        medians = np.array(image.by_class)[:, 1]
+        held += np.isfinite(medians)
+        with np.errstate(invalid="ignore"):
+            cut_off += (medians <= limits[0]) | (medians >= limits[1])
+    lost = np.flatnonzero(2 * cut_off > held)
+    if lost.size:
+        names = some_of([dataset.classes.names[index] for index in lost], _NAMES_LISTED)
+        setting = f"data.window ({scaling.window[0]:g} to {scaling.window[1]:g} HU)"
+        if way == "mr":
+            setting = f"data.percentiles ({scaling.percentiles[0]:g} to {scaling.percentiles[1]:g})"
+        expected = f"classes within the intensities that the network can tell apart in channel {channel}"
+        found = f"more than half of the voxels of {names} at one end of {setting}"
+        yield Finding(
+            "warning", "class_cut_off", "", str(dataset.root), expected, found,
+            "widen it, or set data.intensity to zscore, if these intensities matter",
+        )  # fmt: skip
+
+
+def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, scaling: Scaling) -> str:
+    """Say how much of the window the labelled voxels of the CT channels use; empty without a CT or labels."""
+    low, high = scaling.window
+    spans = []
+    for case in cases:
+        if len(case.images) == len(intensity.by_channel):
+            for image, way in zip(case.images, intensity.by_channel, strict=True):
+                if way == "ct" and image.labelled and np.isfinite(image.labelled).all():
+                    spans.append((image.labelled[1], image.labelled[3]))
+    if not spans:
+        return ""
+    bottom, top = np.median(spans, axis=0).tolist()
+    share = (min(top, high) - max(bottom, low)) / (high - low)
+    return (
+        f"90 % of the labelled voxels lie within {bottom:.0f} to {top:.0f} HU, "
+        f"{max(share, 0):.0%} of the window {low:g} to {high:g}"
+    )

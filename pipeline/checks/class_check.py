@@ -1,0 +1,215 @@
+"""Check the classes of a data set: absent, lost at the target size, overlapping, sides exchanged. Opens no file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.findings import Finding
+from pipeline.checks.voxel_statistics import LabelStatistics
+from pipeline.console.text import some_of
+from pipeline.datasets.dataset import Dataset, Split, label_path
+from transforms.left_right import find_sides
+from transforms.separable import KERNELS
+
+_NAMES_LISTED = 8
+_LEAST_SHARE = 0.5  # of a target voxel that a class must have at its thickest, if nothing but background is beside it
+_ALIKE = 3  # labels whose axes agree with their image's for each that differs, to make that unusual
+
+_WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+
+
+@dataclass(frozen=True)
+class TargetGrid:
+    """The grid that volumes are resized to."""
+
+    size: tuple[int, int, int]
+    """Voxels along left-right, back-front and foot-head."""
+    keep_aspect: bool
+    """Cubic voxels and padding instead of stretching."""
+
+    def spacing_mm(self, extent_mm: np.ndarray) -> np.ndarray:
+        """Edges of a target voxel, for a volume of this extent along the world axes."""
+        edges = extent_mm / np.array(self.size)
+        return np.full(3, edges.max()) if self.keep_aspect else edges
+
+
+def check_classes(
+    cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, target: TargetGrid
+) -> Iterator[Finding]:
+    """Warn of classes that are absent or will be, that overlap, and of labels that are the wrong way round."""
+    for case in cases:
+        yield from _exchanged_sides(case, dataset)
+    yield from _other_axes(cases, dataset)
+    overlapping = _lost_to_others(cases, len(dataset.classes.names))
+    yield from _overlaps(cases, dataset)
+    yield from _absent_classes(cases, dataset, split, overlapping)
+    yield from _lost_at_target_size(cases, dataset, target)
+
+
+def _exchanged_sides(case: CheckedCase, dataset: Dataset) -> Iterator[Finding]:
+    if case.label is None:
+        return
+    x = case.label.centroids_mm[:, 0]
+    names = dataset.classes.names
+    pairs = [(left, right) for left, right in find_sides(names).pairs if np.isfinite(x[[left, right]]).all()]
+    exchanged = [(left, right) for left, right in pairs if x[left] > x[right]]
+    if 2 * len(exchanged) > len(pairs):
+        left, right = max(exchanged, key=lambda pair: x[pair[0]] - x[pair[1]])
+        yield Finding(
+            "warning", "sides_swapped", case.case, label_file(case, dataset),
+            "left classes on the patient's left (smaller x in RAS+) of their right partners",
+            f"{len(exchanged)} of {len(pairs)} pairs the other way round: {names[left]} at x = {x[left]:.0f} mm, "
+            f"{names[right]} at x = {x[right]:.0f} mm",
+            "the scan is mirrored, or the names mean the viewer's sides: look at it in a viewer before training on it",
+        )  # fmt: skip
+
+
+def _other_axes(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
+    """Warn of a label whose axes are mirrored against its image's where all others agree: a header may be wrong."""
+    both = [(case, case.label, case.images[0]) for case in cases if case.label is not None and case.images]
+    different = [entry for entry in both if _are_mirrored(entry[1].orientation, entry[2].orientation)]
+    if len(both) - len(different) < _ALIKE * max(1, len(different)):
+        return
+    for case, label, image in different:
+        yield Finding(
+            "warning", "label_axes", case.case, label_file(case, dataset),
+            f"axes along its image's ({image.orientation}), as in the {len(both) - len(different)} other labels",
+            f"{label.orientation}; it is turned by its header, which may be wrong",
+            "look at both in a viewer: if the label is mirrored there, correct its header",
+        )  # fmt: skip
+
+
+def _are_mirrored(first: str, second: str) -> bool:
+    """Whether two orientations are along the same axes, and some run the other way: "RAS" and "LAS"."""
+    return first != second and [_WORLD_AXIS[a] for a in first] == [_WORLD_AXIS[a] for a in second]
+
+
+def _lost_to_others(cases: Sequence[CheckedCase], n_classes: int) -> set[int]:
+    """Classes that no label holds because other masks cover them."""
+    lost = {entry[0] for case in cases if case.label is not None for entry in case.label.overlaps}
+    return {index for index in lost if not _holds(cases, n_classes)[index]}
+
+
+def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
+    voxels: Counter[tuple[int, int]] = Counter()
+    n_cases: Counter[tuple[int, int]] = Counter()
+    for case in cases:
+        if case.label is not None:
+            for lost, winner, count in case.label.overlaps:
+                voxels[lost, winner] += count
+                n_cases[lost, winner] += 1
+    if not voxels:
+        return
+    names = dataset.classes.names
+    gone = _lost_to_others(cases, len(names))
+    lines = [
+        f"{names[lost]} gives {count} voxels in {n_cases[lost, winner]} cases to {names[winner]}"
+        for (lost, winner), count in voxels.most_common()
+    ]
+    left = f"; nothing is left of {some_of([names[index] for index in sorted(gone)], _NAMES_LISTED)}" if gone else ""
+    yield Finding(
+        "warning", "masks_overlap", "", str(dataset.root), "masks that do not overlap",
+        f"some that do, where the class later in the table wins: {some_of(lines, _NAMES_LISTED)}{left}",
+        "where an inner structure lies in an outer one, name the inner one later in data.class_names",
+    )  # fmt: skip
+
+
+def _holds(cases: Sequence[CheckedCase], n_classes: int) -> np.ndarray:
+    """Whether any label holds each class: (n_classes,) bool."""
+    held = np.zeros(n_classes, bool)
+    for case in cases:
+        if case.label is not None:
+            held |= case.label.class_voxels > 0
+    return held
+
+
+def _absent_classes(
+    cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, overlapping: set[int]
+) -> Iterator[Finding]:
+    """Warn of classes that no label holds, or none of the training or validation cases."""
+    labelled = [case for case in cases if case.label is not None]
+    if not labelled:
+        return
+    names = dataset.classes.names
+    anywhere = _holds(labelled, len(names))
+    nowhere = [index for index in range(1, len(names)) if not anywhere[index] and index not in overlapping]
+    yield from _absent(nowhere, "", "leave them out of the class table unless more data is to come", dataset)
+    for name in ("train", "val"):
+        chosen = [case for case in labelled if split is not None and split.of(case.case) == name]
+        if chosen:
+            held = _holds(chosen, len(names))
+            effect = "the network cannot learn them" if name == "train" else "val_mIoU does not speak of them"
+            if name == "val" and not held[1:].any():
+                effect = "val_mIoU stays undefined, and the lowest val_loss decides which weights are kept"
+            absent = [index for index in range(1, len(names)) if anywhere[index] and not held[index]]
+            yield from _absent(absent, f"{name} ", f"{effect}: add cases or change the split", dataset)
+
+
+def _absent(classes: Sequence[int], split: str, remedy: str, dataset: Dataset) -> Iterator[Finding]:
+    if classes:
+        names = some_of([dataset.classes.names[index] for index in classes], _NAMES_LISTED)
+        expected = f"{len(dataset.classes.names) - 1} classes in train and in validation"
+        found = f"no {split}case holds {names} ({len(classes)} classes)"
+        yield Finding("warning", "class_absent", "", str(dataset.root), expected, found, remedy)
+
+
+def _lost_at_target_size(cases: Sequence[CheckedCase], dataset: Dataset, target: TargetGrid) -> Iterator[Finding]:
+    """Warn of classes too thin to be left in any case once the volumes have the target size."""
+    names = dataset.classes.names
+    kept = np.zeros(len(names), bool)
+    n_cases = np.zeros(len(names), int)
+    for case in cases:
+        if case.label is not None and case.images:
+            n_cases += case.label.class_voxels > 0
+            kept |= shares_at_target_size(case, case.label, target) >= _LEAST_SHARE
+    lost = [index for index in range(1, len(names)) if n_cases[index] and not kept[index]]
+    if lost:
+        size = "×".join(map(str, target.size))
+        held = some_of([f"{names[index]} (in {n_cases[index]} cases)" for index in lost], _NAMES_LISTED)
+        expected = f"structures thicker than a voxel at the target size of {size}"
+        found = f"none that is likely to be left of {held}"
+        remedy = "the network cannot learn them: choose a larger --target_size, or crop the volumes"
+        yield Finding("warning", "class_lost", "", str(dataset.root), expected, found, remedy)
+
+
+def shares_at_target_size(case: CheckedCase, label: LabelStatistics, target: TargetGrid) -> np.ndarray:
+    """Estimate the largest share of a target voxel that each class has: (n_classes,), NaN for absent classes.
+
+    A label is resized with a cubic kernel along each axis by itself (`transforms.resize.resize_label`); the share is
+    that of a box of the class's thickness in the middle of the kernel.
+    """
+    image = case.images[0]
+    spacing = np.ones(3)
+    n_voxels = np.ones(3)
+    for edge, n, letter in zip(image.spacing_mm, image.shape, image.orientation, strict=False):
+        spacing[_WORLD_AXIS[letter]] = edge
+        n_voxels[_WORLD_AXIS[letter]] = n
+    target_mm = target.spacing_mm(spacing * n_voxels)
+    shares = np.ones(len(label.class_voxels))
+    for axis in range(3):
+        n_thick = np.rint(label.thickness_mm[:, axis] / spacing[axis])
+        shares *= [_share(n, spacing[axis] / target_mm[axis]) for n in n_thick]
+    return shares
+
+
+def _share(n_voxels: float, step: float) -> float:
+    """Share of a run of voxels, `step` target voxels apart, in a target voxel in its middle; NaN for NaN."""
+    if np.isnan(n_voxels) or step >= 1:  # the target is finer: every voxel is seen
+        return n_voxels / n_voxels
+    reach = int(np.ceil(2 / step)) + 1
+    distances = np.abs((np.arange(-reach, reach + 1) + (0 if n_voxels % 2 else 0.5)) * step)
+    weights = KERNELS["cubic"](torch.from_numpy(distances)).numpy()
+    inside = distances < n_voxels * step / 2
+    return float(weights[inside].sum() / weights.sum())
+
+
+def label_file(case: CheckedCase, dataset: Dataset) -> str:
+    """Where the label of a case lies."""
+    label = next(listed.label for listed in dataset.cases if listed.id == case.case)
+    return str(label_path(label) or "")

@@ -1,0 +1,81 @@
+"""Suggest what the values of labels that belong to no class may mean, as far as the data support it. Opens no file."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import yaml
+
+from pipeline.checks.case_check import CheckedCase
+from pipeline.datasets.class_table import ClassTable
+
+MANY_VALUES = 50
+"""Unknown values in one label: nobody forgot to name so many classes, it is an image in the place of a label."""
+
+_STRAY = 20  # a value with fewer voxels than the smallest class of its label, by this factor, is stray
+_SIZES = 8.0  # a class's volume differs by less than this factor from what it is in other labels
+
+
+def suggest_remap(cases: Sequence[CheckedCase], table: ClassTable) -> dict[int, str]:
+    """Guess what unknown values mean: class names by value, for data.label_remap; one table for all labels.
+
+    A value is taken for a class only where its label lacks as many classes as it has values too many (a mask stored
+    as 0 and 255 for the classes 0 and 1), and the class, where other labels hold it, is of a similar size there. A
+    value is taken for background only where it has a few stray voxels. Of everything else nothing is said. Where
+    labels disagree, the guess that most of them give is taken.
+    """
+    sizes_ml = _class_sizes_ml(cases, len(table.names))
+    guesses: dict[int, Counter[str]] = defaultdict(Counter)
+    refused: set[int] = set()
+    for case in cases:
+        unknown = sorted(case.unknown_values.keys() - table.known_values)
+        if not unknown or len(unknown) > MANY_VALUES:
+            continue
+        meant = _meant(case, unknown, table, sizes_ml)
+        for value in unknown:
+            if value in meant:
+                guesses[value][meant[value]] += 1
+            else:
+                refused.add(value)
+    return {value: guesses[value].most_common(1)[0][0] for value in sorted(guesses) if value not in refused}
+
+
+def write_remap(remap: Mapping[int, str]) -> str:
+    """Write a table as YAML takes it in one line: {7: liver, 255: background}."""
+    text = yaml.safe_dump(dict(remap), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
+    return text.strip()
+
+
+def _class_sizes_ml(cases: Sequence[CheckedCase], n_classes: int) -> np.ndarray:
+    """Median volume of every class over the labels that hold it, NaN where none does."""
+    rows = [case.label.class_voxels * case.label.voxel_ml for case in cases if case.label is not None]
+    sizes = np.full(n_classes, np.nan)
+    for index in range(n_classes):
+        held = [row[index] for row in rows if row[index]]
+        if held:
+            sizes[index] = float(np.median(held))
+    return sizes
+
+
+def _meant(case: CheckedCase, unknown: Sequence[int], table: ClassTable, sizes_ml: np.ndarray) -> dict[int, str]:
+    counts = case.unknown_values
+    present = {table.class_of_value.get(value) for value in counts}
+    lacking = sorted(set(range(1, len(table.names))) - present)
+    known = [counts[value] for value in counts if table.class_of_value.get(value)]
+    stray = {value: table.names[0] for value in unknown if known and counts[value] * _STRAY < min(known)}
+    rest = [value for value in unknown if value not in stray]
+    if len(rest) == len(lacking) and all(value > 0 for value in rest):
+        pairs = dict(zip(rest, lacking, strict=True))
+        if all(_fits(counts[value], case, sizes_ml[index]) for value, index in pairs.items()):
+            return stray | {value: table.names[index] for value, index in pairs.items()}
+    return stray
+
+
+def _fits(n_voxels: int, case: CheckedCase, usual_ml: float) -> bool:
+    """Whether a structure of so many voxels is as large as the class is elsewhere; True where no label holds it."""
+    if np.isnan(usual_ml) or not case.images:
+        return True
+    ml = n_voxels * float(np.prod(case.images[0].spacing_mm)) / 1000
+    return usual_ml / _SIZES < ml < usual_ml * _SIZES
