@@ -216,7 +216,7 @@ def _cases_of(folder: RunFolder, split: SplitName) -> tuple[Dataset, list[Case]]
     dataset = list_cases(
         data["dataset_root"],
         data.get("layout", "auto"),
-        fold=data.get("fold", 0),
+        fold=None,  # the run says which case is in which split
         class_names=data.get("class_names") or None,
         label_remap=data.get("label_remap"),
         strict=False,

@@ -38,11 +38,14 @@ def read_msd(request: Request) -> Listing:
     root, source = request.root, request.root / "dataset.json"
     description = read_description(root)
     rows: list[Row] = []
+    folds_file = None
     problems: list[DatasetError] = []
     for part, split in _PARTS.items():
         entries = _entries(description, part, source)
-        fold = request.fold if part == "training" and not request.images_only and _has_folds(entries) else None
+        fold = request.fold if part == "training" and _has_folds(entries) else None
         found = collect(partial(_row, root, split, fold), entries, problems)
+        if fold is not None:
+            folds_file = source
         if fold is not None and not problems and not any(row.split == "val" for row in found):
             remedy = "choose a fold that its training cases have"
             raise DatasetError("dataset", source, f"training cases of fold {fold} (data.fold)", "none", remedy)
@@ -52,7 +55,7 @@ def read_msd(request: Request) -> Listing:
     channels = description.get("modality", description.get("channel_names"))
     channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
     classes = None if request.images_only else request.classes(_own_table(description, root))
-    return Listing(tuple(rows), classes, channel_names, tuple(problems))
+    return Listing(tuple(rows), classes, channel_names, tuple(problems), folds_file)
 
 
 def lists_existing_images(description: dict[str, Any], root: Path, files: FileIndex) -> bool:

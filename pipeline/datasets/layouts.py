@@ -73,7 +73,8 @@ def _described(root: Path, files: FileIndex) -> str | None:
     """
     description = read_description(root)
     if "training" not in description:
-        return "nnunet" if files.is_folder(root / "imagesTr") else None
+        has_images = any(files.is_folder(root / name) for name in ("imagesTr", "imagesTs"))
+        return "nnunet" if has_images or isinstance(description.get("dataset"), dict) else None
     images = files.volume_files(root / "imagesTr")
     if lists_existing_images(description, root, files):
         is_nnunet = has_all_channels(images) and ("file_ending" in description or "channel_names" in description)

@@ -30,7 +30,7 @@ def list_cases(
     root: Path | str,
     layout: str = "auto",
     *,
-    fold: int = 0,
+    fold: int | None = 0,
     class_names: Sequence[str] | None = None,
     label_remap: Mapping[int | str, int | str] | None = None,
     strict: bool = True,
@@ -41,7 +41,7 @@ def list_cases(
     Args:
         root: the data set's folder, or a JSON or CSV file that lists cases.
         layout: "nnunet", "msd", "totalsegmentator", "pairs", "list", or "auto" to recognise it.
-        fold: the fold that validates, where the data set brings its own cross-validation.
+        fold: the fold that validates, where the data set brings its own cross-validation; None: its split is not read.
         class_names: names of the classes, background first, for data sets without names of their own; for masks per
             structure also the choice and order of structures.
         label_remap: class name or index for further values of the label files, or for values that are to mean another
@@ -66,42 +66,23 @@ def list_cases(
     if layout not in ("auto", *READERS):
         remedy = "choose one of these"
         raise DatasetError("dataset", "data.layout", f"one of auto, {', '.join(READERS)}", repr(layout), remedy)
-    return _list_cases(
-        root,
-        layout,
-        tuple(class_names or ()),
-        fold=fold,
-        label_remap=label_remap,
-        strict=strict,
-        follow_links=follow_links,
-    )
-
-
-def _list_cases(
-    root: Path,
-    layout: str,
-    class_names: tuple[str, ...],
-    *,
-    fold: int = 0,
-    label_remap: Mapping[int | str, int | str] | None = None,
-    strict: bool = True,
-    follow_links: bool = False,
-    takes_split: bool = True,
-) -> Dataset:
     files = FileIndex()
     try:
         layout = recognise(root, files) if layout == "auto" else layout
-        listing = READERS[layout](Request(root, fold, class_names, files=files))
+        listing = READERS[layout](Request(root, fold, tuple(class_names or ()), files=files))
     except OSError as error:
         raise _unreadable(root, error) from error
     classes = listing.classes
     assert classes is not None  # only images alone come without
-    if not takes_split:
+    if fold is None:
         listing = replace(listing, rows=tuple(replace(row, split=None) if row.label else row for row in listing.rows))
+    elif fold > 0 and listing.folds_file is None:
+        remedy = "leave data.fold out, or add the folds (nnU-Net's splits_final.json, a fold for each training case)"
+        raise DatasetError("dataset", root, f"folds, since data.fold is {fold}", "none", remedy)
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
     if trusted.refused and (strict or not trusted.rows):
         raise DatasetError.all_of(_cut(trusted.refused, root))
-    return _dataset(trusted, listing, root, layout, _with_remap(classes, label_remap, trusted.rows, root))
+    return _dataset(trusted, listing, root, layout, fold, _with_remap(classes, label_remap, trusted.rows, root))
 
 
 def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
@@ -116,7 +97,7 @@ def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | N
     layout = _find_layout(path, FileIndex())
     if layout is None:
         return None
-    return _list_cases(path, layout, (), follow_links=follow_links, takes_split=False)
+    return list_cases(path, layout, fold=None, follow_links=follow_links)
 
 
 @dataclass(frozen=True)
@@ -145,7 +126,7 @@ def find_images(path: Path | str, *, follow_links: bool = False) -> ImageListing
     try:
         if not files.is_folder(path) or files.is_volume(path):
             return None
-        listing = READERS[layout](Request(path, images_only=True, files=files))
+        listing = READERS[layout](Request(path, fold=None, images_only=True, files=files))
     except OSError as error:
         raise _unreadable(path, error) from error
     images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
@@ -278,11 +259,16 @@ def _with_remap(
     return replace(classes, remap=resolve_remap(remap, classes.names))
 
 
-def _dataset(trusted: _Trusted, listing: Listing, root: Path, layout: str, classes: ClassTable) -> Dataset:
+def _dataset(
+    trusted: _Trusted, listing: Listing, root: Path, layout: str, fold: int | None, classes: ClassTable
+) -> Dataset:
     labelled = [row for row in trusted.rows if row.label is not None]
     has_own_split = any(row.split in ("train", "val") for row in listing.rows)
+    source = "the data set's own"
+    if listing.folds_file is not None:
+        source = f"fold {fold} of {listing.folds_file}"
     try:
-        split = _own_split(labelled, root) if has_own_split else None
+        split = _own_split(labelled, root, source) if has_own_split else None
     except DatasetError as error:  # what a split lacks may be what was refused
         raise DatasetError.all_of([*_cut(trusted.refused, root), error]) from error
     return Dataset(
@@ -309,14 +295,14 @@ def _subject(row: Row) -> str:
     return bids[0] if bids else row.id
 
 
-def _own_split(rows: Sequence[Row], root: Path) -> Split:
+def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:
     """Return the data set's own division of the cases that can serve, one at least to train and one to validate."""
     undivided = [row.id for row in rows if row.split is None]
     if undivided:
         expected, remedy = "a split for every case or for none", "complete the split or remove it"
         raise DatasetError("dataset", root, expected, f"none for case {undivided[0]}", remedy)
     ids = {name: tuple(sorted(row.id for row in rows if row.split == name)) for name in SPLITS}
-    split = Split(**ids, source="the data set's own")
+    split = Split(**ids, source=source)
     if not split.train or not split.val:
         found = f"{len(split.train)} cases to train and {len(split.val)} to validate"
         remedy = "complete the split, or remove it (test cases may stay marked) to have the other cases divided"

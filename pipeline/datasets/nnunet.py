@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.class_table import parse_table
-from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_description, read_json
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names
+from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names, path_inside
 from transforms.io.load import volume_kind, volume_stem
 
 logger = logging.getLogger(__name__)
+
+_PREPROCESSED = "nnUNet_preprocessed"
+"""nnU-Net's folder of prepared data, and the environment variable that names it."""
 
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 """A file's name without suffix: the case and the number of the image channel."""
@@ -25,24 +29,46 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 def read_nnunet(request: Request) -> Listing:
     """Read the nnU-Net raw layout: imagesTr/CASE_0000.nii.gz, labelsTr/CASE.nii.gz, splits_final.json.
 
-    Cases of imagesTs are test cases, labelled where labelsTs holds them. See nnU-Net's documentation/dataset_format.md.
+    Cases of imagesTs are test cases, labelled where labelsTs holds them. Files that are not volumes are passed over,
+    a volume may have another suffix than file_ending, and the only channel of a case needs no number. A "dataset" in
+    dataset.json names the files of every case itself. See nnU-Net's documentation/dataset_format.md.
 
     Raises:
         DatasetError: dataset.json or splits_final.json cannot be read or contradicts the files or the settings.
     """
-    source = request.root / "dataset.json"
-    description = read_description(request.root)
+    root, source = request.root, request.root / "dataset.json"
+    description = read_description(root)
     channel_names = parse_channel_names(description.get("channel_names", description.get("modality")), source)
     ending = _file_ending(description, source)
     classes = None if request.images_only else request.classes(parse_table(description.get("labels"), source))
     problems: list[DatasetError] = []
-    rows = _read_part(request, "Tr", ending, len(channel_names), problems)
-    splits_file = request.root / "splits_final.json"
-    if not request.images_only and request.files.is_file(splits_file):
-        split_of = _read_fold(splits_file, request.fold)
-        rows = _with_fold(rows, split_of, splits_file, request.fold, has_problems=bool(problems))
+    if isinstance(description.get("dataset"), dict):
+        rows = collect(partial(_described_row, root), description["dataset"].items(), problems)
+    else:
+        rows = _read_part(request, "Tr", ending, len(channel_names), problems)
+    splits_file = None if request.fold is None else find_splits_file(request)
+    if splits_file is not None:
+        rows = _with_fold(rows, splits_file, request.fold or 0, has_problems=bool(problems))
     tests = _read_part(request, "Ts", ending, len(channel_names), problems)
-    return Listing((*rows, *(replace(row, split="test") for row in tests)), classes, channel_names, tuple(problems))
+    return Listing(
+        (*rows, *(replace(row, split="test") for row in tests)),
+        classes,
+        channel_names,
+        tuple(problems),
+        folds_file=splits_file,
+    )
+
+
+def _described_row(root: Path, entry: tuple[str, Any]) -> Row:
+    """The row of a case that dataset.json describes: "CASE": {"images": [...], "label": ...}."""
+    case, files = entry
+    source = root / "dataset.json"
+    if not isinstance(files, dict) or not isinstance(files.get("images"), list):
+        expected = 'its files as {"images": […], "label": …}'
+        raise DatasetError("dataset", source, expected, f"{files!r:.60}", "name the files of the case", case)
+    image = tuple(path_inside(root, name, source) for name in files["images"])
+    label = files.get("label")
+    return Row(case, image, path_inside(root, label, source) if label else None)
 
 
 def has_channel_number(path: Path) -> bool:
@@ -76,32 +102,66 @@ def _file_ending(description: dict[str, Any], source: Path) -> str:
 
 def _read_part(request: Request, part: str, ending: str, n_channels: int, problems: list[DatasetError]) -> list[Row]:
     """The cases of imagesTr and labelsTr (part "Tr"), or of imagesTs and labelsTs."""
-
-    def numbered(path: Path) -> tuple[str, int, Path]:
-        match = re.fullmatch(rf"(.+)_(\d{{4}}){re.escape(ending)}", path.name)
-        if match is None:
-            raise DatasetError(
-                "dataset", path, f"a name like CASE_0000{ending}", path.name, "rename it or move it away"
-            )
-        return match[1], int(match[2]), path
+    labels: dict[str, list[Path]] = {}
+    for path in request.files.volume_files(request.root / f"labels{part}"):
+        labels.setdefault(volume_stem(path), []).append(path)
+    images = request.files.volume_files(request.root / f"images{part}")
+    channels = channels_by_case(images, n_channels, labels, problems)
+    if request.images_only:  # their names tell cases from channels, and that is all
+        labels = {}
 
     def row(case: str) -> Row:
-        channels = images.get(case, {})
-        if channels and sorted(channels) != list(range(n_channels)):
-            numbers = ", ".join(f"_{number:04d}" for number in sorted(channels))
-            expected, remedy = f"{n_channels} channel files from _0000 on", "add the missing ones or remove the case"
-            raise DatasetError("dataset", "", expected, numbers, remedy, case)
-        return Row(case, tuple(path for _, path in sorted(channels.items())), labels.get(case))
+        numbers = sorted(channels.get(case, {}))
+        if numbers and numbers != list(range(n_channels)):
+            raise _missing_channels(case, numbers, n_channels)
+        image = tuple(_only(channels[case][number], ending, case) for number in numbers)
+        return Row(case, image, _only(labels[case], ending, case) if case in labels else None)
 
-    images: dict[str, dict[int, Path]] = {}
-    for case, number, path in collect(numbered, request.files.visible(request.root / f"images{part}"), problems):
-        images.setdefault(case, {})[number] = path
-    labels: dict[str, Label] = {}
-    if not request.images_only:
-        labels = {
-            path.name.removesuffix(ending): path for path in request.files.visible(request.root / f"labels{part}")
-        }
-    return collect(row, sorted(images.keys() | labels.keys()), problems)
+    return collect(row, sorted(channels.keys() | labels.keys()), problems)
+
+
+def channels_by_case(
+    paths: Sequence[Path], n_channels: int, cases: Container[str], problems: list[DatasetError]
+) -> dict[str, dict[int, list[Path]]]:
+    """Group volumes CASE_0000, CASE_0001, … by case and channel number.
+
+    Where the images have one channel, its number may be missing: the whole name is then the case's.
+
+    Args:
+        paths: volume files of one folder.
+        n_channels: how many channels every case has.
+        cases: names of cases that are known from elsewhere, such as their labels.
+        problems: an error is added for each volume whose name fits neither form.
+    """
+    first_channels = any(volume_stem(path).endswith("_0000") for path in paths)
+    channels: dict[str, dict[int, list[Path]]] = {}
+    for path in paths:
+        name = volume_stem(path)
+        match = _CHANNEL.fullmatch(name)
+        if n_channels == 1 and (name in cases or not first_channels) and not (match and match["case"] in cases):
+            channels.setdefault(name, {}).setdefault(0, []).append(path)
+        elif match:
+            channels.setdefault(match["case"], {}).setdefault(int(match["channel"]), []).append(path)
+        else:
+            expected = f"a name like CASE_0000{path.name[len(name) :]}"
+            problems.append(DatasetError("dataset", path, expected, path.name, "rename it or move it away"))
+    return channels
+
+
+def _missing_channels(case: str, numbers: Sequence[int], n_channels: int) -> DatasetError:
+    found = ", ".join(f"_{number:04d}" for number in numbers)
+    expected, remedy = f"{n_channels} channel files from _0000 on", "add the missing ones or remove the case"
+    return DatasetError("dataset", "", expected, found, remedy, case)
+
+
+def _only(paths: Sequence[Path], ending: str, case: str) -> Path:
+    """The only file, or the only one with the data set's own file_ending. Raises DatasetError for several."""
+    named = [path for path in paths if path.name.endswith(ending)]
+    chosen = named if len(named) == 1 else paths
+    if len(chosen) > 1:
+        both = " and ".join(str(path) for path in chosen[:2])
+        raise DatasetError("dataset", "", "one file", both, "remove one", case)
+    return chosen[0]
 
 
 def _read_fold(path: Path, fold: int) -> dict[str, str]:
@@ -124,11 +184,12 @@ def _read_fold(path: Path, fold: int) -> dict[str, str]:
     return dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
 
 
-def _with_fold(rows: list[Row], split_of: dict[str, str], path: Path, fold: int, *, has_problems: bool) -> list[Row]:
-    """Give rows the split of a fold; cases that it leaves out stay unused, as in nnU-Net.
+def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) -> list[Row]:
+    """Give rows the split of a fold of splits_final.json; cases that it leaves out stay unused, as in nnU-Net.
 
     A case of the fold that is no row is an error, unless `has_problems` already says why there may be none.
     """
+    split_of = _read_fold(path, fold)
     unknown = split_of.keys() - {row.id for row in rows}
     if unknown and not has_problems:
         raise DatasetError(
@@ -139,3 +200,25 @@ def _with_fold(rows: list[Row], split_of: dict[str, str], path: Path, fold: int,
     if unused:
         logger.warning("%s: %d cases are neither in train nor in val of fold %d and stay unused", path, unused, fold)
     return [replace(row, split=split_of[row.id]) for row in rows if row.id in split_of]
+
+
+def find_splits_file(request: Request) -> Path | None:
+    """Return the data set's splits_final.json: in its own folder, else where nnU-Net keeps it; None without one.
+
+    nnU-Net keeps it in nnUNet_preprocessed/NAME, with NAME that of the data set's folder; nnUNet_preprocessed is the
+    folder of that environment variable, or lies beside nnUNet_raw.
+
+    Raises:
+        DatasetError: two files that differ.
+    """
+    name = request.root.resolve().name
+    folders = [request.root, request.root.resolve().parent.parent / _PREPROCESSED / name]
+    if os.environ.get(_PREPROCESSED):
+        folders.append(Path(os.environ[_PREPROCESSED]) / name)
+    found = [folder / "splits_final.json" for folder in folders if request.files.is_file(folder / "splits_final.json")]
+    for other in found[1:]:
+        if read_json(other) != read_json(found[0]):
+            raise DatasetError(
+                "dataset", found[0], "one division into folds", f"another one in {other}", "remove one of the files"
+            )
+    return found[0] if found else None

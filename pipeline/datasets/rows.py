@@ -42,6 +42,8 @@ class Listing:
     channel_names: tuple[str, ...]
     problems: tuple[DatasetError, ...] = ()
     """What is wrong with each entry that gave no row."""
+    folds_file: Path | None = None
+    """The file with the data set's own cross-validation that gave the rows their split; None without one."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Request:
 
     root: Path
     """The data set's folder, or the file that lists its cases."""
-    fold: int = 0
-    """Which fold validates, where the data set brings its own cross-validation."""
+    fold: int | None = 0
+    """Which fold validates, where the data set brings its own cross-validation; None: splits are not asked for."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first, as the settings give them; empty: as the data set has them."""
     images_only: bool = False
-    """Images are asked for, to be segmented: no labels, class names and splits are read, and none need be there."""
+    """Images are asked for, to be segmented: no labels and class names are read, and none need be there."""
     files: FileIndex = field(default_factory=FileIndex)
     """What lies in its folders."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
-from tests.support.datasets import nnunet, refused, volume, write_json
+from tests.support.datasets import LABELS, nnunet, refused, volume, write_json
 
 
 def test_the_hippocampus_data_set_lists_its_120_cases(shared_data):
@@ -64,3 +66,88 @@ def test_the_ignore_label_is_not_a_class(tmp_path):
     found = list_cases(tmp_path)
     assert (found.classes.names, found.classes.values) == (("background", "liver", "spleen"), (0, 1, 3))
     assert found.classes.ignore_value == 4
+
+
+def test_folds_are_found_where_nnunet_keeps_them(tmp_path, monkeypatch):
+    root = nnunet(tmp_path / "nnUNet_raw" / "Dataset001_Toy")
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "c"], "val": ["b"]}]
+    beside = write_json(tmp_path / "nnUNet_preprocessed" / "Dataset001_Toy" / "splits_final.json", folds)
+    split = list_cases(root, fold=1).split
+    assert (split.val, split.source) == (("b",), f"fold 1 of {beside}")
+    beside.rename(beside.with_name("gone.json"))
+    assert list_cases(root).split is None
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "elsewhere"))
+    elsewhere = write_json(tmp_path / "elsewhere" / "Dataset001_Toy" / "splits_final.json", folds)
+    assert list_cases(root).split.source == f"fold 0 of {elsewhere}"
+    write_json(root / "splits_final.json", folds[:1])
+    refused(root, "another one in", str(elsewhere))
+
+
+def test_a_fold_without_folds_is_refused(tmp_path):
+    refused(nnunet(tmp_path), "data.fold is 2", "found none", fold=2)
+    assert len(list_cases(tmp_path, fold=None).cases) == 3
+
+
+def test_files_that_lie_beside_the_scans_are_passed_over(tmp_path):
+    nnunet(tmp_path)
+    for name in ("a_0000.json", "Thumbs.db", "README.txt", ".DS_Store", "._a_0000.nii.gz"):
+        (tmp_path / "imagesTr" / name).write_bytes(b"x")
+        (tmp_path / "labelsTr" / name).write_bytes(b"x")
+    found = list_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["a", "b", "c"]
+    assert found.refused == ()
+
+
+@pytest.mark.parametrize("ending", [".NII.GZ", ".nii", ".nrrd"])
+def test_another_suffix_than_file_ending_is_read(tmp_path, ending):
+    nnunet(tmp_path)
+    for path in [*(tmp_path / "imagesTr").iterdir(), *(tmp_path / "labelsTr").iterdir()]:
+        path.rename(path.with_name(path.name.replace(".nii.gz", ending)))
+    assert [case.id for case in list_cases(tmp_path).cases] == ["a", "b", "c"]
+
+
+def test_of_two_files_of_a_channel_that_with_file_ending_counts(tmp_path):
+    nnunet(tmp_path)
+    volume(tmp_path / "imagesTr/a_0000.nii")
+    assert list_cases(tmp_path).cases[0].image == (tmp_path / "imagesTr/a_0000.nii.gz",)
+    volume(tmp_path / "labelsTr/b.nii")
+    (tmp_path / "labelsTr/b.nii.gz").rename(tmp_path / "labelsTr/b.nrrd")
+    refused(tmp_path, "case b: expected one file, found ", "b.nii and ", "b.nrrd")
+
+
+@pytest.mark.parametrize("cases", [("a", "b"), ("amos_0001", "amos_0004"), ("_0000", "_0001")])
+def test_the_only_channel_of_a_case_needs_no_number(tmp_path, cases):
+    nnunet(tmp_path, cases=cases)
+    assert [case.id for case in list_cases(tmp_path).cases] == sorted(cases)
+    for path in (tmp_path / "imagesTr").iterdir():
+        path.rename(path.with_name(path.name.replace("_0000.nii.gz", ".nii.gz")))
+    found = list_cases(tmp_path)
+    assert (found.layout, [case.id for case in found.cases]) == ("nnunet", sorted(cases))
+
+
+def test_dataset_json_may_name_the_files_of_every_case(tmp_path):
+    for name in ("x", "y"):
+        volume(tmp_path / f"elsewhere/{name}.nii.gz")
+        volume(tmp_path / f"elsewhere/{name}_seg.nii.gz")
+    named = {
+        name: {"images": [f"elsewhere/{name}.nii.gz"], "label": f"elsewhere/{name}_seg.nii.gz"} for name in ("x", "y")
+    }
+    description = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz", "dataset": named}
+    write_json(tmp_path / "dataset.json", description)
+    found = list_cases(tmp_path)
+    assert found.layout == "nnunet"
+    assert [(case.id, case.image[0].name, case.label.name) for case in found.cases] == [
+        ("x", "x.nii.gz", "x_seg.nii.gz"),
+        ("y", "y.nii.gz", "y_seg.nii.gz"),
+    ]
+    named["x"]["images"] = ["/etc/passwd"]
+    write_json(tmp_path / "dataset.json", description)
+    refused(tmp_path, "leads out of the data set")
+
+
+def test_a_folder_with_test_images_alone_is_a_data_set(tmp_path):
+    nnunet(tmp_path)
+    (tmp_path / "imagesTr").rename(tmp_path / "imagesTs")
+    (tmp_path / "labelsTr").rename(tmp_path / "labelsTs")
+    found = list_cases(tmp_path)
+    assert (found.layout, [case.id for case in found.cases if case.held_out]) == ("nnunet", ["a", "b", "c"])

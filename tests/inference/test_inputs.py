@@ -176,13 +176,13 @@ def test_of_a_data_set_every_image_is_taken_whatever_splits_and_labels_say(tmp_p
 def test_an_entry_of_a_data_set_that_cannot_serve_fails_alone(tmp_path):
     root = nnunet(tmp_path / "set")
     (root / "imagesTr" / "b_0000.nii.gz").rename(root / "imagesTr" / "b_0003.nii.gz")
-    (root / "imagesTr" / "notes.txt").touch()
+    (root / "imagesTr" / "notes.nii.gz").touch()
     cases = list_inputs([root])
     assert [case.id for case in cases if not case.error] == ["a", "c", "d"]
     errors = {case.id: case.error for case in cases if case.error}
     assert "expected 1 channel files" in errors.pop("b")
     (why,) = errors.values()
-    assert "notes.txt" in why
+    assert "notes.nii.gz" in why
     shutil.rmtree(root / "imagesTr")
     (root / "imagesTr").mkdir()
     save(root / "imagesTr" / "b_0003.nii.gz")

@@ -139,8 +139,8 @@ ROWS = [of_check(bad) for bad in BAD] + [
     Row("a link to nowhere", lambda: in_data("data/labelsTr/b.nii.gz", "gone.nii.gz"), ("case b", "does not exist")),
     Row(
         "a file that is no case of nnU-Net",
-        lambda: text_file("data/imagesTr/notes.txt", ""),
-        ("notes.txt", "a name like CASE_0000.nii.gz"),
+        lambda: text_file("data/imagesTr/notes.nii.gz", ""),
+        ("notes.nii.gz", "a name like CASE_0000.nii.gz"),
     ),
     Row(
         "a fold that is not there",

@@ -52,11 +52,11 @@ def test_links_are_followed_where_the_user_says_so_or_made_them_at_the_root(plac
 def test_every_entry_that_cannot_be_listed_is_named(place: Path) -> None:
     Path("data/labelsTr/a.nii.gz").unlink()
     Path("data/imagesTr/b_0000.nii.gz").rename("data/imagesTr/b_0003.nii.gz")
-    Path("data/imagesTr/notes.txt").touch()
+    Path("data/imagesTr/notes.nii.gz").touch()
     with pytest.raises(DatasetError) as error:
         list_cases("data")
     said = {line.split(":")[0] for line in error.value.lines}
-    assert said == {"case a", "case b", "data/imagesTr/notes.txt"}
+    assert said == {"case a", "case b", "data/imagesTr/notes.nii.gz"}
     Path("data/splits_final.json").unlink()
     found = list_cases("data", strict=False)
     assert [case.id for case in found.cases] == ["c", "d"]
