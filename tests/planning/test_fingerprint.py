@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.checks.channel_check import Scaling
+from pipeline.checks.modality import IntensityChoice
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Dataset
 from pipeline.planning.fingerprint import take_fingerprint
@@ -32,7 +34,9 @@ def test_the_fingerprint_counts_what_was_written(tmp_path: Path) -> None:
 
 def test_nothing_readable_gives_no_sizes() -> None:
     dataset = Dataset(Path("x"), "list", (), ClassTable(("background", "liver"), (0, 1)), ("CT",))
-    fingerprint = take_fingerprint([], dataset, split=None, intensity={})
+    intensity = IntensityChoice(("unknown",), "no image could be read")
+    scaling = Scaling((-1000, 1000), (0.5, 99.5))
+    fingerprint = take_fingerprint([], dataset, split=None, intensity=intensity, scaling=scaling)
     assert (fingerprint.sizes, fingerprint.spacings_mm, fingerprint.splits) == (None, None, {})
     assert [(c.name, c.n_cases, c.median_ml) for c in fingerprint.classes] == [
         ("background", 0, None),
