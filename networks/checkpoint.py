@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import stat
 import zipfile
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from torch import nn
 
 from networks.errors import NetworkError
 from networks.parameter_limit import limit_parameters
-from networks.registry import Specification, complete_arguments, construct, read_specification
+from networks.registry import N_CLASSES, Specification, complete_arguments, construct, read_specification
 
 CHECKPOINT_KEYS = ("state_dict", "network")
 SMALL_SIZE = (64, 64, 64)
@@ -34,11 +37,21 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
         NetworkError: If the file is missing, damaged, holds code, is no checkpoint of this pipeline, or names a class
             outside the allow-list, or an argument that would fetch something, and `trust` is not given.
     """
-    checkpoint = read_checkpoint(path)
+    return network_of(read_checkpoint(path), path, map_location=map_location, trust=trust)
+
+
+def network_of(
+    checkpoint: Mapping[str, Any],
+    path: str | Path,
+    *,
+    map_location: str | torch.device = "cpu",
+    trust: bool = False,
+) -> nn.Module:
+    """Return what `load_network` returns, from what `read_checkpoint` has read from `path`. Raises NetworkError."""
     weights = checkpoint["state_dict"]
     try:
         specification = complete_arguments(read_specification(checkpoint["network"], trust=trust), known={})
-        n_weights = sum(math.prod(value.shape) for value in weights.values() if isinstance(value, torch.Tensor))
+        n_weights = sum(math.prod(value.shape) for value in weights.values())
         _refuse_giant(specification, n_weights)
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or SMALL_SIZE
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
@@ -72,13 +85,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return everything in a best_model.ckpt, its tensors on the CPU.
 
     Raises:
-        NetworkError: If the file is missing, damaged, holds code, or is no checkpoint of this pipeline.
+        NetworkError: If the file is missing or no regular file, is damaged, holds code, or is no checkpoint of this
+            pipeline: without weights and the network's description, with weights that are not real numbers, or with
+            class names that are not one text for each of the network's classes.
     """
     try:
-        _refuse_compressed(path)
+        _refuse_foreign(Path(path))
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except NetworkError:
+        raise
     except FileNotFoundError:
-        raise NetworkError(f"{path}: no such file; expected the best_model.ckpt of a run folder") from None
+        raise NetworkError(
+            f"{path}: no such file; expected the best_model.ckpt of a run folder, which a training writes after its "
+            "first validation"
+        ) from None
     except OSError as error:
         raise NetworkError(f"{path}: cannot be read ({error.strerror or error}); check its permissions") from error
     except Exception as error:  # the safe loader raises many kinds for a damaged or hostile file
@@ -96,21 +116,54 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if checkpoint.get("format") != 1:
         raise NetworkError(f"{path}: checkpoint format {checkpoint.get('format')!r}; this version reads format 1")
+    problem = _problem_of_weights(checkpoint["state_dict"]) or _problem_of_class_names(checkpoint)
+    if problem:
+        raise NetworkError(f"{path}: {problem}; it is damaged, copy it again from its run")
     if isinstance(checkpoint.get("preprocessing"), dict):
         # Runs from before this argument scaled to 0…1; the chain's own default is another.
         checkpoint["preprocessing"].setdefault("scaling", "unit")
     return checkpoint
 
 
-def _refuse_compressed(path: str | Path) -> None:
-    """Raise ValueError for what torch.save did not write: it compresses nothing, so a small file stays small in memory.
+def _refuse_foreign(path: Path) -> None:
+    """Raise NetworkError for what is no regular file, ValueError for a file that torch.save did not write.
 
-    torch.load would also take the unzipped format of old, whose header says how much to allocate.
+    A pipe or a device would be read for ever. torch.save compresses nothing, so that a small file stays small in
+    memory; torch.load would also take the unzipped format of old, whose header says how much to allocate.
     """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise NetworkError(f"{path}: expected a file, found a folder, pipe or device; give a best_model.ckpt")
     if not zipfile.is_zipfile(path):
         raise ValueError("not a file of torch.save")
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
     unpacked = sum(entry.file_size for entry in entries)
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > Path(path).stat().st_size:
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or unpacked > status.st_size:
         raise ValueError(f"compressed, {unpacked} bytes when unpacked")
+
+
+def _problem_of_weights(weights: Mapping[str, Any]) -> str:
+    """Return what is wrong with a state_dict; of a complex weight torch would drop the imaginary half."""
+    for name, value in weights.items():
+        if not isinstance(value, torch.Tensor) or value.is_complex() or value.layout != torch.strided:
+            found = f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+            return f"state_dict: expected tensors of real numbers, found {found} in {str(name)[:80]!r}"
+    return ""
+
+
+def _problem_of_class_names(checkpoint: Mapping[str, Any]) -> str:
+    """Return what is wrong with the class names, where there are some, for the network that is described."""
+    names = checkpoint.get("class_names")
+    if names is None:
+        return ""
+    if not isinstance(names, list | tuple):
+        return f"class_names: expected a list of names, found {type(names).__name__}"
+    n_classes = next((checkpoint["network"][key] for key in N_CLASSES if key in checkpoint["network"]), len(names))
+    if len(names) != n_classes:
+        return f"class_names: expected {n_classes}, one for each of the network's classes, found {len(names)}"
+    odd = next((name for name in names if not isinstance(name, str) or not name), None)
+    if odd is not None:
+        return f"class_names: expected texts, found {str(odd)[:80]!r}"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return "" if twice is None else f"class_names: expected every name once, found {twice[:80]!r} twice"

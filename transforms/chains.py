@@ -24,6 +24,7 @@ from monai.transforms import Compose, Orientationd
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.intensity import INTENSITIES, SCALINGS, ScaleIntensityd
 from transforms.io.errors import VolumeError
+from transforms.io.grid import MAX_VOXELS
 from transforms.io.load import LoadVolumed
 from transforms.resize import ResizeImaged, ResizeLabeld
 
@@ -198,6 +199,8 @@ def _check_target_size(target_size: Sequence[int]) -> None:
         raise ChainError(
             f"target_size is {target_size!r}, expected three whole numbers of voxels, such as {TARGET_SIZE}"
         )
+    if math.prod(target_size) > MAX_VOXELS:
+        raise ChainError(f"target_size is {target_size!r}, expected at most {MAX_VOXELS} voxels")
 
 
 def _check_intensity(intensity: str | Sequence[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from networks.checkpoint import load_network, read_checkpoint
+from networks.checkpoint import network_of, read_checkpoint
 from networks.errors import NetworkError
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
@@ -83,7 +83,6 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     names, preprocessing = checkpoint.get("class_names"), checkpoint.get("preprocessing")
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
-    network = load_network(path, map_location=device, trust=trust)
     name = str(checkpoint.get("run") or path.stem)
     try:
         inference_chain(**preprocessing)
@@ -92,6 +91,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     except Exception as error:  # whatever a chain says to arguments that no training wrote
         reason = " ".join(str(error).split())[:200]
         raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
+    network = network_of(checkpoint, path, map_location=device, trust=trust)
     return Model(
         name=name,
         path=path,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from networks.body_net import BodyNet
-from networks.checkpoint import load_network
+from networks.checkpoint import load_network, read_checkpoint
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
 from tests.support.monai_networks import small_segresnet
@@ -81,13 +81,59 @@ def test_damaged_and_foreign_checkpoints_are_refused_by_name(tmp_path):
         "no weights": lambda: save(path, network, state_dict={}),
         "other weights": lambda: save(path, network, state_dict=BodyNet(base_channels=8).state_dict()),
         "odd preprocessing": lambda: save(path, small_segresnet(), preprocessing={"target_size": 3}),
-        "absent": path.unlink,
+        "a folder": lambda: (path.unlink(), path.mkdir()),
     }
     for name, damage in damages.items():
         damage()
         with pytest.raises(NetworkError, match=r"best_model\.ckpt") as caught:
             load_network(path)
         assert "\n" not in str(caught.value), name
+
+
+def test_an_absent_checkpoint_is_not_called_damaged(tmp_path):
+    with pytest.raises(NetworkError, match=r"best_model\.ckpt: no such file; expected the best_model\.ckpt of a run"):
+        read_checkpoint(tmp_path / "best_model.ckpt")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.fault("a pipe or an endless device in the place of best_model.ckpt", "refused in one line; nothing hangs")
+def test_what_is_no_file_is_refused_without_reading_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.ckpt")
+    (tmp_path / "endless.ckpt").symlink_to("/dev/zero")
+    for name in ("pipe.ckpt", "endless.ckpt"):
+        with pytest.raises(NetworkError, match=f"{name}: expected a file, found a folder, pipe or device"):
+            read_checkpoint(tmp_path / name)
+
+
+NAMES = ["background", "liver", "spleen"]
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([*NAMES, "kidney"], "expected 3, one for each of the network's classes, found 4"),
+        (NAMES[:2], "expected 3, one for each of the network's classes, found 2"),
+        ([f"class {i}" for i in range(10**6)], "expected 3, .* found 1000000"),
+        ("abc", "expected a list of names, found str"),
+        ([*NAMES[:2], 7], "expected texts, found '7'"),
+        ([*NAMES[:2], ""], "expected texts, found ''"),
+        ([*NAMES[:2], "liver"], "expected every name once, found 'liver' twice"),
+    ],
+)
+def test_class_names_are_one_text_for_each_class_of_the_network(names, found, tmp_path):
+    path = save(tmp_path / "best_model.ckpt", BodyNet(n_classes=3, base_channels=4), class_names=names)
+    with pytest.raises(NetworkError, match=f"best_model.ckpt: class_names: {found}"):
+        read_checkpoint(path)
+    save(path, BodyNet(n_classes=3, base_channels=4), class_names=NAMES)
+    assert read_checkpoint(path)["class_names"] == NAMES
+
+
+@pytest.mark.parametrize("odd", [torch.zeros(4, dtype=torch.complex64), torch.zeros(4).to_sparse(), 3.0])
+def test_weights_are_real_numbers(odd, tmp_path):
+    network = BodyNet(base_channels=4)
+    path = save(tmp_path / "best_model.ckpt", network, state_dict=network.state_dict() | {"last.bias": odd})
+    with pytest.raises(NetworkError, match=r"expected tensors of real numbers, found .* in 'last\.bias'"):
+        load_network(path)
 
 
 def test_a_checkpoint_of_a_swin_unetr_is_loaded(tmp_path):

@@ -158,6 +158,7 @@ def test_left_and_right_are_mirrored_only_with_both_sides_named():
         (preprocessing_chain, {"target_size": (16, 16, 0)}, "target_size"),
         (preprocessing_chain, {"target_size": (16, 16.5, 16)}, "target_size"),
         (preprocessing_chain, {"target_size": 16}, "target_size"),
+        (preprocessing_chain, {"target_size": (2000, 2000, 2000)}, "target_size .* expected at most 2147483648 voxels"),
         (
             preprocessing_chain,
             {"intensity": "auto"},
