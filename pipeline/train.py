@@ -21,10 +21,12 @@ from pipeline.cache.folder import one_at_a_time
 from pipeline.compute.devices import Devices, choose_devices
 from pipeline.compute.launcher import launch
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
+from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
+from pipeline.console.text import some_of
 from pipeline.losses.class_weights import median_frequency_weights
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
@@ -45,7 +47,6 @@ from pipeline.training.resume import (
     refuse_other_best,
 )
 from pipeline.training.run_record import absent_classes, run_record, weight_stats
-from pipeline.training.signals import RunStopped, stop_at_once_on_signals
 from pipeline.training.trainer import build_trainer, quiet_lightning
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def train(
             was written, and an earlier run not touched.
         TrainingError: the loss is NaN or infinite, memory ran out, a data worker failed; the summary says "failed".
         ProcessError: another process of the training has ended, or cannot be started.
-        RunStopped: a signal asked to stop; once training has begun, the summary says "interrupted".
+        Stopped: a signal asked to stop; once training has begun, the summary says "interrupted".
     """
     console = console or standard_error()
     if not is_first_process():
@@ -102,7 +103,10 @@ def train(
             say("Nothing is left to train; a larger --training.early_stopping_patience lets it go on")
             say_end(folder, state.log, early_stop, say)
             return folder.path
-        setup = _set_up(config, devices, folder, state, trust=trust, say=say, console=console)
+        try:
+            setup = _set_up(config, devices, folder, state, trust=trust, say=say, console=console)
+        except Stopped as stop:
+            raise Stopped(str(stop), "nothing was trained yet: repeat the command; prepared cases are kept") from stop
         if state is not None:
             refuse_changed_data(folder, setup.document)
         if is_first_process():
@@ -156,6 +160,8 @@ def _say_beginning(folder: RunFolder, state: ResumeState | None, resume: bool, s
         say(f"Resuming after {state.epochs_finished} finished epochs")
     elif resume:
         say("Nothing to resume in that folder: beginning with epoch 0")
+    if state is None and (curves := sorted(path.name for path in folder.path.glob("version_*"))):
+        say(f"TensorBoard curves of earlier trainings are kept: {some_of(curves, 3)}; delete what is not wanted")
 
 
 # Setup: data, network, recorder; nothing is written into the run folder -----------------------------------------------
@@ -301,7 +307,7 @@ def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, 
     recorder = setup.recorder
     with (
         record_ending(folder, recorder, _memory_settings(config)),
-        launch(devices.per_machine, partial(record_lost, folder, recorder), orderly=RunStopped),
+        launch(devices.per_machine, partial(record_lost, folder, recorder), orderly=Stopped),
         quiet_lightning(),
     ):
         say("Saving training configuration...")

@@ -1,7 +1,8 @@
 """The command line: find the command, parse its arguments, turn expected errors into one line and an exit code.
 
-Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 130 / 138 / 143 stopped by
-SIGINT / SIGUSR1 / SIGTERM. Help answers without importing torch: a command imports its module when it runs.
+Exit codes: 0 done; 1 done in part (a batch with failures); 2 wrong input or settings; 128 + n stopped by signal n: 130
+SIGINT (Ctrl-C), 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1, 140 SIGUSR2, 152 SIGXCPU. Help answers without importing torch: a
+command imports its module when it runs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentError
 
 from pipeline.cli import cache, check, check_geometry, compare, evaluate, plot, predict, sample, train
 from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
+from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.console.terminal import PlainFormatter, lasting_output
 
 
@@ -29,12 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with lasting_output() as output:
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
-            code = _run(given)
+            with stop_at_once_on_signals():
+                code = _run(given)
         except Exception as error:
             if debug or not is_input_error(error):
                 raise
             # Bad data have a line for every error, any other message is one line.
             return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
+        except Stopped as stop:
+            return complain(f"stopped by {stop}", stop.exit_code)
         except KeyboardInterrupt:
             return complain("stopped", 130)
     return _after_output(code, output.error, given)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-
 from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, complain, say, warn
+from pipeline.compute.signals import Stopped
 from pipeline.config.files import to_yaml
 from pipeline.config.settings import without_effect
 
@@ -28,16 +27,16 @@ def run(arguments: list[str]) -> int:
         return 0
     from pipeline.compute.ranks import is_first_process
     from pipeline.train import train
-    from pipeline.training.signals import RunStopped
 
     if is_first_process():
         for note in without_effect(settings):
             warn(note)
     try:
         train(settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say)
-    except RunStopped as stop:
-        code = 128 + signal.Signals[str(stop)]
-        return complain(f"training stopped by {stop}; go on with --resume", code) if is_first_process() else code
+    except Stopped as stop:
+        if not is_first_process():
+            return stop.exit_code
+        return complain(f"training stopped by {stop}; {stop.advice}", stop.exit_code)
     except BrokenPipeError as error:  # not our output's, which say takes
         return complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
     return 0

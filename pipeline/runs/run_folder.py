@@ -120,11 +120,11 @@ class RunFolder:
         keep: go on from resume_checkpoint, so that only the ending and what a kill left half written is removed;
         otherwise all files of the run before are. TensorBoard's version_X stay, since X counts the starts.
         """
+        # In this order: what a kill leaves in between never claims more than is there, see _occupied.
+        old = (self.resume_checkpoint, self.summary, self.best_checkpoint, self.log, self.config, self.curves)
         try:
-            self.summary.unlink(missing_ok=True)
-            if not keep:
-                for path in (self.best_checkpoint, self.log, self.config, self.curves, self.resume_checkpoint):
-                    path.unlink(missing_ok=True)
+            for path in (self.summary,) if keep else old:
+                path.unlink(missing_ok=True)
             for folder in (self.checkpoints, self.resume):
                 folder.mkdir(parents=True, exist_ok=True)
             self._remove_half_written()
@@ -141,7 +141,12 @@ class RunFolder:
         kind = "an interrupted (or still running)" if state == "interrupted" else f"a {state}"
         log = self.read_log()
         best = "" if log.best_val_miou is None else f", best val mIoU {log.best_val_miou:.4f}"
-        go_on = "nothing is left to --resume" if state == "finished" else "continue it with --resume"
+        if state == "finished":
+            go_on = "nothing is left to --resume"
+        elif len(log) and not self.resume_checkpoint.exists():
+            go_on = f"{self.resume_checkpoint} is missing, so that it cannot be resumed"
+        else:
+            go_on = "continue it with --resume"
         remedy = f"{go_on}, give the new one another --exp_name, or replace this one with --overwrite"
         return f"{self.path} holds {kind} training ({len(log)} finished epochs{best}); {remedy}"
 
@@ -151,7 +156,7 @@ class RunFolder:
         if not self.resume_checkpoint.exists() and len(self.read_log()):
             raise FileError(
                 f"{self.resume_checkpoint}: expected the state after the last epoch, found nothing; "
-                "restore the file from a copy, or begin anew with --overwrite"
+                "restore the file from a copy, or start again with --overwrite"
             )
         return self.resume_checkpoint.exists()
 

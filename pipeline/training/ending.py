@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, report_failure
+from pipeline.compute.signals import Stopped, handling
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, Status
 from pipeline.training.failures import MemorySettings, in_one_sentence
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.recorder import RunRecorder
-from pipeline.training.signals import RunStopped, handling, stop_between_batches
+from pipeline.training.signals import stop_between_batches
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, settings: MemorySett
         settings: what an error about memory may advise to lower.
 
     Raises:
-        RunStopped: a signal asked to stop; the summary says "interrupted".
+        Stopped: a signal asked to stop; the summary says "interrupted".
         TrainingError, FileError: what broke the training, in one line; the summary says "failed".
         Exception: whatever else the training raised; the summary says "failed" too.
     """
@@ -53,7 +54,7 @@ def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Memory
         # Whatever follows a signal is its effect: an exception of Lightning, workers or processes that it ended first.
         _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
         end_after_the_first()
-        raise RunStopped(recorder.stop_request.reason) from error
+        raise Stopped(recorder.stop_request.reason, "go on with --resume") from error
     if isinstance(error, KeyboardInterrupt | SystemExit):
         _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
         return

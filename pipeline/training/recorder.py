@@ -15,13 +15,14 @@ import pytorch_lightning as pl
 import torch
 
 from pipeline.compute.ranks import highest
+from pipeline.compute.signals import Stopped
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.checkpoint import CheckpointDescription, write_best, write_tensors
 from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.resume import ResumeState, restore, resume_state
-from pipeline.training.signals import RunStopped, StopRequest
+from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import EventsLogger
 from pipeline.visualisation.overlay import overlay_picture
 
@@ -152,12 +153,12 @@ class RunRecorder(pl.Callback):
         self._clock = now
 
     def _stop_if_asked(self, device: torch.device) -> None:
-        """Raise RunStopped where any process was asked to stop: all of them come here after the same batch."""
+        """Raise Stopped where any process was asked to stop: all of them come here after the same batch."""
         own = signal.Signals[self.stop_request.reason] if self.stop_request.reason else 0
         number = highest(own, device)
         if number:
             self.stop_request.reason = signal.Signals(number).name
-            raise RunStopped(self.stop_request.reason)
+            raise Stopped(self.stop_request.reason)
 
     def _write_best(self, module: SegmentationModule, history: TrainingLog) -> None:
         assert history.best_epoch is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -230,3 +231,37 @@ def test_runs_are_listed_once_from_folders_and_from_log_folders(tmp_path, monkey
 def test_a_path_without_a_run_is_named(tmp_path, path, words):
     with pytest.raises(FileError, match=words):
         list_runs([tmp_path / path])
+
+
+@pytest.mark.fault("`--overwrite` killed in the middle", "what is then advised can be followed")
+@pytest.mark.parametrize("finished", [True, False])
+@pytest.mark.parametrize("kept", range(7))
+def test_advice_after_an_overwrite_that_was_killed_can_be_followed(tmp_path, monkeypatch, kept, finished):
+    folder = finished_run(tmp_path, documented_config())
+    if not finished:
+        folder.summary.unlink()
+        folder.resume_checkpoint.parent.mkdir()
+        folder.resume_checkpoint.write_bytes(b"state")
+    unlink, calls = Path.unlink, iter(range(100))
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if next(calls) == kept:
+            raise SystemExit
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with contextlib.suppress(SystemExit):
+            folder.make_ready(keep=False)
+    try:
+        folder.may_start()
+    except FileError as error:
+        advice = str(error)
+        assert "--overwrite" in advice
+        if "continue it with --resume" in advice:
+            continues = folder.may_start(resume=True)
+            assert not continues or folder.config.exists()
+        else:
+            with pytest.raises(FileError):
+                folder.may_start(resume=True)
+    folder.may_start(overwrite=True)

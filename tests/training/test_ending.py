@@ -87,13 +87,13 @@ def test_a_training_whose_reader_has_gone_trains_on(work):
 
 def test_a_connection_lost_after_a_signal_is_an_interruption(work):
     from pipeline.compute.ranks import ProcessError
-    from pipeline.training.signals import RunStopped
+    from pipeline.compute.signals import Stopped
 
     def lose():
         os.kill(os.getpid(), signal.SIGTERM)
         raise ProcessError("process 1 was ended by SIGTERM")
 
-    with pytest.raises(RunStopped, match="SIGTERM"), ending_of(work, "preempted") as (_, run):
+    with pytest.raises(Stopped, match="SIGTERM"), ending_of(work, "preempted") as (_, run):
         lose()
     assert (summary(run)["status"], summary(run)["reason"]) == ("interrupted", "stopped by SIGTERM")
 

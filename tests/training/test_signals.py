@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from functools import partial
 
 import pytest
 
 from tests import soak
 from tests.support.tiny_training import (
     EPOCHS,
+    WHOLE,
     after_epochs,
     complaint,
     ended,
     n_epochs,
     resumed,
+    start,
     summary,
     train,
     wait_until,
@@ -68,6 +72,64 @@ def test_a_signal_interrupts_between_two_batches_and_resuming_ends_as_if_there_h
     assert resumed(work, name) == []
 
 
+@pytest.mark.fault(
+    "SIGHUP (a closed terminal), SIGXCPU (a CPU time limit), SIGUSR2", "as SIGTERM: stops after the batch at hand"
+)
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU", "SIGUSR2"])
+def test_every_other_way_to_be_asked_to_stop_is_as_orderly(work, name):
+    process, run, output = train(work, name, max_epochs=500)
+    after_epochs(1, process, run, output)
+    os.kill(process.pid, signal.Signals[name])
+    said = ended(process, run, output, code=128 + signal.Signals[name])
+    assert complaint(said) == f"bodyseg: training stopped by {name}; go on with --resume"
+    assert (summary(run)["status"], summary(run)["reason"]) == ("interrupted", f"stopped by {name}")
+
+
+def ignore_hangups():
+    """Be started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+@pytest.mark.fault("SIGHUP under nohup", "the training goes on to its end, exit 0")
+def test_a_training_under_nohup_outlives_its_terminal(work):
+    process, run, output = train(work, "nohup", before=ignore_hangups)
+    after_epochs(1, process, run, output)
+    os.kill(process.pid, signal.SIGHUP)
+    ended(process, run, output, code=0)
+    assert summary(run)["status"] == "completed"
+
+
+def ask_at_the_first_scan(number):
+    """Get a signal at the moment in which the first scan is opened, by whatever process."""
+    this, asked = os.getpid(), []
+
+    def watch(event, arguments):
+        if event == "open" and str(arguments[0]).endswith(".nii.gz") and not asked:
+            asked.append(True)
+            os.kill(this, number)
+
+    sys.addaudithook(watch)
+
+
+@pytest.mark.fault(
+    "SIGTERM or SIGHUP while `check`, `predict`, `evaluate` or `cache` work", "one line, exit 143 or 129; files whole"
+)
+@pytest.mark.parametrize("command", ["check", "predict", "evaluate"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_every_command_that_is_asked_to_stop_says_so_and_ends(work, tmp_path, command, name):
+    number = signal.Signals[name]
+    labels = str(work / "data" / "labelsTr")
+    arguments = {
+        "check": ["check", str(work / "data"), "--data.cache_dir", str(tmp_path / "cache")],
+        "predict": ["predict", str(work / "logs" / WHOLE), str(work / "data"), "--output", str(tmp_path / "out")],
+        "evaluate": ["evaluate", "--predictions", labels, "--labels", labels, "--output", str(tmp_path / "out")],
+    }[command]
+    process = start(arguments, tmp_path / "said.txt", partial(ask_at_the_first_scan, number))
+    said = ended(process, None, tmp_path / "said.txt", code=128 + number)
+    assert complaint(said) == f"bodyseg: stopped by {name}"
+    assert not list(tmp_path.rglob("*.writing"))
+
+
 @pytest.mark.fault("SIGTERM, and SIGKILL before it could end", "the log is whole; `--resume` ends bit for bit alike")
 def test_a_preemption_without_grace_costs_one_epoch_at_most(work):
     process, run, output = train(work, "graceless")
@@ -86,5 +148,8 @@ def test_a_signal_before_the_first_batch_leaves_nothing_behind(work):
     assert wait_until(lock.exists, process)
     assert wait_until(lambda: "Setting up data" in output.read_text(), process)
     os.kill(process.pid, signal.SIGTERM)
-    ended(process, run, output, code=143)
+    said = ended(process, run, output, code=143)
+    assert complaint(said) == (
+        "bodyseg: training stopped by SIGTERM; nothing was trained yet: repeat the command; prepared cases are kept"
+    )
     assert not run.exists()
