@@ -73,6 +73,8 @@ def _own_table(content: dict[str, Any], path: Path) -> ClassTable | None:
 
 
 def _row(entry: Any, place: str, path: Path) -> Row:
+    if isinstance(entry, str | list):  # images alone, to be segmented
+        entry = {"image": entry}
     if not isinstance(entry, dict) or not entry.get("image"):
         raise DatasetError("dataset", path, f"an image for {place}", f"{str(entry)[:80]!r}", "name its image file")
     unknown = sorted(str(key) for key in entry.keys() - set(_KEYS))

@@ -17,11 +17,13 @@ from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files,
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.layouts import READERS, find_layout, recognise
+from pipeline.datasets.nnunet import read_numbered
 from pipeline.datasets.rows import Listing, Request, Row
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
 
+_LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json")
 _LINES = 20  # of what is wrong, before the rest is only counted
 _SAFE_ID = re.compile(r"\w[\w .()+=@,-]{0,127}(?<![. ])")
 
@@ -110,10 +112,18 @@ class ImageListing:
     """Why the others cannot serve."""
 
 
-def find_images(path: Path | str, *, follow_links: bool = False) -> ImageListing | None:
-    """List the images of the data set in a folder, whatever its splits, labels and class names say; None without one.
+def find_images(path: Path | str, *, n_channels: int | None = None, follow_links: bool = False) -> ImageListing | None:
+    """List the images of a data set, whatever its splits, labels and class names say; None where a path is none.
 
-    A folder with the files of a DICOM series is a volume, whatever lies beside them.
+    Besides the layouts of `list_cases` that is a folder of files CASE_0000, CASE_0001, … as nnU-Net predicts them (with
+    or without a dataset.json in it or above), and a JSON or CSV list without labels. A folder with the files of a DICOM
+    series is a volume, whatever lies beside them.
+
+    Args:
+        path: a folder or a list file.
+        n_channels: image channels that are expected; decides whether CASE_0000 and CASE_0001 are two channels or two
+            cases where nothing else does.
+        follow_links: as in `list_cases`.
 
     Raises:
         DatasetError: there is a data set without any usable image, or with two cases of one name.
@@ -121,19 +131,39 @@ def find_images(path: Path | str, *, follow_links: bool = False) -> ImageListing
     path = Path(path)
     files = FileIndex()
     layout = _find_layout(path, files)
-    if layout is None:
+    if _is_series(path, files):
         return None
-    try:
-        if not files.is_folder(path) or files.is_volume(path):
+    if layout is None:
+        layout = "nnunet"
+        listing = _numbered_images(path, n_channels, files)
+        if listing is None:
             return None
-        listing = READERS[layout](Request(path, fold=None, images_only=True, files=files))
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    elif layout == "list" and files.is_file(path) and path.suffix.lower() not in _LIST_SUFFIXES:
+        return None
+    else:
+        try:
+            listing = READERS[layout](Request(path, fold=None, images_only=True, files=files))
+        except OSError as error:
+            raise _unreadable(path, error) from error
     images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
     trusted = _trust(replace(listing, rows=images), path, layout, files, follow_links=follow_links)
     if not trusted.rows:
         raise DatasetError.all_of(_cut(trusted.refused, path))
     return ImageListing({row.id: row.image for row in trusted.rows}, trusted.refused)
+
+
+def _is_series(path: Path, files: FileIndex) -> bool:
+    try:
+        return files.is_folder(path) and files.is_volume(path)
+    except OSError:
+        return False
+
+
+def _numbered_images(path: Path, n_channels: int | None, files: FileIndex) -> Listing | None:
+    try:
+        return read_numbered(path, n_channels, files)
+    except OSError:
+        return None
 
 
 def _find_layout(path: Path, files: FileIndex) -> str | None:

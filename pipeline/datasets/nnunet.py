@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 
 from pipeline.datasets.class_table import parse_table
 from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.json_document import read_description, read_json
 from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names, path_inside
 from transforms.io.load import volume_kind, volume_stem
@@ -146,6 +148,53 @@ def channels_by_case(
             expected = f"a name like CASE_0000{path.name[len(name) :]}"
             problems.append(DatasetError("dataset", path, expected, path.name, "rename it or move it away"))
     return channels
+
+
+def read_numbered(folder: Path, n_channels: int | None, files: FileIndex) -> Listing | None:
+    """Read a bare folder of images CASE_0000, CASE_0001, …; None where its names do not say that they are channels.
+
+    How many channels a case has is said by dataset.json in the folder or above it, else by the names where every case
+    has the same numbers, else by `n_channels`.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    paths = files.volume_files(folder)
+    if not any(has_channel_number(path) for path in paths):
+        return None
+    declared = _declared_channels(folder, files)
+    if declared is None and has_all_channels(paths):
+        counts = Counter(match["case"] for path in paths if (match := _CHANNEL.fullmatch(volume_stem(path))))
+        same = set(counts.values())
+        if len(same) == 1 and (len(counts) > 1 or same == {n_channels}):
+            declared = same.pop()
+    if declared is None and n_channels is not None and n_channels > 1 and all(map(has_channel_number, paths)):
+        declared = n_channels
+    if declared is None:
+        return None
+    problems: list[DatasetError] = []
+    channels = channels_by_case(paths, declared, (), problems)
+
+    def row(case: str) -> Row:
+        numbers = sorted(channels[case])
+        if numbers != list(range(declared)):
+            raise _missing_channels(case, numbers, declared)
+        return Row(case, tuple(_only(channels[case][number], ".nii.gz", case) for number in numbers), None)
+
+    rows = collect(row, channels, problems)
+    return Listing(tuple(rows), None, tuple(f"image{i}" if i else "image" for i in range(declared)), tuple(problems))
+
+
+def _declared_channels(folder: Path, files: FileIndex) -> int | None:
+    """How many image channels nnU-Net's dataset.json in a folder or above it names; None without one."""
+    for root in (folder, folder.resolve().parent):
+        if files.is_file(root / "dataset.json"):
+            try:
+                channels = read_description(root).get("channel_names")
+            except DatasetError:
+                return None
+            return len(channels) if isinstance(channels, dict | list) and channels else None
+    return None
 
 
 def _missing_channels(case: str, numbers: Sequence[int], n_channels: int) -> DatasetError:

@@ -75,3 +75,59 @@ def test_a_bare_folder_and_a_volume_are_not_data_sets(tmp_path):
     path = volume(tmp_path / "a.nii.gz")
     assert (find_dataset(tmp_path), find_dataset(path)) == (None, None)
     assert (find_images(tmp_path), find_images(path)) == (None, None)
+
+
+def images_of(path, **options):
+    """The file names of every case that is found."""
+    found = find_images(path, **options)
+    return None if found is None else {case: [file.name for file in files] for case, files in found.images.items()}
+
+
+@pytest.mark.parametrize("described", ["above", "inside", "not at all"])
+def test_a_folder_of_channels_has_a_case_for_every_name(tmp_path, described):
+    nnunet(tmp_path, cases=("a", "b"), channels=2)
+    folder = tmp_path / "imagesTr"
+    if described == "inside":
+        (tmp_path / "dataset.json").rename(folder / "dataset.json")
+    if described == "not at all":
+        (tmp_path / "dataset.json").unlink()
+    (folder / "a_0000.json").write_text("{}")
+    both = {"a": ["a_0000.nii.gz", "a_0001.nii.gz"], "b": ["b_0000.nii.gz", "b_0001.nii.gz"]}
+    assert images_of(folder) == images_of(folder, n_channels=2) == both
+    (folder / "b_0001.nii.gz").unlink()
+    found = find_images(folder, n_channels=2)
+    assert list(found.images) == ["a"]
+    assert "case b: expected 2 channel files from _0000 on, found _0000" in str(found.refused[0])
+
+
+def test_one_channel_is_not_part_of_the_name(tmp_path):
+    nnunet(tmp_path)
+    (tmp_path / "dataset.json").unlink()
+    assert list(images_of(tmp_path / "imagesTr", n_channels=1)) == ["a", "b", "c"]
+
+
+def test_numbered_scans_are_not_channels(tmp_path):
+    for name in ("amos_0001", "amos_0004", "other"):
+        volume(tmp_path / f"{name}.nii.gz")
+    assert images_of(tmp_path, n_channels=1) is None
+    for number in range(3):
+        volume(tmp_path / f"more/scan_{number:04d}.nii.gz")
+    assert images_of(tmp_path / "more", n_channels=1) is None
+    assert images_of(tmp_path / "more", n_channels=3) == {"scan": [f"scan_{n:04d}.nii.gz" for n in range(3)]}
+
+
+def test_test_images_without_training_images_are_found(tmp_path):
+    nnunet(tmp_path, channels=2)
+    (tmp_path / "imagesTr").rename(tmp_path / "imagesTs")
+    (tmp_path / "labelsTr").rename(tmp_path / "labelsTs")
+    assert list(images_of(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("content", [[{"image": ["a.nii.gz", "b.nii.gz"]}], [["a.nii.gz", "b.nii.gz"]]])
+def test_lists_need_no_labels_and_no_names(tmp_path, content):
+    for name in "ab":
+        volume(tmp_path / f"{name}.nii.gz")
+    assert images_of(write_json(tmp_path / "mine.json", content)) == {"a": ["a.nii.gz", "b.nii.gz"]}
+    (tmp_path / "mine.csv").write_text("case,image\none,a.nii.gz|b.nii.gz\n")
+    assert images_of(tmp_path / "mine.csv") == {"one": ["a.nii.gz", "b.nii.gz"]}
+    assert images_of(volume(tmp_path / "c.nii.gz")) is None
