@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
+import numpy as np
+import psutil
 import pytest
 
 from pipeline.evaluate import evaluate
 from pipeline.evaluation import scoring
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
-from tests.support.evaluation import three_cases
+from tests.support.evaluation import blobs, save, three_cases
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -35,3 +41,37 @@ def test_the_share_of_a_case_that_is_done_grows_to_one(folders):
         shares = [share for name, share in seen if name == case]
         assert shares == sorted(shares)
         assert (shares[0], shares[-1], len(shares)) == (0.0, 1.0, 4)
+
+
+@pytest.fixture
+def many_large_cases(tmp_path):
+    """Sixty cases of one large label map: the scoring of all of them takes minutes."""
+    label = np.kron(blobs(1, n_classes=30), np.ones((6, 6, 6), np.uint8))
+    first = save(label, tmp_path / "labels" / "case_0.nii")
+    for n in range(1, 60):
+        os.link(first, first.with_name(f"case_{n}.nii"))
+    return tmp_path
+
+
+@pytest.mark.fault(
+    "the process of `bodyseg evaluate --workers N` killed (SIGKILL)", "no worker and no server of workers outlives it"
+)
+@pytest.mark.parametrize("moment", ["while the workers start", "while they score"])
+def test_no_process_outlives_the_evaluation_that_started_it(many_large_cases, moment):
+    labels = str(many_large_cases / "labels")
+    command = [sys.executable, "-m", "pipeline", "evaluate", "--predictions", labels, "--labels", labels, "--workers"]
+    output = str(many_large_cases / "scores")
+    with subprocess.Popen([*command, "2", "--output", output], cwd=ROOT, stderr=subprocess.DEVNULL) as started:
+        evaluation = psutil.Process(started.pid)
+        n_wanted = 2 if moment == "while the workers start" else 4  # a tracker of resources, the server, two workers
+        deadline = time.monotonic() + 120
+        while len(evaluation.children(recursive=True)) < n_wanted:
+            assert started.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        children = evaluation.children(recursive=True)
+        started.kill()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
