@@ -7,8 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from jsonargparse import ArgumentParser
-
+from pipeline.cli.plain_words import CommandParser, PlainHelp
 from pipeline.console.text import printable
 
 EXIT_DONE_IN_PART = 1
@@ -18,10 +17,15 @@ TRUST = "Import network classes from any package; its code then runs."
 LINKS = "Take files that links in a data set or folder fetch from outside it."
 
 
-def command_parser(command: str, function: Callable, usage: str | None = None) -> ArgumentParser:
+def command_parser(command: str, function: Callable, usage: str | None = None) -> CommandParser:
     """A parser whose description is the docstring of the command's function, and whose errors are raised."""
-    return ArgumentParser(
-        prog=f"bodyseg {command}", description=function.__doc__, usage=usage, allow_abbrev=False, exit_on_error=False
+    return CommandParser(
+        prog=f"bodyseg {command}",
+        description=function.__doc__,
+        usage=usage,
+        allow_abbrev=False,
+        exit_on_error=False,
+        formatter_class=PlainHelp,
     )
 
 

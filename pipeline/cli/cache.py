@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 
 from pipeline.cli.arguments import command_parser
+from pipeline.config.settings import ConfigError
 from pipeline.console.text import BYTES_PER_GB, gigabytes
 
 
@@ -16,12 +18,18 @@ def run(arguments: list[str]) -> int:
     parser = command_parser("cache", run)
     parser.add_argument("action", choices=["info", "prune"], help="info shows; prune removes.")
     parser.add_argument("--cache_dir", type=Path, default=Path("cache"), metavar="DIR", help="The cache folder.")
-    parser.add_argument("--max_gb", type=float, default=0.0, metavar="GB", help="prune: size to shrink the folder to.")
+    parser.add_argument(
+        "--max_gb", type=float | None, metavar="GB", help="prune: GB (10^9 bytes) to keep of the folder; 0 empties it."
+    )
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(arguments)
     from pipeline.cache.folder import cache_info, prune
 
     if given.action == "prune":
+        if given.max_gb is None:
+            raise ConfigError("cache prune: expected --max_gb GB, how much to keep; --max_gb 0 empties the folder")
+        if not 0 <= given.max_gb < math.inf:
+            raise ConfigError(f"--max_gb: expected a number of 0 or more, found {given.max_gb:g}")
         pruned = prune(given.cache_dir, int(given.max_gb * BYTES_PER_GB))
         text = f"removed {len(pruned.files)} files, {gigabytes(pruned.n_bytes)}"
         print(json.dumps(dataclasses.asdict(pruned), default=str) if given.json else text)

@@ -7,6 +7,7 @@ command imports its module when it runs.
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from jsonargparse import ArgumentError
 
 from pipeline.cli import cache, check, check_geometry, compare, evaluate, plot, predict, sample, train
 from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
+from pipeline.cli.plain_words import closest
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.console.terminal import PlainFormatter, lasting_output
 
@@ -49,10 +51,22 @@ def _run(given: Sequence[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0 if given else EXIT_WRONG_INPUT
+    if given[0] in ("--version", "-V"):
+        print(f"bodyseg {_version()}")
+        return 0
     command = COMMANDS.get(given[0])
     if command is None:
-        return complain(f"unknown command {given[0]!r}; known are {', '.join(COMMANDS)}")
+        meant = closest(given[0], list(COMMANDS))
+        guess = f"did you mean {meant}? " if meant else ""
+        return complain(f"unknown command {given[0]!r}; {guess}known are {', '.join(COMMANDS)}")
     return command(list(given[1:]))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("bodyseg")
+    except importlib.metadata.PackageNotFoundError:
+        return "of this folder, not installed"
 
 
 def _log_to_stderr(level: int) -> None:
@@ -76,7 +90,7 @@ def _after_output(code: int, error: OSError | None, given: Sequence[str]) -> int
 
 
 def _overview() -> str:
-    lines = ["usage: bodyseg COMMAND [arguments]   (bodyseg COMMAND --help explains them)", ""]
+    lines = ["usage: bodyseg COMMAND [arguments]   (bodyseg COMMAND --help explains them; bodyseg --version)", ""]
     for name, command in COMMANDS.items():
         summary = (command.__doc__ or "").splitlines()[0]
         lines.append(f"  {name:15} {summary}")

@@ -14,6 +14,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pipeline.cli.arguments import with_value
+from pipeline.cli.plain_words import explain
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import GROUPS, Config, ConfigError
 
@@ -42,6 +43,9 @@ SHORT_FLAGS: dict[str, str] = {
 """The documented flags beside the full ones."""
 
 
+_METAVARS = {int: "N", float: "X", str: "NAME"}
+
+
 def add_settings(parser: ArgumentParser) -> None:
     """Give `parser` one flag for every setting, the documented short flag beside the full one."""
     short_of = {full: short for short, full in SHORT_FLAGS.items()}
@@ -64,7 +68,7 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
         elements = typing.get_args(hint)
         count = "*" if elements[-1] is Ellipsis else len(elements)
         # A list: jsonargparse checks the elements in place.
-        return {"type": elements[0], "nargs": count, "default": list(default), "metavar": elements[0].__name__.upper()}
+        return {"type": elements[0], "nargs": count, "default": list(default), "metavar": _METAVARS[elements[0]]}
     argument: dict[str, Any] = {"type": hint, "default": default}
     if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is Literal:
         return argument
@@ -92,7 +96,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dic
             base = parser.parse_object(load_mapping(path), namespace=base)
         parsed = parser.parse_args(_with_true(arguments), namespace=base).as_dict()
     except ArgumentError as error:
-        raise ConfigError(" ".join(str(error).split()).replace("Parser key ", "")) from None
+        raise ConfigError(explain(str(error), parser)) from None
     groups = {name: parsed.pop(name) for name in GROUPS}
     if parsed.get("dataset") is not None:
         if any(argument.split("=")[0] in ("--dataset_root", "--data.dataset_root") for argument in arguments):

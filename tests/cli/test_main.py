@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import pkgutil
 import subprocess
@@ -41,7 +42,7 @@ def test_the_documented_script_and_the_module_are_the_same_command():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trian"], "unknown command 'trian'; known are train, check,"),
+        (["trian"], "unknown command 'trian'; did you mean train? known are train, check,"),
         (["train"], "--dataset_root DIR"),
         (["train", "--dataset_root", "nowhere"], "nowhere"),
         (["train", "--dataset_root", "x", "--lr", "fast"], "training.lr"),
@@ -51,7 +52,11 @@ def test_the_documented_script_and_the_module_are_the_same_command():
         (["compare", "nowhere"], "nowhere"),
         (["evaluate"], "--predictions DIR and --labels DIR"),
         (["predict", "nowhere", "scan.nii.gz", "--output", "out"], "nowhere"),
-        (["sample"], "folder"),
+        (["sample"], "expected FOLDER; bodyseg sample --help"),
+        (["predict"], "expected RUN INPUT and --output; bodyseg predict --help explains them"),
+        (["cache"], "expected info|prune"),
+        (["cache", "prune"], "expected --max_gb GB, how much to keep; --max_gb 0 empties the folder"),
+        (["cache", "prune", "--max_gb", "-1"], "--max_gb: expected a number of 0 or more, found -1"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(arguments, words, tmp_path, monkeypatch, capsys):
@@ -61,6 +66,11 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(arguments, words, tm
     assert len(complaint) == 1
     assert words in complaint[0]
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"bodyseg {importlib.metadata.version('bodyseg')}\n"
 
 
 def test_every_error_of_ours_is_said_in_one_line_without_traceback():

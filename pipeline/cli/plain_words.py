@@ -1,0 +1,138 @@
+"""The parser's help and errors in plain words: no Python types, the flag that was probably meant, what is expected."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+
+from pipeline.config.settings import ConfigError
+
+_EXPECTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "a mapping such as '{name: value}'",
+    "Path": "a path",
+}
+"""How the types of arguments are called."""
+
+
+class CommandParser(ArgumentParser):
+    """A parser of one command: wrong arguments raise ConfigError with one plain line."""
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as `ArgumentParser` does. Raises ConfigError."""
+        try:
+            return super().parse_args(*args, **kwargs)
+        except ArgumentError as error:
+            raise ConfigError(explain(str(error), self)) from None
+
+
+class PlainHelp(DefaultHelpFormatter):
+    """Help with the default where it says something, and without types."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if isinstance(action, argparse._HelpAction):
+            return "Show this help."
+        default = action.default
+        says_nothing = default is None or default is False or default in ("", [], argparse.SUPPRESS)
+        if says_nothing or not action.option_strings:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else default
+        return f"{text} (default: {shown})".replace("%", "%%")
+
+
+def explain(error: str, parser: ArgumentParser) -> str:
+    """Turn the parser's message into one line: which argument, what was expected, what was found."""
+    text = " ".join(error.split()).removeprefix("Parser key ")
+    for pattern, say in _MESSAGES:
+        if found := re.match(pattern, text):
+            return say(found, parser)
+    return text
+
+
+def _unknown(found: re.Match, parser: ArgumentParser) -> str:
+    arguments = found[1].split(" ")
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+    if not flags:
+        return f"unexpected {arguments[0]!r}; {parser.prog} --help explains what is expected"
+    flag = flags[0]
+    known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    meant = closest(flag, known) or next((option for option in known if option.endswith(f".{flag[2:]}")), None)
+    remedy = f"did you mean {meant}?" if meant else f"{parser.prog} --help lists the known ones"
+    return f"unknown flag {flag}; {remedy}"
+
+
+def _missing(found: re.Match, parser: ArgumentParser) -> str:
+    names = [_written(name, parser) for name in found[1].split(", ")]
+    return f"expected {' and '.join(names)}; {parser.prog} --help explains them"
+
+
+def _number_of_values(found: re.Match, parser: ArgumentParser) -> str:
+    n_values = found[2].replace("one argument", "a value after it").replace("argument", "value")
+    return f"{found[1]}: expected {n_values}"
+
+
+def _choice(found: re.Match, parser: ArgumentParser) -> str:
+    return f"{_written(found[1], parser)}: expected one of {found[3].replace(chr(39), '')}, found {found[2]}"
+
+
+def _switch(found: re.Match, parser: ArgumentParser) -> str:
+    return f"{found[1]}: expected no value, found {found[2]}"
+
+
+def _type(found: re.Match, parser: ArgumentParser) -> str:
+    name = found[1] if "." in found[1] else _written(found[1], parser)
+    return f"{name}{found[2] or ''}: expected {_expected(found[3])}, found {found[4]!r:.60}"
+
+
+_MESSAGES: tuple[tuple[str, Callable[[re.Match, ArgumentParser], str]], ...] = (
+    (r"[Uu]nrecognized arguments: (.*)", _unknown),
+    (r"the following arguments are required: (.*)", _missing),
+    (r"argument (\S+): expected (.*)", _number_of_values),
+    (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", _choice),
+    (r"argument (\S+): ignored explicit argument (.*)", _switch),
+    (r'"([^"]+)"( element \d+)?: (.*?)(?:Got|Given) value: (.*)', _type),
+)
+"""Messages of argparse and jsonargparse, and what says them in plain words."""
+
+
+def closest(word: str, known: Sequence[str]) -> str | None:
+    """The known word that was probably meant: the last part of a dotted name counts as the whole.
+
+    >>> closest("--learning_rat", ["--data.learning_rate", "--seed"])
+    '--data.learning_rate'
+    >>> closest("--cache_dir", ["--data.cache_dir", "--data.cache_limit"])
+    '--data.cache_dir'
+    """
+    wanted = word.lstrip("-").casefold()
+    forms = {option.lstrip("-"): option for option in known}
+    for option in known:
+        forms.setdefault(option.lstrip("-").rpartition(".")[2], option)
+    found = difflib.get_close_matches(wanted, forms, n=1, cutoff=0.7)
+    return forms[found[0]] if found else None
+
+
+def _written(name: str, parser: ArgumentParser) -> str:
+    """How a person writes an argument: its flag, or what the usage calls it."""
+    for action in parser._actions:
+        if name in (action.dest, *action.option_strings):
+            if action.option_strings:
+                return action.option_strings[0]
+            return str(action.metavar or "|".join(action.choices or ()) or action.dest)
+    return name
+
+
+def _expected(text: str) -> str:
+    """Say in words what a type check expected; of several types the first."""
+    if choices := re.search(r"Literal\[([^]]*)\]", text):
+        return f"one of {choices[1].replace(chr(39), '')}"
+    kind = re.search(r"(?:<class '(?:\w+\.)*|Expected an? |Subtypes: \[)(int|float|bool|str|dict|Path)\b", text)
+    return _EXPECTED[kind[1]] if kind else "another value"

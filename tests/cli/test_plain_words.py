@@ -1,0 +1,56 @@
+"""Help and errors of the parser: no Python types, the flag that was meant, what is expected."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pipeline.cli.main import COMMANDS, main
+
+SETTINGS = "train --dataset_root d"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (f"{SETTINGS} --cache_dir x", "unknown flag --cache_dir; did you mean --data.cache_dir?"),
+        (f"{SETTINGS} --batchsize 2", "unknown flag --batchsize; did you mean --batch_size?"),
+        (f"{SETTINGS} --zzz", "unknown flag --zzz; bodyseg train --help lists the known ones"),
+        ("predict r s --ouput=o", "unknown flag --ouput; did you mean --output?"),
+        ("evaluate a b", "unexpected 'b'; bodyseg evaluate --help explains what is expected"),
+        (f"{SETTINGS} --lr fast", "training.lr: expected a number, found 'fast'"),
+        (f"{SETTINGS} --n_gpus x", "training.n_gpus: expected a whole number, found 'x'"),
+        (f"{SETTINGS} --precision 8", "training.precision: expected one of 32, 16, bf16, found '8'"),
+        (f"{SETTINGS} --target_size a b c", "data.target_size element 1: expected a whole number, found 'a'"),
+        (f"{SETTINGS} --target_size 1 2", "--data.target_size/--target_size: expected 3 values"),
+        (f"{SETTINGS} --data.augmentation 5", "data.augmentation: expected a mapping such as '{name: value}', found"),
+        (f"{SETTINGS} --lr", "--training.lr/--lr: expected a value after it"),
+        (f"{SETTINGS} --resume=maybe", "--resume: expected no value, found 'maybe'"),
+        ("evaluate --surface x", "--surface: expected one of voxels, area, none, found 'x'"),
+        ("sample s --n_cases x", "--n_cases: expected a whole number, found 'x'"),
+        ("check-geometry --keep_aspect=maybe", "--keep_aspect: expected true or false, found 'maybe'"),
+    ],
+)
+def test_a_wrong_argument_is_explained_in_one_plain_line(arguments, words, capsys):
+    assert main(arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_help_names_a_python_type(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = capsys.readouterr().out
+    assert not re.search(r"type:|<class|NoneType|Union|Literal|\bnull\)|\| None|dict\[", text)
+
+
+def test_help_says_the_defaults_that_say_something(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "every volume is resized to. (default: 160 160 256)" in text
+    assert "is the validation set. (default: 0)" in text
+    assert "(default: None)" not in text
+    assert "(default: False)" not in text
