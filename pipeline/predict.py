@@ -14,7 +14,7 @@ from networks.errors import NetworkError
 from networks.sliding_window import STEP
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
-from pipeline.files.atomic import check_writable
+from pipeline.files.atomic import check_writable, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
@@ -59,8 +59,6 @@ class PredictionOptions:
     """Processor threads; None leaves it to torch."""
     overwrite: bool = False
     """Segment finished cases again."""
-    report: Path | None = None
-    """Where to write the returned report as JSON."""
     trust: bool = False
     """Import network classes outside the allow-list, too."""
     follow_links: bool = False
@@ -108,11 +106,27 @@ class PredictionReport:
             "n_failed": self.n_failed,
         }
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether every case has every file that was asked for."""
+        return not any(record.status == "failed" or record.not_written for record in self.cases)
+
     def to_text(self) -> str:
         """What a person reads at the end: how many, and which failed and why."""
-        counts = f"{self.n_done} done, {self.n_skipped} skipped, {self.n_failed} failed"
-        failed = [record for record in self.cases if record.status == "failed"]
-        return "\n".join([counts, *(f"  {record.case}: {record.error}" for record in failed)])
+        lines = [f"{self.n_done} done, {self.n_skipped} skipped, {self.n_failed} failed"]
+        for record in self.cases:
+            if record.status == "failed":
+                lines.append(f"  {record.case}: {record.error}")
+            lines += [f"  {record.case}: {name} was not written: {why}" for name, why in record.not_written.items()]
+        return "\n".join(lines)
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON, making the folder. Raises FileError if the disk refuses."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(path.parent, error, untouched=False) from error
+        write_json(path, self.to_document())
 
 
 def predict(
@@ -174,11 +188,21 @@ def predict(
             progress=bar.update,
             case_progress=bar.update_part,
         )
-    report = PredictionReport(tuple(str(run) for run in runs), names, tuple(records))
-    if options.report is not None:
-        Path(options.report).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(options.report), report.to_document())
-    return report
+    return PredictionReport(tuple(str(run) for run in runs), names, tuple(records))
+
+
+def check_report_path(path: Path) -> None:
+    """Check, before hours of work, that `PredictionReport.write` could write there.
+
+    Raises SegmentationError for a folder, FileError for one that cannot be written into.
+    """
+    try:
+        is_folder = path.is_dir()
+    except OSError as error:
+        raise write_error(path, error, untouched=False) from error
+    if is_folder:
+        raise SegmentationError(f"--report {path}: expected a file, found a folder; name a file in it")
+    check_writable(path.parent)
 
 
 def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
@@ -210,11 +234,6 @@ def _check_options(options: PredictionOptions, output: Path) -> None:
     if options.tta != AUTO:
         mirror_axes(options.tta)
     check_writable(output)
-    if options.report is not None:
-        report = Path(options.report)
-        if report.is_dir():
-            raise SegmentationError(f"--report {report}: expected a file, found a folder; name a file in it")
-        check_writable(report.parent)
 
 
 def _label_values(choice: str, models: Sequence[Model]) -> tuple[int, ...]:

@@ -166,8 +166,18 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_network_works(
 
 
 def test_the_report_makes_its_folder(run, tmp_path):
-    predicted([run], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", report=tmp_path / "new" / "r.json")
+    predicted([run], [scan(tmp_path / "case.nii.gz")], tmp_path / "out").write(tmp_path / "new" / "r.json")
     assert json.loads((tmp_path / "new" / "r.json").read_text())["n_done"] == 1
+
+
+@pytest.mark.fault("the disk of `--report` refuses it", "the table is printed all the same, then one line; exit 2")
+def test_a_report_that_the_disk_refuses_does_not_lose_the_table(run, tmp_path, capsys):
+    command = ["predict", "--device", "cpu", str(run), str(scan(tmp_path / "case.nii.gz"))]
+    report = tmp_path / "out" / "case.nii.gz" / "r.json"  # a folder to be made that becomes a file meanwhile
+    assert main([*command, "--output", str(tmp_path / "out"), "--report", str(report)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "1 done, 0 skipped, 0 failed\n"
+    assert f"{report.parent}: cannot be written" in said.err.splitlines()[-1]
 
 
 def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):

@@ -217,3 +217,10 @@ def _check_rising(name: str, pair: Sequence[float], low: float, high: float) -> 
     if len(numbers) != 2 or not (low <= numbers[0] < numbers[1] <= high and math.isfinite(numbers[1] - numbers[0])):
         within = f" within {low:g} and {high:g}" if math.isfinite(low) else ""
         raise ChainError(f"{name} is {pair!r}, expected a lower and a higher number{within}")
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the error that a transform raised: MONAI wraps it into a RuntimeError for every Compose it passes."""
+    while type(error) is RuntimeError and str(error).startswith("applying transform") and error.__cause__:
+        error = error.__cause__
+    return error

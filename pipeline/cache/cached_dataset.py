@@ -12,10 +12,11 @@ import torch
 from monai.data import Dataset
 
 from pipeline.cache.build import build_entries
-from pipeline.cache.case_store import CaseStore, root_cause
+from pipeline.cache.case_store import CaseStore
 from pipeline.cache.entry import CacheError, read_entry, read_header
 from pipeline.cache.key import sha256
 from pipeline.console.progress import Progress
+from transforms.chains import root_cause
 
 
 class CachedDataset(Dataset):

@@ -24,6 +24,7 @@ from pipeline.cache.entry import (
 from pipeline.cache.folder import SUFFIX, open_folder
 from pipeline.cache.key import SourceIndex, contents_of, identify_chain, sha256
 from pipeline.cache.locks import locked
+from transforms.chains import root_cause
 
 log = logging.getLogger(__name__)
 
@@ -156,10 +157,3 @@ class CaseStore:
             if root is error:
                 raise
             raise root from error
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The chain's own error: MONAI wraps it into a RuntimeError for every Compose it passes."""
-    while type(error) is RuntimeError and str(error).startswith("applying transform") and error.__cause__:
-        error = error.__cause__
-    return error

@@ -69,7 +69,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--follow_links", action="store_true", help=LINKS)
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
     given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
-    from pipeline.predict import PredictionOptions, predict, split_runs
+    from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
 
     runs, inputs = split_runs(given.paths)
     options = PredictionOptions(
@@ -87,10 +87,13 @@ def run(arguments: list[str]) -> int:
         precision=given.precision,
         threads=given.threads,
         overwrite=given.overwrite,
-        report=given.report,
         trust=given.trust_config,
         follow_links=given.follow_links,
     )
+    if given.report is not None:
+        check_report_path(given.report)
     report = predict(runs, inputs, given.output, options)
     print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text())
-    return EXIT_DONE_IN_PART if report.n_failed else 0
+    if given.report is not None:  # after the text: the disk may refuse
+        report.write(given.report)
+    return 0 if report.is_complete else EXIT_DONE_IN_PART

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import resource
 from pathlib import Path
 
@@ -15,6 +16,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Parameters of glibc's mallopt, from malloc.h."""
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|std::bad_alloc|MemoryError"
+    r"|ALLOC_FAILED|could not create a memory object",
+    re.IGNORECASE,
+)
+"""How torch's allocators, numpy, oneDNN, CUDA's libraries and the system say that there was no memory left."""
 
 
 def memory_bytes(accelerator: str) -> int:
@@ -74,3 +82,12 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, -1))
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that there was no memory left."""
+    while error is not None:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False

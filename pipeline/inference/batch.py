@@ -5,41 +5,30 @@ Three threads have a case each: one reads and preprocesses, the calling one comp
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import errno
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipeline.console.progress import CaseProgress, Progress
-from pipeline.files.json_files import write_json
+from pipeline.files.atomic import FileError, disk_error
+from pipeline.inference.case_steps import CaseSteps, ReadCase, SegmentedCase
+from pipeline.inference.claims import CaseClaims, CaseTakenError
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
-from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
-from pipeline.inference.postprocessing import PostprocessingOptions, clean
-from pipeline.inference.record import CaseRecord, provenance, record_done, record_failed, reusable_record
-from pipeline.writers.outputs import (
-    OutputOptions,
-    check_formats,
-    check_no_source_is_overwritten,
-    check_table,
-    remove_record,
-    write_files,
-    write_table,
-)
-from pipeline.writers.preview import PreviewImage
-from pipeline.writers.segmentation import Segmentation, SegmentationError
-from transforms.io.grid import Geometry
-from transforms.io.load import read_geometry
-from transforms.restore import FeatureMap, FeatureStream, Restored, restore
-
-NETWORK_SHARE = 0.7
-"""How much of a case's progress the network's passes are; bringing their result onto the scan's grid is the rest."""
+from pipeline.inference.passes import InferenceOptions
+from pipeline.inference.postprocessing import PostprocessingOptions
+from pipeline.inference.record import CaseRecord, provenance, record_failed
+from pipeline.inference.reuse import reusable_record
+from pipeline.writers.outputs import OutputOptions, check_no_source_is_overwritten, check_table, write_table
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 Computed = TypeVar("Computed")
 Written = TypeVar("Written")
+
+_NO_MORE_FILES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM})
+"""Refusals that the next case's files would meet, too."""
 
 
 def segment_cases(
@@ -54,6 +43,9 @@ def segment_cases(
     case_progress: CaseProgress | None = None,
 ) -> list[CaseRecord]:
     """Segment cases and write their files; a case that was already segmented in the same way is skipped.
+
+    Several processes may share a folder: each case is one process's. A disk that is full or cannot be written ends the
+    batch after the first refusal.
 
     Args:
         models: trained networks; of several, the mean of the probabilities decides.
@@ -75,8 +67,8 @@ def segment_cases(
     inference = inference or InferenceOptions()
     postprocessing = postprocessing or PostprocessingOptions()
     check_no_source_is_overwritten({case.id: case.files for case in cases if not case.error}, outputs)
-    check_table(outputs, {case.id for case in cases}, overwrite=overwrite)
-    write_table(outputs, replace=False)
+    table = check_table(outputs, {case.id for case in cases}, overwrite=overwrite)
+    write_table(outputs, table, replace=False)
     made_by = provenance(models, inference, postprocessing, outputs)
     records: dict[str, CaseRecord] = {}
     to_do: list[InputCase] = []
@@ -91,35 +83,63 @@ def segment_cases(
         if progress:
             progress(len(records), len(cases), note=note)
 
-    steps = _Steps(models, outputs, inference, postprocessing, made_by, say, case_progress)
-    for first in to_do[:1]:
-        say(f"{first.id}: reading")
-    for case, result in overlapped(to_do, steps.read, steps.segment, steps.write):
-        records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
-        say(f"{case.id}: {records[case.id].status}")
+    with CaseClaims(outputs) as claims:
+        steps = CaseSteps(
+            models=models,
+            outputs=outputs,
+            table=table,
+            inference=inference,
+            postprocessing=postprocessing,
+            made_by=made_by,
+            claims=claims,
+            say=say,
+            overwrite=overwrite,
+            case_progress=case_progress,
+        )
+        for first in to_do[:1]:
+            say(f"{first.id}: reading")
+        for case, result in _results(to_do, steps):
+            claims.release(case.id)
+            records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
+            say(f"{case.id}: {records[case.id].status}")
     return [records[case.id] for case in cases]
 
 
-@dataclass(frozen=True, eq=False)
-class _ReadCase:
-    """A case as the reading thread hands it over."""
+def _results(cases: Sequence[InputCase], steps: CaseSteps) -> Iterator[tuple[InputCase, CaseRecord | Exception]]:
+    """Segment the cases; those that another process works on are tried once more at the end."""
+    taken: list[InputCase] = []
+    for case, result in _until_the_disk_refuses(cases, steps):
+        if isinstance(result, CaseTakenError):
+            taken.append(case)
+        else:
+            yield case, result
+    yield from _until_the_disk_refuses(taken, steps)
 
-    state: str
-    geometry: Geometry
-    inputs: list[NetworkInput]
-    seconds: float
 
+def _until_the_disk_refuses(
+    cases: Sequence[InputCase], steps: CaseSteps
+) -> Iterator[tuple[InputCase, CaseRecord | Exception]]:
+    """Segment cases; after one whose files the disk refused, the others fail at once instead of being computed."""
+    refusal: FileError | None = None
 
-@dataclass(frozen=True, eq=False)
-class _SegmentedCase:
-    """A case as the computing thread hands it over, with what a preview shows."""
+    def read(case: InputCase) -> ReadCase | CaseRecord:
+        check()
+        return steps.read(case)
 
-    case: InputCase
-    state: str
-    geometry: Geometry
-    restored: Restored
-    image: PreviewImage
-    seconds: Mapping[str, float]
+    def segment(case: InputCase, read_case: ReadCase | CaseRecord) -> SegmentedCase | CaseRecord:
+        check()
+        return steps.segment(case, read_case)
+
+    def check() -> None:
+        if refusal is not None:
+            raise FileError(f"not segmented, since the results of another case could not be written: {refusal}")
+
+    for case, result in overlapped(cases, read, segment, steps.write):
+        if refusal is None and isinstance(result, FileError):
+            cause = disk_error(result)
+            if cause is not None and cause.errno in _NO_MORE_FILES:
+                refusal = result
+        yield case, result
 
 
 def overlapped(
@@ -171,123 +191,3 @@ def _outcome(writing: Future[Written]) -> Written | Exception:
         return writing.result()
     except Exception as error:
         return error
-
-
-class _Stopwatch:
-    """Adds up the seconds that functions take."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def timed(self, function: Callable[..., Computed]) -> Callable[..., Computed]:
-        """The function, whose time counts."""
-
-        def run(*arguments: Any) -> Computed:
-            start = time.perf_counter()
-            try:
-                return function(*arguments)
-            finally:
-                self.seconds += time.perf_counter() - start
-
-        return run
-
-
-@dataclass(frozen=True, eq=False)
-class _Steps:
-    """What is done with each case, and what that needs."""
-
-    models: Sequence[Model]
-    outputs: OutputOptions
-    inference: InferenceOptions
-    postprocessing: PostprocessingOptions
-    made_by: Mapping[str, Any]
-    say: Callable[[str], None]
-    case_progress: CaseProgress | None
-
-    def read(self, case: InputCase) -> _ReadCase:
-        """Read and preprocess."""
-        start = time.perf_counter()
-        if case.error:
-            raise SegmentationError(case.error)
-        state = case.state
-        geometry = read_geometry(case.images[0])
-        check_formats(case.images[0], geometry.kind, self.outputs)
-        inputs = prepare(self.models, case.images, case.id)
-        return _ReadCase(state, geometry, inputs, time.perf_counter() - start)
-
-    def segment(self, case: InputCase, read: _ReadCase) -> _SegmentedCase:
-        """Compute features in all passes of all networks, and from them the segmentation of the scan's own voxels."""
-        start = time.perf_counter()
-        self.say(f"{case.id}: network")
-        network = _Stopwatch()
-        is_windowed = self.inference.roi is not None
-        share = 1.0 if is_windowed else NETWORK_SHARE  # windows are computed as their features are needed
-        features: list[FeatureMap | FeatureStream] = []
-        self._say_share(case, 0)
-        for number, (model, network_input) in enumerate(zip(self.models, read.inputs, strict=True)):
-
-            def report(done: float, number: int = number) -> None:
-                self._say_share(case, share * (number + done) / len(self.models))
-
-            grid = (read.geometry.shape[:3], read.geometry.affine)
-            found = network.timed(scan_features)(model, network_input, self.inference, grid, report)
-            if isinstance(found, FeatureStream):
-                found = replace(found, slices=network.timed(found.slices))
-            features.append(found)
-        if not is_windowed:
-            self.say(f"{case.id}: onto its own grid")
-        restored = restore(
-            features,
-            read.geometry.shape[:3],
-            read.geometry.affine,
-            probabilities_of=self.outputs.probabilities,
-            progress=None
-            if is_windowed
-            else lambda done, total: self._say_share(case, share + (1 - share) * done / total),
-        )
-        seconds = {
-            "read": read.seconds,
-            "network": network.seconds,
-            "restore": time.perf_counter() - start - network.seconds,
-        }
-        first = read.inputs[0]
-        image = PreviewImage(first.image[0].numpy(), first.affine)
-        return _SegmentedCase(case, read.state, read.geometry, restored, image, seconds)
-
-    def _say_share(self, case: InputCase, share: float) -> None:
-        if self.case_progress:
-            self.case_progress(case.id, share)
-
-    def write(self, segmented: _SegmentedCase) -> CaseRecord:
-        """Clean and write; the record comes last."""
-        start = time.perf_counter()
-        case, geometry, restored = segmented.case, segmented.geometry, segmented.restored
-        segmentation = Segmentation(
-            restored.segmentation,
-            geometry.affine,
-            self.outputs.class_names,
-            case.images[0],
-            geometry.kind,
-            self.outputs.label_values,
-        )
-        voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
-        remove_record(case.id, self.outputs)
-        write_table(self.outputs, replace=True)
-        write_files(
-            segmentation,
-            self.outputs.files(case.id),
-            probabilities=restored.probabilities,
-            image=segmented.image,
-        )
-        record = record_done(
-            case,
-            segmentation,
-            self.outputs,
-            self.made_by,
-            source_state=segmented.state,
-            voxels_removed=voxels_removed,
-            precision=[computed_in(model, self.inference) for model in self.models],
-            seconds={**segmented.seconds, "write": time.perf_counter() - start},
-        )
-        write_json(self.outputs.record_file(case.id), record.to_document())
-        return record

@@ -1,4 +1,4 @@
-"""Record what was done with a case, in the JSON file that marks it as finished; find records that still hold."""
+"""Record what was done with a case, in the JSON file that marks it as finished."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import resource
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,15 +16,13 @@ import nibabel as nib
 import numpy as np
 import torch
 
-from networks.sliding_window import STEP
-from pipeline.files.atomic import FileError
-from pipeline.files.json_files import read_json
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import Segmentation, SegmentationError
+from transforms.chains import root_cause
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +56,14 @@ class Grid(NamedTuple):
     """Format of the scan: "nifti", "nrrd", "metaimage" or "dicom"."""
 
 
+class FileContent(NamedTuple):
+    """What a written file holds."""
+
+    n_bytes: int
+    sha256: str
+    """Of its bytes, in hex."""
+
+
 @dataclass(frozen=True)
 class CaseRecord:
     """What became of a case."""
@@ -73,6 +79,10 @@ class CaseRecord:
     """`InputCase.state` from before the scan was read."""
     files: tuple[str, ...] = ()
     """What was written, relative to the output folder."""
+    contents: Mapping[str, FileContent] = field(default_factory=dict)
+    """What each of `files` held when it was written; empty in records of earlier versions."""
+    not_written: Mapping[str, str] = field(default_factory=dict)
+    """Formats that were asked for and cannot be written of this scan, and why."""
     geometry: Grid | None = None
     classes: tuple[ClassVolume, ...] = ()
     voxels_removed: int = 0
@@ -97,6 +107,8 @@ class CaseRecord:
         document |= {
             "source_state": self.source_state,
             "files": list(self.files),
+            "contents": {name: {"bytes": one.n_bytes, "sha256": one.sha256} for name, one in self.contents.items()},
+            "not_written": dict(self.not_written),
             "geometry": self.geometry._asdict(),
             "classes": [one._asdict() for one in self.classes],
             "voxels_removed": self.voxels_removed,
@@ -118,6 +130,11 @@ class CaseRecord:
                 source=tuple(map(str, document["source"])),
                 source_state=str(document["source_state"]),
                 files=tuple(map(str, document["files"])),
+                contents={
+                    str(name): FileContent(int(one["bytes"]), str(one["sha256"]))
+                    for name, one in document.get("contents", {}).items()
+                },
+                not_written={str(name): str(why) for name, why in document.get("not_written", {}).items()},
                 geometry=Grid(**document["geometry"]),
                 classes=tuple(ClassVolume(**one) for one in document["classes"]),
                 voxels_removed=int(document["voxels_removed"]),
@@ -127,7 +144,7 @@ class CaseRecord:
                 precision=tuple(map(str, document.get("precision", ()))),
                 made_by=dict(document["made_by"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SegmentationError(
                 f"expected the record of a segmented case, found another document ({error!r})"
             ) from error
@@ -139,12 +156,18 @@ def record_done(
     outputs: OutputOptions,
     made_by: Mapping[str, Any],
     *,
+    written: Sequence[Path],
+    refused: Mapping[str, str],
     source_state: str,
     voxels_removed: int,
     precision: Sequence[str],
     seconds: Mapping[str, float],
 ) -> CaseRecord:
-    """The record of a case whose files are written; arguments as `CaseRecord` has them."""
+    """The record of a case whose files are `written`; the other arguments are as `CaseRecord` has them.
+
+    Raises OSError if a file that was just written cannot be read.
+    """
+    names = {str(path.relative_to(outputs.folder)): path for path in written}
     affine = segmentation.affine
     table = zip(
         segmentation.values.tolist(),
@@ -159,7 +182,9 @@ def record_done(
         status="done",
         source=tuple(str(path) for path in case.images),
         source_state=source_state,
-        files=tuple(str(file.path.relative_to(outputs.folder)) for file in outputs.files(case.id)),
+        files=tuple(names),
+        contents={name: content_of(path) for name, path in names.items()},
+        not_written=dict(refused),
         geometry=Grid(
             shape=segmentation.array.shape,
             spacing_mm=tuple(round(float(mm), 6) for mm in spacing_mm),
@@ -183,65 +208,11 @@ def record_done(
 def record_failed(case: InputCase, error: Exception) -> CaseRecord:
     """The record of a case that failed, with the reason in one line."""
     log.debug("case %s failed", case.id, exc_info=error)
-    message = " ".join(str(error).split())
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        message = "not enough memory; try --roi 96 96 96, --device cpu, or without --tta"
-    elif not isinstance(error, ValueError | OSError):
-        message = f"{type(error).__name__}: {message}"
+    cause = root_cause(error)
+    message = " ".join(str(cause).split())
+    if not isinstance(cause, ValueError | OSError):
+        message = f"{type(cause).__name__}: {message}"
     return CaseRecord(case.id, "failed", tuple(str(path) for path in case.images), error=message)
-
-
-def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[str, Any]) -> CaseRecord | None:
-    """Find out whether a case was already segmented, so that it need not be done again.
-
-    Returns:
-        The earlier record, as skipped; a failed record where another run or other settings made the result, which is
-        not overwritten unasked; None where the case is to be done: never finished, a file is missing, or the scan was
-        replaced.
-    """
-    path = outputs.record_file(case.id)
-    if not path.exists():
-        return None
-    try:
-        earlier = CaseRecord.from_document(read_json(path))
-    except FileError as error:
-        return record_failed(case, SegmentationError(f"{error}; or give --overwrite"))
-    except SegmentationError as error:
-        return record_failed(case, SegmentationError(f"{path}: {error}; remove it or give --overwrite"))
-    if not _made_alike(earlier, made_by) or earlier.source != tuple(str(image) for image in case.images):
-        return record_failed(
-            case,
-            SegmentationError(
-                f"{path}: this case was segmented by another run, with other settings or from another file; "
-                "give --overwrite or another --output"
-            ),
-        )
-    try:
-        is_whole = all(file.path.exists() for file in outputs.files(case.id)) and earlier.source_state == case.state
-    except OSError:  # reading the scan says what is wrong with it
-        return None
-    return replace(earlier, status="skipped") if is_whole else None
-
-
-def _made_alike(earlier: CaseRecord, made_by: Mapping[str, Any]) -> bool:
-    """Whether a result would be made in the same way again.
-
-    "auto" is content with what another machine computed in; a precision by name is not.
-    """
-    asked_before, before = _without_precision(earlier.made_by or {})
-    asked_now, now = _without_precision(made_by)
-    if before != now:
-        return False
-    used = earlier.precision or (asked_before,)  # earlier versions wrote what they used
-    return asked_now in ("auto", asked_before) or all(one == asked_now for one in used)
-
-
-def _without_precision(made_by: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    settings = dict(made_by.get("settings") or {})
-    passes = dict(settings.get("passes") or {})
-    asked = str(passes.pop("precision", ""))
-    passes.setdefault("step", STEP)  # earlier versions had no other
-    return asked, {**made_by, "settings": {**settings, "passes": passes}}
 
 
 def provenance(
@@ -271,6 +242,11 @@ def _peak_memory_mb() -> float:
 
 def _peak_gpu_memory_mb() -> float | None:
     return round(torch.cuda.max_memory_allocated() / 2**20, 1) if torch.cuda.is_initialized() else None
+
+
+def content_of(path: Path) -> FileContent:
+    """Read what a file holds. Raises OSError."""
+    return FileContent(path.stat().st_size, _sha256(path))
 
 
 def _sha256(path: Path) -> str:

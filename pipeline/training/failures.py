@@ -8,18 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from pipeline.compute.memory import free_memory_bytes, memory_bytes
+from pipeline.compute.memory import free_memory_bytes, memory_bytes, ran_out_of_memory
 from pipeline.compute.ranks import ProcessError
 from pipeline.console.text import gigabytes
 from pipeline.files.atomic import FileError, disk_error
 from pipeline.training.lightning_module import TrainingError
-
-_NO_MEMORY = re.compile(
-    r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|std::bad_alloc|MemoryError"
-    r"|ALLOC_FAILED|could not create a memory object",
-    re.IGNORECASE,
-)
-"""How torch's allocators, numpy, oneDNN, CUDA's libraries and the system say that there was no memory left."""
 
 _ASKED_FOR = re.compile(
     r"(?:allocate|allocate:|tried to allocate) +(?P<n>[\d.]+) ?(?P<unit>bytes|[KMGT]i?B)", re.IGNORECASE
@@ -62,7 +55,7 @@ def in_one_sentence(error: BaseException, settings: MemorySettings, *, epoch: in
     text = str(error)
     if isinstance(error, TrainingError | FileError | ProcessError):
         return error
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _NO_MEMORY.search(text):
+    if ran_out_of_memory(error):
         return TrainingError(_memory_sentence(error, settings, epoch))
     if isinstance(error, RuntimeError) and (killed := _WORKER_KILLED.search(text)):
         return TrainingError(_killed_worker_sentence(killed, settings, epoch))

@@ -10,7 +10,9 @@ OUTPUT/CASE.json                                      what was done; written las
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.files.atomic import FileError, remove_durably, remove_half_written, write_error
 from pipeline.files.json_files import read_json
+from pipeline.files.lock import take_lock
 from pipeline.writers.colour_table import colour_table, write_colour_table
 from pipeline.writers.dicom_seg import check_series, write_dicom_seg
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
@@ -68,13 +71,9 @@ class OutputOptions:
             raise SegmentationError(f"formats: expected some of {', '.join(FORMATS)}, found {unknown or 'none'}")
 
     def files(self, case: str) -> list[OutputFile]:
-        """List every file of a case but its record, in the order of writing.
-
-        DICOM comes first: it alone may find only while it is written that the source does not allow it.
-        """
+        """List every file of a case but its record, in the order of writing."""
         names = file_names(self.class_names)
-        ordered = sorted(self.formats, key=lambda name: name != "dicom")
-        found = [OutputFile(name, self.label_map(case, name)) for name in ordered]  # type: ignore[arg-type]
+        found = [OutputFile(name, self.label_map(case, name)) for name in self.formats]  # type: ignore[arg-type]
         if self.per_structure:
             masks = self.folder / case / "segmentations"
             found += [OutputFile("mask", masks / f"{names[c]}.nii.gz", c) for c in range(1, len(names))]
@@ -92,6 +91,10 @@ class OutputOptions:
         """The JSON file that says what was done; it marks a finished case."""
         return self.folder / f"{case}.json"
 
+    def lock_file(self, case: str) -> Path:
+        """Held by the process that works on a case."""
+        return self.folder / f".{case}.lock"
+
     @property
     def table(self) -> str:
         """The text of `table_file`."""
@@ -103,10 +106,14 @@ class OutputOptions:
         return self.folder / "labels.ctbl"
 
 
-def check_formats(source: Path, source_kind: str, options: OutputOptions) -> None:
-    """Raise SegmentationError for a format that a source does not allow, before anything is written."""
+def refused_formats(source: Path, source_kind: str, options: OutputOptions) -> dict[str, str]:
+    """Say which of the formats a source does not allow, and why; read from its headers, before anything is computed."""
     if "dicom" in options.formats:
-        check_series(source, source_kind)
+        try:
+            check_series(source, source_kind)
+        except SegmentationError as error:
+            return {"dicom": str(error)}
+    return {}
 
 
 def remove_record(case: str, options: OutputOptions) -> None:
@@ -126,7 +133,7 @@ def write_files(
     *,
     probabilities: Mapping[int, NDArray[np.uint8]],
     image: PreviewImage | None = None,
-) -> None:
+) -> dict[str, str]:
     """Write files of one case, each whole or not at all.
 
     Args:
@@ -135,9 +142,13 @@ def write_files(
         probabilities: (I, J, K) uint8 by class index, 255 for certain; of every class that `files` names.
         image: what a preview shows; needed if `files` holds one.
 
+    Returns:
+        By kind why a file could not be written: DICOM may find only now that the source does not allow it.
+
     Raises:
-        SegmentationError: a format that the source does not allow. FileError: the disk refuses.
+        FileError: the disk refuses.
     """
+    refused: dict[str, str] = {}
     for kind, path, class_index in files:
         _make_folder(path.parent)
         if kind == "nifti":
@@ -145,7 +156,10 @@ def write_files(
         elif kind == "nrrd":
             write_seg_nrrd(segmentation, path)
         elif kind == "dicom":
-            write_dicom_seg(segmentation, path)
+            try:
+                write_dicom_seg(segmentation, path)
+            except SegmentationError as error:
+                refused[kind] = str(error)
         elif kind == "mask":
             write_mask(segmentation, class_index, path)
         elif kind == "probabilities":
@@ -153,9 +167,10 @@ def write_files(
         else:
             assert image is not None
             write_preview(segmentation, image, path)
+    return refused
 
 
-def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bool = False) -> None:
+def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bool = False) -> str | None:
     """Refuse a folder that holds label maps of other classes: one colour table serves the folder.
 
     Args:
@@ -163,13 +178,16 @@ def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bo
         cases: ids of the cases that are segmented now.
         overwrite: the results of `cases` may have other classes, since they are made again.
 
+    Returns:
+        The folder's colour table; None where there is none yet.
+
     Raises:
-        SegmentationError: the folder's table has other classes, or a case that is not made again has.
+        SegmentationError: the folder's table has other classes or values, or a case that is not made again has.
     """
     path = options.table_file
     found = _table_text(path)
     if found == options.table:
-        return
+        return found
     if found is not None and not overwrite:
         raise SegmentationError(
             f"{path}: this folder holds segmentations with other classes; choose another --output or --overwrite"
@@ -182,17 +200,45 @@ def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bo
                 f"{record}: case {record.stem} was segmented with other classes and is not among these scans, so that "
                 "--overwrite would give its values other names; choose another --output or remove its files"
             )
+    return found
 
 
-def write_table(options: OutputOptions, *, replace: bool) -> None:
-    """Make the folder and its colour table; a table of other classes is replaced only where `replace` says so.
+def write_table(options: OutputOptions, before: str | None, *, replace: bool) -> None:
+    """Make the folder and its colour table, if it has none.
 
-    Raises FileError if the disk refuses.
+    Args:
+        options: the folder and its classes.
+        before: the table that `check_table` found: another process may have written one since.
+        replace: also replace `before` by the table of other classes.
+
+    Raises:
+        SegmentationError: another process has written the table of other classes. FileError: the disk refuses.
     """
-    found = _table_text(options.table_file)
-    if found is None or (replace and found != options.table):
-        _make_folder(options.folder)
+    _make_folder(options.folder)
+    with _locked(options.folder / f".{options.table_file.name}.lock"):
+        found = _table_text(options.table_file)
+        if found == options.table or (found == before is not None and not replace):
+            return
+        if found != before:
+            raise SegmentationError(
+                f"{options.table_file}: another process has begun to write results with other classes or label values "
+                "into this folder; choose another --output"
+            )
         write_colour_table(options.class_names, options.table_file, options.label_values)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock for a moment, waiting for other processes that do."""
+    try:
+        while (lock := take_lock(path)) is None:
+            time.sleep(0.05)
+    except OSError as error:
+        raise write_error(path.parent, error, untouched=False) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _table_text(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,9 +11,15 @@ from functools import partial
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
 
-from pipeline.inference.batch import overlapped
+from pipeline.cli.main import main
+from pipeline.inference.batch import overlapped, segment_cases
+from pipeline.inference.inputs import list_inputs
+from pipeline.inference.model import load_models
+from pipeline.inference.passes import InferenceOptions
+from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.paths import ROOT
 from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan, scans
@@ -54,21 +61,24 @@ def test_overwriting_gives_no_other_meaning_to_the_values_of_other_cases(run, tm
     assert (out / "labels.ctbl").read_bytes() != before
 
 
-def test_a_format_that_a_scan_does_not_allow_leaves_its_earlier_result_as_it_was(run, tmp_path):
+def test_a_format_that_a_scan_does_not_allow_does_not_lose_the_others(run, tmp_path, capsys):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    command = ["predict", str(run), str(path), "--output", str(out), "--device", "cpu", "--formats", "dicom,nifti"]
+    for outcome in ("1 done, 0 skipped, 0 failed", "0 done, 1 skipped, 0 failed"):
+        assert main(command) == 1
+        counts, line = capsys.readouterr().out.splitlines()
+        assert counts == outcome
+        assert line.startswith("  case: dicom was not written: ")
+        assert "DICOM series" in line
+        assert sorted(file.name for file in out.iterdir()) == ["case.json", "case.nii.gz", "labels.ctbl"]
+
+
+def test_a_scan_that_allows_none_of_the_formats_keeps_its_earlier_result(run, tmp_path):
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
     predicted([run], [path], out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     other = checkpoint(tmp_path / "other.ckpt", seed=1)
-    report = predicted(
-        [other],
-        [path],
-        out,
-        formats=(
-            "nifti",
-            "dicom",
-        ),
-        overwrite=True,
-    )
+    report = predicted([other], [path], out, formats=("dicom",), overwrite=True)
     assert "DICOM series" in report.cases[0].error
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
 
@@ -185,7 +195,7 @@ def test_a_batch_killed_while_it_writes_leaves_whole_files_and_goes_on(run, tmp_
     ended = subprocess.run(command, check=False, cwd=ROOT)
     assert ended.returncode == -signal.SIGXFSZ
     assert {path.name for path in out.glob("[!.]*")} == {"labels.ctbl", "case0.nii.gz", "case0.json"}
-    assert len(list(out.glob(".case1*"))) == 1  # the half file, under a name of its own
+    assert len(list(out.glob(".case1*.writing"))) == 1  # the half file, under a name of its own
     again = predicted([run], [tmp_path / "in"], out)
     assert [record.status for record in again.cases] == ["skipped", "done", "done"]
     assert list(out.glob(".*")) == []
@@ -219,3 +229,41 @@ def test_a_scan_that_cannot_be_accessed_is_named_and_the_others_are_done(run, tm
     report = predicted([run], [tmp_path / "in"], tmp_path / "out")
     assert [(record.case, record.status) for record in report.cases] == [("a", "failed"), ("b", "done")]
     assert f"{tmp_path / 'in' / 'a'}: cannot be read (a link to" in report.cases[0].error
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 64 kB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0755", "none", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("mounting a small disk takes an administrator")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.fault(
+    "the disk of the results is full", "the batch ends after the first refusal: no further scan is computed; exit 1"
+)
+def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, small_disk):
+    scans(tmp_path / "in", 12)
+    for number in range(12):
+        scan(tmp_path / "in" / f"case{number}.nii.gz", shape=(80, 81, 82), seed=number)
+    computed = []
+    models = load_models([run], torch.device("cpu"))
+    records = segment_cases(
+        models,
+        list_inputs([tmp_path / "in"]),
+        OutputOptions(small_disk, models[0].class_names),
+        InferenceOptions(precision="32"),
+        case_progress=lambda case, share: computed.append(case),
+    )
+    n_done = sum(record.status == "done" for record in records)
+    errors = [record.error for record in records if record.status == "failed"]
+    assert n_done >= 1
+    assert len(errors) >= 4
+    assert sum("No space left on device" in error and "not segmented" not in error for error in errors) <= 2
+    assert all("No space left on device" in error for error in errors)
+    assert "not segmented, since the results of another case could not be written" in errors[-1]
+    assert len(set(computed)) <= n_done + 3  # those in progress when the disk refused, not all

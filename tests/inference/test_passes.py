@@ -121,7 +121,9 @@ def test_windows_and_mirrored_passes_average_the_logits(tmp_path, mirrored, netw
     ckpt = checkpoint(tmp_path / "m.ckpt", network=network, target=(16, 16, 24))  # where both sides' windows agree
     (model,) = load_models([ckpt], choose_device("cpu"))
     (prepared,) = prepare([model], [path], "case")
-    found = scan_features(model, prepared, InferenceOptions(mirrored, roi), ((14, 17, 11), nib.load(path).affine))
+    found = scan_features(
+        model, prepared, InferenceOptions(mirrored, roi, precision="32"), ((14, 17, 11), nib.load(path).affine)
+    )
     expected = []
     axes = ["xyz".index(letter) + 1 for letter in mirrored]
     for flipped in (subset for n in range(len(axes) + 1) for subset in itertools.combinations(axes, n)):
@@ -138,7 +140,7 @@ def test_at_most_two_sets_of_features_are_kept_for_any_number_of_mirrored_passes
     grid = ((14, 17, 11), nib.load(path).affine)
     n_features = model.network.head.in_channels
     for mirrored, n_sets in (("", 1), ("yz", 1), ("x", 2), ("xyz", 2)):
-        found = scan_features(model, prepared, InferenceOptions(mirrored), grid)
+        found = scan_features(model, prepared, InferenceOptions(mirrored, precision="32"), grid)
         assert found.features.shape == (n_sets * n_features, *prepared.image.shape[1:])
 
 

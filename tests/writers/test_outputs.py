@@ -10,7 +10,13 @@ import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
 from pipeline.writers.nifti import write_nifti
-from pipeline.writers.outputs import OutputOptions, check_no_source_is_overwritten, write_files, write_table
+from pipeline.writers.outputs import (
+    OutputOptions,
+    check_no_source_is_overwritten,
+    check_table,
+    write_files,
+    write_table,
+)
 from pipeline.writers.seg_nrrd import write_seg_nrrd
 from pipeline.writers.segmentation import SegmentationError, values_of
 from tests.support.segmentations import NAMES, save_source, segmentation_of
@@ -51,7 +57,7 @@ def test_every_format_holds_the_label_values_of_the_data_set(tmp_path, values, d
     assert len(np.unique(expected)) == 4
     options = OutputOptions(tmp_path / "out", NAMES, values, ("nifti", "nrrd"), per_structure=True)
     write_files(segmentation, options.files("case"), probabilities={})
-    write_table(options, replace=False)
+    write_table(options, None, replace=False)
     nifti = nib.load(tmp_path / "out" / "case.nii.gz")
     assert nifti.get_data_dtype() == dtype
     np.testing.assert_array_equal(np.asarray(nifti.dataobj), expected)
@@ -72,3 +78,13 @@ def test_every_format_holds_the_label_values_of_the_data_set(tmp_path, values, d
 def test_label_values_that_no_file_can_hold_are_refused(values):
     with pytest.raises(SegmentationError, match="label values"):
         values_of(NAMES, values)
+
+
+def test_a_table_of_other_classes_that_appeared_meanwhile_is_not_replaced(tmp_path):
+    ours = OutputOptions(tmp_path, NAMES)
+    before = check_table(ours, [])
+    theirs = OutputOptions(tmp_path, ("background", "lung"))
+    write_table(theirs, check_table(theirs, []), replace=False)
+    for replace in (False, True):
+        with pytest.raises(SegmentationError, match="another process has begun"):
+            write_table(ours, before, replace=replace)

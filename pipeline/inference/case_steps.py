@@ -1,0 +1,227 @@
+"""The three steps of segmenting one case: read and preprocess, compute, write."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from pipeline.compute.memory import free_memory_bytes, ran_out_of_memory
+from pipeline.console.progress import CaseProgress
+from pipeline.console.text import gigabytes
+from pipeline.files.json_files import write_json
+from pipeline.inference.claims import CaseClaims
+from pipeline.inference.inputs import InputCase
+from pipeline.inference.model import Model
+from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
+from pipeline.inference.postprocessing import PostprocessingOptions, clean
+from pipeline.inference.record import CaseRecord, record_done
+from pipeline.inference.reuse import reusable_record
+from pipeline.writers.outputs import OutputFile, OutputOptions, refused_formats, remove_record, write_files, write_table
+from pipeline.writers.preview import PreviewImage
+from pipeline.writers.segmentation import Segmentation, SegmentationError
+from transforms.io.grid import Geometry
+from transforms.io.load import read_geometry
+from transforms.restore import FeatureMap, FeatureStream, Restored, restore
+
+NETWORK_SHARE = 0.7
+"""How much of a case's progress the network's passes are; bringing their result onto the scan's grid is the rest."""
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class ReadCase:
+    """A case between reading and computing."""
+
+    state: str
+    geometry: Geometry
+    inputs: list[NetworkInput]
+    """The scan as each network takes it."""
+    refused: Mapping[str, str]
+    """Formats that the scan does not allow, and why."""
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class SegmentedCase:
+    """A case between computing and writing."""
+
+    case: InputCase
+    read: ReadCase
+    restored: Restored
+    image: PreviewImage
+    """What a preview shows below the structures."""
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class CaseSteps:
+    """What is done with each case, and what that needs.
+
+    Each step takes what the one before gives. A step that gives a `CaseRecord` finishes the case: the others hand it
+    through.
+    """
+
+    models: Sequence[Model]
+    outputs: OutputOptions
+    table: str | None
+    """The colour table that the output folder had at the beginning."""
+    inference: InferenceOptions
+    postprocessing: PostprocessingOptions
+    made_by: Mapping[str, Any]
+    """See `record.provenance`."""
+    claims: CaseClaims
+    say: Callable[[str], None]
+    """Takes what is being done."""
+    overwrite: bool = False
+    """Segment finished cases again."""
+    case_progress: CaseProgress | None = None
+
+    def read(self, case: InputCase) -> ReadCase | CaseRecord:
+        """Claim, read and preprocess a case.
+
+        Raises:
+            CaseTakenError: another process works on it.
+            SegmentationError, VolumeError, NetworkError, FileError, OSError: it cannot be segmented.
+        """
+        start = time.perf_counter()
+        if case.error:
+            raise SegmentationError(case.error)
+        self.claims.claim(case.id)
+        earlier = None if self.overwrite else reusable_record(case, self.outputs, self.made_by)
+        if earlier is not None:  # another process has finished it meanwhile
+            return earlier
+        state = case.state
+        geometry = read_geometry(case.images[0])
+        refused = refused_formats(case.images[0], geometry.kind, self.outputs)
+        if len(refused) == len(self.outputs.formats) and not self.outputs.per_structure:
+            raise SegmentationError("; ".join(refused.values()))
+        with _memory_in_words("read and prepare it", "crop the volume, or end other programs"):
+            inputs = prepare(self.models, case.images, case.id)
+        return ReadCase(state, geometry, inputs, refused, time.perf_counter() - start)
+
+    def segment(self, case: InputCase, read: ReadCase | CaseRecord) -> SegmentedCase | CaseRecord:
+        """Compute features in all passes of all networks, and from them the segmentation of the scan's own voxels.
+
+        Raises NetworkError, RestoreError or SegmentationError.
+        """
+        if isinstance(read, CaseRecord):
+            return read
+        with _memory_in_words("segment it", "try --roi 96 96 96, --device cpu, or without --tta"):
+            return self._segmented(case, read)
+
+    def _segmented(self, case: InputCase, read: ReadCase) -> SegmentedCase:
+        start = time.perf_counter()
+        self.say(f"{case.id}: network")
+        network = _Stopwatch()
+        is_windowed = self.inference.roi is not None
+        share = 1.0 if is_windowed else NETWORK_SHARE  # windows are computed as their features are needed
+        grid = (read.geometry.shape[:3], read.geometry.affine)
+        features: list[FeatureMap | FeatureStream] = []
+        self._say_share(case, 0)
+        for number, (model, network_input) in enumerate(zip(self.models, read.inputs, strict=True)):
+
+            def report(done: float, number: int = number) -> None:
+                self._say_share(case, share * (number + done) / len(self.models))
+
+            found = network.timed(scan_features)(model, network_input, self.inference, grid, report)
+            if isinstance(found, FeatureStream):
+                found = replace(found, slices=network.timed(found.slices))
+            features.append(found)
+
+        def report_slices(done: int, total: int) -> None:
+            self._say_share(case, share + (1 - share) * done / total)
+
+        if not is_windowed:
+            self.say(f"{case.id}: onto its own grid")
+        restored = restore(
+            features,
+            *grid,
+            probabilities_of=self.outputs.probabilities,
+            progress=None if is_windowed else report_slices,
+        )
+        seconds = {
+            "read": read.seconds,
+            "network": network.seconds,
+            "restore": time.perf_counter() - start - network.seconds,
+        }
+        first = read.inputs[0]
+        return SegmentedCase(case, read, restored, PreviewImage(first.image[0].numpy(), first.affine), seconds)
+
+    def _say_share(self, case: InputCase, share: float) -> None:
+        if self.case_progress:
+            self.case_progress(case.id, share)
+
+    def write(self, segmented: SegmentedCase | CaseRecord) -> CaseRecord:
+        """Clean the label map and write the case's files; the record comes last.
+
+        Raises SegmentationError, or FileError if the disk refuses.
+        """
+        if isinstance(segmented, CaseRecord):
+            return segmented
+        start = time.perf_counter()
+        case, read, restored = segmented.case, segmented.read, segmented.restored
+        segmentation = Segmentation(
+            restored.segmentation,
+            read.geometry.affine,
+            self.outputs.class_names,
+            case.images[0],
+            read.geometry.kind,
+            self.outputs.label_values,
+        )
+        voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
+        remove_record(case.id, self.outputs)
+        write_table(self.outputs, self.table, replace=True)
+        files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
+        refused = write_files(segmentation, files, probabilities=restored.probabilities, image=segmented.image)
+        written: list[OutputFile] = [file for file in files if file.kind not in refused]
+        if not written:
+            raise SegmentationError("; ".join(refused.values()))
+        record = record_done(
+            case,
+            segmentation,
+            self.outputs,
+            self.made_by,
+            written=[file.path for file in written],
+            refused={**read.refused, **refused},
+            source_state=read.state,
+            voxels_removed=voxels_removed,
+            precision=[computed_in(model, self.inference) for model in self.models],
+            seconds={**segmented.seconds, "write": time.perf_counter() - start},
+        )
+        write_json(self.outputs.record_file(case.id), record.to_document())
+        return record
+
+
+@contextmanager
+def _memory_in_words(what: str, remedy: str) -> Iterator[None]:
+    """Raise SegmentationError where memory runs out: how torch, numpy and the system say so helps nobody."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        free = gigabytes(free_memory_bytes())
+        raise SegmentationError(f"not enough memory to {what} ({free} free now); {remedy}") from error
+
+
+class _Stopwatch:
+    """Adds up the seconds that functions take."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        """The function, whose time counts."""
+
+        def run(*arguments: Any) -> Result:
+            start = time.perf_counter()
+            try:
+                return function(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return run

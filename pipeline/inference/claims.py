@@ -1,0 +1,55 @@
+"""Share an output folder between processes: a case that one of them works on is left alone by the others."""
+
+from __future__ import annotations
+
+from pipeline.files.atomic import write_error
+from pipeline.files.lock import Lock, lock_holder, take_lock
+from pipeline.writers.outputs import OutputOptions
+
+
+class CaseTakenError(ValueError):
+    """Another process works on a case; the message says which."""
+
+
+class CaseClaims:
+    """The cases of an output folder that this process works on, each by a lock of its own; a context manager.
+
+    A claim ends with its process, however that dies. A case is claimed before its earlier result is judged and released
+    after its record is written, so that files and record are always one process's.
+    """
+
+    def __init__(self, outputs: OutputOptions) -> None:
+        self._outputs = outputs
+        self._locks: dict[str, Lock] = {}
+
+    def claim(self, case: str) -> None:
+        """Take a case.
+
+        Raises:
+            CaseTakenError: another process has it. FileError: the folder cannot be written.
+        """
+        path = self._outputs.lock_file(case)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = take_lock(path)
+        except OSError as error:
+            raise write_error(path.parent, error, untouched=False) from error
+        if lock is None:
+            raise CaseTakenError(
+                f"{lock_holder(path)} segments this case into {self._outputs.folder} now; run the same command again "
+                "when that has ended"
+            )
+        self._locks[case] = lock
+
+    def release(self, case: str) -> None:
+        """Let go of a case; of one that is not claimed, nothing happens."""
+        lock = self._locks.pop(case, None)
+        if lock is not None:
+            lock.release()
+
+    def __enter__(self) -> CaseClaims:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for case in list(self._locks):
+            self.release(case)

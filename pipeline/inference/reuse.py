@@ -1,0 +1,97 @@
+"""Find out whether a case was already segmented in the same way, so that it need not be done again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from networks.sliding_window import STEP
+from pipeline.files.atomic import FileError
+from pipeline.files.json_files import read_json
+from pipeline.inference.inputs import InputCase
+from pipeline.inference.record import CaseRecord, content_of, record_failed
+from pipeline.writers.outputs import OutputOptions
+from pipeline.writers.segmentation import SegmentationError
+
+
+def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[str, Any]) -> CaseRecord | None:
+    """Judge a case's earlier result.
+
+    A scan counts as the same by its files' names, sizes and times of change, however its path is spelled.
+
+    Returns:
+        The earlier record, as skipped; a failed record where another run, other settings or a person made the result,
+        which is not overwritten unasked; None where the case is to be done: never finished, a file is missing, or the
+        scan was replaced.
+    """
+    path = outputs.record_file(case.id)
+    if not path.exists():
+        return None
+    try:
+        earlier = _read_record(path)
+        if not _made_alike(earlier, made_by):
+            reason = "this case was segmented by another run or with other settings"
+            raise SegmentationError(f"{path}: {reason}; give --overwrite or another --output")
+        is_current = _is_of_this_scan(earlier, case, path) and _is_whole(earlier, outputs.folder)
+    except SegmentationError as error:
+        return record_failed(case, error)
+    except OSError:  # reading the scan, or writing the results, says what is wrong
+        return None
+    return replace(earlier, status="skipped") if is_current else None
+
+
+def _read_record(path: Path) -> CaseRecord:
+    try:
+        return CaseRecord.from_document(read_json(path))
+    except (FileError, SegmentationError) as error:
+        reason = str(error) if isinstance(error, FileError) else f"{path}: {error}"
+        raise SegmentationError(f"{reason}; or give --overwrite to make it again") from error
+
+
+def _is_of_this_scan(earlier: CaseRecord, case: InputCase, path: Path) -> bool:
+    """False where the scan was replaced. Raises SegmentationError where it is another scan, OSError."""
+    if earlier.source_state == case.state:
+        return True
+    if {Path(image).resolve() for image in earlier.source} == {image.resolve() for image in case.images}:
+        return False
+    raise SegmentationError(
+        f"{path}: this case was segmented from another scan, {', '.join(earlier.source)}; "
+        "give --overwrite or another --output"
+    )
+
+
+def _is_whole(earlier: CaseRecord, folder: Path) -> bool:
+    """False where a file is missing. Raises SegmentationError where one holds something else by now, OSError."""
+    for name in earlier.files:
+        file = folder / name
+        if not file.exists():
+            return False
+        if name in earlier.contents and content_of(file) != earlier.contents[name]:
+            raise SegmentationError(
+                f"{file}: was changed after it was written; move it away to keep it, or give --overwrite to make it "
+                "again"
+            )
+    return True
+
+
+def _made_alike(earlier: CaseRecord, made_by: Mapping[str, Any]) -> bool:
+    """Whether a result would be made in the same way again.
+
+    "auto" is content with what another machine computed in; a precision by name is not.
+    """
+    asked_before, before = _without_precision(earlier.made_by or {})
+    asked_now, now = _without_precision(made_by)
+    if before != now:
+        return False
+    used = earlier.precision or (asked_before,)  # earlier versions wrote what they used
+    return asked_now in ("auto", asked_before) or all(one == asked_now for one in used)
+
+
+def _without_precision(made_by: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    settings = dict(made_by.get("settings") or {})
+    passes = dict(settings.get("passes") or {})
+    asked = str(passes.pop("precision", ""))
+    passes.setdefault("step", STEP)  # earlier versions had no other
+    return asked, {**made_by, "settings": {**settings, "passes": passes}}
