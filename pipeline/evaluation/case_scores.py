@@ -57,6 +57,10 @@ class Pair:
     label: Label
     subject: str | None = None
     """Whose scan it is, where a data set says so; None: nothing is known of it."""
+    prediction_values: tuple[int, ...] | None = None
+    """The value of each class in this prediction, where its own header says so (.seg.nrrd); None: as in the others."""
+    label_values: tuple[int, ...] | None = None
+    """The same for the label."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +141,9 @@ def score_case(
     options = options or ScoringOptions()
     advance = advance or (lambda share: None)
     advance(0.0)
-    label = _read(pair.label, pair.case, classes.label)
-    prediction = _read(pair.prediction, pair.case, classes.prediction)
+    label_table = _with_values(classes.label, pair.label_values)
+    label = _read(pair.label, pair.case, label_table)
+    prediction = _read(pair.prediction, pair.case, _with_values(classes.prediction, pair.prediction_values))
     grid = _geometry(label)
     label_indices = label.as_tensor()[0].numpy()
     advance(SHARE_OF_READING)
@@ -164,7 +169,7 @@ def score_case(
     reference_ml, prediction_ml = overlap.reference_ml.numpy(), overlap.prediction_ml.numpy()
     return CaseScores(
         pair=pair,
-        label_sha256=_hash(label_indices, classes.label, grid.affine),
+        label_sha256=_hash(label_indices, label_table, grid.affine),
         spacing_mm=grid.spacing_mm,
         shear_degrees=shear,
         surface=surface,
@@ -180,6 +185,10 @@ def score_case(
         reference_ml=reference_ml,
         prediction_ml=prediction_ml,
     )
+
+
+def _with_values(table: ClassTable, values: tuple[int, ...] | None) -> ClassTable:
+    return table if values is None else ClassTable(table.names, values)
 
 
 def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:

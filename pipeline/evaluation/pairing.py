@@ -60,7 +60,16 @@ def match(
                 f"{some_of(missing, 5)}; write an empty mask where it is absent from the body"
             )
         else:
-            pairs.append(Pair(case, predictions.files[prediction], labels.files[label], labels.subjects.get(label)))
+            pairs.append(
+                Pair(
+                    case,
+                    predictions.files[prediction],
+                    labels.files[label],
+                    labels.subjects.get(label),
+                    predictions.own_values.get(prediction),
+                    labels.own_values.get(label),
+                )
+            )
     classes, notes = find_classes(predictions, labels, class_names, pairs, progress)
     _, paired_predictions, paired_labels = (set(names) for names in zip(*named, strict=True))
     return Matching(

@@ -59,3 +59,19 @@ def sitk_dice(prediction: np.ndarray, label: np.ndarray, of_prediction: int, of_
     masks = (prediction == of_prediction, label == of_label)
     overlap.Execute(*[sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in masks])
     return overlap.GetDiceCoefficient(1)
+
+
+def save_seg_nrrd(array: np.ndarray, path: Path, values: dict[str, int]) -> Path:
+    """Write a NRRD file on AFFINE's grid whose header names segments as 3D Slicer does."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = sitk.GetImageFromArray(array.transpose(2, 1, 0))
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ AFFINE
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    for n, (name, value) in enumerate(values.items()):
+        image.SetMetaData(f"Segment{n}_Name", name)
+        image.SetMetaData(f"Segment{n}_LabelValue", str(value))
+    sitk.WriteImage(image, str(path))
+    return path

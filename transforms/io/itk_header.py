@@ -58,7 +58,7 @@ def nrrd_header(path: Path) -> dict[str, str]:
         OSError: the file cannot be read.
     """
     fields: list[tuple[str, str]] = []
-    for line in _header_lines(path):
+    for line in header_lines(path):
         if not line:  # without one the file ends with its header: the voxels are elsewhere
             break
         field = _NRRD_FIELD.fullmatch(line)
@@ -78,7 +78,7 @@ def meta_header(path: Path) -> dict[str, str]:
         OSError: the file cannot be read.
     """
     fields: list[tuple[str, str]] = []
-    for line in _header_lines(path):
+    for line in header_lines(path):
         field = _META_FIELD.fullmatch(line)
         if field is None:
             expected = 'lines like "name = value" in the header'
@@ -90,7 +90,7 @@ def meta_header(path: Path) -> dict[str, str]:
     raise VolumeError("unreadable", path, "ElementDataFile at the header's end", "none", remedy)
 
 
-def _header_lines(path: Path) -> Iterator[str]:
+def header_lines(path: Path) -> Iterator[str]:
     """Yield a header's lines, without their ends. Raises VolumeError for what programs end in different places."""
     n_read = 0
     with path.open("rb") as file:
