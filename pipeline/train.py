@@ -42,8 +42,10 @@ from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
     ResumeState,
     read_resume,
+    refuse_changed_cases,
     refuse_changed_data,
     refuse_changed_settings,
+    refuse_interrupted_neighbours,
     refuse_other_best,
 )
 from pipeline.training.run_record import absent_classes, run_record, weight_stats
@@ -109,6 +111,8 @@ def train(
             raise Stopped(str(stop), "nothing was trained yet: repeat the command; prepared cases are kept") from stop
         if state is not None:
             refuse_changed_data(folder, setup.document)
+            refuse_changed_cases(folder, state, setup.recorder.contents)
+            _say_other_threads(folder, setup.document, say)
         if is_first_process():
             folder.make_ready(keep=state is not None)
         _fit(config, devices, folder, setup, say=say, console=console)
@@ -138,15 +142,24 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
         if not overwrite:
             folder.tidy()
         continues = folder.may_start(resume=resume, overwrite=overwrite)
+        if resume and folder.state == "absent":
+            refuse_interrupted_neighbours(folder, as_mapping(config))
     else:
         continues = resume and folder.resume_checkpoint.exists()
     if not continues:
         return None
-    refuse_changed_settings(folder, as_mapping(config))
     state = read_resume(folder.resume_checkpoint)
+    refuse_changed_settings(folder, as_mapping(config), may_move_data=bool(state.contents))
     if is_first_process():
         refuse_other_best(folder, state)
     return state
+
+
+def _say_other_threads(folder: RunFolder, document: dict[str, dict[str, Any]], say: Say) -> None:
+    """A sum over other shares is another in its last bits, and trainings that differ in a bit drift apart."""
+    before, now = folder.read_config()["system"].get("threads"), document["system"]["threads"]
+    if before not in (None, now):
+        say(f"Started with {before} threads, now {now}: the results may differ from those of an uninterrupted run")
 
 
 def _early_stop(config: Config, state: ResumeState) -> str | None:
@@ -238,6 +251,7 @@ def _set_up(
             overlay_every=config.training.overlay_every,
             patience=config.training.early_stopping_patience,
             resume=state,
+            contents=prepared.contents(),
         ),
         # A resumed run was started when it was first started.
         document=record.document(config, start_time=before["experiment"].get("start_time") if before else None),

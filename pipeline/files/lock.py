@@ -60,6 +60,21 @@ def take_lock(path: Path) -> Lock | None:
         os.close(descriptor)  # its last holder ended, and removed it, between our opening and locking it
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock; raises OSError where the file cannot be opened."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno in _TAKEN
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def lock_holder(path: Path) -> str:
     """Say who holds a lock, "process 4711 on host (since …)"; "another process" where the file does not say."""
     with contextlib.suppress(OSError):

@@ -98,6 +98,11 @@ class PreparedData:
         """Voxels per training case and class at the target size: (n_cases, n_classes) int64."""
         return _class_voxels(self.train)
 
+    def contents(self) -> dict[str, str]:
+        """Identify what the image and label files of every training and validation case hold, by case id."""
+        stores = (self.train.store, self.val.store)
+        return {s.case(i): s.path(i).stem.partition("-")[2] for s in stores for i in range(len(s))}
+
     def val_class_voxels(self) -> np.ndarray:
         """Voxels per validation case and class at the target size: (n_cases, n_classes) int64."""
         return _class_voxels(self.val)

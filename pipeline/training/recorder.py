@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import signal
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -39,6 +40,7 @@ class RunRecorder(pl.Callback):
         overlay_every: epochs between two pictures in TensorBoard; 0 = none.
         patience: epochs without a better val_mIoU after which training stops; 0 = never.
         resume: the state to go on from, or None for a new training.
+        contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
     """
 
     def __init__(
@@ -49,12 +51,14 @@ class RunRecorder(pl.Callback):
         overlay_every: int = 0,
         patience: int = 0,
         resume: ResumeState | None = None,
+        contents: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.description = description
         self.overlay_every = overlay_every
         self.patience = patience
         self.resume = resume
+        self.contents = contents or {}
         self.history = resume.log if resume else TrainingLog()
         """The finished epochs."""
         self.early_stop: str | None = None
@@ -126,7 +130,9 @@ class RunRecorder(pl.Callback):
         history = copy.deepcopy(self.history)
         is_best = history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou_per_class, **values)
         if trainer.is_global_zero:
-            write_tensors(self.folder.resume_checkpoint, resume_state(trainer, pl_module, history).to_dict())
+            write_tensors(
+                self.folder.resume_checkpoint, resume_state(trainer, pl_module, history, self.contents).to_dict()
+            )
             if is_best:
                 self._write_best(pl_module, history)
             self.folder.write_log(history)

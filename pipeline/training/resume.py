@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,10 @@ import pytorch_lightning as pl
 import torch
 
 from pipeline.config.settings import ConfigError
+from pipeline.console.text import some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
+from pipeline.files.lock import is_locked
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.lightning_module import SegmentationModule
@@ -39,10 +44,59 @@ MAY_CHANGE_ON_RESUME = frozenset(
 """Settings that do not change what the run is; the others are refused by name when a run is resumed."""
 
 
-def refuse_changed_settings(folder: RunFolder, settings: Mapping[str, Mapping[str, Any]]) -> None:
+IN_THE_NAME = (
+    "data.batch_size",
+    "training.lr",
+    "model.base_channels",
+    "loss.use_class_weights",
+    "loss.weight_alpha",
+    "data.data_aug",
+    "model.use_light_model",
+)
+"""Settings that the name of a run folder is made of, beside experiment.name."""
+
+
+def refuse_interrupted_neighbours(folder: RunFolder, settings: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ConfigError where the run to resume is not in `folder`, but interrupted under other settings beside it.
+
+    A changed batch size or learning rate changes the folder's name, and the training would begin from nothing. Runs
+    that another process is training now are no reason to refuse.
+    """
+    found = []
+    for path in sorted(folder.path.parent.glob(f"{glob.escape(settings['experiment']['name'])}_bs*")):
+        other = RunFolder.at(path)
+        with contextlib.suppress(FileError, OSError):  # damaged runs are not asked for
+            if other.name == folder.name or other.state != "interrupted" or is_locked(other.lock):
+                continue
+            before = other.read_config()
+            if before["experiment"].get("name") == settings["experiment"]["name"] and len(other.read_log()):
+                found.append(f"{other.name} ({_changes(before, settings)})")
+    if found:
+        raise ConfigError(
+            f"--resume: there is no run in {folder.path}, but interrupted ones beside it: {some_of(found, 3)}; "
+            "give one's settings to resume it, or leave --resume out to start this one"
+        )
+
+
+def _changes(before: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Mapping[str, Any]]) -> str:
+    changes = []
+    for name in IN_THE_NAME:
+        group, key = name.split(".")
+        old, now = before[group].get(key), settings[group][key]
+        if old != now:
+            changes.append(f"{name} {json.dumps(old)}, now {json.dumps(now)}")
+    return "; ".join(changes)
+
+
+def refuse_changed_settings(
+    folder: RunFolder, settings: Mapping[str, Mapping[str, Any]], *, may_move_data: bool = False
+) -> None:
     """Raise ConfigError where the settings of this start would make another run of the one in `folder`.
 
-    settings: as `config.files.as_mapping` gives them.
+    Args:
+        folder: the run's.
+        settings: as `config.files.as_mapping` gives them.
+        may_move_data: accept another data.dataset_root; the cases are compared by content, see `refuse_changed_cases`.
     """
     before = folder.read_config()
     for group, values in settings.items():
@@ -52,10 +106,25 @@ def refuse_changed_settings(folder: RunFolder, settings: Mapping[str, Mapping[st
                 continue
             if value is None and (group, key) in {("model", "n_classes"), ("training", "n_gpus")}:
                 continue  # left to the data and the machine, then as now
+            if may_move_data and (group, key) == ("data", "dataset_root"):
+                continue
             raise ConfigError(
                 f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}; "
                 "a resumed run keeps it: give the old value, or start another run"
             )
+
+
+def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mapping[str, str]) -> None:
+    """Raise ConfigError where the files of a case no longer hold what they did when the run was started.
+
+    contents: what `PreparedData.contents` says now. States of earlier versions hold none and are not compared.
+    """
+    changed = [case for case, content in state.contents.items() if contents.get(case, content) != content]
+    if changed:
+        raise ConfigError(
+            f"case {some_of(changed, 3)}: image or label changed since the run in {folder.path} was started; "
+            "a resumed run keeps its data: restore the files, or start another run"
+        )
 
 
 def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any]]) -> None:
@@ -115,6 +184,8 @@ class ResumeState:
     """The history."""
     skipped_steps: int = 0
     """Steps that were left out because their loss or gradient was NaN or infinite."""
+    contents: Mapping[str, str] = field(default_factory=dict)
+    """What the files of every case held, by case id; empty in states of earlier versions."""
 
     @property
     def holds_best(self) -> bool:
@@ -131,10 +202,13 @@ class ResumeState:
             "precision": self.precision,
             "log": self.log.to_dict(),
             "skipped_steps": self.skipped_steps,
+            "contents": dict(self.contents),
         }
 
 
-def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog) -> ResumeState:
+def resume_state(
+    trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog, contents: Mapping[str, str] | None = None
+) -> ResumeState:
     """Return the state of a training right after an epoch; `log` already counts that epoch."""
     return ResumeState(
         epochs_finished=trainer.current_epoch + 1,
@@ -143,6 +217,7 @@ def resume_state(trainer: pl.Trainer, module: SegmentationModule, log: TrainingL
         precision=trainer.precision_plugin.state_dict(),
         log=log,
         skipped_steps=module.skipped_steps,
+        contents=contents or {},
     )
 
 
@@ -172,7 +247,11 @@ def read_resume(path: Path) -> ResumeState:
         log = TrainingLog.from_dict(state["log"])
     except FileError as error:
         raise FileError(f"{path}: {error}; {start_again}") from error
-    return ResumeState(**{key: state[key] for key in kinds} | {"log": log}, skipped_steps=skipped_steps)
+    contents = state.get("contents", {})
+    if not isinstance(contents, dict):
+        raise FileError(f"{path}: contents: expected a table of cases, found {contents!r:.40}; {start_again}")
+    known = {key: state[key] for key in kinds} | {"log": log}
+    return ResumeState(**known, skipped_steps=skipped_steps, contents=contents)
 
 
 def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:

@@ -9,6 +9,8 @@ import signal
 from dataclasses import replace
 from functools import partial
 
+import nibabel as nib
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -16,6 +18,7 @@ import torch
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
+from pipeline.train import train as run_training
 from pipeline.training.resume import restore, resume_state
 from tests.support import tiny_module
 from tests.support.tiny_module import loader, module
@@ -151,8 +154,6 @@ def test_what_may_change_on_resuming_is_applied_also_in_a_moved_log_folder(work,
     ],
 )
 def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, tmp_path, settings, words):
-    from pipeline.train import train as run_training
-
     place = moved(interrupted, tmp_path)
     network = settings.pop("model.network._target_", None)
     config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, **settings)
@@ -166,8 +167,6 @@ def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, t
 
 @pytest.mark.parametrize(("damage", "found"), [("gone", "no file"), ("cut", "a damaged file"), ("older", "epoch 9")])
 def test_best_weights_that_are_not_the_logs_are_refused_when_resuming(work, interrupted, tmp_path, damage, found):
-    from pipeline.train import train as run_training
-
     config, run = settings_of(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path))
     best, last = run / "checkpoints" / "best_model.ckpt", run / "resume" / "last.ckpt"
     state = torch.load(last, weights_only=True)
@@ -189,8 +188,6 @@ def test_best_weights_that_are_not_the_logs_are_refused_when_resuming(work, inte
 
 def test_a_case_that_is_gone_is_named_when_the_division_is_no_longer_the_runs(work, interrupted, tmp_path):
     """The settings are the same, the data are not."""
-    from pipeline.train import train as run_training
-
     place = moved(interrupted, tmp_path)
     gone = strict_json(interrupted / "training_config.json")["data"]["split"]["train"][0]
     data = tmp_path / "data"
@@ -208,6 +205,47 @@ def test_a_case_that_is_gone_is_named_when_the_division_is_no_longer_the_runs(wo
     finally:
         shutil.rmtree(work / "data")
         hidden.rename(work / "data")
+
+
+@pytest.mark.fault(
+    "`--resume` with another batch size or learning rate", "one line that names the interrupted run and what differs"
+)
+def test_resuming_under_another_name_is_refused_and_names_what_differs(work, interrupted, tmp_path):
+    place = moved(interrupted, tmp_path)
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, batch_size="2", lr="0.001")
+    words = rf"no run in {run}, but .*{interrupted.name} \(data.batch_size 1, now 2; training.lr 0.003, now 0.001\)"
+    with pytest.raises(ConfigError, match=words):
+        run_training(config, resume=True)
+    assert not run.exists()
+    other, begun = settings_of(work, "another", max_epochs="1", **place)
+    run_training(other, resume=True)  # a job that repeats its command line begins, whatever lies beside it
+    assert summary(begun)["status"] == "completed"
+
+
+def test_moved_data_are_resumed_by_content_and_changed_ones_refused(work, interrupted, tmp_path):
+    place = moved(interrupted, tmp_path)
+    shutil.copytree(work / "data", tmp_path / "elsewhere")
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, dataset_root=str(tmp_path / "elsewhere"))
+    trained = strict_json(run / "training_config.json")["data"]["split"]["train"][0]
+    path = tmp_path / "elsewhere" / "labelsTr" / f"{trained}.nii.gz"
+    whole = path.read_bytes()
+    label = nib.load(path)
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[::-1].copy(), label.affine), path)
+    with pytest.raises(ConfigError, match=rf"case {trained}: image or label changed since the run in "):
+        run_training(config, resume=True)
+    path.write_bytes(whole)
+    run_training(config, resume=True)
+    assert differences(work / "logs" / WHOLE, run) == []
+    assert strict_json(run / "training_config.json")["data"]["dataset_root"] == str(tmp_path / "elsewhere")
+
+
+def test_another_number_of_threads_is_said_when_resuming(work, interrupted, tmp_path):
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path))
+    started_with = strict_json(run / "training_config.json")["system"]["threads"]
+    lines = []
+    torch.set_num_threads(started_with + 1)
+    run_training(config, resume=True, say=lines.append)
+    assert f"Started with {started_with} threads, now {started_with + 1}: " in "\n".join(lines)
 
 
 @pytest.fixture
