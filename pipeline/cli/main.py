@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
+import pwd
 import sys
 from collections.abc import Callable, Sequence
 
@@ -30,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
+    _name_the_user()
     with lasting_output() as output:
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
@@ -60,6 +63,16 @@ def _run(given: Sequence[str]) -> int:
         guess = f"did you mean {meant}? " if meant else ""
         return complain(f"unknown command {given[0]!r}; {guess}known are {', '.join(COMMANDS)}")
     return command(list(given[1:]))
+
+
+def _name_the_user() -> None:
+    """Give a user without a name, as in `docker run --user 12345`, one: importing MONAI asks for it and fails."""
+    if any(os.environ.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return  # where getpass.getuser looks first
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        os.environ["LOGNAME"] = str(os.getuid())
 
 
 def _version() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
@@ -71,6 +72,20 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(arguments, words, tm
 def test_the_version_is_that_of_the_package(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"bodyseg {importlib.metadata.version('bodyseg')}\n"
+
+
+def test_a_user_without_a_passwd_entry_can_run_what_needs_monai():
+    code = (
+        "import os, pwd\nfrom pipeline.cli.main import main\n"
+        "def nobody(uid):\n    raise KeyError(f'getpwuid(): uid not found: {uid}')\npwd.getpwuid = nobody\n"
+        "assert main(['check', 'nowhere']) == 2\nimport monai\n"
+    )
+    names = ("LOGNAME", "USER", "LNAME", "USERNAME")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=environment
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_error_of_ours_is_said_in_one_line_without_traceback():
