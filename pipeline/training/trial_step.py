@@ -12,7 +12,6 @@ import logging
 import os
 import resource
 import sys
-import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -25,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compute.devices import choose_devices
+from pipeline.compute.launcher import end_with_parent
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config
 from pipeline.training.build import build_module
@@ -153,23 +153,11 @@ def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"{torch.get_num_threads()} CPU threads"
 
 
-def _end_with_parent() -> None:
-    """End this process within a second of its parent: nobody would read the answer, and it holds much memory."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def main() -> int:
     """Read {"config", "in_channels", "n_classes", "trust"}, print the trial or {"error": one line}."""
     with contextlib.suppress(OSError):  # when memory ends, the kernel is to end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
-    _end_with_parent()
+    end_with_parent(os.getppid())  # nobody would read the answer, and it holds much memory
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     request = json.load(sys.stdin)

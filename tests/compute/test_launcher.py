@@ -324,3 +324,26 @@ def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch):
         launch(2, print),
     ):
         pass
+
+
+CHILD = """
+import os, sys, time
+from pipeline.compute.launcher import end_with_parent
+end_with_parent(os.getppid())
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+PARENT = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(60)
+"""
+
+
+def test_a_child_ends_with_its_parent_however_that_ends():
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, CHILD], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    assert child.wait(timeout=30) is None  # not our child: its exit code is not ours to know
+    assert not child.is_running()
