@@ -94,23 +94,22 @@ def _wrong_names(dataset: Dataset) -> list[Finding]:
 def _wrong_chains(data: DataConfig, dataset: Dataset) -> list[Finding]:
     """Build the chains of a training, which need no file, to find settings that they refuse."""
     table = dataset.classes
-    wrong = ""
+    root = str(dataset.root)
+    findings = []
     try:
         LabelLookup(table.values, table.ignore_value, table.remap)
+    except ValueError as error:
+        expected, remedy = "label values that a table of classes can hold", "renumber the classes in the label files"
+        findings.append(Finding("error", "setting", "", root, expected, str(error), remedy))
+    try:
         preprocessing_chain(data.target_size, window=data.window, percentiles=data.percentiles)
         if data.data_aug:
             strengths = data.augmentation or {}
             augmentation_chain(data.target_size, class_names=table.names, flips=data.flips, **strengths)
-    except ChainError as error:
-        wrong = str(error)
-    except ValueError as error:
-        wrong = f"{error}; renumber the classes of the label files"
-    if not wrong:
-        return []
-    found, _, remedy = wrong.partition("; ")
-    expected = "settings that a chain of transforms can be built from"
-    remedy = remedy or "correct the settings under data"
-    return [Finding("error", "setting", "", str(dataset.root), expected, found, remedy)]
+    except (ChainError, TypeError) as error:
+        expected, remedy = "settings that a chain of transforms can be built from", "correct the settings under data"
+        findings.append(Finding("error", "setting", "", root, expected, str(error), remedy))
+    return findings
 
 
 def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Screened:

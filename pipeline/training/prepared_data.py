@@ -79,6 +79,8 @@ class PreparedData:
     """Number of warnings that `bodyseg check` has for the data."""
     scans: ScanRange | None
     """Sizes, spacings and intensities of the training cases; None where none could be measured."""
+    native_holders: tuple[int, ...]
+    """How many of the training and validation cases hold each class in their label files."""
     train: CachedDataset
     """Training cases, augmented if the settings say so."""
     val: CachedDataset
@@ -102,6 +104,12 @@ class PreparedData:
         """Identify what the image and label files of every training and validation case hold, by case id."""
         stores = (self.train.store, self.val.store)
         return {s.case(i): s.path(i).stem.partition("-")[2] for s in stores for i in range(len(s))}
+
+    def lost_classes(self) -> dict[str, int]:
+        """Classes that are left in no training or validation case at the target size, and how many cases had them."""
+        left = np.concatenate([self.class_voxels(), self.val_class_voxels()]).sum(axis=0)
+        holders = zip(self.dataset.classes.names, self.native_holders, left, strict=True)
+        return {name: n_cases for name, n_cases, n_voxels in holders if n_cases and not n_voxels}
 
     def val_class_voxels(self) -> np.ndarray:
         """Voxels per validation case and class at the target size: (n_cases, n_classes) int64."""
@@ -161,6 +169,8 @@ def prepare_data(
     stores = [each.store for each in cached.values()]
     build_entries(stores, progress, max_bytes=cached["train"].max_bytes)
     in_training = set(screened.split.train)
+    used = in_training | set(screened.split.val)
+    labels = [case.label.class_voxels > 0 for case in screened.cases if case.label is not None and case.case in used]
     return PreparedData(
         dataset=dataset,
         split=screened.split,
@@ -169,6 +179,7 @@ def prepare_data(
         skipped=screened.skipped,
         n_warnings=len(screened.findings),
         scans=scan_range([case.images[0] for case in screened.cases if case.images and case.case in in_training]),
+        native_holders=tuple(np.sum(labels, axis=0).tolist()),
         train=cached["train"],
         val=cached["val"],
     )

@@ -68,8 +68,7 @@ class RunRecord:
         document["training"] |= self._device_facts()
         weights = self.class_weights
         document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
-        if weights is not None:
-            document["loss"]["classes_that_never_occur"] = list(self.absent_classes)
+        document["loss"]["classes_that_never_occur"] = list(self.absent_classes)
         document["system"] = _system_facts()
         return document
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from pipeline.cli.main import main
 from pipeline.config.settings import Config, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.prepared_data import prepare_data
+from tests.support.volumes import Folder, configured, save
 from transforms.chains import validation_chain
 
 SIZE = (16, 16, 24)
@@ -47,3 +51,31 @@ def test_class_voxels_count_what_the_prepared_labels_hold(prepared):
     for index, item in enumerate(prepared.train):
         label = item["label"].numpy().ravel().astype(np.int64)
         assert np.array_equal(np.bincount(label, minlength=prepared.n_classes), counts[index])
+
+
+def test_a_class_that_the_target_size_loses_is_named_whatever_the_loss(tmp_path, capsys):
+    """A vessel of 1.6 mm in voxels of 2.5 mm: no prepared label holds it, native labels do."""
+    (tmp_path / "data").mkdir()
+    folder = Folder(tmp_path / "data")
+    folder.labels = {"background": 0, "liver": 1, "vessel": 2}
+    label = np.zeros((102, 102, 32), np.uint8)
+    label[20:60, 20:60, 5:25] = 1
+    label[70:72, 70:72, :] = 2
+    affine = np.diag([0.8, 0.8, 2.0, 1.0])
+    for seed, name in enumerate("abcd"):
+        noise = np.random.default_rng(seed).integers(-1000, 1000, label.shape).astype(np.int16)
+        save(folder.image(name), noise, affine)
+        save(folder.label(name), label, affine)
+    listed = folder.write()
+    data = {"target_size": (32, 32, 32), "cache_dir": str(tmp_path / "cache")}
+    prepared = prepare_data(configured(listed, data=data))
+    assert prepared.lost_classes() == {"vessel": 4}
+    command = (
+        f"train --dataset_root {listed} --log_dir {tmp_path}/logs --data.cache_dir {tmp_path}/cache --max_epochs 1"
+        " --target_size 32 32 32 --batch_size 1 --num_workers 0 --base_channels 4 --n_gpus 0 --precision 32"
+    )
+    assert main(command.split()) == 0
+    said = capsys.readouterr().out
+    assert "of class vessel, which 4 cases hold, nothing is left at 32×32×32; raise --target_size" in said
+    (record,) = (tmp_path / "logs").glob("*/training_config.json")
+    assert json.loads(record.read_text())["loss"]["classes_that_never_occur"] == ["vessel"]

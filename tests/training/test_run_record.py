@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pipeline.checks.modality import IntensityChoice
 from pipeline.compute.devices import choose_devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, DataConfig, LossConfig
@@ -30,7 +31,7 @@ def record(**changes):
     facts = {
         "dataset": dataset,
         "split": Split(train=("a", "b"), val=("c",), test=(), source="80/10/10"),
-        "intensity": {"intensity": "ct", "because": "data.intensity says so"},
+        "intensity": IntensityChoice(("ct", "ct"), "data.intensity says so"),
         "skipped": {"d": "unreadable"},
         "network_settings": {"_target_": "x"},
         "n_parameters": 12,
@@ -64,4 +65,4 @@ def test_statistics_of_the_weights_leave_out_classes_that_never_occur():
     assert weight_stats(WEIGHTS) == {"min": 0.5, "max": 2.0, "mean": used.mean(), "std": used.std()}
     plain = record(class_weights=None).document(Config(data=DataConfig(dataset_root="scans")))
     assert plain["loss"]["class_weights_stats"] is None
-    assert "classes_that_never_occur" not in plain["loss"]
+    assert plain["loss"]["classes_that_never_occur"] == ["liver"]

@@ -31,7 +31,7 @@ def beside(header: Path, name: str) -> Path:
         raise VolumeError("missing_file", header, f"its data file {name} in the same folder", "it missing", remedy)
     folders = header.parent.resolve(), header.resolve().parent
     if not any(path.resolve().is_relative_to(folder) for folder in folders):
-        found = f"its data file {name} to be a link that leads out of it"
+        found = f"its data file {name}, a link that leads out of its folder"
         raise VolumeError(
             "outside_folder", header, "the voxels in the header's own folder", found, "copy the file there"
         )

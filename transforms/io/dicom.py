@@ -62,6 +62,7 @@ class _Slice:
     lowest: float
     highest: float
     scale: tuple[float, float]  # slope, intercept
+    inverted_about: int | None  # MONOCHROME1 (the lowest value is white): what GDCM subtracts the stored values from
 
 
 def holds_dicom(folder: Path) -> bool:
@@ -88,8 +89,8 @@ def open_series(folder: Path) -> OpenVolume:
 
     Axis i runs along the rows, j along the columns, k along the normal; the third column of the affine is the mean step
     between slices. Values are rescaled (HU for a CT); the dtype is the smallest integer type that holds every possible
-    value, float32 where slope or intercept is not integral. Files that are not DICOM and objects that are neither CT
-    nor MR are passed over.
+    value, float32 where slope or intercept is not integral. MONOCHROME1, which tells viewers to show low values
+    white, changes nothing. Files that are not DICOM and objects that are neither CT nor MR are passed over.
 
     Raises:
         VolumeError: no or several series, slices missing, double, unevenly spaced or sheared (gantry tilt), of several
@@ -100,8 +101,7 @@ def open_series(folder: Path) -> OpenVolume:
     columns, rows = slices[0].size
     shape = check_shape((columns, rows, len(slices)), str(folder))
     geometry = Geometry(shape, affine, _dtype(slices), "dicom")
-    files = [part.path for part in slices]
-    return OpenVolume(geometry, slices[0].modality, partial(_read_voxels, files, shape, geometry.dtype))
+    return OpenVolume(geometry, slices[0].modality, partial(_read_voxels, slices, shape, geometry.dtype))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -234,6 +234,12 @@ def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:
     bits, signed = int(header.BitsStored), int(header.PixelRepresentation)
     slope = float(1 if header.get("RescaleSlope") is None else header.RescaleSlope)
     intercept = float(header.get("RescaleIntercept") or 0)
+    if slope == 0 or not math.isfinite(slope * intercept):
+        found = f"RescaleSlope {header.RescaleSlope}, RescaleIntercept {header.get('RescaleIntercept')}"
+        raise VolumeError("bad_rescale", path, "a rescale slope and intercept", found, "export the series again")
+    inverted_about = None
+    if header.get("PhotometricInterpretation") == "MONOCHROME1":
+        inverted_about = -1 if signed else 2**bits - 1
     ends = [
         slope * stored + intercept
         for stored in ((-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1))
@@ -241,7 +247,7 @@ def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:
     return _Slice(
         path, str(header.get("SeriesInstanceUID")), str(header.Modality), (int(header.Columns), int(header.Rows)),
         (between_columns, between_rows), position, directions, str(header.get("GantryDetectorTilt") or 0),
-        min(ends), max(ends), (slope, intercept),
+        min(ends), max(ends), (slope, intercept), inverted_about,
     )  # fmt: skip
 
 
@@ -332,17 +338,25 @@ def _dtype(slices: Sequence[_Slice]) -> np.dtype:
     return np.dtype(next(fits, np.float32))
 
 
-def _read_voxels(files: Sequence[Path], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    check_memory(math.prod(shape) * dtype.itemsize, str(files[0].parent))
+def _read_voxels(slices: Sequence[_Slice], shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    check_memory(math.prod(shape) * dtype.itemsize, str(slices[0].path.parent))
     array = np.empty(shape, dtype=dtype, order="F")
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
-    for k, path in enumerate(files):  # one by one: a series reader takes the type of the first file for all
+    for k, part in enumerate(slices):  # one by one: a series reader takes the type of the first file for all
+        path = part.path
         reader.SetFileName(str(path))
         try:
             picture = sitk.GetArrayFromImage(reader.Execute())
         except RuntimeError as error:
             found = "some that cannot be decoded"
             raise VolumeError("unreadable", path, "readable pixels", found, "copy it again or convert it") from error
+        if part.inverted_about is not None:
+            # GDCM turns MONOCHROME1 over, so that it looks as on a viewer; the values, in a CT HU, are those stored.
+            slope, intercept = part.scale
+            picture = slope * part.inverted_about + 2 * intercept - picture.astype(np.float64)
+        if dtype.kind in "iu" and not np.iinfo(dtype).min <= picture.min() <= picture.max() <= np.iinfo(dtype).max:
+            expected, found = f"values that {dtype} can hold", f"{picture.min()} to {picture.max()}"
+            raise VolumeError("bad_rescale", path, expected, found, "export the series again")
         array[:, :, k] = picture.reshape(shape[1], shape[0]).T
     return array

@@ -1,0 +1,46 @@
+"""NRRD and MetaImage files: as SimpleITK reads them, and headers that must be refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
+
+from tests.support.volume_files import (
+    itk_affine,
+    itk_image,
+    refused,
+    volume,
+)
+from transforms.io.load import read_volume
+
+
+@pytest.mark.parametrize("name", ["nrrd/brain1_image.nrrd", "nrrd/brain1_label.nrrd", "dicom_seg/liver_seg.nrrd"])
+def test_real_nrrd_reads_as_in_simpleitk(shared_data, name):
+    ours, theirs = read_volume(shared_data / name), sitk.ReadImage(str(shared_data / name))
+    assert np.array_equal(ours.array, sitk.GetArrayFromImage(theirs).T)
+    np.testing.assert_allclose(ours.affine, itk_affine(theirs), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("a.nrrd", b"space: left-posterior-superior", b"space: scanner-xyz", ("left and right are unknown",)),
+        ("a.nrrd", b"encoding: raw", b"encoding: bzip2", ("encoding",)),
+        ("a.nrrd", b"type: short", b"type: block", ("number type",)),
+        ("a.nrrd", b"sizes: 5 6 7", b"sizes: 5 6 x", ("sizes",)),
+        ("a.nhdr", b"data file: a.raw", b"data file: ../a.raw", ("outside its own folder",)),
+        ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = /etc/hostname", ("outside its own folder",)),
+        ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = b.raw", ("missing",)),
+        ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = LIST", ("one file",)),
+        ("a.mha", b"ElementSpacing", b"NoElementSpacing", ("voxel size is unknown",)),
+        ("a.mha", b"ElementType = MET_SHORT", b"ElementType = MET_NOTHING", ("number type",)),
+        ("a.mha", b"TransformMatrix = ", b"TransformMatrix = 0 0 0 0 0 0 0 0 0 ", ()),
+    ],
+)
+def test_impossible_nrrd_and_metaimage_headers_are_refused(tmp_path, name, old, new, words):
+    path = tmp_path / name
+    sitk.WriteImage(itk_image(volume(), np.diag([1.0, 1, 1, 1])), str(path), useCompression=False)
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    refused(path, *words)
