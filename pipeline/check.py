@@ -29,6 +29,7 @@ HEADINGS = {
     "missing_file": "Files that do not exist",
     "not_a_volume": "Files of another kind than volumes",
     "outside_folder": "Files that lie outside their folder",
+    "missing_case": "Cases that are named but do not exist",
     "missing_label": "Images without a label",
     "missing_image": "Labels without an image",
     "not_3d": "Files that are not a single 3-D volume",

@@ -63,6 +63,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         follow_links=data.follow_links,
     )
     findings = [from_error(error, file=dataset.root) for error in dataset.refused]
+    findings += [replace(from_error(warning, file=dataset.root), severity="warning") for warning in dataset.warnings]
     findings += _wrong_class_count(dataset, config.model.n_classes)
     findings += _wrong_names(dataset)
     findings += _wrong_chains(data, dataset)

@@ -14,7 +14,16 @@ from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_name, parse_split, unnamed_channels
+from pipeline.datasets.rows import (
+    Listing,
+    Request,
+    Row,
+    collect,
+    parse_name,
+    parse_split,
+    unnamed_channels,
+    with_slashes,
+)
 from transforms.io.load import volume_stem
 
 _KEYS = ("case", "image", "label", "split", "subject")
@@ -83,18 +92,20 @@ def _row(entry: Any, place: str, path: Path) -> Row:
         raise DatasetError("dataset", path, f"only {', '.join(_KEYS)}", f"unknown column {unknown[0]!r}", remedy)
     images = entry["image"].split("|") if isinstance(entry["image"], str) else entry["image"]
     label = entry.get("label") or ""
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
     split = entry.get("split") or ""
     if not isinstance(images, list) or not all(isinstance(text, str) for text in (*images, label, split)):
         found, remedy = f"{str(entry)[:80]!r}", "write texts"
         raise DatasetError("dataset", path, f"image, label and split of {place} to be text", found, remedy)
     if any("\0" in name for name in (*images, label)):
         raise DatasetError("dataset", path, f"file names for {place}", "one with a zero byte", "correct the name")
-    image = tuple(path.parent / name.strip() for name in images)
+    image = tuple(path.parent / with_slashes(name.strip()) for name in images)
     case = parse_name(entry.get("case")) or volume_stem(image[0])
     return Row(
         case,
         image,
-        label=path.parent / label if label else None,
+        label=path.parent / with_slashes(label) if label else None,
         split=parse_split(split, case, path),
         subject=parse_name(entry.get("subject")),
     )

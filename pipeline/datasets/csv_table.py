@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections import Counter
@@ -23,7 +24,10 @@ class TableRow(NamedTuple):
 
 
 def read_csv(path: Path) -> list[TableRow]:
-    """Return the rows of a table whose first row names the columns; "," and ";" both separate. Blank lines are skipped.
+    """Return the rows of a table whose first row names the columns.
+
+    As spreadsheets write them: separated by ",", ";" or tabs, in UTF-8, UTF-16 or Windows' cp1252, with blank lines and
+    with separators at the end of lines. Columns without a name are passed over.
 
     Raises:
         DatasetError: a file that cannot be read, two columns of one name, or a row of another length.
@@ -31,21 +35,29 @@ def read_csv(path: Path) -> list[TableRow]:
     lines = _lines(path)
     if not lines:
         return []
-    columns = [cell.strip().lower() for cell in lines[0][1]]
-    twice = [name for name, count in Counter(columns).items() if count > 1]
+    columns = [cell.strip().lower() for cell in _without_end(lines[0][1])]
+    twice = [name for name, count in Counter(columns).items() if count > 1 and name]
     if twice:
         raise DatasetError(
             "dataset", path, "columns of different names", f"{Counter(columns)[twice[0]]} columns {twice[0]!r}",
             "rename or remove all but one (several image channels go into one cell: ct.nii.gz|pet.nii.gz)",
         )  # fmt: skip
     rows = []
-    for number, line in lines[1:]:
+    for number, cells in lines[1:]:
+        line = cells[: len(columns)] + _without_end(cells[len(columns) :])
         if len(line) != len(columns):
             raise DatasetError(
                 "dataset", path, f"{len(columns)} columns in row {number}", str(len(line)), "correct that row"
             )
-        rows.append(TableRow(number, dict(zip(columns, (cell.strip() for cell in line), strict=True))))
+        rows.append(TableRow(number, {name: cell.strip() for name, cell in zip(columns, line, strict=True) if name}))
     return rows
+
+
+def _without_end(cells: list[str]) -> list[str]:
+    """The cells without the empty ones at the end."""
+    while cells and not cells[-1].strip():
+        cells = cells[:-1]
+    return cells
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -54,9 +66,11 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes"
             raise DatasetError("dataset", path, "a table of cases", found, "name the list of cases itself")
-        text = path.read_text(encoding="utf-8-sig")
+        text = _decoded(path.read_bytes())
+        if "\0" in text:
+            raise ValueError("it holds zero bytes")
         header = text.split("\n", 1)[0]
-        reader = csv.reader(io.StringIO(text), delimiter=";" if header.count(";") > header.count(",") else ",")
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
         return [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
     except DatasetError:
         raise
@@ -64,3 +78,13 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         raise DatasetError(
             "dataset", path, "a CSV table", f"one that cannot be read as CSV ({error})", "repair the file"
         ) from error
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a file in UTF-8, UTF-16 (which begins with a byte order mark) or cp1252."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")

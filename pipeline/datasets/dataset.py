@@ -105,3 +105,5 @@ class Dataset:
     """Images that the data set keeps for testing without a label."""
     refused: tuple[DatasetError, ...] = ()
     """What is wrong with each case, or entry, that was left out."""
+    warnings: tuple[DatasetError, ...] = ()
+    """What is odd about it, but keeps no case from being used."""

@@ -55,7 +55,7 @@ def read_msd(request: Request) -> Listing:
     channels = description.get("modality", description.get("channel_names"))
     channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
     classes = None if request.images_only else request.classes(_own_table(description, root))
-    return Listing(tuple(rows), classes, channel_names, tuple(problems), folds_file)
+    return Listing(tuple(rows), classes, channel_names, tuple(problems), folds_file=folds_file)
 
 
 def lists_existing_images(description: dict[str, Any], root: Path, files: FileIndex) -> bool:
@@ -92,10 +92,13 @@ def _row(root: Path, split: str | None, fold: int | None, entry: Any) -> Row:
         raise DatasetError("dataset", source, expected, f"{str(entry)[:80]!r}", "name the files of each case")
     names = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     image = tuple(path_inside(root, name, source) for name in names)
+    label = entry.get("label")
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
     return Row(
         parse_name(entry.get("case")) or parse_name(entry.get("id")) or volume_stem(image[0]),
         image,
-        label=path_inside(root, entry["label"], source) if entry.get("label") else None,
+        label=path_inside(root, label, source) if label else None,
         split=split,
         subject=parse_name(entry.get("subject")) or parse_name(entry.get("subject_id")),
     )

@@ -17,7 +17,7 @@ def read_json(path: Path) -> Any:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes of JSON"
             raise DatasetError("dataset", path, "a description of a data set", found, "name the file itself")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
@@ -34,3 +34,13 @@ def read_description(root: Path) -> dict[str, Any]:
             "dataset", path, "an object with labels", f"{description!r:.60}", 'write {"labels": {"liver": 1, …}, …}'
         )
     return description
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; a key twice with two values is an error, since the first would be lost in silence."""
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content and content[key] != value:
+            raise ValueError(f"the key {key!r} twice, with {content[key]!r:.40} and {value!r:.40}")
+        content[key] = value
+    return content

@@ -310,6 +310,7 @@ def _dataset(
         split=split,
         unlabelled=tuple(_case(row, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.refused,
+        warnings=listing.warnings,
     )
 
 

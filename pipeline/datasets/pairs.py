@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Container
 from pathlib import Path
 
 from pipeline.datasets.class_table import find_table
@@ -9,18 +11,22 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.rows import Listing, Request, Row
 from transforms.io.load import volume_stem
 
+_SUFFIXES = re.compile(r"(?P<case>.+?)[._-](seg|segmentation|label|labels|labelmap|mask|gt)", re.IGNORECASE)
+"""What labels are called beside the name of their image: a-label.nii.gz, a.seg.nrrd, a_mask.nii.gz."""
+
 
 def read_pairs(request: Request) -> Listing:
     """Read images/ and labels/ with files (or, as images, DICOM folders) of equal names; suffixes may differ.
 
-    Class names are those of labels.json, class_names.json or dataset.json, else those of the settings.
+    A label may also be called as 3D Slicer and others call it beside its image: c0.nrrd and c0.seg.nrrd, a.nii.gz and
+    a-label.nii.gz. Class names are those of labels.json, class_names.json or dataset.json, else those of the settings.
 
     Raises:
         DatasetError: nothing names the classes, or two sources differ.
     """
     problems: list[DatasetError] = []
-    images = _by_stem(request, "images", problems)
-    labels = {} if request.images_only else _by_stem(request, "labels", problems)
+    images = _by_name(request, "images", (), problems)
+    labels = {} if request.images_only else _by_name(request, "labels", images, problems)
     rows = [
         Row(case, (images[case],) if case in images else (), labels.get(case))
         for case in sorted(images.keys() | labels.keys())
@@ -29,11 +35,14 @@ def read_pairs(request: Request) -> Listing:
     return Listing(tuple(rows), classes, ("image",), tuple(problems))
 
 
-def _by_stem(request: Request, name: str, problems: list[DatasetError]) -> dict[str, Path]:
-    """The volumes of a folder by their names without suffix."""
+def _by_name(request: Request, name: str, cases: Container[str], problems: list[DatasetError]) -> dict[str, Path]:
+    """The volumes of a folder by the name of their case: one of `cases` where their own name is such a one's."""
     found: dict[str, Path] = {}
     for path in request.files.volumes(request.root / name):
         case = volume_stem(path)
+        match = _SUFFIXES.fullmatch(case)
+        if case not in cases and match and match["case"] in cases:
+            case = match["case"]
         first = found.setdefault(case, path)
         if first != path:
             both = f"{first} and {path}"

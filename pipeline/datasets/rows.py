@@ -42,6 +42,8 @@ class Listing:
     channel_names: tuple[str, ...]
     problems: tuple[DatasetError, ...] = ()
     """What is wrong with each entry that gave no row."""
+    warnings: tuple[DatasetError, ...] = ()
+    """What is odd, but keeps no case from being used."""
     folds_file: Path | None = None
     """The file with the data set's own cross-validation that gave the rows their split; None without one."""
 
@@ -90,13 +92,22 @@ def path_inside(root: Path, name: Any, source: Path) -> Path:
     """Return root / name for a name out of a data set's own file. Raises DatasetError where it leads out of `root`."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise DatasetError("dataset", source, "a file name", f"{str(name)[:80]!r}", "name a file below its folder")
-    plain = Path(os.path.normpath(name))
+    plain = Path(os.path.normpath(with_slashes(name)))
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or plain.parts[:1] == ("..",):
         raise DatasetError(
             "dataset", source, "names of files inside the data set", f"{name!r}, which leads out of the data set",
             "list such files in a cases.csv of your own",
         )  # fmt: skip
     return root / plain
+
+
+def with_slashes(name: str) -> str:
+    r"""Return a relative path that was written on Windows with slashes; absolute ones of Windows stay as they are.
+
+    >>> with_slashes(r"images\a.nii.gz")
+    'images/a.nii.gz'
+    """
+    return name if PureWindowsPath(name).drive else name.replace("\\", "/")
 
 
 def parse_split(word: str | None, case: str, source: Path) -> str | None:

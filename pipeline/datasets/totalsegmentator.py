@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, find_table
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.dataset import Label
@@ -15,6 +16,7 @@ from pipeline.datasets.rows import Listing, Request, Row, collect, parse_name, p
 from transforms.io.load import volume_stem
 
 _IMAGE_NAMES = ("ct", "mri", "mr")
+_COMBINED = "combined_labels.nii.gz"
 
 
 def read_totalsegmentator(request: Request) -> Listing:
@@ -22,41 +24,44 @@ def read_totalsegmentator(request: Request) -> Listing:
 
     Classes are the structures' names, sorted, over all cases, or those of the settings, labels.json or
     class_names.json, in their order; masks beyond these are passed over. CASE/combined_labels.nii.gz is read instead
-    of the masks where labels.json or class_names.json says what its values mean. meta.csv (";" or ",") gives image_id
-    and split, and the subject where it has such a column.
+    of the masks where there are none, or where labels.json or class_names.json says what its values mean. meta.csv
+    (";" or ",") gives image_id and split, and the subject where it has such a column. Folders with masks and no image
+    are named, and so are cases of meta.csv without a folder.
 
     Raises:
         DatasetError: meta.csv or the table of classes cannot be read, or nothing names a structure.
     """
-    images = {}
-    for folder in request.files.folders(request.root):
-        image = find_scan(folder, request.files)
-        if image is not None:
-            images[folder.name] = image
+    folders = {folder.name: folder for folder in request.files.folders(request.root)}
+    scans = {case: find_scan(folder, request.files) for case, folder in folders.items()}
+    images = {case: scan for case, scan in scans.items() if scan is not None}
     modalities = {volume_stem(image).upper().replace("MRI", "MR") for image in images.values()}
     channel_names = (modalities.pop() if len(modalities) == 1 else "image",)
     if request.images_only:
         return Listing(tuple(Row(case, (image,), None) for case, image in images.items()), None, channel_names)
-    masks = {case: _masks(image.parent, request.files) for case, image in images.items()}
+    segmented = [case for case, folder in folders.items() if case in images or is_segmented(folder, request.files)]
+    masks = {case: _masks(folders[case], request.files) for case in segmented}
     own_table = find_table(request.root)
-    if own_table is None and not request.class_names:
-        classes = ClassTable.in_order(["background", *sorted(set().union(*masks.values()))], request.root)
+    structures = sorted(set().union(*masks.values()))
+    if own_table is None and not request.class_names and structures:
+        classes = ClassTable.in_order(["background", *structures], request.root)
     else:
         classes = request.classes(own_table)
     _refuse_masks_of_background(masks, classes, request.root)
     meta = _read_meta(request)
 
     def row(case: str) -> Row:
-        combined = images[case].parent / "combined_labels.nii.gz"
-        if own_table is not None and request.files.is_file(combined):
+        combined = folders[case] / _COMBINED
+        if request.files.is_file(combined) and (own_table is not None or not masks[case]):
             label: Label | None = combined
         else:
             label = _one_mask_a_class(masks[case], classes, case)
-        said = meta.of(case)
-        return Row(case, (images[case],), label, parse_split(said.get("split"), case, meta.path), _subject(said))
+        image = (images[case],) if case in images else ()
+        said = meta.of(case) if image else {}
+        return Row(case, image, label, parse_split(said.get("split"), case, meta.path), _subject(said))
 
     problems: list[DatasetError] = []
-    return Listing(tuple(collect(row, images, problems)), classes, channel_names, tuple(problems))
+    rows = collect(row, segmented, problems)
+    return Listing(tuple(rows), classes, channel_names, tuple(problems), meta.without_folder(folders))
 
 
 def find_scan(folder: Path, files: FileIndex) -> Path | None:
@@ -66,7 +71,7 @@ def find_scan(folder: Path, files: FileIndex) -> Path | None:
 
 def is_segmented(folder: Path, files: FileIndex) -> bool:
     """Say whether a case folder holds masks or a label map."""
-    return files.is_folder(folder / "segmentations") or files.is_file(folder / "combined_labels.nii.gz")
+    return files.is_folder(folder / "segmentations") or files.is_file(folder / _COMBINED)
 
 
 def _masks(folder: Path, files: FileIndex) -> dict[str, Path]:
@@ -113,6 +118,15 @@ class _Meta(NamedTuple):
                 "dataset", self.path, "a row for every case", "none", "add it or move the folder away", case
             )
         return self.rows[case]
+
+    def without_folder(self, folders: Collection[str]) -> tuple[DatasetError, ...]:
+        """A warning that names the cases of the file that have no folder; none where every one has."""
+        missing = [case for case in self.rows or {} if case and case not in folders]
+        if not missing:
+            return ()
+        found = f"none for {len(missing)} of {len(self.rows or {})}: {some_of(missing, 5)}"
+        remedy = "nothing, if they were left out on purpose"
+        return (DatasetError("missing_case", self.path, "a folder for every case in it", found, remedy),)
 
 
 def _read_meta(request: Request) -> _Meta:

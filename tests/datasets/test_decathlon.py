@@ -60,3 +60,20 @@ def test_names_in_dataset_json_stay_inside_the_data_set(tmp_path, name):
     entry = {"image": name, "label": "b.nii.gz"}
     write_json(tmp_path / "dataset.json", {"labels": LABELS, "training": [entry]})
     refused(tmp_path, "dataset.json", repr(name))
+
+
+def test_paths_of_windows_and_labels_in_a_list_are_read(tmp_path):
+    description = decathlon(tmp_path)
+    for entry in description["training"]:
+        entry["image"] = entry["image"].replace("/", "\\")
+        entry["label"] = [entry["label"]]
+    write_json(tmp_path / "dataset.json", description)
+    found = list_cases(tmp_path)
+    assert found.cases[0].image == (tmp_path / "imagesTr/a.nii.gz",)
+    assert found.cases[0].label == tmp_path / "labelsTr/a.nii.gz"
+    description["training"][0]["image"] = "..\\..\\secret.nii.gz"
+    write_json(tmp_path / "dataset.json", description)
+    refused(tmp_path, "leads out of the data set")
+    description["training"][0] = {"image": "imagesTr/a.nii.gz", "label": ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"]}
+    write_json(tmp_path / "dataset.json", description)
+    refused(tmp_path, "a file name", "labelsTr/b.nii.gz")

@@ -26,3 +26,12 @@ def test_a_description_is_an_object(tmp_path):
     (tmp_path / "dataset.json").write_text("[1, 2]")
     with pytest.raises(DatasetError, match=r"expected an object with labels, found \[1, 2\]"):
         read_description(tmp_path)
+
+
+def test_a_key_twice_with_two_values_is_refused(tmp_path):
+    path = tmp_path / "labels.json"
+    path.write_text('{"liver": 1, "liver": 2}')
+    with pytest.raises(DatasetError, match="the key 'liver' twice, with 1 and 2"):
+        read_json(path)
+    path.write_text('{"liver": 1, "liver": 1}')
+    assert read_json(path) == {"liver": 1}

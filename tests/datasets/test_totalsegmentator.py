@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.check import check
 from pipeline.datasets.listing import list_cases
 from tests.support.datasets import refused, totalsegmentator, volume, write_json
 
@@ -48,3 +49,33 @@ def test_a_case_without_masks_is_named(tmp_path):
     totalsegmentator(tmp_path)
     volume(tmp_path / "s3/ct.nii.gz")
     refused(tmp_path, "case s3", "expected a label")
+
+
+def test_a_folder_with_masks_and_without_an_image_is_named(tmp_path):
+    totalsegmentator(tmp_path)
+    volume(tmp_path / "s3/segmentations/liver.nii.gz")
+    volume(tmp_path / "s3/segmentations/spleen.nii.gz")
+    (tmp_path / "notes").mkdir()
+    refused(tmp_path, "case s3", "s3/segmentations", "expected an image beside the label, found none")
+
+
+def test_cases_of_meta_csv_without_a_folder_are_named(tmp_path):
+    totalsegmentator(tmp_path)
+    (tmp_path / "meta.csv").write_text("image_id;split\ns1;train\ns2;val\ns3;test\ns4;test\n")
+    found = list_cases(tmp_path)
+    ((warning),) = found.warnings
+    assert (warning.kind, warning.found) == ("missing_case", "none for 2 of 4: s3, s4")
+    report = check(tmp_path, workers=1)
+    assert [f.severity for f in report.findings if f.kind == "missing_case"] == ["warning"]
+
+
+def test_combined_labels_alone_need_names_for_their_values(tmp_path):
+    for case in ("s1", "s2"):
+        volume(tmp_path / case / "ct.nii.gz")
+        volume(tmp_path / case / "combined_labels.nii.gz")
+    refused(tmp_path, "names of the classes, found none", "labels.json")
+    for options in ({"class_names": ["background", "liver"]}, {}):
+        found = list_cases(tmp_path, **options)
+        assert found.cases[0].label == tmp_path / "s1/combined_labels.nii.gz"
+        assert found.classes.names == ("background", "liver")
+        write_json(tmp_path / "labels.json", {"liver": 1})
