@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, Integer
 
 
-def median_frequency_weights(class_voxels: NDArray[np.int64], alpha: float) -> NDArray[np.float64]:
+def median_frequency_weights(
+    class_voxels: Integer[np.ndarray, "cases classes"], alpha: float | int
+) -> Float64[np.ndarray, " classes"]:
     """Weigh classes by median frequency balancing: (median(f) / f_c)^alpha.
 
     >>> median_frequency_weights(np.array([[60, 40, 0], [50, 40, 10]]), alpha=1.0).round(2)
@@ -16,11 +18,11 @@ def median_frequency_weights(class_voxels: NDArray[np.int64], alpha: float) -> N
     occur (Eigen & Fergus 2015, section 6.3.2).
 
     Args:
-        class_voxels: (n_cases, n_classes) voxels of each class in each case.
+        class_voxels: Voxels of each class in each case.
         alpha: 0 = all occurring classes weigh 1; 1 = full balance.
 
     Returns:
-        (n_classes,) weights; 0 for a class that no case holds.
+        Weights; 0 for a class that no case holds.
     """
     holds = class_voxels > 0
     voxels_of_class = class_voxels.sum(axis=0)

@@ -323,19 +323,23 @@ def _class_counts(label: Integer[Tensor, "B N"], n_classes: int, ignore_index: i
     counts = label.new_zeros(n_classes + 2, dtype=torch.int64)
     for sample in label:
         for voxels in counting_slabs(len(sample), label.device):
-            y = sample[voxels].long()
             # One bin more for strangers and one for the ignored, which may have any number.
-            bins = torch.where((y < 0) | (y >= n_classes), n_classes, y)
-            if ignore_index is not None:
-                bins.masked_fill_(y == ignore_index, n_classes + 1)
+            bins = _bins(sample[voxels].long(), n_classes, ignore_index)
             counts += torch.bincount(bins, minlength=n_classes + 2)
-            if counts[n_classes]:
-                stranger = int(y[bins == n_classes][0])
-                raise ValueError(
-                    f"label: expected classes 0 … {n_classes - 1} or ignore_index {ignore_index}, "
-                    f"found {stranger}; remap the label, or set the class count or ignore_index to fit"
-                )
+    if counts[n_classes]:  # asked once, at the end: a GPU is waited for
+        classes = label.long()
+        stranger = int(classes[_bins(classes, n_classes, ignore_index) == n_classes][0])
+        raise ValueError(
+            f"label: expected classes 0 … {n_classes - 1} or ignore_index {ignore_index}, found {stranger}; "
+            "remap the label, or set the class count or ignore_index to fit"
+        )
     return counts[:n_classes].double()
+
+
+def _bins(classes: Int[Tensor, "*voxels"], n_classes: int, ignore_index: int | None) -> Int[Tensor, "*voxels"]:
+    """Return each voxel's class, `n_classes` for what is none, `n_classes` + 1 for the ignored."""
+    bins = torch.where((classes < 0) | (classes >= n_classes), n_classes, classes)
+    return bins if ignore_index is None else bins.masked_fill_(classes == ignore_index, n_classes + 1)
 
 
 def _cross_entropy(

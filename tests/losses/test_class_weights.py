@@ -18,3 +18,12 @@ def test_the_weights_are_the_papers_formula():
 
 def test_alpha_zero_weighs_all_alike_and_a_class_that_never_occurs_weighs_nothing():
     assert median_frequency_weights(np.array([[60, 0, 40]]), 0.0).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_counts_are_left_as_they_are_and_may_be_of_any_kind(dtype, order):
+    counts = np.array([[60, 40, 0], [50, 40, 10]], dtype, order=order)
+    before = counts.copy()
+    assert median_frequency_weights(counts, 1.0) == pytest.approx([0.4 / (110 / 200), 1, 4])
+    assert np.array_equal(counts, before)
