@@ -166,7 +166,7 @@ def reconcile(found: ClassTable | None, given: Sequence[str], root: Path) -> Cla
         if found is not None:
             return found
         raise DatasetError(
-            "dataset", root, "names of the classes", "none",
+            "no_class_names", root, "names of the classes", "none",
             'write labels.json beside the data ({"background": 0, "liver": 1, …}) or set data.class_names',
         )  # fmt: skip
     if found is None:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.dataset import Label
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import find_dataset
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.json_files import read_json
@@ -61,7 +62,16 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     path = Path(path)
     if not path.exists():
         raise VolumeError("missing_file", path, f"{kind}s", "no such file or folder", "correct the path")
-    if kind == "label" and (dataset := find_dataset(path, follow_links=follow_links)) is not None:
+    try:
+        dataset = find_dataset(path, follow_links=follow_links) if kind == "label" else None
+    except DatasetError as error:
+        if error.kind != "no_class_names":
+            raise
+        if (path / "labels").is_dir():  # beside images/: whoever trains has to name the classes, not who scores
+            return list_case_files(path / "labels", kind)
+        remedy = 'write labels.json beside the data ({"background": 0, "liver": 1, …})'
+        raise DatasetError(error.kind, error.where, error.expected, error.found, remedy) from error
+    if dataset is not None:
         labelled = [case for case in dataset.cases if case.label is not None]
         files = {case.id: case.label for case in labelled if case.label is not None}
         _, own_values = named_by_headers(files, dataset.classes)

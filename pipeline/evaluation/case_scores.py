@@ -195,7 +195,15 @@ def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:
     """Read a label map or masks as class indices (1, I, J, K)."""
     load = LoadVolumed(("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap)
     item: dict[Any, Any] = {"label": source, "case": case}
-    return load(item)["label"]
+    try:
+        return load(item)["label"]
+    except VolumeError as error:
+        if error.kind != "label_unknown_values":
+            raise
+        remedy = (
+            "name what is to be scored with --class_names NAME=VALUE,…, or correct the labels.json beside the files"
+        )
+        raise VolumeError(error.kind, error.where, error.expected, error.found, remedy, error.case) from error
 
 
 def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:

@@ -47,12 +47,12 @@ class CommonClasses:
     @cached_property
     def only_in_labels(self) -> tuple[str, ...]:
         """Names of the classes that the predictions do not know."""
-        return _others(self.label, self.of_label)
+        return _others(self.label, self.of_label, self.prediction)
 
     @cached_property
     def only_in_predictions(self) -> tuple[str, ...]:
         """Names of the classes that the labels do not know."""
-        return _others(self.prediction, self.of_prediction)
+        return _others(self.prediction, self.of_prediction, self.label)
 
     @cached_property
     def ignored(self) -> int | None:
@@ -75,9 +75,10 @@ class CommonClasses:
         return _lookup(self.of_prediction, len(self.prediction.names), len(self.prediction.names) - 1)
 
 
-def _others(table: ClassTable, common: Iterable[int]) -> tuple[str, ...]:
-    kept = set(common)
-    return tuple(name for c, name in enumerate(table.names) if c not in kept)
+def _others(table: ClassTable, scored: Iterable[int], other: ClassTable) -> tuple[str, ...]:
+    """Names of the classes that are not scored; not those that both tables have, which a person left out."""
+    kept, known = set(scored), set(other.names)
+    return tuple(name for c, name in enumerate(table.names) if c not in kept and name not in known)
 
 
 def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> Integer[np.ndarray, " n"] | None:

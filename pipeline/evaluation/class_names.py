@@ -116,10 +116,12 @@ def _by_given_names(
         of_predictions = _completed(given, _files(pairs, "prediction"), progress)
     if of_labels is None:
         of_labels = _completed(given, _files(pairs, "label"), progress)
-    if predictions.table is None and labels.table is None:
-        scored = tuple(range(len(given.names)))
-        return CommonClasses(of_labels, of_predictions, scored, scored), []
-    return _matched(of_labels, of_predictions)
+    if predictions.table is not None or labels.table is not None:
+        return _matched(of_labels, of_predictions)
+    scored = tuple(range(len(given.names)))
+    without_name = sorted({*of_predictions.values, *of_labels.values} - given.known_values)
+    notes = [f"values without a name count as background: {some_of(without_name)}"] if without_name else []
+    return CommonClasses(of_labels, of_predictions, scored, scored), notes
 
 
 def _completed(given: ClassTable, files: Sequence[tuple[str, Path]], progress: Progress | None) -> ClassTable:

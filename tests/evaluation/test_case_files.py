@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
@@ -203,3 +204,29 @@ def test_headers_that_agree_serve_for_files_without_names(tmp_path):
     save(np.zeros((3, 3, 3), np.uint8), tmp_path / "b.nii.gz")
     table = list_case_files(tmp_path, "prediction").table
     assert (table.names, table.values) == (("background", "liver", "spleen"), (0, 4, 9))
+
+
+def test_labels_beside_images_need_no_names_to_be_scored(tmp_path):
+    for case in "ab":
+        save(blobs(1).astype(np.int16), tmp_path / "data" / "images" / f"{case}.nii.gz")
+        save(blobs(1), tmp_path / "data" / "labels" / f"{case}.nii.gz")
+        save(blobs(1), tmp_path / "predictions" / f"{case}.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "data", class_names={"liver": 1, "spleen": 2})
+    assert (result.class_names, [case.mean_dice for case in result.cases]) == (
+        ("background", "liver", "spleen"),
+        [1, 1],
+    )
+    rows = "case,image,label\na,data/images/a.nii.gz,data/labels/a.nii.gz\n"
+    (tmp_path / "cases.csv").write_text(rows)
+    with pytest.raises(DatasetError) as refused:
+        evaluate(tmp_path / "predictions", tmp_path / "cases.csv")
+    assert "write labels.json beside the data" in str(refused.value)
+    assert "data.class_names" not in str(refused.value)  # no setting of this command
+
+
+def test_a_value_of_no_class_names_the_flag_that_this_command_has(folders):
+    for case in "abc":
+        path = folders / "predictions" / f"{case}.nii.gz"
+        save(np.asarray(nib.load(path).dataobj) * np.uint8(9), path)
+    with pytest.raises(EvaluationError, match=r"expected the label values 0-4, found 9 .*--class_names NAME=VALUE"):
+        evaluate(folders / "predictions", folders / "labels")

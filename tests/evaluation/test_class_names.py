@@ -156,4 +156,8 @@ def test_given_names_may_be_a_part_of_a_label_map_and_the_rest_is_background(fol
     assert [case.label_sha256 for case in result.cases] == [case.label_sha256 for case in named.cases]
     assert result.classes.only_in_labels == ("class_2",)
     assert result.classes.only_in_predictions == ("class_8",)
-    assert "left out, since only the labels know them: class_2" in evaluation_text(result)
+    assert result.notes == ("values without a name count as background: 2, 8",)
+    assert result.notes[0] in evaluation_text(result)
+    left_out = evaluate(folders / "labels", folders / "labels", class_names={"liver": 1})
+    assert (left_out.class_names, left_out.classes.only_in_labels) == (("background", "liver"), ())
+    assert left_out.notes == ("values without a name count as background: 2, 3",)
