@@ -155,8 +155,8 @@ def predict(
     _check_options(options, output)
     device = choose_device(options.device)
     choose_precision(options.precision, device)  # a wrong name is said before networks are loaded
-    cases = list_inputs(inputs, follow_links=options.follow_links, output=output)
     models = load_models(runs, device, trust=options.trust)
+    cases = list_inputs(inputs, models[0].channel_names, follow_links=options.follow_links, output=output)
     names = models[0].class_names
     outputs = OutputOptions(
         folder=output,

@@ -262,3 +262,14 @@ def test_an_oblique_scan_in_any_order_of_axes_gives_the_same_segmentation_of_the
     straight = nib.as_closest_canonical(nib.load(tmp_path / "out" / "a.nii.gz"))
     np.testing.assert_allclose(back.affine, straight.affine, atol=1e-5)
     assert (np.asarray(back.dataobj) == np.asarray(straight.dataobj)).mean() > 0.999
+
+
+def test_a_network_with_two_channels_is_applied_to_the_two_files_of_a_new_patient(tmp_path):
+    run = checkpoint(tmp_path / "m.ckpt", channels=("CT", "PET"))
+    files = [scan(tmp_path / "in" / f"pat_000{number}.nii.gz", seed=number) for number in (0, 1)]
+    by_hand = predicted([run], files[::-1], tmp_path / "a")
+    assert [(record.case, record.status) for record in by_hand.cases] == [("pat", "done")]
+    predicted([run], [tmp_path / "in"], tmp_path / "b")
+    np.testing.assert_array_equal(voxels(tmp_path / "a" / "pat.nii.gz"), voxels(tmp_path / "b" / "pat.nii.gz"))
+    report = predicted([run], files[:1], tmp_path / "c")
+    assert "takes 2 channels (CT, PET), found 1; name the files" in report.cases[0].error

@@ -161,6 +161,8 @@ def _is_series(path: Path, files: FileIndex) -> bool:
 
 def _numbered_images(path: Path, n_channels: int | None, files: FileIndex) -> Listing | None:
     try:
+        if files.folders(path):  # a tree, whose other scans would be missing without a word
+            return None
         return read_numbered(path, n_channels, files)
     except OSError:
         return None

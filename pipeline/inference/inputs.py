@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from pipeline.datasets.listing import ImageListing, find_images
 from pipeline.writers.segmentation import SegmentationError
@@ -56,13 +58,25 @@ class InputCase:
 
 
 def list_inputs(
-    paths: Iterable[Path | str], *, follow_links: bool = False, output: Path | None = None
+    paths: Iterable[Path | str],
+    channel_names: Sequence[str] = ("image",),
+    *,
+    follow_links: bool = False,
+    output: Path | None = None,
 ) -> tuple[InputCase, ...]:
     """List the cases below some paths: volumes, DICOM folders, folder trees, or data sets in a layout of training.
 
-    Of a data set all images are taken, labelled or not, with the data set's own case ids. What cannot be listed or
-    accessed becomes a case with an error. A link that leads out of a path is refused unless `follow_links`; the path
-    itself may be one. What lies in the folder `output` is passed over, as it may be results of the same command.
+    Of a data set all images are taken, labelled or not, with the data set's own case ids; also of the folders that
+    nnU-Net predicts (CASE_0000, CASE_0001, …) and of list files. Elsewhere the images of a case with several channels
+    are put together by `list_volumes`. What cannot be listed or accessed becomes a case with an error. A link that
+    leads out of a path is refused unless `follow_links`; the path itself may be one. What lies in the folder `output`
+    is passed over, as it may be results of the same command.
+
+    Args:
+        paths: files, folders, data sets.
+        channel_names: image channels in the network's order.
+        follow_links: take what links fetch from outside a path.
+        output: the folder of the results.
 
     Raises:
         VolumeError, DatasetError: a path without any. SegmentationError: two cases of one name, or a path that is
@@ -73,13 +87,13 @@ def list_inputs(
     for path in map(Path, paths):
         if output is not None and path.is_dir() and path.resolve() == output.resolve():
             raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
-        listing = find_images(path, follow_links=follow_links)
+        listing = find_images(path, n_channels=len(channel_names), follow_links=follow_links)
         if listing is not None:
             found += _of_dataset(listing, path, output, follow_links=follow_links)
         else:
             plain.append(path)
     if plain:
-        found += list_volumes(plain, follow_links=follow_links, leave_out=output)
+        found += list_volumes(plain, channel_names, follow_links=follow_links, leave_out=output)
     if twice := [name for name, n in Counter(case.id.lower() for case in found).items() if n > 1]:
         same = " and ".join(str(case.images[0]) for case in found if case.id.lower() == twice[0] and case.images)
         raise SegmentationError(f"{same}: both would be called {twice[0]}; predict them into two folders")
@@ -107,42 +121,115 @@ def _files_behind(image: Path) -> list[Path]:
 
 
 def list_volumes(
-    paths: Iterable[Path | str], *, follow_links: bool = False, leave_out: Path | None = None
+    paths: Iterable[Path | str],
+    channel_names: Sequence[str] = ("image",),
+    *,
+    follow_links: bool = False,
+    leave_out: Path | None = None,
 ) -> tuple[InputCase, ...]:
-    """List the volumes that paths stand for: a volume file, a DICOM folder, or a folder tree with any of these.
+    """List the scans that paths stand for: a volume file, a DICOM folder, or a folder tree with any of these.
 
     Files of other kinds inside a tree are passed over, and hidden ones; what cannot be accessed is listed with its
-    error. An id is the name without its suffix; where two are equal, the folders above are joined to it ("ct.nii.gz" of
-    many cases). It is safe as a file name: characters that steer a terminal become "_".
+    error. An id is a file's name without its suffix, below the folders that lead to it from the tree's root
+    ("a_ct" for a/ct.nii.gz): it does not depend on what else lies there. It is safe as a file name: characters that
+    steer a terminal become "_".
+
+    Where the network has several channels, volumes of one folder are one case if their names are CASE_0000, CASE_0001,
+    … (nnU-Net) or end in the channels' names (CASE_CT, CASE_PET; or CT and PET in a folder of the case). With one
+    channel, CASE_0000 is case CASE.
 
     Args:
         paths: may themselves be links.
+        channel_names: image channels in the network's order.
         follow_links: take what links in a tree fetch from outside it, files and folders, each folder once.
         leave_out: a folder that is passed over, wherever it lies: that of the results.
 
     Raises:
         VolumeError: a path that does not exist or is not a volume, a folder without any, a link that leaves the tree.
     """
-    by_path: dict[Path, InputCase] = {}
+    found: dict[Path, _Volume] = {}
     for path in map(Path, paths):
-        by_path.update({case.images[0]: case for case in _volumes_at(path, leave_out, follow_links=follow_links)})
-    counts = Counter(volume_stem(path) for path in by_path)
-    named = [case if counts[volume_stem(path)] > 1 else _short(case) for path, case in by_path.items()]
-    if twice := [name for name, count in Counter(case.id for case in named).items() if count > 1]:
-        same = " and ".join(str(case.images[0]) for case in named if case.id == twice[0])
+        for volume in _volumes_at(path, leave_out, follow_links=follow_links):
+            found.setdefault(volume.path, volume)
+    cases = [volume.alone() for volume in found.values() if volume.error]
+    by_folder: dict[tuple[Path, Path], list[Path]] = {}
+    for volume in found.values():
+        if not volume.error:
+            by_folder.setdefault((volume.root, volume.path.parent), []).append(volume.path)
+    for (root, folder), volumes in by_folder.items():
+        above = folder.relative_to(root).parts
+        for name, images in join_channels(volumes, channel_names):
+            parts = (*above, name) if name else above or (folder.resolve().name,)
+            cases.append(InputCase(_plain("_".join(parts)), images))
+    position = {path: number for number, path in enumerate(found)}
+    cases.sort(key=lambda case: position[case.images[0]])
+    if twice := [name for name, count in Counter(case.id for case in cases).items() if count > 1]:
+        same = " and ".join(str(case.images[0]) for case in cases if case.id == twice[0])
         equal = f"two that would both be called {twice[0]}"
         raise VolumeError("same_name", same, "names that differ", equal, "pass the common parent folder instead")
-    return tuple(named)
+    return tuple(cases)
 
 
-def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> list[InputCase]:
+def join_channels(volumes: Sequence[Path], channel_names: Sequence[str]) -> list[tuple[str, tuple[Path, ...]]]:
+    """Put the volumes of one folder together that are the channels of one case.
+
+    Returns:
+        Name and images of each case; the name is "" where the files are named by channel alone, so that the folder's
+        name is the case's. A volume that belongs to no complete set of channels is a case of its own.
+
+    >>> join_channels([Path("a_0000.nii"), Path("a_0001.nii"), Path("b.nii")], ["CT", "PET"])
+    [('a', (PosixPath('a_0000.nii'), PosixPath('a_0001.nii'))), ('b', (PosixPath('b.nii'),))]
+    >>> join_channels([Path("pat1/PET.nii.gz"), Path("pat1/CT.nii.gz")], ["CT", "PET"])
+    [('', (PosixPath('pat1/CT.nii.gz'), PosixPath('pat1/PET.nii.gz')))]
+    """
+    if len(channel_names) == 1:
+        return [(volume_stem(path).removesuffix("_0000"), (path,)) for path in volumes]
+    channels: dict[str, dict[int, Path]] = {}
+    for path in volumes:
+        case, number = _case_and_channel(volume_stem(path), channel_names)
+        channels.setdefault(case, {}).setdefault(number, path)
+    complete = {
+        case: tuple(images[number] for number in range(len(channel_names)))
+        for case, images in channels.items()
+        if images.keys() == set(range(len(channel_names)))
+    }
+    joined = {path for images in complete.values() for path in images}
+    return [*complete.items(), *((volume_stem(path), (path,)) for path in volumes if path not in joined)]
+
+
+def _case_and_channel(stem: str, channel_names: Sequence[str]) -> tuple[str, int]:
+    """Divide a name into case and channel number; -1 for a name that does not say which channel it is."""
+    numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+    if numbered:
+        return numbered[1], int(numbered[2])
+    for number, name in enumerate(channel_names):
+        named = re.fullmatch(rf"(?:(.*)[ _.-])?{re.escape(name)}", stem, re.IGNORECASE)
+        if named:
+            return named[1] or "", number
+    return stem, -1
+
+
+class _Volume(NamedTuple):
+    """A volume as it was found."""
+
+    path: Path
+    root: Path
+    """The folder from which its name counts."""
+    error: str = ""
+
+    def alone(self) -> InputCase:
+        """The case that it is by itself."""
+        return InputCase(_plain("_".join(self.path.relative_to(self.root).parts)), (self.path,), self.error)
+
+
+def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> list[_Volume]:
     if not _exists(path):
         raise VolumeError("missing_file", path, "a volume or a folder", "no such file or folder", "correct the path")
     found = []
     if path.is_dir():
         found = list(_Tree(path, leave_out, follow_links=follow_links).volumes(path))
     elif volume_kind(path):
-        found = [_input(path, path.parent)]
+        found = [_Volume(path, path.parent)]
     if not found:
         expected = "NIfTI, NRRD, MetaImage or a DICOM folder"
         raise VolumeError("missing_file", path, expected, "none", "name the file or folder that holds the scan")
@@ -167,7 +254,7 @@ class _Tree:
         self.leave_out = None if leave_out is None else leave_out.resolve()
         self.seen: set[Path] = set()  # links may lead in circles
 
-    def volumes(self, folder: Path) -> Iterator[InputCase]:
+    def volumes(self, folder: Path) -> Iterator[_Volume]:
         """The volumes in and below a folder, sorted."""
         real = folder.resolve()
         if real == self.leave_out or real in self.seen:
@@ -184,7 +271,7 @@ class _Tree:
         if kind == "dicom":
             if not self.follow_links:
                 refuse_linked_slices(folder, self.root)
-            yield _input(folder, self.root.parent if folder == self.root else self.root)
+            yield _Volume(folder, self.root.parent if folder == self.root else self.root)
             return
         try:
             names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
@@ -193,7 +280,7 @@ class _Tree:
         for path in (folder / name for name in names):
             yield from self._entry(path)
 
-    def _entry(self, path: Path) -> Iterator[InputCase]:
+    def _entry(self, path: Path) -> Iterator[_Volume]:
         try:
             is_folder = path.is_dir()
         except OSError as error:
@@ -208,7 +295,7 @@ class _Tree:
         if path.is_symlink() and not self.follow_links:
             _refuse_outside(path, self.root, self.real_root)
         if not is_folder:
-            yield _input(path, self.root)
+            yield _Volume(path, self.root)
         elif not (path.is_symlink() and self._is_listed_anyway(path)):
             yield from self.volumes(path)
 
@@ -219,10 +306,10 @@ class _Tree:
             part.startswith(".") for part in real.relative_to(self.real_root).parts
         )
 
-    def _unreadable(self, path: Path, error: OSError) -> InputCase:
+    def _unreadable(self, path: Path, error: OSError) -> _Volume:
         above = self.root.parent if path == self.root else self.root
         reason = f"{path}: cannot be read ({error.strerror or error}); make it readable or move it away"
-        return InputCase(_plain("_".join(path.relative_to(above).parts)), (path,), reason)
+        return _Volume(path, above, reason)
 
 
 def refuse_linked_slices(folder: Path, root: Path) -> None:
@@ -239,16 +326,6 @@ def _refuse_outside(link: Path, root: Path, real_root: Path) -> None:
         found = f"a link that leads out of {root}, to {target}"
         remedy = "give --follow_links if that is meant, or name the file or folder itself"
         raise VolumeError("outside_folder", link, "files of the folder itself", found, remedy)
-
-
-def _input(path: Path, above: Path) -> InputCase:
-    """Return the volume with its long id: the way to it from the folder `above`, without the suffix."""
-    parts = path.relative_to(above).parts
-    return InputCase(_plain("_".join((*parts[:-1], volume_stem(path)))), (path,))
-
-
-def _short(case: InputCase) -> InputCase:
-    return replace(case, id=_plain(volume_stem(case.images[0])))
 
 
 def _plain(name: str) -> str:

@@ -72,13 +72,24 @@ def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[
     inputs = []
     for model in models:
         if len(images) != model.n_channels:
-            raise NetworkError(f"case {case}: {model.name} takes {model.n_channels} channels, found {len(images)}")
+            raise NetworkError(_other_channels(model, len(images), case))
         key = json.dumps(model.preprocessing, sort_keys=True)
         if key not in by_preprocessing:
             image = inference_chain(**model.preprocessing)({"image": list(images), "case": case})["image"]
             by_preprocessing[key] = NetworkInput(image.as_tensor(), np.asarray(image.affine, np.float64))
         inputs.append(by_preprocessing[key])
     return inputs
+
+
+def _other_channels(model: Model, n_images: int, case: str) -> str:
+    expected = f"{model.name} takes {model.n_channels} channels ({', '.join(model.channel_names)})"
+    remedy = "predict with a run that was trained on such scans"
+    if n_images < model.n_channels:
+        remedy = (
+            f"name the files {case}_0000, {case}_0001, … in this order, or after the channels in a folder of the case, "
+            'or list them in a JSON file ([{"case": …, "image": [file, …]}])'
+        )
+    return f"case {case}: {expected}, found {n_images}; {remedy}"
 
 
 def scan_features(

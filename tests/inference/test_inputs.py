@@ -56,20 +56,20 @@ def test_a_folder_that_a_link_fetches_is_refused_by_name_or_followed(tmp_path):
     (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(VolumeError, match=r"in/more: .* a link that leads out of .*--follow_links"):
         list_inputs([tmp_path / "in"])
-    assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["a", "b"]
+    assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["a", "more_deep_b"]
 
 
 def test_links_in_circles_and_within_the_tree_give_every_volume_once(tmp_path):
     save(tmp_path / "in" / "a" / "ct.nii.gz")
     (tmp_path / "in" / "a" / "up").symlink_to(tmp_path / "in")
     (tmp_path / "in" / "again").symlink_to("a")
-    assert ids(list_inputs([tmp_path / "in"])) == ["ct"]
+    assert ids(list_inputs([tmp_path / "in"])) == ["a_ct"]
     (tmp_path / "one").mkdir()
     save(tmp_path / "two" / "mr.nii.gz")
     (tmp_path / "one" / "other").symlink_to(tmp_path / "two")
     (tmp_path / "two" / "other").symlink_to(tmp_path / "one")
     (tmp_path / "in" / "z").symlink_to(tmp_path / "one")
-    assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["ct", "mr"]
+    assert ids(list_inputs([tmp_path / "in"], follow_links=True)) == ["a_ct", "z_other_mr"]
 
 
 def test_links_to_nothing_are_failed_inputs(tmp_path):
@@ -90,10 +90,10 @@ def test_what_cannot_be_accessed_is_a_failed_input_and_the_others_are_listed(rea
     with Nobody():
         cases = {case.id: case.error for case in list_inputs([readable_by_all])}
     (readable_by_all / "closed").chmod(0o755)
-    assert cases.keys() == {"a", "c", "closed", "a_note.txt"}
-    assert cases["a"] == cases["c"] == ""
+    assert cases.keys() == {"a", "open_c", "closed", "open_a_note.txt"}
+    assert cases["a"] == cases["open_c"] == ""
     assert "closed: cannot be read (Permission denied)" in cases["closed"]
-    assert "a_note.txt: cannot be read (Permission denied)" in cases["a_note.txt"]
+    assert "a_note.txt: cannot be read (Permission denied)" in cases["open_a_note.txt"]
 
 
 def test_an_unreadable_file_hides_no_series_beside_it(readable_by_all):
@@ -130,7 +130,7 @@ def test_results_inside_the_input_tree_are_no_scans(tmp_path):
     assert ids(list_inputs([tmp_path / "in"], output=tmp_path / "in" / "out")) == ["a"]
     (tmp_path / "results").symlink_to(tmp_path / "in" / "out")
     assert ids(list_inputs([tmp_path / "in"], output=tmp_path / "results")) == ["a"]
-    assert ids(list_inputs([tmp_path / "in"], output=tmp_path)) == ["a", "b"]
+    assert ids(list_inputs([tmp_path / "in"], output=tmp_path)) == ["a", "out_b"]
     with pytest.raises(SegmentationError, match="would lie in one folder"):
         list_inputs([tmp_path / "in"], output=tmp_path / "in")
 
@@ -241,3 +241,80 @@ def test_inputs_are_data_sets_trees_and_files(tmp_path):
     assert sorted(case.id for case in cases) == ["s1", "s2", "single"]
     with pytest.raises(SegmentationError, match="both would be called"):
         list_inputs([tmp_path / "set", save(tmp_path / "S1.nii.gz")])
+
+
+def test_the_name_of_a_result_does_not_depend_on_which_other_scans_lie_there(tmp_path):
+    save(tmp_path / "in" / "x" / "ct.nii.gz")
+    save(tmp_path / "in" / "b_0000.nii.gz")
+    before = {case.images: case.id for case in list_inputs([tmp_path / "in"])}
+    assert sorted(before.values()) == ["b", "x_ct"]
+    for name in ("y/ct.nii.gz", "ct.nii.gz", "x/mr.nii.gz", "c.nii.gz", "d_0000.nii.gz"):
+        save(tmp_path / "in" / name)
+        now = {case.images: case.id for case in list_inputs([tmp_path / "in"])}
+        assert before.items() <= now.items()
+
+
+CHANNELS = ("CT", "PET")
+
+
+@pytest.mark.parametrize(
+    ("files", "arguments", "expected"),
+    [
+        ("a_0000 a_0001 b_0000 b_0001", ".", {"a": "a_0000 a_0001", "b": "b_0000 b_0001"}),
+        ("imagesTs/a_0000 imagesTs/a_0001", "imagesTs", {"a": "imagesTs/a_0000 imagesTs/a_0001"}),
+        ("a_0000 a_0001", "a_0001 a_0000", {"a": "a_0000 a_0001"}),
+        ("CT PET", "PET CT", {"{folder}": "CT PET"}),
+        ("pat1/CT pat1/PET", "pat1", {"pat1": "pat1/CT pat1/PET"}),
+        ("p1/ct p1/pet p2/ct p2/pet", ".", {"p1": "p1/ct p1/pet", "p2": "p2/ct p2/pet"}),
+        ("x/p1/a_pet x/p1/a_ct", ".", {"x_p1_a": "x/p1/a_ct x/p1/a_pet"}),
+        ("p1-CT p1-PET p2-CT p2-PET", ".", {"p1": "p1-CT p1-PET", "p2": "p2-CT p2-PET"}),
+    ],
+)
+def test_all_usual_ways_to_lay_out_the_channels_of_a_case(tmp_path, files, arguments, expected):
+    root = tmp_path / "in"
+    for name in files.split():
+        save(root / f"{name}.nii.gz")
+    given = [root / (name if name in (".", "imagesTs", "pat1") else f"{name}.nii.gz") for name in arguments.split()]
+    cases = list_inputs(given, CHANNELS)
+    assert [case.error for case in cases] == [""] * len(cases)
+    found = {case.id: [path.relative_to(root) for path in case.images] for case in cases}
+    expected_paths = {}
+    for name, images in expected.items():
+        expected_paths[name.format(folder="in")] = [Path(f"{image}.nii.gz") for image in images.split()]
+    assert found == expected_paths
+
+
+def test_a_folder_that_nnunet_predicts_below_its_dataset_json_has_the_data_sets_channels(tmp_path):
+    for number in (0, 1):
+        save(tmp_path / "set" / "imagesTs" / f"a_000{number}.nii.gz")
+        save(tmp_path / "set" / "labelsTs" / "a.nii.gz")
+    description = {
+        "channel_names": {"0": "CT", "1": "PET"},
+        "labels": {"background": 0, "x": 1},
+        "file_ending": ".nii.gz",
+    }
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps(description))
+    for path in (tmp_path / "set", tmp_path / "set" / "imagesTs"):
+        (case,) = list_inputs([path], CHANNELS)
+        assert (case.id, [image.name for image in case.images]) == ("a", ["a_0000.nii.gz", "a_0001.nii.gz"])
+
+
+def test_lists_without_labels_and_pairs_without_class_names_are_inputs(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / "images" / f"{name}.nii.gz")
+        save(tmp_path / "labels" / f"{name}.nii.gz")
+    assert ids(list_inputs([tmp_path])) == ["a", "b"]
+    rows = [{"case": "one", "image": ["images/a.nii.gz", "images/b.nii.gz"]}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    (tmp_path / "list.csv").write_text("case,image\none,images/a.nii.gz|images/b.nii.gz\n")
+    for suffix in ("json", "csv"):
+        (case,) = list_inputs([tmp_path / f"list.{suffix}"], CHANNELS)
+        assert (case.id, [image.name for image in case.images]) == ("one", ["a.nii.gz", "b.nii.gz"])
+
+
+def test_an_incomplete_set_of_channels_is_not_taken_for_a_case(tmp_path):
+    for name in ("a_0000", "a_0002", "b", "CT", "c_pet"):
+        save(tmp_path / "x" / f"{name}.nii.gz")
+    cases = list_inputs([tmp_path], CHANNELS)
+    assert sorted(ids(cases)) == ["x_CT", "x_a_0000", "x_a_0002", "x_b", "x_c_pet"]
+    assert all(len(case.images) == 1 for case in cases)
