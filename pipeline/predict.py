@@ -22,6 +22,7 @@ from pipeline.inference.model import Model, load_models
 from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, mirror_axes
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import CaseRecord
+from pipeline.runs.run_folder import is_run_folder
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 
@@ -211,7 +212,7 @@ def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
     Raises NetworkError if the first is not a run, SegmentationError if nothing follows.
     """
     all_paths = [Path(path) for path in paths]
-    n_runs = next((i for i, path in enumerate(all_paths) if not _is_run(path)), len(all_paths))
+    n_runs = next((i for i, path in enumerate(all_paths) if not _is_checkpoint_or_run(path)), len(all_paths))
     if not n_runs:
         raise NetworkError(f"{all_paths[0]}: expected a run folder or a best_model.ckpt first, then the scans")
     if n_runs == len(all_paths):
@@ -219,8 +220,8 @@ def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
     return all_paths[:n_runs], all_paths[n_runs:]
 
 
-def _is_run(path: Path) -> bool:
-    return path.suffix == ".ckpt" or (path / "checkpoints").is_dir() or (path / "training_config.json").is_file()
+def _is_checkpoint_or_run(path: Path) -> bool:
+    return path.suffix == ".ckpt" or is_run_folder(path)
 
 
 def _check_options(options: PredictionOptions, output: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.datasets.errors import DatasetError
+from pipeline.files.regular import read_regular
 
 _MAX_BYTES = 64 * 2**20
 
@@ -66,7 +67,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes"
             raise DatasetError("dataset", path, "a table of cases", found, "name the list of cases itself")
-        text = _decoded(path.read_bytes())
+        text = _decoded(read_regular(path, _MAX_BYTES))
         if "\0" in text:
             raise ValueError("it holds zero bytes")
         header = text.split("\n", 1)[0]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.errors import DatasetError
+from pipeline.files.regular import read_regular
 
 _MAX_BYTES = 256 * 2**20
 
@@ -17,7 +18,7 @@ def read_json(path: Path) -> Any:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes of JSON"
             raise DatasetError("dataset", path, "a description of a data set", found, "name the file itself")
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(read_regular(path, _MAX_BYTES).decode("utf-8-sig"), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise

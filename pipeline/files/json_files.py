@@ -6,22 +6,23 @@ import json
 import math
 import numbers
 import os
-import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.files.atomic import FileError, write_atomically
+from pipeline.files.regular import read_regular
 
 
 def now() -> str:
-    """Say what time it is here, as the run's files say it: "YYYY-MM-DD HH:MM:SS"."""
+    """The time in this place as the files of a run write it: "YYYY-MM-DD HH:MM:SS"."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 LARGEST_JSON = 64 * 2**20
 """Bytes; ten thousand epochs take under 2 MB, so a larger file is not one of ours and is not read into memory."""
+
 RESTORE_ADVICE = "restore the file from a copy, or leave this run out"
 
 
@@ -50,11 +51,7 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 def read_json(path: Path, *, largest: int | None = LARGEST_JSON) -> dict[str, Any]:
     """Read one JSON object; raises FileError, with the file, for anything else: NaN, or over `largest` bytes, too."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise OSError("not a regular file")
-        if largest is not None and path.stat().st_size > largest:
-            raise OSError(f"over {largest >> 20} MB")
-        document = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        document = json.loads(read_regular(path, largest).decode("utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
         raise FileError(f"{path}: cannot be read ({error.strerror or error}); {RESTORE_ADVICE}") from error
     except (ValueError, RecursionError) as error:

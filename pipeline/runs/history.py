@@ -94,7 +94,7 @@ class TrainingLog:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> TrainingLog:
-        """Restore from to_dict's document, finding the best epoch anew; raises FileError when it is damaged."""
+        """Restore from to_dict's document, finding the best epoch again; raises FileError when it is damaged."""
         history = document.get("training_history")
         if not isinstance(history, dict):
             raise FileError(f"training_history: expected six arrays, found {_shown(history)}")

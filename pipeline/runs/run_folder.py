@@ -1,8 +1,4 @@
-"""logs/<run>/, what one training leaves behind: its name, its three JSON files, how they are written and read back.
-
-Knows paths, strict JSON and replacing a file at one stroke. What stands in the history is left to `history`, when to
-write it to the recorder.
-"""
+"""logs/<run>/, what one training leaves behind: its name, paths and JSON files, and how a training starts in it."""
 
 from __future__ import annotations
 
@@ -79,7 +75,7 @@ class RunFolder:
         self.resume = self.path / "resume"
         """What resuming needs beyond the best weights; there only while the run is unfinished."""
         self.resume_checkpoint = self.resume / "last.ckpt"
-        """Everything as it stood after the last finished epoch. Write resume_checkpoint, best_checkpoint and log in
+        """Everything as it was after the last finished epoch. Write resume_checkpoint, best_checkpoint and log in
         this order: after a kill in between, the other two are written from it."""
 
         self.lock = self.resume / "lock"
@@ -142,12 +138,12 @@ class RunFolder:
         log = self.read_log()
         best = "" if log.best_val_miou is None else f", best val mIoU {log.best_val_miou:.4f}"
         if state == "finished":
-            go_on = "nothing is left to --resume"
+            resuming = "nothing is left to --resume"
         elif len(log) and not self.resume_checkpoint.exists():
-            go_on = f"{self.resume_checkpoint} is missing, so that it cannot be resumed"
+            resuming = f"{self.resume_checkpoint} is missing, so that it cannot be resumed"
         else:
-            go_on = "continue it with --resume"
-        remedy = f"{go_on}, give the new one another --exp_name, or replace this one with --overwrite"
+            resuming = "continue it with --resume"
+        remedy = f"{resuming}, give the new one another --exp_name, or replace this one with --overwrite"
         return f"{self.path} holds {kind} training ({len(log)} finished epochs{best}); {remedy}"
 
     def _can_continue(self, state: State) -> bool:
@@ -233,6 +229,12 @@ class RunFolder:
         return summary
 
 
+def is_run_folder(path: Path) -> bool:
+    """Whether a path is a run: a folder with one of a run's JSON files or with its best weights."""
+    files = ("training_config.json", "training_log.json", "training_summary.json", "checkpoints/best_model.ckpt")
+    return any((path / file).is_file() for file in files)
+
+
 def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     """Name the runs at the given paths, each a run folder or a folder of several; each run once, in order.
 
@@ -241,7 +243,7 @@ def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     found: dict[Path, RunFolder] = {}
     for path in map(Path, paths):
         try:
-            folders = [path] if _is_run(path) else sorted(filter(_is_run, path.glob("[!.]*/")))
+            folders = [path] if is_run_folder(path) else sorted(filter(is_run_folder, path.glob("[!.]*/")))
         except OSError as error:
             raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
         if not folders:
@@ -256,7 +258,3 @@ def distinct_names(folders: Sequence[RunFolder]) -> list[str]:
     """The runs' names, or their paths where two runs of one name would be mistaken for each other."""
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / f"training_{part}.json").exists() for part in ("config", "log", "summary"))

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.files.atomic import FileError, write_atomically
 from pipeline.runs.history import TrainingLog
-from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs, run_name
+from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs, run_name
 from tests.support.finished_run import append, documented_config, finished_run, start
 from tests.support.paths import ROOT
 
@@ -265,3 +265,13 @@ def test_advice_after_an_overwrite_that_was_killed_can_be_followed(tmp_path, mon
             with pytest.raises(FileError):
                 folder.may_start(resume=True)
     folder.may_start(overwrite=True)
+
+
+def test_a_folder_with_weights_alone_is_a_run_and_one_with_an_empty_checkpoints_folder_is_not(tmp_path):
+    (tmp_path / "weights" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "weights" / "checkpoints" / "best_model.ckpt").touch()
+    (tmp_path / "scans" / "checkpoints").mkdir(parents=True)
+    assert is_run_folder(tmp_path / "weights")
+    assert not is_run_folder(tmp_path / "scans")
+    assert not is_run_folder(tmp_path / "nowhere")
+    assert [run.name for run in list_runs([tmp_path])] == ["weights"]

@@ -1,0 +1,45 @@
+"""Only regular files of bounded size are read; what has no end is refused at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets.csv_table import read_csv
+from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.json_document import read_json as read_document
+from pipeline.files.atomic import FileError
+from pipeline.files.json_files import read_json
+from pipeline.files.regular import read_regular
+
+
+def test_a_file_is_read_whole_up_to_the_limit(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert read_regular(path, 5) == b"12345"
+    with pytest.raises(OSError, match="over 0 MB"):
+        read_regular(path, 4)
+
+
+@pytest.mark.timeout(30)
+def test_what_has_no_end_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "zero", Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_regular(path, 100)
+        with pytest.raises(FileError, match="cannot be read"):
+            read_json(path)
+        for read in (read_document, read_csv):
+            with pytest.raises(DatasetError, match="not a regular file"):
+                read(path)
+    with pytest.raises(OSError, match=r"Is a directory|not a regular file"):
+        read_regular(tmp_path, 100)
+
+
+def test_a_link_to_a_file_is_followed(tmp_path):
+    (tmp_path / "x").write_bytes(b"1")
+    (tmp_path / "link").symlink_to(tmp_path / "x")
+    assert read_regular(tmp_path / "link", 5) == b"1"
