@@ -20,6 +20,7 @@ from networks.registry import check_network, network_settings
 from pipeline.cache.folder import one_at_a_time
 from pipeline.compute.devices import Devices, choose_devices
 from pipeline.compute.launcher import launch
+from pipeline.compute.memory import available_cores, shared_memory
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.config.files import as_mapping
@@ -32,6 +33,7 @@ from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
 from pipeline.training.build import build_module
 from pipeline.training.checkpoint import CheckpointDescription
+from pipeline.training.data_workers import DataWorkers, batch_bytes, choose_data_workers
 from pipeline.training.datamodule import BodyData
 from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
@@ -232,7 +234,7 @@ def _set_up(
         data=BodyData(
             prepared,
             batch_size=config.data.batch_size,
-            num_workers=config.data.num_workers,
+            workers=_data_workers(config, devices, prepared, say),
             seed=config.training.seed,
             epoch=state.epochs_finished if state is not None else 0,
         ),
@@ -297,6 +299,21 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
     if not prepared.val_class_voxels()[:, 1:].any():
         say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
     say(f"Intensities: {prepared.intensity.in_words}")
+
+
+def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say: Say) -> DataWorkers:
+    n_bytes = batch_bytes(
+        config.data.target_size,
+        batch_size=config.data.batch_size,
+        in_channels=prepared.in_channels,
+        n_classes=prepared.n_classes,
+    )
+    shared = shared_memory()
+    shared_free = shared[0] // devices.per_machine if shared else None
+    workers = choose_data_workers(config.data.num_workers, n_bytes, cores=available_cores(), shared_free=shared_free)
+    if workers.note:
+        say(workers.note)
+    return workers
 
 
 def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray:

@@ -64,9 +64,23 @@ def control_group_memory(folder: Path) -> tuple[int | None, int]:
     return None, 0
 
 
+def available_cores() -> int:
+    """Count the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shared_memory() -> tuple[int, int] | None:
+    """Free and total bytes of the memory that processes share tensors through; None where it has no own limit."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
+
 def workers_that_fit(bytes_each: int, most: int | None = None) -> int:
     """How many workers the cores and the free memory allow where each takes `bytes_each`: 1 or more, at most `most`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     fitting = min(cores, free_memory_bytes() // max(1, bytes_each))
     return max(1, fitting if most is None else min(fitting, most))
 

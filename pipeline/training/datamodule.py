@@ -13,8 +13,12 @@ from monai.data import DataLoader, list_data_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.training.data_workers import DataWorkers
 from pipeline.training.prepared_data import PreparedData
 from pipeline.training.samplers import EpochSampler, ShareSampler
+
+ALONE = DataWorkers(0)
+"""Batches are prepared in the training process."""
 
 
 class _TrainingCases(TorchDataset):
@@ -47,16 +51,24 @@ class BodyData(pl.LightningDataModule):
     Args:
         prepared: training and validation cases.
         batch_size: cases in a training batch of this process.
-        num_workers: processes that prepare batches.
+        workers: processes that prepare batches.
         seed: decides the order of the cases.
         epoch: the first epoch, counted from 0.
     """
 
-    def __init__(self, prepared: PreparedData, *, batch_size: int, num_workers: int, seed: int, epoch: int = 0) -> None:
+    def __init__(
+        self,
+        prepared: PreparedData,
+        *,
+        batch_size: int,
+        seed: int,
+        workers: DataWorkers = ALONE,
+        epoch: int = 0,
+    ) -> None:
         super().__init__()
         self.prepared = prepared
         self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.workers = workers
         self.seed = seed
         self.epoch = epoch
 
@@ -81,12 +93,14 @@ class BodyData(pl.LightningDataModule):
         return augment.apply_to_batch(batch)
 
     def _loader(self, dataset: TorchDataset, **sampling: Any) -> DataLoader:
+        number = min(self.workers.number, len(dataset))  # type: ignore[arg-type]
         return DataLoader(
             dataset,
             **sampling,
             collate_fn=_collate,
-            num_workers=min(self.num_workers, len(dataset)),  # type: ignore[arg-type]
-            persistent_workers=self.num_workers > 0,
+            num_workers=number,
+            persistent_workers=number > 0,
+            prefetch_factor=self.workers.prefetched if number else None,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 

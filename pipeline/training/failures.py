@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import resource
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.compute.memory import free_memory_bytes, memory_bytes, ran_out_of_memory
+from pipeline.compute.memory import free_memory_bytes, memory_bytes, ran_out_of_memory, shared_memory
 from pipeline.compute.ranks import ProcessError
 from pipeline.console.text import gigabytes
 from pipeline.files.atomic import FileError, disk_error
+from pipeline.training.data_workers import MORE_SHARED_MEMORY, RESERVE
 from pipeline.training.lightning_module import TrainingError
 
 _ASKED_FOR = re.compile(
@@ -22,6 +24,9 @@ _UNITS = {"BYTES": 1, **{f"{letter}B": 1024**n for n, letter in enumerate("KMGT"
 
 _IN_A_WORKER = re.compile(r"in DataLoader worker process \d+\.\nOriginal ")
 """torch raises a worker's exception again, of the same type, with the worker's whole traceback as its message."""
+
+_NO_SHARED_MEMORY = re.compile(r"shared memory|</torch_|/dev/shm|signal: Bus error", re.IGNORECASE)
+"""How torch says it, or that a worker was killed when it wrote into a page that the shared memory does not have."""
 
 _NO_FILES = re.compile("too many open files", re.IGNORECASE)
 """The system's words, which torch repeats without the OSError when batches come from workers."""
@@ -52,20 +57,26 @@ def in_one_sentence(error: BaseException, settings: MemorySettings, *, epoch: in
         settings: the ones that an error about memory may advise to lower.
         epoch: in which epoch, counted from 0.
     """
-    text = str(error)
     if isinstance(error, TrainingError | FileError | ProcessError):
         return error
-    if ran_out_of_memory(error):
-        return TrainingError(_memory_sentence(error, settings, epoch))
-    if isinstance(error, RuntimeError) and (killed := _WORKER_KILLED.search(text)):
-        return TrainingError(_killed_worker_sentence(killed, settings, epoch))
-    if _IN_A_WORKER.search(text):
-        return TrainingError(f"epoch {epoch}: {_last_words(text)}")
-    if isinstance(error, OSError | RuntimeError):
+    sentence = _sentence(error, settings, epoch)
+    return error if sentence is None else TrainingError(sentence)
+
+
+def _sentence(error: BaseException, settings: MemorySettings, epoch: int) -> str | None:
+    text = str(error)
+    sentence = None
+    if isinstance(error, RuntimeError | OSError) and _NO_SHARED_MEMORY.search(text):
+        sentence = _shared_memory_sentence(settings, epoch)
+    elif ran_out_of_memory(error):
+        sentence = _memory_sentence(error, settings, epoch)
+    elif isinstance(error, RuntimeError) and (killed := _WORKER_KILLED.search(text)):
+        sentence = _killed_worker_sentence(killed, settings, epoch)
+    elif _IN_A_WORKER.search(text):
+        sentence = f"epoch {epoch}: {_last_words(text)}"
+    elif isinstance(error, OSError | RuntimeError):
         sentence = _system_sentence(error, settings, epoch)
-        if sentence is not None:
-            return TrainingError(sentence)
-    return error
+    return sentence
 
 
 def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> str | None:
@@ -76,9 +87,20 @@ def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> 
     refusal = disk_error(error)
     if refusal is None or refusal.errno is None:
         return None
+    shared = shared_memory()
+    if refusal.errno == errno.ENOSPC and shared is not None and shared[0] < RESERVE:  # not even for a semaphore
+        return _shared_memory_sentence(settings, epoch)
     file = f" ({refusal.filename})" if refusal.filename else ""
     reason = f"{refusal.strerror or refusal}{file} in epoch {epoch}"
     return f"{reason}; fix the cause, then continue with --resume"
+
+
+def _shared_memory_sentence(settings: MemorySettings, epoch: int) -> str:
+    free, total = shared_memory() or (0, 0)
+    return (
+        f"the shared memory (/dev/shm) of the data workers ran out in epoch {epoch}: {gigabytes(free)} free of "
+        f"{gigabytes(total)} ({_size_in_words(settings)}); start with --num_workers 0, or {MORE_SHARED_MEMORY}"
+    )
 
 
 def _memory_sentence(error: BaseException, settings: MemorySettings, epoch: int) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.training.data_workers import DataWorkers
 from pipeline.training.datamodule import BodyData
 from pipeline.training.prepared_data import prepare_data
 
@@ -35,7 +36,7 @@ def cases_and_images(data):
 
 
 def test_batches_hold_every_training_case_once_with_the_documented_shapes(prepared):
-    data = BodyData(prepared, batch_size=3, num_workers=0, seed=0)
+    data = BodyData(prepared, batch_size=3, seed=0)
     batches = list(data.train_dataloader())
     assert [len(batch["case"]) for batch in batches] == [3, 1]
     assert sorted(case for batch in batches for case in batch["case"]) == sorted(prepared.split.train)
@@ -46,21 +47,21 @@ def test_batches_hold_every_training_case_once_with_the_documented_shapes(prepar
 
 
 def test_batches_are_the_same_with_workers_and_after_a_resume(prepared):
-    alone = BodyData(prepared, batch_size=2, num_workers=0, seed=5, epoch=2)
-    helped = BodyData(prepared, batch_size=2, num_workers=2, seed=5, epoch=2)
+    alone = BodyData(prepared, batch_size=2, seed=5, epoch=2)
+    helped = BodyData(prepared, batch_size=2, workers=DataWorkers(2), seed=5, epoch=2)
     for (case, image), (other, again) in zip(cases_and_images(alone), cases_and_images(helped), strict=True):
         assert case == other
         assert torch.equal(image.as_tensor(), again.as_tensor())
-    from_the_start = BodyData(prepared, batch_size=2, num_workers=0, seed=5)
+    from_the_start = BodyData(prepared, batch_size=2, seed=5)
     loader = from_the_start.train_dataloader()
     loader.sampler.set_epoch(2)
     assert [case for batch in loader for case in batch["case"]] == [case for case, _ in cases_and_images(alone)]
-    another = BodyData(prepared, batch_size=2, num_workers=0, seed=5, epoch=3)
+    another = BodyData(prepared, batch_size=2, seed=5, epoch=3)
     assert [case for case, _ in cases_and_images(another)] != [case for case, _ in cases_and_images(alone)]
 
 
 def test_validation_batches_are_single_cases_and_never_augmented(prepared):
-    data = BodyData(prepared, batch_size=3, num_workers=0, seed=0)
+    data = BodyData(prepared, batch_size=3, seed=0)
     once, again = (list(data.val_dataloader()) for _ in range(2))
     assert [batch["case"] for batch in once] == [[case] for case in prepared.split.val]
     for first, second in zip(once, again, strict=True):
@@ -80,7 +81,7 @@ def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):
     batches = []
     for on_device in (False, True):
         prepared = prepare_data(Config(data=replace(settings, augment_on_device=on_device)))
-        data = BodyData(prepared, batch_size=2, num_workers=0, seed=0)
+        data = BodyData(prepared, batch_size=2, seed=0)
         batches.append([data.on_after_batch_transfer(batch, 0) for batch in data.train_dataloader()])
     for by_worker, on_device in zip(*batches, strict=True):
         assert by_worker["case"] == on_device["case"]

@@ -1,0 +1,97 @@
+"""How many processes prepare batches, on machines with few cores and little shared memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import partial
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pipeline.config.settings import ConfigError
+from pipeline.training.data_workers import choose_data_workers
+from pipeline.training.failures import MemorySettings, in_one_sentence
+from tests.support.tiny_training import complaint, ended, start, summary, tiny_training, train
+
+DOCKER = 64 * 2**20
+"""Shared memory of a container by default."""
+
+
+@pytest.mark.parametrize(
+    ("asked", "batch", "cores", "free", "number", "prefetched"),
+    [
+        (4, 10**6, 8, None, 4, 2),
+        (4, 10**6, 8, DOCKER, 4, 2),
+        (4, 10**6, 2, DOCKER, 2, 2),
+        (0, 10**9, 8, DOCKER, 0, 2),
+        (4, 8 * 10**6, 8, DOCKER, 4, 1),
+        (4, 20 * 10**6, 8, DOCKER, 2, 1),
+        (1, 31 * 10**6, 8, DOCKER, 1, 1),
+    ],
+)
+def test_as_many_workers_as_cores_and_shared_memory_allow(asked, batch, cores, free, number, prefetched):
+    chosen = choose_data_workers(asked, batch, cores=cores, shared_free=free)
+    assert (chosen.number, chosen.prefetched) == (number, prefetched)
+    if free is not None and number:
+        assert (number * prefetched + 1) * batch <= free
+    assert bool(chosen.note) == ((chosen.number, chosen.prefetched) != (asked, 2))
+
+
+def test_docker_at_the_documented_size_is_told_what_helps():
+    with pytest.raises(ConfigError, match=r"a batch takes 0.066 GB, .* has 0.067 GB free; start with --num_workers 0"):
+        choose_data_workers(4, 65_536_000, cores=8, shared_free=DOCKER)
+
+
+def with_shared_memory_of(size):
+    """Give this process a /dev/shm of its own (unshare(2), mount(2)); True where it may."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    new_namespace, recursive_private = 0x00020000, (1 << 14) | (1 << 18)
+    if libc.unshare(new_namespace) or libc.mount(None, b"/", None, recursive_private, None):
+        return False
+    return libc.mount(b"none", b"/dev/shm", b"tmpfs", 0, f"size={size}".encode()) == 0
+
+
+def needs_an_administrator():
+    if os.geteuid():
+        pytest.skip("a /dev/shm of its own takes an administrator")
+
+
+@pytest.mark.fault(
+    "a /dev/shm too small for a batch (Docker's 64 MB)", "one line before the first batch that says what helps, exit 2"
+)
+def test_a_training_whose_batches_do_not_fit_the_shared_memory_is_refused_before_the_first_one(work):
+    needs_an_administrator()
+    process, run, output = train(work, "cramped", num_workers="1", before=partial(with_shared_memory_of, "40k"))
+    said = complaint(ended(process, run, output, code=2))
+    assert "the shared memory (/dev/shm) has 0.000 GB free; start with --num_workers 0, or give it more" in said
+    assert not run.exists()
+
+
+def test_a_training_uses_fewer_workers_where_the_shared_memory_has_room_for_some(work):
+    needs_an_administrator()
+    process, run, output = train(work, "narrow", num_workers="2", before=partial(with_shared_memory_of, "1140k"))
+    said = ended(process, run, output, code=0)
+    assert "with one batch each, not 2: a batch takes 0.000 GB" in said
+    assert summary(run)["status"] == "completed"
+
+
+def exhaust_shared_memory():
+    """Print what a training would say of a worker that finds no shared memory left."""
+    assert with_shared_memory_of("64k")
+    try:
+        list(DataLoader([torch.zeros(10**6)] * 2, num_workers=1, batch_size=1))
+    except Exception as error:
+        print(in_one_sentence(error, MemorySettings(1, (16, 16, 24), 1, body_net_channels=2), epoch=3), flush=True)
+    os._exit(7)
+
+
+@pytest.mark.fault("a /dev/shm that is full", "one line that says so, with what helps, and not that memory ran out")
+def test_full_shared_memory_is_said_as_such(work):
+    needs_an_administrator()
+    output = work / "exhausted.txt"
+    process = start(tiny_training(work, "exhausted", max_epochs=1)[0], output, exhaust_shared_memory)
+    said = ended(process, None, output, code=7)
+    assert "the shared memory (/dev/shm) of the data workers ran out in epoch 3: 0.00 GB free of 0.00 GB" in said
+    assert "start with --num_workers 0, or give it more (docker run --shm-size 8g" in said
