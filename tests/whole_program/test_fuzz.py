@@ -11,143 +11,25 @@ import gzip
 import io
 import json
 import logging
-import os
-import resource
-import shutil
-import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 import yaml
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
-from pipeline.cli.main import is_input_error, main
+from pipeline.cli.main import main
 from pipeline.config.files import load_mapping
 from pipeline.datasets.listing import list_cases
-from pipeline.evaluation.comparison import compare_metrics
-from pipeline.runs.run_folder import RunFolder
-from tests.support.finished_run import documented_config, finished_run
+from tests.support.finished_run import documented_config
+from tests.support.mutations import FUZZ, changed, expected_or, mutated, within_limits
 from tests.support.volumes import CLASSES, hounsfield, organs, save, write_series
 from transforms.io.errors import VolumeError
 from transforms.io.load import read_volume
-
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-FUZZ = settings(
-    max_examples=EXAMPLES or 40,
-    derandomize=not EXAMPLES,
-    database=None,
-    deadline=None,  # the alarm below ends what hangs
-    phases=[Phase.generate] if not EXAMPLES else [Phase.generate, Phase.shrink],
-    suppress_health_check=list(HealthCheck),
-)
-SECONDS = 20
-GIGABYTES = 2
-
-
-class Hang(BaseException):
-    """More than SECONDS for one small file."""
-
-
-@contextlib.contextmanager
-def within_limits() -> Iterator[None]:
-    """Run with an alarm clock and with 2 GB of address space beyond what is in use."""
-
-    def ring(number: int, frame: FrameType | None) -> None:
-        raise Hang
-
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, ring)
-    resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30, before[1]))
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
-        resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-# What is changed ------------------------------------------------------------------------------------------------------
-
-ODD_WORDS = st.sampled_from(
-    [
-        b"0",
-        b"-1",
-        b"nan",
-        b"inf",
-        b"1e400",
-        b"99999999999",
-        b"2147483648",
-        b"",
-        b" ",
-        b"\n",
-        b"..",
-        b"/etc/passwd",
-        b"%d",
-    ]
-)
-
-
-@st.composite
-def mutated(draw: st.DrawFn, whole: bytes, header: int) -> bytes:
-    """Bytes changed, put in, taken out or replaced by odd words, mostly in the first `header` bytes."""
-    content = bytearray(whole)
-    for _ in range(draw(st.integers(1, 4))):
-        at = draw(st.integers(0, max(0, min(header, len(content)) - 1)))
-        kind = draw(st.sampled_from(["change", "change", "insert", "remove", "word", "cut"]))
-        if kind == "change":
-            content[at : at + 4] = draw(st.binary(min_size=1, max_size=4))
-        elif kind == "insert":
-            content[at:at] = draw(st.binary(min_size=1, max_size=8))
-        elif kind == "remove":
-            del content[at : at + draw(st.integers(1, 16))]
-        elif kind == "word":
-            content[at : at + draw(st.integers(0, 6))] = draw(ODD_WORDS)
-        else:
-            del content[draw(st.integers(0, len(content))) :]
-    return bytes(content)
-
-
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**30), 10**30)
-    | st.floats()
-    | st.text(max_size=12)
-    | st.sampled_from(["..", "/etc/passwd", "a\0b", "\ud800", "x" * 300, "__import__('os')", "🫀"]),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
-    max_leaves=6,
-)
-
-
-@st.composite
-def changed(draw: st.DrawFn, document: Any) -> Any:
-    """A JSON document in which one or two values, somewhere, are others or gone."""
-    document = json.loads(json.dumps(document))
-    for _ in range(draw(st.integers(1, 2))):
-        holder, key = document, None
-        while isinstance(holder, dict | list) and holder:
-            keys = list(holder) if isinstance(holder, dict) else list(range(len(holder)))
-            key = draw(st.sampled_from(keys))
-            if not isinstance(holder[key], dict | list) or not holder[key] or draw(st.integers(0, 3)) == 0:
-                break
-            holder = holder[key]
-        if key is None:
-            return draw(VALUES)
-        if draw(st.integers(0, 4)) == 0:
-            del holder[key]
-        else:
-            holder[key] = draw(VALUES)
-    return document
-
 
 # Volumes --------------------------------------------------------------------------------------------------------------
 
@@ -213,16 +95,6 @@ def test_a_mutated_dicom_slice_is_read_or_refused(tmp_path: Path) -> None:
 
 
 # Texts ----------------------------------------------------------------------------------------------------------------
-
-
-def expected_or(act: Callable[[], object]) -> None:
-    """Run; an error that the command line does not expect is a fault."""
-    with within_limits():
-        try:
-            act()
-        except Exception as error:
-            if not is_input_error(error):
-                raise
 
 
 def nnunet(root: Path) -> dict[str, Any]:
@@ -296,52 +168,5 @@ def test_a_mutated_config_is_read_or_refused(tmp_path: Path) -> None:
         expected_or(lambda: load_mapping(path))
         with within_limits():
             print_config()
-
-    try_one()
-
-
-@pytest.mark.fault("the JSON files of a run mutated at random", "plot and compare name the file, or work")
-@pytest.mark.parametrize("name", ["training_config.json", "training_log.json", "training_summary.json"])
-def test_a_mutated_run_is_read_or_refused(tmp_path: Path, name: str) -> None:
-    config = json.loads(json.dumps(documented_config()))
-    first = finished_run(tmp_path / "logs", config)
-    shutil.copytree(first.path, tmp_path / "logs" / "second")
-    path = tmp_path / "logs" / "second" / name
-    whole = path.read_bytes()
-
-    def read_all() -> None:
-        second = RunFolder.at(tmp_path / "logs" / "second")
-        second.read_log(), second.read_config(), second.read_summary()
-
-    @FUZZ
-    @given(changed(json.loads(whole)).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
-    def try_one(content: bytes) -> None:
-        path.write_bytes(content)
-        expected_or(read_all)
-        with within_limits(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            assert main(["compare", str(tmp_path / "logs")]) in (0, 2)
-            if name == "training_log.json" and EXAMPLES:  # a picture takes half a second
-                assert main(["plot", str(path.parent)]) in (0, 2)
-
-    try_one()
-
-
-@pytest.mark.fault("the JSON files of a run mutated at random", "plot and compare name the file, or work")
-def test_mutated_metrics_are_compared_or_refused(tmp_path: Path) -> None:
-    scores = {"dice": 0.5, "iou": 0.4, "hd95_mm": 3.0, "surface_dice": 0.6}
-    document = {
-        "format": 2,
-        "class_names": ["background", "liver"],
-        "settings": {"tolerance_mm": 2.0},
-        "cases": [{"case": n, "label_sha256": "0", "classes": {"liver": scores}} for n in "abc"],
-    }
-    (tmp_path / "first.json").write_text(json.dumps(document))
-    whole = json.dumps(document).encode()
-
-    @FUZZ
-    @given(changed(document).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
-    def try_one(content: bytes) -> None:
-        (tmp_path / "second.json").write_bytes(content)
-        expected_or(lambda: compare_metrics(tmp_path / "first.json", tmp_path / "second.json"))
 
     try_one()

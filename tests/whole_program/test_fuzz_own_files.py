@@ -1,0 +1,172 @@
+"""Files that we write ourselves, mutated at random: a result, one line that names the file, or the work done again."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from pipeline.cache.folder import INSPECTIONS, SOURCES
+from pipeline.cache.key import SourceIndex
+from pipeline.checks.remembered_checks import check_changed_cases
+from pipeline.cli.main import main
+from pipeline.datasets.listing import list_cases
+from pipeline.evaluation.case_files import table_of_records
+from pipeline.evaluation.comparison import compare_metrics
+from pipeline.files.json_files import read_json
+from pipeline.inference.record import CaseRecord
+from pipeline.runs.run_folder import RunFolder
+from tests.support.finished_run import documented_config, finished_run
+from tests.support.mutations import EXAMPLES, FUZZ, changed, expected_or, mutated, within_limits
+from tests.support.volumes import Folder
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.fault("the JSON files of a run mutated at random", "plot and compare name the file, or work")
+@pytest.mark.parametrize("name", ["training_config.json", "training_log.json", "training_summary.json"])
+def test_a_mutated_run_is_read_or_refused(tmp_path: Path, name: str) -> None:
+    config = json.loads(json.dumps(documented_config()))
+    first = finished_run(tmp_path / "logs", config)
+    shutil.copytree(first.path, tmp_path / "logs" / "second")
+    path = tmp_path / "logs" / "second" / name
+    whole = path.read_bytes()
+
+    def read_all() -> None:
+        second = RunFolder.at(tmp_path / "logs" / "second")
+        second.read_log(), second.read_config(), second.read_summary()
+
+    @FUZZ
+    @given(changed(json.loads(whole)).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
+    def try_one(content: bytes) -> None:
+        path.write_bytes(content)
+        expected_or(read_all)
+        with within_limits(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert main(["compare", str(tmp_path / "logs")]) in (0, 2)
+            if name == "training_log.json" and EXAMPLES:  # a picture takes half a second
+                assert main(["plot", str(path.parent)]) in (0, 2)
+
+    try_one()
+
+
+@pytest.mark.fault("the JSON files of a run mutated at random", "plot and compare name the file, or work")
+def test_mutated_metrics_are_compared_or_refused(tmp_path: Path) -> None:
+    scores = {"dice": 0.5, "iou": 0.4, "hd95_mm": 3.0, "surface_dice": 0.6}
+    document = {
+        "format": 3,
+        "class_names": ["background", "liver"],
+        "settings": {"tolerance_mm": 2.0},
+        "cases": [{"case": n, "label_sha256": "0", "subject": n, "classes": {"liver": scores}} for n in "abc"],
+    }
+    (tmp_path / "first.json").write_text(json.dumps(document))
+    whole = json.dumps(document).encode()
+
+    @FUZZ
+    @given(changed(document).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
+    def try_one(content: bytes) -> None:
+        (tmp_path / "second.json").write_bytes(content)
+        expected_or(lambda: compare_metrics(tmp_path / "first.json", tmp_path / "second.json"))
+
+    try_one()
+
+
+MEMORY = pytest.mark.fault(
+    "the cache's own lists (sources.jsonl, inspections.jsonl) mutated at random",
+    "a bad line is passed over, and what it was about is hashed or opened again",
+)
+
+
+@MEMORY
+def test_a_mutated_memory_of_hashes_costs_hashing_again_at_most(tmp_path: Path) -> None:
+    sources, lines = [], []
+    for name in "abc":
+        path = tmp_path / name
+        path.write_bytes(name.encode() * 100)
+        status = path.stat()
+        stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        sources.append(path)
+        lines.append([*stamp, hashlib.sha256(path.read_bytes()).hexdigest()])
+    whole = "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+    @FUZZ
+    @given(changed(lines).map(lambda ls: "\n".join(map(json.dumps, ls if isinstance(ls, list) else [ls])).encode())
+           | mutated(whole, len(whole)))  # fmt: skip
+    def try_one(content: bytes) -> None:
+        (tmp_path / SOURCES).write_bytes(content)
+        with within_limits():
+            index = SourceIndex(tmp_path)
+            found = [index.content(path) for path in sources]
+        assert all(len(one) == 64 for one in found)
+
+    try_one()
+
+
+@MEMORY
+def test_a_mutated_memory_of_inspections_costs_opening_again_at_most(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    folder = Folder(tmp_path / "data")
+    folder.write()
+    dataset = list_cases(tmp_path / "data" / "cases.json")
+    cache = tmp_path / "cache"
+    fresh = check_changed_cases(dataset.cases, dataset, cache, workers=1)
+    whole = (cache / INSPECTIONS).read_bytes()
+    key, _, document = whole.splitlines()[0].partition(b" ")
+    rest = b"\n".join(whole.splitlines()[1:])
+
+    @FUZZ
+    @given(changed(json.loads(document)).map(lambda d: key + b" " + json.dumps(d).encode() + b"\n" + rest)
+           | mutated(whole, len(whole)))  # fmt: skip
+    def try_one(content: bytes) -> None:
+        (cache / INSPECTIONS).write_bytes(content)
+        with within_limits():
+            found = check_changed_cases(dataset.cases, dataset, cache, workers=1)
+        assert len(found) == len(fresh)
+
+    try_one()
+
+
+@pytest.mark.fault("the record of a segmented case mutated at random", "read, or refused in one line that names it")
+def test_a_mutated_record_of_a_prediction_is_read_or_refused(tmp_path: Path) -> None:
+    grid = {"shape": [2, 3, 4], "spacing_mm": [1.0, 1.0, 2.0], "orientation": "RAS", "affine": [[1.0] * 4] * 4}
+    document = {
+        "case": "a",
+        "status": "done",
+        "source": ["scan.nii.gz"],
+        "source_state": "1-2-3",
+        "files": ["a.nii.gz"],
+        "contents": {"a.nii.gz": {"bytes": 3, "sha256": "0" * 64}},
+        "not_written": {},
+        "geometry": grid | {"kind": "nifti"},
+        "classes": [{"value": v, "name": n, "colour": [0, 0, 0], "volume_ml": 1.0} for v, n in enumerate(("b", "c"))],
+        "voxels_removed": 0,
+        "precision": ["32"],
+        "seconds": {"read": 0.1},
+        "peak_memory_mb": 100.0,
+        "made_by": {"runs": []},
+    }
+    path = tmp_path / "a.json"
+    whole = json.dumps(document).encode()
+    path.write_bytes(whole)
+    assert CaseRecord.from_document(read_json(path)).case == "a"
+
+    @FUZZ
+    @given(changed(document).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
+    def try_one(content: bytes) -> None:
+        path.write_bytes(content)
+        expected_or(lambda: table_of_records(tmp_path, ["a"]))
+        expected_or(lambda: CaseRecord.from_document(read_json(path)))
+
+    try_one()
