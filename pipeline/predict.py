@@ -26,6 +26,9 @@ from pipeline.runs.run_folder import is_run_folder
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 
+MOST_WARNINGS = 20
+"""Lines of warnings that are printed; the records hold all."""
+
 
 @dataclass(frozen=True)
 class PredictionOptions:
@@ -119,7 +122,14 @@ class PredictionReport:
             if record.status == "failed":
                 lines.append(f"  {record.case}: {record.error}")
             lines += [f"  {record.case}: {name} was not written: {why}" for name, why in record.not_written.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._warnings()])
+
+    def _warnings(self) -> list[str]:
+        lines = [f"  {record.case}: warning: {text}" for record in self.cases for text in record.warnings]
+        if len(lines) > MOST_WARNINGS:
+            more = f"  {len(lines) - MOST_WARNINGS} more warnings are in the records (CASE.json)"
+            return [*lines[:MOST_WARNINGS], more]
+        return lines
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, making the folder. Raises FileError if the disk refuses."""

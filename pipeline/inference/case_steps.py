@@ -40,6 +40,8 @@ class ReadCase:
     geometry: Geometry
     inputs: list[NetworkInput]
     """The scan as each network takes it."""
+    warnings: tuple[str, ...]
+    """How the scan is unlike those of the training."""
     refused: Mapping[str, str]
     """Formats that the scan does not allow, and why."""
     seconds: float
@@ -100,8 +102,9 @@ class CaseSteps:
         if len(refused) == len(self.outputs.formats) and not self.outputs.per_structure:
             raise SegmentationError("; ".join(refused.values()))
         with _memory_in_words("read and prepare it", "crop the volume, or end other programs"):
-            inputs = prepare(self.models, case.images, case.id)
-        return ReadCase(state, geometry, inputs, refused, time.perf_counter() - start)
+            prepared = prepare(self.models, case.images, case.id)
+        seconds = time.perf_counter() - start
+        return ReadCase(state, geometry, prepared.inputs, prepared.warnings, refused, seconds)
 
     def segment(self, case: InputCase, read: ReadCase | CaseRecord) -> SegmentedCase | CaseRecord:
         """Compute features in all passes of all networks, and from them the segmentation of the scan's own voxels.
@@ -187,6 +190,7 @@ class CaseSteps:
             self.made_by,
             written=[file.path for file in written],
             refused={**read.refused, **refused},
+            warnings=read.warnings,
             source_state=read.state,
             voxels_removed=voxels_removed,
             precision=[computed_in(model, self.inference) for model in self.models],

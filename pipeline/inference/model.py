@@ -12,6 +12,7 @@ import torch
 
 from networks.checkpoint import network_of, read_checkpoint
 from networks.errors import NetworkError
+from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
 
@@ -40,6 +41,9 @@ class Model:
     """Value of each class in the label files of its training; () where these are the class indices, or not said."""
     precision: str = ""
     """What its training computed in, as Lightning calls it; "" where the checkpoint does not say."""
+
+    scans: ScanRange | None = None
+    """The range of the scans of its training; None where the checkpoint does not say."""
 
     @property
     def n_channels(self) -> int:
@@ -102,6 +106,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         flips=flips,
         label_values=_label_values(preprocessing, len(names), path),
         precision=str(checkpoint.get("precision") or ""),
+        scans=_scan_range(checkpoint.get("scans"), path),
     )
 
 
@@ -112,6 +117,17 @@ def _label_values(preprocessing: Mapping[str, Any], n_classes: int, path: Path) 
     if values and len(values) != n_classes:
         raise NetworkError(f"{path}: expected a label value for each of {n_classes} classes, found {len(values)}")
     return values
+
+
+def _scan_range(document: Any, path: Path) -> ScanRange | None:
+    if document is None:
+        return None
+    try:
+        return ScanRange.from_document(document)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise NetworkError(
+            f"{path}: expected the range of the training's scans, found {str(document)[:100]}"
+        ) from error
 
 
 def _difference(what: str, first: Sequence[str], second: Sequence[str]) -> str:

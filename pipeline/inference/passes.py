@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from networks.head import head_matrix
 from networks.sliding_window import STEP, SlidingWindow
 from pipeline.compute.devices import choose_precision
 from pipeline.inference.model import Model
+from pipeline.inference.scan_check import ScanFacts, warnings_about
 from transforms.chains import inference_chain
 from transforms.left_right import mirror_partners
 from transforms.restore import FeatureMap, FeatureStream, slice_axis
@@ -56,7 +58,16 @@ class NetworkInput:
     """4×4 of the network's grid, voxel index -> world mm (RAS+)."""
 
 
-def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[NetworkInput]:
+class PreparedScan(NamedTuple):
+    """A scan as several networks take it."""
+
+    inputs: list[NetworkInput]
+    """One a network."""
+    warnings: tuple[str, ...]
+    """How the scan is unlike those that the networks were trained on."""
+
+
+def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> PreparedScan:
     """Read and preprocess a case for each model; equal preprocessing is done once.
 
     Args:
@@ -70,15 +81,20 @@ def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> list[
     """
     by_preprocessing: dict[str, NetworkInput] = {}
     inputs = []
+    warnings: dict[str, None] = {}
     for model in models:
         if len(images) != model.n_channels:
             raise NetworkError(_other_channels(model, len(images), case))
         key = json.dumps(model.preprocessing, sort_keys=True)
         if key not in by_preprocessing:
-            image = inference_chain(**model.preprocessing)({"image": list(images), "case": case})["image"]
+            chain = inference_chain(**model.preprocessing)
+            loaded = chain({"image": list(images), "case": case}, end=1)  # the first transform of every chain reads
+            scan = ScanFacts.of(loaded["image"])
+            image = chain(loaded, start=1)["image"]
             by_preprocessing[key] = NetworkInput(image.as_tensor(), np.asarray(image.affine, np.float64))
         inputs.append(by_preprocessing[key])
-    return inputs
+        warnings |= dict.fromkeys(warnings_about(scan, model))
+    return PreparedScan(inputs, tuple(warnings))
 
 
 def _other_channels(model: Model, n_images: int, case: str) -> str:

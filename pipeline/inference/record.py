@@ -83,6 +83,8 @@ class CaseRecord:
     """What each of `files` held when it was written; empty in records of earlier versions."""
     not_written: Mapping[str, str] = field(default_factory=dict)
     """Formats that were asked for and cannot be written of this scan, and why."""
+    warnings: tuple[str, ...] = ()
+    """How the scan is unlike those that the networks were trained on."""
     geometry: Grid | None = None
     classes: tuple[ClassVolume, ...] = ()
     voxels_removed: int = 0
@@ -109,6 +111,7 @@ class CaseRecord:
             "files": list(self.files),
             "contents": {name: {"bytes": one.n_bytes, "sha256": one.sha256} for name, one in self.contents.items()},
             "not_written": dict(self.not_written),
+            "warnings": list(self.warnings),
             "geometry": self.geometry._asdict(),
             "classes": [one._asdict() for one in self.classes],
             "voxels_removed": self.voxels_removed,
@@ -137,6 +140,7 @@ class CaseRecord:
                 not_written={str(name): str(why) for name, why in document.get("not_written", {}).items()},
                 geometry=Grid(**document["geometry"]),
                 classes=tuple(ClassVolume(**one) for one in document["classes"]),
+                warnings=tuple(map(str, document.get("warnings", ()))),
                 voxels_removed=int(document["voxels_removed"]),
                 seconds=dict(document["seconds"]),
                 peak_memory_mb=float(document["peak_memory_mb"]),
@@ -158,6 +162,7 @@ def record_done(
     *,
     written: Sequence[Path],
     refused: Mapping[str, str],
+    warnings: tuple[str, ...],
     source_state: str,
     voxels_removed: int,
     precision: Sequence[str],
@@ -185,6 +190,7 @@ def record_done(
         files=tuple(names),
         contents={name: content_of(path) for name, path in names.items()},
         not_written=dict(refused),
+        warnings=warnings,
         geometry=Grid(
             shape=segmentation.array.shape,
             spacing_mm=tuple(round(float(mm), 6) for mm in spacing_mm),

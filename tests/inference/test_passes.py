@@ -120,7 +120,7 @@ def test_windows_and_mirrored_passes_average_the_logits(tmp_path, mirrored, netw
     path, roi = scan(tmp_path / "case.nii.gz"), (8, 8, 12)
     ckpt = checkpoint(tmp_path / "m.ckpt", network=network, target=(16, 16, 24))  # where both sides' windows agree
     (model,) = load_models([ckpt], choose_device("cpu"))
-    (prepared,) = prepare([model], [path], "case")
+    (prepared,) = prepare([model], [path], "case").inputs
     found = scan_features(
         model, prepared, InferenceOptions(mirrored, roi, precision="32"), ((14, 17, 11), nib.load(path).affine)
     )
@@ -136,7 +136,7 @@ def test_windows_and_mirrored_passes_average_the_logits(tmp_path, mirrored, netw
 def test_at_most_two_sets_of_features_are_kept_for_any_number_of_mirrored_passes(run, tmp_path):
     path = scan(tmp_path / "case.nii.gz")
     (model,) = load_models([run], choose_device("cpu"))
-    (prepared,) = prepare([model], [path], "case")
+    (prepared,) = prepare([model], [path], "case").inputs
     grid = ((14, 17, 11), nib.load(path).affine)
     n_features = model.network.head.in_channels
     for mirrored, n_sets in (("", 1), ("yz", 1), ("x", 2), ("xyz", 2)):
@@ -147,7 +147,7 @@ def test_at_most_two_sets_of_features_are_kept_for_any_number_of_mirrored_passes
 def test_windows_that_come_slice_by_slice_segment_as_all_at_once(run, tmp_path):
     path = scan(tmp_path / "case.nii.gz", shape=(14, 17, 70))
     (model,) = load_models([run], choose_device("cpu"))
-    (prepared,) = prepare([model], [path], "case")
+    (prepared,) = prepare([model], [path], "case").inputs
     affine, roi = nib.load(path).affine, (12, 12, 8)
     predicted([run], [path], tmp_path / "out", roi=roi)
     logits = monai_windows(model, prepared.image, roi)

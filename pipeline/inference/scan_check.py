@@ -1,0 +1,134 @@
+"""Find out whether a scan is unlike all that a network was trained on: kind, intensities, spacing, extent, slices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.data import MetaTensor
+from nibabel.orientations import aff2axcodes
+
+from pipeline.inference.model import Model
+from pipeline.planning.scan_range import Triple, along_world_axes
+
+AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
+"""World axes x, y and z."""
+
+AIR_HU = -500.0
+"""A scan with values below this is a CT in HU: air is at −1000, and other kinds of images have no such values."""
+
+FAR_SPACING = 2.0
+"""A voxel edge this many times longer than the longest, or shorter than the shortest, of the training is warned of."""
+
+FAR_EXTENT = 1.5
+"""The same for the field of view, which is stretched to the network's grid."""
+
+SHEAR_TOLERANCE = 1e-3
+"""Cosine between two voxel axes from which a grid counts as sheared; header precision leaves about 1e-6."""
+
+
+class ScanFacts(NamedTuple):
+    """What is known of a scan once it is loaded, before preprocessing; of its first channel."""
+
+    shape: tuple[int, ...]
+    """Voxels (I, J, K)."""
+    affine: np.ndarray
+    """4×4, voxel index -> world mm (RAS+)."""
+    modality: str
+    """"CT" or "MR" as the file's header says it; "" where it does not."""
+    lowest: float
+    highest: float
+    """Extremes of the intensities."""
+
+    @classmethod
+    def of(cls, image: MetaTensor) -> ScanFacts:
+        """Measure a loaded image (C, I, J, K)."""
+        first = image.as_tensor()[0]
+        lowest, highest = (float(value) for value in first.aminmax())
+        shape = tuple(int(n) for n in first.shape)
+        affine = np.asarray(image.affine, np.float64)
+        return cls(shape, affine, str(image.meta.get("modality") or ""), lowest, highest)
+
+    @property
+    def orientation(self) -> str:
+        """Where the voxel axes run, as "RAS"."""
+        return "".join(aff2axcodes(self.affine))
+
+    @property
+    def spacing_mm(self) -> Triple:
+        """Edge lengths of a voxel along the world axes."""
+        return along_world_axes(np.linalg.norm(self.affine[:3, :3], axis=0).tolist(), self.orientation)
+
+    @property
+    def extent_mm(self) -> Triple:
+        """Field of view along the world axes."""
+        edges = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return along_world_axes((edges * self.shape).tolist(), self.orientation)
+
+
+def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
+    """Say in a line each what is unusual about a scan for a network; nothing for most scans."""
+    warnings = []
+    if not scan.lowest < scan.highest:
+        warnings.append(f"every voxel of the scan is {scan.lowest:g}: nothing can be seen in it")
+    else:
+        warnings += _kind_warnings(scan, model)
+    axes = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
+    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+        warnings.append("the scan's voxel axes are not perpendicular; ITK and 3D Slicer cannot open such results")
+    if model.scans is None:
+        return warnings
+    spacings = (scan.spacing_mm, model.scans.spacing_mm, FAR_SPACING)
+    extents = (scan.extent_mm, model.scans.extent_mm, FAR_EXTENT)
+    for what, (found, trained, factor) in (("voxels", spacings), ("a field of view", extents)):
+        for axis, name in enumerate(AXES_IN_WORDS):
+            smallest, largest = trained[0][axis], trained[1][axis]
+            if not smallest / factor <= found[axis] <= largest * factor:
+                usual = f"{smallest:.4g} to {largest:.4g}" if largest > smallest else f"{largest:.4g}"
+                warnings.append(f"the scan has {what} of {found[axis]:.4g} mm {name}, those of the training {usual} mm")
+    slices = {_slice_axis(code) for code in model.scans.orientations}
+    if slices and _slice_axis(scan.orientation) not in slices:
+        usual = " or ".join(sorted(slices))
+        warnings.append(f"the scan's slices lie {_slice_axis(scan.orientation)}, those of the training {usual}")
+    return warnings
+
+
+def _slice_axis(orientation: str) -> str:
+    """The world axis along which slices k lie, in words."""
+    return AXES_IN_WORDS[along_world_axes((0, 0, 1), orientation).index(1)]
+
+
+def _kind_warnings(scan: ScanFacts, model: Model) -> list[str]:
+    """Warn of an MR network on a CT, or the other way round: by the headers where they say it, else by the values."""
+    expected = _trained_kind(model.preprocessing, model)
+    if not expected:
+        return []
+    if scan.modality in ("CT", "MR"):
+        found = scan.modality
+        because = "its header says so"
+    elif scan.lowest < AIR_HU:
+        found = "CT"
+        because = f"it has values down to {scan.lowest:g}, as air in HU"
+    elif model.scans is not None and model.scans.darkest[1] < AIR_HU:
+        found = "no CT in HU"
+        because = (
+            f"its lowest value is {scan.lowest:g}, that of the training's scans {model.scans.darkest[1]:g} or less"
+        )
+    else:
+        return []
+    return [] if found == expected else [f"the scan is {found} ({because}), the network was trained on {expected}"]
+
+
+def _trained_kind(preprocessing: Mapping[str, Any], model: Model) -> str:
+    """ "CT" or "MR" by the training's headers, intensities or scaling; "" where these do not tell."""
+    if model.scans is not None and len(model.scans.modalities) == 1:
+        return model.scans.modalities[0]
+    intensity = preprocessing.get("intensity")
+    first = intensity if isinstance(intensity, str) else next(iter(intensity or ()), "")
+    if model.scans is not None:
+        lowest, highest = model.scans.darkest
+        if first == "ct" and highest < AIR_HU:
+            return "CT"
+        return "MR" if first in ("mr", "zscore") and lowest > AIR_HU else ""
+    return {"ct": "CT", "mr": "MR"}.get(str(first), "")

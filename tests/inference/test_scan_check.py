@@ -1,0 +1,100 @@
+"""Scans that are unlike those of the training are warned of, on the terminal and in the record; all others are not."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from pipeline.cli.main import main
+from pipeline.inference.model import load_models
+from pipeline.inference.passes import prepare
+from pipeline.planning.scan_range import ScanRange
+from tests.support.tiny_prediction import checkpoint
+
+CT = ScanRange(
+    spacing_mm=((0.7, 0.7, 2.0), (1.0, 1.0, 5.0)),
+    extent_mm=((350, 350, 200), (400, 400, 400)),
+    orientations=("LPS",),
+    modalities=(),
+    darkest=(-1024, -1000),
+)
+MR = replace(CT, darkest=(0, 0))
+
+
+def saved(path, lowest=-1000.0, spacing=(8.0, 8.0, 4.0), shape=(45, 44, 75), axes="LPS", value=None):
+    """A scan of 360 × 352 × 300 mm whose voxels hold noise above `lowest`, or one value."""
+    array = np.random.default_rng(0).normal(lowest + 800, 50, shape)
+    array[0, 0, 0] = lowest
+    if value is not None:
+        array[:] = value
+    image = nib.Nifti1Image(array.astype(np.float32), np.diag([*spacing, 1.0]))
+    turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(axes))
+    nib.save(image.as_reoriented(turn), path)
+    return path
+
+
+def warnings_for(tmp_path, path, scans, **chain):
+    # Coarse voxels keep the test fast: the range of the training is widened to them.
+    if scans is not None:
+        scans = scans.to_document() | {"spacing_mm": [[6, 6, 2], [8, 8, 5]]}
+    run = checkpoint(tmp_path / "m.ckpt", extra={"scans": scans}, **chain)
+    return prepare(load_models([run], torch.device("cpu")), [path], "case").warnings
+
+
+@pytest.mark.parametrize("axes", ["LPS", "RAS", "PLI"])
+def test_a_scan_as_those_of_the_training_is_not_warned_of(tmp_path, axes):
+    path = saved(tmp_path / "a.nii", axes=axes)
+    assert warnings_for(tmp_path, path, CT) == ()
+    assert warnings_for(tmp_path, path, None) == ()
+    path = saved(tmp_path / "b.nii", lowest=0, axes=axes)
+    assert warnings_for(tmp_path, path, MR, intensity="mr") == ()
+    assert warnings_for(tmp_path, path, None, intensity="zscore") == ()
+
+
+@pytest.mark.parametrize(
+    ("scan", "scans", "chain", "words"),
+    [
+        ({}, MR, {"intensity": "mr"}, "the scan is CT (it has values down to -1000, as air in HU)"),
+        ({}, None, {"intensity": "mr"}, "the network was trained on MR"),
+        ({"lowest": 0}, CT, {}, "the scan is no CT in HU (its lowest value is 0, that of the training's scans -1000"),
+        ({"value": 7}, CT, {}, "every voxel of the scan is 7"),
+        ({"spacing": (8, 8, 12), "shape": (45, 44, 25)}, CT, {}, "voxels of 12 mm foot-head, those of the training 2 "),
+        ({"shape": (45, 44, 20)}, CT, {}, "a field of view of 80 mm foot-head, those of the training 200 to 400 mm"),
+        ({"axes": "PSR"}, CT, {}, "the scan's slices lie left-right, those of the training foot-head"),
+    ],
+    ids=["CT for MR", "CT for MR, earlier", "MR for CT", "constant", "thick", "short", "sagittal"],
+)
+def test_a_scan_unlike_those_of_the_training_is_warned_of(tmp_path, scan, scans, chain, words):
+    (warning,) = warnings_for(tmp_path, saved(tmp_path / "a.nii", **scan), scans, **chain)
+    assert words in warning
+
+
+def test_a_sheared_scan_is_warned_of(tmp_path):
+    affine = np.diag([8.0, 8.0, 4.0, 1.0])
+    affine[0, 2] = 0.5
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(-200, 300, (45, 44, 75)), affine), tmp_path / "a.nii")
+    (warning,) = warnings_for(tmp_path, tmp_path / "a.nii", CT)
+    assert "not perpendicular" in warning
+
+
+def test_warnings_are_printed_and_recorded(tmp_path, capsys):
+    run = checkpoint(tmp_path / "m.ckpt", intensity="mr")
+    path = saved(tmp_path / "case.nii")
+    assert main(["predict", str(run), str(path), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    counts, line = capsys.readouterr().out.splitlines()
+    assert counts == "1 done, 0 skipped, 0 failed"
+    assert line.startswith("  case: warning: the scan is CT")
+    (recorded,) = json.loads((tmp_path / "out" / "case.json").read_text())["warnings"]
+    assert line.endswith(recorded)
+
+
+def test_the_header_of_a_dicom_series_says_what_it_is(shared_data, tmp_path):
+    path = shared_data / "dicom_seg" / "ct-3slice"
+    assert warnings_for(tmp_path, path, None) == ()
+    (warning,) = warnings_for(tmp_path, path, None, intensity="mr")
+    assert warning == "the scan is CT (its header says so), the network was trained on MR"
