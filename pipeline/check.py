@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.checks.case_check import check_cases
+from pipeline.checks.case_check import CheckedCase, check_cases
 from pipeline.checks.channel_check import Scaling
 from pipeline.checks.findings import Finding, errors, from_error
 from pipeline.checks.screening import Screened, assess, list_configured
@@ -159,8 +160,18 @@ def _estimate_costs(
             failed.append(measured)
         else:
             trial = measured
-    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial)
+    n_voxels = _prepared_voxels(screened.cases, config.data)
+    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial, n_voxels=n_voxels)
     return estimate, (*failed, *shortages)
+
+
+def _prepared_voxels(cases: Sequence[CheckedCase], data: DataConfig) -> float | None:
+    """Voxels of a prepared case, mean over the cases; None where all have the target size."""
+    images = [case.images[0] for case in cases if case.images]
+    if data.mode == "resize" or not images:
+        return None
+    volumes = [math.prod(image.shape) * math.prod(image.spacing_mm) for image in images]
+    return sum(volumes) / len(volumes) / math.prod(data.spacing_mm)
 
 
 def to_json(report: Report) -> str:

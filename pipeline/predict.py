@@ -48,7 +48,7 @@ class PredictionOptions:
     """Axes (of x left-right, y back-front, z foot-head) along which the scan is also shown mirrored; "auto" takes those
     of the training, see `passes.choose_mirrored`."""
     roi: tuple[int, ...] | None = None
-    """Sliding window in voxels of the network's grid; None for the whole volume at once."""
+    """Sliding window in voxels of the network's grid; None for the patch of the training, or the whole volume."""
     step: float = STEP
     """Greatest distance of neighbouring windows, as a share of the window."""
     keep_largest: tuple[str, ...] = ()

@@ -225,6 +225,7 @@ def _set_up(
         target_size=config.data.target_size,
         class_weights=class_weights,
         ignores_voxels=prepared.dataset.classes.ignore_value is not None,
+        window=config.data.target_size if prepared.patches is not None else None,
         trust=trust,
     )
     _say_parameters(module.network, say)
@@ -358,6 +359,7 @@ def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, 
             max_epochs=config.training.max_epochs,
             accumulate=config.training.accumulate,
             gradient_clip=config.training.gradient_clip,
+            validate_every=config.training.validate_every,
         )
         trainer.fit(setup.module, datamodule=setup.data)
 

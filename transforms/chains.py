@@ -75,6 +75,7 @@ def preprocessing_chain(
     percentiles: Sequence[float] = (0.5, 99.5),
     scaling: str = "centred",
     keep_aspect: bool = False,
+    spacing_mm: Sequence[float] | None = None,
     label_values: Sequence[int] | None = None,
     ignore_value: int | None = None,
     label_remap: Mapping[int, int] | None = None,
@@ -83,13 +84,16 @@ def preprocessing_chain(
     """Build everything deterministic between a file and the network: what training, validation and inference share.
 
     Args:
-        target_size: voxels along left-right, back-front and foot-head of the result.
+        target_size: voxels along left-right, back-front and foot-head of the result; with `spacing_mm` the patch that
+            the network is given, which this chain does not cut.
         intensity: "ct" (window), "mr" (percentiles), "zscore", "rescale" (lowest to highest value) or "none", see
             `transforms.intensity.INTENSITIES`; one for all channels, or one a channel.
         window: HU that become the lowest and the highest value; for "ct".
         percentiles: of the voxels that are not zero, which become the lowest and the highest value; for "mr".
         scaling: "centred" scales to −1…1, "unit" to 0…1, see `transforms.intensity.SCALINGS`.
         keep_aspect: cubic voxels and padding with the lowest intensity, instead of stretching to the target size.
+        spacing_mm: resample to this spacing along left-right, back-front and foot-head instead of to a size; a volume
+            that has it already is not touched.
         label_values: the value in the label file of each class; None: the class indices themselves.
         ignore_value: the value in the label file of voxels that are ignored; becomes 255 (uint16: 65535).
         label_remap: class indices of further values in the label file, or of values that mean something else.
@@ -112,14 +116,17 @@ def preprocessing_chain(
         raise ChainError(f"scaling is {scaling!r}, expected one of {', '.join(SCALINGS)}")
     _check_rising("window", window, -math.inf, math.inf)
     _check_rising("percentiles", percentiles, 0, 100)
+    _check_spacing(spacing_mm, keep_aspect)
     keys = ["image", "label"] if with_label else ["image"]
     parts = [
         LoadVolumed(keys, label_values=label_values, ignore_value=ignore_value, label_remap=label_remap),
         Orientationd(keys, axcodes="RAS", labels=RAS),
         ScaleIntensityd("image", intensity, window=window, percentiles=percentiles, scaling=scaling),
-        ResizeImaged("image", target_size, keep_aspect=keep_aspect),
+        ResizeImaged("image", target_size, keep_aspect=keep_aspect, spacing_mm=spacing_mm),
     ]
-    return Chain([*parts, ResizeLabeld("label", target_size, keep_aspect=keep_aspect)] if with_label else parts)
+    if with_label:
+        parts.append(ResizeLabeld("label", target_size, keep_aspect=keep_aspect, spacing_mm=spacing_mm))
+    return Chain(parts)
 
 
 def preprocessing_arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -224,3 +231,13 @@ def root_cause(error: BaseException) -> BaseException:
     while type(error) is RuntimeError and str(error).startswith("applying transform") and error.__cause__:
         error = error.__cause__
     return error
+
+
+def _check_spacing(spacing_mm: Sequence[float] | None, keep_aspect: bool) -> None:
+    if spacing_mm is None:
+        return
+    numbers = list(spacing_mm)
+    if len(numbers) != 3 or not all(math.isfinite(mm) and mm > 0 for mm in numbers):
+        raise ChainError(f"spacing_mm is {spacing_mm!r}, expected three numbers of mm above 0")
+    if keep_aspect:
+        raise ChainError("keep_aspect is for resizing to target_size; spacing_mm keeps every proportion, leave it out")

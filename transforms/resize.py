@@ -32,6 +32,10 @@ TIE = 1e-5
 """Shares closer than this count as equal (float32 sums differ in the last digits); the lower class index then wins."""
 
 
+SAME_SPACING = 1e-3
+"""Relative difference of two spacings up to which a volume is not resampled."""
+
+
 @dataclass(frozen=True)
 class GridAlignment:
     """Where a target grid lies on a source grid: source index = scale · target index + offset, axis by axis."""
@@ -80,6 +84,28 @@ def align_grids(
     axes = zip(source_size, target_size, scale, strict=True)
     offset = tuple((n - 1) / 2 - s * (t - 1) / 2 for n, t, s in axes)
     return GridAlignment(tuple(source_size), tuple(target_size), scale, offset)
+
+
+def align_to_spacing(
+    source_size: Sequence[int], source_mm: Sequence[float | int], spacing_mm: Sequence[float | int]
+) -> GridAlignment:
+    """Lay a grid of the given spacing over a source grid, centres of the fields of view together.
+
+    The target has as many voxels as come closest to the source's field of view. An axis whose spacing is already within
+    `SAME_SPACING` of the wanted one keeps its voxels as they are.
+
+    >>> align_to_spacing((100, 100, 20), (0.5, 0.5, 5), (1, 1, 5)).target_size
+    (50, 50, 20)
+    """
+    target_size = []
+    scale = []
+    for n, mm, wanted in zip(source_size, source_mm, spacing_mm, strict=True):
+        is_same = abs(wanted / mm - 1) <= SAME_SPACING
+        target_size.append(int(n) if is_same else max(1, round(n * mm / wanted)))
+        scale.append(1.0 if is_same else wanted / mm)
+    axes = zip(source_size, target_size, scale, strict=True)
+    offset = tuple((n - 1) / 2 - s * (t - 1) / 2 for n, t, s in axes)
+    return GridAlignment(tuple(source_size), tuple(target_size), tuple(scale), offset)
 
 
 def voxel_map(from_affine: Real[np.ndarray, "4 4"], onto_affine: Real[np.ndarray, "4 4"]) -> Float64[np.ndarray, "4 4"]:
@@ -185,7 +211,7 @@ def _resize_label_compactly(label: Tensor, alignment: GridAlignment) -> Tensor:
 
 
 class _Resized(MapTransform):
-    """Resize each key, (C, I, J, K) with its affine, by `resample`, which takes the alignment of the two grids.
+    """Resample each key, (C, I, J, K) with its affine, to a size, or to a spacing where `spacing_mm` is given.
 
     Not invertible for MONAI: `transforms.restore` brings predictions back by the two affines alone.
     """
@@ -198,10 +224,12 @@ class _Resized(MapTransform):
         target_size: Sequence[int],
         *,
         keep_aspect: bool = False,
+        spacing_mm: Sequence[float] | None = None,
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
         self.target_size = tuple(int(n) for n in target_size)
+        self.spacing_mm = spacing_mm
         self.keep_aspect = keep_aspect
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -211,10 +239,11 @@ class _Resized(MapTransform):
         return d
 
     def _to_target(self, volume: Tensor) -> Tensor:
-        spacing_mm = None
-        if self.keep_aspect:
-            spacing_mm = volume.pixdim.tolist() if isinstance(volume, MetaTensor) else (1.0, 1.0, 1.0)
-        alignment = align_grids(volume.shape[1:], self.target_size, spacing_mm)
+        voxel_mm = volume.pixdim.tolist() if isinstance(volume, MetaTensor) else (1.0, 1.0, 1.0)
+        if self.spacing_mm is not None:
+            alignment = align_to_spacing(volume.shape[1:], voxel_mm, self.spacing_mm)
+        else:
+            alignment = align_grids(volume.shape[1:], self.target_size, voxel_mm if self.keep_aspect else None)
         if not isinstance(volume, MetaTensor):
             return self.resample(volume, alignment)
         out = MetaTensor(self.resample(volume.as_tensor(), alignment)).copy_meta_from(volume)
@@ -224,7 +253,11 @@ class _Resized(MapTransform):
 
 
 class ResizeImaged(_Resized):
-    """`resize_image` as a dictionary transform; `keep_aspect` pads instead of stretching, see `align_grids`."""
+    """`resize_image` as a dictionary transform; `keep_aspect` pads instead of stretching, see `align_grids`.
+
+    With `spacing_mm` the result has that spacing and the size that follows from it, see `align_to_spacing`; a volume
+    that has it already comes out voxel for voxel.
+    """
 
     resample = staticmethod(resize_image)
 

@@ -64,27 +64,42 @@ def _rotation(degrees: Sequence[float | int]) -> np.ndarray:
 
 
 def sample_affine(
-    image: Float[Tensor, "C I J K"] | None, label: Integer[Tensor, "1 I J K"] | None, matrix: Float64[np.ndarray, "4 4"]
-) -> tuple[Float[Tensor, "C I J K"] | None, Integer[Tensor, "1 I J K"] | None]:
+    image: Float[Tensor, "C I J K"] | None,
+    label: Integer[Tensor, "1 I J K"] | None,
+    matrix: Float64[np.ndarray, "4 4"],
+    *,
+    size: Sequence[int] | None = None,
+    outside: Sequence[float] | None = None,
+) -> tuple[Float[Tensor, "C X Y Z"] | None, Integer[Tensor, "1 X Y Z"] | None]:
     """Sample an image linearly and a label at the nearest voxel, both at `matrix` @ (index of the output voxel).
 
-    Both lie on one grid and device; either may be None. Outside the grid lies each channel's lowest value, and class
-    0. Returns new tensors of the same shapes and dtypes.
+    Args:
+        image: on one grid and device with the label; either may be None.
+        label: see image.
+        matrix: output voxel index -> index in image and label.
+        size: voxels of the output; None: those of the input.
+        outside: value outside the image's grid, a channel each; None: each channel's lowest. Outside the label is 0.
+
+    Returns:
+        New tensors of the given size and the same dtypes.
     """
     # One border voxel holds the outside, so that no neighbour needs a test; image and label share the indices.
     volume = image if image is not None else label
     assert volume is not None
-    size = tuple(volume.shape[1:])
-    strides = ((size[1] + 2) * (size[2] + 2), size[2] + 2, 1)
-    channels = [] if image is None else [_bordered(channel, float(channel.min())) for channel in image]
+    source = tuple(volume.shape[1:])
+    size = source if size is None else tuple(size)
+    strides = ((source[1] + 2) * (source[2] + 2), source[2] + 2, 1)
+    if image is not None and outside is None:
+        outside = [float(channel.min()) for channel in image]
+    channels = [] if image is None else [_bordered(c, value) for c, value in zip(image, outside or (), strict=True)]
     classes = None if label is None else _bordered(indexable(label)[0], 0)
-    new_image = None if image is None else torch.empty_like(image, memory_format=torch.contiguous_format)
+    new_image = None if image is None else image.new_empty(len(image), *size)
     new_label = None if classes is None else torch.empty(size, dtype=classes.dtype, device=volume.device)
     at_once = VOXELS_AT_ONCE.get(volume.device.type, VOXELS_ON_DEVICE)
     planes = max(1, at_once // (size[1] * size[2]))
     for start in range(0, size[0], planes):
         rows = slice(start, min(size[0], start + planes))
-        base, nearest, weights = _indices(matrix, rows, size, strides, volume.device)
+        base, nearest, weights = _indices(matrix, rows, size, source, strides, volume.device)
         if new_image is not None:
             for channel, out in zip(channels, new_image, strict=True):
                 _trilinear(channel, base, weights, strides, out[rows])
@@ -104,7 +119,12 @@ def _bordered(volume: Tensor, outside: float | int) -> Tensor:
 
 
 def _indices(
-    matrix: np.ndarray, rows: slice, size: Sequence[int], strides: Sequence[int], device: torch.device
+    matrix: np.ndarray,
+    rows: slice,
+    size: Sequence[int],
+    source: Sequence[int],
+    strides: Sequence[int],
+    device: torch.device,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Flat index of the lower corner, of the nearest voxel, and the weight of the upper neighbour along each axis.
 
@@ -116,7 +136,7 @@ def _indices(
     base = torch.zeros((), dtype=torch.int32, device=device)
     nearest = base
     weights = []
-    for row, n, stride in zip(matrix[:3].tolist(), size, strides, strict=True):
+    for row, n, stride in zip(matrix[:3].tolist(), source, strides, strict=True):
         position = (row[0] * i + row[1] * j + (row[3] + 1)) + row[2] * k  # + 1: the border voxel
         position.clamp_(0, n + 1)
         corner = position.int().clamp_(max=n)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from monai.data import Dataset
 
 from pipeline.cache.build import build_entries
 from pipeline.cache.case_store import CaseStore
-from pipeline.cache.entry import CacheError, read_entry, read_header
+from pipeline.cache.entry import CacheError, StoredEntry, read_entry, read_header
 from pipeline.cache.key import sha256
 from pipeline.console.progress import Progress
 from transforms.chains import root_cause
@@ -47,6 +48,8 @@ class CachedDataset(Dataset):
         transform: Callable[[Any], Any] | None = None,
         seed: int = 0,
         max_bytes: int | None = None,
+        with_places: bool = False,
+        in_parts: bool = False,
     ) -> None:
         """Name the cases and how they are prepared; opens the folder and prepares nothing.
 
@@ -60,15 +63,20 @@ class CachedDataset(Dataset):
             n_classes: number of classes, background included.
             transform: applied to every item that was read.
             seed: decides the random numbers of `transform`.
+            with_places: store voxels of every class with the case, for placing patches; such entries have other names.
+            in_parts: give `transform` {"stored": StoredEntry, "epoch": epoch, "case": id}, of which it reads what it
+                needs, instead of image and label.
             max_bytes: size of the folder above which `build` removes the least recently used entries of other chains.
 
         Raises:
             CacheError: `key` is not JSON-able, or the folder cannot be used.
         """
-        self.store = CaseStore(items, chain, folder=folder, key=key, n_classes=n_classes)
+        self.store = CaseStore(items, chain, folder=folder, key=key, n_classes=n_classes, with_places=with_places)
         super().__init__(self.store.items, transform)
         self.seed = seed
         self.max_bytes = max_bytes
+        self.in_parts = in_parts
+        self._verified: set[int] = set()
 
     @property
     def folder(self) -> Path:
@@ -81,14 +89,16 @@ class CachedDataset(Dataset):
         return self.store.chain_id
 
     def __getitem__(self, index: Any) -> Any:
-        """Return the item of an int or of a pair (epoch, int); a slice or a list gives a Subset, as in MONAI.
+        """Return the item of an int, a pair (epoch, int) or, for the n-th patch of a case, a triple (epoch, int, n).
+
+        A slice or a list gives a Subset, as in MONAI.
 
         Raises:
             CacheError: the case cannot be prepared or augmented; any error of the chain itself.
         """
         if isinstance(index, tuple):
-            epoch, position = index
-            return self._item(position, f"epoch {epoch}")
+            epoch, position, *patch = index
+            return self._item(position, " ".join([f"epoch {epoch}", *(f"patch {n}" for n in patch)]), epoch)
         return super().__getitem__(index)
 
     def build(self, progress: Progress | None = None, *, workers: int | None = None) -> None:
@@ -120,12 +130,17 @@ class CachedDataset(Dataset):
         is_random = hasattr(self.transform, "set_random_state") and bool(self.transform.transforms)
         return self._item(index, f"draw {int(torch.randint(2**62, ()))}" if is_random else "")
 
-    def _item(self, index: int, draw: str) -> Any:
-        _, image, label = self.store.read(index, read_entry)
+    def _item(self, index: int, draw: str, epoch: int = 0) -> Any:
         case = self.store.case(index)
-        item = {"image": image, "case": case}
-        if label is not None:
-            item["label"] = label
+        item: dict[str, Any] = {"case": case}
+        if self.in_parts:
+            item["stored"] = self.store.read(index, partial(StoredEntry, verify=index not in self._verified))
+            item["epoch"] = epoch
+            self._verified.add(index)
+        else:
+            _, item["image"], label = self.store.read(index, read_entry)
+            if label is not None:
+                item["label"] = label
         self.transform.set_random_state(seed=_hash_to_seed(self.seed, draw, case))
         try:
             return self.transform(item)

@@ -25,6 +25,7 @@ from pipeline.cache.folder import SUFFIX, open_folder
 from pipeline.cache.key import SourceIndex, contents_of, identify_chain, sha256
 from pipeline.cache.locks import locked
 from transforms.chains import root_cause
+from transforms.patches import PLACES_PER_CLASS
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class CaseStore:
         folder: str | os.PathLike[str],
         key: Mapping[str, Any],
         n_classes: int,
+        with_places: bool = False,
     ) -> None:
         """Open the folder, which is made if need be; for the arguments see `CachedDataset`.
 
@@ -55,7 +57,10 @@ class CaseStore:
         self.chain = chain
         self.folder = Path(folder)
         self.n_classes = n_classes
-        self.parameters, self.chain_id = identify_chain(key, n_classes)
+        self.with_places = with_places
+        # Entries of one name must be alike, so places belong to the name.
+        named_by = {**key, "places": PLACES_PER_CLASS} if with_places else key
+        self.parameters, self.chain_id = identify_chain(named_by, n_classes)
         self._names: list[str | None] = [None] * len(self.items)
         self._sources: SourceIndex | None = None
         open_folder(self.folder)
@@ -149,7 +154,14 @@ class CaseStore:
         case = self.case(index)
         try:
             prepared = self.chain(dict(self.items[index]))
-            return encode(prepared, name=name, case=case, chain=self.parameters, n_classes=self.n_classes)
+            return encode(
+                prepared,
+                name=name,
+                case=case,
+                chain=self.parameters,
+                n_classes=self.n_classes,
+                with_places=self.with_places,
+            )
         except Exception as error:
             root = root_cause(error)
             if isinstance(root, ValueError) and f"case {case}" not in str(root):

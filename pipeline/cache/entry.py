@@ -2,7 +2,8 @@
 
 Layout, little endian: 8 bytes magic, uint32 format version, uint32 length and uint32 CRC-32 of the JSON header, the
 header, zeros up to the next multiple of 4096; then the payload: image uint16 (C, I, J, K) in C order, zeros up to a
-multiple of 64, label uint8 or uint16 (1, I, J, K), zeros up to a multiple of 4096. Nothing in it is ever executed.
+multiple of 64, label uint8 or uint16 (1, I, J, K), zeros up to a multiple of 64, places uint32, zeros up to a multiple
+of 4096. Nothing in it is ever executed.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from monai.data import MetaTensor
 
 from pipeline.files.atomic import replace_durably
+from transforms.patches import places_of
 
 MAGIC = b"BODYCASE"
 VERSION = 1
@@ -82,6 +84,8 @@ class Entry:
     """Voxels of every class in the prepared label; None where there is none."""
     voxel_hash: str
     """SHA-256 of the prepared image."""
+    n_places: tuple[tuple[int, int], ...] = ()
+    """(class, number of voxels) of the places that follow the label, see `transforms.patches.places_of`."""
     checksum: str = ""
     """Of the payload."""
 
@@ -91,20 +95,32 @@ class Entry:
         return _round_up(2 * math.prod(self.image_shape), _ALIGNMENT)
 
     @property
+    def places_offset(self) -> int:
+        """Byte of the payload at which the places start, uint32."""
+        width = np.dtype(self.label_dtype).itemsize if self.label_dtype else 0
+        return _round_up(self.label_offset + width * math.prod(self.image_shape[1:]), _ALIGNMENT)
+
+    @property
     def payload_bytes(self) -> int:
         """Length of the payload, padding included."""
-        width = np.dtype(self.label_dtype).itemsize if self.label_dtype else 0
-        return _round_up(self.label_offset + width * math.prod(self.image_shape[1:]), PAGE)
+        return _round_up(self.places_offset + 4 * sum(n for _, n in self.n_places), PAGE)
 
 
 def encode(
-    prepared: Mapping[str, Any], *, name: str, case: str, chain: dict[str, Any], n_classes: int
+    prepared: Mapping[str, Any],
+    *,
+    name: str,
+    case: str,
+    chain: dict[str, Any],
+    n_classes: int,
+    with_places: bool = False,
 ) -> tuple[Entry, np.ndarray]:
     """Turn what the chain returned into a header and a payload (uint8, one dimension).
 
     `prepared["image"]` is float (C, I, J, K) and finite, stored as uint16 with a least value and a step per channel, so
     that what is read back differs by at most (greatest − least) / 131070, beside float32 rounding. `prepared["label"]`,
-    if there is one, is uint8 or uint16 (1, I, J, K), stored as it is; the dtype's greatest value means "ignore".
+    if there is one, is uint8 or uint16 (1, I, J, K), stored as it is; the dtype's greatest value means "ignore". With
+    `with_places`, voxels of every foreground class are drawn, for placing patches.
 
     Raises CacheError for NaN, infinity, other shapes or dtypes, and label values outside the classes.
     """
@@ -112,6 +128,9 @@ def encode(
     stored, minimum, step = _quantised(_plain(image))
     if label is not None:
         label = _checked_label(_plain(label), stored.shape[1:])
+    places: dict[int, np.ndarray] = {}
+    if with_places and label is not None:
+        places = places_of(label[0], range(1, n_classes), seed=int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
     meta = image.meta if isinstance(image, MetaTensor) else {}
     entry = Entry(
         name=name,
@@ -127,11 +146,15 @@ def encode(
         notes={key: value for key, value in meta.items() if _is_note(key, value)},
         class_voxels=None if label is None else _class_voxels(label, n_classes),
         voxel_hash=hashlib.sha256(repr((stored.shape, minimum, step)).encode() + stored.tobytes()).hexdigest(),
+        n_places=tuple((c, len(chosen)) for c, chosen in places.items()),
     )
     payload = np.zeros(entry.payload_bytes, np.uint8)
     payload[: stored.nbytes] = stored.reshape(-1).view(np.uint8)
     if label is not None:
         payload[entry.label_offset :][: label.nbytes] = label.reshape(-1).view(np.uint8)
+    if places:
+        chosen = np.concatenate(list(places.values())).astype("<u4")
+        payload[entry.places_offset :][: chosen.nbytes] = chosen.view(np.uint8)
     return dataclasses.replace(entry, checksum=_checksum(payload)), payload
 
 
@@ -155,6 +178,66 @@ def read_header(path: Path) -> Entry:
         return _read_header(file, path)[0]
 
 
+class StoredEntry:
+    """An entry of which any part can be read: a `transforms.patches.StoredCase`.
+
+    Args:
+        path: the entry's file.
+        verify: hold all voxels against their checksum, which reads the whole file once.
+
+    Raises:
+        DamagedEntryError: see `read_entry`.
+        FileNotFoundError: there is no such entry.
+    """
+
+    def __init__(self, path: Path, *, verify: bool = True) -> None:
+        with path.open("rb") as file:
+            self.entry, offset = _read_header(file, path)
+            self.payload = np.memmap(file, np.uint8, mode="r", offset=offset, shape=(self.entry.payload_bytes,)).view(
+                np.ndarray
+            )
+        if verify and _checksum(self.payload) != self.entry.checksum:
+            raise DamagedEntryError(f"cache entry {path}: the voxels do not match their checksum")
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """Voxels (I, J, K)."""
+        i, j, k = self.entry.image_shape[1:]
+        return i, j, k
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel size along i, j, k."""
+        i, j, k = np.linalg.norm(np.array(self.entry.affine)[:3, :3], axis=0).tolist()
+        return i, j, k
+
+    @property
+    def lowest(self) -> tuple[float, ...]:
+        """The lowest value of each channel."""
+        return self.entry.minimum
+
+    @property
+    def places(self) -> dict[int, np.ndarray]:
+        """Voxels of every class, see `transforms.patches.places_of`."""
+        total = sum(n for _, n in self.entry.n_places)
+        flat = self.payload[self.entry.places_offset :][: 4 * total].view("<u4")
+        ends = np.cumsum([n for _, n in self.entry.n_places])
+        return dict(zip((c for c, _ in self.entry.n_places), np.split(flat, ends[:-1]), strict=True)) if total else {}
+
+    def read(self, start: Sequence[int], stop: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image float32 (C, i, j, k) and label (1, i, j, k) of the voxels start … stop; nothing else is read.
+
+        Raises CacheError where the case has no label.
+        """
+        if self.entry.label_dtype is None:
+            raise CacheError(f"case {self.entry.case}: it has no label, so no patches for training can be cut")
+        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        n_label = math.prod(self.size)
+        label = self.payload[self.entry.label_offset :].view(self.entry.label_dtype)[:n_label].reshape(1, *self.size)
+        image = _decoded(_stored_image(self.payload, self.entry)[(slice(None), *box)], self.entry)
+        return image, torch.from_numpy(label[(slice(None), *box)].copy())
+
+
 def read_entry(path: Path) -> tuple[Entry, MetaTensor, MetaTensor | None]:
     """Return header, image float32 (C, I, J, K) and label uint8/uint16 (1, I, J, K), both with affine and our own copy.
 
@@ -162,17 +245,17 @@ def read_entry(path: Path) -> tuple[Entry, MetaTensor, MetaTensor | None]:
 
     Raises DamagedEntryError, FileNotFoundError.
     """
-    with path.open("rb") as file:
-        entry, offset = _read_header(file, path)
-        payload = np.memmap(file, np.uint8, mode="r", offset=offset, shape=(entry.payload_bytes,)).view(np.ndarray)
-    if _checksum(payload) != entry.checksum:
-        raise DamagedEntryError(f"cache entry {path}: the voxels do not match their checksum")
-    image = _with_geometry(_decoded(payload, entry), entry)
-    image.meta.update(entry.notes)
+    stored = StoredEntry(path)
+    entry = stored.entry
     if entry.label_dtype is None:
-        return entry, image, None
-    label = payload[entry.label_offset :].view(entry.label_dtype)[: math.prod(entry.image_shape[1:])]
-    return entry, image, _with_geometry(torch.from_numpy(label.reshape(1, *entry.image_shape[1:]).copy()), entry)
+        whole = _decoded(_stored_image(stored.payload, entry), entry)
+        label = None
+    else:
+        whole, plain_label = stored.read((0, 0, 0), stored.size)
+        label = _with_geometry(plain_label, entry)
+    image = _with_geometry(whole, entry)
+    image.meta.update(entry.notes)
+    return entry, image, label
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[Entry, int]:
@@ -201,6 +284,7 @@ def _parsed(header: bytes, path: Path) -> Entry:
         fields = json.loads(header)
         for key in ("image_shape", "minimum", "step", "source_shape", "class_voxels"):
             fields[key] = None if fields[key] is None else tuple(fields[key])
+        fields["n_places"] = tuple((int(c), int(n)) for c, n in fields.get("n_places", ()))
         entry = Entry(**fields)
         shape = entry.image_shape
         whole = (
@@ -209,6 +293,7 @@ def _parsed(header: bytes, path: Path) -> Entry:
             and entry.label_dtype in (None, "uint8", "uint16")
             and np.asarray(entry.minimum, float).shape == np.asarray(entry.step, float).shape == shape[:1]
             and np.asarray(entry.affine, float).shape == (4, 4)
+            and all(n >= 0 for _, n in entry.n_places)
             and path.stem == entry.name
         )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
@@ -245,9 +330,14 @@ def _quantised(image: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[
     return stored, tuple(minimum), tuple(step)
 
 
-def _decoded(payload: np.ndarray, entry: Entry) -> torch.Tensor:
-    stored = payload[: 2 * math.prod(entry.image_shape)].view("<u2").reshape(entry.image_shape)
-    image = np.empty(entry.image_shape, np.float32)
+def _stored_image(payload: np.ndarray, entry: Entry) -> np.ndarray:
+    """(C, I, J, K) uint16, a view of the payload."""
+    return payload[: 2 * math.prod(entry.image_shape)].view("<u2").reshape(entry.image_shape)
+
+
+def _decoded(stored: np.ndarray, entry: Entry) -> torch.Tensor:
+    """float32 values of a part (C, i, j, k) of the stored image."""
+    image = np.empty(stored.shape, np.float32)
     for channel, target, least, step in zip(stored, image, entry.minimum, entry.step, strict=True):
         np.multiply(channel, np.float32(step), out=target)
         if least != 0:

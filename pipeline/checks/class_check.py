@@ -32,9 +32,20 @@ class TargetGrid:
     """Voxels along left-right, back-front and foot-head."""
     keep_aspect: bool
     """Cubic voxels and padding instead of stretching."""
+    resampled_mm: tuple[float, ...] = ()
+    """Spacing that volumes are resampled to instead (data.mode patch); empty: none."""
+
+    @property
+    def in_words(self) -> str:
+        """What a voxel of it is."""
+        if self.resampled_mm:
+            return f"at {'×'.join(f'{mm:g}' for mm in self.resampled_mm)} mm"
+        return f"at the target size of {'×'.join(map(str, self.size))}"
 
     def spacing_mm(self, extent_mm: np.ndarray) -> np.ndarray:
         """Edges of a target voxel, for a volume of this extent along the world axes."""
+        if self.resampled_mm:
+            return np.array(self.resampled_mm)
         edges = extent_mm / np.array(self.size)
         return np.full(3, edges.max()) if self.keep_aspect else edges
 
@@ -170,11 +181,11 @@ def _lost_at_target_size(cases: Sequence[CheckedCase], dataset: Dataset, target:
             kept |= shares_at_target_size(case, case.label, target) >= _LEAST_SHARE
     lost = [index for index in range(1, len(names)) if n_cases[index] and not kept[index]]
     if lost:
-        size = "×".join(map(str, target.size))
         held = some_of([f"{names[index]} (in {n_cases[index]} cases)" for index in lost], _NAMES_LISTED)
-        expected = f"structures thicker than a voxel at the target size of {size}"
+        expected = f"structures thicker than a voxel {target.in_words}"
         found = f"none that is likely to be left of {held}"
-        remedy = "the network cannot learn them: choose a larger --target_size, or crop the volumes"
+        finer = "a finer data.spacing_mm" if target.resampled_mm else "a larger --target_size, or crop the volumes"
+        remedy = f"the network cannot learn them: choose {finer}"
         yield Finding("warning", "class_lost", "", str(dataset.root), expected, found, remedy)
 
 

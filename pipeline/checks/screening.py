@@ -134,7 +134,7 @@ def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Sc
         split=split,
         intensity=intensity,
         scaling=Scaling.of(config.data),
-        target=TargetGrid(config.data.target_size, config.data.keep_aspect),
+        target=TargetGrid(config.data.target_size, config.data.keep_aspect, config.data.spacing_mm),
     )
     return Screened(dataset, split, tuple(cases), intensity, tuple(findings))
 

@@ -43,7 +43,7 @@ SHORT_FLAGS: dict[str, str] = {
 """The documented flags beside the full ones."""
 
 
-_METAVARS = {int: "N", float: "X", str: "NAME"}
+_METAVARS = {int: "N", float: "X", str: "NAME", list[int]: "[N,N,…]"}
 
 
 def add_settings(parser: ArgumentParser) -> None:

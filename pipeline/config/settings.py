@@ -70,8 +70,22 @@ class DataConfig:
     """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
     skip_bad_cases: bool = False
     """Train without the cases that have errors instead of refusing; training_config.json names them."""
+    mode: Literal["resize", "patch"] = "resize"
+    """resize = every volume becomes target_size; patch = volumes keep their resolution (spacing_mm), the network is
+    trained on patches of target_size and predicts whole scans through a window of that size."""
     target_size: tuple[int, int, int] = (160, 160, 256)
-    """Size in voxels (left-right, back-front, foot-head) that every volume is resized to."""
+    """Size in voxels (left-right, back-front, foot-head) of the patch in patch mode, else that every volume is resized
+    to."""
+    spacing_mm: tuple[float, ...] = ()
+    """Voxel size (left-right, back-front, foot-head) that volumes are resampled to in patch mode; `bodyseg plan` finds
+    it."""
+    patches_per_case: float = 1.0
+    """Patches of the final batch size drawn in an epoch, for each training case (patch mode)."""
+    foreground: float = 0.5
+    """Share of the patches that are placed over a structure, rare ones as often as large ones (patch mode)."""
+    patch_growth: tuple[list[int], ...] = ()
+    """Smaller patches for the first epochs (patch mode): voxels i, j, k, batch size and epochs of each stage; the other
+    epochs take target_size and batch_size."""
     keep_aspect: bool = False
     """Keep the body's proportions and pad, instead of stretching the volume to the target size."""
     intensity: Literal["auto", "ct", "mr", "zscore"] = "auto"
@@ -106,6 +120,7 @@ class DataConfig:
             math.prod(self.target_size) <= MAX_VOXELS,
             f"data.target_size {list(self.target_size)}: expected at most {MAX_VOXELS} voxels",
         )
+        self._check_patches()
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
         require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
@@ -136,6 +151,31 @@ class DataConfig:
             0 <= self.cache_limit_gb < math.inf,
             f"data.cache_limit_gb must be a number of 0 (no limit) or more, got {self.cache_limit_gb}",
         )
+
+    def _check_patches(self) -> None:
+        if self.mode == "resize":
+            default = {f.name: f.default for f in fields(self)}
+            for name in ("spacing_mm", "patches_per_case", "foreground", "patch_growth"):
+                require(
+                    getattr(self, name) == default[name],
+                    f"data.{name} is for patches; set data.mode to patch, or remove it",
+                )
+            return
+        require(
+            len(self.spacing_mm) == 3 and all(0 < mm < math.inf for mm in self.spacing_mm),
+            f"data.spacing_mm {list(self.spacing_mm)}: expected three numbers of mm above 0; bodyseg plan finds them",
+        )
+        require(not self.keep_aspect, "data.keep_aspect is for resizing; remove it or set data.mode to resize")
+        require(not self.augment_on_device, "data.augment_on_device is for data.mode resize; remove it")
+        require(
+            0 < self.patches_per_case < math.inf, f"data.patches_per_case must be above 0, got {self.patches_per_case}"
+        )
+        require(0 <= self.foreground <= 1, f"data.foreground must lie within 0 to 1, got {self.foreground}")
+        for stage in self.patch_growth:
+            require(
+                len(stage) == 5 and all(isinstance(n, int) and n >= 1 for n in stage) and min(stage[:3]) >= 4,
+                f"data.patch_growth {stage}: expected five numbers, voxels i, j, k (4 or more), batch size and epochs",
+            )
 
 
 @dataclass(frozen=True)
@@ -195,6 +235,8 @@ class TrainingConfig:
     """Stop when val_mIoU has not risen for so many epochs; 0 = never."""
     compile: bool = False
     """Compile the network with torch.compile (needs a C++ compiler on a CPU; pays on long GPU trainings)."""
+    validate_every: int = 1
+    """Validate after every so many epochs, and after the last; in between, the log holds null."""
     overlay_every: int = 10
     """Every so many epochs a validation slice with its segmentation goes to TensorBoard; 0 = never."""
 
@@ -226,6 +268,7 @@ class TrainingConfig:
             self.early_stopping_patience >= 0,
             f"training.early_stopping_patience must be 0 or more, got {self.early_stopping_patience}",
         )
+        require(self.validate_every >= 1, f"training.validate_every must be at least 1, got {self.validate_every}")
         require(self.overlay_every >= 0, f"training.overlay_every must be 0 or more, got {self.overlay_every}")
 
 

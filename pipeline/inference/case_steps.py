@@ -120,7 +120,7 @@ class CaseSteps:
         start = time.perf_counter()
         self.say(f"{case.id}: network")
         network = _Stopwatch()
-        is_windowed = self.inference.roi is not None
+        is_windowed = any(self.inference.roi or model.window for model in self.models)
         share = 1.0 if is_windowed else NETWORK_SHARE  # windows are computed as their features are needed
         grid = (read.geometry.shape[:3], read.geometry.affine)
         features: list[FeatureMap | FeatureStream] = []

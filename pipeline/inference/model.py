@@ -51,6 +51,14 @@ class Model:
         return len(self.channel_names)
 
     @property
+    def window(self) -> tuple[int, int, int] | None:
+        """Voxels (I, J, K) of the patches it was trained on; None where it was trained on whole volumes."""
+        if not self.preprocessing.get("spacing_mm"):
+            return None
+        i, j, k = self.preprocessing["target_size"]
+        return int(i), int(j), int(k)
+
+    @property
     def device(self) -> torch.device:
         """Where the network computes."""
         return next(self.network.parameters()).device

@@ -41,7 +41,7 @@ class InferenceOptions:
     mirrored: str = ""
     """Axes ("x", "xy", …) that are flipped in all combinations, whose logits are averaged; "" for none."""
     roi: tuple[int, int, int] | None = None
-    """Sliding window in voxels of the network's grid; None for the whole volume at once."""
+    """Sliding window in voxels of the network's grid; None for the patch of the training, or the whole volume."""
     step: float = STEP
     """Greatest distance of neighbouring windows as a share of the window."""
     precision: str = "auto"
@@ -142,7 +142,7 @@ def scan_features(
     axis = slice_axis(source[1], source[0], network_input.affine)
     passes = _Passes(model, options)
     window = SlidingWindow(
-        passes.features, image, options.roi or size, step=options.step, axis=axis, device=model.device
+        passes.features, image, options.roi or model.window or size, step=options.step, axis=axis, device=model.device
     )
     if progress:
         n_passes = window.n_windows * len(passes.flips)

@@ -172,6 +172,55 @@ def slab_dice_ce(
     return DiceCE(*_SlabDiceCE.apply(features, weight, bias, label.flatten(1), class_weights, options))
 
 
+class VolumeDiceCE:
+    """The loss of one volume whose features come in parts, as those of a sliding window do; without gradient.
+
+    Equal to `slab_dice_ce` of the whole volume, since the loss is made of sums over voxels.
+
+    Args:
+        weight: (C, F) of the head, or None where the features are the logits.
+        bias: (C,) of the head, or None.
+        class_weights: (C,), see `SlabDiceCELoss`; None weighs all classes alike.
+        ignore_index: see there.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "C F"] | None,
+        bias: Float[Tensor, " C"] | None,
+        *,
+        class_weights: Float[Tensor, " C"] | None = None,
+        ignore_index: int | None = None,
+    ) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.class_weights = class_weights
+        self.ignore_index = ignore_index
+        self._sums: Tensor | None = None
+        self._counts: Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, features: Float[Tensor, F * grid], label: Integer[Tensor, "*grid"]) -> None:
+        """Add a part of the volume. Raises ValueError as `slab_dice_ce` does."""
+        flat = label.as_subclass(Tensor).reshape(1, -1)
+        with torch.autocast(features.device.type, enabled=False):
+            batch = SlabBatch(features.as_subclass(Tensor)[None], self.weight, self.bias, flat, self.ignore_index, None)
+            counts = _class_counts(flat, batch.n_classes, self.ignore_index)
+            sums = torch.stack(_gather_sums(batch)[0])
+        self._sums = sums if self._sums is None else self._sums + sums
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def loss(self) -> Float[Tensor, ""]:
+        """Return the loss of all parts together, float64. Raises ValueError where no part was added."""
+        if self._sums is None or self._counts is None:
+            raise ValueError("loss: expected at least one part of the volume, found none")
+        weights = (
+            self._counts.new_ones(len(self._counts)) if self.class_weights is None else self.class_weights.double()
+        )
+        sums = _Sums(*self._sums)
+        return _cross_entropy(sums.log_likelihood, self._counts, weights)[0] + _dice(sums, self._counts, weights)[0]
+
+
 class _Options(NamedTuple):
     ignore_index: int | None
     memory_budget_mb: float | int | None

@@ -23,6 +23,7 @@ def build_module(
     target_size: Sequence[int],
     class_weights: np.ndarray | None = None,
     ignores_voxels: bool = False,
+    window: tuple[int, int, int] | None = None,
     trust: bool = False,
 ) -> SegmentationModule:
     """Build the network, with weights drawn from torch's generator, inside the module that trains it.
@@ -35,6 +36,7 @@ def build_module(
         target_size: voxels (I, J, K) of the volumes.
         class_weights: (n_classes,) weights of the loss; None weighs all classes alike.
         ignores_voxels: whether labels mark voxels that the loss and the metric leave out.
+        window: voxels (I, J, K) of the sliding window of validation; None: whole volumes at once.
         trust: import network classes from outside the registry's allow-list. The caller decides, never the settings.
 
     Raises:
@@ -60,4 +62,5 @@ def build_module(
         seed=training.seed,
         compile_features=training.compile,
         skip_undefined=training.on_nan_loss == "skip",
+        window=window,
     )

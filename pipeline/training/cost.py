@@ -25,6 +25,7 @@ from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.console.text import BYTES_PER_GB, gigabytes
 from pipeline.datasets.dataset import Dataset, Split
+from pipeline.training.patch_schedule import PatchSchedule
 from pipeline.training.trial_step import Trial
 
 TIME_LIMIT_S = 1800.0
@@ -60,7 +61,12 @@ class Estimate:
 
 
 def estimate_training(
-    config: Config, dataset: Dataset, split: Split | None, trial: Trial | None = None
+    config: Config,
+    dataset: Dataset,
+    split: Split | None,
+    trial: Trial | None = None,
+    *,
+    n_voxels: float | None = None,
 ) -> tuple[Estimate, tuple[Finding, ...]]:
     """Estimate disk, memory and time, and compare them with what the machine has.
 
@@ -69,6 +75,7 @@ def estimate_training(
         dataset: the data set, listed.
         split: its division; None: all cases train.
         trial: a measured step (see `measure_step`).
+        n_voxels: mean voxels of a prepared case, in patch mode; None: the target size.
 
     Returns:
         The estimate, and a finding for each thing that this machine lacks.
@@ -81,10 +88,17 @@ def estimate_training(
     training = config.training
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     steps = math.ceil(n_train / (config.data.batch_size * devices.n_processes))
+    windows = 1.0
+    size: tuple[int, int, int] = config.data.target_size
+    if n_voxels is not None:
+        data = config.data
+        patches = PatchSchedule.from_settings(size, data.batch_size, data.patches_per_case, data.patch_growth)
+        steps = patches.n_batches(n_train, devices.n_processes)
+        # Windows half a patch apart see every voxel eight times, less at the borders, which small cases mostly are.
+        windows = max(1.0, 4 * n_voxels / math.prod(size))
+        size = (math.ceil(n_voxels), 1, 1)
     validations = math.ceil(n_val / devices.n_processes)
-    bytes_a_case = entry_bytes(
-        config.data.target_size, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names)
-    )
+    bytes_a_case = entry_bytes(size, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names))
     cache_dir = Path(config.data.cache_dir)
     estimate = Estimate(
         cache_dir=config.data.cache_dir,
@@ -95,7 +109,7 @@ def estimate_training(
         n_val=n_val,
         steps_per_epoch=steps,
         max_epochs=training.max_epochs,
-        epoch_s=steps * trial.step_s + validations * trial.validation_s if trial else 0.0,
+        epoch_s=steps * trial.step_s + validations * windows * trial.validation_s if trial else 0.0,
         trial=trial,
     )
     return estimate, tuple(_shortages(estimate, config.data.cache_limit_gb))

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.training.data_workers import DataWorkers
 from pipeline.training.prepared_data import PreparedData
-from pipeline.training.samplers import EpochSampler, ShareSampler
+from pipeline.training.samplers import EpochSampler, PatchSampler, ShareSampler
 
 ALONE = DataWorkers(0)
 """Batches are prepared in the training process."""
@@ -33,6 +33,19 @@ class _TrainingCases(TorchDataset):
     def __getitem__(self, index: tuple[int, int, bool]) -> dict[str, Any]:
         epoch, case_index, counted = index
         return self.cases[epoch, case_index] | {"counted": counted}
+
+
+class _TrainingPatches(TorchDataset):
+    """Batches of patches under the indices of `PatchSampler`: lists of items."""
+
+    def __init__(self, cases: CachedDataset) -> None:
+        self.cases = cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, batch: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+        return [self.cases[patch] for patch in batch]
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -73,9 +86,22 @@ class BodyData(pl.LightningDataModule):
         self.epoch = epoch
 
     def train_dataloader(self) -> DataLoader:
-        """Load every training case once an epoch."""
+        """Load every training case once an epoch, or the epoch's patches of them."""
         rank, world_size = self._rank()
         cases = self.prepared.train
+        patches = self.prepared.patches
+        if patches is not None:
+            drawn = PatchSampler(
+                len(cases),
+                patches.n_batches(len(cases), world_size),
+                patches.batch_of,
+                seed=self.seed,
+                epoch=self.epoch,
+                rank=rank,
+                world_size=world_size,
+            )
+            # The sampler gives whole batches, whose size is its own; Lightning tells it the epoch.
+            return self._loader(_TrainingPatches(cases), batch_size=None, sampler=drawn)
         sampler = EpochSampler(len(cases), seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
         return self._loader(_TrainingCases(cases), batch_size=self.batch_size, sampler=sampler)
 

@@ -18,15 +18,21 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from networks.head import head_matrix
+from networks.sliding_window import SlidingWindow
 from pipeline.compute.memory import keep_freed_memory
 from pipeline.compute.ranks import gather_texts, gathered
-from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss
+from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.training.schedule import Schedule
+from transforms.slabs import segmentation_dtype
 
 log = logging.getLogger(__name__)
+
+VALIDATION_SLICES = 32
+"""Slices of a validation case whose features exist at once, where it goes through a window."""
 
 SCALED_STEPS_TO_GIVE_UP = 20
 """Steps in a row whose scaled gradient was NaN or infinite. The scale begins at 2**16 and halves after each, so some
@@ -51,6 +57,7 @@ class SegmentationModule(pl.LightningModule):
         weight_decay: of AdamW.
         seed: decides the random numbers of every epoch.
         compile_features: run the network through torch.compile.
+        window: voxels (I, J, K) of the sliding window that validation cases go through; None: whole at once.
         skip_undefined: leave out and count the steps whose loss or gradient is NaN or infinite, instead of stopping.
     """
 
@@ -66,6 +73,7 @@ class SegmentationModule(pl.LightningModule):
         seed: int = 0,
         compile_features: bool = False,
         skip_undefined: bool = False,
+        window: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -75,6 +83,7 @@ class SegmentationModule(pl.LightningModule):
         self.weight_decay = weight_decay
         self.seed = seed
         self.skip_undefined = skip_undefined
+        self.window = window
         self.criterion = SlabDiceCELoss(class_weights=class_weights, ignore_index=ignore_index)
         features = cast(Callable[[Tensor], Tensor], network.features)
         self._features = torch.compile(features) if compile_features else features
@@ -92,6 +101,8 @@ class SegmentationModule(pl.LightningModule):
         self.val_iou = ValidationIoU()
         self.val_iou_per_class = np.full(n_classes - 1, np.nan)
         """Per foreground class after the last validation; NaN where no case holds the class."""
+        self.validated_epoch: int | None = None
+        """The epoch of the last validation."""
         self.sample: tuple[Tensor, Tensor, Tensor] | None = None
         """Image (C, I, J, K), label and segmentation (I, J, K) of the first validation case, on the CPU."""
 
@@ -230,6 +241,8 @@ class SegmentationModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
+        if not self.trainer.sanity_checking:
+            self.validated_epoch = self.current_epoch
         self.val_iou.reset()
         self.sample = None
 
@@ -246,16 +259,25 @@ class SegmentationModule(pl.LightningModule):
     def _validate(self, batch: dict[str, Any], *, keep_sample: bool) -> None:
         image = _plain(batch["image"])
         label = _plain(batch["label"])
-        features = self._features(image)
-        segmentation = segment_in_slabs(features, self.head)
-        for case in range(len(image)):
-            one = slice(case, case + 1)
-            loss = self.criterion(features[one], self.head, label[one]).loss
-            self.val_loss.update(self._infinite_unless_finite(loss, str(batch["case"][case])))
-            histogram = joint_histogram(label[case, 0], segmentation[case], self.n_classes, self.ignore_index)
-            self.val_iou.update(histogram)
-        if keep_sample:
-            self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation[0].cpu())
+        for number, case in enumerate(batch["case"]):
+            size = label.shape[2:]
+            window = SlidingWindow(self._features, image[number], self.window or size, axis=2)
+            head = self.head
+            matrix, bias = (None, None) if head is None else head_matrix(head, cast(nn.Conv3d, head).in_channels)
+            loss = VolumeDiceCE(
+                matrix, bias, class_weights=self.criterion.class_weights, ignore_index=self.ignore_index
+            )
+            segmentation = torch.empty(size, dtype=segmentation_dtype(self.n_classes), device=self.device)
+            n_slices = size[2] if window.n_windows == 1 else VALIDATION_SLICES
+            for start in range(0, size[2], n_slices):
+                slices = slice(start, min(start + n_slices, size[2]))
+                features = window.slices(slices.start, slices.stop)
+                loss.add(features, label[number, 0, ..., slices])
+                segmentation[..., slices] = segment_in_slabs(features[None], head)[0]
+            self.val_loss.update(self._infinite_unless_finite(loss.loss(), str(case)))
+            self.val_iou.update(joint_histogram(label[number, 0], segmentation, self.n_classes, self.ignore_index))
+            if keep_sample and number == 0:
+                self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation.cpu())
 
     def _infinite_unless_finite(self, loss: Tensor, case: str) -> Tensor:
         """Return a case's validation loss, or infinity for NaN: a MeanMetric would leave it out of the epoch's mean."""

@@ -58,15 +58,18 @@ class LiveProgress(pl.Callback):
         """Print the epoch's line, unless there is a bar."""
         if not trainer.is_global_zero:
             return
-        values = trainer.callback_metrics
-        self._score = f" mIoU {float(values['val_mIoU']):.3f}"
+        values = dict(trainer.callback_metrics)
+        if pl_module.validated_epoch == trainer.current_epoch:
+            self._score = f" mIoU {float(values['val_mIoU']):.3f}"
+        else:  # Lightning still has the values of an earlier validation
+            values = {name: value for name, value in values.items() if not name.startswith("val_")}
         if self._bar is not None:
             return
         seconds = time.monotonic() - self._epoch_began
         self._epoch_seconds.append(seconds)
         max_epochs = int(trainer.max_epochs or 1)
         left = statistics.median(self._epoch_seconds) * (max_epochs - trainer.current_epoch - 1)
-        line = "  ".join(f"{words} {float(values[key]):.4f}" for words, key in _IN_THE_LINE.items())
+        line = "  ".join(f"{words} {float(values[key]):.4f}" for words, key in _IN_THE_LINE.items() if key in values)
         self.console.print(
             f"Epoch {trainer.current_epoch + 1}/{max_epochs}  {line}  {seconds:.1f} s  left {left:.0f} s",
             highlight=False,

@@ -18,7 +18,9 @@ from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
 from pipeline.datasets.dataset import Case, Dataset, Split
 from pipeline.planning.scan_range import ScanRange, scan_range
-from transforms.chains import augmentation_chain, preprocessing_chain
+from pipeline.training.patch_schedule import PatchSchedule
+from transforms.chains import Chain, augmentation_chain, preprocessing_chain
+from transforms.patches import RandomPatchd
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Preprocessing:
     """Class index of further values of the label files."""
     scaling: str = "centred"
     """The range of intensities, see `transforms.intensity.SCALINGS`."""
+    spacing_mm: tuple[float, ...] = ()
+    """Spacing that volumes are resampled to instead of target_size, which is then the patch; empty: none."""
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments as plain lists and numbers; without label_remap where nothing is remapped."""
@@ -58,7 +62,13 @@ class Preprocessing:
         }
         if self.label_remap:
             arguments["label_remap"] = dict(self.label_remap)
+        if self.spacing_mm:
+            arguments["spacing_mm"] = list(self.spacing_mm)
         return arguments
+
+    def cache_key(self) -> dict[str, Any]:
+        """Return what decides how a prepared volume looks; with a spacing, the size of the patch does not."""
+        return {name: value for name, value in self.arguments().items() if not self.spacing_mm or name != "target_size"}
 
 
 @dataclass(frozen=True)
@@ -81,8 +91,10 @@ class PreparedData:
     """Sizes, spacings and intensities of the training cases; None where none could be measured."""
     native_holders: tuple[int, ...]
     """How many of the training and validation cases hold each class in their label files."""
+    patches: PatchSchedule | None
+    """Sizes of patches and batches by epoch; None where whole volumes are trained on."""
     train: CachedDataset
-    """Training cases, augmented if the settings say so."""
+    """Training cases, augmented if the settings say so; in patch mode, patches of them."""
     val: CachedDataset
     """Validation cases."""
 
@@ -153,6 +165,7 @@ def prepare_data(
         label_values=dataset.classes.values,
         ignore_value=dataset.classes.ignore_value,
         label_remap=dataset.classes.remap,
+        spacing_mm=data.spacing_mm,
     )
     cases = {case.id: case for case in dataset.cases}
     cached = {}
@@ -163,11 +176,18 @@ def prepare_data(
             data,
             class_names=dataset.classes.names,
             augment=data.data_aug and name == "train",
+            in_patches=name == "train",
             seed=config.training.seed,
         )
     # both at once: room for the validation cases is checked before hours of preparing the others
     stores = [each.store for each in cached.values()]
     build_entries(stores, progress, max_bytes=cached["train"].max_bytes)
+    patches = None
+    if data.mode == "patch":
+        patches = PatchSchedule.from_settings(
+            data.target_size, data.batch_size, data.patches_per_case, data.patch_growth
+        )
+        cached["train"].transform = _patch_chain(cached["train"], patches, data.foreground)
     in_training = set(screened.split.train)
     used = in_training | set(screened.split.val)
     labels = [case.label.class_voxels > 0 for case in screened.cases if case.label is not None and case.case in used]
@@ -180,9 +200,19 @@ def prepare_data(
         n_warnings=len(screened.findings),
         scans=scan_range([case.images[0] for case in screened.cases if case.images and case.case in in_training]),
         native_holders=tuple(np.sum(labels, axis=0).tolist()),
+        patches=patches,
         train=cached["train"],
         val=cached["val"],
     )
+
+
+def _patch_chain(cases: CachedDataset, patches: PatchSchedule, foreground: float) -> Chain:
+    """Cut patches out of prepared cases, and vary them as the cases' own transform would vary whole ones."""
+    holders = (_class_voxels(cases) > 0).sum(0)
+    weights = np.where(holders > 0, 1 / np.sqrt(np.maximum(holders, 1)), 0.0)
+    weights[0] = 0
+    augment = next(iter(cases.transform.transforms), None)
+    return Chain([RandomPatchd(patches.patch_of, weights=weights.tolist(), foreground=foreground, augment=augment)])
 
 
 def cached_dataset(
@@ -192,6 +222,7 @@ def cached_dataset(
     *,
     class_names: Sequence[str],
     augment: bool,
+    in_patches: bool,
     seed: int,
 ) -> CachedDataset:
     """Return the cases as a MONAI dataset whose prepared volumes lie in the cache folder; builds none of them.
@@ -202,6 +233,7 @@ def cached_dataset(
         data: cache folder and limit, and the augmentation's settings.
         class_names: background first.
         augment: whether the random half of the chain is applied to what was read.
+        in_patches: whether patches are cut out of the cases, where the settings ask for patches.
         seed: decides the random numbers of the augmentation.
     """
     arguments = preprocessing.arguments()
@@ -218,11 +250,13 @@ def cached_dataset(
         [_item(case) for case in cases],
         preprocessing_chain(**arguments),
         folder=Path(data.cache_dir),
-        key=arguments,
+        key=preprocessing.cache_key(),
         n_classes=len(class_names),
         transform=random_part,
         seed=seed,
         max_bytes=int(data.cache_limit_gb * BYTES_PER_GB) or None,
+        with_places=data.mode == "patch",
+        in_parts=data.mode == "patch" and in_patches,
     )
 
 

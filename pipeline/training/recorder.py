@@ -7,6 +7,7 @@ kill between two of them costs nothing: the state holds the weights and the log,
 from __future__ import annotations
 
 import copy
+import math
 import signal
 import time
 from collections.abc import Mapping
@@ -125,8 +126,11 @@ class RunRecorder(pl.Callback):
         """Record the epoch; Lightning calls this after the epoch's validation."""
         assert isinstance(pl_module, SegmentationModule)
         epoch = trainer.current_epoch
-        values = {name: float(trainer.callback_metrics[name]) for name in _RECORDED}
+        values = {name: float(trainer.callback_metrics.get(name, math.nan)) for name in _RECORDED}
         iou_per_class = dict(zip(self.description.class_names[1:], pl_module.val_iou_per_class.tolist(), strict=True))
+        if pl_module.validated_epoch != epoch:  # Lightning still has the values of an earlier validation
+            values |= dict.fromkeys(("val_loss", "val_mIoU"), math.nan)
+            iou_per_class = {}
         history = copy.deepcopy(self.history)
         is_best = history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou_per_class, **values)
         if trainer.is_global_zero:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -62,3 +62,57 @@ class ShareSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for index in range(self.rank, len(self) * self.world_size, self.world_size):
             yield [index] if index < self.n_cases else []
+
+
+class PatchSampler(Sampler[list[tuple[int, int, int]]]):
+    """Yield batches of (epoch, case index, n): the n-th patch of a case in that epoch.
+
+    Every epoch has the same number of batches; how many patches are in one may differ from epoch to epoch. The cases
+    take turns in an order that the seed decides, so that their numbers of patches differ by one at most. The n-th
+    batches of all processes together hold what the n-th batch of a single process would, as in `EpochSampler`.
+
+    Args:
+        n_cases: number of training cases.
+        n_batches: batches of each process in an epoch.
+        batch_of: patches in a batch of one process, by epoch.
+        seed: decides the order.
+        epoch: the first epoch, counted from 0.
+        rank: this process among those that train together.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self,
+        n_cases: int,
+        n_batches: int,
+        batch_of: Callable[[int], int],
+        *,
+        seed: int,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.n_cases = n_cases
+        self.n_batches = n_batches
+        self.batch_of = batch_of
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch; Lightning calls this before every one."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        size = self.batch_of(self.epoch)
+        random = np.random.default_rng([self.seed, self.epoch])
+        rounds = math.ceil(self.n_batches * size * self.world_size / self.n_cases)
+        order = np.concatenate([random.permutation(self.n_cases) for _ in range(rounds)])
+        mine = range(self.rank, self.n_batches * size * self.world_size, self.world_size)
+        patches = [(self.epoch, int(order[position]), position // self.n_cases) for position in mine]
+        for start in range(0, len(patches), size):
+            yield patches[start : start + size]

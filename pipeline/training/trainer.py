@@ -32,6 +32,7 @@ def build_trainer(
     max_epochs: int,
     accumulate: int = 1,
     gradient_clip: float = 0.0,
+    validate_every: int = 1,
 ) -> pl.Trainer:
     """Build the Trainer of one run.
 
@@ -43,6 +44,7 @@ def build_trainer(
         max_epochs: epochs to train.
         accumulate: batches in one optimiser step.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
+        validate_every: epochs from one validation to the next; the last epoch is always validated.
     """
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
@@ -51,7 +53,7 @@ def build_trainer(
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip or None,
         logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
-        callbacks=[_SameEverywhere(folder, recorder), recorder, LiveProgress(console)],
+        callbacks=[_SameEverywhere(folder, recorder), _ValidateEvery(validate_every), recorder, LiveProgress(console)],
         num_sanity_val_steps=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -80,6 +82,19 @@ class _SameEverywhere(pl.Callback):
                     f"{self.folder.path}: process 0 found {found[0]}, process {number} {other}; "
                     "all processes must see the same run folder and the same data: put them on a shared disk"
                 )
+
+
+class _ValidateEvery(pl.Callback):
+    """Validate after every n-th epoch and after the last, which Lightning's own setting would leave out."""
+
+    def __init__(self, n_epochs: int) -> None:
+        self.n_epochs = n_epochs
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell Lightning whether to validate after this epoch: where its number divides the epochs finished then."""
+        finished = trainer.current_epoch + 1
+        is_due = finished % self.n_epochs == 0 or finished == trainer.max_epochs
+        trainer.check_val_every_n_epoch = 1 if is_due else finished + 1
 
 
 class _GivenRanks(ClusterEnvironment):

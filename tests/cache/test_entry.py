@@ -11,7 +11,7 @@ import torch
 from monai.data import MetaTensor
 
 from pipeline.cache import entry as cache_entry
-from pipeline.cache.entry import CacheError
+from pipeline.cache.entry import CacheError, DamagedEntryError, StoredEntry, read_entry, write_entry
 from tests.support.cached_cases import N_CLASSES, claim, entries
 
 
@@ -153,3 +153,48 @@ def test_a_label_of_another_type_or_grid_is_refused():
     for label in (torch.zeros(1, 3, 3, 3), torch.zeros(1, 3, 3, 4, dtype=torch.uint8)):
         with pytest.raises(CacheError, match=r"expected uint8 or uint16 \(1, 3, 3, 3\)"):
             encode({**image, "label": label})
+
+
+@pytest.fixture
+def stored(tmp_path):
+    """Path of an entry with places, and what it holds."""
+    label = np.zeros((1, 12, 10, 9), np.uint8)
+    label[0, 2:9, 3:7, 1:8] = 1
+    label[0, 11, 9, 8] = 2
+    image = MetaTensor(
+        torch.rand(2, 12, 10, 9), affine=torch.diag(torch.tensor([0.5, 2.0, 3.0, 1.0], dtype=torch.float64))
+    )
+    name = "0" * 16 + "-" + "0" * 32
+    prepared = {"image": image, "label": torch.from_numpy(label)}
+    entry, payload = cache_entry.encode(prepared, name=name, case="a", chain={}, n_classes=4, with_places=True)
+    write_entry(tmp_path / f"{name}.case", entry, payload)
+    return tmp_path / f"{name}.case", label
+
+
+def test_a_part_of_an_entry_is_that_part_of_the_whole(stored):
+    path, label = stored
+    whole, part = read_entry(path), StoredEntry(path)
+    image, cut = part.read((2, 0, 4), (9, 5, 9))
+    assert torch.equal(image, whole[1].as_tensor()[:, 2:9, 0:5, 4:9])
+    np.testing.assert_array_equal(cut.numpy(), label[:, 2:9, 0:5, 4:9])
+    assert part.size == (12, 10, 9)
+    assert part.spacing_mm == pytest.approx((0.5, 2.0, 3.0))
+    assert part.lowest == pytest.approx(whole[1].as_tensor().flatten(1).amin(1).tolist())
+
+
+def test_places_are_voxels_of_their_class(stored):
+    path, label = stored
+    places = StoredEntry(path).places
+    assert sorted(places) == [1, 2]
+    assert set(label.reshape(-1)[places[1]]) == {1}
+    assert places[2].tolist() == [label.size - 1]
+
+
+def test_a_flipped_bit_is_noticed_by_parts_too_unless_it_was_checked_before(stored):
+    path, _ = stored
+    content = bytearray(path.read_bytes())
+    content[-4096 + 7] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedEntryError, match="checksum"):
+        StoredEntry(path)
+    assert StoredEntry(path, verify=False).size == (12, 10, 9)

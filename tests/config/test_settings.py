@@ -96,6 +96,9 @@ def test_a_config_cannot_be_changed_after_it_was_made():
         config.training.lr = 1.0
 
 
+PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -118,6 +121,12 @@ def test_a_config_cannot_be_changed_after_it_was_made():
         (["--data.layout", "bids"], "data.layout"),
         (["--data.cache_limit_gb", ".inf"], "data.cache_limit_gb must be a number of 0 (no limit) or more, got inf"),
         (["--weight_decay", ".inf"], "training.weight_decay must be a number of 0 or more, got inf"),
+        (["--data.spacing_mm", "1", "1", "1"], "data.spacing_mm is for patches; set data.mode to patch, or remove it"),
+        (["--data.mode", "patch"], "data.spacing_mm []: expected three numbers of mm above 0"),
+        ([*PATCHES, "--data.patch_growth", "[8, 8, 8, 2]"], "data.patch_growth [8, 8, 8, 2]: expected five numbers"),
+        ([*PATCHES, "--data.foreground", "2"], "data.foreground must lie within 0 to 1, got 2.0"),
+        ([*PATCHES, "--data.keep_aspect"], "data.keep_aspect is for resizing"),
+        (["--training.validate_every", "0"], "training.validate_every must be at least 1, got 0"),
         (["--training.gradient_clip", ".inf"], "training.gradient_clip must be a number of 0 (no clipping) or more"),
     ],
 )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE, slab_dice_ce
 
 # So small that every test walks through several slabs (256 voxels each at least).
 BUDGET_MB = 0.01
@@ -278,3 +278,23 @@ def test_wrong_input_is_refused_by_name(change, message):
     features, head, label = make()
     with pytest.raises(ValueError, match=message):
         SlabDiceCELoss(change.get("weights"))(features, change.get("head", head), change.get("label", label))
+
+
+@pytest.mark.parametrize("ignore_index", [None, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_volume_in_parts_has_the_loss_of_the_whole(weighted, ignore_index):
+    features, head, label = make(1)
+    weights = torch.rand(7) if weighted else None
+    whole = SlabDiceCELoss(weights, ignore_index)(features, head, label).loss
+    if ignore_index is None:
+        monai = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, weight=weights)(head(features), label)
+        torch.testing.assert_close(whole, monai)
+    parts = VolumeDiceCE(head.weight.flatten(1), head.bias, class_weights=weights, ignore_index=ignore_index)
+    for part in (slice(0, 4), slice(4, 5), slice(5, 11)):
+        parts.add(features[0, ..., part], label[0, 0, ..., part])
+    torch.testing.assert_close(parts.loss(), whole.double(), rtol=1e-5, atol=0)
+
+
+def test_a_volume_without_parts_has_no_loss():
+    with pytest.raises(ValueError, match="at least one part"):
+        VolumeDiceCE(None, None).loss()

@@ -17,7 +17,7 @@ def trained(console, n_epochs=2):
         is_global_zero=True, max_epochs=n_epochs, num_training_batches=3, current_epoch=0, callback_metrics=values
     )
     sums = SimpleNamespace(mean_value=torch.tensor(6.0), weight=torch.tensor(8.0))
-    module = SimpleNamespace(train_accuracy=sums)
+    module = SimpleNamespace(train_accuracy=sums, validated_epoch=None)
     progress = LiveProgress(console)
     progress.on_train_start(trainer, module)
     for epoch in range(n_epochs):
@@ -25,6 +25,7 @@ def trained(console, n_epochs=2):
         progress.on_train_epoch_start(trainer, module)
         for step in range(3):
             progress.on_train_batch_end(trainer, module, None, None, step)
+        module.validated_epoch = epoch
         progress.on_train_epoch_end(trainer, module)
     progress.teardown(trainer, module, "fit")
 

@@ -220,3 +220,16 @@ def test_a_real_mr_crop_is_scaled_by_its_percentiles(shared_data):
     assert out["image"].min() == -1
     assert 0.9 < out["image"].max() <= 1
     assert out["label"].unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"spacing_mm": (1, 1)}, "expected three numbers of mm above 0"),
+        ({"spacing_mm": (1, 0, 1)}, "expected three numbers of mm above 0"),
+        ({"spacing_mm": (1, 1, 1), "keep_aspect": True}, "leave it out"),
+    ],
+)
+def test_an_impossible_spacing_is_refused_by_name(arguments, words):
+    with pytest.raises(ChainError, match=words):
+        preprocessing_chain((16, 16, 16), **arguments)

@@ -1,0 +1,53 @@
+"""Patch and batch size of every epoch, as the learning rate a function of the epoch alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Triple = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class PatchSchedule:
+    """Patches that grow: small ones with larger batches first, then the patch that the network is used with.
+
+    Progressive growing of patch size (Fischer et al. 2024, arXiv:2407.07853).
+    """
+
+    patch: Triple
+    """Voxels (I, J, K) of the final patch."""
+    batch_size: int
+    """Patches in a batch of each process, of the final patch."""
+    patches_per_case: float
+    """Patches of the final batch size that an epoch draws, for each case."""
+    growth: tuple[tuple[Triple, int, int], ...] = ()
+    """Patch, batch size and epochs of each stage before."""
+
+    @classmethod
+    def from_settings(
+        cls, patch: Triple, batch_size: int, patches_per_case: float, growth: Sequence[Sequence[int]]
+    ) -> PatchSchedule:
+        """Take the stages as data.patch_growth has them: lists of voxels i, j, k, batch size and epochs."""
+        stages = tuple(((i, j, k), batch, epochs) for i, j, k, batch, epochs in growth)
+        return cls(patch, batch_size, patches_per_case, stages)
+
+    def patch_of(self, epoch: int) -> Triple:
+        """Voxels of the patches of an epoch, counted from 0."""
+        return self._stage(epoch)[0]
+
+    def batch_of(self, epoch: int) -> int:
+        """Patches in a batch of each process in an epoch."""
+        return self._stage(epoch)[1]
+
+    def n_batches(self, n_cases: int, n_processes: int) -> int:
+        """Batches of each process in every epoch."""
+        return max(1, math.ceil(n_cases * self.patches_per_case / (self.batch_size * n_processes)))
+
+    def _stage(self, epoch: int) -> tuple[Triple, int]:
+        for patch, batch, epochs in self.growth:
+            if epoch < epochs:
+                return patch, batch
+            epoch -= epochs
+        return self.patch, self.batch_size

@@ -1,0 +1,28 @@
+"""Patch and batch size as functions of the epoch."""
+
+import pytest
+
+from pipeline.training.patch_schedule import PatchSchedule
+
+GROWING = PatchSchedule.from_settings((40, 56, 40), 2, 1.0, [[16, 24, 16, 8, 3], [24, 32, 24, 4, 2]])
+
+
+def test_stages_follow_each_other_and_the_final_patch_has_the_rest():
+    patches = [GROWING.patch_of(epoch) for epoch in range(7)]
+    assert patches == [(16, 24, 16)] * 3 + [(24, 32, 24)] * 2 + [(40, 56, 40)] * 2
+    assert [GROWING.batch_of(epoch) for epoch in range(7)] == [8, 8, 8, 4, 4, 2, 2]
+
+
+def test_without_growth_every_epoch_is_alike():
+    schedule = PatchSchedule((16, 16, 16), 3, 2.0)
+    assert {(schedule.patch_of(epoch), schedule.batch_of(epoch)) for epoch in range(5)} == {((16, 16, 16), 3)}
+
+
+@pytest.mark.parametrize(
+    ("patches_per_case", "n_cases", "n_processes", "expected"),
+    [(1, 10, 1, 5), (1, 11, 2, 3), (3, 10, 1, 15), (0.01, 10, 1, 1)],
+)
+def test_an_epoch_has_as_many_batches_as_the_final_batch_size_asks_for(
+    patches_per_case, n_cases, n_processes, expected
+):
+    assert PatchSchedule((8, 8, 8), 2, patches_per_case).n_batches(n_cases, n_processes) == expected

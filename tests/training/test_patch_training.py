@@ -1,0 +1,132 @@
+"""Trainings on patches that grow: the log, resume, workers, processes, and predictions through the window."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from monai.metrics import DiceMetric
+from monai.networks.utils import one_hot
+
+from networks.body_net import BodyNet
+from networks.sliding_window import gaussian_weights, window_starts
+from pipeline.predict import PredictionOptions, predict
+from tests.support.tiny_training import EPOCHS, after_epochs, differences, ended, strict_json, train
+from transforms.chains import validation_chain
+from transforms.restore import FeatureMap, restore
+
+PATCH = (16, 16, 24)
+SETTINGS = {
+    "data.mode": "patch",
+    "data.spacing_mm": "20 20 20",
+    "target_size": "16 16 24",
+    "data.patch_growth": "[8,8,8,3,1] [12,12,16,2,1]",
+    "data.patches_per_case": "2",
+    "data.flips": "1",
+    "training.validate_every": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def grown(work):
+    """A finished training on growing patches."""
+    process, run, output = train(work, "grown", max_epochs=EPOCHS, **SETTINGS)
+    ended(process, run, output, code=0)
+    return run
+
+
+def test_epochs_that_are_not_validated_are_null_and_the_last_one_is(work, grown):
+    history = strict_json(grown / "training_log.json")["training_history"]
+    assert [value is None for value in history["val_mIoU"]] == [True, False, True, False]
+    assert [value is None for value in history["val_loss"]] == [True, False, True, False]
+    assert None not in history["train_loss"]
+    process, run, output = train(work, "odd", max_epochs=3, **SETTINGS)
+    ended(process, run, output, code=0)
+    assert [v is None for v in strict_json(run / "training_log.json")["training_history"]["val_loss"]] == [1, 0, 0]
+
+
+def logits_by_monai(network, image):
+    weights = torch.einsum("i,j,k->ijk", *map(gaussian_weights, PATCH))
+    with torch.no_grad():
+        return sliding_window_inference(image[None], PATCH, 1, network, overlap=0.5, roi_weight_map=weights)[0]
+
+
+def test_val_miou_is_monais_of_whole_volumes_through_monais_window(work, grown):
+    checkpoint = torch.load(grown / "checkpoints" / "best_model.ckpt", weights_only=True)
+    assert checkpoint["preprocessing"]["spacing_mm"] == [20, 20, 20]
+    network = BodyNet.load_from_checkpoint(grown / "checkpoints" / "best_model.ckpt").eval()
+    chain = validation_chain(**checkpoint["preprocessing"])
+    n_classes, metric = len(checkpoint["class_names"]), DiceMetric(include_background=False, reduction="none")
+    root = work / "data"
+    for case in json.loads((grown / "training_config.json").read_text())["data"]["split"]["val"]:
+        image, label = (root / "imagesTr" / f"{case}_0000.nii.gz", root / "labelsTr" / f"{case}.nii.gz")
+        item = chain({"image": str(image), "label": str(label), "case": case})
+        found = logits_by_monai(network, item["image"].as_tensor()).argmax(0)[None, None]
+        metric(one_hot(found, n_classes), one_hot(item["label"].as_tensor()[None].long(), n_classes))
+    dice = metric.get_buffer().numpy()
+    dice = dice[:, ~np.isnan(dice).all(axis=0)]
+    expected = np.nanmean(np.nanmean(dice / (2 - dice), axis=0))
+    log = strict_json(grown / "training_log.json")
+    # Windows that do not fill the volume evenly lie elsewhere in MONAI
+    assert log["best_metrics"]["best_val_mIoU"] == pytest.approx(expected, abs=0.02)
+
+
+def test_a_training_killed_and_resumed_equals_one_never_interrupted(work, grown):
+    process, run, output = train(work, "killed", **SETTINGS)
+    after_epochs(2, process, run, output)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    process, run, output = train(work, "killed", "--resume", **SETTINGS)
+    ended(process, run, output, code=0)
+    assert differences(grown, run) == []
+
+
+def test_the_number_of_workers_changes_nothing(work, grown):
+    process, run, output = train(work, "workers", **SETTINGS | {"num_workers": "2"})
+    ended(process, run, output, code=0)
+    assert differences(grown, run) == []
+
+
+def logits_window_by_window(network, image):
+    """Blended logits (C, I, J, K), all windows at once; smaller images are padded with their lowest value."""
+    before = [max(0, w - n) // 2 for w, n in zip(PATCH, image.shape[1:], strict=True)]
+    pad = [(b, max(0, w - n) - b) for b, w, n in zip(before, PATCH, image.shape[1:], strict=True)]
+    padded = torch.from_numpy(np.pad(image[0].numpy(), pad, constant_values=float(image.min())))[None, None]
+    weights = torch.einsum("i,j,k->ijk", *map(gaussian_weights, PATCH))
+    total, weight = 0.0, torch.zeros(padded.shape[2:])
+    for corner in itertools.product(*(window_starts(n, w) for n, w in zip(padded.shape[2:], PATCH, strict=True))):
+        box = tuple(slice(c, c + w) for c, w in zip(corner, PATCH, strict=True))
+        with torch.no_grad():
+            logits = network(padded[(slice(None), slice(None), *box)])[0]
+        if not weight.any():
+            total = torch.zeros(len(logits), *weight.shape)
+        total[(slice(None), *box)] += logits * weights
+        weight[box] += weights
+    inside = tuple(slice(b, b + n) for b, n in zip(before, image.shape[1:], strict=True))
+    return (total / weight)[(slice(None), *inside)]
+
+
+def test_a_scan_is_predicted_through_the_window_of_the_training_on_its_own_grid(work, grown, tmp_path):
+    path = next((work / "data" / "imagesTr").glob("*.nii.gz"))
+    options = PredictionOptions(device="cpu", precision="32", label_values="index")
+    report = predict([grown], [path], tmp_path, options)
+    assert report.cases[0].status == "done", report.cases[0]
+    found = nib.load(tmp_path / f"{report.cases[0].case}.nii.gz")
+    source = nib.load(path)
+    assert found.shape == source.shape
+    np.testing.assert_allclose(found.affine, source.affine, atol=1e-4)
+    checkpoint = torch.load(grown / "checkpoints" / "best_model.ckpt", weights_only=True)
+    network = BodyNet.load_from_checkpoint(grown / "checkpoints" / "best_model.ckpt").eval()
+    chain = validation_chain(**checkpoint["preprocessing"])
+    label = work / "data" / "labelsTr" / path.name.replace("_0000", "")
+    item = chain({"image": str(path), "label": str(label), "case": "x"})
+    logits = logits_window_by_window(network, item["image"].as_tensor())
+    expected = restore([FeatureMap(logits, item["image"].affine.numpy())], source.shape, source.affine).segmentation
+    assert np.mean(np.asarray(found.dataobj) != expected) < 0.002
