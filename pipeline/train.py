@@ -224,7 +224,7 @@ def _set_up(
         n_classes=prepared.n_classes,
         target_size=config.data.target_size,
         class_weights=class_weights,
-        ignores_voxels=prepared.dataset.classes.ignore_value is not None,
+        ignores_voxels=prepared.dataset.classes.ignores_voxels,
         window=config.data.target_size if prepared.patches is not None else None,
         trust=trust,
     )

@@ -79,7 +79,7 @@ def _remap_advice(suggested: dict[int, str], unclear: Sequence[int]) -> str:
         return pasted
     ask = (
         f"find out what {value_ranges(sorted(unclear))} means, then name it as a class, or replace it under data in "
-        "the settings with label_remap: {VALUE: CLASS}"
+        "the settings with label_remap: {VALUE: CLASS}, where CLASS may be ignore"
     )
     return f"{ask}; as for the others, {pasted}" if suggested else ask
 

@@ -65,8 +65,8 @@ def _meant(case: CheckedCase, unknown: Sequence[int], table: ClassTable, sizes_m
     lacking = sorted(set(range(1, len(table.names))) - present)
     known = [counts[value] for value in counts if table.class_of_value.get(value)]
     stray = {value: table.names[0] for value in unknown if known and counts[value] * _STRAY < min(known)}
-    rest = [value for value in unknown if value not in stray]
-    if len(rest) == len(lacking) and all(value > 0 for value in rest):
+    rest = [value for value in unknown if value not in stray and value > 0]
+    if rest and len(rest) == len(lacking):
         pairs = dict(zip(rest, lacking, strict=True))
         if all(_fits(counts[value], case, sizes_ml[index]) for value, index in pairs.items()):
             return stray | {value: table.names[index] for value, index in pairs.items()}

@@ -65,7 +65,7 @@ class DataConfig:
     """Names of the classes, background first; empty: taken from the data set."""
     label_remap: dict[Any, Any] | None = None
     """Class name or index for values of the label files that are not classes (or are to mean others), such as
-    {7: liver, 255: background}; `bodyseg check` suggests it."""
+    {7: liver, 255: background, 5: ignore}; `bodyseg check` suggests it."""
     follow_links: bool = False
     """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
     skip_bad_cases: bool = False

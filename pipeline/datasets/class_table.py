@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.console.text import some_of
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
+from transforms.io.label_values import ignore_index
 
 _TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 _LARGEST_VALUE = 2**31 - 1
@@ -34,7 +35,8 @@ class ClassTable:
     ignore_value: int | None = None
     """The value of voxels that are left out of loss and scores; None if no voxels are."""
     remap: Mapping[int, int] = field(default_factory=dict)
-    """Class indices of further values of the label files, or of values that are to mean another class."""
+    """Class indices of further values of the label files, or of values that are to mean another class; those of
+    values to ignore are `ignore_index(len(names))`."""
 
     @property
     def class_of_value(self) -> dict[int, int]:
@@ -46,6 +48,11 @@ class ClassTable:
     def known_values(self) -> frozenset[int]:
         """The values that a label map may hold: those of the classes, and the one to ignore."""
         return frozenset(self.class_of_value) | (frozenset() if self.ignore_value is None else {self.ignore_value})
+
+    @property
+    def ignores_voxels(self) -> bool:
+        """Whether any value of the label files is left out of loss and scores."""
+        return self.ignore_value is not None or ignore_index(len(self.names)) in self.remap.values()
 
     @classmethod
     def in_order(cls, names: Sequence[str], source: Path) -> ClassTable:
@@ -80,7 +87,8 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
         remedy = "write the value of each class"
         raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
     ignored = [value for value, name in pairs if str(name).lower() == "ignore"]
-    return _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
+    table = _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
+    return replace(table, remap=dict.fromkeys(ignored[1:], ignore_index(len(table.names))))
 
 
 def _in_order(names: Sequence[Any], source: Path) -> list[tuple[int, Any]]:
@@ -191,7 +199,8 @@ def resolve_remap(remap: Mapping[int | str, int | str], names: Sequence[str]) ->
     """Turn what data.label_remap says into class indices.
 
     Args:
-        remap: class name or index for values of the label files (a number as a text counts, as JSON has it for keys).
+        remap: class name or index for values of the label files (a number as a text counts, as JSON has it for keys);
+            "ignore" leaves their voxels out of loss and scores.
         names: of the classes, background first.
 
     Raises:
@@ -199,6 +208,8 @@ def resolve_remap(remap: Mapping[int | str, int | str], names: Sequence[str]) ->
 
     >>> resolve_remap({7: "liver", "9": 0}, ["background", "liver"])
     {7: 1, 9: 0}
+    >>> resolve_remap({5: "ignore"}, ["background", "liver"])
+    {5: 255}
     """
     return {int(value): _index_of(target, names, f"data.label_remap: {value}") for value, target in remap.items()}
 
@@ -206,9 +217,11 @@ def resolve_remap(remap: Mapping[int | str, int | str], names: Sequence[str]) ->
 def _index_of(target: int | str, names: Sequence[str], where: str) -> int:
     if target in names:
         return list(names).index(str(target))
+    if str(target).lower() == "ignore":
+        return ignore_index(len(names))
     if isinstance(target, int) and 0 <= target < len(names):
         return target
     raise DatasetError(
-        "dataset", where, f"a class or an index of 0 to {len(names) - 1}", repr(target),
+        "dataset", where, f"a class, ignore, or an index of 0 to {len(names) - 1}", repr(target),
         f"choose one of {some_of(names)}",
     )  # fmt: skip

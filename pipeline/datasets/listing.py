@@ -288,7 +288,7 @@ def _with_remap(
             "dataset", root, "label maps, whose values data.label_remap replaces", "one mask a structure",
             "leave data.label_remap out",
         )  # fmt: skip
-    return replace(classes, remap=resolve_remap(remap, classes.names))
+    return replace(classes, remap={**classes.remap, **resolve_remap(remap, classes.names)})
 
 
 def _dataset(

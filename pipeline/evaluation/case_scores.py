@@ -260,11 +260,11 @@ def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray
 
     The grid belongs to it: the same voxels of another size have other volumes and distances.
     """
-    ignored = None if table.ignore_value is None else ignore_index(len(table.values))
+    ignored = ignore_index(len(table.values)) if table.ignores_voxels else None
     values = np.zeros(max(len(table.values), (ignored or 0) + 1), dtype="<i4")
     values[: len(table.values)] = table.values
     if ignored is not None:
-        values[ignored] = table.ignore_value
+        values[ignored] = -1 if table.ignore_value is None else table.ignore_value
     steps = np.array([_AXIS_STEP_MM] * 3 + [_ORIGIN_STEP_MM])
     grid = np.rint(affine[:3] / steps).astype(np.int64).tolist()
     digest = hashlib.sha256(repr((tuple(label.shape), grid)).encode())

@@ -57,7 +57,7 @@ class CommonClasses:
     @cached_property
     def ignored(self) -> int | None:
         """The index of ignored voxels in a map of the scored classes; None if no voxels are ignored."""
-        return None if self.label.ignore_value is None else ignore_index(len(self.names))
+        return ignore_index(len(self.names)) if self.label.ignores_voxels else None
 
     def label_lookup(self) -> Integer[np.ndarray, " n"] | None:
         """Index among the scored classes (uint8 or int32) of each index of a label as read; None where all are equal.

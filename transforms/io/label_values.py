@@ -45,7 +45,8 @@ class LabelLookup:
         label_values: the value of class 0, 1, …; None for 0…254 as they are.
         ignore_value: the value that becomes `ignore_index(n_classes)`.
         label_remap: class indices of further values, or of values that mean something else than above: several
-            values may become one class. A voxel is looked up once, so that values can be exchanged.
+            values may become one class, or be ignored (`ignore_index(n_classes)`). A voxel is looked up once, so that
+            values can be exchanged.
 
     Raises:
         ValueError: two classes share a value, or the ignore value is a class's, or the values span too far, or
@@ -76,7 +77,8 @@ class LabelLookup:
                 f"label_values: every class (and ignore_value) needs a value of its own, {twice} is shared"
             )
         remap = {int(value): int(index) for value, index in (label_remap or {}).items()}  # JSON has texts as keys
-        if strange := [index for index in remap.values() if not 0 <= index < self.n_classes]:
+        ignored = ignore_index(self.n_classes)
+        if strange := [index for index in remap.values() if not 0 <= index < self.n_classes and index != ignored]:
             raise ValueError(f"label_remap: expected class indices of 0 to {self.n_classes - 1}, found {strange[0]}")
         index_of = dict(zip(values, classes, strict=True)) | remap
         values = list(index_of)
