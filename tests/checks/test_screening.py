@@ -419,7 +419,7 @@ def test_values_can_be_exchanged_and_many_become_one_class(folder: Folder) -> No
     [
         (
             {7: "livr"},
-            "data.label_remap: 7: expected a class, ignore, or an index of 0 to 3, found 'livr'; choose one of background",
+            "data.label_remap: 7: expected a class, ignore, or an index of 0 to 3, found 'livr'; choose one of back",
         ),
         ({7: 4}, "found 4"),
         ({7: -1}, "found -1"),

@@ -76,7 +76,9 @@ def test_a_remap_takes_names_and_indices():
     names = ("background", "liver", "spleen")
     assert resolve_remap({7: "spleen", "255": 0}, names) == {7: 2, 255: 0}
     for target in ("livr", 3, -1):
-        with pytest.raises(DatasetError, match=r"data\.label_remap: 7: expected a class, ignore, or an index of 0 to 2, found "):
+        with pytest.raises(
+            DatasetError, match=r"label_remap: 7: expected a class, ignore, or an index of 0 to 2, found "
+        ):
             resolve_remap({7: target}, names)
 
 

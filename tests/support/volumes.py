@@ -312,7 +312,7 @@ BAD = [
     Bad("two series in one folder", two_series, "error", "dicom_mixed_series", "c", "one series", "2: ",
         "a folder of its own"),
     Bad("a DICOM series of one slice", lambda f: use_series(f, [0]), "error", "dicom_too_few_slices", "c",
-        "at least two slices", "1"),
+        "at least two slices", "one slice"),
 ]  # fmt: skip
 
 

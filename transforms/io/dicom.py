@@ -10,6 +10,7 @@ import logging
 import math
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ _DAMAGE = (
     InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
     BytesLengthException, struct.error, zlib.error, RecursionError, MemoryError,
 )  # fmt: skip
+_REQUIRED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 _MAX_SLICE_PIXELS = 2**26  # 8192 × 8192; what a header claims beyond, the decoder would allocate first
 _META_START = 144  # preamble, "DICM", and the element with the length of the file meta information (DICOM PS3.10, 7.1)
 _MAX_INFLATED = 2**28  # bytes of a deflated file, which pydicom unpacks as a whole
@@ -70,7 +72,7 @@ def holds_dicom(folder: Path) -> bool:
     unreadable: OSError | None = None
     for path in _files(folder):
         try:
-            if _is_dicom(path):
+            if is_dicom(path):
                 return True
         except OSError as error:
             unreadable = unreadable or error
@@ -108,21 +110,22 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
 
 
-def _is_dicom(path: Path) -> bool:
+def is_dicom(path: Path) -> bool:
+    """Say whether a file starts as DICOM files do (PS3.10, 7.1). Raises OSError."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
 
 def _sorted_series(folder: Path) -> list[_Slice]:
-    slices = list(_slices(folder))
+    others: Counter[str] = Counter()
+    slices = list(_slices(folder, others))
     if len(slices) < 2:
-        expected, remedy = "a CT or MR series of at least two slices", "name the folder that holds the series"
-        raise VolumeError("dicom_too_few_slices", folder, expected, f"{len(slices)}", remedy)
+        raise _too_few(slices, others, folder)
     _same_series(slices, folder)
     _same("picture size", [part.size for part in slices], slices, folder)
     _same("pixel spacing", [tuple(round(s, 4) for s in part.spacing) for part in slices], slices, folder)
     directions = np.stack([part.directions for part in slices])
-    odd = np.abs(directions - directions[0]).max(axis=(1, 2)) > _DIRECTION_TOLERANCE
+    odd = np.abs(directions - np.median(directions, axis=0)).max(axis=(1, 2)) > _DIRECTION_TOLERANCE
     _same(
         "orientation",
         [str(np.round(d, 3).tolist()) if o else "" for d, o in zip(directions, odd, strict=True)],
@@ -135,10 +138,21 @@ def _sorted_series(folder: Path) -> list[_Slice]:
     return slices
 
 
-def _slices(folder: Path) -> Iterator[_Slice]:
-    others: list[str] = []
+def _too_few(slices: Sequence[_Slice], others: Counter[str], folder: Path) -> VolumeError:
+    found = f"one slice, {slices[0].path.name}" if slices else "none"
+    passed_over = ", ".join(f"{count} of modality {modality}" for modality, count in others.most_common())
+    if passed_over:
+        found += f", and {passed_over}" if slices else f", but {passed_over}"
+    remedy = "name the folder that holds the series"
+    if others and not slices:
+        remedy = "convert it to NIfTI (dcm2niix does), or name the folder of a CT or MR series"
+    return VolumeError("dicom_too_few_slices", folder, "a CT or MR series of at least two slices", found, remedy)
+
+
+def _slices(folder: Path, others: Counter[str]) -> Iterator[_Slice]:
+    """Yield the slices of a folder; objects that are neither CT nor MR are counted by modality."""
     for path in _files(folder):
-        if not _is_dicom(path):
+        if not is_dicom(path):
             if path.suffix.lower() in _SUFFIXES:
                 raise VolumeError("unreadable", path, "a DICOM file", "something else", "copy it again or remove it")
             logger.debug("%s: not DICOM, passed over", path)
@@ -147,9 +161,9 @@ def _slices(folder: Path) -> Iterator[_Slice]:
         if isinstance(found, _Slice):
             yield found
         else:
-            others.append(found)
+            others[found] += 1
     if others:
-        logger.debug("%s: %d objects that are neither CT nor MR passed over (%s)", folder, len(others), others[:5])
+        logger.debug("%s: objects that are neither CT nor MR passed over: %s", folder, dict(others))
 
 
 def _read_slice(path: Path) -> _Slice | str:
@@ -161,9 +175,7 @@ def _read_slice(path: Path) -> _Slice | str:
             header = pydicom.dcmread(file, stop_before_pixels=True)
             if header.get("Modality") not in ("CT", "MR"):
                 return str(header.get("Modality", "DICOMDIR"))
-            if int(header.get("NumberOfFrames") or 1) > 1 or int(header.get("SamplesPerPixel") or 1) > 1:
-                expected, remedy = "one grey-scale slice a file", "convert it to NIfTI, or export single slices"
-                raise VolumeError("not_grey_scale", path, expected, "a multi-frame or colour object", remedy)
+            _check_single_grey_slice(header, path)
             if "ModalityLUTSequence" in header:
                 expected, remedy = "rescale slope and intercept", "convert it to NIfTI with its table applied"
                 raise VolumeError("unreadable", path, expected, "a modality lookup table", remedy)
@@ -173,9 +185,25 @@ def _read_slice(path: Path) -> _Slice | str:
     except VolumeError:
         raise
     except _DAMAGE as error:
-        expected = "Rows, Columns, PixelSpacing, ImagePositionPatient and ImageOrientationPatient"
-        found = f"one missing or unreadable ({' '.join(str(error).split())})"
-        raise VolumeError("unreadable", path, expected, found, "export the series again") from error
+        found = f"an unreadable element ({' '.join(str(error).split())})"
+        raise VolumeError("unreadable", path, "a DICOM header", found, "export the series again") from error
+
+
+def _check_single_grey_slice(header: pydicom.Dataset, path: Path) -> None:
+    """Raise VolumeError for several frames, for colour, and where an element that places the slice is missing."""
+    n_frames = int(header.get("NumberOfFrames") or 1)
+    n_samples = int(header.get("SamplesPerPixel") or 1)
+    expected = "one grey-scale slice a file"
+    if n_frames > 1:
+        found, remedy = f"a multi-frame object of {n_frames} frames", "convert it to NIfTI (dcm2niix does)"
+        raise VolumeError("not_grey_scale", path, expected, found, remedy)
+    if n_samples > 1:
+        found = f"a colour picture ({n_samples} samples a pixel), such as a screenshot"
+        raise VolumeError("not_grey_scale", path, expected, found, "remove it, or export the grey-scale series")
+    missing = [keyword for keyword in _REQUIRED if header.get(keyword) in (None, "")]
+    if missing:
+        expected, found = "a slice whose header says where it lies", f"no {', '.join(missing)}"
+        raise VolumeError("unreadable", path, expected, found, "export the series again")
 
 
 def _refuse_bomb(file: BinaryIO, path: Path) -> None:
@@ -259,15 +287,16 @@ def _same_series(slices: Sequence[_Slice], folder: Path) -> None:
         listed = "; ".join(
             f"{uid} ({len(paths)} files, {paths[0].name} first)" for uid, paths in list(counts.items())[:4]
         )
-        found, remedy = f"{len(counts)}: {listed}", "put each in a folder of its own"
+        found, remedy = f"{len(counts)}: {listed}", "put each in a folder of its own, or remove what is not needed"
         raise VolumeError("dicom_mixed_series", folder, "one series", found, remedy)
 
 
 def _same(what: str, values: Sequence[object], slices: Sequence[_Slice], folder: Path) -> None:
-    odd = [part.path.name for part, value in zip(slices, values, strict=True) if value != values[0]]
+    usual = Counter(values).most_common(1)[0][0]
+    odd = [part.path.name for part, value in zip(slices, values, strict=True) if value != usual]
     if odd:
         found = f"another in {len(odd)} of {len(slices)} slices, {odd[0]} for one"
-        remedy = "remove what does not belong (a localiser, another stack)"
+        remedy = "remove what does not belong to the series (a localiser, another stack)"
         raise VolumeError("dicom_mixed_series", folder, f"one {what} in a series", found, remedy)
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Shaped
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from transforms.io.dicom import holds_dicom, open_series
+from transforms.io.dicom import holds_dicom, is_dicom, open_series
 from transforms.io.errors import VolumeError
 from transforms.io.grid import Affine, Geometry, OpenVolume, onto_grid
 from transforms.io.itk import open_itk
@@ -135,6 +135,9 @@ def _known_kind(path: Path) -> str:
     if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
         raise VolumeError("unreadable", path, "a volume", "a pipe or device", "copy its content to a file")
     kind = volume_kind(path)
+    if kind is None and path.is_file() and is_dicom(path):
+        remedy = f"name its folder, {path.parent}, with all slices of the series"
+        raise VolumeError("dicom_too_few_slices", path, "the folder of a DICOM series", "one DICOM file of it", remedy)
     if kind is None:
         expected = f"a DICOM folder or one of {', '.join(_KINDS)}"
         found = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"

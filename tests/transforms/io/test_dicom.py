@@ -160,3 +160,47 @@ def test_white_as_the_lowest_of_signed_values_changes_no_value_or_is_refused(tmp
     assert np.array_equal(read_volume(tmp_path / "series").array, stored)
     write_series(tmp_path / "twelve", signed=1, change=_set(PhotometricInterpretation="MONOCHROME1"))
     refused(tmp_path / "twelve", "slice2", "cannot be decoded")
+
+
+def test_a_folder_of_another_modality_says_which(tmp_path):
+    write_series(tmp_path / "pet", n=3, change=lambda header, k: setattr(header, "Modality", "PT"))
+    refused(tmp_path / "pet", "found none, but 3 of modality PT", "CT or MR series")
+    write_series(tmp_path / "one", n=1)
+    refused(tmp_path / "one", "found one slice, slice1")
+
+
+def test_a_single_file_is_told_to_be_named_by_its_folder(tmp_path):
+    write_series(tmp_path / "series")
+    for name in ("slice2", "slice2.dcm"):
+        path = tmp_path / "series" / name
+        if not path.exists():
+            (tmp_path / "series/slice2").rename(path)
+        refused(path, f"name its folder, {path.parent}")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"NumberOfFrames": 7}, "a multi-frame object of 7 frames"),
+        ({"SamplesPerPixel": 3}, "a colour picture (3 samples a pixel)"),
+        ({"PixelSpacing": None, "ImagePositionPatient": None}, "found no PixelSpacing, ImagePositionPatient"),
+    ],
+)
+def test_slices_that_are_no_grey_slices_are_told_apart(tmp_path, values, words):
+    write_series(tmp_path / "series", change=_set(**values))
+    with pytest.raises(VolumeError) as error:
+        read_volume(tmp_path / "series")
+    assert error.value.where.endswith("slice2")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("odd", [0, 3])
+def test_the_odd_slice_is_named_and_not_the_good_ones(tmp_path, odd):
+    """A localiser among eleven slices, the first or last by name."""
+
+    def localiser(header, k):
+        if k == odd:
+            header.ImageOrientationPatient = [1, 0, 0, 0, 0, 1]
+
+    write_series(tmp_path / "series", n=4, change=localiser)
+    refused(tmp_path / "series", f"found another in 1 of 4 slices, slice{4 - odd} for one")
