@@ -10,7 +10,6 @@ of reference are made from them, the same ones every time.
 from __future__ import annotations
 
 import logging
-import re
 import uuid
 import warnings
 from collections.abc import Sequence
@@ -21,26 +20,20 @@ import highdicom as hd
 import numpy as np
 import pydicom
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from pipeline.files.atomic import write_atomically
 from pipeline.writers.segmentation import Segmentation, SegmentationError, printable
+from pipeline.writers.terminology import LONGEST_LABEL, Term, terms
 from transforms.io.dicom import series_files
 
 log = logging.getLogger(__name__)
 
-PRIVATE_SCHEME = "99BODYSEG"
-"""Coding scheme of structures that pydicom's part of SNOMED CT has no word for (DICOM PS3.3, 8.2: 99 is private)."""
-
-SIDE_WORDS = {"left", "right", "upper", "lower", "middle", "lobe"}
 SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
-LONGEST_LABEL = 64
-"""Characters of a DICOM long string."""
 
 
 def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
@@ -69,11 +62,12 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
     present = [int(c) for c in np.flatnonzero(segmentation.voxels) if c > 0] or [1]
     numbers = np.zeros(len(segmentation.class_names), segmentation.array.dtype)
     numbers[present] = np.arange(1, len(present) + 1)
+    found = terms(segmentation.class_names)
     return hd.seg.Segmentation(
         source_images=instances,
         pixel_array=numbers[np.ascontiguousarray(segmentation.array.T)],  # frames, rows (j), columns (i)
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_describe(segmentation, c, number) for number, c in enumerate(present, 1)],
+        segment_descriptions=[_describe(segmentation, c, number, found[c]) for number, c in enumerate(present, 1)],
         series_instance_uid=hd.UID(),
         series_number=int(instances[0].get("SeriesNumber") or 0) + 1000,
         sop_instance_uid=hd.UID(),
@@ -155,13 +149,13 @@ def _made_uid(keyword: str, instance_uids: Sequence[str]) -> str:
     return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}"  # UIDs from UUIDs: DICOM PS3.5, B.2
 
 
-def _describe(segmentation: Segmentation, index: int, number: int) -> hd.seg.SegmentDescription:
+def _describe(segmentation: Segmentation, index: int, number: int, term: Term) -> hd.seg.SegmentDescription:
     name = printable(segmentation.class_names[index])
     description = hd.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:LONGEST_LABEL],
-        segmented_property_category=codes.SCT.AnatomicalStructure,
-        segmented_property_type=structure_code(name),
+        segmented_property_category=term.category,
+        segmented_property_type=term.code,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=hd.AlgorithmIdentificationSequence(
             name="bodyseg", family=codes.DCM.ArtificialIntelligence, version=version("bodyseg")
@@ -169,6 +163,9 @@ def _describe(segmentation: Segmentation, index: int, number: int) -> hd.seg.Seg
         tracking_uid=hd.UID(),
         tracking_id=name[:LONGEST_LABEL],
     )
+    if term.laterality is not None:
+        modifier = hd.sr.CodedConcept.from_code(term.laterality)
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
     # A segment's number only counts (PS3.3, C.8.20.2); what the label map's value is must be said in words.
     description.SegmentDescription = f"Label value {segmentation.values[index]}"
     description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*_rgb(segmentation, index)).value)
@@ -177,14 +174,3 @@ def _describe(segmentation: Segmentation, index: int, number: int) -> hd.seg.Seg
 
 def _rgb(segmentation: Segmentation, index: int) -> Sequence[int]:
     return [int(part) for part in segmentation.colours[index]]
-
-
-def structure_code(name: str) -> Code:
-    """SNOMED CT's code of a structure, where pydicom knows the name without its side ("kidney_left": Kidney); else a
-    private code with the class name. The segment's label says the side."""
-    words = [word for word in re.findall(r"[A-Za-z]+", name.lower()) if word not in SIDE_WORDS]
-    keyword = "".join(word.capitalize() for word in words)
-    if keyword and keyword in dir(codes.SCT):
-        return getattr(codes.SCT, keyword)
-    meaning = name[:LONGEST_LABEL]
-    return Code(re.sub(r"[^A-Za-z0-9_]+", "_", name)[:16] or "structure", PRIVATE_SCHEME, meaning)

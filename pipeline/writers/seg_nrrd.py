@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from pydicom.sr.coding import Code
 from scipy import ndimage
 
 from pipeline.files.atomic import write_atomically
 from pipeline.writers.nifti import GZIP_LEVEL
 from pipeline.writers.segmentation import Segmentation, file_names, printable
+from pipeline.writers.terminology import Term, terms
 
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TYPES = {1: "unsigned char", 2: "unsigned short", 4: "int"}
@@ -57,6 +59,7 @@ def _segments(segmentation: Segmentation) -> Iterator[str]:
     yield "Segmentation_MasterRepresentation:=Binary labelmap"
     yield "Segmentation_ContainedRepresentationNames:=Binary labelmap|"
     ids = file_names(segmentation.class_names)
+    found = terms(segmentation.class_names)
     boxes = ndimage.find_objects(segmentation.array, len(segmentation.class_names) - 1)
     for number, (index, box) in enumerate(zip(range(1, len(segmentation.class_names)), boxes, strict=True)):
         segment = f"Segment{number}_"
@@ -71,7 +74,17 @@ def _segments(segmentation: Segmentation) -> Iterator[str]:
         yield f"{segment}Extent:={' '.join(extent)}"
         yield f"{segment}LabelValue:={segmentation.values[index]}"
         yield f"{segment}Layer:=0"
-        yield f"{segment}Tags:=|"
+        yield f"{segment}Tags:=TerminologyEntry:{_terminology_entry(found[index])}|"
+
+
+def _terminology_entry(term: Term) -> str:
+    """Slicer's form of a coded term: context, category, type, side of the type, and three fields about the region."""
+
+    def written(code: Code | None) -> str:
+        return "^^" if code is None else f"{code.scheme_designator}^{code.value}^{code.meaning}"
+
+    context = "Segmentation category and type - DICOM master list"
+    return "~".join([context, written(term.category), written(term.code), written(term.laterality), "", "^^", "^^"])
 
 
 def _escaped(text: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from pipeline.writers.dicom_seg import structure_code, write_dicom_seg
+from pipeline.writers.dicom_seg import write_dicom_seg
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.segmentations import LPS, save_source, segmentation_of
 
@@ -25,6 +25,11 @@ def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data,
     ]  # fmt: skip
     descriptions = [theirs.get_segment_description(n).SegmentDescription for n in theirs.segment_numbers]
     assert descriptions == ["Label value 30", "Label value 207", "Label value 1"]
+    liver, kidney, _ = (theirs.get_segment_description(n) for n in theirs.segment_numbers)
+    assert liver.segmented_property_type.value == "10200004"
+    assert kidney.segmented_property_type.value == "64033007"
+    (side,) = kidney.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence
+    assert (side.CodeValue, side.CodingSchemeDesignator, side.CodeMeaning) == ("7771000", "SCT", "Left")
     volume = theirs.get_volume(combine_segments=True)
     to_ours = np.linalg.solve(LPS @ segmentation.affine, volume.affine)
     ours = np.zeros_like(segmentation.array)
@@ -86,9 +91,3 @@ def blanked(path: Path, *keywords: str) -> None:
         if f"MediaStorage{keyword}" in header.file_meta:
             setattr(header.file_meta, f"MediaStorage{keyword}", "")
     pydicom.dcmwrite(path, header, enforce_file_format=False)
-
-
-def test_structures_that_snomed_knows_have_its_code():
-    assert structure_code("liver").value == "10200004"
-    assert structure_code("kidney_left").value == "64033007"
-    assert structure_code("lobule of nothing").scheme_designator == "99BODYSEG"

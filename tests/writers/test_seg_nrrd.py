@@ -13,6 +13,10 @@ def test_a_seg_nrrd_has_slicers_fields(tmp_path):
     image = sitk.ReadImage(tmp_path / "a.seg.nrrd")
     field = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
     assert (field["Segment0_Name"], field["Segment0_LabelValue"], field["Segment0_Layer"]) == ("liver", "1", "0")
+    category = "SCT^91723000^Anatomical Structure"
+    context = "TerminologyEntry:Segmentation category and type - DICOM master list"
+    assert field["Segment0_Tags"] == f"{context}~{category}~SCT^10200004^Liver~^^~~^^~^^|"
+    assert field["Segment1_Tags"] == f"{context}~{category}~SCT^64033007^Kidney~SCT^7771000^Left~~^^~^^|"
     assert field["Segment0_Extent"] == "0 2 0 2 0 2"
     assert field["Segment2_Name"] == "../../evil name"
     assert field["Segment4_Extent"] == "0 -1 0 -1 0 -1"
