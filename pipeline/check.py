@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.checks.case_check import CheckedCase, check_cases
-from pipeline.checks.channel_check import Scaling
 from pipeline.checks.findings import Finding, errors, from_error
 from pipeline.checks.screening import Screened, assess, list_configured
 from pipeline.config.settings import Config, DataConfig
@@ -135,7 +134,7 @@ def check(
     screened = assess(config, dataset, cases)
     findings = (*listing_findings, *screened.findings)
     fingerprint = take_fingerprint(
-        cases, dataset, split=screened.split, intensity=screened.intensity, scaling=Scaling.of(config.data)
+        cases, dataset, split=screened.split, intensity=screened.intensity, scaling=screened.scaling
     )
     if not costs:
         return Report(findings, fingerprint, None)

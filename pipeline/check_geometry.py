@@ -114,9 +114,11 @@ def chain_of(target: Config | Mapping[str, Any] | Path | str | None) -> dict[str
         target = from_mapping(groups | {"data": {"dataset_root": ".", **groups.get("data", {})}})
     if isinstance(target, Config):
         data = target.data
-        names = ("target_size", "window", "percentiles", "keep_aspect")
-        intensity = "ct" if data.intensity == "auto" else data.intensity
-        return preprocessing_arguments(intensity=intensity, **{name: getattr(data, name) for name in names})
+        names = ("target_size", "percentiles", "keep_aspect")
+        arguments: dict[str, Any] = {name: getattr(data, name) for name in names}
+        if data.window != "auto":
+            arguments["window"] = data.window
+        return preprocessing_arguments(intensity="ct" if data.intensity == "auto" else data.intensity, **arguments)
     return preprocessing_arguments(**(target or {}))
 
 

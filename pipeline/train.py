@@ -43,6 +43,7 @@ from pipeline.training.prepared_data import PreparedData, prepare_data
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
     ResumeState,
+    keep_window,
     read_resume,
     refuse_changed_cases,
     refuse_changed_data,
@@ -206,11 +207,15 @@ def _set_up(
     pl.seed_everything(config.training.seed, verbose=False)
     say("Setting up data...")
     before = folder.read_config() if state is not None else None
+    if before is not None:
+        config = keep_window(config, before)
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
         prepared = prepare_data(
             config,
             bar.update,
             skipped_before=before["data"].get("skipped_cases") if before else None,
+            # Runs of earlier versions scaled to 0…1 and did not say so.
+            scaling=before["data"].get("intensity_scaling", "unit") if before else "centred",
         )
     _say_data(prepared, say)
     class_weights = None
@@ -300,6 +305,9 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
     if not prepared.val_class_voxels()[:, 1:].any():
         say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
     say(f"Intensities: {prepared.intensity.in_words}")
+    if "ct" in prepared.intensity.by_channel:
+        low, high = prepared.preprocessing.window
+        say(f"CT window: {low:g} to {high:g} HU")
 
 
 def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say: Say) -> DataWorkers:

@@ -11,7 +11,6 @@ from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.findings import Finding
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES, ImageStatistics
-from pipeline.config.settings import DataConfig
 from pipeline.console.text import some_of
 from pipeline.datasets.dataset import Dataset
 
@@ -31,11 +30,6 @@ class Scaling:
     """HU that become the ends of the range, for "ct"."""
     percentiles: tuple[float, float]
     """Percentiles of the foreground that become the ends of the range, for "mr"."""
-
-    @classmethod
-    def of(cls, data: DataConfig) -> Scaling:
-        """Take them from the settings."""
-        return cls(data.window, data.percentiles)
 
     def limits(self, image: ImageStatistics, intensity: str) -> tuple[float, float] | None:
         """The intensities of an image that become the ends of the range; None where nothing is cut off."""

@@ -16,6 +16,7 @@ from pipeline.checks.findings import Finding, errors, from_error, refuse_errors
 from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.voxel_statistics import ImageStatistics
+from pipeline.checks.window import WIDEST, choose_window
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Split
@@ -41,6 +42,8 @@ class Screened:
     cases: tuple[CheckedCase, ...]
     intensity: IntensityChoice
     """How each channel is scaled."""
+    scaling: Scaling
+    """The window and percentiles that channels are scaled by."""
     findings: tuple[Finding, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
     """By case, why it was left out of `dataset`, `split` and `cases`."""
@@ -103,7 +106,8 @@ def _wrong_chains(data: DataConfig, dataset: Dataset) -> list[Finding]:
         expected, remedy = "label values that a table of classes can hold", "renumber the classes in the label files"
         findings.append(Finding("error", "setting", "", root, expected, str(error), remedy))
     try:
-        preprocessing_chain(data.target_size, window=data.window, percentiles=data.percentiles)
+        window = WIDEST if data.window == "auto" else data.window
+        preprocessing_chain(data.target_size, window=window, percentiles=data.percentiles)
         if data.data_aug:
             strengths = data.augmentation or {}
             augmentation_chain(data.target_size, class_names=table.names, flips=data.flips, **strengths)
@@ -128,15 +132,17 @@ def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Sc
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
     intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
+    window = choose_window(cases, intensity, config.data.window, split.train if split else None)
+    scaling = Scaling(window, config.data.percentiles)
     findings += check_dataset(
         cases,
         dataset,
         split=split,
         intensity=intensity,
-        scaling=Scaling.of(config.data),
+        scaling=scaling,
         target=TargetGrid(config.data.target_size, config.data.keep_aspect, config.data.spacing_mm),
     )
-    return Screened(dataset, split, tuple(cases), intensity, tuple(findings))
+    return Screened(dataset, split, tuple(cases), intensity, scaling, tuple(findings))
 
 
 def _by_channel(dataset: Dataset, cases: Sequence[CheckedCase]) -> list[list[ImageStatistics]]:

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from pipeline.cli.arguments import with_value
 from pipeline.cli.plain_words import explain
 from pipeline.config.files import from_mapping, load_mapping
-from pipeline.config.settings import GROUPS, Config, ConfigError
+from pipeline.config.settings import GROUPS, Config, ConfigError, tuple_and_words
 
 SHORT_FLAGS: dict[str, str] = {
     "exp_name": "experiment.name",
@@ -64,7 +64,12 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
     default: Any = setting.default
     if hint is bool:
         return {"type": bool, "nargs": "?", "const": True, "default": default, "metavar": "true|false"}
-    if typing.get_origin(hint) is tuple:
+    form = tuple_and_words(hint)
+    if form is not None and form[1]:
+        number = typing.get_args(form[0])[0]
+        metavar = "|".join((*form[1], "LOW HIGH"))
+        return {"type": number | Literal[form[1]], "nargs": "+", "default": [default], "metavar": metavar}
+    if form is not None:
         elements = typing.get_args(hint)
         count = "*" if elements[-1] is Ellipsis else len(elements)
         # A list: jsonargparse checks the elements in place.

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.settings import FOUND_OUT, GROUPS, Config, ConfigError, require
+from pipeline.config.settings import FOUND_OUT, GROUPS, Config, ConfigError, require, tuple_and_words
 
 LARGEST_CONFIG = 16 * 2**20
 """Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
@@ -92,8 +92,10 @@ def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[s
     kept = {key: value for key, value in values.items() if key in known}
     hints = typing.get_type_hints(cls)
     for key, value in kept.items():
-        if typing.get_origin(hints[key]) is tuple:
-            _as_tuple(f"{group}.{key}", hints[key], value)
+        form = tuple_and_words(hints[key])
+        if form is not None:
+            checked = _as_tuple(f"{group}.{key}", form, value)
+            kept[key] = [checked] if isinstance(checked, str) else value  # as the flag gives it
     if isinstance(kept.get("precision"), int):
         kept["precision"] = str(kept["precision"])  # YAML reads a bare 16 as a number
     return kept
@@ -110,13 +112,19 @@ def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
         hints = typing.get_type_hints(cls)
         values = dict(groups.get(group, {}))
         for key, value in values.items():
-            if typing.get_origin(hints[key]) is tuple:
-                values[key] = _as_tuple(f"{group}.{key}", hints[key], value)
+            form = tuple_and_words(hints[key])
+            if form is not None:
+                values[key] = _as_tuple(f"{group}.{key}", form, value)
         built[group] = cls(**values)
     return Config(**built)
 
 
-def _as_tuple(key: str, hint: Any, value: Any) -> tuple:
+def _as_tuple(key: str, form: tuple[Any, tuple[str, ...]], value: Any) -> tuple | str:
+    """Check the length of a list; one of the words that may stand for it comes back as it is."""
+    hint, words = form
+    for word in words:
+        if value in (word, [word]):
+            return word
     elements = typing.get_args(hint)
     require(isinstance(value, list | tuple), f"{key}: expected a list, found {value!r:.60}")
     require(

@@ -89,11 +89,11 @@ class DataConfig:
     keep_aspect: bool = False
     """Keep the body's proportions and pad, instead of stretching the volume to the target size."""
     intensity: Literal["auto", "ct", "mr", "zscore"] = "auto"
-    """How intensities are scaled: ct = window in HU to 0…1, mr = percentiles to 0…1, zscore = mean 0, deviation 1."""
-    window: tuple[float, float] = (-1000.0, 1000.0)
-    """CT window in HU, lowest and highest value."""
+    """How intensities are scaled: ct = window in HU to −1…1, mr = percentiles to −1…1, zscore = mean 0, deviation 1."""
+    window: tuple[float, float] | Literal["auto"] = "auto"
+    """CT window in HU, lowest and highest value; auto = that of the labelled voxels of the training cases."""
     percentiles: tuple[float, float] = (0.5, 99.5)
-    """MR percentiles that become 0 and 1."""
+    """MR percentiles that become −1 and 1."""
     batch_size: int = 2
     """Volumes in one training batch (of each process)."""
     num_workers: int = 4
@@ -125,7 +125,13 @@ class DataConfig:
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
         require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
         for name in ("window", "percentiles"):
+            if getattr(self, name) == "auto":
+                continue
             low, high = getattr(self, name)
+            require(
+                not isinstance(low, str) and not isinstance(high, str),
+                f"data.{name}: expected two numbers, found {low} {high}",
+            )
             require(
                 math.isfinite(low) and low < high < math.inf,
                 f"data.{name} [{low}, {high}]: the first must be below the second",
@@ -338,9 +344,19 @@ GROUPS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f i
 
 FOUND_OUT: dict[str, frozenset[str]] = {
     "experiment": frozenset({"start_time", "command"}),
-    "data": frozenset({"intensity_found", "split", "channel_names", "n_cases", "skipped_cases"}),
+    "data": frozenset({"intensity_found", "intensity_scaling", "split", "channel_names", "n_cases", "skipped_cases"}),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
     "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch"}),
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
 }
 """Keys of training_config.json that a run finds out by itself; they are no settings."""
+
+
+def tuple_and_words(hint: Any) -> tuple[Any, tuple[str, ...]] | None:
+    """The tuple in a setting's type, and the words that may stand for it ("auto"); None for other types."""
+    if typing.get_origin(hint) is tuple:
+        return hint, ()
+    parts = typing.get_args(hint)
+    words = tuple(word for part in parts if typing.get_origin(part) is Literal for word in typing.get_args(part))
+    tuples = [part for part in parts if typing.get_origin(part) is tuple]
+    return (tuples[0], words) if tuples and words else None

@@ -158,7 +158,7 @@ def prepare_data(
     preprocessing = Preprocessing(
         target_size=data.target_size,
         intensity=screened.intensity.intensity,
-        window=data.window,
+        window=screened.scaling.window,
         percentiles=data.percentiles,
         scaling=scaling,
         keep_aspect=data.keep_aspect,

@@ -6,14 +6,14 @@ import contextlib
 import glob
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
-from pipeline.config.settings import ConfigError
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.text import some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
@@ -108,6 +108,8 @@ def refuse_changed_settings(
                 continue  # left to the data and the machine, then as now
             if may_move_data and (group, key) == ("data", "dataset_root"):
                 continue
+            if value == "auto" and (group, key) == ("data", "window"):
+                continue  # the run has found its numbers, see `keep_window`
             raise ConfigError(
                 f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}; "
                 "a resumed run keeps it: give the old value, or start another run"
@@ -125,6 +127,18 @@ def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mappin
             f"case {some_of(changed, 3)}: image or label changed since the run in {folder.path} was started; "
             "a resumed run keeps its data: restore the files, or start another run"
         )
+
+
+def keep_window(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Put the window that the run found when it began in the place of "auto".
+
+    run_config: the run's training_config.json.
+    """
+    window = run_config["data"].get("window", "auto")
+    if config.data.window != "auto" or window == "auto":
+        return config
+    low, high = window
+    return replace(config, data=replace(config.data, window=(float(low), float(high))))
 
 
 def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any]]) -> None:

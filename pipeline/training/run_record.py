@@ -18,7 +18,7 @@ from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.files.json_files import now
-from pipeline.training.prepared_data import PreparedData
+from pipeline.training.prepared_data import PreparedData, Preprocessing
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
 
@@ -33,6 +33,8 @@ class RunRecord:
     """Case ids of train, val and test."""
     intensity: IntensityChoice
     """How intensities are scaled, and why."""
+    preprocessing: Preprocessing
+    """How cases are prepared."""
     skipped: Mapping[str, str]
     """Cases left out, and why."""
     network_settings: Mapping[str, Any]
@@ -56,6 +58,8 @@ class RunRecord:
         document = as_mapping(config)
         document["experiment"]["start_time"] = start_time or now()
         document["data"] |= self._data_facts()
+        if "ct" in self.intensity.by_channel:
+            document["data"]["window"] = list(self.preprocessing.window)  # numbers where the settings say "auto"
         if config.data.skip_bad_cases:
             document["data"]["skipped_cases"] = dict(self.skipped)
         document["model"] |= {
@@ -76,6 +80,7 @@ class RunRecord:
         split = {name: list(cases) for name, cases in self.split.items()}
         return {
             "intensity_found": self.intensity.to_document(),
+            "intensity_scaling": self.preprocessing.scaling,
             "channel_names": list(self.dataset.channel_names),
             "split": {
                 "source": self.split.source,
@@ -105,6 +110,7 @@ def run_record(
         dataset=prepared.dataset,
         split=prepared.split,
         intensity=prepared.intensity,
+        preprocessing=prepared.preprocessing,
         skipped=prepared.skipped,
         network_settings=network_settings(network),
         n_parameters=sum(p.numel() for p in network.parameters()),

@@ -114,6 +114,9 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--data.flips", "0"], "--data_aug"),
         (["--weight_alpha", "0.9"], "loss.weight_alpha is 0.9 but class weights are off; add --use_class_weights"),
         (["--data.window", "5", "-5"], "data.window"),
+        (["--data.window", "5"], "data.window: expected 2 values, found 1"),
+        (["--data.window", "wide"], "data.window"),
+        (["--data.window", "auto", "5"], "data.window"),
         (["--seed", "-1"], "training.seed"),
         (["--model.n_classes", "1"], "model.n_classes must be at least 2"),
         (["--model.network", '{"in_channels": 1}'], "_target_"),
@@ -182,6 +185,19 @@ def test_a_setting_that_changes_nothing_is_named(arguments, words):
     flags = arguments.replace("SegResNet", '{"_target_":"SegResNet"}').split()
     (note,) = without_effect(settings("--dataset_root", "d", *flags))
     assert re.search(words, note)
+
+
+def test_a_window_is_two_numbers_or_the_word_auto(tmp_path):
+    assert settings("--dataset_root", "d").data.window == "auto"
+    assert settings("--dataset_root", "d", "--data.window", "auto").data.window == "auto"
+    assert settings("--dataset_root", "d", "--data.window", "-160", "240").data.window == (-160.0, 240.0)
+    path = tmp_path / "c.yaml"
+    for text, window in (("auto", "auto"), ("[-160, 240]", (-160.0, 240.0))):
+        path.write_text(f"data: {{dataset_root: d, window: {text}}}")
+        assert settings("--config", str(path)).data.window == window
+        path.write_text(to_yaml(settings("--config", str(path))))
+        assert settings("--config", str(path)).data.window == window
+        assert settings("--config", str(path), "--data.window", "0", "80").data.window == (0.0, 80.0)
 
 
 def test_settings_that_are_used_are_not_called_without_effect():

@@ -14,6 +14,7 @@ from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, DataConfig, LossConfig
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Dataset, Split
+from pipeline.training.prepared_data import Preprocessing
 from pipeline.training.run_record import RunRecord, weight_stats
 
 CONFIG = Config(data=DataConfig(dataset_root="scans"), loss=LossConfig(use_class_weights=True))
@@ -31,7 +32,8 @@ def record(**changes):
     facts = {
         "dataset": dataset,
         "split": Split(train=("a", "b"), val=("c",), test=(), source="80/10/10"),
-        "intensity": IntensityChoice(("ct", "ct"), "data.intensity says so"),
+        "intensity": IntensityChoice(("ct", "zscore"), "data.intensity says so"),
+        "preprocessing": Preprocessing((16, 16, 16), ("ct", "zscore"), (-20.0, 150.0), (0.5, 99.5), False, (0, 1, 2)),
         "skipped": {"d": "unreadable"},
         "network_settings": {"_target_": "x"},
         "n_parameters": 12,
@@ -46,13 +48,16 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
     document = record().document(CONFIG, start_time="2024-01-15 10:30:00")
     assert json.loads(json.dumps(document)) == document
     for group, settings in as_mapping(CONFIG).items():
-        kept = {key: document[group][key] for key in settings if key not in ("n_classes", "n_gpus")}
+        kept = {key: document[group][key] for key in settings if key not in ("n_classes", "n_gpus", "window")}
         assert kept.items() <= settings.items()
     assert document["experiment"]["start_time"] == "2024-01-15 10:30:00"
     assert document["model"]["n_classes"] == 3
     assert document["model"]["total_parameters"] == 12
     assert document["data"]["split"]["sizes"] == {"train": 2, "val": 1, "test": 0}
     assert document["data"]["split"]["train"] == ["a", "b"]
+    assert document["data"]["window"] == [-20, 150]  # what "auto" was found to be
+    assert document["data"]["intensity_scaling"] == "centred"
+    assert document["data"]["intensity_found"]["intensity"] == ["ct", "zscore"]
     assert document["training"]["n_gpus"] == 0
     assert document["training"]["n_processes"] is None
     assert document["loss"]["classes_that_never_occur"] == ["liver"]

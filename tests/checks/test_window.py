@@ -1,0 +1,73 @@
+"""The CT window of the labelled voxels against percentiles of the pooled voxels themselves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.modality import IntensityChoice
+from pipeline.checks.voxel_statistics import measure_image
+from pipeline.checks.window import WIDEST, choose_window
+from transforms.io.load import read_volume
+
+CT = IntensityChoice(("ct",), "named so")
+SHAPE = (20, 20, 20)
+
+
+def checked(folder: Path, case: str, hu: np.ndarray, label: np.ndarray | None) -> CheckedCase:
+    path = folder / f"{case}.nii"
+    nib.save(nib.Nifti1Image(hu.astype(np.int16), np.eye(4)), path)
+    return CheckedCase(case, case, (measure_image(read_volume(path), path, label, 3),), None, ())
+
+
+def case_of(folder: Path, name: str, mean: float, deviation: float) -> tuple[CheckedCase, np.ndarray]:
+    random = np.random.default_rng(ord(name))
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:16, 4:16, 4:16] = random.integers(1, 3, (12, 12, 12))
+    hu = np.where(label > 0, random.normal(mean, deviation, SHAPE), -1000).round()
+    return checked(folder, name, hu, label), hu[label > 0]
+
+
+def test_the_window_holds_99_percent_of_the_labelled_voxels_of_all_cases(tmp_path: Path) -> None:
+    cases, voxels = zip(
+        *(case_of(tmp_path, *args) for args in (("a", 40, 60), ("b", 55, 50), ("c", 20, 70))), strict=True
+    )
+    low, high = choose_window(cases, CT, "auto")
+    expected = np.percentile(np.concatenate(voxels), (0.5, 99.5))
+    np.testing.assert_allclose((low, high), expected, atol=25)  # of 300 HU: five percentiles are kept of a case
+    alone = choose_window(cases[:1], CT, "auto")
+    np.testing.assert_allclose(alone, np.percentile(voxels[0], (0.5, 99.5)), atol=1)
+
+
+def test_only_training_cases_decide(tmp_path: Path) -> None:
+    cases = [case_of(tmp_path, "a", 40, 60)[0], case_of(tmp_path, "b", 900, 60)[0]]
+    assert choose_window(cases, CT, "auto", training=["a"]) == choose_window(cases[:1], CT, "auto")
+    assert choose_window(cases, CT, "auto")[1] > 900
+
+
+def test_a_window_is_never_narrower_than_the_noise_of_a_scanner(tmp_path: Path) -> None:
+    label = np.ones(SHAPE, np.uint8)
+    flat = checked(tmp_path, "flat", np.full(SHAPE, 40), label)
+    assert choose_window([flat], CT, "auto") == (-10, 90)
+
+
+def test_numbers_in_the_settings_win_and_without_labels_it_is_the_widest(tmp_path: Path) -> None:
+    case, _ = case_of(tmp_path, "a", 40, 60)
+    assert choose_window([case], CT, (-160.0, 240.0)) == (-160, 240)
+    assert choose_window([case], IntensityChoice(("mr",), "named so"), "auto") == WIDEST
+    unlabelled = checked(tmp_path, "u", np.zeros(SHAPE), None)
+    assert choose_window([unlabelled], CT, "auto") == WIDEST
+    assert choose_window([], CT, "auto") == WIDEST
+
+
+def test_each_ct_channel_counts_and_no_other(tmp_path: Path) -> None:
+    case, _ = case_of(tmp_path, "a", 40, 60)
+    bright, _ = case_of(tmp_path, "b", 2000, 10)
+    both = replace(case, images=(*case.images, *bright.images))
+    assert choose_window([both], IntensityChoice(("ct", "mr"), "named so"), "auto") == choose_window([case], CT, "auto")
+    assert choose_window([both], IntensityChoice(("ct", "ct"), "named so"), "auto")[1] > 2000
+    assert choose_window([case], IntensityChoice(("ct", "ct"), "named so"), "auto") == WIDEST  # a channel is missing
