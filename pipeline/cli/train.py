@@ -36,7 +36,8 @@ def run(arguments: list[str]) -> int:
     except Stopped as stop:
         if not is_first_process():
             return stop.exit_code
-        return complain(f"training stopped by {stop}; {stop.advice}", stop.exit_code)
+        instead = " instead of --overwrite" if flags["overwrite"] and "--resume" in stop.advice else ""
+        return complain(f"training stopped by {stop}; {stop.advice}{instead}", stop.exit_code)
     except BrokenPipeError as error:  # not our output's, which say takes
         return complain(f"nothing was trained: {error}, from another process; see whether memory ran out")
     return 0

@@ -51,15 +51,16 @@ class _TrainingPatches(TorchDataset):
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     if not items:
         return {"case": []}
-    drawn = [item.pop("draw") for item in items if "draw" in item]
-    return list_data_collate(items) | ({"draw": drawn} if drawn else {})
+    # Left as lists: whether a case counts must be known without asking the GPU.
+    kept = {key: [item.pop(key) for item in items if key in item] for key in ("draw", "counted")}
+    return list_data_collate(items) | {key: values for key, values in kept.items() if values}
 
 
 class BodyData(pl.LightningDataModule):
     """Batches of {"image" (B, C, I, J, K) float32, "label" (B, 1, I, J, K) integer, "case" list of ids}.
 
-    Training batches also have "counted" (B,): False for a repeated case that only fills up a process's last batch. A
-    validation batch is one case, or {"case": []} where a process has none left.
+    Training batches also have "counted", a list of bools: False for a repeated case that only fills up a process's
+    last batch. A validation batch is one case, or {"case": []} where a process has none left.
 
     Args:
         prepared: training and validation cases.

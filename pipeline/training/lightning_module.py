@@ -16,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from networks.head import head_matrix
 from networks.sliding_window import SlidingWindow
@@ -27,6 +26,7 @@ from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.training.schedule import Schedule
+from pipeline.training.weighted_mean import WeightedMean
 from transforms.slabs import segmentation_dtype
 
 log = logging.getLogger(__name__)
@@ -94,10 +94,9 @@ class SegmentationModule(pl.LightningModule):
         """Samples, over all processes, of each batch whose gradients the next step takes together."""
         self._window_cases: list[str] = []
         """This process's cases since the last step."""
-        # float64: an epoch adds up millions of voxels.
-        self.train_loss = MeanMetric().set_dtype(torch.float64)
-        self.train_accuracy = MeanMetric().set_dtype(torch.float64)
-        self.val_loss = MeanMetric().set_dtype(torch.float64)
+        self.train_loss = WeightedMean()
+        self.train_accuracy = WeightedMean()
+        self.val_loss = WeightedMean()
         self.val_iou = ValidationIoU()
         self.val_iou_per_class = np.full(n_classes - 1, np.nan)
         """Per foreground class after the last validation; NaN where no case holds the class."""
@@ -185,7 +184,7 @@ class SegmentationModule(pl.LightningModule):
         label = _plain(batch["label"])
         cases = [str(case) for case in batch["case"]]
         self._window_cases += cases
-        counted = batch["counted"].tolist() if "counted" in batch else [True] * len(image)
+        counted: list[bool] = batch.get("counted", [True] * len(image))
         result: DiceCE = self.criterion(
             self._features(image), self.head, label, across_processes=True, counted=None if all(counted) else counted
         )
@@ -274,22 +273,20 @@ class SegmentationModule(pl.LightningModule):
                 features = window.slices(slices.start, slices.stop)
                 loss.add(features, label[number, 0, ..., slices])
                 segmentation[..., slices] = segment_in_slabs(features[None], head)[0]
-            self.val_loss.update(self._infinite_unless_finite(loss.loss(), str(case)))
+            self._add_validation_loss(loss.loss(), str(case))
             self.val_iou.update(joint_histogram(label[number, 0], segmentation, self.n_classes, self.ignore_index))
             if keep_sample and number == 0:
                 self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation.cpu())
 
-    def _infinite_unless_finite(self, loss: Tensor, case: str) -> Tensor:
-        """Return a case's validation loss, or infinity for NaN: a MeanMetric would leave it out of the epoch's mean."""
-        if torch.isfinite(loss):
-            return loss
-        log.warning(
-            "case %s: the validation loss is %s in epoch %d; val_loss of this epoch is undefined",
-            case,
-            loss.item(),
-            self.current_epoch,
-        )
-        return torch.full_like(loss, math.inf)
+    def _add_validation_loss(self, loss: Tensor, case: str) -> None:
+        self.val_loss.update(loss)
+        if not torch.isfinite(loss):
+            log.warning(
+                "case %s: the validation loss is %s in epoch %d; val_loss of this epoch is undefined",
+                case,
+                loss.item(),
+                self.current_epoch,
+            )
 
     def on_validation_epoch_end(self) -> None:
         """Compute val_mIoU: Dice to IoU per case and class, mean over cases, then over classes."""

@@ -15,6 +15,10 @@ _IN_THE_LINE = {"loss": "train_loss", "accuracy": "train_accuracy", "val loss": 
 """What the line of an epoch calls the metrics."""
 
 
+NOTE_EVERY_S = 0.5
+"""Seconds between two readings of loss and accuracy, for each of which the processor waits for the GPU."""
+
+
 class LiveProgress(pl.Callback):
     """Show one bar over all steps of the training with loss, accuracy, mIoU and time left.
 
@@ -28,6 +32,8 @@ class LiveProgress(pl.Callback):
         self._epoch_began = time.monotonic()
         self._epoch_seconds: list[float] = []
         self._score = ""
+        self._note = ""
+        self._noted = -NOTE_EVERY_S
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Open the bar."""
@@ -46,13 +52,16 @@ class LiveProgress(pl.Callback):
             return
         steps = int(trainer.num_training_batches)
         done = trainer.current_epoch * steps + batch_idx + 1
-        # This process's own sums: compute() would wait for the other processes, which show no bar and never call it.
-        sums: Any = pl_module.train_accuracy
-        accuracy = float(sums.mean_value / sums.weight)
-        loss = float(trainer.callback_metrics.get("loss", float("nan")))  # absent while every step was left out
         title = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        note = f"loss {loss:.3f} accuracy {accuracy:.3f}{self._score}"
-        self._bar.update(done, steps * int(trainer.max_epochs or 1), title, note)
+        now = time.monotonic()
+        if now - self._noted > NOTE_EVERY_S or batch_idx + 1 == steps:
+            self._noted = now
+            # This process's own sums: compute() would wait for the others, which show no bar and never call it.
+            sums: Any = pl_module.train_accuracy
+            accuracy = float(sums.total / sums.weight)
+            loss = float(trainer.callback_metrics.get("loss", float("nan")))  # absent while every step was left out
+            self._note = f"loss {loss:.3f} accuracy {accuracy:.3f}"
+        self._bar.update(done, steps * int(trainer.max_epochs or 1), title, self._note + self._score)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print the epoch's line, unless there is a bar."""

@@ -165,6 +165,8 @@ def quiet_lightning() -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*is smaller than the logging interval.*")
             # Lightning 2.6 asks torch 2.13's pytree in a way that torch has since renamed.
             warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+            # Gradients of channels-last weights are copied into DDP's buckets: a few megabytes a step.
+            warnings.filterwarnings("ignore", message=".*Grad strides do not match bucket view strides.*")
             # The validation gathers its results itself.
             warnings.filterwarnings("ignore", message=".*recommended to use .*sync_dist=True.*")
             yield

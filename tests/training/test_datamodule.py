@@ -43,7 +43,7 @@ def test_batches_hold_every_training_case_once_with_the_documented_shapes(prepar
     assert (batches[0]["image"].shape, batches[0]["image"].dtype) == ((3, 1, 8, 8, 16), torch.float32)
     assert batches[0]["label"].shape == (3, 1, 8, 8, 16)
     assert not batches[0]["label"].is_floating_point()
-    assert batches[0]["counted"].tolist() == [True] * 3
+    assert batches[0]["counted"] == [True] * 3
 
 
 def test_batches_are_the_same_with_workers_and_after_a_resume(prepared):

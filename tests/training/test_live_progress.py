@@ -16,7 +16,7 @@ def trained(console, n_epochs=2):
     trainer = SimpleNamespace(
         is_global_zero=True, max_epochs=n_epochs, num_training_batches=3, current_epoch=0, callback_metrics=values
     )
-    sums = SimpleNamespace(mean_value=torch.tensor(6.0), weight=torch.tensor(8.0))
+    sums = SimpleNamespace(total=torch.tensor(6.0), weight=torch.tensor(8.0))
     module = SimpleNamespace(train_accuracy=sums, validated_epoch=None)
     progress = LiveProgress(console)
     progress.on_train_start(trainer, module)
