@@ -45,8 +45,9 @@ def evaluate(
     """Score every prediction in a folder against the label of the same name.
 
     Args:
-        predictions: a folder of label maps (CASE.nii.gz, CASE.nrrd, CASE.seg.nrrd, CASE.mha), or one with a folder of
-            masks for every case (CASE/liver.nii.gz or CASE/segmentations/liver.nii.gz), or one case of these.
+        predictions: a folder of label maps (CASE.nii.gz, .nrrd, .seg.nrrd, .mha, or .dcm with a DICOM SEG), or one with
+            a folder of masks for every case (CASE/liver.nii.gz or CASE/segmentations/liver.nii.gz), or one case of
+            these.
         labels: the same, or a data set in any layout of training.
         options: how cases are scored; None: the defaults.
         class_names: names of the values 0, 1, 2, … (background first), or the values of the names that are to be

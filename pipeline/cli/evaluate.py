@@ -67,7 +67,7 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--predictions", type=Path | None, metavar="DIR",
-        help="Folder of label maps (CASE.nii.gz, .nrrd, .seg.nrrd, .mha) or of one folder of masks a case "
+        help="Folder of label maps (CASE.nii.gz, .nrrd, .seg.nrrd, .mha, .dcm) or of one folder of masks a case "
         "(CASE/liver.nii.gz or CASE/segmentations/liver.nii.gz); or a single case.",
     )  # fmt: skip
     parser.add_argument(

@@ -12,8 +12,10 @@ from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import find_dataset
+from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.json_files import read_json
+from transforms.io.dicom_seg import is_dicom_seg, segment_numbers
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
 from transforms.io.segment_names import segment_values
@@ -91,7 +93,7 @@ def _label_maps(path: Path) -> list[Path]:
     if path.is_dir() and (path.name == "segmentations" or (path / "segmentations").is_dir()):
         return []
     files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [file for file in files if _is_volume(file)]
+    return [file for file in files if _is_label_map(file)]
 
 
 def _is_volume(file: Path) -> bool:
@@ -100,22 +102,28 @@ def _is_volume(file: Path) -> bool:
     return is_candidate and file.is_file() and volume_kind(file) is not None
 
 
+def _is_label_map(file: Path) -> bool:
+    if file.suffix.lower() == ".dcm":
+        return file.is_file() and is_dicom_seg(file)
+    return _is_volume(file)
+
+
 def _by_case(volumes: Iterable[Path], path: Path) -> dict[str, Label]:
     found: dict[str, Path] = {}
     for file in volumes:
-        case = volume_stem(file).removesuffix(".seg")
+        case = (file.stem if is_seg(file) else volume_stem(file)).removesuffix(".seg")
         if case not in found:
             found[case] = file
             continue
-        # A result is often written in two formats; the NIfTI is taken, and its .seg.nrrd passed over.
+        # A result is often written in several formats; the NIfTI is taken, the others are passed over.
         kept, other = found[case], file
-        if kept.name == f"{case}.seg.nrrd":
+        if other.name == f"{case}.nii.gz":
             kept, other = other, kept
-        if not (kept.name == f"{case}.nii.gz" and other.name == f"{case}.seg.nrrd"):
+        if kept.name != f"{case}.nii.gz" or other.name not in (f"{case}.seg.nrrd", f"{case}.dcm"):
             raise EvaluationError(f"{found[case]} and {file} are both of case {case}; keep one of them")
         found[case] = kept
     if not found:
-        expected = "label maps (CASE.nii.gz, CASE.nrrd, CASE.mha) or folders of masks (CASE/liver.nii.gz, …)"
+        expected = "label maps (CASE.nii.gz, CASE.nrrd, CASE.mha, CASE.dcm) or folders of masks (CASE/liver.nii.gz, …)"
         raise VolumeError("missing_file", path, expected, "none", "name the folder that holds them")
     return dict(found)
 
@@ -202,7 +210,7 @@ def table_of_records(folder: Path, cases: Iterable[str]) -> ClassTable | None:
 def named_by_headers(
     files: Mapping[str, Label], table: ClassTable | None
 ) -> tuple[ClassTable | None, dict[str, tuple[int, ...]]]:
-    """Take the names that .seg.nrrd files hold in their headers, which may give a class another value in each file.
+    """Take the names in headers of .seg.nrrd and DICOM SEG files, which may give a class another value in each file.
 
     Args:
         files: by case.
@@ -215,7 +223,7 @@ def named_by_headers(
         VolumeError: a header that cannot be read.
         EvaluationError: files without names beside others whose headers do not agree on the values.
     """
-    found = {case: segment_values(source) for case, source in files.items() if isinstance(source, Path)}
+    found = {case: _header_values(source) for case, source in files.items() if isinstance(source, Path)}
     named = {case: values for case, values in found.items() if values}
     if table is None and named:
         table = _table_of_headers(named, files)
@@ -226,6 +234,10 @@ def named_by_headers(
         if values.keys() <= set(table.names[1:]) and 0 not in values.values():
             own_values[case] = _in_order_of(table, values)
     return table, own_values
+
+
+def _header_values(path: Path) -> dict[str, int] | None:
+    return segment_numbers(path) if is_seg(path) else segment_values(path)
 
 
 def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str, Label]) -> ClassTable:

@@ -5,26 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from monai.data import MetaTensor
-from scipy import ndimage
 
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import Label, label_path
+from pipeline.datasets.dataset import Label
 from pipeline.evaluation.class_matching import CommonClasses
+from pipeline.evaluation.label_maps import covering, is_seg, onto_label, read_label_map
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
-from transforms.io.errors import VolumeError
-from transforms.io.grid import Geometry, axes_onto, describe_mismatch
 from transforms.io.label_values import ignore_index
-from transforms.io.load import LoadVolumed
-from transforms.resize import voxel_map
 
 Absent = Literal["left_out", "scored"]
 """What counts where the label lacks a class: nothing (MONAI's ignore_empty=True), or 1 unless it is predicted (0)."""
@@ -142,13 +137,18 @@ def score_case(
     advance = advance or (lambda share: None)
     advance(0.0)
     label_table = _with_values(classes.label, pair.label_values)
-    label = _read(pair.label, pair.case, label_table)
-    prediction = _read(pair.prediction, pair.case, _with_values(classes.prediction, pair.prediction_values))
-    grid = _geometry(label)
-    label_indices = label.as_tensor()[0].numpy()
+    label = read_label_map(pair.label, pair.case, label_table)
+    digest = _hash(label.indices, label_table, label.affine)
+    prediction = read_label_map(pair.prediction, pair.case, _with_values(classes.prediction, pair.prediction_values))
+    if is_seg(pair.label):
+        label = covering(label, prediction)
+    if is_seg(pair.prediction):
+        prediction = covering(prediction, label)
+    grid = label.geometry
     advance(SHARE_OF_READING)
-    prediction_indices, resampled = _onto_label(prediction, label, pair, resample=options.resample)
-    reference = _looked_up(label_indices, classes.label_lookup())
+    sources = pair.prediction, pair.label
+    prediction_indices, resampled = onto_label(prediction, label, sources, pair.case, resample=options.resample)
+    reference = _looked_up(label.indices, classes.label_lookup())
     predicted = _looked_up(prediction_indices, classes.prediction_lookup())
     overlap = _overlap(reference, predicted, classes, grid.affine)
     shear = _shear_degrees(grid.affine)
@@ -169,7 +169,7 @@ def score_case(
     reference_ml, prediction_ml = overlap.reference_ml.numpy(), overlap.prediction_ml.numpy()
     return CaseScores(
         pair=pair,
-        label_sha256=_hash(label_indices, label_table, grid.affine),
+        label_sha256=digest,
         spacing_mm=grid.spacing_mm,
         shear_degrees=shear,
         surface=surface,
@@ -191,21 +191,6 @@ def _with_values(table: ClassTable, values: tuple[int, ...] | None) -> ClassTabl
     return table if values is None else ClassTable(table.names, values)
 
 
-def _read(source: Label, case: str, table: ClassTable) -> MetaTensor:
-    """Read a label map or masks as class indices (1, I, J, K)."""
-    load = LoadVolumed(("label",), label_values=table.values, ignore_value=table.ignore_value, label_remap=table.remap)
-    item: dict[Any, Any] = {"label": source, "case": case}
-    try:
-        return load(item)["label"]
-    except VolumeError as error:
-        if error.kind != "label_unknown_values":
-            raise
-        remedy = (
-            "name what is to be scored with --class_names NAME=VALUE,…, or correct the labels.json beside the files"
-        )
-        raise VolumeError(error.kind, error.where, error.expected, error.found, remedy, error.case) from error
-
-
 def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
     return indices if lookup is None else lookup[indices]
 
@@ -216,43 +201,10 @@ def _overlap(reference: np.ndarray, predicted: np.ndarray, classes: CommonClasse
     return class_scores(histogram, voxel_ml=abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
 
 
-def _geometry(volume: MetaTensor) -> Geometry:
-    return Geometry(tuple(volume.shape[1:]), volume.affine.numpy(), np.dtype(np.uint8), "nifti")
-
-
 def _shear_degrees(affine: np.ndarray) -> float:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
     return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
-
-
-def _onto_label(
-    prediction: MetaTensor, label: MetaTensor, pair: Pair, *, resample: bool
-) -> tuple[Int[np.ndarray, "I J K"], bool]:
-    """Return the prediction on the label's grid, and whether that took resampling."""
-    array = prediction.as_tensor()[0].numpy()
-    own, target = _geometry(prediction), _geometry(label)
-    change = axes_onto(own, target)
-    if change is not None:
-        return np.ascontiguousarray(change.apply(array)), False
-    if not resample:
-        expected = f"a prediction on the grid of its label {_location(pair.label)}"
-        remedy = "predict from the labelled image, or pass resample (--resample) to compare them all the same"
-        mismatch = describe_mismatch(own, target)
-        raise VolumeError("grid_mismatch", _location(pair.prediction), expected, mismatch, remedy, pair.case)
-    return _nearest(array, voxel_map(target.affine, own.affine), target.shape), True
-
-
-def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Value of the voxel nearest to `matrix` @ (index of each voxel of `shape`); 0, the background, outside."""
-    # "grid-constant": with plain "constant" the outer half of the outermost voxels would count as outside.
-    return ndimage.affine_transform(
-        array, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
-    )
-
-
-def _location(source: Label) -> str:
-    return str(label_path(source) or "without masks")
 
 
 def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray) -> str:

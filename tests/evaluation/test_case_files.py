@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import PurePath
 
 import nibabel as nib
@@ -14,7 +15,10 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
+from pipeline.writers.dicom_seg import write_dicom_seg
 from tests.support.evaluation import TABLE, blobs, save, save_masks, save_seg_nrrd, sitk_dice, three_cases, write_names
+from tests.support.segmentations import segmentation_of
+from tests.support.volumes import write_series
 from transforms.io.errors import VolumeError
 
 NAMES = ("background", "liver", "spleen", "aorta")
@@ -230,3 +234,35 @@ def test_a_value_of_no_class_names_the_flag_that_this_command_has(folders):
         save(np.asarray(nib.load(path).dataobj) * np.uint8(9), path)
     with pytest.raises(EvaluationError, match=r"expected the label values 0-4, found 9 .*--class_names NAME=VALUE"):
         evaluate(folders / "predictions", folders / "labels")
+
+
+def test_a_published_dicom_seg_scores_as_its_nrrd_does(shared_data, tmp_path):
+    for kind, name in (("predictions", "liver.dcm"), ("labels", "liver_seg.nrrd")):
+        (tmp_path / kind).mkdir()
+        target = tmp_path / kind / f"scan{''.join((shared_data / 'dicom_seg' / name).suffixes)}"
+        target.write_bytes((shared_data / "dicom_seg" / name).read_bytes())
+    write_names(tmp_path / "labels", {"background": 0, "liver": 1})
+    for pair in (("predictions", "labels"), ("labels", "predictions"), ("predictions", "predictions")):
+        (case,) = evaluate(*(tmp_path / kind for kind in pair)).cases
+        assert (case.case, case.mean_dice, case.hd95_mm[1], case.resampled) == ("scan", 1.0, 0.0, False)
+
+
+def test_a_dicom_seg_that_leaves_empty_slices_out_is_scored_on_the_whole_grid(tmp_path):
+    write_series(tmp_path / "series", [0, 3, 6, 9, 12, 15])
+    whole = segmentation_of(tmp_path / "series")
+    held = np.zeros_like(whole.array)
+    held[2:9, 3:8, 2:4] = 1  # no voxel in the first and last slices
+    write_dicom_seg(replace(whole, array=held), _made(tmp_path / "predictions") / "a.dcm")
+    truth = held.copy()
+    truth[2:9, 3:8, 5] = 1  # one slice more, outside of what the DICOM SEG holds
+    save(truth.astype(np.uint8), tmp_path / "labels" / "a.nii.gz", whole.affine)
+    write_names(tmp_path / "labels", {"background": 0, "liver": 1})
+    for predictions, labels in (("predictions", "labels"), ("labels", "predictions")):
+        (case,) = evaluate(tmp_path / predictions, tmp_path / labels).cases
+        assert case.dice[1] == pytest.approx(2 * 70 / (70 + 105))
+        assert {case.false_negatives[1], case.false_positives[1]} == {0, 35}
+
+
+def _made(folder):
+    folder.mkdir(parents=True)
+    return folder

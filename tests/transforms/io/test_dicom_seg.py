@@ -1,0 +1,58 @@
+"""DICOM SEG files as label maps, against the same segmentation as NRRD and against our own writer."""
+
+from __future__ import annotations
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from pipeline.writers.dicom_seg import write_dicom_seg
+from tests.support.segmentations import itk_affine, segmentation_of
+from tests.support.volumes import write_series
+from transforms.io.dicom_seg import is_dicom_seg, read_dicom_seg, segment_numbers
+from transforms.io.errors import VolumeError
+
+
+def at_points(segments, affine, shape):
+    """The segments looked up at the voxel centres of another grid."""
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), -1)
+    to_ours = np.linalg.solve(segments.affine, affine)
+    inside = np.rint(index @ to_ours[:3, :3].T + to_ours[:3, 3]).astype(int)
+    return segments.array[tuple(np.moveaxis(inside, -1, 0))]
+
+
+def test_a_published_dicom_seg_holds_what_its_nrrd_holds(shared_data):
+    path = shared_data / "dicom_seg" / "liver.dcm"
+    assert is_dicom_seg(path)
+    assert segment_numbers(path) == {"Liver": 1}
+    image = sitk.ReadImage(str(shared_data / "dicom_seg" / "liver_seg.nrrd"))
+    theirs = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    assert np.array_equal(at_points(read_dicom_seg(path), itk_affine(image), theirs.shape), theirs)
+
+
+def test_what_our_writer_writes_is_read_back(tmp_path):
+    write_series(tmp_path / "series", [0, 3, 6, 9])
+    segmentation = segmentation_of(tmp_path / "series")
+    write_dicom_seg(segmentation, tmp_path / "a.dcm")
+    segments = read_dicom_seg(tmp_path / "a.dcm")
+    numbers = segment_numbers(tmp_path / "a.dcm")
+    assert set(numbers) > {"liver", "kidney_left"}
+    for name in ("liver", "kidney_left"):
+        number = numbers[name]
+        found = nib.affines.apply_affine(segments.affine, np.argwhere(segments.array == number))
+        inside = segmentation.array == segmentation.class_names.index(name)
+        expected = nib.affines.apply_affine(segmentation.affine, np.argwhere(inside))
+        assert np.allclose(sorted(found.tolist()), sorted(expected.tolist()), atol=1e-4)
+
+
+def test_other_files_are_none_and_a_damaged_one_is_refused(tmp_path):
+    write_series(tmp_path / "series", [0, 3])
+    slice_ = next((tmp_path / "series").iterdir())
+    assert not is_dicom_seg(slice_)
+    (tmp_path / "text.dcm").write_text("no DICOM")
+    assert not is_dicom_seg(tmp_path / "text.dcm")
+    assert not is_dicom_seg(tmp_path / "nowhere.dcm")
+    for read in (read_dicom_seg, segment_numbers):
+        with pytest.raises(VolumeError, match="expected a DICOM SEG whose segments make one label map"):
+            read(slice_)
