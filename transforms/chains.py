@@ -24,7 +24,7 @@ from monai.transforms import Compose, Orientationd
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.intensity import INTENSITIES, SCALINGS, ScaleIntensityd
 from transforms.io.errors import VolumeError
-from transforms.io.grid import MAX_VOXELS
+from transforms.io.limits import MAX_VOXELS
 from transforms.io.load import LoadVolumed
 from transforms.resize import ResizeImaged, ResizeLabeld
 

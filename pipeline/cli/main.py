@@ -7,7 +7,6 @@ command imports its module when it runs.
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import pwd
@@ -76,6 +75,8 @@ def _name_the_user() -> None:
 
 
 def _version() -> str:
+    import importlib.metadata  # a tenth of a second
+
     try:
         return importlib.metadata.version("bodyseg")
     except importlib.metadata.PackageNotFoundError:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from transforms.io.grid import MAX_VOXELS
+from transforms.io.limits import MAX_VOXELS
 
 Precision = Literal["32", "16", "bf16"]
 

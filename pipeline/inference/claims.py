@@ -10,6 +10,8 @@ from pipeline.writers.outputs import OutputOptions
 class CaseTakenError(ValueError):
     """Another process works on a case; the message says which."""
 
+    is_input_error = True
+
 
 class CaseClaims:
     """The cases of an output folder that this process works on, each by a lock of its own; a context manager.

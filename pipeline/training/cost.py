@@ -26,13 +26,28 @@ from pipeline.config.settings import Config
 from pipeline.console.text import BYTES_PER_GB, gigabytes
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.training.patch_schedule import PatchSchedule
-from pipeline.training.trial_step import Trial
 
 TIME_LIMIT_S = 1800.0
 """A step that takes longer is given up: hundreds of them make an epoch."""
 HEADROOM = 0.9
 """Share of the memory that a training may take at its peak: the system and the loading of data need the rest."""
 _LESS_MEMORY = "lower --batch_size, --base_channels or --target_size, or set model.checkpointing"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one training step and one validation took."""
+
+    step_s: float
+    """Seconds of a training step (one batch): the fastest after the first, which warms up."""
+    validation_s: float
+    """Seconds of validating one case."""
+    peak_bytes: int
+    """Most memory in use: of the GPU where it trains, else of the process."""
+    device: str
+    """The GPU's name, or the number of CPU threads."""
+    precision: str
+    """As Lightning calls it: "16-mixed", "bf16-mixed", "32-true"."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import resource
 import sys
 import time
 import warnings
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +28,9 @@ from pipeline.compute.launcher import end_with_parent
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config
 from pipeline.training.build import build_module
+from pipeline.training.cost import Trial
 
 N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What one training step and one validation took."""
-
-    step_s: float
-    """Seconds of a training step (one batch): the fastest after the first, which warms up."""
-    validation_s: float
-    """Seconds of validating one case."""
-    peak_bytes: int
-    """Most memory in use: of the GPU where it trains, else of the process."""
-    device: str
-    """The GPU's name, or the number of CPU threads."""
-    precision: str
-    """As Lightning calls it: "16-mixed", "bf16-mixed", "32-true"."""
 
 
 class _OneItem(Dataset):

@@ -24,7 +24,6 @@ from pipeline.files.atomic import FileError, remove_durably, remove_half_written
 from pipeline.files.json_files import read_json
 from pipeline.files.lock import take_lock
 from pipeline.writers.colour_table import colour_table, write_colour_table
-from pipeline.writers.dicom_seg import check_series, write_dicom_seg
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
 from pipeline.writers.preview import PreviewImage, write_preview
 from pipeline.writers.seg_nrrd import write_seg_nrrd
@@ -109,6 +108,8 @@ class OutputOptions:
 def refused_formats(source: Path, source_kind: str, options: OutputOptions) -> dict[str, str]:
     """Say which of the formats a source does not allow, and why; read from its headers, before anything is computed."""
     if "dicom" in options.formats:
+        from pipeline.writers.dicom_seg import check_series  # highdicom takes a second to import
+
         try:
             check_series(source, source_kind)
         except SegmentationError as error:
@@ -156,6 +157,8 @@ def write_files(
         elif kind == "nrrd":
             write_seg_nrrd(segmentation, path)
         elif kind == "dicom":
+            from pipeline.writers.dicom_seg import write_dicom_seg  # highdicom takes a second to import
+
             try:
                 write_dicom_seg(segmentation, path)
             except SegmentationError as error:

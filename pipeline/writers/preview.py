@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from pipeline.files.atomic import write_atomically
@@ -37,6 +35,10 @@ def write_preview(segmentation: Segmentation, image: PreviewImage, path: Path) -
 
     Raises FileError if the disk refuses.
     """
+    # imported where a picture is asked for: matplotlib takes as long to import as a small scan to segment
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     found = _on_grid(segmentation, image.array.shape, image.affine)
     inside = np.nonzero(found)
     centre = [int(np.median(index)) if index.size else n // 2 for index, n in zip(inside, found.shape, strict=True)]

@@ -15,8 +15,7 @@ from pipeline.check import check
 from pipeline.checks.findings import Finding
 from pipeline.compute.memory import memory_bytes
 from pipeline.datasets.listing import list_cases
-from pipeline.training.cost import estimate_training, read_trial
-from pipeline.training.trial_step import Trial
+from pipeline.training.cost import Trial, estimate_training, read_trial
 from tests.support.volumes import CLASSES, Folder, configured, hounsfield, organs, save
 from transforms.chains import preprocessing_chain
 

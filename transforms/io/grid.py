@@ -14,15 +14,13 @@ import psutil
 from jaxtyping import Float64, Shaped
 
 from transforms.io.errors import VolumeError
+from transforms.io.limits import MAX_VOXELS
 
 Affine = Float64[np.ndarray, "4 4"]
 """Voxel index (i, j, k, 1) -> world mm (x, y, z, 1), RAS+."""
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM and ITK count x to the patient's left and y to the back; the matrix is its own inverse."""
-
-MAX_VOXELS = 2**31
-"""No scanner makes more (1290 voxels a side); a header that claims more is damaged or hostile."""
 
 BOMB_BYTES = 4 * 2**30
 BOMB_RATIO = 500
