@@ -117,57 +117,50 @@ def step(scale: str, data: str | None) -> Row:
     precision = {"precision": "32-true"} if scale == TOY else {}
     plain_unet, plain_body = {"network": "unet"}, {"network": "body_net"}
     our_unet, our_body = plain_unet | precision, plain_body | precision
+    # bfloat16 against float32, in whole networks or in logits alone
+    common: dict[str, Any] = {"repeats": _n(scale, 1, 2), "memory": "peak", "tolerance": 0.02}
+    same_network = {"BodyNet, plain": Job("steps.plain", plain_body), "BodyNet, ours": Job("steps.ours", our_body)}
+    same_but_the_loss = {
+        "BodyNet, DiceCELoss": Job("steps.ours", our_body | {"loss": "full logits"}),
+        "BodyNet, ours": Job("steps.ours", our_body),
+    }
+    other_network = {
+        "UNet, plain": Job("steps.plain", plain_unet),
+        "UNet, our step": Job("steps.ours", our_unet),
+        "BodyNet, ours": Job("steps.ours", our_body),
+    }
     batches = {
         "UNet, plain": Job("steps.plain", plain_unet | {"batch": 2}),
         "BodyNet, ours": Job("steps.ours", our_body | {"batch": 2}),
     }
+    goals = [Goal(faster=3, memory=0.5), Goal(faster=1, memory=0.5), Goal(peak_gb=16)] if full else [Goal()] * 3
     return Row(
         "training step, 71 classes, AdamW included",
         [
             Comparison(
                 "the same network, batch 1",
-                {"BodyNet, plain": Job("steps.plain", plain_body), "BodyNet, ours": Job("steps.ours", our_body)},
+                same_network,
                 [size, *smaller],
-                repeats=_n(scale, 1, 2),
-                memory="peak",
-                same_value=("BodyNet, plain", "BodyNet, ours"),
-                tolerance=0.02,  # bfloat16 against float32
-                goal=Goal(faster=3, memory=0.5) if full else Goal(),
+                same_value=tuple(same_network),
+                goal=goals[0],
+                **common,
             ),
             Comparison(
                 "only the loss differs, batch 1",
-                {
-                    "BodyNet, DiceCELoss": Job("steps.ours", our_body | {"loss": "full logits"}),
-                    "BodyNet, ours": Job("steps.ours", our_body),
-                },
+                same_but_the_loss,
                 [size, *smaller],
-                repeats=_n(scale, 1, 2),
-                memory="peak",
-                same_value=("BodyNet, DiceCELoss", "BodyNet, ours"),
-                tolerance=0.02,  # bfloat16 logits against float32 ones
+                same_value=tuple(same_but_the_loss),
+                **common,
             ),
             Comparison(
                 "MONAI's UNet, batch 1",
-                {
-                    "UNet, plain": Job("steps.plain", plain_unet),
-                    "UNet, our step": Job("steps.ours", our_unet),
-                    "BodyNet, ours": Job("steps.ours", our_body),
-                },
+                other_network,
                 [size],
-                repeats=_n(scale, 1, 2),
-                memory="peak",
                 same_value=("UNet, plain", "UNet, our step"),
-                tolerance=0.02,
-                goal=Goal(faster=1, memory=0.5) if full else Goal(),
+                goal=goals[1],
+                **common,
             ),
-            Comparison(
-                "MONAI's UNet, batch 2",
-                batches,
-                [size],
-                repeats=1,
-                memory="peak",
-                goal=Goal(peak_gb=16) if full else Goal(),
-            ),
+            Comparison("MONAI's UNet, batch 2", batches, [size], repeats=1, memory="peak", goal=goals[2]),
             *(_compiled_step(network) for network in ("body_net", "unet") if full),
         ],
     )
