@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Bad data have a line for every error, any other message is one line.
             return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
         except Stopped as stop:
-            return complain(f"stopped by {stop}", stop.exit_code)
+            return complain(f"stopped by {stop}" + (f"; {stop.advice}" if stop.advice else ""), stop.exit_code)
         except KeyboardInterrupt:
             return complain("stopped", 130)
     return _after_output(code, output.error, given)

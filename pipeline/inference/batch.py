@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from pipeline.compute.signals import Stopped
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.files.atomic import FileError, disk_error
 from pipeline.inference.case_steps import CaseSteps, ReadCase, SegmentedCase
@@ -62,7 +63,8 @@ def segment_cases(
 
     Raises:
         SegmentationError: an output would overwrite an input, or the folder holds label maps of other classes; nothing
-            was written. FileError: the folder cannot be written.
+            was written. FileError: the folder cannot be written. Stopped: a signal asked to stop; a case that was being
+            written is finished before.
     """
     inference = inference or InferenceOptions()
     postprocessing = postprocessing or PostprocessingOptions()
@@ -98,10 +100,15 @@ def segment_cases(
         )
         for first in to_do[:1]:
             say(f"{first.id}: reading")
-        for case, result in _results(to_do, steps):
-            claims.release(case.id)
-            records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
-            say(f"{case.id}: {records[case.id].status}")
+        try:
+            for case, result in _results(to_do, steps):
+                claims.release(case.id)
+                records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
+                say(f"{case.id}: {records[case.id].status}")
+        except Stopped as stop:  # the case that was being written is finished by now
+            n_finished = len(steps.written | {case for case, record in records.items() if record.status == "skipped"})
+            stop.advice = f"{n_finished} of {len(cases)} scans are finished; the same command goes on with the others"
+            raise
     return [records[case.id] for case in cases]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from pipeline.compute.memory import free_memory_bytes, ran_out_of_memory
@@ -81,6 +81,8 @@ class CaseSteps:
     overwrite: bool = False
     """Segment finished cases again."""
     case_progress: CaseProgress | None = None
+    written: set[str] = field(default_factory=set)
+    """Ids of the cases whose record is written."""
 
     def read(self, case: InputCase) -> ReadCase | CaseRecord:
         """Claim, read and preprocess a case.
@@ -197,6 +199,7 @@ class CaseSteps:
             seconds={**segmented.seconds, "write": time.perf_counter() - start},
         )
         write_json(self.outputs.record_file(case.id), record.to_document())
+        self.written.add(case.id)
         return record
 
 

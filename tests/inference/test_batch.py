@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from functools import partial
 from io import StringIO
 
@@ -267,3 +268,28 @@ def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, small
     assert all("No space left on device" in error for error in errors)
     assert "not segmented, since the results of another case could not be written" in errors[-1]
     assert len(set(computed)) <= n_done + 3  # those in progress when the disk refused, not all
+
+
+@pytest.mark.fault(
+    "SIGTERM or SIGHUP during a prediction",
+    "the result being written is finished, one line says how many are done; the same command goes on",
+)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, number, code):
+    scans(tmp_path / "in", 60)
+    out = tmp_path / "out"
+    arguments = ["predict", run, tmp_path / "in", "--output", out, "--device", "cpu", "--precision", "32"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "text": True}
+    with subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], **pipes) as process:
+        while not (out / "case0.json").exists() and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate()
+    assert process.returncode == code
+    n_finished = len(list(out.glob("*.json")))
+    line = f"stopped by {signal.Signals(number).name}; {n_finished} of 60 scans are finished; the same command goes on"
+    assert line in said.splitlines()[-1]
+    assert list(out.glob(".*")) == []
+    assert len(list(out.glob("*.nii.gz"))) == n_finished
+    report = predicted([run], [tmp_path / "in"], out)
+    assert (report.n_skipped, report.n_done) == (n_finished, 60 - n_finished)
