@@ -163,10 +163,15 @@ def _read(path: Path, notes: _Notes) -> Volume | None:
 def _onto(volume: Volume, grid: Geometry, path: Path, role: str, notes: _Notes) -> AxisChange | None:
     """How the axes of a file lie along its image's; None, with a finding, where it is on another grid."""
     try:
-        return onto_grid(volume.geometry, grid, where=path, role=role)
+        change = onto_grid(volume.geometry, grid, where=path, role=role)
     except VolumeError as error:
         notes.add_error(error, path)
         return None
+    if change.padding and not any(finding.kind == "label_cropped" for finding in notes.findings):
+        found = f"{volume.geometry.shape} of {grid.shape} voxels; the rest counts as background"
+        remedy = "nothing, if it was cropped to its content (3D Slicer does that); else export it whole"
+        notes.add("warning", "label_cropped", path, f"a {role} of its image's whole grid", found, remedy)
+    return change
 
 
 def _check_image(image: ImageStatistics, notes: _Notes) -> None:

@@ -76,10 +76,13 @@ class AxisChange:
 
     order: tuple[int, int, int]
     flipped: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...] = ()
+    """Voxels of 0 put before and behind each new axis, where the volume is a part of the other; else empty."""
 
     def apply(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
-        """Return a view of an (I, J, K) array with the new axes."""
-        return np.flip(array.transpose(self.order), self.flipped)
+        """Return an (I, J, K) array with the new axes: a view, or a copy with its padding."""
+        turned = np.flip(array.transpose(self.order), self.flipped)
+        return np.pad(turned, self.padding) if self.padding else turned
 
     def undo(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
         """Return a view of an (I, J, K) array that has the new axes, along the old ones."""
@@ -161,10 +164,14 @@ def check_memory(n_bytes: int, where: str) -> None:
 def onto_grid(source: Geometry, target: Geometry, *, where: object, role: str) -> AxisChange:
     """Return how the axes of a case's file (its `role`: "label", "mask", "channel") lie along its image's.
 
+    A label or mask may be cropped to a part of the image (as 3D Slicer stores segmentations): it is padded.
+
     Raises:
         VolumeError: it lies on another grid.
     """
     change = axes_onto(source, target)
+    if change is None and role != "channel":
+        change = part_of(source, target)
     if change is None:
         tolerance = (
             f"{GRID_TOLERANCE_VOXELS * min(target.spacing_mm):.3g} mm, {GRID_TOLERANCE_VOXELS:g} of a voxel edge"
@@ -185,6 +192,26 @@ def axes_onto(source: Geometry, target: Geometry) -> AxisChange | None:
     if not same_shape or corner_distance_mm(moved, target) > GRID_TOLERANCE_VOXELS * min(target.spacing_mm):
         return None
     return change
+
+
+def part_of(source: Geometry, target: Geometry) -> AxisChange | None:
+    """Return the change of axes and the padding that bring a part of `target`'s voxels onto all of them.
+
+    None where `source` is not such a part: its voxels lie between the target's (beyond `GRID_TOLERANCE_VOXELS`), or
+    some of them outside.
+    """
+    change, moved = _changed(source, target)
+    if change is None:
+        return None
+    first = np.rint(np.linalg.solve(target.affine, moved.affine[:, 3])[:3]).astype(int)
+    behind = np.array(target.shape[:3]) - first - np.array(moved.shape[:3])
+    placed = target.affine.copy()
+    placed[:3, 3] += target.affine[:3, :3] @ first
+    distance = corner_distance_mm(moved, Geometry(moved.shape, placed, moved.dtype, moved.kind))
+    if min(*first, *behind) < 0 or distance > GRID_TOLERANCE_VOXELS * min(target.spacing_mm):
+        return None
+    padding = tuple((int(before), int(after)) for before, after in zip(first, behind, strict=True))
+    return AxisChange(change.order, change.flipped, padding)
 
 
 def _changed(source: Geometry, target: Geometry) -> tuple[AxisChange | None, Geometry]:

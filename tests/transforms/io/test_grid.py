@@ -5,6 +5,7 @@ from __future__ import annotations
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
 from tests.support.volume_files import (
@@ -66,3 +67,35 @@ def test_the_shear_of_a_grid_is_the_angle_missing_from_a_right_one(degrees):
     expected = np.degrees(np.arctan2(np.tan(np.radians(degrees)) * 0.5, 0.7))  # voxels are 0.5 and 0.7 mm wide
     geometry = Geometry((5, 6, 7), turned, np.dtype(np.int16), "nifti")
     assert geometry.shear_degrees == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 13, 30])
+def test_a_label_cropped_to_its_content_is_padded(tmp_path, number):
+    """As 3D Slicer stores a segmentation: on the image's lattice, along any axes, and only as large as its content."""
+    whole = np.zeros((9, 8, 7), np.uint8)
+    whole[2:5, 3:7, 1:6] = np.random.default_rng(0).integers(1, 5, (3, 4, 5))
+    image = save(tmp_path / "image.nii", volume((9, 8, 7)))
+    part = nib.Nifti1Image(whole, OBLIQUE).slicer[2:5, 3:7, 1:6].as_reoriented(ALL_ORIENTATIONS[number])
+    label = save(tmp_path / "label.nii", np.asarray(part.dataobj), part.affine)
+    case = LoadVolumed()({"image": image, "label": label})
+    assert np.array_equal(case["label"][0].numpy(), whole)
+    assert torch.equal(case["label"].affine, case["image"].affine)
+    mask = save(tmp_path / "mask.nii", (np.asarray(part.dataobj) > 2).astype(np.uint8), part.affine)
+    merged = LoadVolumed()({"image": image, "label": [(2, mask)]})["label"][0].numpy()
+    assert np.array_equal(merged, 2 * (whole > 2))
+
+
+@pytest.mark.parametrize("shift", [(0.5, 0, 0), (0, 0, -2), (0, 6, 0)])
+def test_a_part_between_the_voxels_or_beyond_them_is_refused(tmp_path, shift):
+    image = save(tmp_path / "image.nii", volume((9, 8, 7)))
+    moved = OBLIQUE @ nib.affines.from_matvec(np.eye(3), np.array(shift))
+    label = save(tmp_path / "label.nii", volume((3, 4, 5), np.uint8), moved)
+    with pytest.raises(VolumeError, match="mm apart"):
+        LoadVolumed()({"image": image, "label": label})
+
+
+def test_a_channel_is_never_padded(tmp_path):
+    image = save(tmp_path / "image.nii", volume((9, 8, 7)))
+    part = save(tmp_path / "part.nii", volume((3, 4, 5)))
+    with pytest.raises(VolumeError, match="the channel on its image's voxel grid"):
+        LoadVolumed("image")({"image": [image, part]})
