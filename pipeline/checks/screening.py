@@ -128,7 +128,10 @@ def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Sc
     if split is None:
         classes_of = {c.case: np.flatnonzero(c.label.class_voxels).tolist() for c in cases if c.label is not None}
         try:
-            split = split_by_subject(dataset.cases, seed=config.training.seed, classes_of=classes_of)
+            train, val, test = (percent / 100 for percent in config.data.split_shares)
+            split = split_by_subject(
+                dataset.cases, seed=config.training.seed, classes_of=classes_of, fractions=(train, val, test)
+            )
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
     intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
 
-from pipeline.cli import cache, check, check_geometry, compare, evaluate, plot, predict, sample, train
+from pipeline.cli import cache, check, check_geometry, compare, evaluate, plan, plot, predict, sample, train
 from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
 from pipeline.cli.plain_words import closest
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
@@ -119,6 +119,7 @@ def is_input_error(error: Exception) -> bool:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.run,
     "check": check.run,
+    "plan": plan.run,
     "predict": predict.run,
     "evaluate": evaluate.run,
     "check-geometry": check_geometry.run,

@@ -61,6 +61,9 @@ class DataConfig:
     """How the data set is laid out; auto recognises it."""
     fold: int = 0
     """Which fold of a data set that brings its own cross-validation is the validation set."""
+    split_shares: tuple[float, float, float] = (80.0, 10.0, 10.0)
+    """Percent of the cases, by subject, for training, validation and test, where the data set has no split of its own;
+    0 for the test is allowed."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first; empty: taken from the data set."""
     label_remap: dict[Any, Any] | None = None
@@ -121,6 +124,10 @@ class DataConfig:
             f"data.target_size {list(self.target_size)}: expected at most {MAX_VOXELS} voxels",
         )
         self._check_patches()
+        require(
+            min(self.split_shares) >= 0 and min(self.split_shares[:2]) > 0 and abs(sum(self.split_shares) - 100) < 1e-6,
+            f"data.split_shares {list(self.split_shares)}: expected a sum of 100, and more than 0 for train and val",
+        )
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
         require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")

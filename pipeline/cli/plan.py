@@ -1,0 +1,54 @@
+"""Flags of `bodyseg plan`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pipeline.cli.arguments import command_parser
+from pipeline.config.settings import ConfigError
+from pipeline.console.progress import Bar
+
+_UNITS = {"s": 1, "min": 60, "h": 3600}
+
+
+def run(arguments: list[str]) -> int:
+    """Choose the settings of a training from the data, this machine and the time at hand, and write them as a file.
+
+    Checks every case, measures training steps here, and writes an ordinary config file in which every number has its
+    reason. `bodyseg train --config FILE` then ends within the time.
+    """
+    parser = command_parser("plan", run, "bodyseg plan DATASET --budget 30min [--memory GB] [--output FILE]")
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="Folder or list file of a data set.")
+    parser.add_argument("--budget", default="1h", metavar="TIME", help="Time for the training, such as 30min or 8h.")
+    parser.add_argument("--memory", type=float | None, metavar="GB", help="Memory it may take; default: what is there.")
+    parser.add_argument("--output", type=Path, default=Path("plan.yaml"), metavar="FILE", help="The file to write.")
+    parser.add_argument("--exp_name", default="plan", metavar="NAME", help="Name of the training.")
+    parser.add_argument("--cache_dir", default="cache", metavar="DIR", help="Folder of prepared cases.")
+    parser.add_argument("--skip_bad_cases", action="store_true", help="Plan without the cases that have errors.")
+    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    given = parser.parse_args(arguments)
+    budget_s = parse_time(given.budget)
+    from pipeline.plan import plan, to_json, to_text
+
+    with Bar("Planning") as bar:
+        report = plan(
+            given.dataset,
+            budget_s,
+            given.output,
+            name=given.exp_name,
+            memory_gb=given.memory,
+            cache_dir=given.cache_dir,
+            skip_bad_cases=given.skip_bad_cases,
+            progress=bar.update,
+        )
+    print(to_json(report) if given.json else to_text(report, budget_s))
+    return 0
+
+
+def parse_time(text: str) -> float:
+    """Return the seconds of "90s", "30min", "8h" or "1.5h". Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text.strip())
+    if match is None:
+        raise ConfigError(f"--budget: expected a time such as 30min or 8h, found {text!r}")
+    return float(match[1]) * _UNITS[match[2]]

@@ -1,0 +1,221 @@
+"""The command "plan": choose the settings of a training from the data, the machine and the time at hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.screening import Screened, screen
+from pipeline.compute.devices import choose_devices
+from pipeline.compute.memory import memory_bytes
+from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.console.progress import Progress
+from pipeline.console.text import BYTES_PER_GB, aligned, gigabytes, printable
+from pipeline.files.atomic import write_atomically
+from pipeline.planning.network_shape import Triple
+from pipeline.planning.plan import Cost, DataSummary, Machine, Plan, make_plan
+from pipeline.training.step_times import StepRequest, StepTime, measure_steps
+from transforms.left_right import find_sides
+
+START_S = 15.0
+"""Seconds that starting a training and checking remembered cases take, beside its share."""
+
+_ORDER = ("experiment", "data", "model", "training")
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """A plan and where it was written."""
+
+    plan: Plan
+    path: Path
+    """The config file."""
+    seconds: float
+    """What planning took."""
+
+
+def plan(
+    dataset: Path | str,
+    budget_s: float,
+    output: Path,
+    *,
+    name: str = "plan",
+    memory_gb: float | None = None,
+    cache_dir: str = DataConfig.cache_dir,
+    skip_bad_cases: bool = False,
+    progress: Progress | None = None,
+) -> PlanReport:
+    """Check a data set, measure training steps on this machine, and write a config file for a training that fits.
+
+    Args:
+        dataset: folder or list file of the data set.
+        budget_s: seconds from the start of `bodyseg train --config FILE` to its end.
+        output: the config file to write.
+        name: experiment.name of the training.
+        memory_gb: memory that the training may take; None: what the device has.
+        cache_dir: folder of prepared cases, where checks are remembered too.
+        skip_bad_cases: plan without the cases that have errors.
+        progress: called while cases are checked and steps are measured.
+
+    Returns:
+        The plan, as it was written.
+
+    Raises:
+        ConfigError: a budget of less than a minute, a file that exists already, or no step that could be measured.
+        DatasetError: the folder is no data set, or has bad cases.
+        FileError: the file cannot be written.
+    """
+    began = time.monotonic()
+    if not 60 <= budget_s < math.inf:
+        raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
+    if output.exists():
+        raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
+    config = Config(data=DataConfig(dataset_root=str(dataset), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases))
+    screened = screen(config, progress)
+    devices = choose_devices(None, None, "16")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
+    data = _summary(screened)
+
+    def measure(
+        steps: Sequence[tuple[Triple, int]], strides: Sequence[Triple], kernels: Sequence[Triple], channels: int
+    ) -> Cost:
+        if progress:
+            progress(0, 1, "measuring training steps")
+        network = {"strides": [list(s) for s in strides], "kernels": [list(k) for k in kernels]}
+        request = StepRequest(network, data.n_channels, len(data.class_names), channels, "16", None, tuple(steps))
+        measured = measure_steps(request)
+        if progress:
+            progress(1, 1, "measuring training steps")
+        return cost_of(measured, cores if devices.accelerator == "cpu" else 1)
+
+    machine = Machine(devices.accelerator, cores, memory)
+    found = make_plan(data, machine, max(30.0, budget_s - START_S), measure)
+    found.put("experiment.name", name, "")
+    found.put("data.dataset_root", str(dataset), "")
+    found.put("data.cache_dir", cache_dir, "")
+    if skip_bad_cases:
+        found.put("data.skip_bad_cases", True, "")
+    if set(screened.intensity.by_channel) == {"mr"}:
+        found.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
+    text = to_yaml(found, budget_s)
+    write_atomically(output, lambda file: file.write(text.encode()))
+    return PlanReport(found, output, time.monotonic() - began)
+
+
+def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
+    """Draw a line through two measured steps, for one process with all threads or for one thread a process.
+
+    Raises ConfigError where fewer than two steps could be measured.
+    """
+    if len(measured) < 2:
+        raise ConfigError(
+            "no training step could be measured on this machine, as where memory ends; write the settings by hand "
+            "(bodyseg train --help) with a smaller --target_size"
+        )
+    small, large = measured[0], measured[-1]
+    in_one_s = large.step_s
+    alone_s = large.one_thread_s if large.one_thread_s is not None else math.inf
+    in_processes = n_cores > 1 and alone_s / n_cores < in_one_s
+    voxels = [math.prod(step.patch) * step.batch for step in (small, large)]
+    seconds = [(step.one_thread_s if in_processes else step.step_s) or 0.0 for step in (small, large)]
+    voxel_s = max(1e-12, (seconds[1] - seconds[0]) / (voxels[1] - voxels[0]))
+    voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (voxels[1] - voxels[0]))
+    return Cost(
+        fixed_s=max(0.0, seconds[0] - voxel_s * voxels[0]),
+        voxel_s=voxel_s,
+        fixed_bytes=max(0.0, small.peak_bytes - voxel_bytes * voxels[0]),
+        voxel_bytes=voxel_bytes,
+        forward_voxel_s=large.forward_s / math.prod(large.patch) * (n_cores if in_processes else 1),
+        n_processes=n_cores if in_processes else 1,
+    )
+
+
+def _summary(screened: Screened) -> DataSummary:
+    assert screened.split is not None  # a data set that cannot be split was refused
+    n_cases = len(screened.split.train) + len(screened.split.val) + len(screened.split.test)
+    is_own = "by subject" not in screened.split.source
+    n_val = len(screened.split.val) if is_own else max(1, round(0.1 * n_cases))
+    n_train = len(screened.split.train) if is_own else n_cases - n_val
+    names = screened.dataset.classes.names
+    grids = [_in_ras(case) for case in screened.cases if case.images]
+    few = len(names) <= 4
+    return DataSummary(
+        sizes=tuple(size for size, _ in grids),
+        spacings_mm=tuple(spacing for _, spacing in grids),
+        n_train=n_train,
+        n_val=n_val,
+        n_channels=len(screened.dataset.channel_names),
+        class_names=names,
+        mirrors=few and not find_sides(names).without_partner,
+    )
+
+
+def _in_ras(case: CheckedCase) -> tuple[Triple, tuple[float, float, float]]:
+    """Size and voxel size along left-right, back-front and foot-head."""
+    image = case.images[0]
+    size, spacing = [0, 0, 0], [0.0, 0.0, 0.0]
+    for n, mm, letter in zip(image.shape, image.spacing_mm, image.orientation, strict=True):
+        axis = next(axis for axis, letters in enumerate(("LR", "PA", "IS")) if letter in letters)
+        size[axis], spacing[axis] = int(n), float(mm)
+    return (size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2])
+
+
+def to_yaml(plan: Plan, budget_s: float) -> str:
+    """Write the plan as a config file with the reason behind every number."""
+    lines = [f"# bodyseg plan: a training of about {_minutes(budget_s)}. Edit what you like."]
+    for group in _ORDER:
+        if group not in plan.settings:
+            continue
+        lines.append(f"{group}:")
+        for key, value in plan.settings[group].items():
+            because = plan.because[f"{group}.{key}"]
+            text = json.dumps(value, ensure_ascii=False)
+            if isinstance(value, dict) or key in ("dataset_root", "cache_dir", "name"):
+                text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
+                text = text.removesuffix("...").strip()
+            lines.append(f"  {key}: {text}" + (f"  # {because}" if because else ""))
+    return "\n".join(lines) + "\n"
+
+
+def to_text(report: PlanReport, budget_s: float) -> str:
+    """Write the plan as a table of setting, value and reason, with what it will take."""
+    rows = [("setting", "value", "because")]
+    for name, because in report.plan.because.items():
+        group, key = name.split(".")
+        rows.append((name, printable(json.dumps(report.plan.settings[group][key], ensure_ascii=False)), because))
+    return "\n".join(
+        [
+            *aligned(rows),
+            "",
+            f"expected: {_minutes(report.plan.expected_s)} of training in a budget of {_minutes(budget_s)}, "
+            f"{gigabytes(report.plan.expected_bytes, 1)} of memory; planning took {report.seconds:.0f} s",
+            f"written to {printable(str(report.path))}; next: bodyseg train --config {printable(str(report.path))}",
+        ]
+    )
+
+
+def to_json(report: PlanReport) -> str:
+    """Write the plan as JSON."""
+    document: dict[str, Any] = {
+        "config": str(report.path),
+        "settings": report.plan.settings,
+        "because": report.plan.because,
+        "expected_s": report.plan.expected_s,
+        "expected_bytes": report.plan.expected_bytes,
+        "planning_s": report.seconds,
+    }
+    return json.dumps(document, indent=1, ensure_ascii=False)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.3g} minutes" if seconds < 7200 else f"{seconds / 3600:.3g} hours"

@@ -1,0 +1,103 @@
+"""The command "plan": the file that it writes is a config, in which every number has its reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+import pytest
+import yaml
+
+from pipeline.cli.main import main
+from pipeline.config.files import from_mapping, load_mapping
+from pipeline.config.settings import ConfigError
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.plan import cost_of
+from pipeline.training.step_times import StepTime
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "set"
+    write_dataset(folder, n_cases=4, seed=1, voxel_mm=24.0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(dataset, tmp_path_factory):
+    """The file that plan writes, and what it prints as JSON."""
+    path = tmp_path_factory.mktemp("plan") / "plan.yaml"
+    flags = ["--budget", "2min", "--output", str(path), "--cache_dir", str(path.parent / "cache"), "--json"]
+    printed = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *text, **rest: printed.append(" ".join(map(str, text))))
+        assert main(["plan", str(dataset), *flags]) == 0
+    return path, json.loads(printed[-1])
+
+
+def test_the_file_is_a_config_with_the_settings_that_were_printed(written, dataset):
+    path, printed = written
+    config = asdict(from_mapping(load_mapping(path)))
+    assert config["data"]["dataset_root"] == str(dataset)
+    assert config["data"]["mode"] == "patch"
+    for group, settings in printed["settings"].items():
+        for key, value in settings.items():
+            found = config[group][key]
+            assert (list(found) if isinstance(found, tuple) else found) == value, (group, key)
+
+
+def test_every_number_in_the_file_has_its_reason(written):
+    path = written[0]
+    lines = [line for line in path.read_text().splitlines() if line.startswith("  ")]
+    without = [line.split(":")[0].strip() for line in lines if "  # " not in line]
+    assert set(without) == {"name", "dataset_root", "cache_dir"}
+    assert len(lines) == sum(map(len, yaml.safe_load(path.read_text()).values()))
+
+
+def test_the_expected_time_lies_within_the_budget(written):
+    assert 0 < written[1]["expected_s"] <= 120
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--budget", "soon"], "expected a time such as 30min or 8h, found 'soon'"),
+        (["--budget", "5s"], "expected a minute at least"),
+    ],
+)
+def test_an_impossible_budget_is_refused(dataset, tmp_path, capsys, flags, words):
+    assert main(["plan", str(dataset), "--output", str(tmp_path / "p.yaml"), *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "p.yaml").exists()
+
+
+def test_a_file_that_exists_is_not_overwritten(dataset, tmp_path, capsys):
+    (tmp_path / "p.yaml").write_text("mine")
+    assert main(["plan", str(dataset), "--output", str(tmp_path / "p.yaml")]) == 2
+    assert "expected a new file" in capsys.readouterr().err
+    assert (tmp_path / "p.yaml").read_text() == "mine"
+
+
+def step(patch, batch, step_s, one_thread_s, peak_bytes):
+    return StepTime(patch, batch, step_s, one_thread_s, 0.1, peak_bytes)
+
+
+def test_the_cost_is_the_line_through_two_measured_steps():
+    measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, 0.9, 4000)]
+    cost = cost_of(measured, n_cores=2)  # two processes of one thread: 0.9 / 2 < 0.5
+    assert cost.n_processes == 2
+    assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.9)
+    assert cost.step_s((30, 10, 10), 1) == pytest.approx(1.3)
+    assert cost.peak_bytes((10, 10, 10), 1) == pytest.approx(2 * 3000)
+
+
+def test_one_process_has_all_threads_where_that_is_faster():
+    measured = [step((10, 10, 10), 1, 0.3, 0.7, 1000), step((20, 10, 10), 1, 0.4, 0.9, 3000)]
+    cost = cost_of(measured, n_cores=2)
+    assert cost.n_processes == 1
+    assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.4)
+
+
+def test_a_machine_that_takes_no_step_is_told_so():
+    with pytest.raises(ConfigError, match="no training step could be measured"):
+        cost_of([], n_cores=2)
