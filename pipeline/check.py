@@ -49,6 +49,8 @@ HEADINGS = {
     "dicom_gantry_tilt": "DICOM series with gantry tilt",
     "dicom_mixed_series": "DICOM folders with several series",
     "dicom_too_few_slices": "DICOM folders without a series",
+    "suspected_subjects": "Cases that look like scans of one subject",
+    "subject_pattern": "Names that data.subject_pattern does not match",
     "subject_in_two_splits": "Subjects in two splits",
     "voxels_in_two_splits": "The same volume in two splits",
     "voxels_of_two_subjects": "The same volume under two subjects",

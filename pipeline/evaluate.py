@@ -220,6 +220,7 @@ def _cases_of(folder: RunFolder, split: SplitName) -> tuple[Dataset, list[Case]]
         fold=None,  # the run says which case is in which split
         class_names=data.get("class_names") or None,
         label_remap=data.get("label_remap"),
+        subject_pattern=data.get("subject_pattern") or "",
         strict=False,
         follow_links=data.get("follow_links") is True,
     )

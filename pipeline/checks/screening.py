@@ -62,6 +62,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         fold=data.fold,
         class_names=data.class_names or None,
         label_remap=data.label_remap,
+        subject_pattern=data.subject_pattern,
         strict=False,
         follow_links=data.follow_links,
     )

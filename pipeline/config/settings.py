@@ -41,6 +41,18 @@ def _checked_remap(remap: Mapping[Any, Any]) -> dict[int, int | str]:
     return {int(value): target for value, target in remap.items()}
 
 
+def _check_pattern(pattern: str) -> None:
+    """Refuse a data.subject_pattern that is not a regular expression with a group."""
+    try:
+        n_groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ConfigError(f"data.subject_pattern: expected a regular expression, found {pattern!r} ({error})") from None
+    require(
+        not pattern or n_groups >= 1,
+        f"data.subject_pattern: expected a group (...) around the subject, such as (.+)_t[0-9]+, found {pattern!r}",
+    )
+
+
 @dataclass(frozen=True)
 class ExperimentConfig:
     """What the run is called and where its folder goes."""
@@ -69,6 +81,9 @@ class DataConfig:
     label_remap: dict[Any, Any] | None = None
     """Class name or index for values of the label files that are not classes (or are to mean others), such as
     {7: liver, 255: background, 5: ignore}; `bodyseg check` suggests it."""
+    subject_pattern: str = ""
+    """Regular expression for whole names of cases whose first group is the subject, such as (.+)_t[0-9]+ for two visits
+    of a patient, who is then never in two splits; empty: as the data set says, else each case is a subject."""
     follow_links: bool = False
     """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
     skip_bad_cases: bool = False
@@ -117,6 +132,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.label_remap is not None:
             object.__setattr__(self, "label_remap", _checked_remap(self.label_remap))
+        _check_pattern(self.subject_pattern)
         require(len(self.target_size) == 3, f"data.target_size: expected 3 numbers, found {len(self.target_size)}")
         require(min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8")
         require(

@@ -19,6 +19,7 @@ from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.nnunet import read_numbered
 from pipeline.datasets.rows import Listing, Request, Row
+from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
@@ -35,6 +36,7 @@ def list_cases(
     fold: int | None = 0,
     class_names: Sequence[str] | None = None,
     label_remap: Mapping[int | str, int | str] | None = None,
+    subject_pattern: str = "",
     strict: bool = True,
     follow_links: bool = False,
 ) -> Dataset:
@@ -48,6 +50,8 @@ def list_cases(
             structure also the choice and order of structures.
         label_remap: class name or index for further values of the label files, or for values that are to mean another
             class.
+        subject_pattern: regular expression that matches the whole name of every case without a stated subject; its
+            first group is the subject.
         strict: False leaves out the cases whose files cannot serve; `refused` of the data set says why.
         follow_links: take files that links inside a published layout fetch from outside it, as people make them who
             lay out a data set without copying it. A downloaded archive may hold such links, too, to any file of this
@@ -82,6 +86,7 @@ def list_cases(
         remedy = "leave data.fold out, or add the folds (nnU-Net's splits_final.json, a fold for each training case)"
         raise DatasetError("dataset", root, f"folds, since data.fold is {fold}", "none", remedy)
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
+    trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
     if trusted.refused and (strict or not trusted.rows):
         raise DatasetError.all_of(_cut(trusted.refused, root))
     return _dataset(trusted, listing, root, layout, fold, _with_remap(classes, label_remap, trusted.rows, root))
@@ -312,7 +317,7 @@ def _dataset(
         split=split,
         unlabelled=tuple(_case(row, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.refused,
-        warnings=listing.warnings,
+        warnings=(*listing.warnings, *_suspected(labelled, split, root)),
     )
 
 
@@ -321,11 +326,29 @@ def _case(row: Row, *, divided: bool) -> Case:
 
 
 def _subject(row: Row) -> str:
-    """Return whose scan it is: as the data set says, else BIDS' "sub-XX" in front of the id, else the case itself."""
-    if row.subject is not None:
-        return row.subject
-    bids = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", row.id)
-    return bids[0] if bids else row.id
+    """Return whose scan it is: as the data set or the pattern says, else the case itself."""
+    return row.id if row.subject is None else row.subject
+
+
+def _with_subjects(rows: Sequence[Row], pattern: str) -> tuple[Row, ...]:
+    """Give rows without a subject that of the pattern, or of BIDS' names ("sub-XX" in front)."""
+
+    def subject_of(case: str) -> str | None:
+        if pattern:
+            return subject_by_pattern(case, pattern)
+        bids = re.match(r"sub-[A-Za-z0-9]+(?=_|$)", case)
+        return bids[0] if bids else None
+
+    return tuple(replace(row, subject=subject_of(row.id)) if row.subject is None else row for row in rows)
+
+
+def _suspected(rows: Sequence[Row], split: Split | None, root: Path) -> tuple[DatasetError, ...]:
+    """A warning about labelled cases that look like scans of one subject and may come, or are, in different splits."""
+    cases = [row.id for row in rows if row.subject is None]
+    suspected = suspect_subjects(cases)
+    if split is not None:
+        suspected = [group for group in suspected if len({split.of(case) for case in group.cases}) > 1]
+    return (suspicion(suspected, cases, root),) if suspected else ()
 
 
 def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:

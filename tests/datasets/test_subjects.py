@@ -1,0 +1,110 @@
+"""Scans that look like one subject's are named, and a rule puts them together."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.check import check
+from pipeline.config.settings import ConfigError, DataConfig
+from pipeline.datasets.listing import list_cases
+from pipeline.datasets.splits import split_by_subject
+from pipeline.datasets.subjects import suggest_pattern, suspect_subjects
+from tests.support.datasets import nnunet, pairs, refused, write_json
+from tests.support.volumes import configured
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("pat{}_t0", "pat{}_t1"),
+        ("pat{}_v1", "pat{}_v2"),
+        ("pat{}_visit1", "pat{}_visit2"),
+        ("OAS3000{}_0800", "OAS3000{}_0801"),
+        ("P0{}-20230131", "P0{}-20240612"),
+        ("P0{}_2023-01-31", "P0{}_2024-06-12"),
+        ("P0{}_baseline", "P0{}_followup"),
+        ("BraTS-GLI-0000{}-000", "BraTS-GLI-0000{}-001"),
+        ("A{}_ses-01", "A{}_ses-02"),
+    ],
+)
+def test_visits_dates_and_second_numbers_are_suspected(first, second):
+    cases = [name.format(number) for number in range(3) for name in (first, second)]
+    assert [group.cases for group in suspect_subjects(cases)] == [
+        (first.format(number), second.format(number)) for number in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [f"hippocampus_{n:03d}" for n in range(9)],
+        [f"amos_{n:04d}" for n in range(9)],
+        [f"s{n:04d}" for n in range(9)],
+        [f"FLARE22_Tr_{n:04d}" for n in range(9)],
+        [f"LUNG1-{n:03d}" for n in range(9)],
+        [f"case_{n:05d}" for n in range(9)],
+        [f"IXI00{n}-Guys-082{n}-T1" for n in range(9)],
+        ["ct_scan_1", "ct_scan_2", "ct_scan_3"],
+        ["a", "b", "c"],
+        [f"train_s{n}" for n in range(30)] + [f"test_s{n}" for n in range(30)],
+    ],
+    ids=lambda cases: cases[0],
+)
+def test_numbered_cases_are_not_suspected(cases):
+    assert suspect_subjects(cases) == []
+
+
+def test_a_suggested_pattern_puts_together_what_was_suspected():
+    for cases, pattern in (
+        (["pat0_t0", "pat0_t1", "pat1_t0"], r"(.+)_t\d+"),
+        (["pat0_t0", "pat0_t1", "other"], r"(.+?)(?:_t\d+)?"),
+        (["P1-20230131", "P1-20240131", "P2-20240131"], r"(.+)\-\d+"),
+        (["pat0_t0", "pat0_t1", "pat1_visit0", "pat1_visit1"], None),
+    ):
+        assert suggest_pattern(suspect_subjects(cases), cases) == pattern
+
+
+def test_scans_of_one_subject_are_a_warning_until_a_rule_or_a_column_says_whose_they_are(tmp_path):
+    cases = [f"pat{number // 2}_t{number % 2}" for number in range(20)]
+    pairs(tmp_path, cases=cases)
+    ((warning),) = list_cases(tmp_path).warnings
+    assert warning.kind == "suspected_subjects"
+    assert "10 groups" in warning.found
+    assert "pat0 (pat0_t0, pat0_t1)" in warning.found
+    assert r"'(.+)_t\\d+'" in warning.remedy
+    found = list_cases(tmp_path, subject_pattern=r"(.+)_t\d+")
+    assert found.warnings == ()
+    for seed in range(10):
+        split = split_by_subject(found.cases, seed=seed)
+        assert all(split.of(f"pat{number}_t0") == split.of(f"pat{number}_t1") for number in range(10))
+    rows = [f"{case},pat{case[3]},images/{case}.nii.gz,labels/{case}.nii" for case in cases]
+    (tmp_path / "cases.csv").write_text("\n".join(["case,subject,image,label", *rows]))
+    assert list_cases(tmp_path).warnings == ()
+
+
+def test_check_and_train_take_the_rule_from_the_settings(tmp_path):
+    pairs(tmp_path, cases=("pat0_t0", "pat0_t1", "pat1_t0", "pat2_t0"))
+    found = check(tmp_path, workers=1)
+    assert [f.severity for f in found.findings if f.kind == "suspected_subjects"] == ["warning"]
+    ruled = check(configured(tmp_path, data={"subject_pattern": "(.+)_t[0-9]"}), costs=False, workers=1)
+    assert "suspected_subjects" not in {f.kind for f in ruled.findings}
+    assert ruled.fingerprint.n_subjects == 3
+
+
+def test_an_own_split_that_keeps_visits_together_is_not_suspected(tmp_path):
+    nnunet(tmp_path, cases=("pat0_t0", "pat0_t1", "pat1_t0", "pat1_t1"))
+    together = [{"train": ["pat0_t0", "pat0_t1"], "val": ["pat1_t0", "pat1_t1"]}]
+    write_json(tmp_path / "splits_final.json", together)
+    assert list_cases(tmp_path).warnings == ()
+    apart = [{"train": ["pat0_t0", "pat1_t0"], "val": ["pat0_t1", "pat1_t1"]}]
+    write_json(tmp_path / "splits_final.json", apart)
+    assert [warning.kind for warning in list_cases(tmp_path).warnings] == ["suspected_subjects"]
+    refused(tmp_path, "subject pat0 in two", subject_pattern="(.+)_t[0-9]")
+
+
+def test_a_rule_that_does_not_fit_is_refused(tmp_path):
+    pairs(tmp_path, cases=("pat0_t0", "other"))
+    refused(tmp_path, "case other", "data.subject_pattern", subject_pattern="(.+)_t[0-9]")
+    for pattern in ("(", "no_group"):
+        with pytest.raises(ConfigError, match=r"data\.subject_pattern"):
+            DataConfig(subject_pattern=pattern)
