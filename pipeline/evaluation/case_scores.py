@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label
@@ -19,6 +19,7 @@ from pipeline.evaluation.options import ScoringOptions
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
+from transforms.io.grid import Geometry
 from transforms.io.label_values import ignore_index
 
 Absent = Literal["left_out", "scored"]
@@ -136,29 +137,18 @@ def score_case(
     options = options or ScoringOptions()
     advance = advance or (lambda share: None)
     advance(0.0)
-    label_table = _with_values(classes.label, pair.label_values)
-    label = read_label_map(pair.label, pair.case, label_table)
-    digest = _hash(label.indices, label_table, label.affine)
-    prediction = read_label_map(pair.prediction, pair.case, _with_values(classes.prediction, pair.prediction_values))
-    if is_seg(pair.label):
-        label = covering(label, prediction)
-    if is_seg(pair.prediction):
-        prediction = covering(prediction, label)
-    grid = label.geometry
+    maps = _read_pair(pair, classes, options)
     advance(SHARE_OF_READING)
-    sources = pair.prediction, pair.label
-    prediction_indices, resampled = onto_label(prediction, label, sources, pair.case, resample=options.resample)
-    reference = _looked_up(label.indices, classes.label_lookup())
-    predicted = _looked_up(prediction_indices, classes.prediction_lookup())
-    overlap = _overlap(reference, predicted, classes, grid.affine)
+    grid = maps.grid
+    overlap = _overlap(maps.reference, maps.predicted, classes, grid.affine)
     shear = _shear_degrees(grid.affine)
     surface = options.surface if shear <= MAX_SHEAR_DEGREES else None
     hd95_mm, surface_dice = np.full((2, len(classes.names)), np.nan)
     if surface is not None:
         advance(0.5 + SHARE_OF_READING / 2)
         hd95_mm, surface_dice = surface_scores(
-            reference,
-            predicted,
+            maps.reference,
+            maps.predicted,
             grid.spacing_mm,
             len(classes.names),
             tolerance_mm=options.tolerance_mm,
@@ -169,11 +159,11 @@ def score_case(
     reference_ml, prediction_ml = overlap.reference_ml.numpy(), overlap.prediction_ml.numpy()
     return CaseScores(
         pair=pair,
-        label_sha256=digest,
+        label_sha256=maps.label_sha256,
         spacing_mm=grid.spacing_mm,
         shear_degrees=shear,
         surface=surface,
-        resampled=resampled,
+        resampled=maps.resampled,
         dice=overlap.dice.double().numpy(),
         iou=overlap.iou.double().numpy(),
         hd95_mm=hd95_mm,
@@ -184,6 +174,37 @@ def score_case(
         false_negatives=overlap.false_negatives.numpy(),
         reference_ml=reference_ml,
         prediction_ml=prediction_ml,
+    )
+
+
+class _Maps(NamedTuple):
+    """Label and prediction on the label's grid, as indices among the classes that are scored."""
+
+    reference: Integer[np.ndarray, "I J K"]
+    predicted: Integer[np.ndarray, "I J K"]
+    grid: Geometry
+    label_sha256: str
+    resampled: bool
+
+
+def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _Maps:
+    label_table = _with_values(classes.label, pair.label_values)
+    label = read_label_map(pair.label, pair.case, label_table)
+    digest = _hash(label.indices, label_table, label.affine)
+    prediction_table = _with_values(classes.prediction, pair.prediction_values)
+    prediction = read_label_map(pair.prediction, pair.case, prediction_table)
+    if is_seg(pair.label):
+        label = covering(label, prediction)
+    if is_seg(pair.prediction):
+        prediction = covering(prediction, label)
+    sources = pair.prediction, pair.label
+    predicted, resampled = onto_label(prediction, label, sources, pair.case, resample=options.resample)
+    return _Maps(
+        _looked_up(label.indices, classes.label_lookup()),
+        _looked_up(predicted, classes.prediction_lookup()),
+        label.geometry,
+        digest,
+        resampled,
     )
 
 

@@ -1,8 +1,8 @@
 """Summaries of scores with bootstrap intervals, and paired tests; patients are drawn and tested, not scans.
 
 Scans of one patient resemble each other: five scans of a patient say less than scans of five patients. The bootstrap
-therefore draws whole subjects with all of their cases, and tests compare means of subjects. NaN stands for "left out",
-infinity for the distance to a structure that is missing; neither counts in a mean.
+therefore draws whole subjects with all of their cases, and tests compare means of subjects. NaN means "left out",
+infinity the distance to a structure that is missing; neither counts in a mean.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ MANY_EPOCHS = 60
 LONGEST_NAME = 100
 """Characters of a run's name that fit the figure's width."""
 LABEL_OF_HALF_WIDTH = 72
-"""Characters of a label that leave room for a second one beside it."""
+"""Characters of a label beside which a second one fits."""
 
 
 def draw_curves(names: Sequence[str], logs: Sequence[TrainingLog]) -> Figure:
@@ -58,7 +58,7 @@ def draw_curves(names: Sequence[str], logs: Sequence[TrainingLog]) -> Figure:
 
 
 def _colours(n: int) -> list[Any]:
-    """Ten easily told colours; beyond ten runs, steps along one map."""
+    """Ten colours that are easy to tell apart; beyond ten runs, steps along one map."""
     return [colormaps["tab10"](i) if n <= 10 else colormaps["turbo"](i / (n - 1)) for i in range(n)]
 
 

@@ -70,7 +70,7 @@ def test_the_definition_of_surfaces_stands_in_the_file_and_none_leaves_them_out(
 def test_totals_are_the_sums_over_cases(folders):
     document = to_document(evaluate(folders / "predictions", folders / "labels"))
     pairs = [
-        [np.asarray(nib.load(folders / side / f"{case}.nii.gz").dataobj) for side in ("labels", "predictions")]
+        [np.asarray(nib.load(folders / kind / f"{case}.nii.gz").dataobj) for kind in ("labels", "predictions")]
         for case in "abc"
     ]
     spleen = document["totals"]["spleen"]

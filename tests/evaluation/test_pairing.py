@@ -19,8 +19,8 @@ def map_of(seed):
 
 def test_a_missing_mask_is_nothing_predicted_but_no_label(tmp_path):
     for case in ("s1", "s2", "s3"):
-        for side in ("predictions", "labels"):
-            save_masks(map_of(1), tmp_path / side / case, NAMES)
+        for kind in ("predictions", "labels"):
+            save_masks(map_of(1), tmp_path / kind / case, NAMES)
     (tmp_path / "predictions" / "s2" / "liver.nii.gz").unlink()
     (tmp_path / "labels" / "s3" / "spleen.nii.gz").unlink()
     result = evaluate(tmp_path / "predictions", tmp_path / "labels")

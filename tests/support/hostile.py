@@ -1,4 +1,4 @@
-"""A place with a data set and a run, ways to spoil it, and what a row of a table of bad input says."""
+"""A workspace with a data set and a run, ways to spoil it, and what a row of a table of bad input says."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Bomb:
 
 
 class Row(NamedTuple):
-    """A kind of bad input: how the place is spoiled and what is then typed; what the answer has to say."""
+    """A kind of bad input: how the workspace is spoiled and what is then typed; what the answer has to say."""
 
     name: str
     spoil: Callable[[], list[str]]
@@ -41,25 +41,27 @@ class Row(NamedTuple):
     may_write: tuple[str, ...] = ()
 
 
-def make_template(place: Path) -> Path:
+def make_template(workspace: Path) -> Path:
     """Make a data set in nnU-Net's layout, a scan, and a run that stopped early, so that it can be resumed."""
     for folder in ("data/imagesTr", "data/labelsTr", "new"):
-        (place / folder).mkdir(parents=True)
+        (workspace / folder).mkdir(parents=True)
     for name in "abcd":
-        save(place / f"data/imagesTr/{name}_0000.nii.gz", hounsfield(name))
-        save(place / f"data/labelsTr/{name}.nii.gz", organs())
-    write_json(place / "data/dataset.json", {"channel_names": {"0": "CT"}, "labels": CLASSES, "file_ending": ".nii.gz"})
+        save(workspace / f"data/imagesTr/{name}_0000.nii.gz", hounsfield(name))
+        save(workspace / f"data/labelsTr/{name}.nii.gz", organs())
+    write_json(
+        workspace / "data/dataset.json", {"channel_names": {"0": "CT"}, "labels": CLASSES, "file_ending": ".nii.gz"}
+    )
     folds = [{"train": ["a", "b"], "val": ["c", "d"]}]
-    write_json(place / "data/splits_final.json", folds)
-    save(place / "new/scan.nii.gz", hounsfield("s"))
+    write_json(workspace / "data/splits_final.json", folds)
+    save(workspace / "new/scan.nii.gz", hounsfield("s"))
     before = Path.cwd()
-    os.chdir(place)
+    os.chdir(workspace)
     try:
         assert main(TRAIN) == 0
     finally:
         os.chdir(before)
-    (place / "logs" / RUN).rename(place / "logs/run")
-    return place
+    (workspace / "logs" / RUN).rename(workspace / "logs/run")
+    return workspace
 
 
 def write_json(path: Path, content: object) -> None:
@@ -76,16 +78,16 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
     return found
 
 
-def check_answer(row: Row, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Spoil the place, type the command, and check that the answer names the fault and nothing else was touched."""
+def check_answer(row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Spoil the workspace, type the command, and check that the answer names the fault and nothing else was touched."""
     arguments = row.spoil()
-    before = contents(place)
+    before = contents(workspace)
     capsys.readouterr()
     assert main(arguments) == row.code
     said = "".join(capsys.readouterr())
     assert [word for word in row.words if word not in said] == [], said
     assert "Traceback" not in said
-    changed = {name for name, state in (contents(place).items() ^ before.items())}
+    changed = {name for name, state in (contents(workspace).items() ^ before.items())}
     assert not {name for name in changed if not name.startswith(row.may_write or ("-",))}
     if row.code == 2 and arguments[0] != "check":
         assert said.splitlines()[-1].startswith("bodyseg: ")

@@ -1,4 +1,4 @@
-"""The place that tests of bad input spoil: made once, copied for each."""
+"""The workspace that tests of bad input spoil: made once, copied for each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workspace(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the template, as the working folder."""
-    shutil.copytree(template, tmp_path / "place")
-    monkeypatch.chdir(tmp_path / "place")
-    return tmp_path / "place"
+    shutil.copytree(template, tmp_path / "workspace")
+    monkeypatch.chdir(tmp_path / "workspace")
+    return tmp_path / "workspace"

@@ -21,9 +21,9 @@ from tests.support.volumes import hounsfield, save
     "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
 )
 def test_bad_input_is_named_and_nothing_else_is_touched(
-    row: Row, place: Path, capsys: pytest.CaptureFixture[str]
+    row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_answer(row, place, capsys)
+    check_answer(row, workspace, capsys)
 
 
 def test_outputs_are_named_without_what_steers_a_terminal_or_overflows_a_name(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_outputs_are_named_without_what_steers_a_terminal_or_overflows_a_name(tm
     assert all(len(name.encode()) <= 200 and name.isprintable() for name in ids)
 
 
-def test_links_are_followed_where_the_user_says_so_or_made_them_at_the_root(place: Path) -> None:
+def test_links_are_followed_where_the_user_says_so_or_made_them_at_the_root(workspace: Path) -> None:
     Path("link").symlink_to("data")
     assert len(list_cases("link").cases) == 4
     linked_folder()
@@ -43,13 +43,13 @@ def test_links_are_followed_where_the_user_says_so_or_made_them_at_the_root(plac
         list_cases("data")
     assert len([line for line in error.value.lines if line.startswith("case ")]) == 4
     assert len(list_cases("data", follow_links=True).cases) == 4
-    listed(image=str(place / "new/scan.nii.gz"), label=str(place / "elsewhere/b.nii.gz"))
+    listed(image=str(workspace / "new/scan.nii.gz"), label=str(workspace / "elsewhere/b.nii.gz"))
     for name in "ab":
         shutil.copy(f"elsewhere/{name}.nii.gz", "new")
     assert len(list_cases("cases.json").cases) == 2  # a list of the user's own may name any file
 
 
-def test_every_entry_that_cannot_be_listed_is_named(place: Path) -> None:
+def test_every_entry_that_cannot_be_listed_is_named(workspace: Path) -> None:
     Path("data/labelsTr/a.nii.gz").unlink()
     Path("data/imagesTr/b_0000.nii.gz").rename("data/imagesTr/b_0003.nii.gz")
     Path("data/imagesTr/notes.nii.gz").touch()

@@ -19,15 +19,15 @@ from tests.support.hostile_files import ROWS, checkpoint
     "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
 )
 def test_bad_input_is_named_and_nothing_else_is_touched(
-    row: Row, place: Path, capsys: pytest.CaptureFixture[str]
+    row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_answer(row, place, capsys)
+    check_answer(row, workspace, capsys)
 
 
 @pytest.mark.fault(
     "pickle bombs in the place of cached cases", "not executed; the cases are prepared again, exit code 0"
 )
-def test_a_bomb_in_the_cache_is_not_executed_and_prepared_again(place: Path) -> None:
+def test_a_bomb_in_the_cache_is_not_executed_and_prepared_again(workspace: Path) -> None:
     entries = sorted(Path("cache").glob("*.bodycase"))
     whole = [path.read_bytes() for path in entries]
     assert len(entries) == 4
@@ -41,14 +41,14 @@ def test_a_bomb_in_the_cache_is_not_executed_and_prepared_again(place: Path) -> 
 
 
 @pytest.mark.fault("class names of a checkpoint that are paths", "masks a structure stay below the output folder")
-def test_no_class_name_leads_out_of_the_output(place: Path) -> None:
+def test_no_class_name_leads_out_of_the_output(workspace: Path) -> None:
     names = ["background", "../../../fired", "/fired", "..\\fired\n"]
     arguments = [*checkpoint(class_names=names), "--per_structure"]
-    before = contents(place)
+    before = contents(workspace)
     assert main(arguments) == 0
-    written = set(contents(place)) - set(before)
+    written = set(contents(workspace)) - set(before)
     assert written
     assert all(name.startswith("out/") for name in written)
     masks = sorted(path.name for path in Path("out/scan/segmentations").iterdir())
     assert masks == ["fired.nii.gz", "fired_2.nii.gz", "fired_3.nii.gz"]
-    assert not (place.parent / "fired.nii.gz").exists()
+    assert not (workspace.parent / "fired.nii.gz").exists()

@@ -24,9 +24,9 @@ def test_there_are_at_least_150_kinds_of_bad_input() -> None:
     "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
 )
 def test_bad_input_is_named_and_nothing_else_is_touched(
-    row: Row, place: Path, capsys: pytest.CaptureFixture[str]
+    row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_answer(row, place, capsys)
+    check_answer(row, workspace, capsys)
 
 
 FOREIGN = """
@@ -44,10 +44,10 @@ class Net(nn.Sequential):
     "one line with path, allow-list and flag; not even imported, unless --trust_config is given",
 )
 def test_a_foreign_network_trains_and_predicts_only_where_it_is_trusted(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("own_nets.py").write_text(FOREIGN)
-    monkeypatch.syspath_prepend(str(place))
+    monkeypatch.syspath_prepend(str(workspace))
     training = [*TRAIN, "--exp_name", "own", "--model.network", '{"_target_": "own_nets.Net"}', "--max_epochs", "1"]
     predicting = ["predict", "logs/own_bs1_lr0.0001_ch2", *PREDICT[2:]]
     assert main(training) == 2

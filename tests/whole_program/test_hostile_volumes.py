@@ -21,9 +21,9 @@ from tests.support.volumes import edit_header, hounsfield, save
     "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
 )
 def test_bad_input_is_named_and_nothing_else_is_touched(
-    row: Row, place: Path, capsys: pytest.CaptureFixture[str]
+    row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_answer(row, place, capsys)
+    check_answer(row, workspace, capsys)
 
 
 MEASURE = """
