@@ -1,0 +1,116 @@
+"""Settings as flags: the documented ones, short and full; flags win over files."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import yaml
+
+from pipeline.cli.setting_flags import SHORT_FLAGS
+from pipeline.config.files import as_mapping, to_yaml
+from pipeline.config.settings import Config, ConfigError
+from tests.support.settings import settings
+
+
+def test_the_documented_command_line_sets_every_key_it_names():
+    config = settings(
+        *"--dataset_root DIR --target_size 160 160 256 --batch_size 2 --num_workers 4 --data_aug --base_channels 32"
+        " --use_light_model --lr 1e-4 --weight_decay 0 --max_epochs 100 --warmup_epochs 5 --n_gpus 2 --precision 16"
+        " --seed 42 --use_class_weights --weight_alpha 0.5 --exp_name body_unet --log_dir logs".split()
+    )
+    found = as_mapping(config)
+    wanted = {
+        "experiment": {"name": "body_unet", "log_dir": "logs"},
+        "data": {
+            "dataset_root": "DIR",
+            "target_size": [160, 160, 256],
+            "batch_size": 2,
+            "num_workers": 4,
+            "data_aug": True,
+        },
+        "model": {"base_channels": 32, "use_light_model": True},
+        "training": {
+            "lr": 1e-4,
+            "weight_decay": 0.0,
+            "max_epochs": 100,
+            "warmup_epochs": 5,
+            "n_gpus": 2,
+            "precision": "16",
+            "seed": 42,
+        },
+        "loss": {"use_class_weights": True, "weight_alpha": 0.5},
+    }
+    for group, keys in wanted.items():
+        assert {key: found[group][key] for key in keys} == keys
+
+
+def test_short_and_full_flags_mean_the_same():
+    values = {"data.target_size": ["32", "48", "64"], "training.precision": ["bf16"], "training.lr": ["0.01"]}
+    for short, full in SHORT_FLAGS.items():
+        if full in values:
+            base = ("--dataset_root", "d")
+            assert settings(*base, f"--{short}", *values[full]) == settings(*base, f"--{full}", *values[full])
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("data: {dataset_root: d, batch_size: 7}\ntraining: {lr: 1e-3, precision: 16}\n")
+    config = settings("--config", str(path), "--lr", "1e-2")
+    assert (config.training.lr, config.data.batch_size, config.training.max_epochs) == (1e-2, 7, 100)
+    assert config.training.precision == "16"  # YAML reads a number
+
+
+PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--lr", "abc"], "training.lr"),
+        (["--lr", "0"], "training.lr must be above 0"),
+        (["--learning_rat", "1"], "--learning_rat"),
+        (["--batch", "1"], "--batch"),
+        (["--precision", "8"], "training.precision"),
+        (["--target_size", "10", "20"], "target_size"),
+        (["--target_size", "1", "2", "3"], "at least 8"),
+        (["--batch_size", "0"], "data.batch_size must be at least 1"),
+        (["--use_class_weights", "--weight_alpha", "-1"], "loss.weight_alpha"),
+        (["--data.flips", "0"], "--data_aug"),
+        (["--weight_alpha", "0.9"], "loss.weight_alpha is 0.9 but class weights are off; add --use_class_weights"),
+        (["--data.window", "5", "-5"], "data.window"),
+        (["--data.window", "5"], "data.window: expected 2 values, found 1"),
+        (["--data.window", "wide"], "data.window"),
+        (["--data.window", "auto", "5"], "data.window"),
+        (["--seed", "-1"], "training.seed"),
+        (["--model.n_classes", "1"], "model.n_classes must be at least 2"),
+        (["--model.network", '{"in_channels": 1}'], "_target_"),
+        (["--use_light_model", "--model.network", '{"_target_": "UNet"}'], "use_light_model"),
+        (["--data.layout", "bids"], "data.layout"),
+        (["--data.cache_limit_gb", ".inf"], "data.cache_limit_gb must be a number of 0 (no limit) or more, got inf"),
+        (["--weight_decay", ".inf"], "training.weight_decay must be a number of 0 or more, got inf"),
+        (["--data.spacing_mm", "1", "1", "1"], "data.spacing_mm is for patches; set data.mode to patch, or remove it"),
+        (["--data.mode", "patch"], "data.spacing_mm []: expected three numbers of mm above 0"),
+        ([*PATCHES, "--data.patch_growth", "[8, 8, 8, 2]"], "data.patch_growth [8, 8, 8, 2]: expected five numbers"),
+        ([*PATCHES, "--data.foreground", "2"], "data.foreground must lie within 0 to 1, got 2.0"),
+        ([*PATCHES, "--data.keep_aspect"], "data.keep_aspect is for resizing"),
+        (["--training.validate_every", "0"], "training.validate_every must be at least 1, got 0"),
+        (["--training.gradient_clip", ".inf"], "training.gradient_clip must be a number of 0 (no clipping) or more"),
+    ],
+)
+def test_a_wrong_flag_is_named(arguments, words):
+    with pytest.raises(ConfigError) as error:
+        settings("--dataset_root", "d", *arguments)
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_data_set_root_says_what_to_type():
+    with pytest.raises(ConfigError, match="--dataset_root DIR"):
+        settings("--lr", "1e-3")
+
+
+def test_the_defaults_hold_for_every_setting():
+    config = Config(data=dataclasses.replace(settings("--dataset_root", "d").data))
+    assert settings("--dataset_root", "d") == config
+    assert yaml.safe_load(to_yaml(config)) == as_mapping(config)

@@ -1,0 +1,63 @@
+"""Files of settings: what is written reads back, and what is wrong is named."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from pipeline.config.files import as_mapping, to_yaml
+from pipeline.config.settings import ConfigError
+from tests.support.settings import settings
+
+
+def test_what_is_printed_reads_back_as_the_same_settings(tmp_path):
+    config = settings("--dataset_root", "d", "--lr", "3e-5", "--target_size", "24", "32", "40", "--data_aug")
+    for name, text in (("c.yaml", to_yaml(config)), ("c.json", json.dumps(as_mapping(config)))):
+        path = tmp_path / name
+        path.write_text(text)
+        assert settings("--config", str(path)) == config
+
+
+def test_a_runs_own_record_is_a_valid_config(tmp_path):
+    config = settings("--dataset_root", "d", "--use_class_weights")
+    record = as_mapping(config)
+    record["experiment"]["start_time"] = "2024-01-15 10:30:00"
+    record["model"]["total_parameters"] = 20458391
+    record["loss"]["class_weights_stats"] = {"min": 0.1, "max": 5.0, "mean": 1.0, "std": 1.0}
+    record["system"] = {"pytorch_version": "2.13.0"}
+    path = tmp_path / "training_config.json"
+    path.write_text(json.dumps(record))
+    assert settings("--config", str(path)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("training: {lrr: 1}", "unknown setting training.lrr; known are lr,"),
+        ("trainng: {lr: 1}", "unknown group ['trainng']"),
+        ("training: 5", "group training must hold settings"),
+        ("- 1\n- 2", "found no mapping"),
+        ("{a: [", "cannot be read as YAML"),
+        ("training: {lr: fast}", "training.lr"),
+        ("data: {dataset_root: d, target_size: [1, 2]}", "data.target_size"),
+        ("data: {dataset_root: d, target_size: 160}", "data.target_size"),
+        ("data: {dataset_root: d, window: [a, b]}", "data.window"),
+        ("training: {seed: 7}\ndata: {dataset_root: d}\ntraining: {lr: 0.5}", "'training' is given twice"),
+        ("training: {seed: 7, lr: 0.5, seed: 8}", "'seed' is given twice"),
+        ("!!python/object/apply:os.system ['echo']", "cannot be read as YAML"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        settings("--config", str(path))
+    assert words in str(error.value)
+
+
+def test_a_group_that_is_given_twice_in_json_is_refused_too(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text('{"training": {"seed": 7}, "data": {"dataset_root": "d"}, "training": {"lr": 0.5}}')
+    with pytest.raises(ConfigError, match=r"cannot be read as JSON \('training' is given twice; .*keep one"):
+        settings("--config", str(path))
