@@ -9,6 +9,7 @@ of reference are made from them, the same ones every time.
 
 from __future__ import annotations
 
+import io
 import logging
 import uuid
 import warnings
@@ -28,6 +29,9 @@ from pipeline.writers.terminology import LONGEST_LABEL, Term, terms
 from transforms.io.dicom import series_files
 
 log = logging.getLogger(__name__)
+
+UTF8 = "ISO_IR 192"
+"""DICOM's name of UTF-8 (PS3.3, C.12.1.1.2)."""
 
 SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 MAY_BE_EMPTY = (
@@ -50,12 +54,14 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
             # The source's odd values (a name of one part, say) are repeated as they are.
             warnings.simplefilter("ignore", UserWarning)
             document = _document(segmentation, instances)
-            write_atomically(path, lambda stream: document.save_as(stream, enforce_file_format=True))
+            content = io.BytesIO()
+            document.save_as(content, enforce_file_format=True)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise SegmentationError(
             f"{segmentation.source}: a DICOM SEG cannot refer to this series ({' '.join(str(error).split())[:300]}); "
             "choose the format nifti or nrrd"
         ) from error
+    write_atomically(path, lambda stream: stream.write(content.getbuffer()))
 
 
 def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> hd.seg.Segmentation:
@@ -100,10 +106,20 @@ def check_series(source: Path, source_kind: str) -> list[pydicom.Dataset]:
 
 
 def _complete_all(instances: Sequence[pydicom.Dataset], segmentation: Segmentation) -> None:
-    """Fill in what a reference needs."""
+    """Fill in what a reference needs, and repair what DICOM SEG has no room for."""
     step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
     for instance in instances:
         _complete(instance, step_mm)
+    frames = {str(instance.FrameOfReferenceUID) for instance in instances if instance.get("FrameOfReferenceUID")}
+    if len(frames) > 1:  # the slices lie on one regular grid, or the series would have been refused
+        log.warning(
+            "%s: its slices name %d frames of reference (DICOM PS3.3, C.7.4.1), expected one; the DICOM SEG has that "
+            "of the first slice",
+            segmentation.source,
+            len(frames),
+        )
+        for instance in instances:
+            instance.FrameOfReferenceUID = instances[0].get("FrameOfReferenceUID") or min(frames)
     made = [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]
     if made:
         log.warning(
@@ -124,13 +140,21 @@ def _complete(instance: pydicom.Dataset, step_mm: float) -> None:
     usual = MRImageStorage if instance.Modality == "MR" else CTImageStorage
     instance.SOPClassUID = instance.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or usual
     instance.SOPInstanceUID = _instance_uid(instance)
-    if not instance.get("SpecificCharacterSet", "present"):
-        del instance.SpecificCharacterSet
+    _write_in_utf8(instance)
     if not instance.get("SliceThickness"):
         instance.SliceThickness = step_mm  # a voxel of the segmentation is as thick as that, whatever the beam was
     for keyword in MAY_BE_EMPTY:
         if keyword not in instance:
             setattr(instance, keyword, "")
+
+
+def _write_in_utf8(instance: pydicom.Dataset) -> None:
+    """Turn texts to UTF-8: highdicom refuses character sets that scanners write, such as "ISO 2022 IR 13" alone."""
+    if not instance.get("SpecificCharacterSet", "absent"):
+        del instance.SpecificCharacterSet
+    elif instance.get("SpecificCharacterSet"):
+        instance.decode()
+        instance.SpecificCharacterSet = UTF8
 
 
 def _share(keyword: str, instances: Sequence[pydicom.Dataset]) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from pipeline.files.atomic import FileError
 from pipeline.writers.dicom_seg import write_dicom_seg
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.segmentations import LPS, save_source, segmentation_of
@@ -91,3 +92,52 @@ def blanked(path: Path, *keywords: str) -> None:
         if f"MediaStorage{keyword}" in header.file_meta:
             setattr(header.file_meta, f"MediaStorage{keyword}", "")
     pydicom.dcmwrite(path, header, enforce_file_format=False)
+
+
+def edited(series: Path, folder: Path, edit) -> Path:
+    """A copy of a series whose headers `edit(header, number)` has changed."""
+    folder.mkdir()
+    for number, path in enumerate(sorted(series.iterdir())):
+        header = pydicom.dcmread(path)
+        edit(header, number)
+        pydicom.dcmwrite(folder / path.name, header, enforce_file_format=False)
+    return folder
+
+
+def test_a_series_with_a_frame_of_reference_for_every_slice_has_a_seg_in_that_of_the_first(
+    shared_data, tmp_path, caplog
+):
+    def edit(header, number):
+        header.FrameOfReferenceUID = f"1.2.3.{number}"
+
+    series = edited(shared_data / "dicom_seg" / "ct-3slice", tmp_path / "series", edit)
+    write_dicom_seg(segmentation_of(series), tmp_path / "seg.dcm")
+    assert "name 3 frames of reference" in caplog.text
+    assert hd.seg.segread(tmp_path / "seg.dcm").FrameOfReferenceUID.startswith("1.2.3.")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of the character sets
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        ("ISO 2022 IR 13", "ﾔﾏﾀﾞ^ﾀﾛｳ"),
+        ("ISO 2022 IR 100", "Müller^Anna"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("ISO_IR 192", "山田^太郎"),
+        ("NONSENSE", "Smith^John"),
+    ],
+)
+def test_a_patients_name_in_any_character_set_is_kept(shared_data, tmp_path, charset, name):
+    def edit(header, number):
+        header.SpecificCharacterSet = charset
+        header.PatientName = name
+
+    series = edited(shared_data / "dicom_seg" / "ct-3slice", tmp_path / "series", edit)
+    write_dicom_seg(segmentation_of(series), tmp_path / "seg.dcm")
+    assert str(pydicom.dcmread(tmp_path / "seg.dcm").PatientName) == name
+
+
+def test_a_disk_that_refuses_a_dicom_seg_is_not_taken_for_a_fault_of_the_series(shared_data, tmp_path):
+    (tmp_path / "seg.dcm").mkdir()
+    with pytest.raises(FileError, match="cannot be written"):
+        write_dicom_seg(segmentation_of(shared_data / "dicom_seg" / "ct-3slice"), tmp_path / "seg.dcm")
