@@ -57,6 +57,7 @@ HEADINGS = {
     "dataset": "The data set itself",
     "setting": "Settings that do not fit the data set",
     "no_class_names": "Classes without names",
+    "segment_values": "Labels whose header gives the classes other values",
     "segments": "Segmentations in several layers, or with impossible values",
     "equal_volumes": "The same volume twice",
     "class_absent": "Classes that are absent",

@@ -15,11 +15,13 @@ from pipeline.checks.findings import Finding, Severity, from_error
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, measure_image, measure_label
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
+from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import AxisChange, Geometry, onto_grid
 from transforms.io.label_values import LabelLookup, MergedMasks, count_values, mask_of
 from transforms.io.load import Volume, check_single_frame, disagreeing_forms, read_volume
+from transforms.io.segment_names import segment_values
 
 BYTES_A_CASE = 3 << 30
 """Memory that a large CT and its label may take while they are checked."""
@@ -216,6 +218,7 @@ def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: 
             array = change.apply(array)
             affine = grid.affine
     table = dataset.classes
+    _check_segment_names(path, table, notes)
     try:
         counts = count_values(array, str(path))
     except VolumeError as error:
@@ -231,6 +234,31 @@ def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: 
     classes = lookup.indices(array, str(path))
     orientation = "".join(aff2axcodes(volume.affine))
     return _Label(classes, measure_label(classes, affine, len(table.names), orientation=orientation))
+
+
+def _check_segment_names(path: Path, table: ClassTable, notes: _Notes) -> None:
+    """Find a label whose own header (.seg.nrrd) gives classes other values than the table of the data set."""
+    try:
+        segments = segment_values(path)
+    except VolumeError as error:
+        notes.add_error(error, path)
+        return
+    if not segments:
+        return
+    index_of = {name.lower(): index for index, name in enumerate(table.names)}
+    other = [
+        f"{name} at {value}"
+        for name, value in segments.items()
+        if name.lower() in index_of and table.class_of_value.get(value) != index_of[name.lower()]
+    ]
+    if other:
+        named = [index_of[name.lower()] for name in segments if name.lower() in index_of]
+        expected = "the values of the class table, " + ", ".join(
+            f"{table.names[c]} at {table.values[c]}" for c in named
+        )
+        found = f"{', '.join(other)} by the segments in its own header"
+        remedy = "export all labels with the same values"
+        notes.add("error", "segment_values", path, expected, found, remedy)
 
 
 def _read_masks(

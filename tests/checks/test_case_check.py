@@ -1,0 +1,110 @@
+"""One case by itself: every fault is a finding that names its file, and no fault hides another."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from pipeline.checks.case_check import CheckedCase, check_case, check_cases
+from pipeline.datasets.listing import list_cases
+from tests.support.volumes import AFFINE, Folder, hounsfield, organs, save, with_value
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path)
+
+
+def checked(folder: Folder, case: str) -> CheckedCase:
+    dataset = list_cases(folder.write())
+    return check_case(next(listed for listed in dataset.cases if listed.id == case), dataset)
+
+
+def test_a_good_case_is_measured_and_has_no_findings(folder: Folder) -> None:
+    case = checked(folder, "a")
+    assert case.findings == ()
+    assert case.label is not None
+    assert case.label.class_voxels[1:].tolist() == [27, 27, 48]
+    assert len(case.images[0].by_class) == 4
+    inside = hounsfield("a")[organs() == 3]
+    assert case.images[0].by_class[3][1] == pytest.approx(np.median(inside))
+
+
+def test_a_fault_of_the_image_hides_none_of_the_label(folder: Folder) -> None:
+    save(folder.image("a"), with_value(hounsfield("a"), np.nan))
+    save(folder.label("a"), 0 * organs(), AFFINE @ np.diag([1, 1, 1.5, 1]))
+    assert {finding.kind for finding in checked(folder, "a").findings} == {"not_finite", "grid_mismatch", "empty_label"}
+
+
+def test_a_float64_beyond_float32_is_named_as_the_training_would_see_it(folder: Folder) -> None:
+    image = hounsfield("a").astype(np.float64)
+    image[3, 3, 3] = 1e300
+    save(folder.image("a"), image)
+    (finding,) = checked(folder, "a").findings
+    assert (finding.severity, finding.kind) == ("error", "not_finite")
+    assert finding.found == "1 voxels that are NaN, infinite or beyond float32"
+
+
+def test_a_label_of_64_unsigned_bits_is_named_and_ends_nothing(folder: Folder) -> None:
+    label = organs().astype(np.uint64)
+    label[:, :, 3] = 2**64 - 1
+    nib.save(nib.Nifti1Image(label, AFFINE, dtype=np.uint64), folder.label("a"))
+    (finding,) = checked(folder, "a").findings
+    assert (finding.kind, finding.file) == ("label_not_integral", str(folder.label("a")))
+
+
+def test_a_sheared_grid_is_a_warning(folder: Folder) -> None:
+    shear = AFFINE.copy()
+    shear[0, 2] = 0.3  # 0.3 mm to the side a slice of 3 mm: 5.7 degrees
+    save(folder.image("a"), hounsfield("a"), shear)
+    save(folder.label("a"), organs(), shear)
+    kinds = {finding.kind: finding.found for finding in checked(folder, "a").findings}
+    assert kinds.pop("sheared") == "axes 5.7 degrees away from right angles"
+    assert set(kinds) <= {"sform_qform"}  # a quaternion cannot hold a shear
+
+
+def seg_nrrd(path: Path, label: np.ndarray, values: dict[str, int]) -> None:
+    segments = enumerate(values.items())
+    fields = "".join(f"Segment{n}_Name:={name}\nSegment{n}_LabelValue:={value}\n" for n, (name, value) in segments)
+    sizes = " ".join(map(str, label.shape))
+    head = (
+        f"NRRD0004\ntype: unsigned char\ndimension: 3\nspace: left-posterior-superior\nsizes: {sizes}\n"
+        "space directions: (-2,0,0) (0,-2,0) (0,0,3)\nkinds: domain domain domain\nendian: little\nencoding: gzip\n"
+        f"space origin: (0,0,0)\n{fields}\n"
+    )
+    path.write_bytes(head.encode() + gzip.compress(label.tobytes(order="F")))
+
+
+def test_a_segmentation_whose_header_exchanges_values_is_an_error(folder: Folder) -> None:
+    """3D Slicer numbers the segments of every file by itself: liver and kidney exchanged train livers as kidneys."""
+    same = {"kidney_left": 1, "kidney_right": 2, "liver": 3}
+    for name, values in (("a", same), ("b", same | {"kidney_left": 3, "liver": 1})):
+        label = np.zeros_like(organs())
+        for structure, value in values.items():
+            label[organs() == same[structure]] = value
+        seg_nrrd(folder.root / f"{name}.seg.nrrd", label, values)
+        folder[name]["label"] = f"{name}.seg.nrrd"
+    assert checked(folder, "a").findings == ()
+    (finding,) = checked(folder, "b").findings
+    assert (finding.severity, finding.kind) == ("error", "segment_values")
+    assert finding.found == "kidney_left at 3, liver at 1 by the segments in its own header"
+
+
+def test_cases_come_back_in_their_order_and_one_by_one(folder: Folder) -> None:
+    dataset = list_cases(folder.write())
+    seen: list[str] = []
+    steps: list[tuple[int, int]] = []
+    found = check_cases(
+        dataset.cases,
+        dataset,
+        workers=3,
+        progress=lambda done, total, what="", note="": steps.append((done, total)),
+        on_case=lambda case: seen.append(case.case),
+    )
+    assert [case.case for case in found] == [case.id for case in dataset.cases]
+    assert sorted(seen) == sorted(case.id for case in dataset.cases)
+    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
