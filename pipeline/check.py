@@ -15,14 +15,14 @@ from pipeline.checks.findings import Finding, errors, from_error
 from pipeline.checks.screening import Screened, assess, list_configured
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
-from pipeline.console.text import aligned, gigabytes, printable
+from pipeline.console.text import aligned, gigabytes, printable, some_of
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.training.cost import Estimate, estimate_training, measure_step
 
 _LISTED_PER_KIND = 20
-"""Cases of one kind of finding in the text; the JSON has all."""
+"""Causes of one kind of finding in the text; the JSON has every finding."""
 
 HEADINGS = {
     "unreadable": "Files that cannot be read whole",
@@ -225,13 +225,21 @@ def _text_of_findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _text_of_kind(group: Sequence[Finding]) -> Iterator[str]:
-    for finding in group[:_LISTED_PER_KIND]:
-        yield f"    {f'case {finding.case}' if finding.case else 'data set'}  {finding.file}"
-        yield f"      expected  {finding.expected}"
-        yield f"      found     {finding.found}"
-        yield f"      to do     {finding.remedy}"
-    if len(group) > _LISTED_PER_KIND:
-        yield f"    and {len(group) - _LISTED_PER_KIND} more of this kind; the JSON report lists all"
+    by_cause: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    for finding in group:
+        by_cause[finding.expected, finding.found, finding.remedy].append(finding)
+    causes = list(by_cause.items())
+    for (expected, found, remedy), findings in causes[:_LISTED_PER_KIND]:
+        first = findings[0]
+        others = [finding.case or finding.file for finding in findings[1:]]
+        also = f" and {len(others)} more: {some_of(others, 5)}" if others else ""
+        yield f"    {f'case {first.case}' if first.case else 'data set'}  {first.file}{also}"
+        yield f"      expected  {expected}"
+        yield f"      found     {found}"
+        yield f"      to do     {remedy}"
+    if len(causes) > _LISTED_PER_KIND:
+        left = sum(len(findings) for _, findings in causes[_LISTED_PER_KIND:])
+        yield f"    and {left} more of this kind; --json lists all"
 
 
 def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:

@@ -228,3 +228,18 @@ def test_pydicom_reads_the_series_of_these_tests(tmp_path: Path) -> None:
     write_series(tmp_path, [0, 3])
     slices = [pydicom.dcmread(path) for path in sorted(tmp_path.iterdir())]
     assert np.array_equal(slices[1].pixel_array.T, hounsfield("c")[:, :, 1])
+
+
+def test_the_same_cause_in_many_cases_is_written_once_and_json_has_all(tmp_path: Path) -> None:
+    for number in range(30):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        save(tmp_path / "images" / f"c{number:02d}.nii.gz", hounsfield("a"))
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels.json").write_text(json.dumps(CLASSES))
+    report = check(tmp_path, workers=1)
+    assert {finding.case for finding in report.findings} >= {f"c{number:02d}" for number in range(30)}
+    text = to_text(report)
+    assert text.count("expected  a label beside the image") == 1
+    assert "case c00" in text
+    assert "and 29 more: c01, c02, c03, c04, c05 and 24 more" in text
+    assert len(json.loads(to_json(report))["findings"]) == len(report.findings)

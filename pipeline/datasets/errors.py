@@ -7,6 +7,9 @@ from typing import Self
 
 from transforms.io.errors import InputError
 
+_LINES = 20
+"""Faults that are written out, before the rest is only counted."""
+
 
 class DatasetError(InputError):
     """A data set that cannot be used as it lies: kind, where, expected, found, remedy, case, as `InputError` has them.
@@ -28,8 +31,10 @@ class DatasetError(InputError):
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """A line for each fault."""
-        return tuple(InputError.__str__(part) for part in self.parts)
+        """A line for each fault, not more than fill a screen, and how many others there are."""
+        shown = tuple(InputError.__str__(part) for part in self.parts[:_LINES])
+        more = len(self.parts) - len(shown)
+        return (*shown, f"and {more} more; bodyseg check --json lists all") if more else shown
 
     def __str__(self) -> str:
         """All lines."""

@@ -25,7 +25,6 @@ LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
 
 _LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json")
-_LINES = 20  # of what is wrong, before the rest is only counted
 _SAFE_ID = re.compile(r"\w[\w .()+=@,-]{0,127}(?<![. ])")
 
 
@@ -88,7 +87,7 @@ def list_cases(
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
     trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
     if trusted.refused and (strict or not trusted.rows):
-        raise DatasetError.all_of(_cut(trusted.refused, root))
+        raise DatasetError.all_of(trusted.refused)
     return _dataset(trusted, listing, root, layout, fold, _with_remap(classes, label_remap, trusted.rows, root))
 
 
@@ -153,7 +152,7 @@ def find_images(path: Path | str, *, n_channels: int | None = None, follow_links
     images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
     trusted = _trust(replace(listing, rows=images), path, layout, files, follow_links=follow_links)
     if not trusted.rows:
-        raise DatasetError.all_of(_cut(trusted.refused, path))
+        raise DatasetError.all_of(trusted.refused)
     return ImageListing({row.id: row.image for row in trusted.rows}, trusted.refused)
 
 
@@ -273,15 +272,6 @@ def _check_unique(rows: Sequence[Row], root: Path) -> None:
         raise DatasetError("dataset", root, "every case once", found, "give every case a name of its own")
 
 
-def _cut(errors: Sequence[DatasetError], root: Path) -> list[DatasetError]:
-    """Return the errors, not too many for a screen."""
-    more = []
-    if len(errors) > _LINES:
-        found = f"{len(errors) - _LINES} more that cannot be used"
-        more = [DatasetError("dataset", root, "entries that can be used", found, "see bodyseg check for all of them")]
-    return [*errors[:_LINES], *more]
-
-
 def _with_remap(
     classes: ClassTable, remap: Mapping[int | str, int | str] | None, rows: Sequence[Row], root: Path
 ) -> ClassTable:
@@ -307,7 +297,7 @@ def _dataset(
     try:
         split = _own_split(labelled, root, source) if has_own_split else None
     except DatasetError as error:  # what a split lacks may be what was refused
-        raise DatasetError.all_of([*_cut(trusted.refused, root), error]) from error
+        raise DatasetError.all_of([*trusted.refused, error]) from error
     return Dataset(
         root,
         layout,

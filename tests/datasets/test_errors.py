@@ -13,3 +13,9 @@ def test_the_errors_of_many_cases_are_one_error_with_a_line_each():
     assert str(both) == (
         "case a: a.nii: expected a file, found none; copy it there\ncase b: b.nii: expected a label, found none; add it"
     )
+
+
+def test_a_screen_full_of_lines_stands_for_thousands() -> None:
+    many = DatasetError.all_of([DatasetError("missing_file", f"{n}", "a file", "none", "copy it") for n in range(1000)])
+    assert len(many.parts) == 1000
+    assert (len(many.lines), many.lines[-1]) == (21, "and 980 more; bodyseg check --json lists all")
