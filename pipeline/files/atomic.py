@@ -156,7 +156,7 @@ def check_writable(folder: Path) -> None:
     try:
         nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"expected a folder, found that {nearest} is none")
+            raise NotADirectoryError(errno.ENOTDIR, f"expected a folder, found that {nearest} is not one")
         if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)}: {nearest}")
     except OSError as error:

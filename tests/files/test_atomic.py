@@ -181,7 +181,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "else")
     for folder in ("file", "file/below", "dangling", "dangling/below"):
         with pytest.raises(
-            FileError, match=rf"{folder}: cannot be written \(expected a folder, .* is none\); name another"
+            FileError, match=rf"{folder}: cannot be written \(expected a folder, .* is not one\); name another"
         ):
             check_writable(tmp_path / folder)
     closed = tmp_path / "closed"
