@@ -67,6 +67,7 @@ HEADINGS = {
     "odd_spacing": "Unusual voxel sizes",
     "sform_qform": "Headers that describe two different positions",
     "sides_swapped": "Left and right exchanged",
+    "sides_unknown": "Left and right are mirrored without a partner for every side",
     "channel_lost": "Channels of one value once they are scaled",
     "channel_squeezed": "Channels with hardly any contrast once they are scaled",
     "class_cut_off": "Classes beyond the range of intensities",

@@ -53,6 +53,7 @@ from pipeline.training.resume import (
 )
 from pipeline.training.run_record import absent_classes, run_record, weight_stats
 from pipeline.training.trainer import build_trainer, quiet_lightning
+from transforms.left_right import find_sides
 
 log = logging.getLogger(__name__)
 
@@ -218,6 +219,9 @@ def _set_up(
             scaling=before["data"].get("intensity_scaling", "unit") if before else "centred",
         )
     _say_data(prepared, say)
+    if 0 in config.data.flips:
+        names = prepared.dataset.classes.names
+        say(f"Mirrored from left to right: {find_sides(names, config.data.sided_pairs).in_words(names)}")
     class_weights = None
     if config.loss.use_class_weights:
         class_weights = _class_weights(prepared, float(config.loss.weight_alpha or 0.0), say)
@@ -253,6 +257,7 @@ def _set_up(
                 class_names=prepared.dataset.classes.names,
                 channel_names=prepared.dataset.channel_names,
                 flips=config.data.flips,
+                sided_pairs=config.data.sided_pairs,
                 precision=devices.precision,
                 scans=prepared.scans,
             ),

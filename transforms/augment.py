@@ -173,13 +173,14 @@ class RandomAugmentd(Randomizable, MapTransform):
         *,
         class_names: Sequence[str] | None = None,
         flips: Sequence[int] = (),
+        sided_pairs: Sequence[Sequence[str]] | None = None,
         on_device: bool = False,
     ):
         super().__init__(("image", "label"), allow_missing_keys=True)
         self.on_device = on_device
         self.target_size, self.flips = tuple(target_size), tuple(flips)
         self.strengths = Strengths() if strengths is None else strengths
-        self.partners = _partners(self.flips, class_names)
+        self.partners = _partners(self.flips, class_names, sided_pairs)
         self.drawn = Draw()
 
     def randomize(self, data: Any = None) -> None:
@@ -285,7 +286,9 @@ def _between(strength: float, level: float) -> float:
     return math.exp((2 * level - 1) * math.log1p(strength))
 
 
-def _partners(flips: tuple[int, ...], class_names: Sequence[str] | None) -> tuple[int, ...]:
+def _partners(
+    flips: tuple[int, ...], class_names: Sequence[str] | None, sided_pairs: Sequence[Sequence[str]] | None
+) -> tuple[int, ...]:
     if not set(flips) <= {0, 1, 2} or len(set(flips)) != len(flips):
         raise ValueError(f"flips is {list(flips)}, expected different axes out of 0 (left-right), 1 and 2")
     if LEFT_RIGHT not in flips:
@@ -293,6 +296,8 @@ def _partners(flips: tuple[int, ...], class_names: Sequence[str] | None) -> tupl
     if class_names is None:
         raise ValueError("flips mirrors left and right, but class_names is None: give the names of the classes")
     try:
-        return mirror_partners(class_names)
+        return mirror_partners(class_names, sided_pairs)
     except ValueError as error:
-        raise ValueError(f"flips mirrors left and right, but {error}; add it or take axis 0 out of flips") from error
+        raise ValueError(
+            f"flips mirrors left and right, but {error}; add it, give sided_pairs, or take axis 0 out of flips"
+        ) from error

@@ -152,6 +152,7 @@ def augmentation_chain(
     *,
     class_names: Sequence[str] | None = None,
     flips: Sequence[int] = (),
+    sided_pairs: Sequence[Sequence[str]] | None = None,
     on_device: bool = False,
     **strengths: float,
 ) -> Compose:
@@ -160,8 +161,10 @@ def augmentation_chain(
     Args:
         target_size: size of the volumes, as preprocessed.
         class_names: names of all classes, background first; needed where left and right are mirrored.
-        flips: axes mirrored in half of the cases (0 = left-right). Classes named left and right are then swapped.
-            Off by default: a body is no mirror image of itself, the liver lies on the right.
+        flips: axes mirrored in half of the cases (0 = left-right). Left and right classes are then exchanged, see
+            `transforms.left_right.find_sides`. Off by default: a body is no mirror image of itself, the liver lies on
+            the right.
+        sided_pairs: (left, right) class names that are exchanged; None: recognised by name.
         on_device: only draw; `RandomAugmentd.apply_to_batch` does the rest, on a GPU for example.
         **strengths: how much is varied, by the names and with the defaults of `transforms.augment.Strengths`.
 
@@ -174,7 +177,12 @@ def augmentation_chain(
         raise ChainError(f"unknown augmentation {', '.join(sorted(unknown))}; known: {', '.join(sorted(STRENGTHS))}")
     try:
         augment = RandomAugmentd(
-            target_size, Strengths(**strengths), class_names=class_names, flips=flips, on_device=on_device
+            target_size,
+            Strengths(**strengths),
+            class_names=class_names,
+            flips=flips,
+            sided_pairs=sided_pairs,
+            on_device=on_device,
         )
         return Chain([augment])
     except ValueError as error:
@@ -183,7 +191,7 @@ def augmentation_chain(
 
 def training_chain(target_size: Sequence[int] = TARGET_SIZE, **arguments: Any) -> Compose:
     """Preprocessing, then augmentation, from the arguments of `preprocessing_chain` and `augmentation_chain`."""
-    random_names = {"class_names", "flips", "on_device", *STRENGTHS}
+    random_names = {"class_names", "flips", "sided_pairs", "on_device", *STRENGTHS}
     random = {name: value for name, value in arguments.items() if name in random_names}
     prepare = {name: value for name, value in arguments.items() if name not in random_names}
     parts = [preprocessing_chain(target_size, **prepare), augmentation_chain(target_size, **random)]

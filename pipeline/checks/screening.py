@@ -25,6 +25,7 @@ from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
 from transforms.chains import ChainError, augmentation_chain, preprocessing_chain
 from transforms.io.label_values import LabelLookup
+from transforms.left_right import find_sides
 
 _REFUSED = "repair them, or train without these cases with --skip_bad_cases (bodyseg check says more)"
 _NOT_OF_A_CASE = "--skip_bad_cases cannot help here: repair the data set or the settings"
@@ -71,6 +72,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
     findings += _wrong_class_count(dataset, config.model.n_classes)
     findings += _wrong_names(dataset)
     findings += _wrong_chains(data, dataset)
+    findings += _mirrored_sides(data, dataset)
     return dataset, tuple(findings)
 
 
@@ -111,11 +113,29 @@ def _wrong_chains(data: DataConfig, dataset: Dataset) -> list[Finding]:
         preprocessing_chain(data.target_size, window=window, percentiles=data.percentiles)
         if data.data_aug:
             strengths = data.augmentation or {}
-            augmentation_chain(data.target_size, class_names=table.names, flips=data.flips, **strengths)
+            augmentation_chain(
+                data.target_size, class_names=table.names, flips=data.flips, sided_pairs=data.sided_pairs, **strengths
+            )
     except (ChainError, TypeError) as error:
         expected, remedy = "settings that a chain of transforms can be built from", "correct the settings under data"
         findings.append(Finding("error", "setting", "", root, expected, str(error), remedy))
     return findings
+
+
+def _mirrored_sides(data: DataConfig, dataset: Dataset) -> list[Finding]:
+    """Warn where left and right are mirrored and a class may then bear the name of the other side."""
+    names = dataset.classes.names
+    if 0 not in data.flips:
+        return []
+    try:
+        sides = find_sides(names, data.sided_pairs)
+    except ValueError:
+        return []  # an error of the chain, see `_wrong_chains`
+    if not sides.without_partner and (sides.pairs or data.sided_pairs is not None or len(names) == 2):
+        return []
+    expected = "a partner on the other side for every class that has a side, since data.flips mirrors left and right"
+    remedy = "take axis 0 out of data.flips, or name the pairs in data.sided_pairs ([] if no class has a side)"
+    return [Finding("warning", "sides_unknown", "", str(dataset.root), expected, sides.in_words(names), remedy)]
 
 
 def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Screened:

@@ -120,6 +120,9 @@ class DataConfig:
     """Vary the training volumes at random: rotation, scale, shift, contrast, noise, blur, low resolution."""
     flips: tuple[int, ...] = ()
     """Voxel axes that augmentation may mirror (0 = left-right; sided classes are then swapped by name)."""
+    sided_pairs: list[list[str]] | None = None
+    """Class names that a mirror from left to right exchanges, such as [[Parotid_L, Parotid_R]]; null: those whose names
+    differ in the side alone."""
     augmentation: dict[str, Any] | None = None
     """Strengths of the augmentation, by name; see transforms.chains.augmentation_chain."""
     augment_on_device: bool = False
@@ -167,6 +170,10 @@ class DataConfig:
         require(
             not self.flips or self.data_aug,
             "data.flips is set but augmentation is off; add --data_aug or remove data.flips",
+        )
+        require(
+            self.sided_pairs is None or 0 in self.flips,
+            "data.sided_pairs is set but data.flips lacks axis 0 (left-right); add it or remove data.sided_pairs",
         )
         require(
             not self.augment_on_device or self.data_aug,

@@ -37,6 +37,8 @@ class Model:
     """Image channels in the network's order."""
     flips: tuple[int, ...] = ()
     """Axes of its grid (0 left-right, 1 back-front, 2 foot-head) along which its training mirrored scans."""
+    sided_pairs: tuple[tuple[str, ...], ...] | None = None
+    """(left, right) class names that a mirror exchanges; None: recognised by name."""
     label_values: tuple[int, ...] = ()
     """Value of each class in the label files of its training; () where these are the class indices, or not said."""
     precision: str = ""
@@ -100,6 +102,8 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         inference_chain(**preprocessing)
         channel_names = tuple(str(channel) for channel in checkpoint.get("channel_names") or ["image"])
         flips = tuple(int(axis) for axis in checkpoint.get("flips") or ())
+        pairs = checkpoint.get("sided_pairs")
+        sided_pairs = None if pairs is None else tuple(tuple(str(name) for name in pair) for pair in pairs)
     except Exception as error:  # whatever a chain says to arguments that no training wrote
         reason = " ".join(str(error).split())[:200]
         raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
@@ -112,6 +116,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         class_names=tuple(map(str, names)),
         channel_names=channel_names,
         flips=flips,
+        sided_pairs=sided_pairs,
         label_values=_label_values(preprocessing, len(names), path),
         precision=str(checkpoint.get("precision") or ""),
         scans=_scan_range(checkpoint.get("scans"), path),

@@ -22,7 +22,7 @@ from pipeline.compute.devices import choose_precision
 from pipeline.inference.model import Model
 from pipeline.inference.scan_check import ScanFacts, warnings_about
 from transforms.chains import inference_chain
-from transforms.left_right import mirror_partners
+from transforms.left_right import find_sides, mirror_partners
 from transforms.restore import FeatureMap, FeatureStream, slice_axis
 
 log = logging.getLogger(__name__)
@@ -262,11 +262,15 @@ def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
         )  # fmt: skip
     if AXES["x"] in chosen:
         _partners(models[0])
+        sides = find_sides(models[0].class_names, models[0].sided_pairs)
+        log.info("mirrored from left to right: %s", sides.in_words(models[0].class_names))
+        if not sides.pairs and len(models[0].class_names) > 2:
+            log.warning("--tta x exchanges no classes: none is named as the left or right of another")
     return "".join(letter for letter, axis in AXES.items() if axis in chosen)
 
 
 def _partners(model: Model) -> tuple[int, ...]:
     try:
-        return mirror_partners(model.class_names)
+        return mirror_partners(model.class_names, model.sided_pairs)
     except ValueError as error:
         raise NetworkError(f"tta along x needs sides by name, but {error}; leave x out") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,8 @@ class CheckpointDescription:
     """Image channels in the network's order."""
     flips: tuple[int, ...]
     """Voxel axes that training mirrored; prediction may mirror them too."""
+    sided_pairs: Sequence[Sequence[str]] | None = None
+    """(left, right) class names that a mirror exchanges; None: recognised by name."""
     precision: str = ""
     """What the network computed in, as Lightning calls it: 32-true, 16-mixed or bf16-mixed; "" where it is not said."""
     scans: ScanRange | None = None
@@ -47,6 +49,7 @@ class CheckpointDescription:
             "class_names": list(self.class_names),
             "channel_names": list(self.channel_names),
             "flips": list(self.flips),
+            "sided_pairs": None if self.sided_pairs is None else [list(pair) for pair in self.sided_pairs],
             "precision": self.precision,
             "scans": self.scans.to_document() if self.scans is not None else None,
         }

@@ -243,6 +243,7 @@ def cached_dataset(
             data.target_size,
             class_names=tuple(class_names),
             flips=data.flips,
+            sided_pairs=data.sided_pairs,
             on_device=data.augment_on_device,
             **(data.augmentation or {}),
         )

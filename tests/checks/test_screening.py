@@ -466,3 +466,19 @@ def test_augmentation_is_judged_before_any_file_is_opened(folder: Folder, data: 
     assert not (folder.root.parent / "cache").exists()
     report = check(config, costs=False)
     assert [finding.severity for finding in report.findings if words in finding.found] == ["error"]
+
+
+def test_mirrored_classes_without_partners_are_warned_of(folder: Folder) -> None:
+    def warned(*names: str, **data: object) -> list[str]:
+        folder.labels = {name: value for value, name in enumerate(names)}
+        folder.write()
+        settings = configured(folder.root / "cases.json", data={"data_aug": True, "flips": (0,), **data})
+        return [finding.found for finding in list_configured(settings)[1] if finding.kind == "sides_unknown"]
+
+    assert warned("background", "Parotid_L", "Parotid_R", "Brain") == []
+    assert warned("background", "liver", "spleen", "aorta") == ["no class is exchanged with another"]
+    (found,) = warned("background", "Parotid_L", "Parotid_R", "Eye_L")
+    assert found == "1 pair of classes is exchanged (Parotid_L with Parotid_R); without a partner: Eye_L"
+    assert warned("background", "liver", "spleen", "aorta", sided_pairs=[]) == []
+    assert warned("background", "liver", "a", "b", sided_pairs=[["a", "b"]]) == []
+    assert warned("background", "liver", "spleen", "aorta", flips=(1,)) == []

@@ -53,6 +53,26 @@ def test_a_marker_on_the_patients_left_stays_labelled_left_after_a_mirror(moves)
     np.testing.assert_array_equal(out["label"].affine, d["label"].affine)
 
 
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (["background", "Parotid_L", "Parotid_R"], None),
+        (["background", "lkid", "rkid"], None),
+        (["background", "LeftKidney", "RightKidney"], None),
+        (["background", "Niere_a", "Niere_b"], [("Niere_a", "Niere_b")]),
+    ],
+)
+def test_a_mirrored_body_has_its_sides_exchanged_however_they_are_written(names, pairs):
+    """At the first index along axis 0 lies the patient's left, before and after."""
+    label = torch.zeros(1, *SIZE, dtype=torch.uint8)
+    label[:, 1:4] = 1
+    label[:, -4:-1] = 2
+    part = RandomAugmentd(SIZE, class_names=names, flips=(0,), sided_pairs=pairs)
+    out = part.apply({"label": label}, Draw(flips=(0,)))["label"]
+    assert (out[:, 1:4] == 1).all()
+    assert (out[:, -4:-1] == 2).all()
+
+
 def test_mirroring_alone_is_exact_and_swaps_nothing_but_sides():
     d = case()
     part = RandomAugmentd(SIZE, class_names=NAMES, flips=(0, 1, 2))

@@ -148,6 +148,9 @@ def test_left_and_right_are_mirrored_only_with_both_sides_named():
     with pytest.raises(ChainError, match="class 1 'kidney_left' has a side, but no class named 'kidney_right'"):
         training_chain((16, 16, 16), flips=(0,), class_names=["background", "kidney_left"])
     augmentation_chain((16, 16, 16), flips=(1, 2))
+    augmentation_chain((16, 16, 16), flips=(0,), class_names=["background", "kidney_left"], sided_pairs=[])
+    with pytest.raises(ChainError, match="'c' which is not a class"):
+        augmentation_chain((16, 16, 16), flips=(0,), class_names=["background", "a", "b"], sided_pairs=[("a", "c")])
     augmentation_chain((16, 16, 16), flips=(0,), class_names=NAMES)
 
 
