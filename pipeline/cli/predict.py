@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, command_parser, with_value, words
+from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, CommandParser, command_parser, with_value, words
 
 
 def run(arguments: list[str]) -> int:
@@ -14,6 +14,39 @@ def run(arguments: list[str]) -> int:
     Every result lies exactly on its scan's own voxel grid. A bad scan is named at the end and does not stop the others;
     finished scans are skipped when the command is repeated. Exit code 0: all done; 1: some failed.
     """
+    parser = _parser()
+    given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
+    from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
+
+    runs, inputs = split_runs(given.paths)
+    options = PredictionOptions(
+        formats=tuple(words(given.formats)),
+        label_values=given.label_values,
+        per_structure=given.per_structure,
+        probabilities=tuple(words(given.probabilities)),
+        preview=given.preview,
+        tta=given.tta,
+        roi=None if given.roi is None else tuple(given.roi),
+        step=given.step,
+        keep_largest=tuple(words(given.keep_largest)),
+        min_volume_ml=given.min_volume_ml,
+        device=given.device,
+        precision=given.precision,
+        threads=given.threads,
+        overwrite=given.overwrite,
+        trust=given.trust_config,
+        follow_links=given.follow_links,
+    )
+    if given.report is not None:
+        check_report_path(given.report)
+    report = predict(runs, inputs, given.output, options)
+    print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text())
+    if given.report is not None:  # after the text: the disk may refuse
+        report.write(given.report)
+    return 0 if report.is_complete else EXIT_DONE_IN_PART
+
+
+def _parser() -> CommandParser:
     parser = command_parser("predict", run, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN INPUT",
@@ -68,32 +101,4 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--trust_config", action="store_true", help=TRUST)
     parser.add_argument("--follow_links", action="store_true", help=LINKS)
     parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
-    given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
-    from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
-
-    runs, inputs = split_runs(given.paths)
-    options = PredictionOptions(
-        formats=tuple(words(given.formats)),
-        label_values=given.label_values,
-        per_structure=given.per_structure,
-        probabilities=tuple(words(given.probabilities)),
-        preview=given.preview,
-        tta=given.tta,
-        roi=None if given.roi is None else tuple(given.roi),
-        step=given.step,
-        keep_largest=tuple(words(given.keep_largest)),
-        min_volume_ml=given.min_volume_ml,
-        device=given.device,
-        precision=given.precision,
-        threads=given.threads,
-        overwrite=given.overwrite,
-        trust=given.trust_config,
-        follow_links=given.follow_links,
-    )
-    if given.report is not None:
-        check_report_path(given.report)
-    report = predict(runs, inputs, given.output, options)
-    print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text())
-    if given.report is not None:  # after the text: the disk may refuse
-        report.write(given.report)
-    return 0 if report.is_complete else EXIT_DONE_IN_PART
+    return parser

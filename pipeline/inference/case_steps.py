@@ -191,12 +191,15 @@ class CaseSteps:
             self.outputs,
             self.made_by,
             written=[file.path for file in written],
-            refused={**read.refused, **refused},
-            warnings=read.warnings,
             source_state=read.state,
             voxels_removed=voxels_removed,
-            precision=[computed_in(model, self.inference) for model in self.models],
             seconds={**segmented.seconds, "write": time.perf_counter() - start},
+        )
+        record = replace(
+            record,
+            not_written={**read.refused, **refused},
+            warnings=read.warnings,
+            precision=tuple(computed_in(model, self.inference) for model in self.models),
         )
         write_json(self.outputs.record_file(case.id), record.to_document())
         self.written.add(case.id)

@@ -37,7 +37,7 @@ class InputCase:
 
     @property
     def files(self) -> list[Path]:
-        """The image files; a broken series is reported when it is read, so here its folder stands for it."""
+        """The image files; a broken series is reported when it is read, so here its folder is given."""
         found: list[Path] = []
         for path in self.images:
             try:

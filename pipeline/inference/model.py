@@ -86,7 +86,7 @@ def load_models(runs: Sequence[Path | str], device: torch.device, *, trust: bool
 
 
 def checkpoint_path(run: Path | str) -> Path:
-    """The best_model.ckpt that a run folder or the file itself stands for."""
+    """The best_model.ckpt of a run folder, or the file itself."""
     run = Path(run)
     return RunFolder.at(run).best_checkpoint if run.is_dir() else run
 

@@ -148,7 +148,7 @@ class CaseRecord:
                 precision=tuple(map(str, document.get("precision", ()))),
                 made_by=dict(document["made_by"]),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise SegmentationError(
                 f"expected the record of a segmented case, found another document ({error!r})"
             ) from error
@@ -161,11 +161,8 @@ def record_done(
     made_by: Mapping[str, Any],
     *,
     written: Sequence[Path],
-    refused: Mapping[str, str],
-    warnings: tuple[str, ...],
     source_state: str,
     voxels_removed: int,
-    precision: Sequence[str],
     seconds: Mapping[str, float],
 ) -> CaseRecord:
     """The record of a case whose files are `written`; the other arguments are as `CaseRecord` has them.
@@ -189,8 +186,6 @@ def record_done(
         source_state=source_state,
         files=tuple(names),
         contents={name: content_of(path) for name, path in names.items()},
-        not_written=dict(refused),
-        warnings=warnings,
         geometry=Grid(
             shape=segmentation.array.shape,
             spacing_mm=tuple(round(float(mm), 6) for mm in spacing_mm),
@@ -203,7 +198,6 @@ def record_done(
             for value, name, (red, green, blue), count in table
         ),
         voxels_removed=voxels_removed,
-        precision=tuple(precision),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         peak_memory_mb=_peak_memory_mb(),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),

@@ -106,7 +106,7 @@ def check_series(source: Path, source_kind: str) -> list[pydicom.Dataset]:
 
 
 def _complete_all(instances: Sequence[pydicom.Dataset], segmentation: Segmentation) -> None:
-    """Fill in what a reference needs, and repair what DICOM SEG has no room for."""
+    """Fill in what a reference needs, and repair what DICOM SEG does not allow."""
     step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
     for instance in instances:
         _complete(instance, step_mm)

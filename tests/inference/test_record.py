@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 
 import numpy as np
 import pytest
 
+from pipeline.inference.record import CaseRecord
+from pipeline.writers.segmentation import SegmentationError
 from tests.support.tiny_prediction import NAMES, predicted, run_folder, scan, voxels
 
 
@@ -32,3 +35,12 @@ def test_the_record_states_volumes_and_geometry(run, tmp_path):
     assert record["peak_memory_mb"] > 50
     content = (tmp_path / "out" / "case.nii.gz").read_bytes()
     assert record["contents"] == {"case.nii.gz": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+
+
+@pytest.mark.parametrize("odd", [float("inf"), None, "x", -1, [], {}, True], ids=str)
+def test_a_damaged_record_is_refused_or_read_and_never_ends_the_program(run, tmp_path, odd):
+    predicted([run], [scan(tmp_path / "case.nii.gz")], tmp_path / "out")
+    document = json.loads((tmp_path / "out" / "case.json").read_text())
+    for key in document:
+        with contextlib.suppress(SegmentationError):
+            CaseRecord.from_document(document | {key: odd})

@@ -68,7 +68,7 @@ def test_dciodvfy_finds_no_error_in_a_dicom_seg(shared_data, tmp_path, series):
         said = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
         return {line for line in said.stderr.splitlines() if line.startswith("Error")}
 
-    # What is repeated from the source as it stands (a PatientAge of "0Y") is the source's error.
+    # What is repeated from the source unchanged (a PatientAge of "0Y") is the source's error.
     (first,) = sorted((shared_data / series).iterdir())[:1]
     assert errors(tmp_path / "seg.dcm") - errors(first) == set()
 
