@@ -16,8 +16,9 @@ from tests.support.fault_table import Fault
 from tests.support.paths import ROOT, SHARED
 
 # The shapes in these modules' annotations are executed: one that nothing checks becomes false in silence.
+_PURE = ("slabs", "warp", "separable", "resize", "restore", "intensity", "left_right", "patches")
 install_import_hook(
-    ["pipeline.losses", "pipeline.metrics", "transforms.slabs", "networks.head"],
+    ["pipeline.losses", "pipeline.metrics", "networks", *(f"transforms.{module}" for module in _PURE)],
     "beartype.beartype",
 )
 

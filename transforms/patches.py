@@ -8,7 +8,7 @@ Isensee et al. 2021). The rest lie anywhere with equal probability.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -60,8 +60,8 @@ def draw_patch_start(
     patch: Sequence[int],
     *,
     places: Mapping[int, np.ndarray],
-    weights: Sequence[float],
-    foreground: float,
+    weights: Sequence[float | int],
+    foreground: float | int,
 ) -> Triple:
     """Draw the first voxel of a patch in a case; equally many random numbers are taken, whatever comes out.
 
@@ -97,6 +97,7 @@ def draw_patch_start(
     return start[0], start[1], start[2]
 
 
+@runtime_checkable
 class StoredCase(Protocol):
     """A prepared case of which any part can be read without the rest."""
 
@@ -137,8 +138,8 @@ class RandomPatchd(Randomizable, Transform):
         self,
         patch_of: Callable[[int], Triple],
         *,
-        weights: Sequence[float],
-        foreground: float = 0.5,
+        weights: Sequence[float | int],
+        foreground: float | int = 0.5,
         augment: RandomAugmentd | None = None,
     ) -> None:
         self.patch_of = patch_of
