@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +19,7 @@ from tests.support.volumes import CLASSES, hounsfield, organs, save
 
 TRAIN = (
     "train --dataset_root data --log_dir logs --data.cache_dir cache --target_size 16 16 16 --batch_size 1"
-    " --num_workers 0 --base_channels 2 --n_gpus 0 --precision 32 --max_epochs 3 --warmup_epochs 0"
-    " --training.early_stopping_patience 1"
+    " --num_workers 0 --base_channels 2 --n_gpus 0 --precision 32 --max_epochs 200 --warmup_epochs 0"
 ).split()
 RESUME = [*TRAIN, "--resume"]
 PREDICT = ["predict", "logs/run", "new/scan.nii.gz", "--output", "out", "--device", "cpu", "--precision", "32"]
@@ -42,7 +44,7 @@ class Row(NamedTuple):
 
 
 def make_template(workspace: Path) -> Path:
-    """Make a data set in nnU-Net's layout, a scan, and a run that stopped early, so that it can be resumed."""
+    """Make a data set in nnU-Net's layout, a scan, and a run that was stopped, so that it can be resumed."""
     for folder in ("data/imagesTr", "data/labelsTr", "new"):
         (workspace / folder).mkdir(parents=True)
     for name in "abcd":
@@ -57,11 +59,24 @@ def make_template(workspace: Path) -> Path:
     before = Path.cwd()
     os.chdir(workspace)
     try:
-        assert main(TRAIN) == 0
+        threading.Thread(
+            target=_stop_after_two_epochs, args=(Path("logs", RUN, "training_log.json").absolute(),)
+        ).start()
+        assert main(TRAIN) == 128 + signal.SIGTERM
     finally:
         os.chdir(before)
     (workspace / "logs" / RUN).rename(workspace / "logs/run")
     return workspace
+
+
+def _stop_after_two_epochs(log: Path) -> None:
+    """Ask this process, which trains in its main thread, to stop once two epochs are in the log."""
+    deadline = time.monotonic() + 120
+    while not log.is_file() or len(json.loads(log.read_bytes())["training_history"]["epoch"]) < 2:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def write_json(path: Path, content: object) -> None:
