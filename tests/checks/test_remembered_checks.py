@@ -1,0 +1,139 @@
+"""No case is opened twice, and what is remembered is what was found."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.check import check
+from pipeline.checks import case_check
+from pipeline.checks.case_check import check_cases
+from pipeline.checks.findings import BadDataError
+from pipeline.checks.remembered_checks import check_changed_cases
+from pipeline.checks.screening import list_configured, screen
+from pipeline.training.prepared_data import prepare_data
+from tests.support.screening import opened, plain, settings
+from tests.support.volumes import Folder, cut, hounsfield, organs, save, write_series
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    (tmp_path / "data").mkdir()
+    return Folder(tmp_path / "data")
+
+
+def test_a_second_start_opens_no_case(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_series(folder.root / "series", [3.0 * k for k in range(12)])
+    save(folder.label("c"), organs()[::-1], np.diag([-2.0, -2.0, 3.0, 1.0]))
+    folder["c"]["image"] = "series"
+    names = opened(monkeypatch)
+    first = prepare_data(settings(folder))
+    assert sorted(names) == sorted(
+        ["a.nii.gz", "a_label.nii.gz", "b.nii.gz", "b_label.nii.gz", "c_label.nii.gz", "d.nii.gz", "d_label.nii.gz",
+         "series"]
+    )  # fmt: skip
+    names.clear()
+    second = prepare_data(settings(folder))
+    assert names == []
+    assert (second.split, second.preprocessing) == (first.split, first.preprocessing)
+    save(folder.image("b"), hounsfield("x"))
+    prepare_data(settings(folder))
+    assert names == ["b.nii.gz", "b_label.nii.gz"]
+    names.clear()
+    folder.labels["spleen"] = 4
+    prepare_data(settings(folder))
+    assert len(names) == 8  # with other classes other values are known
+
+
+def test_what_is_remembered_is_what_was_found(folder: Folder, tmp_path: Path) -> None:
+    save(folder.image("a"), np.full(organs().shape, -1000, np.int16))
+    save(folder.label("b"), 0 * organs())
+    config = settings(folder)
+    dataset, _ = list_configured(config)
+    fresh = check_cases(dataset.cases, dataset)
+    for _ in range(2):
+        assert plain(check_changed_cases(dataset.cases, dataset, tmp_path / "cache")) == plain(fresh)
+    assert {finding.kind for case in fresh for finding in case.findings} == {"constant_image", "empty_label"}
+    text = [str(finding) for finding in screen(config).findings]
+    assert text == [str(finding) for finding in screen(config).findings]
+    assert text == [str(finding) for finding in check(folder.root / "cases.json").findings]
+
+
+def test_a_repaired_case_is_seen(folder: Folder) -> None:
+    whole = folder.image("b").read_bytes()
+    cut(folder.image("b"), 2000)
+    with pytest.raises(BadDataError, match="case b"):
+        screen(settings(folder))
+    folder.image("b").write_bytes(whole)
+    assert screen(settings(folder)).skipped == {}
+
+
+@pytest.mark.fault("a damaged memory of inspections", "the cases are opened again")
+def test_a_damaged_memory_is_not_believed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(folder)
+    expected = screen(config)
+    memory = folder.root.parent / "cache" / "inspections.jsonl"
+    lines = memory.read_text().splitlines()
+    assert len(lines) == 4
+    torn = [lines[0][:300], re.sub(r'"shape": \[\d+', '"shape": "x', lines[1]), lines[2].replace('"images"', '"pics"')]
+    memory.write_bytes("\n".join([*torn, lines[3]]).encode() + b"\n\xff\xfe no text")
+    names = opened(monkeypatch)
+    assert plain(screen(config).cases) == plain(expected.cases)
+    assert len(names) == 6
+
+
+def test_processes_that_start_together_open_every_case_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings(folder)
+    names = opened(monkeypatch)
+    found: list[list[str]] = []
+    starts = [threading.Thread(target=lambda: found.append(plain(list(screen(config).cases)))) for _ in range(3)]
+    for start in starts:
+        start.start()
+    for start in starts:
+        start.join()
+    assert len(found) == 3
+    assert found[0] == found[1] == found[2]
+    assert len(names) == 8
+    assert list((folder.root.parent / "cache").glob("*.lock")) == []
+
+
+@pytest.mark.parametrize("count", ["1e999", str(2**70), "null", '"many"', "[]", "NaN"])
+def test_a_number_that_no_count_can_be_is_not_believed(folder: Folder, count: str) -> None:
+    """An OverflowError out of one damaged line ended every start with a traceback."""
+    config = settings(folder)
+    expected = plain(list(screen(config).cases))
+    memory = folder.root.parent / "cache" / "inspections.jsonl"
+    lines = memory.read_text().splitlines()
+    lines[0] = re.sub(r'"class_voxels": \[\d+', f'"class_voxels": [{count}', lines[0])
+    memory.write_text("\n".join(lines) + "\n")
+    assert plain(list(screen(config).cases)) == expected
+
+
+def test_files_that_change_while_they_are_checked_are_not_remembered(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new voxels must not be remembered under the name of the old ones."""
+    config = settings(folder)
+    real = case_check.read_volume
+
+    def replaced(path: Path) -> object:
+        if Path(path) == folder.image("b"):
+            save(folder.image("b"), hounsfield("x"))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(case_check, "read_volume", replaced)
+        screen(config)
+    save(folder.image("b"), hounsfield("b"))
+    contents = {case.case: case.images[0].content for case in screen(config).cases}
+    fresh = {case.case: case.images[0].content for case in check_cases(*_listed(config))}
+    assert contents == fresh
+
+
+def _listed(config: object) -> tuple:
+    dataset, _ = list_configured(config)
+    return dataset.cases, dataset
