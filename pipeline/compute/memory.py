@@ -29,7 +29,7 @@ def memory_bytes(accelerator: str) -> int:
     """Memory of the first GPU, or of this machine as far as its control group (container, job) may use it."""
     if accelerator == "gpu":
         return int(torch.cuda.get_device_properties(0).total_memory)
-    limit, _ = control_group_memory(_CONTROL_GROUP)
+    limit, _ = _tightest_limit()
     total = int(psutil.virtual_memory().total)
     return total if limit is None else min(total, limit)
 
@@ -37,13 +37,39 @@ def memory_bytes(accelerator: str) -> int:
 def free_memory_bytes() -> int:
     """Main memory that this process may still take: of the machine, its control group and its own address space."""
     free = int(psutil.virtual_memory().available)
-    limit, used = control_group_memory(_CONTROL_GROUP)
+    limit, used = _tightest_limit()
     if limit is not None:
         free = min(free, limit - used)
     address_space, _ = resource.getrlimit(resource.RLIMIT_AS)
     if address_space != resource.RLIM_INFINITY:
         free = min(free, address_space - int(psutil.Process().memory_info().vms))
     return max(0, free)
+
+
+def _tightest_limit() -> tuple[int | None, int]:
+    """Limit (None: there is none) and use of that of this process's control groups which has least left."""
+    try:
+        listing = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        listing = ""
+    found = []
+    for group in control_groups(listing, _CONTROL_GROUP):
+        limit, used = control_group_memory(group)
+        if limit is not None:
+            found.append((limit, used))
+    return min(found, key=lambda one: one[0] - one[1], default=(None, 0))
+
+
+def control_groups(listing: str, root: Path) -> list[Path]:
+    """The folders of a process's control group of version 2 and of all above it: a job's limit may be on any of them.
+
+    Args:
+        listing: /proc/PID/cgroup.
+        root: where the groups are mounted; of a container's own hierarchy, which it sees as a root, the only one.
+    """
+    names = [line.removeprefix("0::").strip("/") for line in listing.splitlines() if line.startswith("0::")]
+    parts = Path(names[0]).parts if names else ()
+    return [root.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]
 
 
 def control_group_memory(folder: Path) -> tuple[int | None, int]:

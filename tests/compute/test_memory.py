@@ -11,7 +11,7 @@ import sys
 import psutil
 import pytest
 
-from pipeline.compute.memory import control_group_memory, free_memory_bytes, workers_that_fit
+from pipeline.compute.memory import control_group_memory, control_groups, free_memory_bytes, workers_that_fit
 
 PAGE_FAULTS = """
 import resource
@@ -74,3 +74,11 @@ def test_a_control_groups_limit_and_use_are_read_in_both_versions(tmp_path):
     assert control_group_memory(tmp_path) == (9000, 4000)
     (tmp_path / "memory.max").write_text("max\n")
     assert control_group_memory(tmp_path) == (8000, 4000)
+
+
+def test_every_control_group_above_a_process_counts(tmp_path):
+    listing = "12:pids:/x\n0::/system.slice/slurmstepd.scope/job_7/step_0\n"
+    job = tmp_path / "system.slice" / "slurmstepd.scope" / "job_7"
+    groups = control_groups(listing, tmp_path)
+    assert groups == [job / "step_0", job, job.parent, job.parent.parent, tmp_path]
+    assert control_groups("0::/\n", tmp_path) == control_groups("", tmp_path) == [tmp_path]
