@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Integer
+from jaxtyping import Float32, Float64, Integer
 from torch import Tensor
 
 VOXELS_AT_ONCE = {"cpu": 2**16}
@@ -64,13 +64,13 @@ def _rotation(degrees: Sequence[float | int]) -> np.ndarray:
 
 
 def sample_affine(
-    image: Float[Tensor, "C I J K"] | None,
+    image: Float32[Tensor, "C I J K"] | None,
     label: Integer[Tensor, "1 I J K"] | None,
     matrix: Float64[np.ndarray, "4 4"],
     *,
     size: Sequence[int] | None = None,
     outside: Sequence[float] | None = None,
-) -> tuple[Float[Tensor, "C X Y Z"] | None, Integer[Tensor, "1 X Y Z"] | None]:
+) -> tuple[Float32[Tensor, "C X Y Z"] | None, Integer[Tensor, "1 X Y Z"] | None]:
     """Sample an image linearly and a label at the nearest voxel, both at `matrix` @ (index of the output voxel).
 
     Args:

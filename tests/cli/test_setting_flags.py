@@ -77,6 +77,7 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--batch_size", "0"], "data.batch_size must be at least 1"),
         (["--use_class_weights", "--weight_alpha", "-1"], "loss.weight_alpha"),
         (["--data.flips", "0"], "--data_aug"),
+        (["--data.sided_pairs", "[[a, b]]"], "data.sided_pairs is set but data.flips lacks axis 0"),
         (["--weight_alpha", "0.9"], "loss.weight_alpha is 0.9 but class weights are off; add --use_class_weights"),
         (["--data.window", "5", "-5"], "data.window"),
         (["--data.window", "5"], "data.window: expected 2 values, found 1"),
