@@ -10,12 +10,14 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing import forkserver
 
 import torch
 
 from pipeline.compute.memory import workers_that_fit
+from pipeline.compute.signals import handling
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.evaluation.case_scores import CaseScores, Pair, score_case
 from pipeline.evaluation.class_matching import CommonClasses
@@ -82,7 +84,8 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
     pool = ProcessPoolExecutor(n_workers, mp_context=_context(), initializer=_begin_worker)
     waiting: dict[Future[CaseScores], Pair] = {}
     try:
-        waiting = {pool.submit(score, pair): pair for pair in pairs}
+        with _signals_later():  # a worker that is being started when the pool ends would print a traceback
+            waiting = {pool.submit(score, pair): pair for pair in pairs}
         for future in as_completed(waiting):
             try:
                 yield waiting[future], future.result()
@@ -95,6 +98,16 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
     finally:
         # Ctrl-C: the cases in hand end, no other starts.
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Answer the signals that ask to stop after what is inside."""
+    asked: list[int] = []
+    with handling(lambda number, frame: asked.append(number)):
+        yield
+    for number in asked[:1]:
+        signal.raise_signal(number)
 
 
 def _context() -> multiprocessing.context.BaseContext:
