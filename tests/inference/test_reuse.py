@@ -141,3 +141,15 @@ def test_a_file_that_is_not_a_record_is_named_and_not_overwritten(run, tmp_path)
         assert f"{out / 'case.json'}: " in report.cases[0].error
         assert "--overwrite" in report.cases[0].error
         assert (out / "case.json").read_text() == content
+
+
+def test_a_record_that_names_a_device_is_not_followed(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    predicted([run], [path], out)
+
+    def hostile(record):
+        record["files"] = ["/dev/zero"]
+        record["contents"] = {"/dev/zero": {"bytes": 0, "sha256": ""}}
+
+    edited(out / "case.json", hostile)
+    assert predicted([run], [path], out).n_done == 1
