@@ -26,7 +26,7 @@ SHARE_OF_EARLY_KILLS = 0.25
 
 
 def follow(run: Path, stop: Any, found: Any) -> None:
-    """Parse the three files again and again until told to stop; put (reads, sentences about what was wrong)."""
+    """Parse the three files again and again until asked to stop; put (reads, sentences about what was wrong)."""
     reads, faults, most = 0, [], 0
     while not stop.is_set():
         for name in FILES:

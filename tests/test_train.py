@@ -35,6 +35,7 @@ from pipeline.train import name_of, train
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.prepared_data import prepare_data
 from tests.support.paths import ROOT
+from tests.support.settings import settings as settings_from
 from transforms.chains import validation_chain
 
 SIZE = (24, 20, 40)
@@ -153,7 +154,7 @@ def test_the_best_weights_carry_what_prediction_needs_to_know_of_the_training(ru
 
 
 def test_val_miou_is_what_monai_says_of_the_saved_network(run, config):
-    """Everything anew from the files: the chain, the best network, one-hot, MONAI's own DiceMetric, D / (2 - D)."""
+    """Everything again from the files: the chain, the best network, one-hot, MONAI's own DiceMetric, D / (2 - D)."""
     checkpoint = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)
     record = json.loads((run / "training_config.json").read_text())
     network = BodyNet.load_from_checkpoint(run / "checkpoints" / "best_model.ckpt").eval()
@@ -189,15 +190,8 @@ def test_the_documented_three_lines_load_the_network(run):
 
 
 def test_training_again_from_the_runs_own_record_repeats_it_bit_for_bit(run, config, tmp_path):
-    from jsonargparse import ArgumentParser
-
-    from pipeline.cli.setting_flags import add_settings, parse
-
-    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
-    add_settings(parser)
     record = str(run / "training_config.json")
-    again, _ = parse(parser, ["--config", record, "--log_dir", str(tmp_path), "--num_workers", "2"])
+    again = settings_from("--config", record, "--log_dir", str(tmp_path), "--num_workers", "2")
     second = train(again)
     assert history(second) == history(run)
     one, two = weights(run), weights(second)

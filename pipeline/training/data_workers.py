@@ -45,7 +45,7 @@ def choose_data_workers(asked: int, n_bytes: int, *, cores: int, shared_free: in
     """Return how many processes prepare batches, and how far ahead.
 
     Batches are the same with any number of workers. They travel through shared memory, of which a container has 64 MB
-    unless it is told otherwise; a worker that finds none left is killed by the system.
+    by default; a worker that finds none left is killed by the system.
 
     Args:
         asked: what data.num_workers says.

@@ -155,7 +155,7 @@ def quiet_lightning() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     hook = threading.excepthook
-    # TensorBoard writes in a thread; what broke there is raised here at its next flush, and told once.
+    # TensorBoard writes in a thread; what broke there is raised here at its next flush, and said once.
     threading.excepthook = lambda broken: log.debug("thread %s: %s", broken.thread, broken.exc_value)
     try:
         with warnings.catch_warnings():

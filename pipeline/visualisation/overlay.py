@@ -1,4 +1,4 @@
-"""Class colours, and a slice with its segmentation as an RGB picture. Knows no files and no network."""
+"""Class colours, and a slice with its segmentation as an RGB picture; opens no file."""
 
 from __future__ import annotations
 

@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jsonargparse import ArgumentParser
 
 from networks.body_net import BodyNet
-from pipeline.cli.setting_flags import add_settings, parse
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train
 from tests.support.paths import ROOT
+from tests.support.settings import settings as settings_from
 
 CONFIGS = ROOT / "configs"
 SHIPPED = sorted(CONFIGS.rglob("*.yaml"))
@@ -34,10 +33,7 @@ def cache(tmp_path_factory):
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_configuration_trains_for_an_epoch(path, data_set, cache, tmp_path):
-    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
-    add_settings(parser)
-    shipped, _ = parse(parser, ["--config", str(path)])
+    shipped = settings_from("--config", str(path))
     config = replace(
         shipped,
         experiment=replace(shipped.experiment, log_dir=str(tmp_path)),

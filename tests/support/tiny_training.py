@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config.settings import Config
+from tests.support.settings import settings as settings_from
 
 SERVER = multiprocessing.get_context("forkserver")
 """Forks processes that have paid for the imports already."""
@@ -126,15 +127,8 @@ def differences(one: Path, two: Path) -> list[str]:
 
 def settings_of(work: Path, name: str, **settings: str) -> tuple[Config, Path]:
     """Return the settings and the run folder of the tiny training, for calls in this process."""
-    from jsonargparse import ArgumentParser
-
-    from pipeline.cli.setting_flags import add_settings, parse
-
-    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
-    add_settings(parser)
     command, run = tiny_training(work, name, **({"max_epochs": 2} | settings))  # type: ignore[arg-type]
-    return parse(parser, command[1:])[0], run
+    return settings_from(*command[1:]), run
 
 
 def train(

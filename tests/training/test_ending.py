@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import shutil
 import signal
 import subprocess
@@ -70,6 +71,9 @@ def test_a_kill_at_the_very_end_leaves_a_complete_run_which_the_next_start_tidie
     assert differences(work / "logs" / WHOLE, run) == []
 
 
+GOES_ON = "the training goes on to its end, exit 0"
+
+
 def lose_every_reader():
     """Be followed by a `head` that has ended already: nobody reads either stream any more."""
     reader, writer = os.pipe()
@@ -78,9 +82,40 @@ def lose_every_reader():
     os.dup2(writer, 2)
 
 
-@pytest.mark.fault("`bodyseg train 2>&1 | head`", "the training goes on to its end, exit 0")
-def test_a_training_whose_reader_has_gone_trains_on(work):
-    process, run, output = train(work, "unread", max_epochs=2, before=lose_every_reader)
+def write_to_a_full_disk():
+    """Log to a disk without a free byte."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.dup2(full, 2)
+
+
+def lose_the_terminal():
+    """Be left by a terminal that was closed: writing to it fails with EIO."""
+    master, terminal = pty.openpty()
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)
+    os.close(terminal)
+    os.close(master)
+
+
+def start_without_streams():
+    """Be started as `bodyseg train >&- 2>&-`, where Python has no streams."""
+    os.close(1)
+    os.close(2)
+    sys.stdout = sys.stderr = None
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        pytest.param(lose_every_reader, marks=pytest.mark.fault("`bodyseg train 2>&1 | head`", GOES_ON)),
+        pytest.param(write_to_a_full_disk, marks=pytest.mark.fault("`train > log` on a full disk", GOES_ON)),
+        pytest.param(lose_the_terminal, marks=pytest.mark.fault("a terminal that was closed (EIO)", GOES_ON)),
+        pytest.param(start_without_streams, marks=pytest.mark.fault("neither standard output nor error", GOES_ON)),
+    ],
+)
+def test_a_training_that_nobody_can_hear_trains_on(work, lose):
+    process, run, output = train(work, f"unheard_{lose.__name__}", max_epochs=2, before=lose)
     ended(process, run, output, code=0)
     assert (summary(run)["status"], summary(run)["total_epochs"]) == ("completed", 2)
 

@@ -107,7 +107,10 @@ def open_one_too_many_as_torch():
     ],
 )
 def test_a_file_that_cannot_be_read_is_not_said_to_be_unwritable(work, raised, words):
-    with pytest.raises(TrainingError, match=words) as told, ending_of(work, "unreadable", num_workers=2) as (_, run):
+    with (
+        pytest.raises(TrainingError, match=words) as caught,
+        ending_of(work, "unreadable", num_workers=2) as (_, run),
+    ):
         raised()
-    assert summary(run)["reason"] == str(told.value)
-    assert "written" not in str(told.value)
+    assert summary(run)["reason"] == str(caught.value)
+    assert "written" not in str(caught.value)

@@ -178,7 +178,7 @@ def test_gradients_that_are_never_a_number_end_a_training_that_may_skip_steps(tr
     assert trained.skipped_steps == 4
 
 
-def test_a_good_step_between_two_bad_ones_is_trained_and_counted_anew(trainer):
+def test_a_good_step_between_two_bad_ones_starts_the_count_again(trainer):
     trained = module(skip_undefined=True)
     trainer(Spoiler(0, 1, 3)).fit(trained, loader(4))
     assert trained.skipped_steps == 3

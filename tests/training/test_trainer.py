@@ -1,4 +1,4 @@
-"""What Lightning is told, and what it keeps to itself."""
+"""The settings that reach Lightning, and the advice of Lightning that is silenced."""
 
 from __future__ import annotations
 

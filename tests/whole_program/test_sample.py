@@ -7,22 +7,18 @@ import re
 from dataclasses import replace
 
 import pytest
-from jsonargparse import ArgumentParser
 
-from pipeline.cli.setting_flags import add_settings, parse
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.train import train
 from tests.support.paths import ROOT
+from tests.support.settings import settings as settings_from
 
 
 @pytest.mark.timeout(580)
 def test_the_sample_configuration_reaches_the_promised_miou(tmp_path):
     promised = float(re.search(r"expect above\s+(0\.\d+)", (ROOT / "README.md").read_text(encoding="utf-8"))[1])
     write_dataset(tmp_path / "sample")
-    parser = ArgumentParser(allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--config")
-    add_settings(parser)
-    shipped, _ = parse(parser, ["--config", str(ROOT / "configs" / "sample.yaml")])
+    shipped = settings_from("--config", str(ROOT / "configs" / "sample.yaml"))
     config = replace(
         shipped,
         experiment=replace(shipped.experiment, log_dir=str(tmp_path)),
