@@ -15,9 +15,11 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError("not a regular file")
-        content = file.read(-1 if most_bytes is None else most_bytes + 1)
+        # Python sets aside as many bytes as are asked for, however few the file has.
+        content = file.read(-1 if most_bytes is None else min(status.st_size, most_bytes) + 1)
     if most_bytes is not None and len(content) > most_bytes:
         raise OSError(f"over {most_bytes >> 20} MB")
     return content
