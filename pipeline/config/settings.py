@@ -69,7 +69,7 @@ class DataConfig:
 
     dataset_root: str = ""
     """Folder of the data set, or a JSON/CSV file that lists its cases."""
-    layout: Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "list"] = "auto"
+    layout: Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list"] = "auto"
     """How the data set is laid out; auto recognises it."""
     fold: int = 0
     """Which fold of a data set that brings its own cross-validation is the validation set."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.datasets.case_folders import is_case_folder, read_folders
 from pipeline.datasets.case_list import read_list
 from pipeline.datasets.decathlon import lists_existing_images, read_msd
 from pipeline.datasets.errors import DatasetError
@@ -24,6 +25,7 @@ READERS: dict[str, Reader] = {
     "msd": read_msd,
     "totalsegmentator": read_totalsegmentator,
     "pairs": read_pairs,
+    "folders": read_folders,
     "list": read_list,
 }
 """The reader of each layout that `data.layout` names."""
@@ -41,7 +43,8 @@ def recognise(root: Path, files: FileIndex) -> str:
         raise DatasetError(
             "dataset", root, "a data set",
             "none of: dataset.json with imagesTr/ (nnU-Net) or with a training list (Decathlon, MONAI); CASE/ct.nii.gz "
-            "with CASE/segmentations/ (TotalSegmentator, AbdomenAtlas); images/ with labels/; cases.csv or cases.json",
+            "with CASE/segmentations/ (TotalSegmentator, AbdomenAtlas); images/ with labels/; CASE/ with images and a "
+            "segmentation.nii.gz or CASE-seg.nii.gz (KiTS, BraTS); cases.csv or cases.json",
             "name the folder that holds one of these, or a list file",
         )  # fmt: skip
     return layout
@@ -59,9 +62,10 @@ def find_layout(root: Path, files: FileIndex) -> str | None:
         return "list"  # somebody wrote down what counts, and how it is divided
     if files.is_folder(root / "images") and files.is_folder(root / "labels"):
         return "pairs"
-    if any(find_scan(path, files) and is_segmented(path, files) for path in files.folders(root)):
+    folders = files.folders(root)
+    if any(find_scan(path, files) and is_segmented(path, files) for path in folders):
         return "totalsegmentator"
-    return None
+    return "folders" if any(is_case_folder(path, files) for path in folders) else None
 
 
 def _described(root: Path, files: FileIndex) -> str | None:

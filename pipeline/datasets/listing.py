@@ -43,7 +43,7 @@ def list_cases(
 
     Args:
         root: the data set's folder, or a JSON or CSV file that lists cases.
-        layout: "nnunet", "msd", "totalsegmentator", "pairs", "list", or "auto" to recognise it.
+        layout: "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list", or "auto" to recognise it.
         fold: the fold that validates, where the data set brings its own cross-validation; None: its split is not read.
         class_names: names of the classes, background first, for data sets without names of their own; for masks per
             structure also the choice and order of structures.

@@ -31,15 +31,16 @@ def test_a_list_is_a_file_or_a_folder_with_one(tmp_path):
 def test_a_folder_that_is_not_a_data_set_hears_what_was_looked_for(tmp_path):
     refused(tmp_path, str(tmp_path), "dataset.json", "segmentations", "images/", "cases.csv")
     refused(tmp_path / "absent", "no such file")
-    refused(tmp_path, "nnunet, msd, totalsegmentator, pairs, list", layout="bids")
+    refused(tmp_path, "nnunet, msd, totalsegmentator, pairs, folders, list", layout="bids")
     assert find_layout(tmp_path, FileIndex()) is None
     assert find_layout(volume(tmp_path / "scan.nii.gz"), FileIndex()) is None
 
 
-@pytest.mark.parametrize("layout", [name for name in READERS if name != "pairs"])
+@pytest.mark.parametrize("layout", [name for name in READERS if name not in ("pairs", "folders")])
 def test_a_layout_that_is_asked_for_must_be_there(tmp_path, layout):
     refused(tmp_path, str(tmp_path), layout=layout)
 
 
-def test_pairs_that_are_asked_for_must_be_there(tmp_path):
-    refused(tmp_path, "expected cases in the pairs layout", layout="pairs", class_names=["background", "organ"])
+@pytest.mark.parametrize("layout", ["pairs", "folders"])
+def test_cases_that_are_asked_for_must_be_there(tmp_path, layout):
+    refused(tmp_path, f"expected cases in the {layout} layout", layout=layout, class_names=["background", "organ"])

@@ -1,0 +1,53 @@
+"""A folder a case with its images and one label map, as KiTS and BraTS lie on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipeline.datasets.listing import find_images, list_cases
+from tests.support.datasets import LABELS, refused, volume, write_json
+
+
+def kits(root: Path) -> Path:
+    for case in ("case_00000", "case_00001"):
+        volume(root / case / "imaging.nii.gz")
+        volume(root / case / "segmentation.nii.gz")
+    write_json(root / "labels.json", LABELS)
+    return root
+
+
+def brats(root: Path) -> Path:
+    for case in ("BraTS-GLI-00000-000", "BraTS-GLI-00001-000"):
+        for name in ("t1n", "t1c", "t2w", "t2f", "seg"):
+            volume(root / case / f"{case}-{name}.nii.gz")
+    write_json(root / "labels.json", LABELS)
+    return root
+
+
+def test_kits_is_read(tmp_path):
+    found = list_cases(kits(tmp_path))
+    assert (found.layout, found.channel_names) == ("folders", ("imaging",))
+    assert [(case.id, case.image[0].name, case.label.name) for case in found.cases] == [
+        (case, "imaging.nii.gz", "segmentation.nii.gz") for case in ("case_00000", "case_00001")
+    ]
+
+
+def test_the_channels_of_brats_come_in_one_order(tmp_path):
+    found = list_cases(brats(tmp_path))
+    assert (found.layout, found.channel_names) == ("folders", ("t1c", "t1n", "t2f", "t2w"))
+    case = found.cases[1]
+    assert [path.name for path in case.image] == [f"{case.id}-{name}.nii.gz" for name in found.channel_names]
+    assert case.label.name == f"{case.id}-seg.nii.gz"
+    assert list(find_images(tmp_path).images) == [case.id for case in found.cases]
+
+
+def test_what_a_case_folder_lacks_is_named(tmp_path):
+    brats(tmp_path)
+    (tmp_path / "BraTS-GLI-00001-000/BraTS-GLI-00001-000-t2f.nii.gz").unlink()
+    refused(tmp_path, "case BraTS-GLI-00001-000", "the images t1c, t1n, t2f, t2w", "none for t2f")
+    (tmp_path / "BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz").unlink()
+    volume(tmp_path / "BraTS-GLI-00002-000/BraTS-GLI-00002-000-seg.nii.gz")
+    volume(tmp_path / "BraTS-GLI-00002-000/BraTS-GLI-00002-000-mask.nii.gz")
+    (tmp_path / "BraTS-GLI-00001-000/extra.json").write_text("{}")
+    refused(tmp_path, "case BraTS-GLI-00000-000", "a label beside the image", layout="folders")
+    refused(tmp_path, "case BraTS-GLI-00002-000", "one label map", layout="folders")
