@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import nibabel as nib
 import numpy as np
@@ -18,7 +20,8 @@ from monai.networks.utils import one_hot
 from networks.body_net import BodyNet
 from networks.sliding_window import gaussian_weights, window_starts
 from pipeline.predict import PredictionOptions, predict
-from tests.support.tiny_training import EPOCHS, after_epochs, differences, ended, strict_json, train
+from tests.support.paths import ROOT
+from tests.support.tiny_training import EPOCHS, after_epochs, differences, ended, strict_json, tiny_training, train
 from transforms.chains import validation_chain
 from transforms.restore import FeatureMap, restore
 
@@ -130,3 +133,16 @@ def test_a_scan_is_predicted_through_the_window_of_the_training_on_its_own_grid(
     logits = logits_window_by_window(network, item["image"].as_tensor())
     expected = restore([FeatureMap(logits, item["image"].affine.numpy())], source.shape, source.affine).segmentation
     assert np.mean(np.asarray(found.dataobj) != expected) < 0.002
+
+
+def test_two_processes_train_as_one_does_on_the_same_patches(work):
+    histories = []
+    for name, batch, growth, n_processes in (("one", "2", "[8,8,8,4,1]", "1"), ("two", "1", "[8,8,8,2,1]", "2")):
+        settings = SETTINGS | {"data.patch_growth": growth, "batch_size": batch, "training.n_processes": n_processes}
+        command, run = tiny_training(work, name, max_epochs=2, **settings)
+        # A command line of its own: the second process is started with it
+        subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, capture_output=True, cwd=ROOT)
+        histories.append(strict_json(run / "training_log.json")["training_history"])
+    for key in ("train_loss", "train_accuracy"):
+        assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-3)
+    assert histories[0]["val_loss"][1] == pytest.approx(histories[1]["val_loss"][1], rel=1e-3)
