@@ -144,5 +144,5 @@ def test_two_processes_train_as_one_does_on_the_same_patches(work):
         subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, capture_output=True, cwd=ROOT)
         histories.append(strict_json(run / "training_log.json")["training_history"])
     for key in ("train_loss", "train_accuracy"):
-        assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-3)
+        assert histories[0][key] == pytest.approx(histories[1][key], rel=1e-3, abs=2e-3)
     assert histories[0]["val_loss"][1] == pytest.approx(histories[1]["val_loss"][1], rel=1e-3)
