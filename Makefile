@@ -45,7 +45,7 @@ soak: $(VENV)/.test-ready  ## kill a training 50 times at random moments, resume
 
 FUZZ_EXAMPLES ?= 20000
 fuzz: $(VENV)/.test-ready  ## mutate files of every format at random, some ten minutes (FUZZ_EXAMPLES=N a test)
-	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -n 2 --timeout 3600 tests/whole_program/test_fuzz.py
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/pytest -n 2 --timeout 3600 tests/whole_program/test_fuzz.py tests/whole_program/test_fuzz_own_files.py
 
 # HIPPOCAMPUS=DIR adds the epoch on real scans; ROWS=step,gpu picks rows. See `python -m benchmarks --help`.
 BENCH = $(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(HIPPOCAMPUS),--hippocampus $(HIPPOCAMPUS))

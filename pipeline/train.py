@@ -225,19 +225,7 @@ def _set_up(
     class_weights = None
     if config.loss.use_class_weights:
         class_weights = _class_weights(prepared, float(config.loss.weight_alpha or 0.0), say)
-    say("Creating model...")
-    module = build_module(
-        config.model,
-        config.training,
-        in_channels=prepared.in_channels,
-        n_classes=prepared.n_classes,
-        target_size=config.data.target_size,
-        class_weights=class_weights,
-        ignores_voxels=prepared.dataset.classes.ignores_voxels,
-        window=config.data.target_size if prepared.patches is not None else None,
-        trust=trust,
-    )
-    _say_parameters(module.network, say)
+    module = _build(config, prepared, class_weights, trust=trust, say=say)
     record = run_record(prepared, module.network, devices, class_weights)
     return _Setup(
         module=module,
@@ -269,6 +257,25 @@ def _set_up(
         # A resumed run was started when it was first started.
         document=record.document(config, start_time=before["experiment"].get("start_time") if before else None),
     )
+
+
+def _build(
+    config: Config, prepared: PreparedData, class_weights: np.ndarray | None, *, trust: bool, say: Say
+) -> SegmentationModule:
+    say("Creating model...")
+    module = build_module(
+        config.model,
+        config.training,
+        in_channels=prepared.in_channels,
+        n_classes=prepared.n_classes,
+        target_size=config.data.target_size,
+        class_weights=class_weights,
+        ignores_voxels=prepared.dataset.classes.ignores_voxels,
+        window=config.data.target_size if prepared.patches is not None else None,
+        trust=trust,
+    )
+    _say_parameters(module.network, say)
+    return module
 
 
 @contextmanager
