@@ -14,12 +14,13 @@ from networks.errors import NetworkError
 from networks.sliding_window import STEP
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
+from pipeline.console.text import printable
 from pipeline.files.atomic import check_writable, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
 from pipeline.inference.model import Model, load_models
-from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, mirror_axes
+from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, exchanged_in_words, mirror_axes
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import CaseRecord
 from pipeline.runs.run_folder import is_run_folder
@@ -79,6 +80,8 @@ class PredictionReport:
     """Background first."""
     cases: tuple[CaseRecord, ...]
     """One record a case, in the order of listing."""
+    exchanged: str = ""
+    """Which classes mirrored passes exchanged, in words; "" where nothing was mirrored from left to right."""
 
     @property
     def n_done(self) -> int:
@@ -118,6 +121,8 @@ class PredictionReport:
     def to_text(self) -> str:
         """What a person reads at the end: how many, and which failed and why."""
         lines = [f"{self.n_done} done, {self.n_skipped} skipped, {self.n_failed} failed"]
+        if self.exchanged:
+            lines.append(printable(self.exchanged))
         for record in self.cases:
             if record.status == "failed":
                 lines.append(f"  {record.case}: {record.error}")
@@ -199,7 +204,8 @@ def predict(
             progress=bar.update,
             case_progress=bar.update_part,
         )
-    return PredictionReport(tuple(str(run) for run in runs), names, tuple(records))
+    exchanged = exchanged_in_words(inference.mirrored, models)
+    return PredictionReport(tuple(str(run) for run in runs), names, tuple(records), exchanged)
 
 
 def check_report_path(path: Path) -> None:

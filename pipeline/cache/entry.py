@@ -25,6 +25,7 @@ from monai.data import MetaTensor
 
 from pipeline.files.atomic import replace_durably
 from transforms.patches import places_of
+from transforms.slabs import segmentation_dtype
 
 MAGIC = b"BODYCASE"
 VERSION = 1
@@ -404,5 +405,5 @@ def entry_bytes(size: Sequence[int], *, in_channels: int, n_classes: int) -> int
     """
     n_voxels = math.prod(size)
     label_offset = _round_up(2 * in_channels * n_voxels, _ALIGNMENT)
-    payload = label_offset + n_voxels * (1 if n_classes <= 255 else 2)
+    payload = label_offset + n_voxels * segmentation_dtype(n_classes).itemsize
     return PAGE + _round_up(payload, PAGE)

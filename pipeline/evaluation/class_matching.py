@@ -14,7 +14,7 @@ from jaxtyping import Integer
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.errors import DatasetError
-from transforms.io.label_values import ignore_index
+from transforms.io.label_values import ignore_index, label_dtype
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _others(table: ClassTable, scored: Iterable[int], other: ClassTable) -> tupl
 def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> Integer[np.ndarray, " n"] | None:
     if common == tuple(range(n_classes)):
         return None
-    lookup = np.zeros(highest + 1, dtype=np.uint8 if len(common) <= 255 else np.int32)
+    lookup = np.zeros(highest + 1, dtype=label_dtype(len(common)))
     lookup[list(common)] = np.arange(len(common))
     return lookup
 

@@ -263,10 +263,17 @@ def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
     if AXES["x"] in chosen:
         _partners(models[0])
         sides = find_sides(models[0].class_names, models[0].sided_pairs)
-        log.info("mirrored from left to right: %s", sides.in_words(models[0].class_names))
         if not sides.pairs and len(models[0].class_names) > 2:
             log.warning("--tta x exchanges no classes: none is named as the left or right of another")
     return "".join(letter for letter, axis in AXES.items() if axis in chosen)
+
+
+def exchanged_in_words(mirrored: str, models: Sequence[Model]) -> str:
+    """Say which pairs of classes are exchanged back in passes mirrored from left to right; "" where there are none."""
+    if "x" not in mirrored:
+        return ""
+    names = models[0].class_names
+    return f"mirrored from left to right: {find_sides(names, models[0].sided_pairs).in_words(names)}"
 
 
 def _partners(model: Model) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from pipeline.config.settings import ConfigError
 from pipeline.console.text import gigabytes
+from transforms.slabs import segmentation_dtype
 
 PREFETCHED = 2
 """Batches that each worker prepares ahead, where there is room for them; torch's own default."""
@@ -38,7 +39,7 @@ def batch_bytes(target_size: Sequence[int], *, batch_size: int, in_channels: int
     n_voxels = batch_size
     for voxels in target_size:
         n_voxels *= voxels
-    return n_voxels * (4 * in_channels + (1 if n_classes <= 255 else 2))
+    return n_voxels * (4 * in_channels + segmentation_dtype(n_classes).itemsize)
 
 
 def choose_data_workers(asked: int, n_bytes: int, *, cores: int, shared_free: int | None) -> DataWorkers:

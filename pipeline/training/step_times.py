@@ -21,6 +21,7 @@ import torch
 from networks.registry import build_network
 from pipeline.compute.devices import choose_devices
 from pipeline.losses.dice_ce import SlabDiceCELoss
+from transforms.io.label_values import label_dtype
 
 Triple = tuple[int, int, int]
 
@@ -135,7 +136,7 @@ class _Work:
         self.network = network
         self.image = torch.rand(batch, in_channels, *patch, generator=generator).to(device)
         label = torch.randint(n_classes, (batch, 1, *patch), generator=generator)
-        self.label = label.to(device, torch.uint8 if n_classes <= 255 else torch.int32)
+        self.label = label.to(device, getattr(torch, label_dtype(n_classes).name))
         self.criterion = SlabDiceCELoss()
         self.optimizer = torch.optim.AdamW(network.parameters(), fused=True)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -15,7 +15,7 @@ from networks.errors import NetworkError
 from networks.sliding_window import gaussian_weights
 from pipeline.compute.devices import choose_device
 from pipeline.inference.model import load_models
-from pipeline.inference.passes import InferenceOptions, choose_mirrored, prepare, scan_features
+from pipeline.inference.passes import InferenceOptions, choose_mirrored, exchanged_in_words, prepare, scan_features
 from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, run_folder, scan, voxels
 from transforms.restore import FeatureMap, FeatureStream, restore
 
@@ -167,3 +167,9 @@ def test_a_network_that_yields_nan_fails_the_case_instead_of_finding_only_backgr
     assert report.n_failed == 1
     assert f"{path}: its network gives NaN or infinite values" in report.cases[0].error
     assert not (tmp_path / "out" / "case.nii.gz").exists()
+
+
+def test_what_a_mirror_exchanges_is_said(run):
+    models = load_models([run], choose_device("cpu"))
+    assert "kidney_left with kidney_right" in exchanged_in_words("xy", models)
+    assert exchanged_in_words("y", models) == ""
