@@ -148,5 +148,5 @@ def choose_precision(name: str, device: torch.device, trained: str = "") -> str:
         return "16" if is_gpu else "32"
     if trained == "32-true":
         return "32"
-    fast = torch.cuda.is_bf16_supported() if is_gpu else cpu_computes_in_bfloat16()
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if is_gpu else cpu_computes_in_bfloat16()
     return "bf16" if fast else "32"
