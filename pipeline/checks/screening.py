@@ -71,8 +71,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
     findings += [replace(from_error(warning, file=dataset.root), severity="warning") for warning in dataset.warnings]
     findings += _wrong_class_count(dataset, config.model.n_classes)
     findings += _wrong_names(dataset)
-    findings += _wrong_chains(data, dataset)
-    findings += _mirrored_sides(data, dataset)
+    findings += _wrong_chains(data, dataset) or _mirrored_sides(data, dataset)
     return dataset, tuple(findings)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.check import check
 from pipeline.checks.findings import BadDataError, errors
-from pipeline.checks.screening import screen
+from pipeline.checks.screening import list_configured, screen
 from pipeline.cli.main import main
 from pipeline.datasets.errors import DatasetError
 from pipeline.training.lightning_module import SegmentationModule, TrainingError
