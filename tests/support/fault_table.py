@@ -34,10 +34,10 @@ class Fault:
 
 
 def rows(faults: Iterable[Fault]) -> list[str]:
-    """Return one line a fault, in the order of the test files, where all runs of its tests passed."""
+    """Return one line a fault, in the order of the test files, where a run of its tests passed and none failed."""
     faults = sorted(faults)
-    spoilt = {fault.row for fault in faults if fault.outcome != "passed"}
-    return list(dict.fromkeys(fault.row for fault in faults if fault.row not in spoilt))
+    failed = {fault.row for fault in faults if fault.outcome == "failed"}
+    return list(dict.fromkeys(f.row for f in faults if f.outcome == "passed" and f.row not in failed))
 
 
 def table(faults: Iterable[Fault]) -> str:

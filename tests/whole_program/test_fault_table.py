@@ -41,6 +41,11 @@ def test_a_claim_whose_tests_were_skipped_here_stands_but_is_not_written_anew() 
     assert rows([CUT, skipped]) == [CUT.row]
 
 
+def test_a_fault_of_which_one_case_was_skipped_here_is_shown_by_the_others() -> None:
+    skipped = Fault(FULL.file, FULL.line, FULL.injected, FULL.happened, "skipped")
+    assert rows([skipped, FULL]) == [FULL.row]
+
+
 def test_a_readme_without_the_marks_is_refused() -> None:
     with pytest.raises(ValueError, match="end of faults"):
         replaced("no table here", [CUT])
