@@ -311,9 +311,11 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
         say(f"BodyDataset [{name}]: {count} samples")
     say(f"Train samples: {counts['train']}")
     say(f"Val samples: {counts['val']}")
-    size = "×".join(map(str, prepared.preprocessing.target_size))
+    spacing = prepared.preprocessing.spacing_mm
+    grid = "×".join(map(str, spacing or prepared.preprocessing.target_size))
+    grid += " mm; choose a finer data.spacing_mm" if spacing else "; raise --target_size"
     for name, n_cases in prepared.lost_classes().items():
-        say(f"Warning: of class {name}, which {n_cases} cases hold, nothing is left at {size}; raise --target_size")
+        say(f"Warning: of class {name}, which {n_cases} cases hold, nothing is left at {grid}")
     if not prepared.val_class_voxels()[:, 1:].any():
         say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
     say(f"Intensities: {prepared.intensity.in_words}")

@@ -79,3 +79,7 @@ def test_a_class_that_the_target_size_loses_is_named_whatever_the_loss(tmp_path,
     assert "of class vessel, which 4 cases hold, nothing is left at 32×32×32; raise --target_size" in said
     (record,) = (tmp_path / "logs").glob("*/training_config.json")
     assert json.loads(record.read_text())["loss"]["classes_that_never_occur"] == ["vessel"]
+    patches = " --data.mode patch --data.spacing_mm 2.5 2.5 2.0 --overwrite"
+    assert main((command + patches).split()) == 0
+    said = capsys.readouterr().out
+    assert "nothing is left at 2.5×2.5×2.0 mm; choose a finer data.spacing_mm" in said
