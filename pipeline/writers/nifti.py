@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.files.atomic import write_atomically
 from pipeline.writers.segmentation import Segmentation, printable
+from transforms.io.nifti import stored_header
 
 CARET = 30
 """Extension code of Caret, whose label tables Connectome Workbench and others read."""
@@ -84,7 +85,7 @@ def _stream(stream: gzip.GzipFile | BinaryIO, header: nib.Nifti1Header, slices: 
 
 def _header(segmentation: Segmentation, dtype: np.dtype) -> nib.Nifti1Header:
     """A fresh little-endian header on the segmentation's grid."""
-    source = _source_header(segmentation.source) if segmentation.source_kind == "nifti" else None
+    source = stored_header(segmentation.source) if segmentation.source_kind == "nifti" else None
     header = (nib.Nifti1Header if source is None else type(source))(endianness="<")
     header.set_data_shape(segmentation.array.shape)
     header.set_data_dtype(dtype.newbyteorder("<"))
@@ -106,18 +107,6 @@ def _set_affine(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> None:
         header.set_qform(affine, 1)
     else:  # a quaternion cannot hold a shear
         header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
-
-
-def _source_header(path: Path) -> nib.Nifti1Header:
-    """Read the source's header as stored; nibabel's own loader repairs some fields in silence."""
-    path = path.with_suffix(".hdr") if path.suffix.lower() == ".img" else path
-    with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
-    with gzip.open(path, "rb") if packed else path.open("rb") as file:
-        block = file.read(540)
-    is_second = 540 in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big"))
-    header_class = nib.Nifti2Header if is_second else nib.Nifti1Header
-    return header_class(block[: header_class.template_dtype.itemsize], check=False)
 
 
 def _label_table(segmentation: Segmentation) -> bytes:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 from pydicom.sr.coding import Code
 from scipy import ndimage
 
@@ -20,8 +19,8 @@ from pipeline.files.atomic import write_atomically
 from pipeline.writers.nifti import GZIP_LEVEL
 from pipeline.writers.segmentation import Segmentation, file_names, printable
 from pipeline.writers.terminology import Term, terms
+from transforms.io.grid import LPS_TO_RAS
 
-RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 TYPES = {1: "unsigned char", 2: "unsigned short", 4: "int"}
 """Bytes of a voxel -> NRRD's name of the type."""
 
@@ -40,7 +39,7 @@ def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
 
 
 def _grid(segmentation: Segmentation) -> Iterator[str]:
-    affine = RAS_TO_LPS @ segmentation.affine
+    affine = LPS_TO_RAS @ segmentation.affine  # its own inverse
     vectors = [f"({','.join(repr(float(v)) for v in column)})" for column in affine[:3].T]
     yield "NRRD0004"
     yield f"type: {TYPES[segmentation.values.dtype.itemsize]}"
