@@ -141,11 +141,11 @@ def score_case(
     advance(SHARE_OF_READING)
     grid = maps.grid
     overlap = _overlap(maps.reference, maps.predicted, classes, grid.affine)
-    shear = _shear_degrees(grid.affine)
+    shear = grid.shear_degrees
     surface = options.surface if shear <= MAX_SHEAR_DEGREES else None
     hd95_mm, surface_dice = np.full((2, len(classes.names)), np.nan)
     if surface is not None:
-        advance(0.5 + SHARE_OF_READING / 2)
+        advance((1 + SHARE_OF_READING) / 2)
         hd95_mm, surface_dice = surface_scores(
             maps.reference,
             maps.predicted,
@@ -220,12 +220,6 @@ def _overlap(reference: np.ndarray, predicted: np.ndarray, classes: CommonClasse
     maps = torch.from_numpy(reference), torch.from_numpy(predicted)
     histogram = joint_histogram(*maps, len(classes.names), classes.ignored)
     return class_scores(histogram, voxel_ml=abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
-
-
-def _shear_degrees(affine: np.ndarray) -> float:
-    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
-    return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
 
 
 def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray) -> str:
