@@ -178,22 +178,19 @@ class VolumeDiceCE:
     Equal to `slab_dice_ce` of the whole volume, since the loss is made of sums over voxels.
 
     Args:
-        weight: (C, F) of the head, or None where the features are the logits.
-        bias: (C,) of the head, or None.
+        head: the network's 1×1×1 convolution, or None where the features are the logits.
         class_weights: (C,), see `SlabDiceCELoss`; None weighs all classes alike.
         ignore_index: see there.
     """
 
     def __init__(
         self,
-        weight: Float[Tensor, "C F"] | None,
-        bias: Float[Tensor, " C"] | None,
+        head: nn.Module | None,
         *,
         class_weights: Float[Tensor, " C"] | None = None,
         ignore_index: int | None = None,
     ) -> None:
-        self.weight = weight
-        self.bias = bias
+        self.head = head
         self.class_weights = class_weights
         self.ignore_index = ignore_index
         self._sums: Tensor | None = None
@@ -202,9 +199,10 @@ class VolumeDiceCE:
     @torch.no_grad()
     def add(self, features: Float[Tensor, F * grid], label: Integer[Tensor, "*grid"]) -> None:
         """Add a part of the volume. Raises ValueError as `slab_dice_ce` does."""
+        weight, bias = head_matrix(self.head, len(features))
         flat = label.as_subclass(Tensor).reshape(1, -1)
         with torch.autocast(features.device.type, enabled=False):
-            batch = SlabBatch(features.as_subclass(Tensor)[None], self.weight, self.bias, flat, self.ignore_index, None)
+            batch = SlabBatch(features.as_subclass(Tensor)[None], weight, bias, flat, self.ignore_index, None)
             counts = _class_counts(flat, batch.n_classes, self.ignore_index)
             sums = torch.stack(_gather_sums(batch)[0])
         self._sums = sums if self._sums is None else self._sums + sums

@@ -17,7 +17,6 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from networks.head import head_matrix
 from networks.sliding_window import SlidingWindow
 from pipeline.compute.memory import keep_freed_memory
 from pipeline.compute.ranks import gather_texts, gathered
@@ -261,18 +260,14 @@ class SegmentationModule(pl.LightningModule):
         for number, case in enumerate(batch["case"]):
             size = label.shape[2:]
             window = SlidingWindow(self._features, image[number], self.window or size, axis=2)
-            head = self.head
-            matrix, bias = (None, None) if head is None else head_matrix(head, cast(nn.Conv3d, head).in_channels)
-            loss = VolumeDiceCE(
-                matrix, bias, class_weights=self.criterion.class_weights, ignore_index=self.ignore_index
-            )
+            loss = VolumeDiceCE(self.head, class_weights=self.criterion.class_weights, ignore_index=self.ignore_index)
             segmentation = torch.empty(size, dtype=segmentation_dtype(self.n_classes), device=self.device)
             n_slices = size[2] if window.n_windows == 1 else VALIDATION_SLICES
             for start in range(0, size[2], n_slices):
                 slices = slice(start, min(start + n_slices, size[2]))
                 features = window.slices(slices.start, slices.stop)
                 loss.add(features, label[number, 0, ..., slices])
-                segmentation[..., slices] = segment_in_slabs(features[None], head)[0]
+                segmentation[..., slices] = segment_in_slabs(features[None], self.head)[0]
             self._add_validation_loss(loss.loss(), str(case))
             self.val_iou.update(joint_histogram(label[number, 0], segmentation, self.n_classes, self.ignore_index))
             if keep_sample and number == 0:

@@ -289,7 +289,7 @@ def test_a_volume_in_parts_has_the_loss_of_the_whole(weighted, ignore_index):
     if ignore_index is None:
         monai = DiceCELoss(to_onehot_y=True, softmax=True, batch=True, weight=weights)(head(features), label)
         torch.testing.assert_close(whole, monai)
-    parts = VolumeDiceCE(head.weight.flatten(1), head.bias, class_weights=weights, ignore_index=ignore_index)
+    parts = VolumeDiceCE(head, class_weights=weights, ignore_index=ignore_index)
     for part in (slice(0, 4), slice(4, 5), slice(5, 11)):
         parts.add(features[0, ..., part], label[0, 0, ..., part])
     torch.testing.assert_close(parts.loss(), whole.double(), rtol=1e-5, atol=0)
@@ -297,4 +297,4 @@ def test_a_volume_in_parts_has_the_loss_of_the_whole(weighted, ignore_index):
 
 def test_a_volume_without_parts_has_no_loss():
     with pytest.raises(ValueError, match="at least one part"):
-        VolumeDiceCE(None, None).loss()
+        VolumeDiceCE(None).loss()
