@@ -77,7 +77,7 @@ def test_organs_have_plausible_volumes() -> None:
 
 
 def test_intensities_are_those_of_a_ct(body: Phantom) -> None:
-    """HU by class, with room for contrast agent; outside the patient there is air."""
+    """Median HU by class, in ranges that hold with little and with much contrast agent; outside the patient is air."""
     expected = {"lung_lower_lobe_left": (-900, -700), "liver": (40, 130), "aorta": (60, 320), "brain": (10, 60)}
     expected |= {"femur_right": (200, 900), "trachea": (-1000, -500), "urinary_bladder": (-15, 35)}
     for name, (low, high) in expected.items():
