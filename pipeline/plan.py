@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import yaml
 from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.screening import Screened, screen
 from pipeline.compute.devices import choose_devices
-from pipeline.compute.memory import memory_bytes
+from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB, aligned, gigabytes, printable
@@ -82,7 +81,7 @@ def plan(
     config = Config(data=DataConfig(dataset_root=str(dataset), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases))
     screened = screen(config, progress)
     devices = choose_devices(None, None, "16")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
     data = _summary(screened)
 
@@ -143,7 +142,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
 def _summary(screened: Screened) -> DataSummary:
     assert screened.split is not None  # a data set that cannot be split was refused
     n_cases = len(screened.split.train) + len(screened.split.val) + len(screened.split.test)
-    is_own = "by subject" not in screened.split.source
+    is_own = screened.dataset.split is not None
     n_val = len(screened.split.val) if is_own else max(1, round(0.1 * n_cases))
     n_train = len(screened.split.train) if is_own else n_cases - n_val
     names = screened.dataset.classes.names
