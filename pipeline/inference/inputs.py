@@ -16,7 +16,6 @@ from typing import NamedTuple
 from pipeline.datasets.listing import ImageListing, find_images
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind
-from transforms.io.dicom import series_files
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
 
@@ -37,12 +36,15 @@ class InputCase:
 
     @property
     def files(self) -> list[Path]:
-        """The image files; a broken series is reported when it is read, so here its folder is given."""
+        """The image files: of a series all that lies in its folder, which is known without reading a header.
+
+        A folder that cannot be read is reported when it is read as a scan, so here it is given itself.
+        """
         found: list[Path] = []
         for path in self.images:
             try:
-                found += series_files(path) if path.is_dir() else [path]
-            except (ValueError, OSError):
+                found += _files_behind(path) if path.is_dir() else [path]
+            except OSError:
                 found.append(path)
         return found
 

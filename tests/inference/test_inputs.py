@@ -161,6 +161,16 @@ def nnunet(root: Path) -> Path:
     return root
 
 
+def test_the_files_of_a_series_are_known_before_a_header_is_read(tmp_path):
+    folder = tmp_path / "series"
+    folder.mkdir()
+    slices = [folder / f"{number}.dcm" for number in range(3)]
+    for path in slices:
+        path.write_bytes(b"nobody opened this")
+    single = tmp_path / "a.nii.gz"
+    assert InputCase("a", (folder, single)).files == [*slices, single]
+
+
 def test_of_a_data_set_every_image_is_taken_whatever_splits_and_labels_say(tmp_path):
     root = nnunet(tmp_path / "set")
     (root / "labelsTr" / "a.nii.gz").unlink()
