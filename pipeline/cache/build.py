@@ -1,4 +1,4 @@
-"""Prepare every case whose entry is missing or damaged, in several processes, if the disk has room for all of them."""
+"""Prepare every case whose entry is missing or damaged, in several processes, if all fit the free disk space."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class _Build:
         while waiting and not sizes:
             yield self.prepare(waiting.pop(0), wait=True)
             sizes = self._sizes(named)
-        self._make_room(len(waiting), sizes)
+        self._make_space(len(waiting), sizes)
         busy = []
         for outcome in self._in_parallel(waiting):
             if outcome.state == "busy":
@@ -183,7 +183,7 @@ class _Build:
         paths = {self.cases[position].store.path(self.cases[position].index) for position in positions}
         return [path.stat().st_size for path in paths if path.exists()]
 
-    def _make_room(self, n_missing: int, sizes: Sequence[int]) -> None:
+    def _make_space(self, n_missing: int, sizes: Sequence[int]) -> None:
         """Estimate the disk that building takes, from the entries that exist; prune other chains or refuse."""
         if not self.cases:
             return

@@ -10,7 +10,7 @@ from pipeline.console.text import gigabytes
 from transforms.slabs import segmentation_dtype
 
 PREFETCHED = 2
-"""Batches that each worker prepares ahead, where there is room for them; torch's own default."""
+"""Batches that each worker prepares ahead, where the shared memory suffices; torch's own default."""
 
 RESERVE = 2**20
 """Bytes of shared memory for semaphores and small tensors, each a page."""

@@ -179,7 +179,7 @@ def prepare_data(
             in_patches=name == "train",
             seed=config.training.seed,
         )
-    # both at once: room for the validation cases is checked before hours of preparing the others
+    # both at once: that the validation cases fit the disk is checked before hours of preparing the others
     stores = [each.store for each in cached.values()]
     build_entries(stores, progress, max_bytes=cached["train"].max_bytes)
     patches = None

@@ -1,4 +1,4 @@
-"""Building: every failure named, kills and full disks survived, room asked for before the work."""
+"""Building: every failure named, kills and full disks survived, free disk space checked before the work."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(make, met, monkeypa
     assert len(met()) == 1
 
 
-def test_room_for_training_and_validation_is_asked_for_at_once(make, items, met, monkeypatch):
+def test_disk_space_for_training_and_validation_is_checked_at_once(make, items, met, monkeypatch):
     training, validation = make(items[:3]), make(items[3:])
     make(items[:1]).build()
     size = entries(training)[0].stat().st_size

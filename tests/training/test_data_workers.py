@@ -69,7 +69,7 @@ def test_a_training_whose_batches_do_not_fit_the_shared_memory_is_refused_before
     assert not run.exists()
 
 
-def test_a_training_uses_fewer_workers_where_the_shared_memory_has_room_for_some(work):
+def test_a_training_uses_fewer_workers_where_the_shared_memory_suffices_for_some(work):
     needs_an_administrator()
     process, run, output = train(work, "narrow", num_workers="2", before=partial(with_shared_memory_of, "1140k"))
     said = ended(process, run, output, code=0)
