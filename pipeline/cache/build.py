@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -46,6 +47,12 @@ class _Case:
     @property
     def name(self) -> str:
         return self.store.case(self.index)
+
+    def path(self) -> Path:
+        return self.store.path(self.index)
+
+    def is_in_place(self) -> bool:
+        return self.store.is_in_place(self.index)
 
 
 class _Outcome(NamedTuple):
@@ -100,12 +107,9 @@ class _Build:
                 failed[outcome.position] = outcome.message
             if progress:
                 progress(done, len(self.cases), "hashing sources")
-        missing = [
-            position
-            for position, case in enumerate(self.cases)
-            if position not in failed and not case.store.is_in_place(case.index)
-        ]
-        for done, outcome in enumerate(self._prepare_all(missing, [*failed]), start=1):
+        named = [position for position in range(len(self.cases)) if position not in failed]
+        missing = [position for position in named if not self.cases[position].is_in_place()]
+        for done, outcome in enumerate(self._prepare_all(missing, named), start=1):
             if outcome.state == "stopped":
                 raise CacheError(outcome.message)
             if outcome.state == "failed":
@@ -121,17 +125,15 @@ class _Build:
             yield from pool.map(self._hash, range(len(self.cases)))
 
     def _hash(self, position: int) -> _Outcome:
-        case = self.cases[position]
         try:
-            case.store.path(case.index)
+            self.cases[position].path()
         except CacheError as error:
             return _Outcome(position, "failed", str(error))
         return _Outcome(position, "whole")
 
-    def _prepare_all(self, missing: list[int], unnamed: Sequence[int]) -> Iterator[_Outcome]:
+    def _prepare_all(self, missing: Sequence[int], named: Sequence[int]) -> Iterator[_Outcome]:
         """Prepare one by one until an entry's size is known, the rest in parallel, last what others were building."""
         waiting = list(missing)
-        named = [position for position in range(len(self.cases)) if position not in set(unnamed)]
         sizes = self._sizes(named)
         while waiting and not sizes:
             yield self.prepare(waiting.pop(0), wait=True)
@@ -180,7 +182,7 @@ class _Build:
 
     def _sizes(self, positions: Sequence[int]) -> list[int]:
         """Bytes of the entries that exist."""
-        paths = {self.cases[position].store.path(self.cases[position].index) for position in positions}
+        paths = {self.cases[position].path() for position in positions}
         return [path.stat().st_size for path in paths if path.exists()]
 
     def _make_space(self, n_missing: int, sizes: Sequence[int]) -> None:
