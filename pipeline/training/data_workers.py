@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,9 +37,7 @@ def batch_bytes(target_size: Sequence[int], *, batch_size: int, in_channels: int
     >>> batch_bytes((160, 160, 256), batch_size=2, in_channels=1, n_classes=71)
     65536000
     """
-    n_voxels = batch_size
-    for voxels in target_size:
-        n_voxels *= voxels
+    n_voxels = batch_size * math.prod(target_size)
     return n_voxels * (4 * in_channels + segmentation_dtype(n_classes).itemsize)
 
 
