@@ -23,6 +23,7 @@ from pipeline.files.atomic import write_atomically
 from pipeline.planning.network_shape import Triple
 from pipeline.planning.plan import Cost, DataSummary, Machine, Plan, make_plan
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
+from transforms.io.grid import along_world_axes
 from transforms.left_right import find_sides
 
 START_S = 15.0
@@ -162,11 +163,8 @@ def _summary(screened: Screened) -> DataSummary:
 def _in_ras(case: CheckedCase) -> tuple[Triple, tuple[float, float, float]]:
     """Size and voxel size along left-right, back-front and foot-head."""
     image = case.images[0]
-    size, spacing = [0, 0, 0], [0.0, 0.0, 0.0]
-    for n, mm, letter in zip(image.shape, image.spacing_mm, image.orientation, strict=True):
-        axis = next(axis for axis, letters in enumerate(("LR", "PA", "IS")) if letter in letters)
-        size[axis], spacing[axis] = int(n), float(mm)
-    return (size[0], size[1], size[2]), (spacing[0], spacing[1], spacing[2])
+    n_x, n_y, n_z = along_world_axes(image.shape, image.orientation)
+    return (int(n_x), int(n_y), int(n_z)), along_world_axes(image.spacing_mm, image.orientation)
 
 
 def to_yaml(plan: Plan, budget_s: float) -> str:

@@ -14,14 +14,13 @@ from pipeline.checks.findings import Finding
 from pipeline.checks.voxel_statistics import LabelStatistics
 from pipeline.console.text import some_of
 from pipeline.datasets.dataset import Dataset, Split, label_path
+from transforms.io.grid import along_world_axes
 from transforms.left_right import find_sides
 from transforms.separable import KERNELS
 
 _NAMES_LISTED = 8
 _LEAST_SHARE = 0.5  # of a target voxel that a class must have at its thickest, if nothing but background is beside it
 _ALIKE = 3  # labels whose axes agree with their image's for each that differs, to make that unusual
-
-_WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def _other_axes(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Find
 
 def _are_mirrored(first: str, second: str) -> bool:
     """Whether two orientations are along the same axes, and some run the other way: "RAS" and "LAS"."""
-    return first != second and [_WORLD_AXIS[a] for a in first] == [_WORLD_AXIS[a] for a in second]
+    return first != second and along_world_axes((0, 1, 2), first) == along_world_axes((0, 1, 2), second)
 
 
 def _lost_to_others(cases: Sequence[CheckedCase], n_classes: int) -> set[int]:
@@ -196,11 +195,8 @@ def shares_at_target_size(case: CheckedCase, label: LabelStatistics, target: Tar
     that of a box of the class's thickness in the middle of the kernel.
     """
     image = case.images[0]
-    spacing = np.ones(3)
-    n_voxels = np.ones(3)
-    for edge, n, letter in zip(image.spacing_mm, image.shape, image.orientation, strict=False):
-        spacing[_WORLD_AXIS[letter]] = edge
-        n_voxels[_WORLD_AXIS[letter]] = n
+    spacing = np.array(along_world_axes(image.spacing_mm, image.orientation))
+    n_voxels = np.array(along_world_axes(image.shape, image.orientation))
     target_mm = target.spacing_mm(spacing * n_voxels)
     shares = np.ones(len(label.class_voxels))
     for axis in range(3):

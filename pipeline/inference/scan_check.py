@@ -10,7 +10,8 @@ from monai.data import MetaTensor
 from nibabel.orientations import aff2axcodes
 
 from pipeline.inference.model import Model
-from pipeline.planning.scan_range import Triple, along_world_axes
+from pipeline.planning.scan_range import Triple
+from transforms.io.grid import along_world_axes
 
 AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
 """World axes x, y and z."""

@@ -9,11 +9,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.checks.voxel_statistics import ImageStatistics
+from transforms.io.grid import along_world_axes
 
 Triple = tuple[float, float, float]
-
-_WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
-"""Letter of an orientation code -> world axis: left-right, back-front, foot-head."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +68,6 @@ def scan_range(images: Sequence[ImageStatistics]) -> ScanRange | None:
         modalities=tuple(sorted({image.modality for image in images if image.modality})),
         darkest=(min(darkest), max(darkest)),
     )
-
-
-def along_world_axes(values: Sequence[float], orientation: str) -> Triple:
-    """Order three values along voxel axes i, j, k by the world axes that those run along.
-
-    >>> along_world_axes((0.8, 0.9, 5.0), "PSR")
-    (5.0, 0.8, 0.9)
-    """
-    ordered = [0.0, 0.0, 0.0]
-    for value, letter in zip(values, orientation, strict=True):
-        ordered[_WORLD_AXIS[letter]] = float(value)
-    return ordered[0], ordered[1], ordered[2]
 
 
 def _smallest_and_largest(rows: np.ndarray) -> tuple[Triple, Triple]:

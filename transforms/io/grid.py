@@ -6,7 +6,7 @@ World coordinates are millimetres in RAS+; voxel (0, 0, 0)'s *centre* is the aff
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ Affine = Float64[np.ndarray, "4 4"]
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM and ITK count x to the patient's left and y to the back; the matrix is its own inverse."""
+
+_WORLD_AXIS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
+"""Letter of an orientation code -> world axis: left-right, back-front, foot-head."""
 
 BOMB_BYTES = 4 * 2**30
 BOMB_RATIO = 500
@@ -159,6 +162,20 @@ def check_memory(n_bytes: int, where: str) -> None:
     if n_bytes > free:
         expected, found = f"{n_bytes / 1e9:.3g} GB of memory for its voxels", f"{free / 1e9:.3g} GB free"
         raise VolumeError("too_large", where, expected, found, "crop the volume, or end other programs")
+
+
+def along_world_axes(values: Sequence[float], orientation: str) -> tuple[float, float, float]:
+    """Order three values along voxel axes i, j, k by the world axes that those run along.
+
+    The result is left-right, back-front, foot-head; `orientation` says where the voxel axes run, as "RAS" or "LPS".
+
+    >>> along_world_axes((0.8, 0.9, 5.0), "PSR")
+    (5.0, 0.8, 0.9)
+    """
+    ordered = [0.0, 0.0, 0.0]
+    for value, letter in zip(values, orientation, strict=True):
+        ordered[_WORLD_AXIS[letter]] = float(value)
+    return ordered[0], ordered[1], ordered[2]
 
 
 def onto_grid(source: Geometry, target: Geometry, *, where: object, role: str) -> AxisChange:
