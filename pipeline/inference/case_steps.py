@@ -19,7 +19,7 @@ from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_i
 from pipeline.inference.postprocessing import PostprocessingOptions, clean
 from pipeline.inference.record import CaseRecord, record_done
 from pipeline.inference.reuse import reusable_record
-from pipeline.writers.outputs import OutputFile, OutputOptions, refused_formats, remove_record, write_files, write_table
+from pipeline.writers.outputs import OutputOptions, refused_formats, remove_record, write_files, write_table
 from pipeline.writers.preview import PreviewImage
 from pipeline.writers.segmentation import Segmentation, SegmentationError
 from transforms.io.grid import Geometry
@@ -182,7 +182,7 @@ class CaseSteps:
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         refused = write_files(segmentation, files, probabilities=restored.probabilities, image=segmented.image)
-        written: list[OutputFile] = [file for file in files if file.kind not in refused]
+        written = [file.path for file in files if file.kind not in refused]
         if not written:
             raise SegmentationError("; ".join(refused.values()))
         record = record_done(
@@ -190,15 +190,12 @@ class CaseSteps:
             segmentation,
             self.outputs,
             self.made_by,
-            written=[file.path for file in written],
+            written=written,
+            not_written={**read.refused, **refused},
             source_state=read.state,
+            warnings=read.warnings,
             voxels_removed=voxels_removed,
             seconds={**segmented.seconds, "write": time.perf_counter() - start},
-        )
-        record = replace(
-            record,
-            not_written={**read.refused, **refused},
-            warnings=read.warnings,
             precision=tuple(computed_in(model, self.inference) for model in self.models),
         )
         write_json(self.outputs.record_file(case.id), record.to_document())

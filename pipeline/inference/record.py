@@ -161,9 +161,12 @@ def record_done(
     made_by: Mapping[str, Any],
     *,
     written: Sequence[Path],
+    not_written: Mapping[str, str],
     source_state: str,
+    warnings: tuple[str, ...],
     voxels_removed: int,
     seconds: Mapping[str, float],
+    precision: tuple[str, ...],
 ) -> CaseRecord:
     """The record of a case whose files are `written`; the other arguments are as `CaseRecord` has them.
 
@@ -186,6 +189,8 @@ def record_done(
         source_state=source_state,
         files=tuple(names),
         contents={name: content_of(path) for name, path in names.items()},
+        not_written=not_written,
+        warnings=warnings,
         geometry=Grid(
             shape=segmentation.array.shape,
             spacing_mm=tuple(round(float(mm), 6) for mm in spacing_mm),
@@ -201,6 +206,7 @@ def record_done(
         seconds={name: round(value, 3) for name, value in seconds.items()},
         peak_memory_mb=_peak_memory_mb(),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
+        precision=precision,
         made_by=made_by,
     )
 
