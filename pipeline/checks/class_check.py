@@ -53,21 +53,23 @@ def check_classes(
     cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, target: TargetGrid
 ) -> Iterator[Finding]:
     """Warn of classes that are absent or will be, that overlap, and of labels that are the wrong way round."""
+    names = dataset.classes.names
+    sided_pairs = find_sides(names).pairs
     for case in cases:
-        yield from _exchanged_sides(case, dataset)
+        yield from _exchanged_sides(case, dataset, sided_pairs)
     yield from _other_axes(cases, dataset)
-    overlapping = _lost_to_others(cases, len(dataset.classes.names))
-    yield from _overlaps(cases, dataset)
-    yield from _absent_classes(cases, dataset, split, overlapping)
+    covered = _lost_to_others(cases, len(names))
+    yield from _overlaps(cases, dataset, covered)
+    yield from _absent_classes(cases, dataset, split, covered)
     yield from _lost_at_target_size(cases, dataset, target)
 
 
-def _exchanged_sides(case: CheckedCase, dataset: Dataset) -> Iterator[Finding]:
+def _exchanged_sides(case: CheckedCase, dataset: Dataset, sided_pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
     if case.label is None:
         return
     x = case.label.centroids_mm[:, 0]
     names = dataset.classes.names
-    pairs = [(left, right) for left, right in find_sides(names).pairs if np.isfinite(x[[left, right]]).all()]
+    pairs = [(left, right) for left, right in sided_pairs if np.isfinite(x[[left, right]]).all()]
     exchanged = [(left, right) for left, right in pairs if x[left] > x[right]]
     if 2 * len(exchanged) > len(pairs):
         left, right = max(exchanged, key=lambda pair: x[pair[0]] - x[pair[1]])
@@ -103,10 +105,11 @@ def _are_mirrored(first: str, second: str) -> bool:
 def _lost_to_others(cases: Sequence[CheckedCase], n_classes: int) -> set[int]:
     """Classes that no label holds because other masks cover them."""
     lost = {entry[0] for case in cases if case.label is not None for entry in case.label.overlaps}
-    return {index for index in lost if not _holds(cases, n_classes)[index]}
+    held = _holds(cases, n_classes)
+    return {index for index in lost if not held[index]}
 
 
-def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
+def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset, covered: set[int]) -> Iterator[Finding]:
     voxels: Counter[tuple[int, int]] = Counter()
     n_cases: Counter[tuple[int, int]] = Counter()
     for case in cases:
@@ -117,12 +120,13 @@ def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Findin
     if not voxels:
         return
     names = dataset.classes.names
-    gone = _lost_to_others(cases, len(names))
     lines = [
         f"{names[lost]} gives {count} voxels in {n_cases[lost, winner]} cases to {names[winner]}"
         for (lost, winner), count in voxels.most_common()
     ]
-    left = f"; nothing is left of {some_of([names[index] for index in sorted(gone)], _NAMES_LISTED)}" if gone else ""
+    left = (
+        f"; nothing is left of {some_of([names[index] for index in sorted(covered)], _NAMES_LISTED)}" if covered else ""
+    )
     yield Finding(
         "warning", "masks_overlap", "", str(dataset.root), "masks that do not overlap",
         f"some that do, where the class later in the table wins: {some_of(lines, _NAMES_LISTED)}{left}",
@@ -140,7 +144,7 @@ def _holds(cases: Sequence[CheckedCase], n_classes: int) -> np.ndarray:
 
 
 def _absent_classes(
-    cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, overlapping: set[int]
+    cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, covered: set[int]
 ) -> Iterator[Finding]:
     """Warn of classes that no label holds, or none of the training or validation cases."""
     labelled = [case for case in cases if case.label is not None]
@@ -148,7 +152,7 @@ def _absent_classes(
         return
     names = dataset.classes.names
     anywhere = _holds(labelled, len(names))
-    nowhere = [index for index in range(1, len(names)) if not anywhere[index] and index not in overlapping]
+    nowhere = [index for index in range(1, len(names)) if not anywhere[index] and index not in covered]
     yield from _absent(nowhere, "", "leave them out of the class table unless more data is to come", dataset)
     for name in ("train", "val"):
         chosen = [case for case in labelled if split is not None and split.of(case.case) == name]
