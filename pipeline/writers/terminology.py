@@ -63,11 +63,10 @@ def terms(class_names: Sequence[str]) -> tuple[Term, ...]:
         if index in partner_of:
             words = [word for word in words if word in _words(class_names[partner_of[index]])]
         words = [word for word in words if word not in _SIDES]
-        term = next(_candidates(name, words, side))
-        for term in _candidates(name, words, side):
-            if all((term.code, term.laterality) != (other.code, other.laterality) for other in found):
-                break
-        found.append(term)
+        candidates = list(_candidates(name, words, side))
+        taken = [(other.code, other.laterality) for other in found]
+        free = (term for term in candidates if (term.code, term.laterality) not in taken)
+        found.append(next(free, candidates[-1]))
     return tuple(found)
 
 
