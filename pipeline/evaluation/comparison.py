@@ -14,7 +14,7 @@ from pipeline.evaluation.case_scores import SURFACE_METRICS
 from pipeline.evaluation.metrics_file import StoredMetrics, read_metrics
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.files.json_files import null_for_undefined
-from pipeline.metrics.statistics import bootstrap_intervals, holm, subject_means, wilcoxon_p
+from pipeline.metrics.statistics import bootstrap_intervals, holm, number_subjects, subject_means, wilcoxon_p
 
 COMPARED = ("dice", "iou", "hd95_mm", "surface_dice")
 SIGNIFICANT = 0.05
@@ -95,8 +95,7 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     if not common:
         raise ComparisonError(f"{one.path} and {other.path} have no class in common; compare runs of the same classes")
     subjects = _subjects(one, other, cases)
-    number_of = {subject: number for number, subject in enumerate(dict.fromkeys(subjects))}
-    numbers = np.array([number_of[subject] for subject in subjects], dtype=np.int64)
+    numbers = number_subjects(cases, subjects)
     rows = _differences(
         common, _values(one, cases, common, metric), _values(other, cases, common, metric), numbers, seed
     )
@@ -105,8 +104,8 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
         second=str(second),
         metric=metric,
         n_cases=len(cases),
-        n_subjects=len(number_of),
-        subjects_are_known=all(kind == "subject" for kind, _ in subjects),
+        n_subjects=len(set(numbers.tolist())),
+        subjects_are_known=None not in subjects,
         classes=_corrected(rows),
         only_in_one=tuple(name for name in every if not (name in names[0] and name in names[1])),
     )
@@ -155,8 +154,8 @@ def _common_cases(one: StoredMetrics, other: StoredMetrics) -> list[str]:
     return sorted(one.cases)
 
 
-def _subjects(one: StoredMetrics, other: StoredMetrics, cases: Sequence[str]) -> list[tuple[str, str]]:
-    """Whose scan each case is, as either file says; ("case", its id) where none does."""
+def _subjects(one: StoredMetrics, other: StoredMetrics, cases: Sequence[str]) -> list[str | None]:
+    """Whose scan each case is, as either file says; None where none does."""
     found = []
     for case in cases:
         first, second = one.cases[case].subject, other.cases[case].subject
@@ -165,8 +164,7 @@ def _subjects(one: StoredMetrics, other: StoredMetrics, cases: Sequence[str]) ->
                 f"case {case}: expected one subject in both, found {first} in {one.path} and {second} in {other.path}; "
                 "evaluate both runs against the same data set"
             )
-        subject = second if first is None else first
-        found.append(("case", case) if subject is None else ("subject", subject))
+        found.append(second if first is None else first)
     return found
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from pipeline.evaluation.case_scores import METRICS, Absent, CaseScores
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.options import ScoringOptions
-from pipeline.metrics.statistics import Summary, summarise
+from pipeline.metrics.statistics import Summary, number_subjects, summarise
 
 CONVENTIONS: tuple[Absent, ...] = ("left_out", "scored")
 
@@ -52,12 +52,7 @@ class Evaluation:
     @cached_property
     def subject_numbers(self) -> Int[np.ndarray, " cases"]:
         """A number for the subject of each case; cases of which no subject is known are of one of their own each."""
-        # A subject may be called as another one's case is.
-        keys = [
-            ("case", case.case) if case.pair.subject is None else ("subject", case.pair.subject) for case in self.cases
-        ]
-        number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
-        return np.array([number_of[key] for key in keys], dtype=np.int64)
+        return number_subjects([case.case for case in self.cases], [case.pair.subject for case in self.cases])
 
     @property
     def n_subjects(self) -> int:

@@ -45,6 +45,18 @@ class Summary:
     """Interval of the mean; NaN below two subjects."""
 
 
+def number_subjects(cases: Sequence[str], subjects: Sequence[str | None]) -> Int[np.ndarray, " cases"]:
+    """A number for the subject of each case, from 0; a case of which no subject is known is of one of its own.
+
+    >>> number_subjects(["a", "b", "c", "d"], ["b", None, "b", None]).tolist()
+    [0, 1, 0, 2]
+    """
+    # A subject may be called as another one's case is.
+    keys = [("case", case) if who is None else ("subject", who) for case, who in zip(cases, subjects, strict=True)]
+    number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+    return np.array([number_of[key] for key in keys], dtype=np.int64)
+
+
 def summarise(
     scores: Float[np.ndarray, "cases classes"], subject: Int[np.ndarray, " cases"] | None = None, *, seed: int = 0
 ) -> list[Summary]:
