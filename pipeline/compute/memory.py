@@ -1,4 +1,4 @@
-"""Memory of this machine: how much there is, how much is free, how many workers fit, and keeping what is freed."""
+"""Memory of this machine: how much there is, is free, was in use, how many workers fit; keep what is freed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import resource
+import sys
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,12 @@ def free_memory_bytes() -> int:
     if address_space != resource.RLIM_INFINITY:
         free = min(free, address_space - int(psutil.Process().memory_info().vms))
     return max(0, free)
+
+
+def peak_memory_bytes() -> int:
+    """Most main memory that this process has held so far."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _tightest_limit() -> tuple[int | None, int]:

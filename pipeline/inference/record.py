@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +14,7 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from pipeline.compute.memory import peak_memory_bytes
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions
@@ -204,7 +203,7 @@ def record_done(
         ),
         voxels_removed=voxels_removed,
         seconds={name: round(value, 3) for name, value in seconds.items()},
-        peak_memory_mb=_peak_memory_mb(),
+        peak_memory_mb=round(peak_memory_bytes() / 2**20, 1),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
         precision=precision,
         made_by=made_by,
@@ -239,11 +238,6 @@ def provenance(
     if outputs.label_values not in ((), tuple(range(len(outputs.class_names)))):
         document["label_values"] = list(outputs.label_values)
     return json.loads(json.dumps(document))  # lists for tuples, as it comes back from a file
-
-
-def _peak_memory_mb() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
-    return round(peak / 2**20 if sys.platform == "darwin" else peak / 2**10, 1)
 
 
 def _peak_gpu_memory_mb() -> float | None:

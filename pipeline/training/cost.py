@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from pipeline.cache.entry import CacheError, entry_bytes
 from pipeline.cache.folder import cache_info
 from pipeline.checks.findings import Finding
 from pipeline.compute.devices import choose_devices
+from pipeline.compute.measuring import run_measurement
 from pipeline.compute.memory import memory_bytes
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
@@ -177,19 +176,8 @@ def measure_step(config: Config, *, in_channels: int, n_classes: int, trust: boo
         Its time and memory; a finding where it did not end well.
     """
     request = {"config": as_mapping(config), "in_channels": in_channels, "n_classes": n_classes, "trust": trust}
-    # The other process must import the same modules, wherever this one was started.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "pipeline.training.trial_step"]
     try:
-        process = subprocess.run(
-            command,
-            input=json.dumps(request),
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=TIME_LIMIT_S,
-            check=False,
-        )
+        process = run_measurement("pipeline.training.trial_step", request, time_limit_s=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
         return _failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", _LESS_MEMORY)
     return read_trial(process.returncode, process.stdout, process.stderr)

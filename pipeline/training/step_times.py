@@ -1,17 +1,12 @@
 """Measure training steps of several patch sizes on random voxels: `python -m pipeline.training.step_times`.
 
-Runs as a program of its own, with a JSON object on its input and one on its output, so that the process that plans
-survives when the kernel kills this one for its memory, and so that threads can be set before torch is imported.
+Runs as a program of its own, with a JSON object on its input and one a step on its output, see `compute.measuring`.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import subprocess
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,6 +15,7 @@ import torch
 
 from networks.registry import build_network
 from pipeline.compute.devices import choose_devices
+from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, run_measurement
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from transforms.io.label_values import label_dtype
 
@@ -71,18 +67,8 @@ def measure_steps(request: StepRequest) -> list[StepTime]:
     Returns:
         One entry for each step that could be taken; those that memory or `TIME_LIMIT_S` ended are missing.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        output = subprocess.run(
-            [sys.executable, "-m", "pipeline.training.step_times"],
-            input=json.dumps(asdict(request)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-            timeout=TIME_LIMIT_S,
-            check=False,
-        ).stdout
+        output = run_measurement("pipeline.training.step_times", asdict(request), time_limit_s=TIME_LIMIT_S).stdout
     except subprocess.TimeoutExpired as error:
         output = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else error.stdout or ""
     found = []
@@ -114,7 +100,7 @@ def _take_steps(request: dict[str, Any]) -> None:
             one_thread_s = work.step_s() if n_threads > 1 else step_s
             torch.set_num_threads(n_threads)
         print(
-            json.dumps(asdict(StepTime(tuple(patch), batch, step_s, one_thread_s, forward_s, _peak_bytes(device)))),
+            json.dumps(asdict(StepTime(tuple(patch), batch, step_s, one_thread_s, forward_s, peak_bytes()))),
             flush=True,
         )
 
@@ -140,7 +126,6 @@ class _Work:
         self.criterion = SlabDiceCELoss()
         self.optimizer = torch.optim.AdamW(network.parameters(), fused=True)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
-        self.device = device
 
     def step_s(self) -> float:
         """Seconds of the fastest step after the first."""
@@ -162,19 +147,10 @@ class _Work:
             self.network.features(self.image[:1])
 
     def _timed(self, work: Any) -> float:
-        start = time.perf_counter()
+        start = clock_s()
         work()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
-
-def _peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_reserved()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return clock_s() - start
 
 
 if __name__ == "__main__":
-    _take_steps(json.load(sys.stdin))
+    _take_steps(begin_measurement())

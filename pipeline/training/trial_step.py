@@ -1,21 +1,16 @@
 """Take one real training step and validation at the configured size, on random voxels, and measure time and memory.
 
 Runs as a program of its own, `python -m pipeline.training.trial_step`, with a JSON object on its input and one on its
-output, so that the process that asks survives when the kernel kills this one for its memory. Reads no data set.
+output, see `compute.measuring`. Reads no data set.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import os
-import resource
 import sys
-import time
 import warnings
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compute.devices import choose_devices
-from pipeline.compute.launcher import end_with_parent
+from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config
 from pipeline.training.build import build_module
@@ -56,16 +51,16 @@ class _Clock(pl.Callback):
         self.steps_s: list[float] = []
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.started = _now()
+        self.started = clock_s()
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.steps_s.append(_now() - self.started)
+        self.steps_s.append(clock_s() - self.started)
 
     def on_validation_batch_start(self, *_: Any) -> None:
-        self.started = _now()
+        self.started = clock_s()
 
     def on_validation_batch_end(self, *_: Any) -> None:
-        self.validation_s = _now() - self.started
+        self.validation_s = clock_s() - self.started
 
 
 def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial:
@@ -108,7 +103,7 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
     )
     batches = DataLoader(_OneItem(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
     trainer.fit(module, batches, DataLoader(_OneItem(item, 1)))
-    return Trial(min(clock.steps_s[1:]), clock.validation_s, _peak_bytes(), _device_name(), devices.precision)
+    return Trial(min(clock.steps_s[1:]), clock.validation_s, peak_bytes(), _device_name(), devices.precision)
 
 
 def _random_item(size: tuple[int, int, int], in_channels: int, n_classes: int) -> dict[str, Any]:
@@ -122,31 +117,15 @@ def _random_item(size: tuple[int, int, int], in_channels: int, n_classes: int) -
     }
 
 
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def _peak_bytes() -> int:
-    if torch.cuda.is_initialized():
-        return torch.cuda.max_memory_reserved()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_initialized() else f"{torch.get_num_threads()} CPU threads"
 
 
 def main() -> int:
     """Read {"config", "in_channels", "n_classes", "trust"}, print the trial or {"error": one line}."""
-    with contextlib.suppress(OSError):  # when memory ends, the kernel is to end this process and no other
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    end_with_parent(os.getppid())  # nobody would read the answer, and it holds much memory
+    request = begin_measurement()
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    request = json.load(sys.stdin)
     try:
         trial = take_step(from_mapping(request.pop("config")), **request)
     except Exception as error:

@@ -1,0 +1,58 @@
+"""Measure in a process of its own, so that the one that asks survives when the kernel ends the other for its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.compute.launcher import end_with_parent
+from pipeline.compute.memory import peak_memory_bytes
+
+
+def run_measurement(
+    module: str, request: Mapping[str, Any], *, time_limit_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module` with the request as JSON on its input, and return how it ended and what it wrote.
+
+    Raises subprocess.TimeoutExpired, with what it had written until then.
+    """
+    # The other process must import the same modules, wherever this one was started.
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run(
+        [sys.executable, "-m", module],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=time_limit_s,
+        check=False,
+    )
+
+
+def begin_measurement() -> dict[str, Any]:
+    """Return the request of `run_measurement`; called first by the process that measures."""
+    with contextlib.suppress(OSError):  # when memory ends, the kernel is to end this process and no other
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    end_with_parent(os.getppid())  # nobody would read the answer, and it holds much memory
+    return json.load(sys.stdin)
+
+
+def peak_bytes() -> int:
+    """Most memory in use so far: of the GPU where this process computes on one, else of the process."""
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else peak_memory_bytes()
+
+
+def clock_s() -> float:
+    """Seconds on a clock that only goes forward, read once the GPU has done what it was asked to."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
