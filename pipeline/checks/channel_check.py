@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.findings import Finding
-from pipeline.checks.modality import IntensityChoice
+from pipeline.checks.modality import AIR_HU, IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES, ImageStatistics
 from pipeline.console.text import some_of
 from pipeline.datasets.dataset import Dataset
@@ -17,7 +17,6 @@ from pipeline.datasets.dataset import Dataset
 _HU_RANGE = 10.0  # a CT whose values span less was scaled: bone and air are 2000 HU apart
 _HU_MEDIAN = 1500.0  # dense bone; half of no scan lies above it
 _HU_HIGHEST = 10000.0  # of the 99.5th percentile: extended scales end at 32767, but only metal reaches so far
-_AIR_HU = -500.0
 _SQUEEZED = 0.01  # of the range: what 99 % of the voxels have to fill at least
 _NAMES_LISTED = 8
 
@@ -95,7 +94,7 @@ def _unusual(case: str, image: ImageStatistics, way: str, values: str) -> Iterat
         expected = "Hounsfield units, air near -1000 and water at 0"
         found = _why_not_hu(image, values)
         remedy = "export it in HU (rescale slope and intercept applied), or set data.intensity if it is no CT"
-    elif image.intensities[0] <= _AIR_HU:
+    elif image.intensities[0] <= AIR_HU:
         expected = "MR intensities"
         found = f"{values}, which looks like a CT in HU"
     if found:

@@ -9,8 +9,9 @@ from typing import Any
 
 from pipeline.checks.voxel_statistics import ImageStatistics
 
-_AIR_HU = -500
-"""A scan whose darkest voxels lie below this is a CT: MR and other intensities have no such values."""
+AIR_HU = -500.0
+"""A scan with values below this is a CT in HU: air is at −1000, and other kinds of images have no such values."""
+
 _IMAGES_USED = 3
 """How many images decide where neither the data set nor a header names the modality."""
 
@@ -109,6 +110,6 @@ def _by_images(images: Sequence[ImageStatistics]) -> tuple[str, str]:
     if all(image.is_two_valued for image in images):
         return "rescale", "the images have two values, as masks do"
     darkest = sorted(image.minimum for image in images)[len(images) // 2]
-    if darkest < _AIR_HU:
+    if darkest < AIR_HU:
         return "ct", f"the darkest voxels are at {darkest:g}, as air in HU"
     return "mr", f"the darkest voxels are at {darkest:g}, which is not air in HU"

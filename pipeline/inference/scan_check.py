@@ -9,15 +9,13 @@ import numpy as np
 from monai.data import MetaTensor
 from nibabel.orientations import aff2axcodes
 
+from pipeline.checks.modality import AIR_HU
 from pipeline.inference.model import Model
 from pipeline.planning.scan_range import Triple
 from transforms.io.grid import along_world_axes
 
 AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
 """World axes x, y and z."""
-
-AIR_HU = -500.0
-"""A scan with values below this is a CT in HU: air is at −1000, and other kinds of images have no such values."""
 
 FAR_SPACING = 2.0
 """A voxel edge this many times longer than the longest, or shorter than the shortest, of the training is warned of."""
