@@ -15,7 +15,7 @@ from networks.sliding_window import STEP
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
 from pipeline.console.text import printable
-from pipeline.files.atomic import check_writable, write_error
+from pipeline.files.atomic import check_writable, make_folder, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
@@ -138,10 +138,7 @@ class PredictionReport:
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, making the folder. Raises FileError if the disk refuses."""
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(path.parent, error, untouched=False) from error
+        make_folder(path.parent)
         write_json(path, self.to_document())
 
 

@@ -147,6 +147,14 @@ def remove_durably(path: Path) -> None:
         raise write_error(path, error) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those above it, where it is missing. Raises FileError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error, untouched=False) from error
+
+
 def check_writable(folder: Path) -> None:
     """Check, before hours of work, that files could be written into a folder, which need not exist; makes nothing.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.files.atomic import write_error
+from pipeline.files.atomic import make_folder, write_error
 from pipeline.files.lock import Lock, lock_holder, take_lock
 from pipeline.writers.outputs import OutputOptions
 
@@ -31,8 +31,8 @@ class CaseClaims:
             CaseTakenError: another process has it. FileError: the folder cannot be written.
         """
         path = self._outputs.lock_file(case)
+        make_folder(path.parent)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             lock = take_lock(path)
         except OSError as error:
             raise write_error(path.parent, error, untouched=False) from error

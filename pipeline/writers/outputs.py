@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files.atomic import FileError, remove_durably, remove_half_written, write_error
+from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written, write_error
 from pipeline.files.json_files import read_json
 from pipeline.files.lock import take_lock
 from pipeline.writers.colour_table import colour_table, write_colour_table
@@ -151,7 +151,7 @@ def write_files(
     """
     refused: dict[str, str] = {}
     for kind, path, class_index in files:
-        _make_folder(path.parent)
+        make_folder(path.parent)
         if kind == "nifti":
             write_nifti(segmentation, path)
         elif kind == "nrrd":
@@ -217,7 +217,7 @@ def write_table(options: OutputOptions, before: str | None, *, replace: bool) ->
     Raises:
         SegmentationError: another process has written the table of other classes. FileError: the disk refuses.
     """
-    _make_folder(options.folder)
+    make_folder(options.folder)
     with _locked(options.folder / f".{options.table_file.name}.lock"):
         found = _table_text(options.table_file)
         if found == options.table or (found == before is not None and not replace):
@@ -267,10 +267,3 @@ def check_no_source_is_overwritten(cases: Mapping[str, Sequence[Path]], options:
         for path in [*(file.path for file in options.files(case)), options.record_file(case)]:
             if path.resolve() in sources:
                 raise SegmentationError(f"{path} is an input; choose another --output, it would be overwritten")
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
