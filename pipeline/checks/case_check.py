@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +43,11 @@ class CheckedCase:
     findings: tuple[Finding, ...]
     unknown_values: Mapping[int, int] = field(default_factory=dict)
     """Voxels of every value of a label map that holds values of no class, else empty."""
+
+
+def whole_cases(cases: Iterable[CheckedCase], n_channels: int) -> list[CheckedCase]:
+    """The cases of which every image could be read: where one is missing, an image's index is not its channel's."""
+    return [case for case in cases if len(case.images) == n_channels]
 
 
 def check_cases(

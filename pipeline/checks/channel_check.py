@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.case_check import CheckedCase, whole_cases
 from pipeline.checks.findings import Finding
 from pipeline.checks.modality import AIR_HU, IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES, ImageStatistics
@@ -51,7 +51,7 @@ def check_channels(
     in HU, or of another modality; 99 % of the voxels within a hundredth of the range; a class of which more than half
     of the voxels are cut off, in more than half of its cases.
     """
-    whole = [case for case in cases if len(case.images) == len(intensity.by_channel)]
+    whole = whole_cases(cases, len(intensity.by_channel))
     for case in whole:
         for image, way in zip(case.images, intensity.by_channel, strict=True):
             if not image.is_constant:
@@ -143,11 +143,10 @@ def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, scaling
     """Say how much of the window the labelled voxels of the CT channels use; empty without a CT or labels."""
     low, high = scaling.window
     spans = []
-    for case in cases:
-        if len(case.images) == len(intensity.by_channel):
-            for image, way in zip(case.images, intensity.by_channel, strict=True):
-                if way == "ct" and image.labelled and np.isfinite(image.labelled).all():
-                    spans.append((image.labelled[1], image.labelled[3]))
+    for case in whole_cases(cases, len(intensity.by_channel)):
+        for image, way in zip(case.images, intensity.by_channel, strict=True):
+            if way == "ct" and image.labelled and np.isfinite(image.labelled).all():
+                spans.append((image.labelled[1], image.labelled[3]))
     if not spans:
         return ""
     bottom, top = np.median(spans, axis=0).tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.case_check import CheckedCase, whole_cases
 from pipeline.checks.channel_check import Scaling
 from pipeline.checks.class_check import TargetGrid
 from pipeline.checks.dataset_check import check_dataset
@@ -169,10 +169,10 @@ def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Sc
 
 
 def _by_channel(dataset: Dataset, cases: Sequence[CheckedCase]) -> list[list[ImageStatistics]]:
-    """Of each channel its images; only of cases of which every image could be read."""
+    """Of each channel its images, of whole cases."""
     n_channels = len(dataset.channel_names)
-    whole = [case.images for case in cases if len(case.images) == n_channels]
-    return [[images[channel] for images in whole] for channel in range(n_channels)]
+    whole = whole_cases(cases, n_channels)
+    return [[case.images[channel] for case in whole] for channel in range(n_channels)]
 
 
 def screen(

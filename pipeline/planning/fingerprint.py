@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.case_check import CheckedCase, whole_cases
 from pipeline.checks.channel_check import Scaling, window_use
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES
@@ -133,11 +133,10 @@ def _counted(words: Iterable[str]) -> dict[str, int]:
 
 
 def _channels(cases: Sequence[CheckedCase], names: Sequence[str]) -> tuple[Channel, ...]:
-    # Only whole cases: where a file could not be read, the index of an image is not that of its channel.
-    whole = [case.images for case in cases if len(case.images) == len(names)]
+    whole = whole_cases(cases, len(names))
     channels = []
     for number, name in enumerate(names):
-        images = [images[number] for images in whole if np.isfinite(images[number].minimum)]
+        images = [case.images[number] for case in whole if np.isfinite(case.images[number].minimum)]
         if images:
             medians = np.median([image.intensities for image in images], axis=0).tolist()
             channels.append(
