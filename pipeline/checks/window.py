@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.checks.case_check import CheckedCase
+from pipeline.checks.case_check import CheckedCase, whole_cases
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES
 
@@ -41,21 +41,21 @@ def choose_window(
         return setting
     channels = [index for index, way in enumerate(intensity.by_channel) if way == "ct"]
     values = []
-    for case in cases:
-        if (training is None or case.case in training) and len(case.images) == len(intensity.by_channel):
+    for case in whole_cases(cases, len(intensity.by_channel)):
+        if training is None or case.case in training:
             values += [np.asarray(case.images[index].labelled) for index in channels]
     values = [levels for levels in values if levels.size and np.isfinite(levels).all()]
     if not values:
         return WIDEST
-    low, high = (_pooled(values, percentile) for percentile in (PERCENTILES[0], PERCENTILES[-1]))
+    low, high = _pooled(values, (PERCENTILES[0], PERCENTILES[-1]))
     if high - low < LEAST_WIDTH:
         middle = (low + high) / 2
         low, high = middle - LEAST_WIDTH / 2, middle + LEAST_WIDTH / 2
     return float(np.floor(low)), float(np.ceil(high))
 
 
-def _pooled(values: Sequence[np.ndarray], percentile: float) -> float:
-    """A percentile over all cases, each given by its values at `PERCENTILES`: where their mean distribution has it."""
+def _pooled(values: Sequence[np.ndarray], percentiles: Sequence[float]) -> list[float]:
+    """Percentiles over all cases, each given by its values at `PERCENTILES`: where their mean distribution has them."""
     levels = np.unique(np.concatenate(values))
     below = np.mean([np.interp(levels, found, PERCENTILES, left=0, right=100) for found in values], axis=0)
-    return float(np.interp(percentile, below, levels))
+    return np.interp(percentiles, below, levels).tolist()
