@@ -67,7 +67,6 @@ class RunRecorder(pl.Callback):
         self.stop_request = StopRequest()
         """Set by a signal handler; the training stops after the batch in progress."""
         self._module: SegmentationModule | None = None
-        self._learning_rate = float("nan")
         self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
         self._clock = time.monotonic()
 
@@ -94,10 +93,7 @@ class RunRecorder(pl.Callback):
             self.folder.write_log(self.history)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the learning rate of the epoch, and start the clocks."""
-        assert isinstance(pl_module, SegmentationModule)
-        # The module sets it in its own hook, which runs after this one.
-        self._learning_rate = pl_module.schedule.learning_rate(trainer.current_epoch)
+        """Start the clocks."""
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         self._clock = time.monotonic()
 
@@ -126,13 +122,14 @@ class RunRecorder(pl.Callback):
         """Record the epoch; Lightning calls this after the epoch's validation."""
         assert isinstance(pl_module, SegmentationModule)
         epoch = trainer.current_epoch
+        learning_rate = pl_module.schedule.learning_rate(epoch)
         values = {name: float(trainer.callback_metrics.get(name, math.nan)) for name in _RECORDED}
         iou_per_class = dict(zip(self.description.class_names[1:], pl_module.val_iou_per_class.tolist(), strict=True))
         if pl_module.validated_epoch != epoch:  # Lightning still has the values of an earlier validation
             values |= dict.fromkeys(("val_loss", "val_mIoU"), math.nan)
             iou_per_class = {}
         history = copy.deepcopy(self.history)
-        is_best = history.append_epoch(epoch, learning_rate=self._learning_rate, per_class_iou=iou_per_class, **values)
+        is_best = history.append_epoch(epoch, learning_rate=learning_rate, per_class_iou=iou_per_class, **values)
         if trainer.is_global_zero:
             write_tensors(
                 self.folder.resume_checkpoint, resume_state(trainer, pl_module, history, self.contents).to_dict()
@@ -151,7 +148,7 @@ class RunRecorder(pl.Callback):
                 picture = overlay_picture(*pl_module.sample)
             trainer.logger.write_epoch(
                 epoch,
-                values=values | {"learning_rate": self._learning_rate},
+                values=values | {"learning_rate": learning_rate},
                 iou_per_class=iou_per_class,
                 seconds=self._seconds,
                 picture=picture,
