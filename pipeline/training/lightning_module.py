@@ -290,6 +290,16 @@ class SegmentationModule(pl.LightningModule):
         self.log("val_mIoU", float(mean), logger=False, prog_bar=True)
 
 
+def metrics_of_epoch(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
+    """The metrics of the epoch that has just ended; those of the validation only where it was validated.
+
+    Lightning still has the values of an earlier validation.
+    """
+    validated = module.validated_epoch == trainer.current_epoch
+    found = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {name: value for name, value in found.items() if validated or not name.startswith("val_")}
+
+
 def _plain(tensor: Tensor) -> Tensor:
     """Return a MetaTensor's bare tensor: metadata cost time in every operation of the network."""
     return tensor.as_tensor() if hasattr(tensor, "as_tensor") else tensor

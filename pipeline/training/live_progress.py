@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 
 from pipeline.console.progress import Bar
+from pipeline.training.lightning_module import metrics_of_epoch
 
 _IN_THE_LINE = {"loss": "train_loss", "accuracy": "train_accuracy", "val loss": "val_loss", "val mIoU": "val_mIoU"}
 """What the line of an epoch calls the metrics."""
@@ -67,18 +68,16 @@ class LiveProgress(pl.Callback):
         """Print the epoch's line, unless there is a bar."""
         if not trainer.is_global_zero:
             return
-        values = dict(trainer.callback_metrics)
-        if pl_module.validated_epoch == trainer.current_epoch:
-            self._score = f" mIoU {float(values['val_mIoU']):.3f}"
-        else:  # Lightning still has the values of an earlier validation
-            values = {name: value for name, value in values.items() if not name.startswith("val_")}
+        values = metrics_of_epoch(trainer, pl_module)
+        if "val_mIoU" in values:
+            self._score = f" mIoU {values['val_mIoU']:.3f}"
         if self._bar is not None:
             return
         seconds = time.monotonic() - self._epoch_began
         self._epoch_seconds.append(seconds)
         max_epochs = int(trainer.max_epochs or 1)
         left = statistics.median(self._epoch_seconds) * (max_epochs - trainer.current_epoch - 1)
-        line = "  ".join(f"{words} {float(values[key]):.4f}" for words, key in _IN_THE_LINE.items() if key in values)
+        line = "  ".join(f"{words} {values[key]:.4f}" for words, key in _IN_THE_LINE.items() if key in values)
         self.console.print(
             f"Epoch {trainer.current_epoch + 1}/{max_epochs}  {line}  {seconds:.1f} s  left {left:.0f} s",
             highlight=False,

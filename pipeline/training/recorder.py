@@ -22,7 +22,7 @@ from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.checkpoint import CheckpointDescription, write_best, write_tensors
 from pipeline.training.early_stopping import early_stop_reason
-from pipeline.training.lightning_module import SegmentationModule
+from pipeline.training.lightning_module import SegmentationModule, metrics_of_epoch
 from pipeline.training.resume import ResumeState, restore, resume_state
 from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import EventsLogger
@@ -123,11 +123,12 @@ class RunRecorder(pl.Callback):
         assert isinstance(pl_module, SegmentationModule)
         epoch = trainer.current_epoch
         learning_rate = pl_module.schedule.learning_rate(epoch)
-        values = {name: float(trainer.callback_metrics.get(name, math.nan)) for name in _RECORDED}
-        iou_per_class = dict(zip(self.description.class_names[1:], pl_module.val_iou_per_class.tolist(), strict=True))
-        if pl_module.validated_epoch != epoch:  # Lightning still has the values of an earlier validation
-            values |= dict.fromkeys(("val_loss", "val_mIoU"), math.nan)
-            iou_per_class = {}
+        metrics = metrics_of_epoch(trainer, pl_module)
+        values = {name: metrics.get(name, math.nan) for name in _RECORDED}
+        iou_per_class = {}
+        if "val_mIoU" in metrics:
+            names = self.description.class_names[1:]
+            iou_per_class = dict(zip(names, pl_module.val_iou_per_class.tolist(), strict=True))
         history = copy.deepcopy(self.history)
         is_best = history.append_epoch(epoch, learning_rate=learning_rate, per_class_iou=iou_per_class, **values)
         if trainer.is_global_zero:
