@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,13 @@ class ClassTable:
     """Class indices of further values of the label files, or of values that are to mean another class; those of
     values to ignore are `ignore_index(len(names))`."""
 
-    @property
+    @cached_property
     def class_of_value(self) -> dict[int, int]:
         """The class index of every known value of a label map; the ignore value has none."""
         values = {value: index for index, value in enumerate(self.values)} | dict(self.remap)
         return dict(sorted(values.items()))
 
-    @property
+    @cached_property
     def known_values(self) -> frozenset[int]:
         """The values that a label map may hold: those of the classes, and the one to ignore."""
         return frozenset(self.class_of_value) | (frozenset() if self.ignore_value is None else {self.ignore_value})
