@@ -16,7 +16,7 @@ from pipeline.datasets.class_table import parse_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.json_document import read_description, read_json
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names, path_inside
+from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names, path_inside, unnamed_channels
 from transforms.io.load import volume_kind, volume_stem
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,7 @@ def read_numbered(folder: Path, n_channels: int | None, files: FileIndex) -> Lis
         return Row(case, tuple(_only(channels[case][number], ".nii.gz", case) for number in numbers), None)
 
     rows = collect(row, channels, problems)
-    return Listing(tuple(rows), None, tuple(f"image{i}" if i else "image" for i in range(declared)), tuple(problems))
+    return Listing(tuple(rows), None, unnamed_channels(rows), tuple(problems))
 
 
 def _declared_channels(folder: Path, files: FileIndex) -> int | None:
