@@ -78,12 +78,12 @@ class FileIndex:
 
     def leaves(self, path: Path, root: Path) -> bool:
         """Say whether a link leads a path below `root` out of it; `root` itself may be one, since the user named it."""
-        folder, target = path.parent, root.resolve()
+        folder = path.parent
         if folder not in self._leaves:
-            self._leaves[folder] = not folder.resolve().is_relative_to(target)
+            self._leaves[folder] = _leads_out(folder, root)
         entry = self._entry(path)
         is_link = path.is_symlink() if entry is None else entry.is_symlink()
-        return self._leaves[folder] or (is_link and not path.resolve().is_relative_to(target))
+        return self._leaves[folder] or (is_link and _leads_out(path, root))
 
     def _mode(self, path: Path) -> int:
         """The type of a file as stat has it, links followed."""
@@ -114,6 +114,10 @@ class FileIndex:
             except (FileNotFoundError, NotADirectoryError):
                 self._entries[folder] = {}
         return self._entries[folder]
+
+
+def _leads_out(path: Path, root: Path) -> bool:
+    return not path.resolve().is_relative_to(root.resolve())
 
 
 def has_volume_name(path: Path) -> bool:
