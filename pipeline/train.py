@@ -316,7 +316,7 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
     grid += " mm; choose a finer data.spacing_mm" if spacing else "; raise --target_size"
     for name, n_cases in prepared.lost_classes().items():
         say(f"Warning: of class {name}, which {n_cases} cases hold, nothing is left at {grid}")
-    if not prepared.val_class_voxels()[:, 1:].any():
+    if not prepared.val_class_voxels[:, 1:].any():
         say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
     say(f"Intensities: {prepared.intensity.in_words}")
     if "ct" in prepared.intensity.by_channel:
@@ -341,7 +341,7 @@ def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say:
 
 def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray:
     say("Computing class frequencies...")
-    weights = median_frequency_weights(prepared.class_voxels(), alpha)
+    weights = median_frequency_weights(prepared.class_voxels, alpha)
     stats = weight_stats(weights)
     say(f"Class weights - min: {stats['min']:.3f}, max: {stats['max']:.3f}, mean: {stats['mean']:.3f}")
     absent = absent_classes(prepared)

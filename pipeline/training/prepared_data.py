@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,7 @@ class PreparedData:
         """Number of image channels."""
         return len(self.dataset.channel_names)
 
+    @cached_property
     def class_voxels(self) -> np.ndarray:
         """Voxels per training case and class at the target size: (n_cases, n_classes) int64."""
         return _class_voxels(self.train)
@@ -119,10 +121,11 @@ class PreparedData:
 
     def lost_classes(self) -> dict[str, int]:
         """Classes that are left in no training or validation case at the target size, and how many cases had them."""
-        left = np.concatenate([self.class_voxels(), self.val_class_voxels()]).sum(axis=0)
+        left = np.concatenate([self.class_voxels, self.val_class_voxels]).sum(axis=0)
         holders = zip(self.dataset.classes.names, self.native_holders, left, strict=True)
         return {name: n_cases for name, n_cases, n_voxels in holders if n_cases and not n_voxels}
 
+    @cached_property
     def val_class_voxels(self) -> np.ndarray:
         """Voxels per validation case and class at the target size: (n_cases, n_classes) int64."""
         return _class_voxels(self.val)

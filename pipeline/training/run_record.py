@@ -139,5 +139,5 @@ def weight_stats(weights: np.ndarray) -> dict[str, float]:
 
 def absent_classes(prepared: PreparedData) -> tuple[str, ...]:
     """Names of the classes that no training case holds at the target size."""
-    voxels = prepared.class_voxels().sum(axis=0)
+    voxels = prepared.class_voxels.sum(axis=0)
     return tuple(name for name, count in zip(prepared.dataset.classes.names, voxels, strict=True) if count == 0)

@@ -57,11 +57,11 @@ def test_the_suggested_remap_can_be_pasted(folder: Folder, capsys: pytest.Captur
 
 
 def test_remapped_labels_are_prepared_as_if_they_had_been_right(folder: Folder) -> None:
-    right = prepare_data(settings(folder)).class_voxels()
+    right = prepare_data(settings(folder)).class_voxels
     strange_labels(folder)
     config = settings(folder, label_remap={"255": "liver", 77: 0})
     prepared = prepare_data(config)
-    assert np.array_equal(prepared.class_voxels(), right)
+    assert np.array_equal(prepared.class_voxels, right)
     assert prepared.preprocessing.label_remap == {255: 3, 77: 0}
 
 

@@ -46,7 +46,7 @@ def test_a_cached_case_is_what_the_validation_chain_makes_of_its_files(prepared)
 
 
 def test_class_voxels_count_what_the_prepared_labels_hold(prepared):
-    counts = prepared.class_voxels()
+    counts = prepared.class_voxels
     assert counts.shape == (len(prepared.train), prepared.n_classes)
     for index, item in enumerate(prepared.train):
         label = item["label"].numpy().ravel().astype(np.int64)
