@@ -81,9 +81,7 @@ def align_grids(
     else:
         cube_mm = max(n * mm / t for n, mm, t in zip(source_size, spacing_mm, target_size, strict=True))
         scale = tuple(cube_mm / mm for mm in spacing_mm)
-    axes = zip(source_size, target_size, scale, strict=True)
-    offset = tuple((n - 1) / 2 - s * (t - 1) / 2 for n, t, s in axes)
-    return GridAlignment(tuple(source_size), tuple(target_size), scale, offset)
+    return _centred(source_size, target_size, scale)
 
 
 def align_to_spacing(
@@ -103,6 +101,11 @@ def align_to_spacing(
         is_same = abs(wanted / mm - 1) <= SAME_SPACING
         target_size.append(int(n) if is_same else max(1, round(n * mm / wanted)))
         scale.append(1.0 if is_same else wanted / mm)
+    return _centred(source_size, target_size, scale)
+
+
+def _centred(source_size: Sequence[int], target_size: Sequence[int], scale: Sequence[float]) -> GridAlignment:
+    """The alignment that brings the centres of both fields of view together."""
     axes = zip(source_size, target_size, scale, strict=True)
     offset = tuple((n - 1) / 2 - s * (t - 1) / 2 for n, t, s in axes)
     return GridAlignment(tuple(source_size), tuple(target_size), tuple(scale), offset)
