@@ -1,7 +1,7 @@
 """The transform chains: preprocessing, and training, validation and inference chains made from it.
 
 Plain arguments, for anybody's code. Every chain is a `monai.transforms.Compose` over a
-dictionary with "image" (a path, or one a channel), "label" (see `transforms.load.LoadVolumed`) and "case":
+dictionary with "image" (a path, or one a channel), "label" (see `transforms.io.load.LoadVolumed`) and "case":
 
     chain = validation_chain((160, 160, 256), intensity="ct", window=(-160, 240))
     case = chain({"image": "ct.nii.gz", "label": "label.nii.gz", "case": "s0011"})

@@ -1,10 +1,10 @@
 """Restore a segmentation on the source's own grid from features on a network's grid, slab by slab.
 
-The target grid of a chain comes
-from the source grid by orientation, padding and resize (`transforms.resize`), so that the map between the two is
-separable: each source axis runs along one target axis, scaled, shifted, perhaps backwards. Linear interpolation then
-is one banded product an axis, and a linear head commutes with it: interpolating the features, then applying the head,
-gives the interpolated logits. Logits exist for one slab of source voxels at a time, whatever the number of classes.
+The target grid of a chain comes from the source grid by orientation, padding and resize (`transforms.resize`), so that
+the map between the two is separable: each source axis runs along one target axis, scaled, shifted, perhaps backwards.
+Linear interpolation then is one banded product an axis, and a linear head commutes with it: interpolating the features,
+then applying the head, gives the interpolated logits. Logits exist for one slab of source voxels at a time, whatever
+the number of classes.
 
 Interpolation is centre-aligned and repeats the border voxel beyond the outermost centres, as torch's
 `interpolate(align_corners=False)` does.
