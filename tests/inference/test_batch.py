@@ -23,12 +23,7 @@ from pipeline.inference.passes import InferenceOptions
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.paths import ROOT
-from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan, scans
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+from tests.support.tiny_prediction import NAMES, checkpoint, predicted, scan, scans
 
 
 def test_the_folder_has_a_colour_table_and_takes_no_other_classes(run, tmp_path):

@@ -8,13 +8,7 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tiny_prediction import run_folder, scan
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
-
+from tests.support.tiny_prediction import scan
 
 LITTLE_MEMORY = """
 import resource, sys

@@ -10,13 +10,7 @@ import sys
 import pytest
 
 from tests.support.paths import ROOT
-from tests.support.tiny_prediction import predicted, run_folder, scans, voxels
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
-
+from tests.support.tiny_prediction import predicted, scans, voxels
 
 TOGETHER = """
 import sys

@@ -7,12 +7,7 @@ import torch
 
 from networks.errors import NetworkError
 from pipeline.inference.model import load_models
-from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+from tests.support.tiny_prediction import NAMES, checkpoint, predicted, scan
 
 
 def test_runs_of_other_classes_cannot_be_joined(run, tmp_path):

@@ -16,13 +16,8 @@ from networks.sliding_window import gaussian_weights
 from pipeline.compute.devices import choose_device
 from pipeline.inference.model import load_models
 from pipeline.inference.passes import InferenceOptions, choose_mirrored, exchanged_in_words, prepare, scan_features
-from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, run_folder, scan, voxels
+from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, scan, voxels
 from transforms.restore import FeatureMap, FeatureStream, restore
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
 
 
 def test_an_ensemble_takes_the_mean_of_the_probabilities(run, tmp_path):

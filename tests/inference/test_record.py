@@ -11,12 +11,7 @@ import pytest
 
 from pipeline.inference.record import CaseRecord
 from pipeline.writers.segmentation import SegmentationError
-from tests.support.tiny_prediction import NAMES, predicted, run_folder, scan, voxels
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+from tests.support.tiny_prediction import NAMES, predicted, scan, voxels
 
 
 def test_the_record_states_volumes_and_geometry(run, tmp_path):

@@ -6,14 +6,8 @@ import json
 import os
 
 import numpy as np
-import pytest
 
-from tests.support.tiny_prediction import checkpoint, predicted, run_folder, scan, scans, voxels
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_folder(tmp_path_factory.mktemp("logs") / "run")
+from tests.support.tiny_prediction import checkpoint, predicted, scan, scans, voxels
 
 
 def test_a_scan_that_was_replaced_is_done_again(run, tmp_path):
