@@ -46,7 +46,8 @@ def check_changed_cases(
         CacheError: the folder cannot be used.
     """
     open_folder(folder)
-    keys = _keys(cases, dataset, folder, workers or workers_that_fit(BYTES_A_CASE), progress)
+    sources = SourceIndex(folder)
+    keys = _keys(cases, dataset, sources, workers or workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))
     fresh: dict[str, CheckedCase] = {}
     missing = [case for case in cases if keys.get(case.id) not in known]
@@ -54,7 +55,7 @@ def check_changed_cases(
         with _locked(folder, dataset):
             known |= _read(folder / INSPECTIONS, {keys[case.id] for case in missing if case.id in keys})
             missing = [case for case in missing if keys.get(case.id) not in known]
-            fresh = _check_and_remember(missing, dataset, folder, keys, workers, progress)
+            fresh = _check_and_remember(missing, dataset, folder, sources, keys, workers, progress)
     return [fresh[case.id] if case.id in fresh else known[keys[case.id]] for case in cases]
 
 
@@ -62,18 +63,20 @@ def _check_and_remember(
     cases: Sequence[Case],
     dataset: Dataset,
     folder: Path,
+    sources: SourceIndex,
     keys: dict[str, str],
     workers: int | None,
     progress: Progress | None,
 ) -> dict[str, CheckedCase]:
     """Open the cases and remember the good ones one by one: what was done before an interruption is not lost."""
     listed = {case.id: case for case in cases}
+    table = _table(dataset)
 
     def remember(case: CheckedCase) -> None:
         if case.case not in keys or case.unknown_values or errors(case.findings):
             return
-        # Hashed again: files that changed since must not be remembered under what they held before.
-        if _key(listed[case.case], _table(dataset), SourceIndex(folder)) == keys[case.case]:
+        # Asked again: files that changed since must not be remembered under what they held before.
+        if _key(listed[case.case], table, sources) == keys[case.case]:
             _append(folder / INSPECTIONS, keys[case.case], case)
 
     checked = check_cases(cases, dataset, workers=workers, progress=progress, on_case=remember)
@@ -91,10 +94,9 @@ def _locked(folder: Path, dataset: Dataset) -> Iterator[None]:
 
 
 def _keys(
-    cases: Sequence[Case], dataset: Dataset, folder: Path, workers: int, progress: Progress | None
+    cases: Sequence[Case], dataset: Dataset, sources: SourceIndex, workers: int, progress: Progress | None
 ) -> dict[str, str]:
     """What each case is remembered by; a case whose files cannot be read has none."""
-    sources = SourceIndex(folder)
     table = _table(dataset)
     keys = {}
     # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
