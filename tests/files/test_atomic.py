@@ -21,6 +21,7 @@ from pipeline.files.json_files import write_json
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from tests.support.finished_run import start
+from tests.support.killed_writer import KILLED
 from tests.support.paths import ROOT
 
 WRITER = """
@@ -32,17 +33,6 @@ for epoch in range(int(sys.argv[2])):
     log.append_epoch(epoch, train_loss=1 / 3, train_accuracy=None, val_loss=2.0, val_mIoU=epoch / 7, learning_rate=1e-4)
     folder.write_log(log)
     print(epoch, flush=True)
-"""
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from pipeline.files.atomic import write_atomically
-def die(stream):
-    stream.write(b"half of the new weig")
-    stream.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-write_atomically(Path(sys.argv[1]), die)
 """
 
 KILLED_ELSEWHERE = "import socket; socket.gethostname = lambda: 'node-7.cluster'" + KILLED

@@ -18,6 +18,7 @@ from pipeline.files.atomic import FileError, write_atomically
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs, run_name
 from tests.support.finished_run import append, documented_config, finished_run, start
+from tests.support.killed_writer import KILLED
 from tests.support.paths import ROOT
 
 PARTS = {"name": "body_unet", "batch_size": 2, "lr": 1e-4, "base_channels": 32}
@@ -106,18 +107,6 @@ def test_a_name_that_is_no_plain_folder_name_is_refused_in_one_line(name, tmp_pa
             refused()
         assert str(error.value).isprintable()
     assert not list(tmp_path.iterdir())
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from pipeline.files.atomic import write_atomically
-def die(stream):
-    stream.write(b"half of the new weig")
-    stream.flush()
-    os.kill(os.getpid(), signal.SIGKILL)
-write_atomically(Path(sys.argv[1]), die)
-"""
 
 
 def test_a_kill_in_mid_write_leaves_the_old_file_and_the_next_start_removes_the_rest(tmp_path):
