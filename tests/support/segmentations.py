@@ -1,4 +1,4 @@
-"""A segmentation for the writers' tests, and where ITK says that its voxels lie."""
+"""A segmentation for the writers' tests, and scans for it to lie on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
 from pipeline.writers.segmentation import Segmentation
 from transforms.io.load import read_geometry
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 NAMES = ("background", "liver", "kidney_left", "../../evil\nname", "kidney left", "Kidney_Left")
 
 
@@ -28,10 +26,3 @@ def segmentation_of(source: Path, names=NAMES, label_values=()) -> Segmentation:
 def save_source(path: Path, affine=None, shape=(6, 7, 8)) -> Path:
     nib.save(nib.Nifti1Image(np.zeros(shape, np.int16), np.diag([1, 2, 3, 1]) if affine is None else affine), path)
     return path
-
-
-def itk_affine(image: sitk.Image) -> np.ndarray:
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return LPS @ affine

@@ -14,7 +14,8 @@ import pytest
 from pipeline.files.atomic import FileError
 from pipeline.writers.dicom_seg import write_dicom_seg
 from pipeline.writers.segmentation import SegmentationError
-from tests.support.segmentations import LPS, save_source, segmentation_of
+from tests.support.segmentations import save_source, segmentation_of
+from tests.support.volume_files import LPS
 
 
 def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data, tmp_path):

@@ -14,7 +14,8 @@ from pipeline.files.atomic import FileError
 from pipeline.writers.nifti import GRID_FIELDS, write_mask, write_nifti, write_probabilities
 from pipeline.writers.seg_nrrd import write_seg_nrrd
 from pipeline.writers.segmentation import Segmentation
-from tests.support.segmentations import itk_affine, save_source, segmentation_of
+from tests.support.segmentations import save_source, segmentation_of
+from tests.support.volume_files import itk_affine
 from transforms.io.load import read_geometry, read_volume
 
 REAL = [

@@ -8,7 +8,8 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from pipeline.writers.dicom_seg import write_dicom_seg
-from tests.support.segmentations import itk_affine, segmentation_of
+from tests.support.segmentations import segmentation_of
+from tests.support.volume_files import itk_affine
 from tests.support.volumes import write_series
 from transforms.io.dicom_seg import is_dicom_seg, read_dicom_seg, segment_numbers
 from transforms.io.errors import VolumeError
