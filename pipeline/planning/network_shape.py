@@ -92,12 +92,12 @@ def network_shape(patch: Sequence[int], spacing_mm: Sequence[float], *, most_ste
         for axis in axes:
             size[axis], spacing[axis] = math.ceil(size[axis] / 2), spacing[axis] * 2
             n_steps[axis] += 1
-        strides.append(_triple(2 if axis in axes else 1 for axis in range(3)))
-        kernels.append(_triple(kernel))
+        strides.append(triple(2 if axis in axes else 1 for axis in range(3)))
+        kernels.append(triple(kernel))
     kernels.append((3, 3, 3))
     multiples = [2**n for n in n_steps]
     return NetworkShape(
-        tuple(strides), tuple(kernels), _triple(math.ceil(n / m) * m for n, m in zip(patch, multiples, strict=True))
+        tuple(strides), tuple(kernels), triple(math.ceil(n / m) * m for n, m in zip(patch, multiples, strict=True))
     )
 
 
@@ -113,6 +113,7 @@ def _halved(size: Sequence[int], spacing: Sequence[float], n_steps: Sequence[int
     return axes
 
 
-def _triple(values: Iterable[int]) -> Triple:
+def triple(values: Iterable[float]) -> Triple:
+    """Three whole numbers, of three that may be numpy's."""
     first, second, third = values
     return int(first), int(second), int(third)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.planning.network_shape import Triple, network_shape, target_spacing
+from pipeline.planning.network_shape import Triple, network_shape, target_spacing, triple
 
 LEAST_STEPS = 40
 """Steps that the largest patch must be trained for within its share of the time."""
@@ -155,7 +155,7 @@ def make_plan(
     """
     spacing = target_spacing(data.sizes, data.spacings_mm)
     sizes = np.round(np.array(data.sizes) * np.array(data.spacings_mm) / spacing)
-    median = _triple(np.median(sizes, axis=0))
+    median = triple(np.median(sizes, axis=0))
     shape = network_shape(median, spacing)
     strides = shape.strides[:MOST_STEPS]
     kernels = (*shape.kernels[: len(strides)], (3, 3, 3))
@@ -263,21 +263,21 @@ def _batch(stage: Sequence[int], patch: Sequence[int], batch: int) -> int:
 
 
 def _lists(triples: Sequence[Triple]) -> list[list[int]]:
-    return [list(triple) for triple in triples]
+    return [list(one) for one in triples]
 
 
 def _multiple(strides: Sequence[Triple]) -> Triple:
     """Product of the strides along each axis."""
-    return _triple(np.prod(np.array(strides).reshape(-1, 3), axis=0)) if strides else (1, 1, 1)
+    return triple(np.prod(np.array(strides).reshape(-1, 3), axis=0)) if strides else (1, 1, 1)
 
 
 def _rounded(size: Sequence[float], multiple: Sequence[int]) -> Triple:
-    return _triple(math.ceil(n / m) * m for n, m in zip(size, multiple, strict=True))
+    return triple(math.ceil(n / m) * m for n, m in zip(size, multiple, strict=True))
 
 
 def _scaled(patch: Sequence[int], share: float, multiple: Sequence[int]) -> Triple:
     """The patch with edges of about that share, two strides' products long at least where the patch is."""
-    return _triple(min(n, max(min(n, 2 * m), round(n * share / m) * m)) for n, m in zip(patch, multiple, strict=True))
+    return triple(min(n, max(min(n, 2 * m), round(n * share / m) * m)) for n, m in zip(patch, multiple, strict=True))
 
 
 def _shrunk_to(patch: Triple, multiple: Triple, voxels: int) -> Triple:
@@ -295,15 +295,10 @@ def _shorten(patch: Triple, median: Sequence[int], multiple: Triple) -> Triple |
     if not axes:
         return None
     longest = max(axes, key=lambda axis: (patch[axis] / median[axis], patch[axis]))
-    return _triple(n - multiple[axis] if axis == longest else n for axis, n in enumerate(patch))
+    return triple(n - multiple[axis] if axis == longest else n for axis, n in enumerate(patch))
 
 
 def _why_flips(data: DataSummary) -> str:
     if data.mirrors:
         return "few structures, and none without its partner on the other side"
     return "a body is no mirror image of itself"
-
-
-def _triple(values: Any) -> Triple:
-    first, second, third = values
-    return int(first), int(second), int(third)
