@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pipeline.inference.passes import InferenceOptions
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.paths import ROOT
+from tests.support.small_disk import small_disk
 from tests.support.tiny_prediction import NAMES, checkpoint, predicted, scan, scans
 
 
@@ -228,21 +228,15 @@ def test_a_scan_that_cannot_be_accessed_is_named_and_the_others_are_done(run, tm
 
 
 @pytest.fixture
-def small_disk(tmp_path):
-    """A disk of 64 kB, where this user may mount one."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0755", "none", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes an administrator")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(tmp_path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 @pytest.mark.fault(
     "the disk of the results is full", "the batch ends after the first refusal: no further scan is computed; exit 1"
 )
-def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, small_disk):
+def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, disk):
     scans(tmp_path / "in", 12)
     for number in range(12):
         scan(tmp_path / "in" / f"case{number}.nii.gz", shape=(80, 81, 82), seed=number)
@@ -251,7 +245,7 @@ def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, small
     records = segment_cases(
         models,
         list_inputs([tmp_path / "in"]),
-        OutputOptions(small_disk, models[0].class_names),
+        OutputOptions(disk, models[0].class_names),
         InferenceOptions(precision="32"),
         case_progress=lambda case, share: computed.append(case),
     )

@@ -12,6 +12,7 @@ import subprocess
 import pytest
 import torch
 
+from tests.support.small_disk import small_disk
 from tests.support.tiny_training import after_epochs, complaint, ended, n_epochs, start, summary, tiny_training, train
 
 FAILED = 'one line, exit 2, "failed" with the reason; old files whole'
@@ -54,48 +55,42 @@ def test_a_refused_checkpoint_ends_the_training_as_failed_with_the_old_one_untou
 
 
 @pytest.fixture
-def small_disk(work, request):
-    """A disk of 4 MiB, where this user may mount one."""
-    disk = work / request.node.name
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=0755", "none", str(disk)]
-    if os.geteuid() != 0 or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("mounting a small disk takes an administrator")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
+def disk(work, request):
+    with small_disk(work / request.node.name, "4m") as disk:
+        yield disk
 
 
 @pytest.mark.fault(
     "a disk that is full to the last byte", "one line, exit 2; old files whole; `--resume` after freeing space"
 )
-def test_a_full_disk_ends_the_training_clearly_and_it_goes_on_once_there_is_space(work, small_disk):
-    ballast = small_disk / "ballast"
+def test_a_full_disk_ends_the_training_clearly_and_it_goes_on_once_there_is_space(work, disk):
+    ballast = disk / "ballast"
 
     def fill(process, run):
         with ballast.open("wb", buffering=0) as stream, contextlib.suppress(OSError):
             while True:
                 stream.write(bytes(4096))
 
-    run, said, best = hindered(work, "full", fill, log_dir=str(small_disk))
+    run, said, best = hindered(work, "full", fill, log_dir=str(disk))
     assert "cannot be written (No space left on device); free space on that disk" in said
     unharmed(run, best)
     assert not (run / "training_summary.json").exists()  # there was no byte for it
     ballast.unlink()
     last = n_epochs(run) + 1
-    process, run, output = train(work, "full", "--resume", max_epochs=last, log_dir=str(small_disk))
+    process, run, output = train(work, "full", "--resume", max_epochs=last, log_dir=str(disk))
     ended(process, run, output, code=0)
     assert summary(run)["status"] == "completed"
 
 
 @pytest.mark.fault("a disk that becomes read-only", "one line, exit 2; old files whole")
-def test_a_disk_that_becomes_read_only_ends_the_training_clearly(work, small_disk):
+def test_a_disk_that_becomes_read_only_ends_the_training_clearly(work, disk):
     def freeze(process, run):
         # files open for writing would keep the disk busy: a bind mount over the checkpoints turns alone
         folder = str(run / "checkpoints")
         subprocess.run(["mount", "--bind", folder, folder], check=True)
         subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True)
 
-    run, said, best = hindered(work, "frozen", freeze, log_dir=str(small_disk))
+    run, said, best = hindered(work, "frozen", freeze, log_dir=str(disk))
     try:
         assert "best_model.ckpt: cannot be written (Read-only file system); make the folder writable" in said
         unharmed(run, best)
