@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,6 +91,20 @@ def contents(folder: Path) -> dict[str, tuple[int, str]]:
             held = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no file"
             found[str(path.relative_to(folder))] = (path.lstat().st_mtime_ns, held)
     return found
+
+
+def table_of(kinds: str, rows: Sequence[Row]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a test each row of a table in turn; in the table of faults they are one line."""
+
+    def marked(test: Callable[..., None]) -> Callable[..., None]:
+        fault = pytest.mark.fault(
+            f"{len(rows)} kinds of {kinds}, through the command line",
+            "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or "
+            "changed",
+        )
+        return pytest.mark.parametrize("row", rows, ids=[row.name for row in rows])(fault(test))
+
+    return marked
 
 
 def check_answer(row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

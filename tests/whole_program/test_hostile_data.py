@@ -10,16 +10,12 @@ import pytest
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.inference.inputs import list_volumes
-from tests.support.hostile import Row, check_answer, listed
+from tests.support.hostile import Row, check_answer, listed, table_of
 from tests.support.hostile_data import ROWS, linked_folder
 from tests.support.volumes import hounsfield, save
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-@pytest.mark.fault(
-    f"{len(ROWS)} kinds of bad data sets, through the command line",
-    "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
-)
+@table_of("bad data sets", ROWS)
 def test_bad_input_is_named_and_nothing_else_is_touched(
     row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,15 +9,11 @@ import pytest
 
 from pipeline.cache.entry import DamagedEntryError, read_entry
 from pipeline.cli.main import main
-from tests.support.hostile import TRAIN, Bomb, Row, check_answer, contents
+from tests.support.hostile import TRAIN, Bomb, Row, check_answer, contents, table_of
 from tests.support.hostile_files import ROWS, checkpoint
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-@pytest.mark.fault(
-    f"{len(ROWS)} kinds of bad checkpoints, run files and predictions, through the command line",
-    "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
-)
+@table_of("bad checkpoints, run files and predictions", ROWS)
 def test_bad_input_is_named_and_nothing_else_is_touched(
     row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

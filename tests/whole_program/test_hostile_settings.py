@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.cli.main import main
 from tests.support import hostile_data, hostile_files, hostile_volumes
-from tests.support.hostile import PREDICT, TRAIN, Row, check_answer
+from tests.support.hostile import PREDICT, TRAIN, Row, check_answer, table_of
 from tests.support.hostile_settings import ROWS
 
 
@@ -18,11 +18,7 @@ def test_there_are_at_least_150_kinds_of_bad_input() -> None:
     assert len({row.name for row in every}) == len(every) >= 150
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-@pytest.mark.fault(
-    f"{len(ROWS)} kinds of bad settings, through the command line",
-    "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
-)
+@table_of("bad settings", ROWS)
 def test_bad_input_is_named_and_nothing_else_is_touched(
     row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

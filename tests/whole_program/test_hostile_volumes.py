@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.hostile import Row, check_answer
+from tests.support.hostile import Row, check_answer, table_of
 from tests.support.hostile_volumes import ROWS, endless, mha, nrrd
 from tests.support.volumes import edit_header, hounsfield, save
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROWS])
-@pytest.mark.fault(
-    f"{len(ROWS)} kinds of bad volume files, through the command line",
-    "case or file, expected, found, what to do; exit code 2 (warnings: 1); no traceback, no file written or changed",
-)
+@table_of("bad volume files", ROWS)
 def test_bad_input_is_named_and_nothing_else_is_touched(
     row: Row, workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
