@@ -24,17 +24,27 @@ SHORT = (
     ("sin", "dx"),
     ("sx", "dx"),
     ("links", "rechts"),
+    ("linke", "rechte"),
+    ("linker", "rechter"),
+    ("linkes", "rechtes"),
     ("gauche", "droite"),
     ("gauche", "droit"),
+    ("izq", "der"),
     ("izquierda", "derecha"),
     ("izquierdo", "derecho"),
+    ("sinistra", "destra"),
+    ("sinistro", "destro"),
+    ("esquerda", "direita"),
+    ("esquerdo", "direito"),
 )
 """(left, right) words that state a side where a class with the other word exists: alone they may mean anything."""
 
 JOINED = (("left", "right"), ("l", "r"))
 """(left, right) at the beginning or end of a word, where the other class exists: lkid and rkid, leftlung, rightlung."""
 
-_LEAST_REST = 2  # letters of a word beside a joined l or r: LV and RV of a heart are no mirror images
+_LEAST_REST = 2  # letters of a word beside a joined l or r
+# The ventricles of a heart, their muscle, blood pool and outflow tract are no mirror images of each other.
+_VENTRICLE = re.compile(r"(?<![a-z])[lr]v(?:m|myo|bp|ot|endo|epi|wall|cavity)?(?![a-z])", re.IGNORECASE)
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+|[^\W\d_]+")
 
 Words = tuple[str, ...]
@@ -88,6 +98,7 @@ def find_sides(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]] 
     if sided_pairs is not None:
         return Sides(_given_pairs(class_names, sided_pairs), ())
     words = [_words(name) for name in class_names]
+    sideless = _sideless(class_names, words)
     by_words = defaultdict(list)
     for index, key in enumerate(words):
         by_words[key].append(index)
@@ -95,7 +106,7 @@ def find_sides(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]] 
     paired: set[int] = set()
     for mirror_images in (_stated, _short, _joined):
         for index, key in enumerate(words):
-            if index in paired or len(by_words[key]) > 1:
+            if index in paired or len(by_words[key]) > 1 or (index in sideless and mirror_images is not _stated):
                 continue
             pair = _pair(index, mirror_images(key), by_words, paired)
             if pair:
@@ -157,7 +168,7 @@ def _short(words: Words) -> Iterator[tuple[Words, bool]]:
     """Names with one word exchanged for its partner in `SHORT`, and whether the word is the left."""
     if any(word in STATED for word in words):
         return
-    for position, word in enumerate(words):
+    for position, word in reversed(list(enumerate(words))):  # TG-263 has the side last: Nrv_L5_L
         for left, right in SHORT:
             if word in (left, right):
                 other = right if word == left else left
@@ -176,6 +187,18 @@ def _joined(words: Words) -> Iterator[tuple[Words, bool]]:
                     yield (*words[:position], other + word[len(side) :], *words[position + 1 :]), side == pair[0]
                 if rest >= _LEAST_REST and word.endswith(side):
                     yield (*words[:position], word[:rest] + other, *words[position + 1 :]), side == pair[0]
+
+
+def _sideless(class_names: Sequence[str], words: Sequence[Words]) -> set[int]:
+    """Classes whose l or r is no side: ventricles, and vertebrae L1, L2, … beside something else than R1, R2, …"""
+    numbered = defaultdict(set)
+    for key in words:
+        if len(key) == 2 and key[1].isdigit():
+            numbered[key[0]].add(key[1])
+    are_sides = numbered["l"] == numbered["r"] and not (numbered["t"] or numbered["c"])
+    levels = {index for index, key in enumerate(words) if len(key) == 2 and key[0] in ("l", "r") and key[1].isdigit()}
+    ventricles = {index for index, name in enumerate(class_names) if _VENTRICLE.search(name)}
+    return ventricles if are_sides else ventricles | levels
 
 
 def _has_side(words: Words) -> bool:

@@ -300,5 +300,7 @@ def _shorten(patch: Triple, median: Sequence[int], multiple: Triple) -> Triple |
 
 def _why_flips(data: DataSummary) -> str:
     if data.mirrors:
-        return "few structures, and none without its partner on the other side"
+        return (
+            "few structures, and none without its partner on the other side; [] if a name means a side that is not seen"
+        )
     return "a body is no mirror image of itself"

@@ -52,7 +52,15 @@ def test_left_and_right_find_each_other_wherever_the_word_stands():
         ("LUL", "RUL"),
         ("ren_sin", "ren_dex"),
         ("Niere_links", "Niere_rechts"),
+        ("linke Niere", "rechte Niere"),
+        ("linker Vorhof", "rechter Vorhof"),
         ("Rein gauche", "Rein droit"),
+        ("rene_sinistro", "rene_destro"),
+        ("mama_esquerda", "mama_direita"),
+        ("rinon_izq", "rinon_der"),
+        ("R1_L", "R1_R"),
+        ("L_L", "L_R"),
+        ("R_L", "R_R"),
     ],
 )
 def test_the_spellings_of_the_field_are_recognised(left, right):
@@ -67,6 +75,9 @@ def test_the_spellings_of_the_field_are_recognised(left, right):
         ["background", "cleft", "bright_spot"],
         ["background", "L1", "L2", "T1", "S1"],  # vertebrae
         ["background", "LV", "RV", "Myo"],  # chambers of a heart are no mirror images of each other
+        ["background", "LVM", "RVM", "LVmyo", "RVmyo", "LVBP", "RVBP", "LVOT", "RVOT", "LV_wall", "RV_wall"],
+        ["background", "C1", "T1", "L1", "L2", "R1", "R2"],  # vertebrae and ribs
+        ["background", "L1", "L2", "L3", "R1", "R2"],
         ["background", "rib", "liver", "rectum", "colon"],
     ],
 )
@@ -83,6 +94,11 @@ def test_a_sided_name_without_its_one_partner_is_named(names, found):
     with pytest.raises(ValueError, match=rf"class 1 '\w+_left' has a side, but {found} named '\w+_right' exist"):
         mirror_partners(names)
     assert 1 in find_sides(names).without_partner
+
+
+def test_lists_of_one_letter_sides_pair_within_the_same_word():
+    assert find_sides(["background", "L_L", "L_R", "R_L", "R_R"]).pairs == ((1, 2), (3, 4))
+    assert find_sides(["background", "L1", "L2", "R1", "R2"]).pairs == ((1, 3), (2, 4))
 
 
 def test_a_letter_without_a_partner_is_said_and_taken_as_it_is():
