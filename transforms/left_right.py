@@ -42,6 +42,7 @@ SHORT = (
 JOINED = (("left", "right"), ("l", "r"))
 """(left, right) at the beginning or end of a word, where the other class exists: lkid and rkid, leftlung, rightlung."""
 
+_NAMES_LISTED = 8
 _LEAST_REST = 2  # letters of a word beside a joined l or r
 # The ventricles of a heart, their muscle, blood pool and outflow tract are no mirror images of each other.
 _VENTRICLE = re.compile(r"(?<![a-z])[lr]v(?:m|myo|bp|ot|endo|epi|wall|cavity)?(?![a-z])", re.IGNORECASE)
@@ -64,8 +65,8 @@ class Sides:
         partner = dict(self.pairs) | {right: left for left, right in self.pairs}
         return tuple(partner.get(index, index) for index in range(n_classes))
 
-    def in_words(self, class_names: Sequence[str], most: int = 8) -> str:
-        """Say which pairs a mirror exchanges and which sided names have no partner, at most `most` of each.
+    def in_words(self, class_names: Sequence[str]) -> str:
+        """Say which pairs a mirror exchanges and which sided names have no partner, the first few of each.
 
         >>> names = ["background", "Parotid_L", "Parotid_R", "Brain"]
         >>> find_sides(names).in_words(names)
@@ -73,9 +74,9 @@ class Sides:
         """
         shown = [f"{class_names[left]} with {class_names[right]}" for left, right in self.pairs]
         count = f"{len(shown)} {'pair of classes is' if len(shown) == 1 else 'pairs of classes are'} exchanged"
-        text = f"{count} ({_some_of(shown, most)})" if shown else "no class is exchanged with another"
+        text = f"{count} ({_some_of(shown)})" if shown else "no class is exchanged with another"
         alone = [class_names[index] for index in self.without_partner]
-        return f"{text}; without a partner: {_some_of(alone, most)}" if alone else text
+        return f"{text}; without a partner: {_some_of(alone)}" if alone else text
 
 
 def find_sides(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]] | None = None) -> Sides:
@@ -231,6 +232,6 @@ def _given_pairs(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]
     return tuple(pairs)
 
 
-def _some_of(names: Sequence[str], most: int) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some_of(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMES_LISTED} more" if len(names) > _NAMES_LISTED else ""
+    return ", ".join(names[:_NAMES_LISTED]) + more

@@ -14,19 +14,15 @@ from pipeline.phantoms.shapes import Points
 
 
 def balls(
-    shape: Sequence[int],
-    affine: Points,
-    centres_mm: Sequence[Sequence[float]],
-    radii_mm: Sequence[float],
-    values: Sequence[int] | None = None,
+    shape: Sequence[int], affine: Points, centres_mm: Sequence[Sequence[float]], radii_mm: Sequence[float]
 ) -> NDArray[np.uint8]:
     """Label map (I, J, K) of balls at world positions: a voxel whose centre lies within the radius belongs to the ball.
 
-    `values` are the labels, 1, 2, 3, … by default; later balls override earlier ones. A ball's true volume is 4/3 π r³.
+    The labels are 1, 2, 3, …; later balls override earlier ones. A ball's true volume is 4/3 π r³.
     Raises PhantomError for a ball that does not lie wholly inside the grid, since its volume would be unknown.
     """
     label, affine = np.zeros(tuple(shape), np.uint8), np.asarray(affine, float)
-    for n, (centre, radius) in enumerate(zip(np.asarray(centres_mm, float), radii_mm, strict=True)):
+    for value, (centre, radius) in enumerate(zip(np.asarray(centres_mm, float), radii_mm, strict=True), start=1):
         middle, reach = _extent(centre, radius, affine)
         if (middle - reach < -0.5).any() or (middle + reach > np.asarray(shape) - 0.5).any():
             where = tuple(round(float(c), 1) for c in centre)
@@ -34,7 +30,7 @@ def balls(
                 f"ball of {radius:g} mm at {where} mm: leaves the grid {tuple(shape)}; move or shrink it"
             )
         around = around_ball(centre, radius, label.shape, affine)
-        label[around.box][around.distance_mm <= radius] = n + 1 if values is None else values[n]
+        label[around.box][around.distance_mm <= radius] = value
     return label
 
 
