@@ -47,6 +47,7 @@ HEADINGS = {
     "dicom_missing_slices": "DICOM series with slices missing",
     "dicom_uneven_slices": "DICOM series with unevenly spaced slices",
     "dicom_gantry_tilt": "DICOM series with gantry tilt",
+    "dicom_shifted_slice": "DICOM series with a slice aside",
     "dicom_mixed_series": "DICOM folders with several series",
     "dicom_too_few_slices": "DICOM folders without a series",
     "suspected_subjects": "Cases that look like scans of one subject",

@@ -34,7 +34,8 @@ STEP_TOLERANCE = 0.1
 """How far a slice may lie from its regular place, as a share of the slice step; positions are often rounded."""
 
 TILT_TOLERANCE_PIXELS = 0.5
-"""How far the last slice may have drifted sideways from the first one's normal (a sheared stack: gantry tilt)."""
+"""How far the last slice may have drifted sideways from the first one's normal (a sheared stack: gantry tilt), and any
+slice from the line between the two."""
 
 _DIRECTION_TOLERANCE = 1e-3  # of a direction cosine between slices, 0.06 degrees
 _SUFFIXES = {".dcm", ".dicom", ".ima"}  # names that promise DICOM: such a file that is none is an error
@@ -260,6 +261,10 @@ def _parsed(header: pydicom.Dataset, path: Path) -> _Slice:
     if min(between_rows, between_columns) <= 0 or not np.isfinite([*position, *directions.flat]).all():
         raise ValueError(f"spacing {header.PixelSpacing}, position {header.ImagePositionPatient}")
     bits, signed = int(header.BitsStored), int(header.PixelRepresentation)
+    if header.get("HighBit", bits - 1) != bits - 1:
+        # pixels not in the lowest bits: retired in DICOM PS3.5, 8.1.1; GDCM and pydicom read the lowest all the same
+        expected, found = f"HighBit {bits - 1} for {bits} bits stored", f"HighBit {header.HighBit}"
+        raise VolumeError("unreadable", path, expected, found, "export the series again")
     slope = float(1 if header.get("RescaleSlope") is None else header.RescaleSlope)
     intercept = float(header.get("RescaleIntercept") or 0)
     if slope == 0 or not math.isfinite(slope * intercept):
@@ -310,6 +315,18 @@ def _normal(part: _Slice, folder: Path) -> np.ndarray:
     return normal / lengths[2]
 
 
+def _check_line(slices: Sequence[_Slice], heights: np.ndarray, folder: Path) -> None:
+    """Refuse a slice beside the line from the first slice to the last, on which the affine has all of them."""
+    positions = np.array([part.position for part in slices])
+    share = (heights - heights[0]) / (heights[-1] - heights[0])
+    aside = np.linalg.norm(positions - positions[0] - share[:, None] * (positions[-1] - positions[0]), axis=1)
+    worst = int(aside.argmax())
+    if aside[worst] > TILT_TOLERANCE_PIXELS * min(slices[0].spacing):
+        found = f"{slices[worst].path.name} {aside[worst]:.1f} mm aside"
+        remedy = "remove what does not belong to the series, or export it again"
+        raise VolumeError("dicom_shifted_slice", folder, "slices in one straight stack", found, remedy)
+
+
 def _check_steps(slices: Sequence[_Slice], normal: np.ndarray, folder: Path) -> None:
     heights = np.array([part.position @ normal for part in slices])
     steps = np.diff(heights)
@@ -328,6 +345,7 @@ def _check_steps(slices: Sequence[_Slice], normal: np.ndarray, folder: Path) -> 
         )
         remedy = "resample it to an upright volume first (dcm2niix does)"
         raise VolumeError("dicom_gantry_tilt", folder, "an upright stack of slices", found, remedy)
+    _check_line(slices, heights, folder)
     off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights)))
     if off.max() > STEP_TOLERANCE * np.median(steps):
         raise _uneven(steps, slices, folder)

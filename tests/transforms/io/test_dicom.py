@@ -134,6 +134,29 @@ def test_a_rescale_slope_of_zero_is_refused(tmp_path, slope):
     refused(tmp_path / "series", "RescaleSlope 0", "rescale slope and intercept")
 
 
+def test_a_slice_beside_the_stack_is_refused(tmp_path):
+    """No affine has slice 1 of 4 where its header says: 0.3 mm aside passes as rounding, 20 mm do not."""
+
+    def aside(mm):
+        def move(header, k):
+            if k == 1:
+                along_row = np.array(header.ImageOrientationPatient[:3], float)
+                place = np.array(header.ImagePositionPatient, float) + mm * along_row
+                header.ImagePositionPatient = [round(float(v), 6) for v in place]
+
+        return move
+
+    stored = write_series(tmp_path / "near", change=aside(0.3))
+    assert np.array_equal(read_volume(tmp_path / "near").array, stored)
+    write_series(tmp_path / "far", change=aside(20))
+    refused(tmp_path / "far", "slice3 20.0 mm aside", "one straight stack")
+
+
+def test_pixels_that_are_not_in_the_lowest_bits_are_refused(tmp_path):
+    write_series(tmp_path / "series", change=_set(HighBit=15))
+    refused(tmp_path / "series", "HighBit 11 for 12 bits stored", "found HighBit 15")
+
+
 @pytest.mark.parametrize(("modality", "slope", "intercept"), [("CT", 1, -1024), ("MR", 1, 0), ("MR", 2.5, 3)])
 @pytest.mark.parametrize("bits", [12, 16])
 def test_white_as_the_lowest_value_changes_no_value(tmp_path, modality, slope, intercept, bits):
