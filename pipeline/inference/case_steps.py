@@ -182,13 +182,14 @@ class CaseSteps:
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         refused = write_files(segmentation, files, probabilities=restored.probabilities, image=segmented.image)
-        written = [file.path for file in files if file.kind not in refused]
+        written = {
+            str(file.path.relative_to(self.outputs.folder)): file.path for file in files if file.kind not in refused
+        }
         if not written:
             raise SegmentationError("; ".join(refused.values()))
         record = record_done(
             case,
             segmentation,
-            self.outputs,
             self.made_by,
             written=written,
             not_written={**read.refused, **refused},

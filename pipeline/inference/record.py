@@ -156,10 +156,9 @@ class CaseRecord:
 def record_done(
     case: InputCase,
     segmentation: Segmentation,
-    outputs: OutputOptions,
     made_by: Mapping[str, Any],
     *,
-    written: Sequence[Path],
+    written: Mapping[str, Path],
     not_written: Mapping[str, str],
     source_state: str,
     warnings: tuple[str, ...],
@@ -167,11 +166,10 @@ def record_done(
     seconds: Mapping[str, float],
     precision: tuple[str, ...],
 ) -> CaseRecord:
-    """The record of a case whose files are `written`; the other arguments are as `CaseRecord` has them.
+    """The record of a case, `written` to these files by name; the other arguments are as `CaseRecord` has them.
 
     Raises OSError if a file that was just written cannot be read.
     """
-    names = {str(path.relative_to(outputs.folder)): path for path in written}
     affine = segmentation.affine
     table = zip(
         segmentation.values.tolist(),
@@ -186,8 +184,8 @@ def record_done(
         status="done",
         source=tuple(str(path) for path in case.images),
         source_state=source_state,
-        files=tuple(names),
-        contents={name: content_of(path) for name, path in names.items()},
+        files=tuple(written),
+        contents={name: content_of(path) for name, path in written.items()},
         not_written=not_written,
         warnings=warnings,
         geometry=Grid(
