@@ -17,6 +17,8 @@ from networks.errors import NetworkError
 from networks.parameter_limit import limit_parameters
 from networks.registry import N_CLASSES, Specification, complete_arguments, construct, read_specification
 
+CHECKPOINT_FORMAT = 1
+"""Version of best_model.ckpt."""
 CHECKPOINT_KEYS = ("state_dict", "network")
 SMALL_SIZE = (64, 64, 64)
 """Voxels of the volumes that a network is built for where its checkpoint names no size."""
@@ -114,8 +116,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path}: no best_model.ckpt of this pipeline; it has no mapping {missing[0]}, "
             f"expected {' and '.join(CHECKPOINT_KEYS)}"
         )
-    if checkpoint.get("format") != 1:
-        raise NetworkError(f"{path}: checkpoint format {checkpoint.get('format')!r}; this version reads format 1")
+    if checkpoint.get("format") != CHECKPOINT_FORMAT:
+        found = f"checkpoint format {checkpoint.get('format')!r}"
+        raise NetworkError(f"{path}: {found}; this version reads format {CHECKPOINT_FORMAT}")
     problem = _problem_of_weights(checkpoint["state_dict"]) or _problem_of_class_names(checkpoint)
     if problem:
         raise NetworkError(f"{path}: {problem}; it is damaged, copy it again from its run")

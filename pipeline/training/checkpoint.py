@@ -9,12 +9,10 @@ from typing import Any, BinaryIO
 
 import torch
 
+from networks.checkpoint import CHECKPOINT_FORMAT
 from pipeline.files.atomic import write_atomically
 from pipeline.planning.scan_range import ScanRange
 from pipeline.training.prepared_data import Preprocessing
-
-CHECKPOINT_FORMAT = 1
-"""Version of best_model.ckpt."""
 
 
 @dataclass(frozen=True)
