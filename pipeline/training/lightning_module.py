@@ -89,9 +89,9 @@ class SegmentationModule(pl.LightningModule):
         self.skipped_steps = 0
         """Steps of the whole run that were left out."""
         self._skipped_in_a_row = 0
-        self._window: list[int] = []
+        self._samples_of_step: list[int] = []
         """Samples, over all processes, of each batch whose gradients the next step takes together."""
-        self._window_cases: list[str] = []
+        self._cases_of_step: list[str] = []
         """This process's cases since the last step."""
         self.train_loss = WeightedMean()
         self.train_accuracy = WeightedMean()
@@ -130,25 +130,25 @@ class SegmentationModule(pl.LightningModule):
         Lightning's own clipping refuses fused optimisers in bfloat16 too, where nothing is scaled. A gradient that is
         NaN or infinite would turn every weight into NaN one step before the loss does.
         """
-        self._average_window()
+        self._average_batches()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         if not torch.isfinite(norm):
-            self._skip("gradient", norm, self._window_cases, was_scaled=self._is_scaled)
+            self._skip("gradient", norm, self._cases_of_step, was_scaled=self._is_scaled)
             optimizer.zero_grad(set_to_none=True)  # a scaler has seen it, leaves the step out too and scales less
         elif norm:
             self._skipped_in_a_row = 0
         elif self.skip_undefined:  # a step that is left out; momentum must not move the weights either
             optimizer.zero_grad(set_to_none=True)
 
-    def _average_window(self) -> None:
+    def _average_batches(self) -> None:
         """Weigh the accumulated batches by their samples.
 
-        Lightning divides every loss by the number of batches in a full window, also in the last window of an epoch,
-        which may hold fewer, and where batches were left out.
+        Lightning divides every loss by the number of batches of a full step, also in the last step of an epoch,
+        which may take fewer, and where batches were left out.
         """
-        if not self._window:
+        if not self._samples_of_step:
             return
-        factor = self.trainer.accumulate_grad_batches * self._window[0] / sum(self._window)
+        factor = self.trainer.accumulate_grad_batches * self._samples_of_step[0] / sum(self._samples_of_step)
         if factor != 1:
             for parameter in self.parameters():
                 if parameter.grad is not None:
@@ -163,8 +163,8 @@ class SegmentationModule(pl.LightningModule):
         """Step, then free the gradients: left until the next backward pass, they would lie between its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         optimizer.zero_grad()
-        self._window.clear()
-        self._window_cases.clear()
+        self._samples_of_step.clear()
+        self._cases_of_step.clear()
 
     def on_train_epoch_start(self) -> None:
         """Set the epoch's learning rate and random numbers."""
@@ -182,7 +182,7 @@ class SegmentationModule(pl.LightningModule):
         image = _plain(batch["image"])
         label = _plain(batch["label"])
         cases = [str(case) for case in batch["case"]]
-        self._window_cases += cases
+        self._cases_of_step += cases
         counted: list[bool] = batch.get("counted", [True] * len(image))
         result: DiceCE = self.criterion(
             self._features(image), self.head, label, across_processes=True, counted=None if all(counted) else counted
@@ -200,13 +200,13 @@ class SegmentationModule(pl.LightningModule):
         return self._weighed(result.loss, sum(counted))
 
     def _weighed(self, loss: Tensor, n_samples: int) -> Tensor:
-        """Scale a batch's mean loss by its samples against the first of its window, see `_average_window`."""
+        """Scale a batch's mean loss by its samples against the first of its step, see `_average_batches`."""
         if self.trainer.accumulate_grad_batches == 1:
             return loss
         if self.trainer.world_size > 1:
             n_samples = int(gathered(torch.tensor([n_samples], device=loss.device)).sum())
-        self._window.append(n_samples)
-        return loss if n_samples == self._window[0] else loss * (n_samples / self._window[0])
+        self._samples_of_step.append(n_samples)
+        return loss if n_samples == self._samples_of_step[0] else loss * (n_samples / self._samples_of_step[0])
 
     def _zero_loss(self) -> Tensor:
         """A loss of 0 from every parameter.

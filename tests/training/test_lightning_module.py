@@ -163,7 +163,7 @@ def test_a_window_of_batches_that_are_all_left_out_moves_nothing(trainer):
     assert all(torch.equal(first[name], value) for name, value in second.items())
 
 
-def test_a_gradient_that_is_nan_names_all_cases_of_its_window(trainer):
+def test_a_gradient_that_is_nan_names_all_cases_of_its_step(trainer):
     with pytest.raises(TrainingError, match=r"gradient is nan in epoch 0, step 2 \(cases body_00, body_01, body_02\)"):
         trainer(Spoiler(0), accumulate_grad_batches=3).fit(module(), loader(4))
 
