@@ -147,11 +147,6 @@ def is_first_process() -> bool:
     return dist.get_rank() == 0 if _are_connected() else read_rank().rank == 0
 
 
-def rank() -> int:
-    """This process's number among those connected, 0 where there is no other."""
-    return dist.get_rank() if _are_connected() else 0
-
-
 def n_processes() -> int:
     """How many processes are connected: 1 before a training has begun, and in one of one process."""
     return dist.get_world_size() if _are_connected() else 1
@@ -222,7 +217,7 @@ def end_after_the_first(patience_s: float = 20.0) -> None:
     if n_processes() == 1:
         return
     with contextlib.suppress(Exception):  # the store is gone: so is the first process
-        if rank() == 0:
+        if is_first_process():
             _store().set(_WRITTEN, "")
             return
         until = time.monotonic() + patience_s
