@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pipeline.compute.devices import choose_device
 from pipeline.console.progress import CaseProgress, Progress
+from pipeline.console.text import first_lines
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import SPLITS, Case, Dataset
 from pipeline.datasets.listing import list_cases
@@ -188,8 +189,7 @@ def _sheared(scores: Sequence[CaseScores]) -> list[str]:
         for case in sorted(scores, key=lambda case: case.case)
         if case.surface is None
     ]
-    further = len(lines) - _MOST_NOTES
-    return lines[:_MOST_NOTES] + ([f"and {further} more cases with such voxels"] if further > 0 else [])
+    return first_lines(lines, _MOST_NOTES, "and {} more cases with such voxels")
 
 
 def default_output(run: Path | None, split: SplitName, predictions: Path | None = None) -> Path:

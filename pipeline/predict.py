@@ -14,7 +14,7 @@ from networks.errors import NetworkError
 from networks.sliding_window import STEP
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
-from pipeline.console.text import printable
+from pipeline.console.text import first_lines, printable
 from pipeline.files.atomic import check_writable, make_folder, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
@@ -131,10 +131,7 @@ class PredictionReport:
 
     def _warnings(self) -> list[str]:
         lines = [f"  {record.case}: warning: {text}" for record in self.cases for text in record.warnings]
-        if len(lines) > MOST_WARNINGS:
-            more = f"  {len(lines) - MOST_WARNINGS} more warnings are in the records (CASE.json)"
-            return [*lines[:MOST_WARNINGS], more]
-        return lines
+        return first_lines(lines, MOST_WARNINGS, "  {} more warnings are in the records (CASE.json)")
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, making the folder. Raises FileError if the disk refuses."""

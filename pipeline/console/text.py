@@ -42,6 +42,16 @@ def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
     return ", ".join(texts[:most]) + (f" and {left} {more}" if left > 0 else "")
 
 
+def first_lines(lines: Sequence[str], most: int, more: str) -> list[str]:
+    """Give the first `most` lines and, where there are others, a last one: `more` with their number in place of {}.
+
+    >>> first_lines(["case a: …", "case b: …", "case c: …"], most=1, more="and {} more cases")
+    ['case a: …', 'and 2 more cases']
+    """
+    left = len(lines) - most
+    return [*lines[:most], more.format(left)] if left > 0 else list(lines)
+
+
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list[str]:
     """Write rows of cells as lines of a table: the columns `left` are padded on the right, the others on the left.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.console.progress import Progress
-from pipeline.console.text import some_of
+from pipeline.console.text import first_lines, some_of
 from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses
@@ -108,5 +108,4 @@ def _missing_masks(predictions: CaseFiles) -> list[str]:
         f"case {case}: no predicted mask of {some_of(names, 5)}; counted as nothing predicted"
         for case, names in predictions.missing_masks.items()
     ]
-    further = len(lines) - _MOST_NOTES
-    return lines[:_MOST_NOTES] + ([f"and masks missing in {further} more cases"] if further > 0 else [])
+    return first_lines(lines, _MOST_NOTES, "and masks missing in {} more cases")
