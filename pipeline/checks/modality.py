@@ -19,10 +19,11 @@ _NNUNET = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescaleto01": "res
 """Names by which nnU-Net's dataset.json chooses a normalisation (`channel_name_to_normalization_mapping`)."""
 
 _WORDS = (
+    # Before the scans: "CT_mask" and "T1mask" are masks that were drawn on one.
+    ("rescale", r"\w*(masks?|segmentations?|seg)|clicks?|scribbles?|prior|probabilit(y|ies)"),
     ("ct", r"(ld|nc|ce|cb|hr|pc|de)?cta?\d*"),  # CT, CT1, LDCT, CBCT, CTA
     ("zscore", r"pet\d*|pt\d*|suv\w*|fdg|psma|spect"),  # hot spots, which percentiles would cut off
     ("mr", r"mri?\d*|mra|flair|dwi|adc(map)?|swi|mprage|tof|stir|dixon|lge|pdw?|t[12](?!\d)\w*"),
-    ("rescale", r"masks?|segmentations?|seg|clicks?|scribbles?|prior|probabilit(y|ies)"),
 )
 """How a channel is scaled that has one of these words (whole words, in any case) in its name; the first that fits."""
 

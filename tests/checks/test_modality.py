@@ -25,6 +25,10 @@ def image(folder: Path, array: np.ndarray) -> ImageStatistics:
         ("T1", "mr"), ("T1w", "mr"), ("t1ce", "mr"), ("T2-FLAIR", "mr"), ("MRI", "mr"), ("ADC", "mr"), ("T1Gd", "mr"),
         ("PET", "zscore"), ("PT1", "zscore"), ("PT2", "zscore"), ("SUVbw", "zscore"),
         ("organ_mask", "rescale"), ("PriorMask", "rescale"),
+        # What was drawn on a scan is named after it and is not one.
+        ("CT_mask", "rescale"), ("ct_seg", "rescale"), ("CT segmentation", "rescale"), ("ct prior", "rescale"),
+        ("T1_mask", "rescale"), ("T1mask", "rescale"), ("T2Seg", "rescale"), ("PET_mask", "rescale"),
+        ("SUVmask", "rescale"), ("CT_masked", "ct"), ("T1_segmented", "mr"),
         # nnU-Net's own words, channel_name_to_normalization_mapping
         ("noNorm", "none"), ("zscore", "zscore"), ("rescale_to_0_1", "rescale"), ("rgb_to_0_1", "rescale"),
         ("image", None), ("channel_0", None), ("contrast", None), ("T12", None), ("sector", None), ("primary", None),

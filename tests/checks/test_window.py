@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from pipeline.checks.case_check import CheckedCase
-from pipeline.checks.modality import IntensityChoice
+from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.voxel_statistics import measure_image
 from pipeline.checks.window import WIDEST, choose_window
 from transforms.io.load import read_volume
@@ -71,3 +71,14 @@ def test_each_ct_channel_counts_and_no_other(tmp_path: Path) -> None:
     assert choose_window([both], IntensityChoice(("ct", "mr"), "named so"), "auto") == choose_window([case], CT, "auto")
     assert choose_window([both], IntensityChoice(("ct", "ct"), "named so"), "auto")[1] > 2000
     assert choose_window([case], IntensityChoice(("ct", "ct"), "named so"), "auto") == WIDEST  # a channel is missing
+
+
+def test_a_mask_that_is_named_after_the_ct_leaves_its_window_alone(tmp_path: Path) -> None:
+    case, _ = case_of(tmp_path, "a", -850, 15)
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:16, 4:16, 4:16] = 1
+    mask = checked(tmp_path, "mask", label, label)
+    both = replace(case, images=(*case.images, *mask.images))
+    choice = choose_intensity(["CT", "CT_mask"], [[image] for image in both.images], "auto")
+    assert choice.by_channel == ("ct", "rescale")
+    assert choose_window([both], choice, "auto") == choose_window([case], CT, "auto")
