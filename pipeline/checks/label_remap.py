@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import yaml
@@ -22,12 +22,12 @@ def suggest_remap(cases: Sequence[CheckedCase], table: ClassTable) -> dict[int, 
     """Guess what unknown values mean: class names by value, for data.label_remap; one table for all labels.
 
     A value is taken for a class only where its label lacks as many classes as it has values too many (a mask stored
-    as 0 and 255 for the classes 0 and 1), and the class, where other labels hold it, is of a similar size there. A
-    value is taken for background only where it has a few stray voxels. Of everything else nothing is said. Where
-    labels disagree, the guess that most of them give is taken.
+    as 0 and 255 for the classes 0 and 1), and there is one way alone to take each for a class that, where other labels
+    hold it, is of a similar size there: a left and a right kidney could be either. A value is taken for background only
+    where it has a few stray voxels. Of everything else, and where labels disagree, nothing is said.
     """
     sizes_ml = _class_sizes_ml(cases, len(table.names))
-    guesses: dict[int, Counter[str]] = defaultdict(Counter)
+    guesses: dict[int, set[str]] = defaultdict(set)
     refused: set[int] = set()
     for case in cases:
         unknown = sorted(case.unknown_values.keys() - table.known_values)
@@ -36,10 +36,11 @@ def suggest_remap(cases: Sequence[CheckedCase], table: ClassTable) -> dict[int, 
         meant = _meant(case, unknown, table, sizes_ml)
         for value in unknown:
             if value in meant:
-                guesses[value][meant[value]] += 1
+                guesses[value].add(meant[value])
             else:
                 refused.add(value)
-    return {value: guesses[value].most_common(1)[0][0] for value in sorted(guesses) if value not in refused}
+    clear = sorted(value for value, names in guesses.items() if len(names) == 1 and value not in refused)
+    return {value: next(iter(guesses[value])) for value in clear}
 
 
 def write_remap(remap: Mapping[int, str]) -> str:
@@ -67,10 +68,29 @@ def _meant(case: CheckedCase, unknown: Sequence[int], table: ClassTable, sizes_m
     stray = {value: table.names[0] for value in unknown if known and counts[value] * _STRAY < min(known)}
     rest = [value for value in unknown if value not in stray and value > 0]
     if rest and len(rest) == len(lacking):
-        pairs = dict(zip(rest, lacking, strict=True))
-        if all(_fits(counts[value], case, sizes_ml[index]) for value, index in pairs.items()):
-            return stray | {value: table.names[index] for value, index in pairs.items()}
+        fitting = {value: {c for c in lacking if _fits(counts[value], case, sizes_ml[c])} for value in rest}
+        return stray | {value: table.names[index] for value, index in only_assignment(fitting).items()}
     return stray
+
+
+def only_assignment(fitting: Mapping[int, Collection[int]]) -> dict[int, int]:
+    """Give every value a class of its own among those that fit it; empty where there is no way, or more than one.
+
+    Where there is one way alone, some value has one class left at every step (Lovász and Plummer, Matching Theory).
+
+    Example:
+        >>> only_assignment({7: {2}, 9: {1, 2}}), only_assignment({7: {1, 2}, 9: {1, 2}})
+        ({7: 2, 9: 1}, {})
+    """
+    left = {value: set(classes) for value, classes in fitting.items()}
+    pairs: dict[int, int] = {}
+    while left:
+        value = next((value for value, classes in left.items() if len(classes) == 1), None)
+        if value is None:
+            return {}
+        (pairs[value],) = left.pop(value)
+        left = {other: classes - {pairs[value]} for other, classes in left.items()}
+    return pairs
 
 
 def _fits(n_voxels: int, case: CheckedCase, usual_ml: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import yaml
 
 from pipeline.check import check
 from pipeline.checks.findings import errors
+from pipeline.checks.label_remap import only_assignment
 from pipeline.cli.main import main
 from pipeline.training.prepared_data import prepare_data
 from tests.support.volumes import Folder, configured, organs, save
@@ -51,6 +53,34 @@ def test_a_class_under_another_value_is_recognised_by_what_its_label_lacks(folde
     """BraTS called its enhancing tumour 4 until 2022 and 3 since."""
     with_values(folder, "b", liver=4)
     assert table(advice(folder, "b")) == {4: "liver"}
+
+
+def test_two_kidneys_under_unknown_values_are_not_told_apart(folder: Folder) -> None:
+    """Sizes do not say which side is which: pasted, half of the guesses would exchange left and right."""
+    save(folder.label("b"), np.array([0, 9, 7, 3], np.uint8)[organs()])
+    remedy = advice(folder, "b")
+    assert remedy.startswith("find out what 7, 9 means")
+    assert "kidney" not in remedy
+
+
+def test_labels_that_disagree_on_a_value_get_no_suggestion_for_it(folder: Folder) -> None:
+    save(folder.label("a"), np.array([0, 9, 2, 3], np.uint8)[organs()])
+    for name in "bc":
+        save(folder.label(name), np.array([0, 1, 9, 3], np.uint8)[organs()])
+    assert "kidney" not in advice(folder, "a")
+
+
+def test_an_assignment_is_given_exactly_where_there_is_one_alone() -> None:
+    rng = np.random.default_rng(0)
+    n_alone = 0
+    for _ in range(300):
+        n = int(rng.integers(1, 6))
+        fits = rng.random((n, n)) < rng.choice([0.3, 0.5, 0.8])
+        ways = [way for way in permutations(range(n)) if all(fits[range(n), way])]
+        found = only_assignment({value: set(np.flatnonzero(row).tolist()) for value, row in enumerate(fits)})
+        assert found == (dict(enumerate(ways[0])) if len(ways) == 1 else {})
+        n_alone += len(ways) == 1
+    assert n_alone > 30
 
 
 def test_a_second_value_of_an_organ_beside_a_stray_one_is_not_called_background(folder: Folder) -> None:

@@ -133,7 +133,8 @@ def test_a_remap_of_masks_is_refused(tmp_path: Path) -> None:
 
 def test_awkward_class_names_survive_the_paste(folder: Folder) -> None:
     folder.labels = {"background": 0, "no": 1, "5": 2, "liver: left, [upper]": 3}
-    save(folder.label("b"), np.array([0, 10, 20, 30], np.uint8)[organs()])
+    for index, name in enumerate("abc", start=1):  # one class in each label: two at once could be either
+        save(folder.label(name), np.where(organs() == index, 10 * index, organs()).astype(np.uint8))
     table = yaml.safe_load(suggestion(folder))["label_remap"]
     assert table == {10: "no", 20: "5", 30: "liver: left, [upper]"}
     assert errors(screen(settings(folder, label_remap=table)).findings) == ()
