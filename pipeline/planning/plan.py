@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.planning.epochs import n_batches
 from pipeline.planning.network_shape import Triple, network_shape, target_spacing, triple
 
 LEAST_STEPS = 40
@@ -176,9 +177,9 @@ def make_plan(
         data.n_val * float(np.median(sizes.prod(1))) * cost.forward_voxel_s * WINDOW_PASSES / cost.n_processes
     )
     every = max(1, math.ceil(schedule.epochs * validation_s / (VALIDATION_SHARE * training_s)))
-    n_batches = _batches(data.n_train, schedule.patches_per_case, batch, cost.n_processes)
+    per_epoch = n_batches(data.n_train, schedule.patches_per_case, batch, cost.n_processes)
     plan = Plan(
-        expected_s=sum(s.epochs * n_batches * cost.step_s(s.patch, s.batch) for s in schedule.stages)
+        expected_s=sum(s.epochs * per_epoch * cost.step_s(s.patch, s.batch) for s in schedule.stages)
         + schedule.epochs / every * validation_s,
         expected_bytes=cost.peak_bytes(patch, batch),
     )
@@ -242,15 +243,10 @@ def _schedule(cost: Cost, patch: Triple, batch: int, multiple: Triple, training_
     steps = [time_s / cost.step_s(shape, size) for shape, size in zip(shapes, batches, strict=True)]
     patches_per_case = sum(steps) / N_EPOCHS / (n_train / (batch * cost.n_processes))
     patches_per_case = round(patches_per_case) if patches_per_case >= 1 else max(0.01, round(patches_per_case, 2))
-    n_batches = _batches(n_train, patches_per_case, batch, cost.n_processes)
-    epochs = [max(1, round(n / n_batches)) for n in steps]
+    per_epoch = n_batches(n_train, patches_per_case, batch, cost.n_processes)
+    epochs = [max(1, round(n / per_epoch)) for n in steps]
     stages = [Stage(shape, size, n) for shape, size, n in zip(shapes, batches, epochs, strict=True)]
     return _Schedule(tuple(stages), patches_per_case)
-
-
-def _batches(n_train: int, patches_per_case: float, batch: int, n_processes: int) -> int:
-    """Batches of each process in an epoch."""
-    return max(1, math.ceil(n_train * patches_per_case / (batch * n_processes)))
 
 
 def _n_steps(cost: Cost, patch: Triple, batch: int, multiple: Triple, training_s: float) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from pipeline.planning.epochs import n_batches
 
 Triple = tuple[int, int, int]
 
@@ -43,7 +44,7 @@ class PatchSchedule:
 
     def n_batches(self, n_cases: int, n_processes: int) -> int:
         """Batches of each process in every epoch."""
-        return max(1, math.ceil(n_cases * self.patches_per_case / (self.batch_size * n_processes)))
+        return n_batches(n_cases, self.patches_per_case, self.batch_size, n_processes)
 
     def _stage(self, epoch: int) -> tuple[Triple, int]:
         for patch, batch, epochs in self.growth:
