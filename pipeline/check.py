@@ -57,6 +57,7 @@ HEADINGS = {
     "voxels_of_two_subjects": "The same volume under two subjects",
     "dataset": "The data set itself",
     "setting": "Settings that do not fit the data set",
+    "mask_channel": "Channels that are masks by their names",
     "no_class_names": "Classes without names",
     "segment_values": "Labels whose header gives the classes other values",
     "segments": "Segmentations in several layers, or with impossible values",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.datasets.class_table import find_table
@@ -14,13 +15,20 @@ from transforms.io.load import volume_stem
 _LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt", re.IGNORECASE)
 """What the label map of a case folder is called, without the case's own name in front."""
 
+_LABEL_WORD = re.compile(r"\w*seg(mentation)?s?|labels?|labelmaps?|annotations?|ground|groundtruth|gts?", re.IGNORECASE)
+"""Words of the names of other segmentations beside it: a second rater's, or one that was merged of several."""
+
+_MASK_WORD = re.compile(r"\w*masks?|roi", re.IGNORECASE)
+"""Words of the names of images that are masks: input channels as a rule (of the brain, of the prostate)."""
+
 
 def read_folders(request: Request) -> Listing:
     """Read CASE/imaging.nii.gz + CASE/segmentation.nii.gz (KiTS), CASE/CASE-t1c.nii.gz + CASE/CASE-seg.nii.gz (BraTS).
 
     Every volume of a case folder but its label map is an image channel, called as its file without the case's name;
-    all cases must have the same channels. Class names are those of labels.json, class_names.json or dataset.json, else
-    those of the settings.
+    all cases must have the same channels. A case with a second segmentation is refused, since the network would be
+    shown what it is to find; a mask among the channels is a warning. Class names are those of labels.json,
+    class_names.json or dataset.json, else those of the settings.
 
     Raises:
         DatasetError: nothing names the classes, or two sources differ.
@@ -30,14 +38,19 @@ def read_folders(request: Request) -> Listing:
         parts = _parts(folder, request.files)
         if parts:
             cases[folder.name] = parts
-    channel_names = sorted({name for parts in cases.values() for name in parts if not _LABEL.fullmatch(name)})
+    names = {name for parts in cases.values() for name in parts}
+    channel_names = sorted(name for name in names if not _LABEL.fullmatch(name) and not _has_word(name, _LABEL_WORD))
 
     def row(case: str) -> Row:
         parts = cases[case]
         labels = [path for name, path in parts.items() if _LABEL.fullmatch(name)]
-        if len(labels) > 1:
-            found = f"{labels[0].name} and {labels[1].name}"
-            raise DatasetError("dataset", labels[0].parent, "one label map", found, "keep one of them", case)
+        segmentations = [name for name in parts if _LABEL.fullmatch(name) or _has_word(name, _LABEL_WORD)]
+        if len(segmentations) > 1:
+            raise DatasetError(
+                "dataset", request.root / case, "one label map", f"the segmentations {', '.join(segmentations)}",
+                "move the others to another folder, or list the files in a cases.csv, where every image that is named "
+                "is an input of the network", case,
+            )  # fmt: skip
         missing = [name for name in channel_names if name not in parts]
         if missing and len(missing) < len(channel_names):
             folder = request.root / case
@@ -49,13 +62,29 @@ def read_folders(request: Request) -> Listing:
     problems: list[DatasetError] = []
     rows = collect(row, cases, problems)
     classes = None if request.images_only else request.classes(find_table(request.root))
-    return Listing(tuple(rows), classes, tuple(channel_names) or ("image",), tuple(problems))
+    masks = [name for name in channel_names if _has_word(name, _MASK_WORD)]
+    warnings = [_mask_among_channels(masks, request.root)] if masks and not request.images_only else []
+    return Listing(tuple(rows), classes, tuple(channel_names) or ("image",), tuple(problems), tuple(warnings))
 
 
 def is_case_folder(folder: Path, files: FileIndex) -> bool:
     """Say whether a folder holds one label map by its name, and images beside it."""
     names = _parts(folder, files)
     return len(names) > 1 and sum(_LABEL.fullmatch(name) is not None for name in names) == 1
+
+
+def _has_word(name: str, word: re.Pattern[str]) -> bool:
+    """Say whether a name holds such a word, cut at what is no letter and before capitals: T1_seg2, LesionSeg."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(word.fullmatch(part) for part in words)
+
+
+def _mask_among_channels(masks: Sequence[str], root: Path) -> DatasetError:
+    return DatasetError(
+        "mask_channel", root, "images that do not show what is to be segmented", f"the channels {', '.join(masks)}",
+        "move these files to another folder if they were drawn from the label; nothing, if they are there for every "
+        "scan that is to be segmented",
+    )  # fmt: skip
 
 
 def _parts(folder: Path, files: FileIndex) -> dict[str, Path]:

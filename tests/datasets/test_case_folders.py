@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from pipeline.datasets.listing import find_images, list_cases
 from tests.support.datasets import LABELS, refused, volume, write_json
 
@@ -51,3 +53,31 @@ def test_what_a_case_folder_lacks_is_named(tmp_path):
     (tmp_path / "BraTS-GLI-00001-000/extra.json").write_text("{}")
     refused(tmp_path, "case BraTS-GLI-00000-000", "a label beside the image", layout="folders")
     refused(tmp_path, "case BraTS-GLI-00002-000", "one label map", layout="folders")
+
+
+@pytest.mark.parametrize("name", ["seg_rater2", "aggregated_MAJ_seg", "LesionSeg", "case-label2", "GT_second"])
+def test_a_second_segmentation_is_no_input_of_the_network(tmp_path, name):
+    kits(tmp_path)
+    volume(tmp_path / f"case_00001/{name}.nii.gz")
+    refused(
+        tmp_path,
+        "case case_00001",
+        f"found the segmentations {', '.join(sorted([name, 'segmentation']))};",
+        "cases.csv",
+    )
+    found = list_cases(tmp_path, strict=False)
+    assert found.channel_names == ("imaging",)
+    assert [case.id for case in found.cases] == ["case_00000"]
+    volume(tmp_path / f"case_00000/{name}.nii.gz")
+    refused(tmp_path, "case case_00000", "case case_00001")
+
+
+def test_a_mask_among_the_channels_is_a_warning(tmp_path):
+    kits(tmp_path)
+    for case in ("case_00000", "case_00001"):
+        volume(tmp_path / f"{case}/{case}_brain_mask.nii.gz")
+    found = list_cases(tmp_path)
+    assert found.channel_names == ("brain_mask", "imaging")
+    assert [(warning.kind, warning.found) for warning in found.warnings] == [
+        ("mask_channel", "the channels brain_mask")
+    ]
