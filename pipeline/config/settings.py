@@ -367,6 +367,14 @@ def without_effect(config: Config) -> tuple[str, ...]:
             f"training.warmup_epochs is {training.warmup_epochs} but training.max_epochs {training.max_epochs}: the "
             f"learning rate never reaches training.lr; lower --warmup_epochs or train longer"
         )
+    if data.patch_growth and all(stage[:4] == [*data.target_size, data.batch_size] for stage in data.patch_growth):
+        notes.append("data.patch_growth changes nothing: its patches and batches are the final ones; remove it")
+    grown = sum(stage[4] for stage in data.patch_growth)
+    if grown >= training.max_epochs:
+        notes.append(
+            f"data.patch_growth takes {grown} epochs but training.max_epochs is {training.max_epochs}: the network is "
+            f"never trained on data.target_size, the window it is used with; shorten the stages or train longer"
+        )
     return tuple(notes)
 
 

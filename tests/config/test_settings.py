@@ -11,6 +11,8 @@ from pipeline.config.files import to_yaml
 from pipeline.config.settings import without_effect
 from tests.support.settings import settings
 
+PATCHES = "--data.mode patch --data.spacing_mm 1 1 1 --data.target_size 16 16 16 --data.patch_growth [8,8,8,4,9]"
+
 
 def test_a_config_cannot_be_changed_after_it_was_made():
     config = settings("--dataset_root", "d")
@@ -23,6 +25,8 @@ def test_a_config_cannot_be_changed_after_it_was_made():
     [
         ("--max_epochs 3", "training.warmup_epochs is 5 but training.max_epochs 3: .* never reaches training.lr"),
         ("--base_channels 64 --model.network SegResNet", "model.base_channels is BodyNet's and changes nothing in Seg"),
+        (f"{PATCHES} --max_epochs 9", "patch_growth takes 9 epochs but training.max_epochs is 9: .* never trained on"),
+        (PATCHES.replace("8,8,8,4", "16,16,16,2"), "data.patch_growth changes nothing"),
         ("--data.intensity mr --data.window 0 80", "data.window changes nothing with data.intensity mr"),
         ("--data.intensity ct --data.percentiles 1 99", "data.percentiles change nothing with data.intensity ct"),
     ],
@@ -49,5 +53,6 @@ def test_a_window_is_two_numbers_or_the_word_auto(tmp_path):
 def test_settings_that_are_used_are_not_called_without_effect():
     used = "--base_channels 64 --data.window 0 80 --data.percentiles 1 99 --max_epochs 5 --warmup_epochs 5"
     assert without_effect(settings("--dataset_root", "d", *used.split())) == ()
+    assert without_effect(settings("--dataset_root", "d", *PATCHES.split(), "--max_epochs", "10")) == ()
     own = ["--base_channels", "64", "--model.network", '{"_target_":"networks.body_net.BodyNet"}']
     assert without_effect(settings("--dataset_root", "d", *own)) == ()
