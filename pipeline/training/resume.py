@@ -13,7 +13,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.text import some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
@@ -93,15 +94,19 @@ def refuse_changed_settings(
 ) -> None:
     """Raise ConfigError where the settings of this start would make another run of the one in `folder`.
 
+    A setting that the run's version did not have yet counts as its default: a new setting's default is what was done
+    before it came. Where that is no longer so, the default of then must be named here.
+
     Args:
         folder: the run's.
         settings: as `config.files.as_mapping` gives them.
         may_move_data: accept another data.dataset_root; the cases are compared by content, see `refuse_changed_cases`.
     """
     before = folder.read_config()
+    defaults = as_mapping(Config(data=DataConfig(dataset_root=".")))
     for group, values in settings.items():
         for key, value in values.items():
-            old = before[group].get(key, value)
+            old = before[group].get(key, defaults[group][key])
             if f"{group}.{key}" in MAY_CHANGE_ON_RESUME or old == value:
                 continue
             if value is None and (group, key) in {("model", "n_classes"), ("training", "n_gpus")}:
@@ -110,8 +115,9 @@ def refuse_changed_settings(
                 continue
             if value == "auto" and (group, key) == ("data", "window"):
                 continue  # the run has found its numbers, see `keep_window`
+            of_then = "" if key in before[group] else " (the version of then had no such setting)"
             raise ConfigError(
-                f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}; "
+                f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}{of_then}; "
                 "a resumed run keeps it: give the old value, or start another run"
             )
 

@@ -165,6 +165,46 @@ def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, t
     assert (run / "training_summary.json").read_bytes() == before
 
 
+NEW_SETTINGS = {
+    "data": "mode spacing_mm patches_per_case foreground patch_growth sided_pairs split_shares subject_pattern".split(),
+    "training": ["validate_every"],
+}
+"""What training_config.json of version 0.1.0 of 23 November 2026 (ea97f9d) did not have."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (
+            {"data.mode": "patch", "data.spacing_mm": "24 24 24"},
+            r"data\.mode is 'patch', .* started with 'resize' \(the v",
+        ),
+        (
+            {"training.validate_every": "2"},
+            r"training\.validate_every is 2, but .* started with 1 \(the version of then",
+        ),
+        ({"data.split_shares": "60 30 10"}, r"data\.split_shares is \[60.*started with \[80\.0, 10\.0, 10\.0\]"),
+        ({}, None),
+    ],
+)
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_path, settings, words):
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path), **settings)
+    record = strict_json(run / "training_config.json")
+    for group, names in NEW_SETTINGS.items():
+        for name in names:
+            del record[group][name]
+    record["data"]["window"] = [-1000.0, 1000.0]  # the default of then
+    (run / "training_config.json").write_text(json.dumps(record))
+    if words:
+        with pytest.raises(ConfigError, match=words):
+            run_training(config, resume=True)
+        return
+    lines = []
+    run_training(config, resume=True, say=lines.append)
+    assert "CT window: -1000 to 1000 HU" in lines
+    assert strict_json(run / "training_config.json")["data"]["window"] == [-1000.0, 1000.0]
+
+
 @pytest.mark.parametrize(("damage", "found"), [("gone", "no file"), ("cut", "a damaged file"), ("older", "epoch 9")])
 def test_best_weights_that_are_not_the_logs_are_refused_when_resuming(work, interrupted, tmp_path, damage, found):
     config, run = settings_of(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path))
