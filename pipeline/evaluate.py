@@ -21,6 +21,7 @@ from pipeline.evaluation.pairing import Matching, match
 from pipeline.evaluation.scoring import score_pairs
 from pipeline.evaluation.summary import Evaluation, worst_first
 from pipeline.inference.batch import segment_cases
+from pipeline.inference.channel_order import channel_order
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import load_models
 from pipeline.inference.passes import InferenceOptions
@@ -115,11 +116,12 @@ def evaluate_run(
         raise EvaluationError(
             f"{folder.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
         )
+    order = channel_order(dataset.channel_names, models[0].channel_names, dataset.root)
     target = default_output(folder.path, split) if output is None else Path(output)
     outputs = OutputOptions(target / "predictions", models[0].class_names, models[0].label_values)
     records = segment_cases(
         models,
-        [InputCase(case.id, case.image) for case in cases],
+        [InputCase(case.id, tuple(case.image[position] for position in order)) for case in cases],
         outputs,
         InferenceOptions(precision=precision),
         overwrite=overwrite,

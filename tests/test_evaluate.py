@@ -13,6 +13,7 @@ import torch
 
 from networks.body_net import BodyNet
 from pipeline.cli.main import main
+from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import default_output, evaluate, evaluate_run
 from pipeline.evaluation import case_scores, scoring
 from pipeline.evaluation.case_scores import SURFACE_METRICS
@@ -23,8 +24,12 @@ from pipeline.evaluation.summary import CONVENTIONS
 from pipeline.files.atomic import FileError
 from pipeline.phantoms.balls import balls
 from pipeline.runs.run_folder import RunFolder
+from tests.support.datasets import write_json
 from tests.support.evaluation import SCHEMA, blobs, save, three_cases
+from tests.support.tiny_prediction import checkpoint, scan, voxels
 from transforms.chains import preprocessing_arguments
+
+ORDER = ("T2", "FLAIR")
 
 
 @pytest.fixture
@@ -211,6 +216,28 @@ def test_a_split_without_cases_or_a_changed_data_set_is_refused(run_folder):
     (Path(run_folder.read_config()["data"]["dataset_root"]) / "labels" / "case_1.nii.gz").unlink()
     with pytest.raises(EvaluationError, match="case case_1: expected it in"):
         evaluate_run(run_folder.path, "val")
+
+
+def test_a_run_is_scored_alike_when_its_data_set_names_its_channels_in_another_order(run_folder, tmp_path):
+    root = Path(run_folder.read_config()["data"]["dataset_root"])
+    checkpoint(run_folder.best_checkpoint, names=["background", "ball"], channels=("T2", "FLAIR"), label_values=[0, 7])
+    files = {name: str(scan(tmp_path / f"{name}.nii.gz", (24, 24, 24), np.eye(4), seed=len(name))) for name in ORDER}
+    found = []
+    for order in (ORDER, ORDER[::-1], ("T1", "FLAIR")):
+        cases = [
+            {"case": f"case_{n}", "image": [files.get(name, files["T2"]) for name in order], "label": str(label)}
+            for n, label in enumerate(sorted((root / "labels").iterdir()))
+        ]
+        write_json(
+            root / "cases.json", {"channel_names": order, "labels": {"background": 0, "ball": 7}, "cases": cases}
+        )
+        if "T1" in order:
+            with pytest.raises(DatasetError, match=r"the run's image channels, T2, FLAIR, found T1, FLAIR"):
+                evaluate_run(run_folder.path, "val", precision="32", output=tmp_path / order[0])
+        else:
+            evaluate_run(run_folder.path, "val", precision="32", output=tmp_path / order[0])
+            found.append(voxels(tmp_path / order[0] / "predictions" / "case_0.nii.gz"))
+    assert np.array_equal(*found)
 
 
 def test_the_command_reuses_finished_predictions_unless_told_to_overwrite(run_folder, capsys):

@@ -112,6 +112,8 @@ class ImageListing:
 
     images: Mapping[str, tuple[Path, ...]]
     """By case id its image files, one a channel."""
+    channel_names: tuple[str, ...]
+    """Names of the channels in the order of the files; `rows.are_named` says whether they are the data set's own."""
     refused: tuple[DatasetError, ...]
     """Why the others cannot serve."""
 
@@ -153,7 +155,8 @@ def find_images(path: Path | str, *, n_channels: int | None = None, follow_links
     trusted = _trust(replace(listing, rows=images), path, layout, files, follow_links=follow_links)
     if not trusted.rows:
         raise DatasetError.all_of(trusted.refused)
-    return ImageListing({row.id: row.image for row in trusted.rows}, trusted.refused)
+    images_of = {row.id: row.image for row in trusted.rows}
+    return ImageListing(images_of, listing.channel_names, trusted.refused)
 
 
 def _is_series(path: Path, files: FileIndex) -> bool:

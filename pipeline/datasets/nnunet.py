@@ -162,7 +162,8 @@ def read_numbered(folder: Path, n_channels: int | None, files: FileIndex) -> Lis
     paths = files.volume_files(folder)
     if not any(has_channel_number(path) for path in paths):
         return None
-    declared = _declared_channels(folder, files)
+    names = _declared_channels(folder, files)
+    declared = len(names) if names else None
     if declared is None and has_all_channels(paths):
         counts = Counter(match["case"] for path in paths if (match := _CHANNEL.fullmatch(volume_stem(path))))
         same = set(counts.values())
@@ -182,18 +183,21 @@ def read_numbered(folder: Path, n_channels: int | None, files: FileIndex) -> Lis
         return Row(case, tuple(_only(channels[case][number], ".nii.gz", case) for number in numbers), None)
 
     rows = collect(row, channels, problems)
-    return Listing(tuple(rows), None, unnamed_channels(rows), tuple(problems))
+    return Listing(tuple(rows), None, names or unnamed_channels(rows), tuple(problems))
 
 
-def _declared_channels(folder: Path, files: FileIndex) -> int | None:
-    """How many image channels nnU-Net's dataset.json in a folder or above it names; None without one."""
+def _declared_channels(folder: Path, files: FileIndex) -> tuple[str, ...] | None:
+    """The image channels that nnU-Net's dataset.json in a folder or above it names; None without one."""
     for root in (folder, folder.resolve().parent):
         if files.is_file(root / "dataset.json"):
             try:
-                channels = read_description(root).get("channel_names")
+                description = read_description(root)
+                channels = description.get("channel_names") or description.get("modality")
+                names = parse_channel_names(channels, root / "dataset.json") if channels else ()
             except DatasetError:
                 return None
-            return len(channels) if isinstance(channels, dict | list) and channels else None
+            # The Decathlon has a "modality", too; with one channel its numbers are those of the cases.
+            return names if description.get("channel_names") or len(names) > 1 else None
     return None
 
 

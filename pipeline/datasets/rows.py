@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
@@ -147,5 +147,17 @@ def parse_channel_names(channels: Any, source: Path) -> tuple[str, ...]:
 
 def unnamed_channels(rows: Iterable[Row]) -> tuple[str, ...]:
     """Return names for the channels of a data set that names none: image, image1, …, as many as its first case has."""
-    n_channels = next((len(row.image) for row in rows), 1)
+    return _placeholders(next((len(row.image) for row in rows), 1))
+
+
+def are_named(channel_names: Sequence[str]) -> bool:
+    """Say whether channels have names of their own, not those of `unnamed_channels`.
+
+    >>> are_named(["T1", "T2"]), are_named(["image", "image1"])
+    (True, False)
+    """
+    return tuple(channel_names) != _placeholders(len(channel_names))
+
+
+def _placeholders(n_channels: int) -> tuple[str, ...]:
     return tuple(f"image{i}" if i else "image" for i in range(n_channels))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.datasets.listing import ImageListing, find_images
+from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind
 from transforms.io.errors import VolumeError
@@ -69,7 +70,8 @@ def list_inputs(
     """List the cases below some paths: volumes, DICOM folders, folder trees, or data sets in a layout of training.
 
     Of a data set all images are taken, labelled or not, with the data set's own case ids; also of the folders that
-    nnU-Net predicts (CASE_0000, CASE_0001, …) and of list files. Elsewhere the images of a case with several channels
+    nnU-Net predicts (CASE_0000, CASE_0001, …) and of list files. Where the data set names its channels, they are
+    brought into the network's order by name (`channel_order`). Elsewhere the images of a case with several channels
     are put together by `list_volumes`. What cannot be listed or accessed becomes a case with an error. A link that
     leads out of a path is refused unless `follow_links`; the path itself may be one. What lies in the folder `output`
     is passed over, as it may be results of the same command.
@@ -81,8 +83,8 @@ def list_inputs(
         output: the folder of the results.
 
     Raises:
-        VolumeError, DatasetError: a path without any. SegmentationError: two cases of one name, or a path that is
-            the output folder.
+        VolumeError, DatasetError: a path without any, a data set with other channels. SegmentationError: two cases of
+            one name, or a path that is the output folder.
     """
     found: list[InputCase] = []
     plain: list[Path] = []
@@ -91,7 +93,7 @@ def list_inputs(
             raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
         listing = find_images(path, n_channels=len(channel_names), follow_links=follow_links)
         if listing is not None:
-            found += _of_dataset(listing, path, output, follow_links=follow_links)
+            found += _of_dataset(listing, path, channel_names, output, follow_links=follow_links)
         else:
             plain.append(path)
     if plain:
@@ -102,8 +104,11 @@ def list_inputs(
     return tuple(found)
 
 
-def _of_dataset(listing: ImageListing, root: Path, output: Path | None, *, follow_links: bool) -> list[InputCase]:
-    images = dict(listing.images)
+def _of_dataset(
+    listing: ImageListing, root: Path, channel_names: Sequence[str], output: Path | None, *, follow_links: bool
+) -> list[InputCase]:
+    order = channel_order(listing.channel_names, channel_names, root)
+    images = {case: tuple(files[position] for position in order) for case, files in listing.images.items()}
     if output is not None and output.resolve().is_relative_to(root.resolve()):
         there = output.resolve()
         images = {case: files for case, files in images.items() if not files[0].resolve().is_relative_to(there)}
