@@ -32,8 +32,8 @@ SCALINGS = {"centred": (-1.0, 1.0), "unit": (0.0, 1.0)}
 """Ranges that "ct", "mr" and "rescale" scale to. Networks compute in bfloat16, too, whose steps are 1/256 of a value:
 with a window of −1000…1000, a CT at 40 HU has steps of 0.25 HU in −1…1, and of 8 HU in 0…1.
 
-"unit" is what checkpoints without this argument were trained with; a channel whose foreground is constant (a mask)
-then becomes 0 everywhere."""
+"unit" is what checkpoints without this argument were trained with; a channel whose foreground is constant (a mask, also
+an empty or a full one) then becomes 0 everywhere."""
 
 
 def scale_channel(
@@ -44,7 +44,10 @@ def scale_channel(
     percentiles: Sequence[float | int] = (0.5, 99.5),
     scaling: str = "centred",
 ) -> Float[Tensor, "I J K"]:
-    """Scale one channel as an entry of `INTENSITIES` says. A constant channel becomes 0, or one value in a CT.
+    """Scale one channel as an entry of `INTENSITIES` says.
+
+    A constant channel becomes 0 with "zscore". With "mr" and "rescale" it becomes what it would be beside zeros: the
+    top of the range above 0 (a full mask), else the bottom (an empty mask).
 
     >>> hu = torch.tensor([-1024.0, -160, 40, 240, 3000]).view(5, 1, 1)
     >>> scale_channel(hu, "ct", window=(-160, 240)).flatten()
@@ -57,9 +60,9 @@ def scale_channel(
     if intensity == "zscore":
         return _standardised(channel, by_foreground_alone=scaling == "unit")
     low, high = _limits(channel, intensity, window, percentiles, by_foreground_alone=scaling == "unit")
-    if high <= low:
-        return torch.zeros_like(channel)
     bottom, top = SCALINGS[scaling]
+    if high <= low:
+        return torch.full_like(channel, top if low > 0 and scaling != "unit" else bottom)
     return ((channel - low) / (high - low) * (top - bottom) + bottom).clamp_(bottom, top)
 
 

@@ -60,6 +60,17 @@ def test_a_mask_keeps_its_two_values_apart(intensity):
     assert apply("mr", few).unique().numel() >= 2
 
 
+@pytest.mark.parametrize("intensity", ["mr", "rescale"])
+@pytest.mark.parametrize("value", [1.0, 255.0])
+def test_an_empty_and_a_full_mask_are_what_a_mask_is_outside_and_inside(intensity, value):
+    mask = torch.zeros(1, 10, 10, 10)
+    mask[:, 2:5, 3:7, 4:6] = value
+    outside, inside = apply(intensity, mask).unique().tolist()
+    assert apply(intensity, torch.zeros(1, 4, 4, 4)).unique().tolist() == [outside]
+    assert apply(intensity, torch.full((1, 4, 4, 4), value)).unique().tolist() == [inside]
+    assert not apply(intensity, torch.full((1, 4, 4, 4), value), scaling="unit").any()  # as earlier runs were trained
+
+
 @pytest.mark.parametrize("intensity", ["mr", "zscore"])
 def test_runs_of_earlier_versions_keep_their_masks_at_zero(intensity):
     mask = torch.zeros(1, 6, 6, 6)
