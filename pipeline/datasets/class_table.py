@@ -38,6 +38,8 @@ class ClassTable:
     remap: Mapping[int, int] = field(default_factory=dict)
     """Class indices of further values of the label files, or of values that are to mean another class; those of
     values to ignore are `ignore_index(len(names))`."""
+    states_values: bool = field(default=True, compare=False, repr=False)
+    """Whether the data set wrote the values down; False for a bare list of names, which may be meant as an order."""
 
     @cached_property
     def class_of_value(self) -> dict[int, int]:
@@ -89,7 +91,8 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
         raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
     ignored = [value for value, name in pairs if str(name).lower() == "ignore"]
     table = _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
-    return replace(table, remap=dict.fromkeys(ignored[1:], ignore_index(len(table.names))))
+    further = dict.fromkeys(ignored[1:], ignore_index(len(table.names)))
+    return replace(table, remap=further, states_values=isinstance(labels, dict))
 
 
 def _in_order(names: Sequence[Any], source: Path) -> list[tuple[int, Any]]:

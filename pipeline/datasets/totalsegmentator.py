@@ -24,9 +24,9 @@ def read_totalsegmentator(request: Request) -> Listing:
 
     Classes are the structures' names, sorted, over all cases, or those of the settings, labels.json or
     class_names.json, in their order; masks beyond these are passed over. CASE/combined_labels.nii.gz is read instead
-    of the masks where there are none, or where labels.json or class_names.json says what its values mean. meta.csv
-    (";" or ",") gives image_id and split, and the subject where it has such a column. Folders with masks and no image
-    are named, and so are cases of meta.csv without a folder.
+    of the masks where no case has any, or where labels.json or class_names.json says what its values mean
+    ({"liver": 5}; a bare list only orders the masks). meta.csv (";" or ",") gives image_id and split, and the subject
+    where it has such a column. Folders with masks and no image are named, and so are cases of meta.csv without one.
 
     Raises:
         DatasetError: meta.csv or the table of classes cannot be read, or nothing names a structure.
@@ -41,6 +41,7 @@ def read_totalsegmentator(request: Request) -> Listing:
     segmented = [case for case, folder in folders.items() if case in images or is_segmented(folder, request.files)]
     masks = {case: _masks(folders[case], request.files) for case in segmented}
     own_table = find_table(request.root)
+    states_values = own_table is not None and own_table.states_values
     structures = sorted(set().union(*masks.values()))
     if own_table is None and not request.class_names and structures:
         classes = ClassTable.in_order(["background", *structures], request.root)
@@ -51,8 +52,14 @@ def read_totalsegmentator(request: Request) -> Listing:
 
     def row(case: str) -> Row:
         combined = folders[case] / _COMBINED
-        if request.files.is_file(combined) and (own_table is not None or not masks[case]):
-            label: Label | None = combined
+        label: Label | None
+        if request.files.is_file(combined) and (states_values or not structures):
+            label = combined
+        elif request.files.is_file(combined) and not masks[case]:
+            remedy = 'add the masks, or write labels.json with the values ({"liver": 5, …})'
+            raise DatasetError(
+                "dataset", combined, "masks, as other cases have, or a table of values", "neither", remedy, case
+            )
         else:
             label = _one_mask_a_class(masks[case], classes, case)
         image = (images[case],) if case in images else ()

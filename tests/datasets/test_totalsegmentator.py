@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipeline.check import check
 from pipeline.datasets.listing import list_cases
 from tests.support.datasets import refused, totalsegmentator, volume, write_json
+from tests.support.volume_files import save
+from transforms.io.load import LoadVolumed
 
 
 def test_masks_become_classes_by_name(tmp_path):
@@ -33,6 +37,30 @@ def test_combined_labels_are_used_where_their_values_are_known(tmp_path):
     found = list_cases(tmp_path)
     assert found.cases[0].label == tmp_path / "s1/combined_labels.nii.gz"
     assert (found.classes.values, found.channel_names) == ((0, 4, 9), ("MR",))
+
+
+def test_a_bare_list_orders_the_masks_and_says_nothing_of_combined_labels(tmp_path):
+    totalsegmentator(tmp_path)
+    liver, spleen = np.zeros((2, 2, 2, 2), np.uint8)
+    liver[0], spleen[1] = 1, 1
+    for case in ("s1", "s2"):
+        for name, array in (("liver", liver), ("spleen", spleen)):
+            save(tmp_path / f"{case}/segmentations/{name}.nii.gz", array, np.eye(4))
+        save(tmp_path / f"{case}/combined_labels.nii.gz", liver + 2 * spleen, np.eye(4))
+    for names, masks in ((["background", "spleen", "liver"], True), ({"liver": 1, "spleen": 2}, False)):
+        write_json(tmp_path / "labels.json", names)
+        found = list_cases(tmp_path)
+        label = found.cases[0].label
+        assert isinstance(label, tuple) == masks
+        loaded = LoadVolumed(label_values=found.classes.values)({"image": found.cases[0].image[0], "label": label})
+        classes = loaded["label"].numpy()[0]
+        for name, mask in (("liver", liver), ("spleen", spleen)):
+            assert np.array_equal(classes == found.classes.names.index(name), mask == 1)
+    write_json(tmp_path / "labels.json", ["background", "spleen", "liver"])
+    (tmp_path / "s2/segmentations/spleen.nii.gz").unlink()
+    refused(tmp_path, "case s2", "none for ['spleen']")
+    (tmp_path / "s2/segmentations/liver.nii.gz").unlink()
+    refused(tmp_path, "case s2", "combined_labels.nii.gz", "masks, as other cases have", "labels.json")
 
 
 def test_class_names_without_a_background_do_not_swallow_the_first_structure(tmp_path):
