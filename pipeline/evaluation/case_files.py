@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import find_dataset
+from pipeline.evaluation.header_classes import Headers, read_headers
 from pipeline.evaluation.label_maps import is_seg
-from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.options import EvaluationError, Kind
 from pipeline.files.json_files import read_json
-from transforms.io.dicom_seg import is_dicom_seg, segment_numbers
+from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
-from transforms.io.segment_names import segment_values
-
-Kind = Literal["prediction", "label"]
 
 _NOT_MASKS = {"ct", "mr", "mri", "combined_labels"}
 """Volumes that lie among the masks of a case and are not one of them."""
@@ -43,8 +39,8 @@ class CaseFiles:
     """One case was named rather than a folder of cases: it may be called otherwise than its counterpart."""
     are_masks: bool = False
     """Their classes have the names of mask files, and no values that a label map could share."""
-    own_values: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """By case, the value of each class of `table` in its file, where the file's own header says so (.seg.nrrd)."""
+    headers: Headers = field(default_factory=Headers)
+    """What the files' own headers say of their classes (.seg.nrrd, DICOM SEG)."""
     missing_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By case, structures of other cases for which it has no mask."""
 
@@ -76,16 +72,16 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     if dataset is not None:
         labelled = [case for case in dataset.cases if case.label is not None]
         files = {case.id: case.label for case in labelled if case.label is not None}
-        _, own_values = named_by_headers(files, dataset.classes)
+        headers = read_headers(files, dataset.classes, kind)
         subjects = {case.id: case.subject for case in labelled}
-        return CaseFiles(kind, path, files, dataset.classes, subjects=subjects, own_values=own_values)
+        return CaseFiles(kind, path, files, dataset.classes, subjects=subjects, headers=headers)
     label_maps = _label_maps(path)
     folders = {} if label_maps else _mask_folders(path)
     if folders:
         return _masks_by_case(kind, path, folders)
     files = _by_case(label_maps, path)
-    table, own_values = named_by_headers(files, _table_beside(path, files, kind))
-    return CaseFiles(kind, path, files, table, is_one_case=path.is_file(), own_values=own_values)
+    headers = read_headers(files, _table_beside(path, files, kind), kind)
+    return CaseFiles(kind, path, files, headers.table, is_one_case=path.is_file(), headers=headers)
 
 
 def _label_maps(path: Path) -> list[Path]:
@@ -205,56 +201,3 @@ def table_of_records(folder: Path, cases: Iterable[str]) -> ClassTable | None:
             )
         found = found or (record, table)
     return found[1] if found else None
-
-
-def named_by_headers(
-    files: Mapping[str, Label], table: ClassTable | None
-) -> tuple[ClassTable | None, dict[str, tuple[int, ...]]]:
-    """Take the names in headers of .seg.nrrd and DICOM SEG files, which may give a class another value in each file.
-
-    Args:
-        files: by case.
-        table: the classes, where something beside the files names them; a header that names others is passed over.
-
-    Returns:
-        The table, that of all names in the headers where there was none; and by case the value of each of its classes.
-
-    Raises:
-        VolumeError: a header that cannot be read.
-        EvaluationError: files without names beside others whose headers do not agree on the values.
-    """
-    found = {case: _header_values(source) for case, source in files.items() if isinstance(source, Path)}
-    named = {case: values for case, values in found.items() if values}
-    if table is None and named:
-        table = _table_of_headers(named, files)
-    if table is None:
-        return None, {}
-    own_values = {}
-    for case, values in named.items():
-        if values.keys() <= set(table.names[1:]) and 0 not in values.values():
-            own_values[case] = _in_order_of(table, values)
-    return table, own_values
-
-
-def _header_values(path: Path) -> dict[str, int] | None:
-    return segment_numbers(path) if is_seg(path) else segment_values(path)
-
-
-def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str, Label]) -> ClassTable:
-    """The classes that headers name: with the headers' values where these agree, else in the order of their names."""
-    pairs = {(name, value) for values in named.values() for name, value in values.items()}
-    names, numbers = sorted({name for name, _ in pairs}), {value for _, value in pairs}
-    if len(pairs) == len(names) == len(numbers):
-        return parse_table(dict(pairs), Path("header"))
-    if unnamed := [case for case in files if case not in named]:
-        raise EvaluationError(
-            f"case {unnamed[0]}: {files[unnamed[0]]}: expected names of segments in its header, since the others give "
-            "one name different values, found none; export it with names, or write a labels.json beside the files"
-        )
-    return ClassTable.in_order(["background", *names], Path("header"))
-
-
-def _in_order_of(table: ClassTable, values: Mapping[str, int]) -> tuple[int, ...]:
-    """The value of each class in a file; a class that its header does not name gets one that no voxel has."""
-    free = itertools.count(max(values.values(), default=0) + 1)
-    return (0, *(values[name] if name in values else next(free) for name in table.names[1:]))

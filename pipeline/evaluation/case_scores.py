@@ -53,9 +53,9 @@ class Pair:
     label: Label
     subject: str | None = None
     """Whose scan it is, where a data set says so; None: nothing is known of it."""
-    prediction_values: tuple[int, ...] | None = None
-    """The value of each class in this prediction, where its own header says so (.seg.nrrd); None: as in the others."""
-    label_values: tuple[int, ...] | None = None
+    prediction_table: ClassTable | None = None
+    """The values of the classes in this prediction, where its own header says so; None: as in the others."""
+    label_table: ClassTable | None = None
     """The same for the label."""
 
 
@@ -188,11 +188,10 @@ class _Maps(NamedTuple):
 
 
 def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _Maps:
-    label_table = _with_values(classes.label, pair.label_values)
+    label_table = pair.label_table or classes.label
     label = read_label_map(pair.label, pair.case, label_table)
     digest = _hash(label.indices, label_table, label.affine)
-    prediction_table = _with_values(classes.prediction, pair.prediction_values)
-    prediction = read_label_map(pair.prediction, pair.case, prediction_table)
+    prediction = read_label_map(pair.prediction, pair.case, pair.prediction_table or classes.prediction)
     if is_seg(pair.label):
         label = covering(label, prediction)
     if is_seg(pair.prediction):
@@ -206,10 +205,6 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
         digest,
         resampled,
     )
-
-
-def _with_values(table: ClassTable, values: tuple[int, ...] | None) -> ClassTable:
-    return table if values is None else ClassTable(table.names, values)
 
 
 def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:

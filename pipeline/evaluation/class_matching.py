@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,6 +14,7 @@ from jaxtyping import Integer
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.errors import DatasetError
+from pipeline.writers.segmentation import segment_label
 from transforms.io.label_values import ignore_index, label_dtype
 
 
@@ -92,26 +93,13 @@ def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> Integer[np
 def match_by_name(label: ClassTable, prediction: ClassTable) -> CommonClasses:
     """Find the classes that both tables name; the background is common whatever it is called.
 
-    Names are compared as they are, and where that finds nothing without regard to case, blanks and punctuation: the
-    name of a mask's file often is a class's name without them ("Left kidney", left_kidney.nii.gz).
+    See `match_names` for how names are compared.
 
     Raises:
         DatasetError: not one class beside the background in common.
     """
-    exact = {name: c for c, name in enumerate(prediction.names) if c}
-    loose = _by_plain_name(prediction)
-    distinct = _by_plain_name(label)
-    names_of_label = set(label.names)
-    pairs = [(0, 0)]
-    for c, name in enumerate(label.names[1:], start=1):
-        found = exact.get(name)
-        if found is None and _plain(name) in distinct:
-            found = loose.get(_plain(name))
-            # A name that another class of the labels has in full is that class's.
-            if found is not None and prediction.names[found] in names_of_label:
-                found = None
-        if found is not None:
-            pairs.append((c, found))
+    found = match_names(label.names[1:], prediction.names[1:])
+    pairs = [(0, 0), *((c + 1, found[c] + 1) for c in sorted(found))]
     if len(pairs) == 1:
         held = f"the predictions hold {some_of(prediction.names[1:], 6)}, the labels {some_of(label.names[1:], 6)}"
         remedy = "rename the classes of the predictions or of the labels in their labels.json"
@@ -121,11 +109,32 @@ def match_by_name(label: ClassTable, prediction: ClassTable) -> CommonClasses:
     return CommonClasses(label, prediction, of_label, of_prediction)
 
 
-def _by_plain_name(table: ClassTable) -> dict[str, int]:
-    """Class by name without case and punctuation; names that are then the same are left out."""
-    plain = [_plain(name) for name in table.names]
-    count = Counter(plain[1:])
-    return {name: c for c, name in enumerate(plain) if c and count[name] == 1}
+def match_names(wanted: Sequence[str], found: Sequence[str]) -> dict[int, int]:
+    """Find names among others: for each index in `wanted` that in `found`, where there is one.
+
+    Names are compared as they are; where that finds nothing without regard to case, blanks and punctuation, since the
+    name of a mask's file often is a class's name without them ("Left kidney", left_kidney.nii.gz); then as far as a
+    DICOM SEG has them. A name that two would match so, or that is another wanted one in full, matches none.
+
+    >>> match_names(["liver", "Left kidney"], ["left_kidney", "liver", "tumour"])
+    {0: 1, 1: 0}
+    """
+    indices = {name: index for index, name in enumerate(found)}
+    matched = {index: indices[name] for index, name in enumerate(wanted) if name in indices}
+    in_full = set(wanted)
+    for form in (_plain, lambda name: _plain(segment_label(name))):
+        others = _only_ones(found, form)
+        for name, index in _only_ones(wanted, form).items():
+            if index not in matched and name in others and found[others[name]] not in in_full:
+                matched[index] = others[name]
+    return matched
+
+
+def _only_ones(names: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:
+    """Index of each name by its form; forms of two names are left out."""
+    forms = [form(name) for name in names]
+    count = Counter(forms)
+    return {name: index for index, name in enumerate(forms) if count[name] == 1}
 
 
 def _plain(name: str) -> str:

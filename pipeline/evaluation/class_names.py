@@ -10,10 +10,10 @@ import numpy as np
 from pipeline.console.progress import Progress
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, parse_table
-from pipeline.evaluation.case_files import CaseFiles, Kind
+from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses, match_by_name
-from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.options import EvaluationError, Kind
 from transforms.io import label_values
 from transforms.io.errors import VolumeError
 from transforms.io.load import read_volume

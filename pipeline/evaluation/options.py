@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.metrics.surface_elements import SurfaceKind
+
+Kind = Literal["prediction", "label"]
+"""Which of the two that are compared."""
 
 
 class EvaluationError(ValueError):

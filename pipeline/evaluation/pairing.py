@@ -59,6 +59,8 @@ def match(
                 f"case {case}: expected a mask for each structure that other cases have, found none for "
                 f"{some_of(missing, 5)}; write an empty mask where it is absent from the body"
             )
+        elif reason := predictions.headers.refused.get(prediction) or labels.headers.refused.get(label):
+            refused[case] = reason
         else:
             pairs.append(
                 Pair(
@@ -66,8 +68,8 @@ def match(
                     predictions.files[prediction],
                     labels.files[label],
                     labels.subjects.get(label),
-                    predictions.own_values.get(prediction),
-                    labels.own_values.get(label),
+                    predictions.headers.own_tables.get(prediction),
+                    labels.headers.own_tables.get(label),
                 )
             )
     classes, notes = find_classes(predictions, labels, class_names, pairs, progress)
@@ -75,7 +77,7 @@ def match(
     return Matching(
         pairs=tuple(pairs),
         classes=classes,
-        notes=(*notes, *_missing_masks(predictions)),
+        notes=(*notes, *predictions.headers.notes, *labels.headers.notes, *_missing_masks(predictions)),
         refused=refused,
         labels_without_prediction=tuple(sorted(case for case in labels.files if case not in paired_labels)),
         predictions_without_label=tuple(sorted(case for case in predictions.files if case not in paired_predictions)),

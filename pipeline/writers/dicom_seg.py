@@ -24,8 +24,8 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
 from pipeline.files.atomic import write_atomically
-from pipeline.writers.segmentation import Segmentation, SegmentationError, printable
-from pipeline.writers.terminology import LONGEST_LABEL, Term, terms
+from pipeline.writers.segmentation import Segmentation, SegmentationError, segment_label
+from pipeline.writers.terminology import Term, terms
 from transforms.io.dicom import series_files
 
 log = logging.getLogger(__name__)
@@ -174,10 +174,10 @@ def _made_uid(keyword: str, instance_uids: Sequence[str]) -> str:
 
 
 def _describe(segmentation: Segmentation, index: int, number: int, term: Term) -> hd.seg.SegmentDescription:
-    name = printable(segmentation.class_names[index])
+    name = segment_label(segmentation.class_names[index])
     description = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:LONGEST_LABEL],
+        segment_label=name,
         segmented_property_category=term.category,
         segmented_property_type=term.code,
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -185,7 +185,7 @@ def _describe(segmentation: Segmentation, index: int, number: int, term: Term) -
             name="bodyseg", family=codes.DCM.ArtificialIntelligence, version=version("bodyseg")
         ),
         tracking_uid=hd.UID(),
-        tracking_id=name[:LONGEST_LABEL],
+        tracking_id=name,
     )
     if term.laterality is not None:
         modifier = hd.sr.CodedConcept.from_code(term.laterality)

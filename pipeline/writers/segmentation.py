@@ -16,6 +16,9 @@ from pipeline.visualisation.overlay import class_colours
 LONGEST_NAME = 80
 """Characters of a file name made from a class name; with suffixes it stays below the 255 bytes of file systems."""
 
+LONGEST_LABEL = 64
+"""Characters of a DICOM long string, as a segment's label and a code's meaning are."""
+
 
 class SegmentationError(ValueError):
     """A segmentation that cannot be written as asked: which case or format, expected, found, what to do."""
@@ -113,3 +116,9 @@ def file_names(class_names: Sequence[str]) -> tuple[str, ...]:
 def printable(text: str) -> str:
     """One line without control characters, for headers that lines and control characters would break."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def segment_label(class_name: str) -> str:
+    """What a class is called in a DICOM SEG: one line of at most LONGEST_LABEL characters, of which a backslash, which
+    would part two values, is none."""
+    return printable(class_name).replace("\\", "/")[:LONGEST_LABEL]

@@ -11,13 +11,11 @@ from typing import NamedTuple
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from pipeline.writers.segmentation import LONGEST_LABEL
 from transforms.left_right import find_sides
 
 PRIVATE_SCHEME = "99BODYSEG"
 """Coding scheme of structures that pydicom's part of SNOMED CT has no word for (DICOM PS3.3, 8.2: 99 is private)."""
-
-LONGEST_LABEL = 64
-"""Characters of a DICOM long string, as a code's meaning is."""
 
 LONGEST_CODE = 16
 """Characters of a DICOM short string, as a code's value is."""

@@ -16,7 +16,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.writers.dicom_seg import write_dicom_seg
-from tests.support.evaluation import TABLE, blobs, save, save_masks, save_seg_nrrd, sitk_dice, three_cases, write_names
+from tests.support.evaluation import TABLE, blobs, save, save_masks, sitk_dice, three_cases, write_names
 from tests.support.segmentations import segmentation_of
 from tests.support.volumes import write_series
 from transforms.io.errors import VolumeError
@@ -172,42 +172,6 @@ def test_listing_takes_as_many_steps_a_file_in_a_large_folder_as_in_a_small_one(
     few, many = of(50), of(400)
     for what, count in many.items():
         assert count <= 8 * max(few[what], 1) + 50, (what, few, many)
-
-
-def save_exchanged(array, path, n, values=(1, 2)):
-    """Write a map of liver and spleen whose header names them; in every other file they have exchanged values."""
-    liver, spleen = values if n % 2 else values[::-1]
-    return save_seg_nrrd(np.array([0, liver, spleen], np.uint8)[array], path, {"liver": liver, "spleen": spleen})
-
-
-@pytest.mark.parametrize("named_beside", [True, False])
-def test_names_in_the_headers_of_seg_nrrd_say_what_the_values_of_each_file_mean(tmp_path, named_beside):
-    for n, case in enumerate("abc"):
-        array = blobs(n, n_classes=3)
-        save_exchanged(array, tmp_path / "predictions" / f"{case}.seg.nrrd", n)
-        save(array, tmp_path / "labels" / f"{case}.nii.gz")
-    write_names(tmp_path / "labels", {"background": 0, "liver": 1, "spleen": 2})
-    if named_beside:
-        write_names(tmp_path / "predictions", {"background": 0, "spleen": 1, "liver": 2})
-    result = evaluate(tmp_path / "predictions", tmp_path / "labels")
-    assert [case.mean_dice for case in result.cases] == [1.0, 1.0, 1.0]
-    both = evaluate(tmp_path / "predictions", tmp_path / "predictions")
-    assert [case.mean_dice for case in both.cases] == [1.0, 1.0, 1.0]
-
-
-def test_a_file_without_names_beside_headers_that_disagree_is_refused(tmp_path):
-    for n, case in enumerate("ab"):
-        save_exchanged(blobs(n, n_classes=3), tmp_path / f"{case}.seg.nrrd", n)
-    save(blobs(3, n_classes=3), tmp_path / "c.nii.gz")
-    with pytest.raises(EvaluationError, match=r"case c: .*c\.nii\.gz: expected names of segments in its header"):
-        list_case_files(tmp_path, "prediction")
-
-
-def test_headers_that_agree_serve_for_files_without_names(tmp_path):
-    save_exchanged(blobs(1, n_classes=3), tmp_path / "a.seg.nrrd", 1, (4, 9))
-    save(np.zeros((3, 3, 3), np.uint8), tmp_path / "b.nii.gz")
-    table = list_case_files(tmp_path, "prediction").table
-    assert (table.names, table.values) == (("background", "liver", "spleen"), (0, 4, 9))
 
 
 def test_labels_beside_images_need_no_names_to_be_scored(tmp_path):
