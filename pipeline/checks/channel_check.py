@@ -137,21 +137,3 @@ def _cut_off_classes(
             "warning", "class_cut_off", "", str(dataset.root), expected, found,
             "widen it, or set data.intensity to zscore, if these intensities matter",
         )  # fmt: skip
-
-
-def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, scaling: Scaling) -> str:
-    """Say how much of the window the labelled voxels of the CT channels use; empty without a CT or labels."""
-    low, high = scaling.window
-    spans = []
-    for case in whole_cases(cases, len(intensity.by_channel)):
-        for image, way in zip(case.images, intensity.by_channel, strict=True):
-            if way == "ct" and image.labelled and np.isfinite(image.labelled).all():
-                spans.append((image.labelled[1], image.labelled[3]))
-    if not spans:
-        return ""
-    bottom, top = np.median(spans, axis=0).tolist()
-    share = (min(top, high) - max(bottom, low)) / (high - low)
-    return (
-        f"90 % of the labelled voxels lie within {bottom:.0f} to {top:.0f} HU, "
-        f"{max(share, 0):.0%} of the window {low:g} to {high:g}"
-    )

@@ -20,6 +20,7 @@ from pipeline.cache.key import SourceIndex, code_version, contents_of, sha256, w
 from pipeline.cache.locks import locked
 from pipeline.checks.case_check import BYTES_A_CASE, CheckedCase, check_cases
 from pipeline.checks.findings import Finding, errors
+from pipeline.checks.histogram import Histogram
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
@@ -170,10 +171,14 @@ def _checked_case(fields: dict[str, Any]) -> CheckedCase:
 
 
 def _image(fields: dict[str, Any]) -> ImageStatistics:
-    tuples = ("shape", "spacing_mm", "intensities", "foreground", "labelled")
+    tuples = ("shape", "spacing_mm", "intensities", "foreground")
     as_tuples = {name: tuple(fields[name]) for name in tuples}
     by_class = tuple(tuple(row) for row in fields["by_class"])
-    return ImageStatistics(**{**fields, **as_tuples, "by_class": by_class, "path": Path(fields["path"])})
+    labelled = fields["labelled"]
+    if labelled is not None:
+        labelled = Histogram(labelled["start"], labelled["width"], np.array(labelled["counts"], np.int64))
+    others = {"by_class": by_class, "path": Path(fields["path"]), "labelled": labelled}
+    return ImageStatistics(**{**fields, **as_tuples, **others})
 
 
 def _label(fields: dict[str, Any]) -> LabelStatistics:

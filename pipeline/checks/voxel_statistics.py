@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from nibabel.orientations import aff2axcodes, io_orientation
 from scipy import ndimage
 
+from pipeline.checks.histogram import Histogram
 from transforms.io.grid import Affine
 from transforms.io.load import Volume
 
@@ -25,7 +26,7 @@ CLASS_PERCENTILES = (5.0, 50.0, 95.0)
 """Percentiles of the intensities inside every class."""
 
 _SAMPLE = 2**20  # voxels that percentiles are taken from; random, so that no axis aliases with a step
-_LABELLED_SAMPLE = 2**22  # labelled voxels that the percentiles of classes are taken from
+_LABELLED_SAMPLE = 2**22  # labelled voxels that histogram and percentiles of classes are taken from
 _THICKEST = 0.95  # quantile of the voxels by the product of their runs
 _LARGE = 2**16  # voxels of a class whose thickness is not measured: it is as thick as its bounding box
 
@@ -56,8 +57,8 @@ class ImageStatistics:
     """Voxels that are NaN, infinite, or beyond the range of float32, in which networks compute."""
     content: str
     """SHA-256 of the values along RAS axes: equal for equal voxels, whatever the file format, dtype or axis order."""
-    labelled: tuple[float, ...] = ()
-    """Values at `PERCENTILES`, of the voxels of any class but the background; empty without a usable label."""
+    labelled: Histogram | None = None
+    """The voxels of any class but the background; None without a usable label, or where it is empty."""
     by_class: tuple[tuple[float, ...], ...] = ()
     """Of each class the values at `CLASS_PERCENTILES`, NaN for the background and absent classes; or empty."""
 
@@ -91,16 +92,20 @@ def measure_image(
     array = volume.array
     n_bad = 0
     values = array
+    usable: Bool[np.ndarray, "i j k"] | None = None
     if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
             usable = np.abs(array) <= np.finfo(np.float32).max  # NaN is not
         n_bad = int(array.size - np.count_nonzero(usable))
         if n_bad:
             values = array[usable]
-    labelled: tuple[float, ...] = ()
+    labelled: Histogram | None = None
     by_class: tuple[tuple[float, ...], ...] = ()
     if label is not None:
-        labelled, by_class = _of_labelled(array, label, n_classes)
+        inside = (label > 0) & (label < n_classes)
+        if usable is not None:
+            inside &= usable
+        labelled, by_class = _of_labelled(array[inside], label[inside], n_classes)
     geometry = volume.geometry
     sample = _sample(values)
     minimum, maximum = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
@@ -137,14 +142,9 @@ def _sample(array: np.ndarray) -> np.ndarray:
 
 
 def _of_labelled(
-    image: Shaped[np.ndarray, "i j k"], label: Shaped[np.ndarray, "i j k"], n_classes: int
-) -> tuple[tuple[float, ...], tuple[tuple[float, ...], ...]]:
-    """Return percentiles of all labelled voxels together, and of each class."""
-    inside = (label > 0) & (label < n_classes)
-    if image.dtype.kind == "f":
-        inside &= np.isfinite(image)
-    values = image[inside]
-    classes = label[inside]
+    values: Shaped[np.ndarray, " n"], classes: Shaped[np.ndarray, " n"], n_classes: int
+) -> tuple[Histogram | None, tuple[tuple[float, ...], ...]]:
+    """Return the histogram of all labelled voxels together, and percentiles of each class."""
     if values.size > _LABELLED_SAMPLE:
         chosen = np.random.default_rng(0).integers(0, values.size, _LABELLED_SAMPLE)
         values = values[chosen]
@@ -153,7 +153,7 @@ def _of_labelled(
     ends = np.cumsum(np.bincount(classes, minlength=n_classes))
     of_each = np.split(values[order], ends[:-1])
     by_class = tuple(_percentiles(of_class, CLASS_PERCENTILES) for of_class in of_each)
-    return _percentiles(values, PERCENTILES), by_class
+    return Histogram.of(values) if values.size else None, by_class
 
 
 def _content(volume: Volume) -> str:

@@ -1,4 +1,4 @@
-"""Choose the CT window from the intensities of the labelled voxels."""
+"""Choose the CT window from the intensities of the labelled voxels, and say how much of it they use."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from typing import Literal
 import numpy as np
 
 from pipeline.checks.case_check import CheckedCase, whole_cases
+from pipeline.checks.histogram import Histogram, pooled_percentiles
 from pipeline.checks.modality import IntensityChoice
-from pipeline.checks.voxel_statistics import PERCENTILES
 
 WIDEST = (-1000.0, 1000.0)
 """HU from air to dense bone: the window where no label tells which intensities matter."""
 
 LEAST_WIDTH = 100.0
 """HU of the narrowest window: below, one organ of even intensities would be stretched to the noise of the scanner."""
+
+_WITHIN = (0.5, 99.5)  # percentiles of the labelled voxels: nnU-Net's
 
 
 def choose_window(
@@ -39,23 +41,34 @@ def choose_window(
     """
     if setting != "auto":
         return setting
-    channels = [index for index, way in enumerate(intensity.by_channel) if way == "ct"]
-    values = []
-    for case in whole_cases(cases, len(intensity.by_channel)):
-        if training is None or case.case in training:
-            values += [np.asarray(case.images[index].labelled) for index in channels]
-    values = [levels for levels in values if levels.size and np.isfinite(levels).all()]
-    if not values:
+    labelled = _labelled([case for case in cases if training is None or case.case in training], intensity)
+    if not labelled:
         return WIDEST
-    low, high = _pooled(values, (PERCENTILES[0], PERCENTILES[-1]))
+    low, high = pooled_percentiles(labelled, _WITHIN)
     if high - low < LEAST_WIDTH:
         middle = (low + high) / 2
         low, high = middle - LEAST_WIDTH / 2, middle + LEAST_WIDTH / 2
     return float(np.floor(low)), float(np.ceil(high))
 
 
-def _pooled(values: Sequence[np.ndarray], percentiles: Sequence[float]) -> list[float]:
-    """Percentiles over all cases, each given by its values at `PERCENTILES`: where their mean distribution has them."""
-    levels = np.unique(np.concatenate(values))
-    below = np.mean([np.interp(levels, found, PERCENTILES, left=0, right=100) for found in values], axis=0)
-    return np.interp(percentiles, below, levels).tolist()
+def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, window: tuple[float, float]) -> str:
+    """Say how much of the window the labelled voxels of the CT channels use; empty without a CT or labels."""
+    labelled = _labelled(cases, intensity)
+    if not labelled:
+        return ""
+    low, high = window
+    bottom, top = pooled_percentiles(labelled, (5, 95))
+    share = (min(top, high) - max(bottom, low)) / (high - low)
+    return (
+        f"90 % of the labelled voxels lie within {bottom:.0f} to {top:.0f} HU, "
+        f"{max(share, 0):.0%} of the window {low:g} to {high:g}"
+    )
+
+
+def _labelled(cases: Sequence[CheckedCase], intensity: IntensityChoice) -> list[Histogram]:
+    """The labelled voxels of every CT channel of every whole case that has some."""
+    channels = [index for index, way in enumerate(intensity.by_channel) if way == "ct"]
+    of_all = [
+        case.images[index].labelled for case in whole_cases(cases, len(intensity.by_channel)) for index in channels
+    ]
+    return [labelled for labelled in of_all if labelled is not None]

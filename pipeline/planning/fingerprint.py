@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.checks.case_check import CheckedCase, whole_cases
-from pipeline.checks.channel_check import Scaling, window_use
+from pipeline.checks.channel_check import Scaling
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES
+from pipeline.checks.window import window_use
 from pipeline.datasets.dataset import Dataset, Split
 
 Triple = tuple[float, float, float]
@@ -111,7 +112,7 @@ def take_fingerprint(
         formats=_counted(image.kind for image in first_channels),
         dtypes=_counted(image.dtype for image in first_channels),
         intensity=intensity,
-        window_use=window_use(cases, intensity, scaling),
+        window_use=window_use(cases, intensity, scaling.window),
         channels=_channels(cases, dataset.channel_names),
         classes=_classes(cases, dataset, split),
     )

@@ -107,15 +107,6 @@ def test_outliers_that_squeeze_a_rescaled_channel_are_named(folder: Folder) -> N
     assert set(kinds(folder)) == {"channel_squeezed"}
 
 
-def test_check_says_how_much_of_the_window_the_labelled_voxels_use(folder: Folder) -> None:
-    fill(folder, soft_tissue)
-    folder.write()
-    report = check(configured(folder.root / "cases.json", data={"window": (-1000, 1000)}), measure=False)
-    assert report.fingerprint is not None
-    words = report.fingerprint.window_use
-    assert words == "90 % of the labelled voxels lie within 38 to 62 HU, 1% of the window -1000 to 1000"
-
-
 @pytest.mark.parametrize("percentiles", [(0.5, 99.5), (5, 95), (1, 99)])
 def test_the_limits_are_those_that_the_chain_cuts_at(tmp_path: Path, percentiles: tuple[float, float]) -> None:
     array = np.random.default_rng(0).gamma(2, 100, (20, 20, 20)).astype(np.float32)

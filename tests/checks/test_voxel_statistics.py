@@ -47,7 +47,8 @@ def test_intensities_of_classes_are_those_of_their_voxels(tmp_path: Path) -> Non
     assert np.isnan(found.by_class[2]).all()
     for index in (1, 3):
         assert found.by_class[index] == pytest.approx(np.percentile(array[label == index], CLASS_PERCENTILES))
-    assert found.labelled == pytest.approx(np.percentile(array[(label == 1) | (label == 3)], PERCENTILES))
+    assert found.labelled is not None
+    assert found.labelled.counts.sum() == np.count_nonzero((label == 1) | (label == 3))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.voxel_statistics import measure_image
-from pipeline.checks.window import WIDEST, choose_window
+from pipeline.checks.window import WIDEST, choose_window, window_use
 from transforms.io.load import read_volume
 
 CT = IntensityChoice(("ct",), "named so")
@@ -38,7 +39,7 @@ def test_the_window_holds_99_percent_of_the_labelled_voxels_of_all_cases(tmp_pat
     )
     low, high = choose_window(cases, CT, "auto")
     expected = np.percentile(np.concatenate(voxels), (0.5, 99.5))
-    np.testing.assert_allclose((low, high), expected, atol=25)  # of 300 HU: five percentiles are kept of a case
+    np.testing.assert_allclose((low, high), expected, atol=2)
     alone = choose_window(cases[:1], CT, "auto")
     np.testing.assert_allclose(alone, np.percentile(voxels[0], (0.5, 99.5)), atol=1)
 
@@ -82,3 +83,16 @@ def test_a_mask_that_is_named_after_the_ct_leaves_its_window_alone(tmp_path: Pat
     choice = choose_intensity(["CT", "CT_mask"], [[image] for image in both.images], "auto")
     assert choice.by_channel == ("ct", "rescale")
     assert choose_window([both], choice, "auto") == choose_window([case], CT, "auto")
+
+
+def test_check_says_how_much_of_the_window_the_labelled_voxels_use(tmp_path: Path) -> None:
+    cases, voxels = zip(*(case_of(tmp_path, *args) for args in (("a", 40, 60), ("b", 55, 50))), strict=True)
+    words = window_use(cases, CT, (-1000.0, 1000.0))
+    found = re.fullmatch(
+        r"90 % of the labelled voxels lie within (\S+) to (\S+) HU, (\d+)% of the window -1000 to 1000", words
+    )
+    assert found is not None
+    bottom, top = np.percentile(np.concatenate(voxels), (5, 95))
+    numbers = [float(number) for number in found.groups()]
+    np.testing.assert_allclose(numbers, [bottom, top, (top - bottom) / 20], atol=2)
+    assert window_use(cases, IntensityChoice(("mr",), "named so"), (-1000.0, 1000.0)) == ""
