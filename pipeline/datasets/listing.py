@@ -310,7 +310,7 @@ def _dataset(
         split=split,
         unlabelled=tuple(_case(row, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.refused,
-        warnings=(*listing.warnings, *_suspected(labelled, split, root)),
+        warnings=(*listing.warnings, *_suspected(labelled, listing.rows, split, root)),
     )
 
 
@@ -335,13 +335,23 @@ def _with_subjects(rows: Sequence[Row], pattern: str) -> tuple[Row, ...]:
     return tuple(replace(row, subject=subject_of(row.id)) if row.subject is None else row for row in rows)
 
 
-def _suspected(rows: Sequence[Row], split: Split | None, root: Path) -> tuple[DatasetError, ...]:
-    """A warning about labelled cases that look like scans of one subject and may come, or are, in different splits."""
-    cases = [row.id for row in rows if row.subject is None]
-    suspected = suspect_subjects(cases)
-    if split is not None:
-        suspected = [group for group in suspected if len({split.of(case) for case in group.cases}) > 1]
-    return (suspicion(suspected, cases, root),) if suspected else ()
+def _suspected(rows: Sequence[Row], listed: Sequence[Row], split: Split | None, root: Path) -> tuple[DatasetError, ...]:
+    """A warning about labelled cases that look like scans of one subject and may come, or are, in different splits.
+
+    Nothing is said of cases whose subjects all come from the data set, or all from a rule. Where a column names those
+    of a part alone, the others of a group may count as another subject.
+    """
+    stated = {row.id for row in listed if row.subject is not None}
+    subject_of = {row.id: row.subject for row in rows}
+    suspected = []
+    for group in suspect_subjects([row.id for row in rows]):
+        subjects = {subject_of[case] for case in group.cases}
+        is_settled = len({case in stated for case in group.cases}) == 1 and None not in subjects
+        together = len(subjects) == 1 and None not in subjects
+        in_one_split = split is not None and len({split.of(case) for case in group.cases}) == 1
+        if not (is_settled or together or in_one_split):
+            suspected.append(group)
+    return (suspicion(suspected, list(subject_of), stated, root),) if suspected else ()
 
 
 def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:

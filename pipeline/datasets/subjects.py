@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
 from pipeline.console.text import some_of
@@ -30,7 +30,7 @@ _NUMBER = re.compile(r"(?P<subject>.*\d)(?P<between>[_.-])(?P<number>\d{1,5})")
 
 
 _MOST_SCANS = 20
-"""Of one subject; more cases of one beginning are a data set's numbering."""
+"""Of one subject, as a rule; more cases of one beginning are a data set's numbering."""
 
 
 class SuspectedSubject(NamedTuple):
@@ -61,8 +61,8 @@ def subject_by_pattern(case: str, pattern: str) -> str:
 def suspect_subjects(cases: Iterable[str]) -> list[SuspectedSubject]:
     """Return the groups of cases whose names differ in a visit, a date or a second number alone.
 
-    Nothing is suspected where all names, or more than one subject's scans, have one beginning: then the number is the
-    case's.
+    Nothing is suspected where the number is the case's: where all names have one beginning, or where more than a
+    subject's scans have one in most groups or behind a beginning without a number ("train").
 
     >>> suspect_subjects(["pat0_t0", "pat0_t1", "pat1_t0", "amos_0001", "amos_0002"])
     [SuspectedSubject(name='pat0', cases=('pat0_t0', 'pat0_t1'))]
@@ -71,11 +71,12 @@ def suspect_subjects(cases: Iterable[str]) -> list[SuspectedSubject]:
     for case in cases:
         match = _visit_of(case)
         by_subject.setdefault(match["subject"] if match else case, []).append(case)
-    if len(by_subject) < 2 or max(map(len, by_subject.values())) > _MOST_SCANS:
+    several = {name: tuple(sorted(group)) for name, group in sorted(by_subject.items()) if len(group) > 1}
+    large = [name for name, group in several.items() if len(group) > _MOST_SCANS]
+    is_numbering = 2 * len(large) > len(several) or not all(re.search(r"\d", name) for name in large)
+    if len(by_subject) < 2 or is_numbering:
         return []
-    return [
-        SuspectedSubject(name, tuple(sorted(group))) for name, group in sorted(by_subject.items()) if len(group) > 1
-    ]
+    return [SuspectedSubject(name, group) for name, group in several.items()]
 
 
 def _visit_of(case: str) -> re.Match[str] | None:
@@ -104,13 +105,26 @@ def suggest_pattern(suspected: Sequence[SuspectedSubject], cases: Sequence[str])
     return None
 
 
-def suspicion(suspected: Sequence[SuspectedSubject], cases: Sequence[str], where: object) -> DatasetError:
-    """Return what a person is told of cases that look like scans of one subject but count as several."""
+def suspicion(
+    suspected: Sequence[SuspectedSubject], cases: Sequence[str], stated: Container[str], where: object
+) -> DatasetError:
+    """Return what a person is told of cases that look like scans of one subject but count as several.
+
+    Args:
+        suspected: the groups.
+        cases: all cases.
+        stated: cases whose subject the data set states.
+        where: the data set.
+    """
     groups = [f"{group.name} ({some_of(group.cases, 3)})" for group in suspected]
     pattern = suggest_pattern(suspected, cases)
     rule = f"data.subject_pattern (such as {pattern!r})" if pattern else "data.subject_pattern"
+    remedy = f"say whose they are with {rule} or a subject column; nothing, if they are of different subjects"
+    partly = [case for group in suspected for case in group.cases if case not in stated]
+    if any(case in stated for group in suspected for case in group.cases):
+        remedy = f"give every case its subject: none is stated for {some_of(partly, 4)}"
     return DatasetError(
         "suspected_subjects", where, "scans of one subject to have one subject, so that a split keeps them together",
         f"{len(suspected)} groups of cases that look like scans of one subject: {some_of(groups, 4)}",
-        f"say whose they are with {rule} or a subject column; nothing, if they are of different subjects",
+        remedy,
     )  # fmt: skip

@@ -82,6 +82,33 @@ def test_scans_of_one_subject_are_a_warning_until_a_rule_or_a_column_says_whose_
     assert list_cases(tmp_path).warnings == ()
 
 
+def test_a_half_filled_subject_column_does_not_silence_the_suspicion(tmp_path):
+    cases = [f"p{number // 2}_t{number % 2}" for number in range(20)]
+    pairs(tmp_path, cases=cases)
+
+    def warned(subject_of) -> list[str]:
+        rows = [f"{case},{subject_of(case)},images/{case}.nii.gz,labels/{case}.nii" for case in cases]
+        (tmp_path / "cases.csv").write_text("\n".join(["case,subject,image,label", *rows]))
+        return [warning.remedy for warning in list_cases(tmp_path, **options).warnings]
+
+    options = {}
+    (remedy,) = warned(lambda case: case[:2] if case.endswith("t0") else "")
+    assert remedy == "give every case its subject: none is stated for p0_t1, p1_t1, p2_t1, p3_t1 and 6 more"
+    (remedy,) = warned(lambda case: "")
+    assert "data.subject_pattern" in remedy
+    assert warned(lambda case: case[:2]) == []
+    assert warned(lambda case: case) == []  # a column may say that all of them are different subjects
+    options = {"subject_pattern": r"(.+)_t\d+"}
+    assert warned(lambda case: "") == []
+    assert warned(lambda case: case[:2] if case.endswith("t0") else "") == []
+    assert len(warned(lambda case: f"patient{case[1]}" if case.endswith("t0") else "")) == 1  # not what the rule says
+
+
+def test_one_subject_of_many_visits_does_not_silence_the_suspicion():
+    cases = [f"p1_t{visit}" for visit in range(21)] + ["p2_t0", "p2_t1"]
+    assert [(group.name, len(group.cases)) for group in suspect_subjects(cases)] == [("p1", 21), ("p2", 2)]
+
+
 def test_check_and_train_take_the_rule_from_the_settings(tmp_path):
     pairs(tmp_path, cases=("pat0_t0", "pat0_t1", "pat1_t0", "pat2_t0"))
     found = check(tmp_path, workers=1)
