@@ -10,12 +10,16 @@ def early_stop_reason(log: TrainingLog, patience: int, max_epochs: int) -> str |
 
     Args:
         log: the finished epochs.
-        patience: epochs without a better one after which training stops; 0 = never.
+        patience: validated epochs without a better one after which training stops; 0 = never.
         max_epochs: a training that has reached them is complete and not stopped early.
     """
     if not patience or log.best_epoch is None or len(log) >= max_epochs:
         return None
-    if len(log) - 1 - log.best_epoch < patience:
+    since = slice(log.best_epoch + 1, None)
+    values = zip(log.history["val_mIoU"][since], log.history["val_loss"][since], strict=True)
+    n_validated = sum(score is not None or loss is not None for score, loss in values)
+    if n_validated < patience:
         return None
     change = "val_mIoU has not risen" if log.best_by == "val_mIoU" else "val_loss has not fallen"
-    return f"{change} for {patience} epochs"
+    what = "epochs" if n_validated == len(log) - 1 - log.best_epoch else "validations"
+    return f"{change} for {patience} {what}"

@@ -39,7 +39,7 @@ class RunRecorder(pl.Callback):
         folder: where the run's files go.
         description: what best_model.ckpt carries beside weights and score.
         overlay_every: epochs between two pictures in TensorBoard; 0 = none.
-        patience: epochs without a better val_mIoU after which training stops; 0 = never.
+        patience: validated epochs without a better val_mIoU after which training stops; 0 = never.
         resume: the state to go on from, or None for a new training.
         contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
     """

@@ -40,6 +40,16 @@ def test_without_a_score_the_loss_decides_and_a_complete_training_has_not_stoppe
     assert early_stop_reason(log, 2, max_epochs=4) is None
 
 
+def test_patience_counts_the_epochs_that_were_validated():
+    """With training.validate_every 3; with every third epoch alone the same history stops after the same validation."""
+    scores = [None, None, 0.5, None, None, 0.4, None, None, 0.5, None]
+    log = history(scores, [score and 1.0 for score in scores])
+    assert early_stop_reason(log, 2, max_epochs=99) == "val_mIoU has not risen for 2 validations"
+    assert early_stop_reason(log, 3, max_epochs=99) is None
+    thinned = history([score for score in scores if score])
+    assert [bool(early_stop_reason(thinned, n, max_epochs=99)) for n in (1, 2, 3)] == [True, True, False]
+
+
 def test_resuming_a_training_that_stopped_early_trains_nothing_until_it_has_more_patience(work):
     settings = {"lr": "1e-12", "warmup_epochs": "0", "max_epochs": "9"}
     patience = {"training.early_stopping_patience": "1"}
