@@ -12,7 +12,7 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 from pipeline.writers.segmentation import LONGEST_LABEL
-from transforms.left_right import find_sides
+from transforms.left_right import JOINED, find_sides
 
 PRIVATE_SCHEME = "99BODYSEG"
 """Coding scheme of structures that pydicom's part of SNOMED CT has no word for (DICOM PS3.3, 8.2: 99 is private)."""
@@ -55,33 +55,57 @@ def terms(class_names: Sequence[str]) -> tuple[Term, ...]:
     side_of = {index: "left" for index, _ in sides.pairs} | {index: "right" for _, index in sides.pairs}
     partner_of = dict(sides.pairs) | {right: left for left, right in sides.pairs}
     found: list[Term] = []
+    taken: set[tuple[str, str, str]] = set()
     for index, name in enumerate(class_names):
         words = _words(name)
         side = side_of.get(index) or next((word for word in words if word in _SIDES), "")
         if index in partner_of:
-            words = [word for word in words if word in _words(class_names[partner_of[index]])]
+            words = _without_side(words, _words(class_names[partner_of[index]]))
         words = [word for word in words if word not in _SIDES]
         candidates = list(_candidates(name, words, side))
-        taken = [(other.code, other.laterality) for other in found]
-        free = (term for term in candidates if (term.code, term.laterality) not in taken)
-        found.append(next(free, candidates[-1]))
+        term = next((term for term in candidates if _key(term) not in taken), candidates[-1])
+        taken.add(_key(term))
+        found.append(term)
     return tuple(found)
 
 
+def _key(term: Term) -> tuple[str, str, str]:
+    """What tells a term from others: pydicom's Code cannot be compared with None."""
+    return term.code.scheme_designator, term.code.value, term.laterality.meaning if term.laterality else ""
+
+
+def _without_side(words: Sequence[str], of_partner: Sequence[str]) -> list[str]:
+    """The words that the name of the other side has, too; of a word with a joined side the rest (lkid, rkid: kid)."""
+    return [rest for word in words if (rest := word if word in of_partner else _rest(word, of_partner))]
+
+
+def _rest(word: str, of_partner: Sequence[str]) -> str:
+    for pair in JOINED:
+        for side, other in (pair, pair[::-1]):
+            rest = word.removeprefix(side)
+            if rest != word and other + rest in of_partner:
+                return rest
+            rest = word.removesuffix(side)
+            if rest != word and rest + other in of_partner:
+                return rest
+    return ""
+
+
 def _candidates(name: str, words: Sequence[str], side: str) -> Iterator[Term]:
-    """Terms for a name, the best first; the last has a code of its own."""
+    """Terms for a name, the best first; the last has a code of its own. A side alone is no structure."""
     is_abnormal = bool(_ABNORMAL & set(words))
     category = codes.SCT.MorphologicallyAbnormalStructure if is_abnormal else codes.SCT.AnatomicalStructure
     modifier = _SIDES.get(side)
     known = _keywords()
-    keyword = known.get(frozenset(words))
-    if keyword is not None:
-        yield Term(category, getattr(codes.SCT, keyword), modifier)
-    keyword = known.get(frozenset([*words, side]))
-    if modifier is not None and keyword is not None:  # "left auricular appendage" says its side itself
-        yield Term(category, getattr(codes.SCT, keyword))
     base = "_".join(words) or "structure"
-    yield Term(category, _private(base, " ".join(words) or name), modifier)
+    if words:
+        keyword = known.get(frozenset(words))
+        if keyword is not None:
+            yield Term(category, getattr(codes.SCT, keyword), modifier)
+        keyword = known.get(frozenset([*words, side]))
+        if modifier is not None and keyword is not None:  # "left auricular appendage" says its side itself
+            yield Term(category, getattr(codes.SCT, keyword))
+        yield Term(category, _private(base, " ".join(words)), modifier)
     yield Term(category, _private(f"{base} {name}", name))
 
 

@@ -57,6 +57,36 @@ def test_no_two_structures_have_the_same_code_and_side(names):
         assert 0 < len(term.code.meaning) <= 64
 
 
+@pytest.mark.parametrize("names", [["lung", "lung_left"], ["kidney", "kidney_left", "kidney_right", "Kidney left"]])
+def test_a_structure_and_one_side_of_it_share_a_code_and_differ_by_the_side(names):
+    whole, left, *_ = found = terms(names)
+    assert whole.code == left.code
+    assert (whole.laterality, left.laterality) == (None, codes.SCT.Left)
+    assert len({(term.code.value, term.laterality and term.laterality.value) for term in found}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "code"),
+    [
+        ("leftlung", "rightlung", codes.SCT.Lung),
+        ("lliver", "rliver", codes.SCT.Liver),
+        ("lkid", "rkid", None),
+        ("lhip_bone", "rhip_bone", None),  # a bone, but not any
+    ],
+)
+def test_a_side_joined_to_a_word_leaves_the_word(left, right, code):
+    one, other = terms([left, right])
+    assert one.code == other.code
+    assert (one.laterality, other.laterality) == (codes.SCT.Left, codes.SCT.Right)
+    assert one.code == code if code else one.code.scheme_designator == PRIVATE_SCHEME
+
+
+@pytest.mark.parametrize("names", [["L", "R"], ["left", "right"], ["left", "liver"], ["Parotid_L", "L"]])
+def test_a_side_alone_is_no_structure(names):
+    for term in terms(names):
+        assert term.code not in (codes.SCT.Left, codes.SCT.Right)
+
+
 def test_what_snomed_does_not_know_has_a_private_code_with_its_name():
     (term,) = terms(["lobule of nothing"])
     assert (term.code.scheme_designator, term.code.meaning) == (PRIVATE_SCHEME, "lobule nothing")
