@@ -122,7 +122,8 @@ def measure_image(
         maximum=maximum,
         intensities=_percentiles(sample, PERCENTILES),
         foreground=_percentiles(sample[sample != 0] if (sample != 0).any() else sample, PERCENTILES),
-        is_two_valued=minimum < maximum and bool(((sample == minimum) | (sample == maximum)).all()),
+        # The sample tells most scans at once; where it holds two values, a third may be in few voxels.
+        is_two_valued=minimum < maximum and all(_has_only(part, minimum, maximum) for part in (sample, values)),
         n_not_finite=n_bad,
         content=_content(volume),
         labelled=labelled,
@@ -134,6 +135,10 @@ def _percentiles(values: np.ndarray, percent: Sequence[float]) -> tuple[float, .
     if not values.size:
         return (np.nan,) * len(percent)
     return tuple(np.percentile(values.astype(np.float64, copy=False), percent).tolist())
+
+
+def _has_only(values: np.ndarray, low: float, high: float) -> bool:
+    return bool(((values == low) | (values == high)).all())
 
 
 def _sample(array: np.ndarray) -> np.ndarray:

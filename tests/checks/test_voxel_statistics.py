@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline.checks import voxel_statistics
 from pipeline.checks.voxel_statistics import (
     CLASS_PERCENTILES,
     PERCENTILES,
@@ -35,6 +36,17 @@ def test_intensities_are_numpys_percentiles(tmp_path: Path) -> None:
     assert found.foreground == pytest.approx(np.percentile(array[4:].astype(float), PERCENTILES), rel=1e-6)
     assert (found.minimum, found.maximum) == (array.min(), array.max())
     assert not found.is_two_valued
+
+
+@pytest.mark.parametrize(("values", "is_mask"), [((0, 1), True), ((0, 1, 0.5), False), ((-3, 40, 7), False)])
+def test_a_third_value_in_one_voxel_is_seen_beyond_the_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...], is_mask: bool
+) -> None:
+    monkeypatch.setattr(voxel_statistics, "_SAMPLE", 20)
+    array = np.full((12, 9, 7), values[0], np.float32)
+    array[6:] = values[1]
+    array[4, 4, 4] = values[-1]
+    assert measure_image(written(tmp_path / "a.nii", array), tmp_path / "a.nii").is_two_valued is is_mask
 
 
 def test_intensities_of_classes_are_those_of_their_voxels(tmp_path: Path) -> None:
