@@ -25,9 +25,11 @@ $(VENV)/.test-ready: $(VENV)/.train-ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	@touch $@
 
+TRAIN = $(BIN)/python train_body.py --config configs/sample.yaml
 train: $(VENV)/.train-ready  ## write the sample data set, train a small network on it, draw its curves
 	$(BIN)/bodyseg sample $(SAMPLE)
-	$(BIN)/python train_body.py --config configs/sample.yaml --overwrite
+	@echo "$(TRAIN) --overwrite"
+	@trap : INT; $(TRAIN) --overwrite || { status=$$?; echo; echo "to go on with it: $(TRAIN) --resume"; exit $$status; }
 	$(BIN)/bodyseg plot logs/sample_*
 
 test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type checker and the import contract
