@@ -48,6 +48,15 @@ def window_starts(size: int, window: int, step: float = STEP) -> list[int]:
     return [round((size - window) * i / n_steps) for i in range(n_steps + 1)] if n_steps else [0]
 
 
+def count_windows(size: Sequence[int], window: Sequence[int], step: float = STEP) -> int:
+    """Number of windows over a volume, which is padded to a window's size along the axes where it is smaller.
+
+    >>> count_windows((100, 20, 41), (40, 40, 40))
+    8
+    """
+    return math.prod(len(window_starts(max(n, w), w, step)) for n, w in zip(size, window, strict=True))
+
+
 def gaussian_weights(window: int) -> Float[Tensor, " window"]:
     """Weights of a window's voxels along one axis, 1 in the middle, standard deviation `GAUSSIAN_SIGMA` windows."""
     distance = (torch.arange(window) - (window - 1) / 2) / (window * GAUSSIAN_SIGMA)

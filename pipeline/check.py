@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from pipeline.console.text import aligned, gigabytes, printable, some_of
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
+from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
+from transforms.resize import align_to_spacing
 
 _LISTED_PER_KIND = 20
 """Causes of one kind of finding in the text; the JSON has every finding."""
@@ -168,18 +169,18 @@ def _estimate_costs(
             failed.append(measured)
         else:
             trial = measured
-    n_voxels = _prepared_voxels(screened.cases, config.data)
-    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial, n_voxels=n_voxels)
+    sizes = _prepared_sizes(screened.cases, config.data)
+    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial, sizes=sizes)
     return estimate, (*failed, *shortages)
 
 
-def _prepared_voxels(cases: Sequence[CheckedCase], data: DataConfig) -> float | None:
-    """Voxels of a prepared case, mean over the cases; None where all have the target size."""
+def _prepared_sizes(cases: Sequence[CheckedCase], data: DataConfig) -> list[Triple]:
+    """Voxels of each prepared case; none where all have the target size."""
+    if data.mode == "resize":
+        return []
     images = [case.images[0] for case in cases if case.images]
-    if data.mode == "resize" or not images:
-        return None
-    volumes = [math.prod(image.shape) * math.prod(image.spacing_mm) for image in images]
-    return sum(volumes) / len(volumes) / math.prod(data.spacing_mm)
+    grids = [align_to_spacing(image.world_size, image.world_spacing_mm, data.spacing_mm) for image in images]
+    return [triple(grid.target_size) for grid in grids]
 
 
 def to_json(report: Report) -> str:
@@ -292,8 +293,8 @@ def _text_of_estimate(estimate: Estimate | None) -> Iterator[str]:
         return
     yield f"  step          {trial.step_s:.2f} s a batch, measured on {trial.device} in {trial.precision}"
     yield f"  memory        {gigabytes(trial.peak_bytes)} at its peak, {gigabytes(estimate.memory_bytes)} there"
-    counts = f"{estimate.steps_per_epoch} steps and {estimate.n_val} validations"
-    yield f"  epoch         {counts}: about {_time(estimate.epoch_s)}, loading not counted"
+    counts = f"{estimate.steps_per_epoch} steps, {estimate.n_val} cases to validate after {estimate.n_validations} of"
+    yield f"  epoch         {counts} {estimate.max_epochs}: about {_time(estimate.epoch_s)}, loading not counted"
     yield f"  whole         {estimate.max_epochs} epochs: about {_time(estimate.epoch_s * estimate.max_epochs)}"
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.screening import Screened, screen
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
@@ -23,7 +22,6 @@ from pipeline.files.atomic import write_atomically
 from pipeline.planning.network_shape import Triple
 from pipeline.planning.plan import Cost, DataSummary, Machine, Plan, make_plan
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
-from transforms.io.grid import along_world_axes
 from transforms.left_right import find_sides
 
 START_S = 15.0
@@ -147,24 +145,17 @@ def _summary(screened: Screened) -> DataSummary:
     n_val = len(screened.split.val) if is_own else max(1, round(0.1 * n_cases))
     n_train = len(screened.split.train) if is_own else n_cases - n_val
     names = screened.dataset.classes.names
-    grids = [_in_ras(case) for case in screened.cases if case.images]
+    images = [case.images[0] for case in screened.cases if case.images]
     few = len(names) <= 4
     return DataSummary(
-        sizes=tuple(size for size, _ in grids),
-        spacings_mm=tuple(spacing for _, spacing in grids),
+        sizes=tuple(image.world_size for image in images),
+        spacings_mm=tuple(image.world_spacing_mm for image in images),
         n_train=n_train,
         n_val=n_val,
         n_channels=len(screened.dataset.channel_names),
         class_names=names,
         mirrors=few and not find_sides(names).without_partner,
     )
-
-
-def _in_ras(case: CheckedCase) -> tuple[Triple, tuple[float, float, float]]:
-    """Size and voxel size along left-right, back-front and foot-head."""
-    image = case.images[0]
-    n_x, n_y, n_z = along_world_axes(image.shape, image.orientation)
-    return (int(n_x), int(n_y), int(n_z)), along_world_axes(image.spacing_mm, image.orientation)
 
 
 def to_yaml(plan: Plan, budget_s: float) -> str:

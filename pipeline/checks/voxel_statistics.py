@@ -16,7 +16,7 @@ from nibabel.orientations import aff2axcodes, io_orientation
 from scipy import ndimage
 
 from pipeline.checks.histogram import Histogram
-from transforms.io.grid import Affine
+from transforms.io.grid import Affine, along_world_axes
 from transforms.io.load import Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -61,6 +61,17 @@ class ImageStatistics:
     """The voxels of any class but the background; None without a usable label, or where it is empty."""
     by_class: tuple[tuple[float, ...], ...] = ()
     """Of each class the values at `CLASS_PERCENTILES`, NaN for the background and absent classes; or empty."""
+
+    @property
+    def world_size(self) -> tuple[int, int, int]:
+        """Voxels along left-right, back-front and foot-head."""
+        x, y, z = along_world_axes(self.shape[:3], self.orientation)
+        return int(x), int(y), int(z)
+
+    @property
+    def world_spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel sizes along left-right, back-front and foot-head."""
+        return along_world_axes(self.spacing_mm, self.orientation)
 
     @property
     def is_constant(self) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.checks.voxel_statistics import ImageStatistics
-from transforms.io.grid import along_world_axes
 
 Triple = tuple[float, float, float]
 
@@ -58,8 +57,8 @@ def scan_range(images: Sequence[ImageStatistics]) -> ScanRange | None:
     """Sum up the scans of a training; None for none."""
     if not images:
         return None
-    spacings = np.array([along_world_axes(image.spacing_mm, image.orientation) for image in images])
-    sizes = np.array([along_world_axes(image.shape[:3], image.orientation) for image in images])
+    spacings = np.array([image.world_spacing_mm for image in images])
+    sizes = np.array([image.world_size for image in images])
     darkest = [image.minimum for image in images if np.isfinite(image.minimum)] or [0.0]
     return ScanRange(
         spacing_mm=_smallest_and_largest(spacings),

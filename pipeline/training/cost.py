@@ -9,11 +9,13 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from networks.sliding_window import count_windows
 from pipeline.cache.entry import CacheError, entry_bytes
 from pipeline.cache.folder import cache_info
 from pipeline.checks.findings import Finding
@@ -24,7 +26,8 @@ from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.console.text import BYTES_PER_GB, gigabytes
 from pipeline.datasets.dataset import Dataset, Split
-from pipeline.training.patch_schedule import PatchSchedule
+from pipeline.planning.epochs import n_validations
+from pipeline.training.patch_schedule import PatchSchedule, Triple
 
 TIME_LIMIT_S = 1800.0
 """A step that takes longer is given up: hundreds of them make an epoch."""
@@ -65,11 +68,14 @@ class Estimate:
     """Memory of the device that trains."""
     n_val: int
     """Validation cases."""
+    n_validations: int
+    """Epochs that are validated."""
     steps_per_epoch: int
     """Training steps of each process in an epoch."""
     max_epochs: int
     epoch_s: float
-    """Seconds of an epoch: steps × step + validations × validation, without loading; 0 without a trial step."""
+    """Seconds of an epoch, mean over all: its steps and its share of the validations, without loading; 0 without a
+    trial step."""
     trial: Trial | None
     """One measured step; None where none was taken."""
 
@@ -80,7 +86,7 @@ def estimate_training(
     split: Split | None,
     trial: Trial | None = None,
     *,
-    n_voxels: float | None = None,
+    sizes: Sequence[Triple] = (),
 ) -> tuple[Estimate, tuple[Finding, ...]]:
     """Estimate disk, memory and time, and compare them with what the machine has.
 
@@ -89,7 +95,7 @@ def estimate_training(
         dataset: the data set, listed.
         split: its division; None: all cases train.
         trial: a measured step (see `measure_step`).
-        n_voxels: mean voxels of a prepared case, in patch mode; None: the target size.
+        sizes: voxels of each prepared case, in patch mode; empty: the target size.
 
     Returns:
         The estimate, and a finding for each thing that this machine lacks.
@@ -102,16 +108,17 @@ def estimate_training(
     training = config.training
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     steps = math.ceil(n_train / (config.data.batch_size * devices.n_processes))
-    windows = 1.0
+    windows, share = 1.0, 1.0
     size: tuple[int, int, int] = config.data.target_size
-    if n_voxels is not None:
+    if sizes:
         data = config.data
         patches = PatchSchedule.from_settings(size, data.batch_size, data.patches_per_case, data.patch_growth)
         steps = patches.n_batches(n_train, devices.n_processes)
-        # Windows half a patch apart see every voxel eight times, less at the borders, which small cases mostly are.
-        windows = max(1.0, 4 * n_voxels / math.prod(size))
-        size = (math.ceil(n_voxels), 1, 1)
-    validations = math.ceil(n_val / devices.n_processes)
+        share = patches.mean_voxels(training.max_epochs) / (math.prod(size) * data.batch_size)
+        windows = fmean(count_windows(case, size) for case in sizes)
+        size = (math.ceil(fmean(map(math.prod, sizes))), 1, 1)
+    validated = n_validations(training.max_epochs, training.validate_every)
+    validation_share = math.ceil(n_val / devices.n_processes) * windows * validated / training.max_epochs
     bytes_a_case = entry_bytes(size, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names))
     cache_dir = Path(config.data.cache_dir)
     estimate = Estimate(
@@ -121,9 +128,10 @@ def estimate_training(
         held_bytes=_held_bytes(cache_dir),
         memory_bytes=memory_bytes(devices.accelerator),
         n_val=n_val,
+        n_validations=validated,
         steps_per_epoch=steps,
         max_epochs=training.max_epochs,
-        epoch_s=steps * trial.step_s + validations * windows * trial.validation_s if trial else 0.0,
+        epoch_s=steps * share * trial.step_s + validation_share * trial.validation_s if trial else 0.0,
         trial=trial,
     )
     return estimate, tuple(_shortages(estimate, config.data.cache_limit_gb))

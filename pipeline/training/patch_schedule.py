@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from pipeline.planning.epochs import n_batches
 
@@ -45,6 +47,10 @@ class PatchSchedule:
     def n_batches(self, n_cases: int, n_processes: int) -> int:
         """Batches of each process in every epoch."""
         return n_batches(n_cases, self.patches_per_case, self.batch_size, n_processes)
+
+    def mean_voxels(self, n_epochs: int) -> float:
+        """Voxels in a batch of each process, mean over a training of so many epochs."""
+        return fmean(math.prod(self.patch_of(epoch)) * self.batch_of(epoch) for epoch in range(n_epochs))
 
     def _stage(self, epoch: int) -> tuple[Triple, int]:
         for patch, batch, epochs in self.growth:

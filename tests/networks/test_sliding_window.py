@@ -6,7 +6,7 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from networks.sliding_window import SlidingWindow, gaussian_weights, window_starts
+from networks.sliding_window import SlidingWindow, count_windows, gaussian_weights, window_starts
 
 WINDOW = (16, 12, 8)
 
@@ -81,6 +81,14 @@ def test_windows_cover_every_voxel_and_are_at_most_a_step_apart(step):
         starts = window_starts(size, window, step)
         assert (starts[0], starts[-1]) == (0, size - window)
         assert max(np.diff(starts), default=0) <= max(1, window * step)
+
+
+@pytest.mark.parametrize("size", [(16, 12, 8), (5, 40, 9), (17, 30, 21)])
+def test_the_network_runs_once_for_every_window_that_is_counted(size):
+    runs = []
+    window = SlidingWindow(lambda image: runs.append(1) or image, torch.randn(1, *size), WINDOW)
+    all_slices(window, 2, 3)
+    assert len(runs) == count_windows(size, WINDOW) == window.n_windows
 
 
 def test_memory_is_that_of_the_windows_in_work_whatever_the_length(net):

@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from networks.sliding_window import SlidingWindow
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.cache.folder import open_folder
 from pipeline.check import check
@@ -81,6 +83,28 @@ def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> 
     assert (finding.severity, finding.kind) == ("warning", "memory")
     assert "90% of the memory" in finding.expected
     assert "--batch_size, --base_channels or --target_size" in finding.remedy
+
+
+@pytest.mark.parametrize(("every", "validated"), [(1, 10), (4, 3), (30, 1)])
+def test_the_whole_time_is_that_of_every_step_and_every_validation(folder: Folder, every: int, validated: int) -> None:
+    config = configured(
+        folder.root / "cases.json", data={"cache_dir": "cache"}, training={"validate_every": every, "max_epochs": 10}
+    )
+    dataset = list_cases(folder.root / "cases.json")
+    estimate, _ = estimate_training(config, dataset, dataset.split, TRIAL)
+    assert 10 * estimate.epoch_s == pytest.approx(10 * 2 * TRIAL.step_s + validated * 2 * TRIAL.validation_s)
+    assert estimate.n_validations == validated
+
+
+def test_patches_take_the_time_of_their_voxels_and_validation_that_of_its_windows(folder: Folder) -> None:
+    growth = ([8, 8, 8, 4, 6],)  # six of ten epochs with half of the voxels in a step
+    patches = {"mode": "patch", "spacing_mm": (1.0, 1.0, 1.0), "target_size": (16, 16, 16), "patch_growth": growth}
+    config = configured(folder.root / "cases.json", data=patches | {"cache_dir": "cache"}, training={"max_epochs": 10})
+    dataset = list_cases(folder.root / "cases.json")
+    estimate, _ = estimate_training(config, dataset, dataset.split, TRIAL, sizes=[(16, 16, 16), (40, 17, 12)])
+    windows = SlidingWindow(lambda image: image, torch.zeros(1, 40, 17, 12), (16, 16, 16)).n_windows
+    steps_s = estimate.steps_per_epoch * TRIAL.step_s * (6 * 0.5 + 4)
+    assert 10 * estimate.epoch_s == pytest.approx(steps_s + 10 * 2 * (1 + windows) / 2 * TRIAL.validation_s)
 
 
 @pytest.mark.parametrize(
