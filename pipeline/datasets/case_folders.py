@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.rows import Listing, Request, Row, collect
+from pipeline.datasets.rows import Listing, Request, Row, collect, only_file
 from transforms.io.load import volume_stem
 
 _LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt", re.IGNORECASE)
@@ -42,7 +42,7 @@ def read_folders(request: Request) -> Listing:
     channel_names = sorted(name for name in names if not _LABEL.fullmatch(name) and not _has_word(name, _LABEL_WORD))
 
     def row(case: str) -> Row:
-        parts = cases[case]
+        parts = {name: only_file(paths, case) for name, paths in cases[case].items()}
         labels = [path for name, path in parts.items() if _LABEL.fullmatch(name)]
         segmentations = [name for name in parts if _LABEL.fullmatch(name) or _has_word(name, _LABEL_WORD)]
         if len(segmentations) > 1:
@@ -87,10 +87,10 @@ def _mask_among_channels(masks: Sequence[str], root: Path) -> DatasetError:
     )  # fmt: skip
 
 
-def _parts(folder: Path, files: FileIndex) -> dict[str, Path]:
+def _parts(folder: Path, files: FileIndex) -> dict[str, list[Path]]:
     """The volumes of a case folder by their names without that of the case."""
-    parts = {}
+    parts: dict[str, list[Path]] = {}
     for path in files.volume_files(folder):
-        name = volume_stem(path)
-        parts[re.sub(rf"^{re.escape(folder.name)}[-_. ]", "", name)] = path
+        name = re.sub(rf"^{re.escape(folder.name)}[-_. ]", "", volume_stem(path))
+        parts.setdefault(name, []).append(path)
     return parts

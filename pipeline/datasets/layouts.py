@@ -18,7 +18,7 @@ from pipeline.datasets.json_document import read_description
 from pipeline.datasets.nnunet import has_all_channels, has_channel_number, read_nnunet
 from pipeline.datasets.pairs import read_pairs
 from pipeline.datasets.rows import Reader
-from pipeline.datasets.totalsegmentator import find_scan, is_segmented, read_totalsegmentator
+from pipeline.datasets.totalsegmentator import find_scans, is_segmented, read_totalsegmentator
 
 READERS: dict[str, Reader] = {
     "nnunet": read_nnunet,
@@ -63,7 +63,7 @@ def find_layout(root: Path, files: FileIndex) -> str | None:
     if files.is_folder(root / "images") and files.is_folder(root / "labels"):
         return "pairs"
     folders = files.folders(root)
-    if any(find_scan(path, files) and is_segmented(path, files) for path in folders):
+    if any(find_scans(path, files) and is_segmented(path, files) for path in folders):
         return "totalsegmentator"
     return "folders" if any(is_case_folder(path, files) for path in folders) else None
 

@@ -16,7 +16,16 @@ from pipeline.datasets.class_table import parse_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.json_document import read_description, read_json
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_channel_names, path_inside, unnamed_channels
+from pipeline.datasets.rows import (
+    Listing,
+    Request,
+    Row,
+    collect,
+    only_file,
+    parse_channel_names,
+    path_inside,
+    unnamed_channels,
+)
 from transforms.io.load import volume_kind, volume_stem
 
 logger = logging.getLogger(__name__)
@@ -210,11 +219,7 @@ def _missing_channels(case: str, numbers: Sequence[int], n_channels: int) -> Dat
 def _only(paths: Sequence[Path], ending: str, case: str) -> Path:
     """The only file, or the only one with the data set's own file_ending. Raises DatasetError for several."""
     named = [path for path in paths if path.name.endswith(ending)]
-    chosen = named if len(named) == 1 else paths
-    if len(chosen) > 1:
-        both = " and ".join(str(path) for path in chosen[:2])
-        raise DatasetError("dataset", "", "one file", both, "remove one", case)
-    return chosen[0]
+    return only_file(named if len(named) == 1 else paths, case)
 
 
 def _read_fold(path: Path, fold: int) -> dict[str, str]:

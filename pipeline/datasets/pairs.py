@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.rows import Listing, Request, Row
+from pipeline.datasets.rows import Listing, Request, Row, collect, only_file
 from transforms.io.load import volume_stem
 
 _SUFFIXES = re.compile(r"(?P<case>.+?)[._-](seg|segmentation|label|labels|labelmap|mask|gt)", re.IGNORECASE)
@@ -37,14 +37,12 @@ def read_pairs(request: Request) -> Listing:
 
 def _by_name(request: Request, name: str, cases: Container[str], problems: list[DatasetError]) -> dict[str, Path]:
     """The volumes of a folder by the name of their case: one of `cases` where their own name is such a one's."""
-    found: dict[str, Path] = {}
+    found: dict[str, list[Path]] = {}
     for path in request.files.volumes(request.root / name):
         case = volume_stem(path)
         match = _SUFFIXES.fullmatch(case)
         if case not in cases and match and match["case"] in cases:
             case = match["case"]
-        first = found.setdefault(case, path)
-        if first != path:
-            both = f"{first} and {path}"
-            problems.append(DatasetError("dataset", "", "one file", both, "remove one", case))
-    return found
+        found.setdefault(case, []).append(path)
+    collect(lambda case: only_file(found[case], case), found, problems)
+    return {case: paths[0] for case, paths in found.items()}

@@ -88,6 +88,13 @@ def collect(make: Callable[[Item], Made], items: Iterable[Item], problems: list[
     return made
 
 
+def only_file(paths: Sequence[Path], case: str) -> Path:
+    """Return the only one of the files that one name stands for. Raises DatasetError for several."""
+    if len(paths) > 1:
+        raise DatasetError("dataset", "", "one file", f"{paths[0]} and {paths[1]}", "remove one", case)
+    return paths[0]
+
+
 def path_inside(root: Path, name: Any, source: Path) -> Path:
     """Return root / name for a name out of a data set's own file. Raises DatasetError where it leads out of `root`."""
     if not isinstance(name, str) or not name or "\0" in name:

@@ -12,7 +12,7 @@ from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.rows import Listing, Request, Row, collect, parse_name, parse_split
+from pipeline.datasets.rows import Listing, Request, Row, collect, only_file, parse_name, parse_split
 from transforms.io.load import volume_stem
 
 _IMAGE_NAMES = ("ct", "mri", "mr")
@@ -32,13 +32,14 @@ def read_totalsegmentator(request: Request) -> Listing:
         DatasetError: meta.csv or the table of classes cannot be read, or nothing names a structure.
     """
     folders = {folder.name: folder for folder in request.files.folders(request.root)}
-    scans = {case: find_scan(folder, request.files) for case, folder in folders.items()}
-    images = {case: scan for case, scan in scans.items() if scan is not None}
-    modalities = {volume_stem(image).upper().replace("MRI", "MR") for image in images.values()}
+    scans = {case: scans for case, folder in folders.items() if (scans := find_scans(folder, request.files))}
+    modalities = {volume_stem(path).upper().replace("MRI", "MR") for paths in scans.values() for path in paths}
     channel_names = (modalities.pop() if len(modalities) == 1 else "image",)
+    problems: list[DatasetError] = []
     if request.images_only:
-        return Listing(tuple(Row(case, (image,), None) for case, image in images.items()), None, channel_names)
-    segmented = [case for case, folder in folders.items() if case in images or is_segmented(folder, request.files)]
+        rows = collect(lambda case: Row(case, (only_file(scans[case], case),), None), scans, problems)
+        return Listing(tuple(rows), None, channel_names, tuple(problems))
+    segmented = [case for case, folder in folders.items() if case in scans or is_segmented(folder, request.files)]
     masks = {case: _masks(folders[case], request.files) for case in segmented}
     own_table = find_table(request.root)
     states_values = own_table is not None and own_table.states_values
@@ -62,18 +63,17 @@ def read_totalsegmentator(request: Request) -> Listing:
             )
         else:
             label = _one_mask_a_class(masks[case], classes, case)
-        image = (images[case],) if case in images else ()
+        image = (only_file(scans[case], case),) if case in scans else ()
         said = meta.of(case) if image else {}
         return Row(case, image, label, parse_split(said.get("split"), case, meta.path), _subject(said))
 
-    problems: list[DatasetError] = []
     rows = collect(row, segmented, problems)
     return Listing(tuple(rows), classes, channel_names, tuple(problems), meta.without_folder(folders))
 
 
-def find_scan(folder: Path, files: FileIndex) -> Path | None:
-    """Return the image of a TotalSegmentator case folder, None if it has none."""
-    return next((path for path in files.volume_files(folder) if volume_stem(path) in _IMAGE_NAMES), None)
+def find_scans(folder: Path, files: FileIndex) -> list[Path]:
+    """Return the images of a TotalSegmentator case folder; more than one are too many."""
+    return [path for path in files.volume_files(folder) if volume_stem(path) in _IMAGE_NAMES]
 
 
 def is_segmented(folder: Path, files: FileIndex) -> bool:
@@ -81,13 +81,16 @@ def is_segmented(folder: Path, files: FileIndex) -> bool:
     return files.is_folder(folder / "segmentations") or files.is_file(folder / _COMBINED)
 
 
-def _masks(folder: Path, files: FileIndex) -> dict[str, Path]:
+def _masks(folder: Path, files: FileIndex) -> dict[str, list[Path]]:
     """The masks of a case folder by the name of their structure."""
-    return {volume_stem(path): path for path in files.volume_files(folder / "segmentations")}
+    masks: dict[str, list[Path]] = {}
+    for path in files.volume_files(folder / "segmentations"):
+        masks.setdefault(volume_stem(path), []).append(path)
+    return masks
 
 
-def _one_mask_a_class(masks: dict[str, Path], classes: ClassTable, case: str) -> Label | None:
-    """The masks of the classes; None for a case without any mask. Raises DatasetError where some are missing."""
+def _one_mask_a_class(masks: dict[str, list[Path]], classes: ClassTable, case: str) -> Label | None:
+    """The masks of the classes; None for a case without any mask. Raises DatasetError for too few or too many."""
     if not masks:
         return None
     missing = [name for name in classes.names[1:] if name not in masks]
@@ -96,10 +99,10 @@ def _one_mask_a_class(masks: dict[str, Path], classes: ClassTable, case: str) ->
             "dataset", "", f"a mask for each of {len(classes.names) - 1} structures", f"none for {missing[:5]}",
             "write an empty mask where it is absent from the body, or leave the class out of data.class_names", case,
         )  # fmt: skip
-    return tuple((index, masks[name]) for index, name in enumerate(classes.names) if index > 0)
+    return tuple((index, only_file(masks[name], case)) for index, name in enumerate(classes.names) if index > 0)
 
 
-def _refuse_masks_of_background(masks: Mapping[str, Mapping[str, Path]], classes: ClassTable, root: Path) -> None:
+def _refuse_masks_of_background(masks: Mapping[str, Collection[str]], classes: ClassTable, root: Path) -> None:
     """Refuse a class 0 that is a structure: its masks would be passed over."""
     background = classes.names[0]
     held = [case for case, of_case in masks.items() if background in of_case]

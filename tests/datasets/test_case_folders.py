@@ -55,6 +55,15 @@ def test_what_a_case_folder_lacks_is_named(tmp_path):
     refused(tmp_path, "case BraTS-GLI-00002-000", "one label map", layout="folders")
 
 
+@pytest.mark.parametrize("name", ["imaging.nrrd", "case_00001_imaging.nii.gz", "case_00001-segmentation.nii"])
+def test_two_files_of_one_name_are_not_chosen_between(tmp_path, name):
+    kits(tmp_path)
+    (tmp_path / f"case_00001/{name}").write_bytes(b"")
+    refused(tmp_path, "case case_00001: expected one file", f"case_00001/{name}", "remove one")
+    if "imaging" in name:
+        assert list(find_images(tmp_path).images) == ["case_00000"]
+
+
 @pytest.mark.parametrize("name", ["seg_rater2", "aggregated_MAJ_seg", "LesionSeg", "case-label2", "GT_second"])
 def test_a_second_segmentation_is_no_input_of_the_network(tmp_path, name):
     kits(tmp_path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.check import check
-from pipeline.datasets.listing import list_cases
+from pipeline.datasets.listing import find_images, list_cases
 from tests.support.datasets import refused, totalsegmentator, volume, write_json
 from tests.support.volume_files import save
 from transforms.io.load import LoadVolumed
@@ -61,6 +61,16 @@ def test_a_bare_list_orders_the_masks_and_says_nothing_of_combined_labels(tmp_pa
     refused(tmp_path, "case s2", "none for ['spleen']")
     (tmp_path / "s2/segmentations/liver.nii.gz").unlink()
     refused(tmp_path, "case s2", "combined_labels.nii.gz", "masks, as other cases have", "labels.json")
+
+
+def test_two_files_of_one_name_are_not_chosen_between(tmp_path):
+    totalsegmentator(tmp_path)
+    extra = volume(tmp_path / "s2/segmentations/liver.nii")
+    refused(tmp_path, "case s2: expected one file", "liver.nii and ", "liver.nii.gz; remove one")
+    extra.unlink()
+    volume(tmp_path / "s1/mri.nii.gz")
+    refused(tmp_path, "case s1: expected one file", "ct.nii.gz and ", "mri.nii.gz; remove one")
+    assert list(find_images(tmp_path).images) == ["s2"]
 
 
 def test_class_names_without_a_background_do_not_swallow_the_first_structure(tmp_path):
