@@ -163,7 +163,8 @@ def make_plan(
     multiple = _multiple(strides)
     whole = _rounded(median, multiple)
     probe = _shrunk_to(whole, multiple, PROBE_VOXELS)
-    probes = [(_scaled(probe, GROWTH[0], multiple), 2), (probe, 2)]
+    smaller = _scaled(probe, GROWTH[0], multiple)
+    probes = [(smaller, 2) if smaller != probe else (probe, 1), (probe, 2)]
     channels = NARROW
     cost = measure(probes, strides, kernels, channels)
     training_s = budget_s * TRAINING_SHARE

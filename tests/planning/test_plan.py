@@ -106,6 +106,14 @@ def test_a_wider_network_is_taken_where_there_is_time_for_it_and_measured_again(
     assert [asked[3] for asked in measure.asked] == [16, 16, 32]
 
 
+@pytest.mark.parametrize("edge", [6, 8, 12, 20, 40, 64, 100, 150, 333])
+def test_two_different_numbers_of_voxels_are_measured(edge):
+    measure = Measured()
+    make_plan(replace(WHOLE_BODY, sizes=((edge, edge, 2 * edge),) * 500), MACHINE, 3600, measure)
+    voxels = [math.prod(patch) * batch for patch, batch in measure.asked[0][0]]
+    assert voxels[0] < voxels[1] <= 2 * 64**3
+
+
 def test_every_setting_has_a_reason():
     plan = make_plan(HIPPOCAMPUS, MACHINE, 300, Measured())
     names = {f"{group}.{key}" for group, keys in plan.settings.items() for key in keys}
