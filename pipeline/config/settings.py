@@ -274,7 +274,7 @@ class TrainingConfig:
     validate_every: int = 1
     """Validate after every so many epochs, and after the last; in between, the log holds null."""
     overlay_every: int = 10
-    """Every so many epochs a validation slice with its segmentation goes to TensorBoard; 0 = never."""
+    """Every so many epochs, at the next validation, a slice with its segmentation goes to TensorBoard; 0 = never."""
 
     def __post_init__(self) -> None:
         require(0 < self.lr < math.inf, f"training.lr must be above 0, got {self.lr}")

@@ -57,6 +57,12 @@ class TrainingLog:
         return is_best
 
     @property
+    def validated_epochs(self) -> list[int]:
+        """The epochs that have a score or a loss of a validation."""
+        scores = zip(self.history["val_mIoU"], self.history["val_loss"], strict=True)
+        return [epoch for epoch, values in enumerate(scores) if any(value is not None for value in values)]
+
+    @property
     def best_by(self) -> Literal["val_mIoU", "val_loss", "epoch"]:
         """What decides which epoch is best: val_mIoU, the lowest val_loss while no epoch has one, else the last epoch.
 

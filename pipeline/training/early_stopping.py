@@ -15,9 +15,7 @@ def early_stop_reason(log: TrainingLog, patience: int, max_epochs: int) -> str |
     """
     if not patience or log.best_epoch is None or len(log) >= max_epochs:
         return None
-    since = slice(log.best_epoch + 1, None)
-    values = zip(log.history["val_mIoU"][since], log.history["val_loss"][since], strict=True)
-    n_validated = sum(score is not None or loss is not None for score, loss in values)
+    n_validated = sum(epoch > log.best_epoch for epoch in log.validated_epochs)
     if n_validated < patience:
         return None
     change = "val_mIoU has not risen" if log.best_by == "val_mIoU" else "val_loss has not fallen"

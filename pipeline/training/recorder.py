@@ -38,7 +38,7 @@ class RunRecorder(pl.Callback):
     Args:
         folder: where the run's files go.
         description: what best_model.ckpt carries beside weights and score.
-        overlay_every: epochs between two pictures in TensorBoard; 0 = none.
+        overlay_every: epochs between two pictures of a validation in TensorBoard; 0 = none.
         patience: validated epochs without a better val_mIoU after which training stops; 0 = never.
         resume: the state to go on from, or None for a new training.
         contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
@@ -145,8 +145,11 @@ class RunRecorder(pl.Callback):
             trainer.should_stop = True
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
             picture = None
-            if self.overlay_every and epoch % self.overlay_every == 0 and pl_module.sample is not None:
-                picture = overlay_picture(*pl_module.sample)
+            if self.overlay_every and "val_mIoU" in metrics and pl_module.sample is not None:
+                # At the first validation after every so many epochs.
+                before = max((validated for validated in history.validated_epochs if validated < epoch), default=-1)
+                if epoch // self.overlay_every > before // self.overlay_every:
+                    picture = overlay_picture(*pl_module.sample)
             trainer.logger.write_epoch(
                 epoch,
                 values=values | {"learning_rate": learning_rate},

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 from functools import partial
 
-from tests.support.tiny_training import ended, train
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from pipeline.train import train as run_training
+from tests.support.tiny_training import ended, settings_of, strict_json, train
 
 
 def test_the_files_of_a_run_are_readable_by_the_group(work):
@@ -14,3 +18,20 @@ def test_the_files_of_a_run_are_readable_by_the_group(work):
     modes = {path.name: path.stat().st_mode & 0o777 for path in run.rglob("*")}
     folders = {path.name for path in run.rglob("*") if path.is_dir()}
     assert {name: oct(mode) for name, mode in modes.items() if mode != (0o750 if name in folders else 0o640)} == {}
+
+
+@pytest.mark.parametrize(("validate_every", "overlay_every", "expected"), [("2", "3", [1, 3]), ("1", "2", [0, 2, 4])])
+def test_pictures_are_of_epochs_that_were_validated(work, validate_every, overlay_every, expected):
+    """One after the first validation since every so many epochs, read back by TensorBoard."""
+    often = {"training.validate_every": validate_every, "training.overlay_every": overlay_every}
+    config, run = settings_of(work, f"pictures{validate_every}", max_epochs="5", **often)
+    run_training(config)
+    events = EventAccumulator(str(run / "version_0"))
+    events.Reload()
+    assert [picture.step for picture in events.Images("validation/label_and_segmentation")] == expected
+    validated = [
+        epoch
+        for epoch, loss in enumerate(strict_json(run / "training_log.json")["training_history"]["val_loss"])
+        if loss
+    ]
+    assert set(expected) <= set(validated)
