@@ -12,12 +12,13 @@ from pipeline.console.text import first_lines
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import SPLITS, Case, Dataset
 from pipeline.datasets.listing import list_cases
-from pipeline.evaluation.case_files import list_case_files, table_of_records
+from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.case_scores import CaseScores, Pair
 from pipeline.evaluation.class_matching import match_by_name
 from pipeline.evaluation.class_names import ClassNames
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.pairing import Matching, match
+from pipeline.evaluation.records import read_records, table_of_records
 from pipeline.evaluation.scoring import score_pairs
 from pipeline.evaluation.summary import Evaluation, worst_first
 from pipeline.inference.batch import segment_cases
@@ -139,7 +140,7 @@ def _matching_of_run(
 ) -> Matching:
     """Pair the predictions of a run with the labels of its data set; the records say which value is which class."""
     names = dataset.classes.names
-    table = table_of_records(outputs.folder, [case.id for case in cases])
+    table = table_of_records(read_records(outputs.folder, [case.id for case in cases]))
     pairs = []
     for case in cases:
         if case.label is not None:

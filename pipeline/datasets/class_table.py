@@ -155,12 +155,16 @@ def _refuse_twice(what: str, items: Sequence[Any], source: Path) -> None:
 def find_table(folder: Path) -> ClassTable | None:
     """Return the table of labels.json, class_names.json or dataset.json ("labels") in a folder; None if absent.
 
+    The record of a case that was segmented, which may be called "labels", is none.
+
     Raises:
         DatasetError: such a file cannot be read, or holds no table of classes.
     """
     for path in (folder / name for name in _TABLE_FILES):
         if path.is_file():
             content = read_json(path)
+            if isinstance(content, dict) and {"case", "made_by"} <= content.keys():
+                continue
             if isinstance(content, dict) and isinstance(content.get("labels"), dict | list):
                 return parse_table(content["labels"], path)
             if path.name != "dataset.json":

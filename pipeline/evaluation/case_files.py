@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.datasets.class_table import ClassTable, find_table, parse_table
+from pipeline.datasets.class_table import ClassTable, find_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import find_dataset
 from pipeline.evaluation.header_classes import Headers, read_headers
 from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError, Kind
-from pipeline.files.json_files import read_json
+from pipeline.evaluation.records import notes_on_networks, read_records, table_of_records
 from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
@@ -43,6 +43,8 @@ class CaseFiles:
     """What the files' own headers say of their classes (.seg.nrrd, DICOM SEG)."""
     missing_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By case, structures of other cases for which it has no mask."""
+    notes: tuple[str, ...] = ()
+    """What a reader has to know about where they come from."""
 
 
 def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False) -> CaseFiles:
@@ -80,8 +82,9 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     if folders:
         return _masks_by_case(kind, path, folders)
     files = _by_case(label_maps, path)
-    headers = read_headers(files, _table_beside(path, files, kind), kind)
-    return CaseFiles(kind, path, files, headers.table, is_one_case=path.is_file(), headers=headers)
+    table, notes = _table_beside(path, files, kind)
+    headers = read_headers(files, table, kind)
+    return CaseFiles(kind, path, files, headers.table, is_one_case=path.is_file(), headers=headers, notes=notes)
 
 
 def _label_maps(path: Path) -> list[Path]:
@@ -143,18 +146,25 @@ def _masks(folder: Path) -> dict[str, Path]:
 
 
 def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseFiles:
-    """Classes are the names of the masks over all cases, sorted; where masks overlap the later one counts."""
-    masks = {case: _masks(folder) for case, folder in folders.items()}
+    """Classes are the names of the masks over all cases, sorted, or those that records give to the files; where masks
+    overlap the later one counts."""
+    masks, records = {}, []
+    for case, folder in folders.items():
+        own_folder = folder.resolve().parent if folder.name == "segmentations" else folder.resolve()
+        found = read_records(own_folder.parent, [own_folder.name])
+        records += found
+        class_of = found[0].class_of_mask if found else {}
+        masks[case] = {class_of.get(name, name): file for name, file in _masks(folder).items()}
     names = sorted(set().union(*masks.values()))
     if not names:
         expected = "a mask a structure (liver.nii.gz, …)"
         raise VolumeError("missing_file", path, expected, "none", "name the folder that holds them")
     files: dict[str, Label] = {}
     missing: dict[str, tuple[str, ...]] = {}
-    for case, found in masks.items():
-        files[case] = tuple((c, found[name]) for c, name in enumerate(names, start=1) if name in found)
-        if len(found) < len(names):
-            missing[case] = tuple(name for name in names if name not in found)
+    for case, found_masks in masks.items():
+        files[case] = tuple((c, found_masks[name]) for c, name in enumerate(names, start=1) if name in found_masks)
+        if len(found_masks) < len(names):
+            missing[case] = tuple(name for name in names if name not in found_masks)
     own_folders = {folder for inner in folders.values() for folder in (inner, inner.parent)}
     return CaseFiles(
         kind,
@@ -164,40 +174,17 @@ def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseF
         is_one_case=len(folders) == 1 and path in own_folders,
         are_masks=True,
         missing_masks=missing,
+        notes=notes_on_networks(records, kind),
     )
 
 
-def _table_beside(path: Path, cases: Iterable[str], kind: Kind) -> ClassTable | None:
-    """The classes as the files' own folder names them, or the records that predict writes; for labels, whose names
-    often lie beside their folder, also the folder above."""
+def _table_beside(path: Path, cases: Iterable[str], kind: Kind) -> tuple[ClassTable | None, tuple[str, ...]]:
+    """The classes as the files' own folder names them, or the records that predict writes, with notes on these; for
+    labels, whose names often lie beside their folder, also the folder above."""
     folder = path if path.is_dir() else path.parent
     table = find_table(folder)
+    notes: tuple[str, ...] = ()
     if table is None:
-        table = table_of_records(folder, cases)
-    return find_table(folder.parent) if table is None and kind == "label" else table
-
-
-def table_of_records(folder: Path, cases: Iterable[str]) -> ClassTable | None:
-    """Read the classes from the records that bodyseg predict leaves beside its label maps; None without any record.
-
-    Raises:
-        EvaluationError: a record without classes, or two that differ.
-        FileError: a record that cannot be read.
-    """
-    found: tuple[Path, ClassTable] | None = None
-    for case in cases:
-        record = folder / f"{case}.json"
-        classes = read_json(record).get("classes") if record.is_file() else None
-        if not classes:
-            continue
-        try:
-            values = {str(int(item["value"])): str(item["name"]) for item in classes}
-        except (TypeError, KeyError, ValueError, OverflowError):
-            raise EvaluationError(f"{record}: expected classes with value and name; predict this case again") from None
-        table = parse_table(values, record)
-        if found is not None and found[1] != table:
-            raise EvaluationError(
-                f"{record}: its classes differ from those in {found[0]}; evaluate predictions of different runs apart"
-            )
-        found = found or (record, table)
-    return found[1] if found else None
+        records = read_records(folder, cases)
+        table, notes = table_of_records(records), notes_on_networks(records, kind)
+    return find_table(folder.parent) if table is None and kind == "label" else table, notes

@@ -77,7 +77,7 @@ def match(
     return Matching(
         pairs=tuple(pairs),
         classes=classes,
-        notes=(*notes, *predictions.headers.notes, *labels.headers.notes, *_missing_masks(predictions)),
+        notes=(*notes, *_notes(predictions), *_notes(labels), *_missing_masks(predictions)),
         refused=refused,
         labels_without_prediction=tuple(sorted(case for case in labels.files if case not in paired_labels)),
         predictions_without_label=tuple(sorted(case for case in predictions.files if case not in paired_predictions)),
@@ -103,6 +103,10 @@ def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, st
             f"the labels of {some_of(sorted(labels.files), 5)}; give the files of one case one name"
         )
     return sorted(found)
+
+
+def _notes(files: CaseFiles) -> tuple[str, ...]:
+    return (*files.notes, *files.headers.notes)
 
 
 def _missing_masks(predictions: CaseFiles) -> list[str]:

@@ -101,16 +101,17 @@ def values_of(class_names: Sequence[str], label_values: Sequence[int] = ()) -> N
 def file_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """A file name, without suffix, for each class: nothing that leaves a folder, hides a file or collides on a disk
     that ignores case, whatever the names in a data set or checkpoint say."""
-    names: list[str] = []
-    taken: set[str] = set()
-    for class_name in class_names:
-        plain = re.sub(r"[^A-Za-z0-9+=_-]+", "_", class_name).strip("_")[:LONGEST_NAME] or "class"
-        name, number = plain, 2
-        while name.lower() in taken:
-            name, number = f"{plain}_{number}", number + 1
-        taken.add(name.lower())
-        names.append(name)
-    return tuple(names)
+    plain = [re.sub(r"[^A-Za-z0-9+=_-]+", "_", name).strip("_")[:LONGEST_NAME] or "class" for name in class_names]
+    taken = {name.lower() for name in plain}  # a class truly called rib_2 has rib_2
+    names: dict[str, str] = {}
+    for first in plain:
+        name, number = first, 2
+        if first.lower() in names:
+            while (name := f"{first}_{number}").lower() in taken:
+                number += 1
+            taken.add(name.lower())
+        names[name.lower()] = name
+    return tuple(names.values())
 
 
 def printable(text: str) -> str:

@@ -19,8 +19,8 @@ from pipeline.cache.key import SourceIndex
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.cli.main import main
 from pipeline.datasets.listing import list_cases
-from pipeline.evaluation.case_files import table_of_records
 from pipeline.evaluation.comparison import compare_metrics
+from pipeline.evaluation.records import notes_on_networks, read_records, table_of_records
 from pipeline.files.json_files import read_json
 from pipeline.inference.record import CaseRecord
 from pipeline.runs.run_folder import RunFolder
@@ -166,7 +166,8 @@ def test_a_mutated_record_of_a_prediction_is_read_or_refused(tmp_path: Path) -> 
     @given(changed(document).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
     def try_one(content: bytes) -> None:
         path.write_bytes(content)
-        expected_or(lambda: table_of_records(tmp_path, ["a"]))
+        expected_or(lambda: table_of_records(read_records(tmp_path, ["a"])))
+        expected_or(lambda: notes_on_networks(read_records(tmp_path, ["a", "a"]), "prediction"))
         expected_or(lambda: CaseRecord.from_document(read_json(path)))
 
     try_one()
