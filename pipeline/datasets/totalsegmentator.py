@@ -143,11 +143,19 @@ def _read_meta(request: Request) -> _Meta:
     path = request.root / "meta.csv"
     if not request.files.is_file(path):
         return _Meta(path, None)
-    rows = [row.cells for row in read_csv(path)]
-    if not rows or "image_id" not in rows[0]:
-        found = f"{list(rows[0])}" if rows else "no rows"
+    table = read_csv(path)
+    columns = list(table[0].cells) if table else []
+    if "image_id" not in columns:
+        found = f"{columns}" if columns else "no rows"
         raise DatasetError("dataset", path, "a column image_id", found, "name the column of the case folders image_id")
-    return _Meta(path, {row["image_id"]: row for row in rows})
+    lines: dict[str, int] = {}
+    for row in table:
+        case = row.cells["image_id"]
+        if case and case in lines:
+            found, remedy = f"lines {lines[case]} and {row.line}", "keep the line that is true"
+            raise DatasetError("dataset", path, "one line for every image_id", found, remedy, case)
+        lines[case] = row.line
+    return _Meta(path, {row.cells["image_id"]: row.cells for row in table})
 
 
 def _subject(said: dict[str, str]) -> str | None:

@@ -107,6 +107,12 @@ def test_cases_of_meta_csv_without_a_folder_are_named(tmp_path):
     assert [f.severity for f in report.findings if f.kind == "missing_case"] == ["warning"]
 
 
+def test_a_case_that_meta_csv_holds_twice_is_refused(tmp_path):
+    totalsegmentator(tmp_path)
+    (tmp_path / "meta.csv").write_text("image_id;split\ns1;train\n\ns2;val\ns1;val\n")
+    refused(tmp_path, "case s1", "meta.csv: expected one line for every image_id, found lines 2 and 5")
+
+
 def test_combined_labels_alone_need_names_for_their_values(tmp_path):
     for case in ("s1", "s2"):
         volume(tmp_path / case / "ct.nii.gz")
