@@ -7,7 +7,7 @@ residual block, additive skips) and what a layer keeps for the backward pass is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -98,6 +98,9 @@ class BodyNet(nn.Module):
         widths = [int(base_channels * factor) // (2 if light else 1) for factor in WIDTHS[: len(sizes)]]
         self.stem = SafeConv3d(in_channels, widths[0], sizes[0], padding=half_of(sizes[0]), bias=False)
         levels = list(zip(pairwise(widths), pairwise(sizes), steps, strict=True))
+        self.decoder_levels = list(zip(widths, accumulate(steps, _product, initial=(1, 1, 1)), strict=True))[:-1]
+        """Channels of each level of the decoder, finest first, and the voxels of the image from one of its voxels to
+        the next."""
         self.encoder = nn.ModuleList(
             EncoderLevel(fine, coarse, n, stride, kernel)
             for ((fine, coarse), (_, kernel), stride), n in zip(levels, ENCODER_BLOCKS[1:], strict=False)
@@ -114,6 +117,18 @@ class BodyNet(nn.Module):
 
     def features(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B F I J K"]:
         """Return what the head is applied to, a plain tensor in the autocast dtype where autocast is on."""
+        x = self.last(self.decoded(x, finest_only=True)[0])
+        if not torch.is_grad_enabled():
+            free_scratch()  # there is no backward pass to come
+        return x
+
+    def decoded(self, x: Float[Tensor, "B C I J K"], *, finest_only: bool = False) -> list[Tensor]:
+        """Return what each level of the decoder gives, finest first and not yet normalised, see `decoder_levels`.
+
+        Args:
+            x: The image.
+            finest_only: Free the coarser levels, so that the list has one entry.
+        """
         if hasattr(x, "as_tensor"):  # a MONAI MetaTensor would do its bookkeeping in every operation
             x = x.as_tensor()
         x = self.stem(self._laid_out(x))
@@ -122,12 +137,11 @@ class BodyNet(nn.Module):
             x = self._run(level, x)
             skips.append(x)
         skips.pop()
+        outputs: list[Tensor] = []
         for level in self.decoder:
             x = self._run(level, x, skips.pop())
-        x = self.last(x)
-        if not torch.is_grad_enabled():
-            free_scratch()  # there is no backward pass to come
-        return x
+            outputs = [x] if finest_only else [x, *outputs]
+        return outputs or [x]
 
     def forward(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B n_classes I J K"]:
         """Return the logits of the image. For a MONAI MetaTensor they are one with the same affine and history, which
@@ -220,6 +234,11 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B C I J K"]:
         return self.convolutions(x).add_(x)
+
+
+def _product(one: Triple, other: Triple) -> Triple:
+    i, j, k = (m * n for m, n in zip(one, other, strict=True))
+    return i, j, k
 
 
 def _triples(

@@ -265,6 +265,9 @@ class TrainingConfig:
     """Largest norm of the gradient; 0 = no clipping."""
     accumulate: int = 1
     """Batches in one optimiser step, which takes the mean over all their samples."""
+    deep_supervision: bool = False
+    """Train heads on the coarser levels of BodyNet's decoder, too (weights 1/2, 1/4, …); other networks have their own
+    argument for it."""
     on_nan_loss: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop the training, or skip (and count) that step."""
     early_stopping_patience: int = 0
@@ -349,13 +352,23 @@ class Config:
             self.data.dataset_root != "",
             "data.dataset_root is missing; name the folder of your scans with --dataset_root DIR",
         )
+        name = _network_name(self.model)
+        require(
+            not self.training.deep_supervision or name == "BodyNet",
+            f"training.deep_supervision is BodyNet's; switch it off, {name} has its own argument for it in "
+            "model.network, if at all",
+        )
+
+
+def _network_name(model: ModelConfig) -> str:
+    return "BodyNet" if model.network is None else str(model.network["_target_"]).rpartition(".")[2]
 
 
 def without_effect(config: Config) -> tuple[str, ...]:
     """Say which settings that differ from their defaults change nothing, each in a sentence with what to do."""
     data, model, training = config.data, config.model, config.training
     notes = []
-    target = "BodyNet" if model.network is None else str(model.network["_target_"]).rpartition(".")[2]
+    target = _network_name(model)
     if target != "BodyNet" and model.base_channels != ModelConfig.base_channels:
         notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
     if data.intensity not in ("auto", "ct") and data.window != DataConfig.window:

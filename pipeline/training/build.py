@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from networks.deep_supervision import CoarseHeads
 from networks.registry import build_network
 from pipeline.config.settings import ModelConfig, TrainingConfig
+from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.schedule import Schedule
 from transforms.io import label_values
@@ -40,7 +42,7 @@ def build_module(
         trust: import network classes from outside the registry's allow-list. The caller decides, never the settings.
 
     Raises:
-        NetworkError: the network is unknown, not allowed, or its arguments are wrong.
+        NetworkError: the network is unknown, not allowed, its arguments are wrong, or it has no levels to supervise.
     """
     network = build_network(
         model.network,
@@ -55,8 +57,12 @@ def build_module(
     return SegmentationModule(
         network,
         n_classes=n_classes,
-        class_weights=None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32),
-        ignore_index=label_values.ignore_index(n_classes) if ignores_voxels else None,
+        criterion=SlabDiceCELoss(
+            None if class_weights is None else torch.as_tensor(class_weights, dtype=torch.float32),
+            label_values.ignore_index(n_classes) if ignores_voxels else None,
+        ),
+        # Drawn after the network's weights, which are thereby the same with and without them
+        coarse_heads=CoarseHeads(network, n_classes) if training.deep_supervision else None,
         schedule=Schedule(training.lr, training.warmup_epochs, training.max_epochs, training.schedule),
         weight_decay=training.weight_decay,
         seed=training.seed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -17,10 +18,12 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from networks.deep_supervision import CoarseHeads, supervised_levels
 from networks.sliding_window import SlidingWindow
 from pipeline.compute.memory import keep_freed_memory
 from pipeline.compute.ranks import gather_texts, gathered
-from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss, VolumeDiceCE
+from pipeline.losses.deep_supervision import deep_supervision_loss
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
@@ -51,8 +54,9 @@ class SegmentationModule(pl.LightningModule):
         network: has `.features` and `.head`; with head None the features are the logits.
         n_classes: classes, background included.
         schedule: learning rate of every epoch.
-        class_weights: (n_classes,) weights of the loss, or None.
-        ignore_index: label value of voxels that neither the loss nor the metric counts.
+        criterion: the loss; None: all classes weigh alike and all voxels count. The metric ignores the same voxels.
+        coarse_heads: heads of the network's coarser levels, which are then supervised, too; trained, but no part of the
+            network.
         weight_decay: of AdamW.
         seed: decides the random numbers of every epoch.
         compile_features: run the network through torch.compile.
@@ -66,8 +70,8 @@ class SegmentationModule(pl.LightningModule):
         *,
         n_classes: int,
         schedule: Schedule,
-        class_weights: Tensor | None = None,
-        ignore_index: int | None = None,
+        criterion: SlabDiceCELoss | None = None,
+        coarse_heads: CoarseHeads | None = None,
         weight_decay: float = 0.0,
         seed: int = 0,
         compile_features: bool = False,
@@ -78,14 +82,17 @@ class SegmentationModule(pl.LightningModule):
         self.network = network
         self.n_classes = n_classes
         self.schedule = schedule
-        self.ignore_index = ignore_index
         self.weight_decay = weight_decay
         self.seed = seed
         self.skip_undefined = skip_undefined
         self.window = window
-        self.criterion = SlabDiceCELoss(class_weights=class_weights, ignore_index=ignore_index)
+        self.criterion = criterion or SlabDiceCELoss()
+        self.ignore_index = self.criterion.ignore_index
+        self.coarse_heads = coarse_heads
         features = cast(Callable[[Tensor], Tensor], network.features)
+        levels = partial(supervised_levels, network, coarse_heads)
         self._features = torch.compile(features) if compile_features else features
+        self._levels = torch.compile(levels) if compile_features else levels
         self.skipped_steps = 0
         """Steps of the whole run that were left out."""
         self._skipped_in_a_row = 0
@@ -184,8 +191,12 @@ class SegmentationModule(pl.LightningModule):
         cases = [str(case) for case in batch["case"]]
         self._cases_of_step += cases
         counted: list[bool] = batch.get("counted", [True] * len(image))
-        result: DiceCE = self.criterion(
-            self._features(image), self.head, label, across_processes=True, counted=None if all(counted) else counted
+        result = deep_supervision_loss(
+            self.criterion,
+            self._levels(image),
+            label,
+            across_processes=True,
+            counted=None if all(counted) else counted,
         )
         # The same in all processes: none goes on, or leaves a batch out, without the others.
         loss = result.loss.detach()

@@ -206,6 +206,8 @@ class ResumeState:
     """Steps that were left out because their loss or gradient was NaN or infinite."""
     contents: Mapping[str, str] = field(default_factory=dict)
     """What the files of every case held, by case id; empty in states of earlier versions."""
+    coarse_heads: Mapping[str, Any] = field(default_factory=dict)
+    """The state_dict of the heads of deep supervision; empty where there are none."""
 
     @property
     def holds_best(self) -> bool:
@@ -223,6 +225,7 @@ class ResumeState:
             "log": self.log.to_dict(),
             "skipped_steps": self.skipped_steps,
             "contents": dict(self.contents),
+            "coarse_heads": dict(self.coarse_heads),
         }
 
 
@@ -238,6 +241,7 @@ def resume_state(
         log=log,
         skipped_steps=module.skipped_steps,
         contents=contents or {},
+        coarse_heads=module.coarse_heads.state_dict() if module.coarse_heads is not None else {},
     )
 
 
@@ -267,11 +271,13 @@ def read_resume(path: Path) -> ResumeState:
         log = TrainingLog.from_dict(state["log"])
     except FileError as error:
         raise FileError(f"{path}: {error}; {start_again}") from error
-    contents = state.get("contents", {})
-    if not isinstance(contents, dict):
-        raise FileError(f"{path}: contents: expected a table of cases, found {contents!r:.40}; {start_again}")
+    tables = {}  # states of earlier versions have none
+    for key, of in (("contents", "cases"), ("coarse_heads", "weights")):
+        tables[key] = state.get(key, {})
+        if not isinstance(tables[key], dict):
+            raise FileError(f"{path}: {key}: expected a table of {of}, found {tables[key]!r:.40}; {start_again}")
     known = {key: state[key] for key in kinds} | {"log": log}
-    return ResumeState(**known, skipped_steps=skipped_steps, contents=contents)
+    return ResumeState(**known, skipped_steps=skipped_steps, **tables)
 
 
 def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
@@ -302,6 +308,8 @@ def restore(state: ResumeState, trainer: pl.Trainer, module: SegmentationModule)
     """
     try:
         module.network.load_state_dict(state.network)
+        if module.coarse_heads is not None:
+            module.coarse_heads.load_state_dict(dict(state.coarse_heads))
         trainer.optimizers[0].load_state_dict(state.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

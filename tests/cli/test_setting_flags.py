@@ -95,6 +95,10 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         ([*PATCHES, "--data.patch_growth", "[8, 8, 8, 2]"], "data.patch_growth [8, 8, 8, 2]: expected five numbers"),
         ([*PATCHES, "--data.foreground", "2"], "data.foreground must lie within 0 to 1, got 2.0"),
         ([*PATCHES, "--data.keep_aspect"], "data.keep_aspect is for resizing"),
+        (
+            ["--training.deep_supervision", "--model.network", '{"_target_": "DynUNet"}'],
+            "training.deep_supervision is BodyNet's; switch it off, DynUNet has its own argument for it",
+        ),
         (["--training.validate_every", "0"], "training.validate_every must be at least 1, got 0"),
         (["--training.gradient_clip", ".inf"], "training.gradient_clip must be a number of 0 (no clipping) or more"),
     ],

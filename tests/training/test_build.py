@@ -8,6 +8,7 @@ import torch
 
 from networks.body_net import BodyNet
 from networks.errors import NetworkError
+from networks.registry import network_settings
 from pipeline.config.settings import ModelConfig, TrainingConfig
 from pipeline.training.build import build_module
 
@@ -40,6 +41,21 @@ def test_weights_follow_from_torchs_seed():
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
+
+
+def test_deep_supervision_leaves_the_network_its_weights_and_settings():
+    modules = []
+    for deep in (False, True):
+        torch.manual_seed(1)
+        modules.append(build_module(ModelConfig(base_channels=4), TrainingConfig(deep_supervision=deep), **SIZES))
+    plain, deep = modules
+    assert plain.coarse_heads is None
+    assert [head.out_channels for head in deep.coarse_heads.heads] == [3, 3, 3]
+    assert {id(p) for p in deep.coarse_heads.parameters()} < {id(p) for p in deep.parameters()}
+    assert network_settings(plain.network) == network_settings(deep.network)
+    before, after = plain.network.state_dict(), deep.network.state_dict()
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_a_class_outside_the_allow_list_takes_the_callers_trust():

@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 import pytorch_lightning as pl
 import torch
-from monai.losses import DiceCELoss
+from monai.losses import DeepSupervisionLoss, DiceCELoss
 
+from networks.deep_supervision import CoarseHeads
 from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, TrainingError
 from pipeline.training.schedule import Schedule
 from tests.support import tiny_module
@@ -83,6 +84,23 @@ def test_one_step_is_torchs_own_of_monais_loss(trainer):
     torch.nn.utils.clip_grad_norm_(by_hand.parameters(), clip)
     optimiser.step()
     for ours, theirs in zip(trained.network.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_one_step_with_coarse_heads_is_torchs_own_of_monais_loss_at_each_level(trainer):
+    trained = module()
+    trained = module(coarse_heads=CoarseHeads(trained.network, 2))
+    network, heads = deepcopy((trained.network, trained.coarse_heads))
+    trainer().fit(trained, loader(1))
+    (batch,) = batches(1)
+    parameters = [*network.parameters(), *heads.parameters()]
+    optimiser = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
+    logits = [level.head(level.features) for level in heads(network, batch["image"])]
+    weights = [8 / 15, 4 / 15, 2 / 15, 1 / 15]
+    criterion = DeepSupervisionLoss(DiceCELoss(to_onehot_y=True, softmax=True, batch=True), weights=weights)
+    criterion(logits, batch["label"].float()).backward()
+    optimiser.step()
+    for ours, theirs in zip(trained.parameters(), parameters, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
 
 

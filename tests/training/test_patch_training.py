@@ -1,4 +1,4 @@
-"""Trainings on patches that grow: the log, resume, workers, processes, and predictions through the window."""
+"""Trainings on patches that grow, deeply supervised: the log, resume, workers, processes, and predictions."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ SETTINGS = {
     "data.patch_growth": "[8,8,8,3,1] [12,12,16,2,1]",
     "data.patches_per_case": "2",
     "data.flips": "1",
+    "training.deep_supervision": "true",
     "training.validate_every": "2",
 }
 
@@ -53,6 +54,14 @@ def test_epochs_that_are_not_validated_are_null_and_the_last_one_is(work, grown)
     process, run, output = train(work, "odd", max_epochs=3, **SETTINGS)
     ended(process, run, output, code=0)
     assert [v is None for v in strict_json(run / "training_log.json")["training_history"]["val_loss"]] == [1, 0, 0]
+
+
+def test_the_best_weights_are_those_of_a_plain_network(grown):
+    checkpoint = torch.load(grown / "checkpoints" / "best_model.ckpt", weights_only=True)
+    plain = BodyNet(**{key: value for key, value in checkpoint["network"].items() if key != "_target_"})
+    plain.load_state_dict(checkpoint["state_dict"], strict=True)
+    record = strict_json(grown / "training_config.json")
+    assert record["model"]["total_parameters"] == sum(p.numel() for p in plain.parameters())
 
 
 def logits_by_monai(network, image):

@@ -15,11 +15,13 @@ import psutil
 import pytest
 import torch
 
+from networks.deep_supervision import CoarseHeads
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.train import train as run_training
-from pipeline.training.resume import restore, resume_state
+from pipeline.training.checkpoint import write_tensors
+from pipeline.training.resume import read_resume, restore, resume_state
 from tests.support import tiny_module
 from tests.support.tiny_module import loader, module
 from tests.support.tiny_training import (
@@ -286,6 +288,23 @@ def test_another_number_of_threads_is_said_when_resuming(work, interrupted, tmp_
     torch.set_num_threads(started_with + 1)
     run_training(config, resume=True, say=lines.append)
     assert f"Started with {started_with} threads, now {started_with + 1}: " in "\n".join(lines)
+
+
+def test_a_state_holds_the_heads_of_deep_supervision_and_one_without_them_is_refused(tmp_path):
+    runs = []
+    for _ in range(2):
+        plain = module()
+        runs.append((module(coarse_heads=CoarseHeads(plain.network, 2)), tiny_module.trainer(tmp_path)))
+        deep, training = runs[-1]
+        training.strategy.connect(deep)
+        training.strategy.optimizers = [torch.optim.AdamW(deep.parameters())]
+    (first, before), (second, after) = runs
+    state = resume_state(before, first, TrainingLog())
+    write_tensors(tmp_path / "last.ckpt", state.to_dict())
+    restore(read_resume(tmp_path / "last.ckpt"), after, second)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    with pytest.raises(FileError, match=r"does not fit the network .*Missing key.*start again with --overwrite"):
+        restore(replace(state, coarse_heads={}), after, second)
 
 
 @pytest.fixture
