@@ -13,13 +13,14 @@ from pipeline.console.progress import CaseProgress
 from pipeline.console.text import gigabytes
 from pipeline.files.json_files import write_json
 from pipeline.inference.claims import CaseClaims
+from pipeline.inference.earlier_files import remove_earlier, warn_of_others
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
 from pipeline.inference.postprocessing import PostprocessingOptions, clean
 from pipeline.inference.record import CaseRecord, record_done
 from pipeline.inference.reuse import reusable_record
-from pipeline.writers.outputs import OutputOptions, refused_formats, remove_record, write_files, write_table
+from pipeline.writers.outputs import OutputOptions, refused_formats, write_files, write_table
 from pipeline.writers.preview import PreviewImage
 from pipeline.writers.segmentation import Segmentation, SegmentationError
 from transforms.io.grid import Geometry
@@ -178,7 +179,7 @@ class CaseSteps:
             self.outputs.label_values,
         )
         voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
-        remove_record(case.id, self.outputs)
+        remove_earlier(case, self.outputs)
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         refused = write_files(segmentation, files, probabilities=restored.probabilities, image=segmented.image)
@@ -187,6 +188,7 @@ class CaseSteps:
         }
         if not written:
             raise SegmentationError("; ".join(refused.values()))
+        warn_of_others(case, self.outputs, written.values())
         record = record_done(
             case,
             segmentation,

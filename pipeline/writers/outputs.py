@@ -82,6 +82,14 @@ class OutputOptions:
             found.append(OutputFile("preview", self.folder / f"{case}.png"))
         return found
 
+    def files_there(self, case: str) -> list[Path]:
+        """List what lies in the folder under the names of a case's files, whichever options wrote it; no links."""
+        found = [*(self.label_map(case, name) for name in FORMATS), self.folder / f"{case}.png"]
+        for name in ("segmentations", "probabilities"):
+            found += sorted((self.folder / case / name).glob("*.nii.gz"))
+        inside = self.folder.resolve()
+        return [path for path in found if path.is_file() and path.resolve() == inside / path.relative_to(self.folder)]
+
     def label_map(self, case: str, format_name: str) -> Path:
         """The file of a case's label map in one of `FORMATS`."""
         return self.folder / f"{case}{SUFFIXES[format_name]}"

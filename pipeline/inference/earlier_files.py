@@ -1,0 +1,59 @@
+"""Remove what an earlier prediction of a case wrote, so that none of it lies beside the new result."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from pipeline.console.text import some_of
+from pipeline.files.atomic import FileError, remove_durably
+from pipeline.files.json_files import read_json
+from pipeline.inference.inputs import InputCase
+from pipeline.inference.record import CaseRecord, FileContent, content_of
+from pipeline.writers.outputs import OutputOptions, remove_record
+from pipeline.writers.segmentation import SegmentationError
+
+log = logging.getLogger(__name__)
+
+
+def remove_earlier(case: InputCase, outputs: OutputOptions) -> None:
+    """Remove, for good, the files that a case's record names and that hold what it says, then the record.
+
+    In this order, so that after a kill between two of them the record still names the others. Raises FileError.
+    """
+    try:
+        contents = CaseRecord.from_document(read_json(outputs.record_file(case.id))).contents
+    except (FileError, SegmentationError):  # none, or a damaged one, which is to be made again
+        contents = {}
+    for path in _results_there(case, outputs):
+        if _holds(path, contents.get(path.relative_to(outputs.folder).as_posix())):
+            remove_durably(path)
+            with contextlib.suppress(OSError):  # the folders of a case that hold something else stay
+                for folder in path.relative_to(outputs.folder).parents[:-1]:
+                    (outputs.folder / folder).rmdir()
+    remove_record(case.id, outputs)
+
+
+def warn_of_others(case: InputCase, outputs: OutputOptions, written: Collection[Path]) -> None:
+    """Warn of files that others would take for the result of a case and that are not of those just `written`."""
+    others = [path for path in _results_there(case, outputs) if path not in written]
+    if others:
+        names = some_of([path.relative_to(outputs.folder) for path in others], 3)
+        log.warning(
+            "case %s: in %s, %s may be taken for this result, but is of another origin or was changed, so it was left; "
+            "move it away", case.id, outputs.folder, names,
+        )  # fmt: skip
+
+
+def _results_there(case: InputCase, outputs: OutputOptions) -> list[Path]:
+    sources = {path.resolve() for path in case.files}
+    return [path for path in outputs.files_there(case.id) if path.resolve() not in sources]
+
+
+def _holds(path: Path, content: FileContent | None) -> bool:
+    try:
+        return content is not None and content_of(path) == content
+    except OSError:
+        return False
