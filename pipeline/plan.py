@@ -6,13 +6,13 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.checks.screening import Screened, screen
+from pipeline.checks.screening import Screened, mirrored_sides, screen
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.config.settings import Config, ConfigError, DataConfig
@@ -39,6 +39,8 @@ class PlanReport:
     """The config file."""
     seconds: float
     """What planning took."""
+    warnings: tuple[str, ...] = ()
+    """What is to be looked at before a training, a line each."""
 
 
 def plan(
@@ -107,7 +109,7 @@ def plan(
         found.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
     text = to_yaml(found, budget_s)
     write_atomically(output, lambda file: file.write(text.encode()))
-    return PlanReport(found, output, time.monotonic() - began)
+    return PlanReport(found, output, time.monotonic() - began, _warnings(found, config.data, screened))
 
 
 def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
@@ -158,6 +160,15 @@ def _summary(screened: Screened) -> DataSummary:
     )
 
 
+def _warnings(plan: Plan, data: DataConfig, screened: Screened) -> tuple[str, ...]:
+    """How many warnings there are about the data, and whether mirrored classes may bear the name of the other side."""
+    lines = []
+    if screened.findings:
+        lines.append(f"the data gives {len(screened.findings)} warnings, which bodyseg check explains")
+    planned = replace(data, data_aug=True, flips=tuple(plan.settings["data"]["flips"]))
+    return (*lines, *map(str, mirrored_sides(planned, screened.dataset)))
+
+
 def to_yaml(plan: Plan, budget_s: float) -> str:
     """Write the plan as a config file with the reason behind every number."""
     lines = [f"# bodyseg plan: a training of about {_minutes(budget_s)}. Edit what you like."]
@@ -201,6 +212,7 @@ def to_json(report: PlanReport) -> str:
         "expected_s": report.plan.expected_s,
         "expected_bytes": report.plan.expected_bytes,
         "planning_s": report.seconds,
+        "warnings": list(report.warnings),
     }
     return json.dumps(document, indent=1, ensure_ascii=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import yaml
 
@@ -14,6 +15,7 @@ from pipeline.config.settings import ConfigError
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.plan import cost_of
 from pipeline.training.step_times import StepTime
+from tests.support.volume_files import save
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +103,28 @@ def test_one_process_has_all_threads_where_that_is_faster():
 def test_a_machine_that_takes_no_step_is_told_so():
     with pytest.raises(ConfigError, match="no training step could be measured"):
         cost_of([], n_cores=2)
+
+
+def test_a_plan_that_mirrors_classes_without_known_sides_warns(tmp_path, monkeypatch, capsys):
+    steps = [step((8, 8, 8), 2, 0.1, 0.1, 1000), step((16, 8, 8), 2, 0.2, 0.2, 2000)]
+    monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[1:5, 4:8, 4:8], label[7:11, 4:8, 4:8] = 2, 1
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for case in "abcd":
+        image = random.normal(500, 50, label.shape).astype(np.float32)
+        save(tmp_path / f"images/{case}.nii.gz", image, np.diag([2, 2, 2, 1]))
+        save(tmp_path / f"labels/{case}.nii.gz", np.roll(label, ord(case) % 3, 2), np.diag([2, 2, 2, 1]))
+
+    def warned(*names: str) -> bool:
+        (tmp_path / "labels.json").write_text(json.dumps(["background", *names]))
+        output = tmp_path / f"{names[0]}.yaml"
+        flags = ["--budget", "2min", "--output", str(output), "--cache_dir", str(tmp_path / "cache")]
+        assert main(["plan", str(tmp_path), *flags]) == 0
+        assert yaml.safe_load(output.read_text())["data"]["flips"] == [0]
+        return "no class is exchanged with another" in capsys.readouterr().err
+
+    assert not warned("left kidney", "right kidney")
+    assert warned("vasen munuainen", "oikea munuainen")  # left and right kidney in Finnish

@@ -71,7 +71,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
     findings += [replace(from_error(warning, file=dataset.root), severity="warning") for warning in dataset.warnings]
     findings += _wrong_class_count(dataset, config.model.n_classes)
     findings += _wrong_names(dataset)
-    findings += _wrong_chains(data, dataset) or _mirrored_sides(data, dataset)
+    findings += _wrong_chains(data, dataset) or mirrored_sides(data, dataset)
     return dataset, tuple(findings)
 
 
@@ -121,7 +121,7 @@ def _wrong_chains(data: DataConfig, dataset: Dataset) -> list[Finding]:
     return findings
 
 
-def _mirrored_sides(data: DataConfig, dataset: Dataset) -> list[Finding]:
+def mirrored_sides(data: DataConfig, dataset: Dataset) -> list[Finding]:
     """Warn where left and right are mirrored and a class may then bear the name of the other side."""
     names = dataset.classes.names
     if 0 not in data.flips:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from pipeline.cli.arguments import command_parser
+from pipeline.cli.arguments import command_parser, warn
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
 
@@ -42,6 +42,8 @@ def run(arguments: list[str]) -> int:
             skip_bad_cases=given.skip_bad_cases,
             progress=bar.update,
         )
+    for warning in report.warnings:
+        warn(warning)
     print(to_json(report) if given.json else to_text(report, budget_s))
     return 0
 
