@@ -44,6 +44,7 @@ from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
     ResumeState,
     keep_window,
+    kept_intensity,
     read_resume,
     refuse_changed_cases,
     refuse_changed_data,
@@ -215,6 +216,7 @@ def _set_up(
             config,
             bar.update,
             skipped_before=before["data"].get("skipped_cases") if before else None,
+            kept=kept_intensity(before) if before else None,
             # Runs of earlier versions scaled to 0…1 and did not say so.
             scaling=before["data"].get("intensity_scaling", "unit") if before else "centred",
         )

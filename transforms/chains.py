@@ -86,8 +86,9 @@ def preprocessing_chain(
     Args:
         target_size: voxels along left-right, back-front and foot-head of the result; with `spacing_mm` the patch that
             the network is given, which this chain does not cut.
-        intensity: "ct" (window), "mr" (percentiles), "zscore", "rescale" (lowest to highest value) or "none", see
-            `transforms.intensity.INTENSITIES`; one for all channels, or one a channel.
+        intensity: "ct" (window), "mr" (percentiles), "zscore", "0to1" and "0to255" (those values), "rescale"
+            (lowest to highest value) or "none", see `transforms.intensity.INTENSITIES`; one for all channels, or one a
+            channel.
         window: HU that become the lowest and the highest value; for "ct".
         percentiles: of the voxels that are not zero, which become the lowest and the highest value; for "mr".
         scaling: "centred" scales to −1…1, "unit" to 0…1, see `transforms.intensity.SCALINGS`.

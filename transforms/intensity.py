@@ -23,14 +23,19 @@ INTENSITIES = {
     "ct": "the window of HU becomes the range, what lies outside is clipped",
     "mr": "two percentiles of the foreground become the range, what lies outside is clipped",
     "zscore": "mean 0 and standard deviation 1 over the foreground",
-    "rescale": "the lowest and the highest value become the range: masks, probabilities",
+    "0to1": "0 and 1 become the range, what lies outside is clipped: masks, probabilities",
+    "0to255": "0 and 255 become the range, what lies outside is clipped: the same as bytes",
+    "rescale": "the lowest and the highest value of the image become the range: masks with other values",
     "none": "left as they are",
 }
 """Ways of scaling a channel, and what each does; the range is one of `SCALINGS`."""
 
+FIXED_RANGES = {"0to1": (0.0, 1.0), "0to255": (0.0, 255.0)}
+"""Values that become the range whatever an image holds, by the way of scaling: a probability of 0.3 stays one."""
+
 SCALINGS = {"centred": (-1.0, 1.0), "unit": (0.0, 1.0)}
-"""Ranges that "ct", "mr" and "rescale" scale to. Networks compute in bfloat16, too, whose steps are 1/256 of a value:
-with a window of −1000…1000, a CT at 40 HU has steps of 0.25 HU in −1…1, and of 8 HU in 0…1.
+"""Ranges that all ways but "zscore" and "none" scale to. Networks compute in bfloat16, too, whose steps are 1/256 of a
+value: with a window of −1000…1000, a CT at 40 HU has steps of 0.25 HU in −1…1, and of 8 HU in 0…1.
 
 "unit" is what checkpoints without this argument were trained with; a channel whose foreground is constant (a mask, also
 an empty or a full one) then becomes 0 everywhere."""
@@ -77,6 +82,8 @@ def _limits(
     """The values that become the ends of the range."""
     if intensity == "ct":
         return float(window[0]), float(window[1])
+    if intensity in FIXED_RANGES:
+        return FIXED_RANGES[intensity]
     if intensity == "mr":
         low, high = np.percentile(_foreground(channel).cpu().numpy(), tuple(percentiles)).tolist()
         if low < high or by_foreground_alone:

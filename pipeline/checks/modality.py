@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline.checks.voxel_statistics import ImageStatistics
+from transforms.intensity import FIXED_RANGES
 
 AIR_HU = -500.0
 """A scan with values below this is a CT in HU: air is at −1000, and other kinds of images have no such values."""
 
 _IMAGES_USED = 3
 """How many images decide where neither the data set nor a header names the modality."""
+
+_LEAST_USE = 0.1
+"""Share of a fixed range that the values of a data set reach at least: below, too little contrast would be left."""
+
+_BY_IMAGE = "rescaleto01"
+"""nnU-Net's name for scaling every image by its own extremes: who asks for it gets it."""
 
 _NNUNET = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescaleto01": "rescale", "rgbto01": "rescale"}
 """Names by which nnU-Net's dataset.json chooses a normalisation (`channel_name_to_normalization_mapping`)."""
@@ -73,6 +82,8 @@ def choose_intensity(
         reason = f"the data set's channels are named {list(channel_names)}"
         if way is None:
             way, reason = _by_images(of_channel[:_IMAGES_USED])
+        if way == "rescale" and _plain(name) != _BY_IMAGE:
+            way = _fixed_range(of_channel) or way
         ways.append(way)
         reasons.setdefault(reason, []).append(name)
     if len(reasons) == 1:
@@ -89,14 +100,33 @@ def intensity_by_name(channel_name: str) -> str | None:
         >>> [intensity_by_name(name) for name in ("HeadCT", "CT_T1", "T1w", "PT1", "organ_mask", "noNorm", "image")]
         ['ct', 'ct', 'mr', 'zscore', 'rescale', 'none', None]
     """
-    plain = re.sub(r"[\W_]", "", channel_name).lower()
-    if plain in _NNUNET:
-        return _NNUNET[plain]
+    if _plain(channel_name) in _NNUNET:
+        return _NNUNET[_plain(channel_name)]
     # Apart at all that is neither letter nor digit, and before a capital in CamelCase.
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", re.sub(r"[\W_]+", " ", channel_name)).lower().split()
     for way, pattern in _WORDS:
         if any(re.fullmatch(pattern, word) for word in words):
             return way
+    return None
+
+
+def _plain(channel_name: str) -> str:
+    return re.sub(r"[\W_]", "", channel_name).lower()
+
+
+def _fixed_range(images: Sequence[ImageStatistics]) -> str | None:
+    """The range that all values of a data set lie within and use: 0.3 in one case and 0.9 in another stay apart.
+
+    None where there is none, or where some images may hold 0 and 1 and others 0 and 255: only their own extremes serve
+    all of those.
+    """
+    highest = [image.maximum for image in images if np.isfinite(image.maximum)]
+    lowest = [image.minimum for image in images if np.isfinite(image.minimum)]
+    if not highest or min(lowest) < 0:
+        return None
+    for way, (_, end) in FIXED_RANGES.items():
+        if _LEAST_USE * end < max(highest) <= end:
+            return way if end == 1 or not any(0 < value <= 1 for value in highest) else None
     return None
 
 

@@ -137,11 +137,15 @@ def mirrored_sides(data: DataConfig, dataset: Dataset) -> list[Finding]:
     return [Finding("warning", "sides_unknown", "", str(dataset.root), expected, sides.in_words(names), remedy)]
 
 
-def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Screened:
+def assess(
+    config: Config, dataset: Dataset, cases: Sequence[CheckedCase], *, kept: IntensityChoice | None = None
+) -> Screened:
     """Divide a data set and check it as a whole, from what was found in its cases. Opens no file.
 
     Where the data set has no split of its own, that of the configured seed is checked, by the classes in the label
     files: the one that a training uses.
+
+    kept: how a resumed run scales intensities, where it has these channels; None: chosen.
     """
     findings = [finding for case in cases for finding in case.findings]
     split = dataset.split
@@ -154,7 +158,9 @@ def assess(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> Sc
             )
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
-    intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
+    intensity = kept
+    if intensity is None or len(intensity.by_channel) != len(dataset.channel_names):
+        intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
     window = choose_window(cases, intensity, config.data.window, split.train if split else None)
     scaling = Scaling(window, config.data.percentiles)
     findings += check_dataset(
@@ -176,7 +182,11 @@ def _by_channel(dataset: Dataset, cases: Sequence[CheckedCase]) -> list[list[Ima
 
 
 def screen(
-    config: Config, progress: Progress | None = None, *, skipped_before: Mapping[str, str] | None = None
+    config: Config,
+    progress: Progress | None = None,
+    *,
+    skipped_before: Mapping[str, str] | None = None,
+    kept: IntensityChoice | None = None,
 ) -> Screened:
     """Check every case before a training, opening only those that the cache folder does not remember.
 
@@ -185,6 +195,7 @@ def screen(
         progress: called after each case.
         skipped_before: a resumed run's cases that were left out when it began, with the reasons: they stay out, and
             no others may go.
+        kept: how a resumed run scales intensities, see `assess`.
 
     Returns:
         A data set without errors, divided.
@@ -201,14 +212,14 @@ def screen(
     skipped |= _to_drop([finding for finding in listed if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
     cases = check_changed_cases(dataset.cases, dataset, Path(config.data.cache_dir), progress=progress)
-    screened = assess(config, dataset, cases)
+    screened = assess(config, dataset, cases, kept=kept)
     while wrong := errors(screened.findings):
         # A case's own errors first: a copy of a bad case may be good once that is gone.
         own = errors(finding for case in screened.cases for finding in case.findings)
         dropped = _to_drop(own if own and config.data.skip_bad_cases else wrong, config, skipped_before)
         skipped |= dropped
-        kept = [case for case in screened.cases if case.case not in dropped]
-        screened = assess(config, _without(screened.dataset, dropped), kept)
+        good = [case for case in screened.cases if case.case not in dropped]
+        screened = assess(config, _without(screened.dataset, dropped), good, kept=kept)
     return replace(screened, skipped=dict(sorted(skipped.items())))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from nibabel.orientations import aff2axcodes
 from pipeline.checks.modality import AIR_HU
 from pipeline.inference.model import Model
 from pipeline.planning.scan_range import Triple
+from transforms.intensity import FIXED_RANGES
 from transforms.io.grid import along_world_axes
 
 AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
@@ -28,7 +29,7 @@ SHEAR_TOLERANCE = 1e-3
 
 
 class ScanFacts(NamedTuple):
-    """What is known of a scan once it is loaded, before preprocessing; of its first channel."""
+    """What is known of a scan once it is loaded, before preprocessing."""
 
     shape: tuple[int, ...]
     """Voxels (I, J, K)."""
@@ -36,18 +37,21 @@ class ScanFacts(NamedTuple):
     """4×4, voxel index -> world mm (RAS+)."""
     modality: str
     """"CT" or "MR" as the file's header says it; "" where it does not."""
-    lowest: float
-    highest: float
-    """Extremes of the intensities."""
+    ranges: tuple[tuple[float, float], ...]
+    """Lowest and highest intensity of every channel."""
 
     @classmethod
     def of(cls, image: MetaTensor) -> ScanFacts:
         """Measure a loaded image (C, I, J, K)."""
-        first = image.as_tensor()[0]
-        lowest, highest = (float(value) for value in first.aminmax())
-        shape = tuple(int(n) for n in first.shape)
+        ranges = tuple((float(channel.min()), float(channel.max())) for channel in image.as_tensor())
+        shape = tuple(int(n) for n in image.shape[1:])
         affine = np.asarray(image.affine, np.float64)
-        return cls(shape, affine, str(image.meta.get("modality") or ""), lowest, highest)
+        return cls(shape, affine, str(image.meta.get("modality") or ""), ranges)
+
+    @property
+    def lowest(self) -> float:
+        """The lowest intensity of the first channel."""
+        return self.ranges[0][0]
 
     @property
     def orientation(self) -> str:
@@ -69,10 +73,11 @@ class ScanFacts(NamedTuple):
 def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
     """Say in a line each what is unusual about a scan for a network; nothing for most scans."""
     warnings = []
-    if not scan.lowest < scan.highest:
+    if not scan.lowest < scan.ranges[0][1]:
         warnings.append(f"every voxel of the scan is {scan.lowest:g}: nothing can be seen in it")
     else:
         warnings += _kind_warnings(scan, model)
+    warnings += _range_warnings(scan, model)
     axes = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
     if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
         warnings.append("the scan's voxel axes are not perpendicular; ITK and 3D Slicer cannot open such results")
@@ -117,6 +122,17 @@ def _kind_warnings(scan: ScanFacts, model: Model) -> list[str]:
     else:
         return []
     return [] if found == expected else [f"the scan is {found} ({because}), the network was trained on {expected}"]
+
+
+def _range_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
+    """Warn of masks and probabilities in other numbers than those of the training, as 0 and 1 for 0 and 255."""
+    ways = model.preprocessing.get("intensity", "")
+    by_channel = [ways] * len(scan.ranges) if isinstance(ways, str) else ways
+    for name, way, (lowest, highest) in zip(model.channel_names, by_channel, scan.ranges, strict=True):
+        end = FIXED_RANGES[way][1] if way in FIXED_RANGES else 0
+        if end and (lowest < 0 or highest > end or 0 < highest <= 1 < end):
+            values = f"values from {lowest:g} to {highest:g}"
+            yield f"channel {name} of the scan has {values}, that of the training from 0 to {end:g}"
 
 
 def _trained_kind(preprocessing: Mapping[str, Any], model: Model) -> str:

@@ -31,7 +31,7 @@ class Preprocessing:
     target_size: tuple[int, int, int]
     """Voxels (I, J, K) of a prepared volume."""
     intensity: str | tuple[str, ...]
-    """How intensities are scaled: "ct", "mr" or "zscore"."""
+    """How intensities are scaled, see `transforms.intensity.INTENSITIES`."""
     window: tuple[float, float]
     """CT window in HU."""
     percentiles: tuple[float, float]
@@ -140,6 +140,7 @@ def prepare_data(
     progress: Progress | None = None,
     *,
     skipped_before: Mapping[str, str] | None = None,
+    kept: IntensityChoice | None = None,
     scaling: str = "centred",
 ) -> PreparedData:
     """Check every case, split by subject, and preprocess training and validation cases into the cache.
@@ -148,13 +149,14 @@ def prepare_data(
         config: the settings.
         progress: called while cases are checked and preprocessed.
         skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
+        kept: how a resumed run scales intensities, see `screening.assess`.
         scaling: the range of intensities; a resumed run keeps the one that it began with.
 
     Raises:
         DatasetError: the folder is no data set, contradicts the settings, has bad cases, or leaves no validation case.
         CacheError, VolumeError: a case cannot be prepared.
     """
-    screened = screen(config, progress, skipped_before=skipped_before)
+    screened = screen(config, progress, skipped_before=skipped_before, kept=kept)
     assert screened.split is not None  # a data set that cannot be split was refused
     dataset = replace(screened.dataset, split=screened.split)
     data = config.data

@@ -13,6 +13,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from pipeline.checks.modality import IntensityChoice
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.text import some_of
@@ -145,6 +146,19 @@ def keep_window(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> 
         return config
     low, high = window
     return replace(config, data=replace(config.data, window=(float(low), float(high))))
+
+
+def kept_intensity(run_config: Mapping[str, Mapping[str, Any]]) -> IntensityChoice | None:
+    """How the run scaled each channel when it began; None where its version did not say.
+
+    run_config: the run's training_config.json.
+    """
+    found = run_config["data"].get("intensity_found")
+    if not found:
+        return None
+    ways = found["intensity"]
+    n_channels = len(run_config["data"]["channel_names"])
+    return IntensityChoice((ways,) * n_channels if isinstance(ways, str) else tuple(ways), found["because"])
 
 
 def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any]]) -> None:

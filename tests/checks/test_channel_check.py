@@ -92,7 +92,7 @@ def test_a_mask_with_a_ct_is_scaled_as_a_mask(folder: Folder) -> None:
     report = check(configured(folder.root / "cases.json"), measure=False)
     assert report.findings == ()
     assert report.fingerprint is not None
-    assert report.fingerprint.intensity.by_channel == ("ct", "rescale")
+    assert report.fingerprint.intensity.by_channel == ("ct", "0to1")
 
 
 def test_outliers_that_squeeze_a_rescaled_channel_are_named(folder: Folder) -> None:

@@ -56,7 +56,29 @@ def test_every_channel_is_scaled_in_its_own_way(tmp_path: Path) -> None:
 def test_a_mask_is_told_by_its_two_values(tmp_path: Path) -> None:
     mask = np.zeros((20, 10, 10), np.uint8)
     mask[5:8] = 1
-    assert choose_intensity(["extra"], [[image(tmp_path, mask)]], "auto").intensity == "rescale"
+    assert choose_intensity(["extra"], [[image(tmp_path, mask)]], "auto").intensity == "0to1"
+
+
+@pytest.mark.parametrize(
+    ("name", "highest", "way"),
+    [
+        ("prior", (0.3, 0.9), "0to1"),
+        ("prior", (1, 0, 1), "0to1"),  # an empty mask among others
+        ("prior", (77, 230), "0to255"),
+        ("rgb_to_0_1", (250, 255), "0to255"),
+        ("rescale_to_0_1", (0.3, 0.9), "rescale"),  # every image by its own extremes, as nnU-Net does by this name
+        ("prior", (1, 255), "rescale"),  # masks of ones beside masks of 255: no range serves both
+        ("prior", (3, 3), "rescale"),
+        ("prior", (0.003, 0.004), "rescale"),
+        ("prior", (300, 100), "rescale"),
+        ("prior", (-4, 1), "rescale"),
+    ],
+)
+def test_values_within_a_fixed_range_are_scaled_by_it(
+    tmp_path: Path, name: str, highest: tuple[float, ...], way: str
+) -> None:
+    images = [image(tmp_path, np.linspace(0, end, 60, dtype=np.float32).reshape(5, 4, 3)) for end in highest]
+    assert choose_intensity([name], [images], "auto").intensity == way
 
 
 def test_without_an_image_nothing_is_known() -> None:

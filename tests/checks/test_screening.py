@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.check import check
 from pipeline.checks.findings import BadDataError, errors
+from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import list_configured, screen
 from pipeline.cli.main import main
 from pipeline.datasets.errors import DatasetError
@@ -23,6 +24,14 @@ from tests.support.volumes import CLASSES, Folder, configured, cut, hounsfield, 
 def folder(tmp_path: Path) -> Folder:
     (tmp_path / "data").mkdir()
     return Folder(tmp_path / "data")
+
+
+def test_a_resumed_run_scales_intensities_as_it_began(folder: Folder) -> None:
+    config = settings(folder)
+    before = IntensityChoice(("rescale",), "an earlier version said so")
+    assert prepare_data(config, kept=before).preprocessing.intensity == "rescale"
+    of_two_channels = IntensityChoice(("ct", "rescale"), "the data had another channel")
+    assert screen(config, kept=of_two_channels).intensity.by_channel == ("ct",)
 
 
 @pytest.mark.fault("bad cases in the data of a training", "refused before anything is prepared, a line for every error")

@@ -81,7 +81,7 @@ def test_a_mask_that_is_named_after_the_ct_leaves_its_window_alone(tmp_path: Pat
     mask = checked(tmp_path, "mask", label, label)
     both = replace(case, images=(*case.images, *mask.images))
     choice = choose_intensity(["CT", "CT_mask"], [[image] for image in both.images], "auto")
-    assert choice.by_channel == ("ct", "rescale")
+    assert choice.by_channel == ("ct", "0to1")
     assert choose_window([both], choice, "auto") == choose_window([case], CT, "auto")
 
 

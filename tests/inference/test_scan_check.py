@@ -74,6 +74,22 @@ def test_a_scan_unlike_those_of_the_training_is_warned_of(tmp_path, scan, scans,
     assert words in warning
 
 
+@pytest.mark.parametrize(
+    ("way", "highest", "is_unlike"),
+    [("0to1", 0.4, False), ("0to1", 255, True), ("0to255", 200, False), ("0to255", 1, True), ("0to255", 0, False)],
+)
+def test_a_mask_in_other_numbers_than_those_of_the_training_is_warned_of(tmp_path, way, highest, is_unlike):
+    scan, mask = saved(tmp_path / "a.nii"), tmp_path / "a_mask.nii"
+    image = nib.load(scan)
+    prior = np.zeros(image.shape, np.float32)
+    prior[3:9] = highest
+    nib.save(nib.Nifti1Image(prior, image.affine), mask)
+    run = checkpoint(tmp_path / "m.ckpt", channels=("CT", "prior"), intensity=["ct", way])
+    found = prepare(load_models([run], torch.device("cpu")), [scan, mask], "case").warnings
+    words = f"channel prior of the scan has values from 0 to {highest}, that of the training from 0 to {way[3:]}"
+    assert found == ((words,) if is_unlike else ())
+
+
 def test_a_sheared_scan_is_warned_of(tmp_path):
     affine = np.diag([8.0, 8.0, 4.0, 1.0])
     affine[0, 2] = 0.5

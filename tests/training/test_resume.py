@@ -196,6 +196,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_
         for name in names:
             del record[group][name]
     record["data"]["window"] = [-1000.0, 1000.0]  # the default of then
+    record["data"]["intensity_found"] = {"intensity": "ct", "because": "the version of then said so"}
     (run / "training_config.json").write_text(json.dumps(record))
     if words:
         with pytest.raises(ConfigError, match=words):
@@ -204,7 +205,10 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_
     lines = []
     run_training(config, resume=True, say=lines.append)
     assert "CT window: -1000 to 1000 HU" in lines
-    assert strict_json(run / "training_config.json")["data"]["window"] == [-1000.0, 1000.0]
+    assert "Intensities: ct (the version of then said so)" in lines
+    kept = strict_json(run / "training_config.json")["data"]
+    assert kept["window"] == [-1000.0, 1000.0]
+    assert kept["intensity_found"] == record["data"]["intensity_found"]
 
 
 @pytest.mark.parametrize(("damage", "found"), [("gone", "no file"), ("cut", "a damaged file"), ("older", "epoch 9")])

@@ -46,7 +46,17 @@ def test_rescaling_takes_the_lowest_and_the_highest_value_to_the_range(scaling):
     torch.testing.assert_close(apply("rescale", image, scaling=scaling), theirs, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("intensity", ["mr", "zscore", "rescale", "none"])
+@pytest.mark.parametrize(("way", "end"), [("0to1", 1.0), ("0to255", 255.0)])
+@pytest.mark.parametrize(("scaling", "low"), [("centred", -1), ("unit", 0)])
+def test_a_fixed_range_is_the_same_for_every_image(way, end, scaling, low):
+    """A probability of 0.3 in one case and of 0.9 in another do not look alike."""
+    weak, strong = torch.rand(2, 1, 9, 9, 9) * torch.tensor([0.3 * end, 1.2 * end]).view(2, 1, 1, 1, 1)
+    for image in (weak, strong):
+        theirs = ScaleIntensityRange(0, end, low, 1, clip=True)(image)
+        torch.testing.assert_close(apply(way, image, scaling=scaling), theirs, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("intensity", ["mr", "zscore", "0to1", "rescale", "none"])
 def test_a_mask_keeps_its_two_values_apart(intensity):
     """Its foreground, the voxels that are not 0, is constant: that is no reason to lose the channel."""
     mask = torch.zeros(1, 10, 10, 10)
