@@ -260,7 +260,8 @@ def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:
     yield f"  voxel, mm     {_spread(found.spacings_mm, digits=3)}"
     for channel in found.channels:
         inner = ", ".join(f"{percent:g} %: {value:.5g}" for percent, value in channel.percentiles)
-        yield f"  channel {channel.name}: lowest {channel.minimum:.5g}; {inner}; highest {channel.maximum:.5g}"
+        extremes = f"lowest {channel.minimum:.5g}, highest {channel.maximum:.5g}"
+        yield f"  channel {channel.name}: {extremes}; medians of the cases' percentiles: {inner}"
     yield ""
     rows = [("value", "class", "cases", "train", "val", "voxels", "median ml")]
     for c in found.classes:

@@ -26,7 +26,7 @@ from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset
 
-_LARGEST_FILE = 1 << 30  # bytes: some 200,000 cases of 71 classes; beyond, the file is begun again
+_LARGEST_FILE = 1 << 30  # bytes: some 60,000 cases of 71 classes; beyond, the file is begun again
 
 
 def check_changed_cases(

@@ -52,16 +52,17 @@ def choose_window(
 
 
 def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, window: tuple[float, float]) -> str:
-    """Say how much of the window the labelled voxels of the CT channels use; empty without a CT or labels."""
+    """Say how much of the window the labelled voxels of the CT channels use, and of them it cuts off; else empty."""
     labelled = _labelled(cases, intensity)
     if not labelled:
         return ""
     low, high = window
     bottom, top = pooled_percentiles(labelled, (5, 95))
-    share = (min(top, high) - max(bottom, low)) / (high - low)
+    share = max(min(top, high) - max(bottom, low), 0) / (high - low)
+    below, up_to = np.mean([voxels.percent_below(np.array(window)) for voxels in labelled], axis=0)
     return (
-        f"90 % of the labelled voxels lie within {bottom:.0f} to {top:.0f} HU, "
-        f"{max(share, 0):.0%} of the window {low:g} to {high:g}"
+        f"90 % of the labelled voxels lie within {bottom:.0f} to {top:.0f} HU and use {100 * share:.0f} % "
+        f"of the window {low:g} to {high:g}, which cuts off {below + 100 - up_to:.2g} % of all"
     )
 
 

@@ -87,12 +87,18 @@ def test_a_mask_that_is_named_after_the_ct_leaves_its_window_alone(tmp_path: Pat
 
 def test_check_says_how_much_of_the_window_the_labelled_voxels_use(tmp_path: Path) -> None:
     cases, voxels = zip(*(case_of(tmp_path, *args) for args in (("a", 40, 60), ("b", 55, 50))), strict=True)
-    words = window_use(cases, CT, (-1000.0, 1000.0))
-    found = re.fullmatch(
-        r"90 % of the labelled voxels lie within (\S+) to (\S+) HU, (\d+)% of the window -1000 to 1000", words
-    )
-    assert found is not None
-    bottom, top = np.percentile(np.concatenate(voxels), (5, 95))
-    numbers = [float(number) for number in found.groups()]
-    np.testing.assert_allclose(numbers, [bottom, top, (top - bottom) / 20], atol=2)
+    pooled = np.concatenate(voxels)
+    bottom, top = np.percentile(pooled, (5, 95))
+    for low, high in ((-1000.0, 1000.0), (0.0, 100.0), (100.0, 400.0)):
+        words = window_use(cases, CT, (low, high))
+        found = re.fullmatch(
+            r"90 % of the labelled voxels lie within (\S+) to (\S+) HU and use (\d+) % of the window "
+            rf"{low:g} to {high:g}, which cuts off (\S+) % of all",
+            words,
+        )
+        assert found is not None, words
+        used = max(min(top, high) - max(bottom, low), 0) / (high - low)
+        cut_off = np.mean((pooled < low) | (pooled > high))
+        numbers = [float(number) for number in found.groups()]
+        np.testing.assert_allclose(numbers, [bottom, top, 100 * used, 100 * cut_off], atol=1.5)
     assert window_use(cases, IntensityChoice(("mr",), "named so"), (-1000.0, 1000.0)) == ""
