@@ -15,7 +15,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import read_metrics, to_document, write_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import evaluation_text
-from pipeline.files.json_files import null_for_undefined
+from pipeline.files.json_files import LARGEST_JSON, null_for_undefined
 from tests.support.evaluation import SCHEMA, blobs, save, three_cases, write_names
 
 
@@ -93,6 +93,14 @@ def test_what_is_written_is_the_document_and_is_read_again(folders):
     assert {case: one.label_sha256 for case, one in stored.cases.items()} == {
         case.case: case.label_sha256 for case in evaluation.cases
     }
+
+
+def test_a_file_larger_than_those_of_a_run_is_read(folders):
+    """Ten thousand cases of 118 structures take 270 MB; a run's files may have 64 MB."""
+    path, _ = write_files(evaluate(folders / "predictions", folders / "labels"), folders)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(" " * (LARGEST_JSON + 1))
+    assert len(read_metrics(path).cases) == 3
 
 
 def test_subjects_of_a_data_set_lie_beside_their_cases(folders):

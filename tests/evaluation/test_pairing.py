@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from pipeline.evaluate import evaluate
@@ -77,3 +79,18 @@ def test_one_file_and_a_folder_are_paired_by_name(tmp_path):
     folders = three_cases(tmp_path)
     (case,) = evaluate(folders / "predictions" / "b.nii.gz", folders / "labels").cases
     assert case.case == "b"
+
+
+def test_pairing_takes_as_many_calls_a_case_among_many_as_among_few(tmp_path):
+    def calls_a_case(n):
+        listed = [files(tmp_path, kind, *map(str, range(n))) for kind in ("prediction", "label")]
+        calls = []
+        before = sys.getprofile()
+        sys.setprofile(lambda frame, event, argument: calls.append(event) if "call" in event else None)
+        try:
+            assert len(match(*listed).pairs) == n
+        finally:
+            sys.setprofile(before)
+        return len(calls) / n
+
+    assert calls_a_case(3000) < 1.2 * calls_a_case(300)
