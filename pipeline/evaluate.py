@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from pipeline.compute.devices import choose_device
 from pipeline.console.progress import CaseProgress, Progress
@@ -21,6 +24,7 @@ from pipeline.evaluation.pairing import Matching, match
 from pipeline.evaluation.records import read_records, table_of_records
 from pipeline.evaluation.scoring import score_pairs
 from pipeline.evaluation.summary import Evaluation, worst_first
+from pipeline.evaluation.tolerance import USUAL_MM, default_tolerance_of, too_wide
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.channel_order import channel_order
 from pipeline.inference.inputs import InputCase
@@ -164,6 +168,10 @@ def _scored(
     case_progress: CaseProgress | None,
 ) -> Evaluation:
     """Score what was matched; `sources` says where predictions and labels come from."""
+    chosen = options.tolerance_mm
+    files = [(pair.label, pair.prediction) for pair in matching.pairs]
+    tolerance_mm = default_tolerance_of(files) if chosen is None else chosen
+    options = replace(options, tolerance_mm=tolerance_mm)
     scores, refused = score_pairs(
         matching.pairs, matching.classes, options, progress=progress, case_progress=case_progress
     )
@@ -171,16 +179,20 @@ def _scored(
     if not scores:
         first = next(iter(refused.values()), "there are none")
         raise EvaluationError(f"none of {len(refused)} cases can be scored; the first: {first}")
+    surface_notes: list[str] = []
+    if options.surface is not None:
+        surface_notes = _sheared(scores) + _about_tolerance(scores, tolerance_mm, is_default=chosen is None)
     return Evaluation(
         predictions=sources[0],
         labels=sources[1],
         classes=matching.classes,
         options=options,
+        tolerance_mm=tolerance_mm,
         cases=worst_first(scores),
         refused=dict(sorted(refused.items())),
         labels_without_prediction=matching.labels_without_prediction,
         predictions_without_label=matching.predictions_without_label,
-        notes=(*matching.notes, *(_sheared(scores) if options.surface else ())),
+        notes=(*matching.notes, *surface_notes),
     )
 
 
@@ -193,6 +205,19 @@ def _sheared(scores: Sequence[CaseScores]) -> list[str]:
         if case.surface is None
     ]
     return first_lines(lines, _MOST_NOTES, "and {} more cases with such voxels")
+
+
+def _about_tolerance(scores: Sequence[CaseScores], tolerance_mm: float, *, is_default: bool) -> list[str]:
+    notes = [f"surfaces agree within {tolerance_mm:g} mm, two voxels of these scans, instead of {USUAL_MM:g} mm"]
+    return [
+        *(notes if is_default and tolerance_mm != USUAL_MM else []),
+        *too_wide(
+            tolerance_mm,
+            {case.case: max(case.spacing_mm) for case in scores},
+            surface_dice=np.stack([case.surface_dice[1:] for case in scores]),
+            dice=np.stack([case.dice[1:] for case in scores]),
+        ),
+    ]
 
 
 def default_output(run: Path | None, split: SplitName, predictions: Path | None = None) -> Path:

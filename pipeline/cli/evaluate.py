@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     folder = given.output or default_output(given.run, given.split, given.predictions)
     check_writable(folder)
     if given.compare:
-        check_baseline(given.compare, metrics_path(folder), given.compare_by, options)
+        options = check_baseline(given.compare, metrics_path(folder), given.compare_by, options)
     evaluation = _evaluated(given, options, folder)
     metrics, _ = write_files(evaluation, folder)
     compared = None
@@ -80,8 +80,9 @@ def _parser() -> ArgumentParser:
         "background,liver,spleen,… for all of 0, 1, 2, ….",
     )  # fmt: skip
     parser.add_argument(
-        "--tolerance_mm", type=float, default=2.0, metavar="MM",
-        help="Surfaces that lie so close count as equal in the surface Dice.",
+        "--tolerance_mm", type=float | None, metavar="MM",
+        help="Surfaces that lie so close count as equal in the surface Dice; default: 2, or two voxels where these are "
+        "below 0.5 mm (with --compare_by surface_dice that of the other file).",
     )  # fmt: skip
     parser.add_argument(
         "--surface", choices=["voxels", "area", "none"], default="voxels",

@@ -16,6 +16,7 @@ from pipeline.datasets.dataset import Label
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.label_maps import covering, is_seg, onto_label, read_label_map
 from pipeline.evaluation.options import ScoringOptions
+from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
@@ -144,6 +145,7 @@ def score_case(
     shear = grid.shear_degrees
     surface = options.surface if shear <= MAX_SHEAR_DEGREES else None
     hd95_mm, surface_dice = np.full((2, len(classes.names)), np.nan)
+    tolerance_mm = options.tolerance_mm
     if surface is not None:
         advance((1 + SHARE_OF_READING) / 2)
         hd95_mm, surface_dice = surface_scores(
@@ -151,7 +153,7 @@ def score_case(
             maps.predicted,
             grid.spacing_mm,
             len(classes.names),
-            tolerance_mm=options.tolerance_mm,
+            tolerance_mm=default_tolerance_mm([grid.spacing_mm]) if tolerance_mm is None else tolerance_mm,
             ignore_index=classes.ignored,
             surface=surface,
         )

@@ -43,7 +43,7 @@ class ClassDifference:
     mean_difference: float
     """Second minus first."""
     ci95: tuple[float, float]
-    """Bootstrap interval of the mean difference, subjects drawn."""
+    """Bootstrap interval of the mean difference, subjects drawn; NaN for fewer than six of them."""
     p: float
     """Of Wilcoxon's signed-rank test on the subjects' mean differences."""
     p_holm: float
@@ -62,6 +62,10 @@ class MetricsComparison:
     subjects_are_known: bool
     """False where neither file says whose scans the cases are: each is then taken for a subject of its own."""
     classes: tuple[ClassDifference, ...]
+    mean_first: float
+    """Over the means of the classes that have a case, as the next two; NaN where none has."""
+    mean_second: float
+    mean_difference: float
     only_in_one: tuple[str, ...]
     """Classes that the other evaluation does not know."""
 
@@ -107,12 +111,17 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
         n_subjects=len(set(numbers.tolist())),
         subjects_are_known=None not in subjects,
         classes=_corrected(rows),
+        mean_first=_mean_of_classes(rows, "mean_first"),
+        mean_second=_mean_of_classes(rows, "mean_second"),
+        mean_difference=_mean_of_classes(rows, "mean_difference"),
         only_in_one=tuple(name for name in every if not (name in names[0] and name in names[1])),
     )
 
 
-def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOptions) -> None:
+def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOptions) -> ScoringOptions:
     """Refuse, before an evaluation is computed, a metrics.json that it could not be compared with.
+
+    Where surface Dice is compared and no tolerance was chosen, the baseline's is.
 
     Args:
         baseline: the metrics.json to compare with.
@@ -120,6 +129,9 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
             one of the result with itself, and the baseline lost.
         metric: what will be compared.
         options: of the evaluation.
+
+    Returns:
+        The options that the evaluation has to have.
 
     Raises:
         ComparisonError: the same file; surfaces that `metric` cannot compare.
@@ -132,8 +144,10 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
             "would be compared with itself; give this one a folder of its own with --output DIR"
         )
     if metric in SURFACE_METRICS:
-        planned = StoredMetrics(output, (), options.surface, float(options.tolerance_mm), {})
-        _check_surfaces(planned, stored, metric)
+        if metric == "surface_dice" and options.tolerance_mm is None and isinstance(stored.tolerance_mm, int | float):
+            options = replace(options, tolerance_mm=float(stored.tolerance_mm))
+        _check_surfaces(StoredMetrics(output, (), options.surface, options.tolerance_mm, {}), stored, metric)
+    return options
 
 
 def _common_cases(one: StoredMetrics, other: StoredMetrics) -> list[str]:
@@ -239,6 +253,10 @@ def _differences(
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
     return float(values.mean()) if len(values) else np.nan
+
+
+def _mean_of_classes(rows: Sequence[ClassDifference], what: str) -> float:
+    return _mean(np.array([getattr(row, what) for row in rows if row.n]))
 
 
 def _corrected(rows: Sequence[ClassDifference]) -> tuple[ClassDifference, ...]:

@@ -86,7 +86,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
         "labels": evaluation.labels,
         "settings": {
             "surface": surface,
-            "tolerance_mm": float(options.tolerance_mm),
+            "tolerance_mm": float(evaluation.tolerance_mm),
             "hd_percentile": 95,
             "interval": {
                 "method": "expanded percentile bootstrap over subjects",

@@ -22,8 +22,8 @@ class EvaluationError(ValueError):
 class ScoringOptions:
     """How predictions are scored. Raises EvaluationError for a tolerance that is no distance."""
 
-    tolerance_mm: float = 2.0
-    """Distance in mm up to which two surfaces agree, for the surface Dice."""
+    tolerance_mm: float | None = None
+    """Distance in mm up to which two surfaces agree, for the surface Dice; None: as `default_tolerance_mm` chooses."""
     surface: SurfaceKind | None = "voxels"
     """What surfaces consist of: "voxels" as monai.metrics has it by default, or "area" as surface-distance has it, see
     `pipeline.metrics.surface_elements`; None: no HD95 and no surface Dice, which is faster."""
@@ -36,5 +36,5 @@ class ScoringOptions:
     script whose main part is guarded by `if __name__ == "__main__"`, as Python's multiprocessing has it."""
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
+        if self.tolerance_mm is not None and not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
             raise EvaluationError(f"tolerance_mm is {self.tolerance_mm:g}, expected a distance of 0 mm or more")

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.console.text import aligned, number, printable, some_of
+from pipeline.console.text import aligned, decimals, number, printable, some_of
 from pipeline.evaluation.case_scores import SURFACE_METRICS, CaseScores
 from pipeline.evaluation.comparison import SIGNIFICANT, ClassDifference, MetricsComparison
 from pipeline.evaluation.summary import Evaluation, mean_over_classes, n_missed
-from pipeline.metrics.statistics import Summary
+from pipeline.metrics.statistics import LEAST_SUBJECTS, Summary
 
 N_WORST = 10
 """Cases that the table names; the files have all."""
+
+_IN_UNITS = ("hd95_mm", "volume_difference_ml")
+"""Columns whose size depends on the scans: those of a mouse need more decimals."""
 
 _HEADINGS = (
     "structure", "n", "Dice", "± std", "median", "95 % interval", "IoU", "HD95 mm", "missed", "surface", "Δ ml",
@@ -25,10 +28,13 @@ _HEADINGS = (
 def evaluation_text(evaluation: Evaluation) -> str:
     """Write each structure over the cases, the worst cases, and what was left out."""
     left_out, scored = evaluation.summaries["left_out"], evaluation.summaries["scored"]
-    rows = [_table_row(name, left_out[name], scored[name]) for name in left_out if scored[name]["dice"].n]
+    shown = [name for name in left_out if scored[name]["dice"].n]
+    digits = {metric: decimals(left_out[name][metric].mean for name in shown) for metric in _IN_UNITS}
+    rows = [_table_row(name, left_out[name], scored[name], digits) for name in shown]
     lines = [
         f'{_counted(evaluation)}; averages over the cases whose label holds the structure ("left_out");',
         'the last column counts a rightly absent structure as 1, a wrongly predicted one as 0 ("scored").',
+        f"95 % intervals of the mean draw whole subjects; there are none for fewer than {LEAST_SUBJECTS}.",
         _about_surfaces(evaluation),
         "",
         *aligned([_HEADINGS, *rows]),
@@ -46,16 +52,16 @@ def evaluation_text(evaluation: Evaluation) -> str:
 def _counted(evaluation: Evaluation) -> str:
     cases = f"{len(evaluation.cases)} cases"
     if evaluation.subjects_are_known:
-        return f"{cases} of {evaluation.n_subjects} subjects, which the intervals are drawn from"
+        return f"{cases} of {evaluation.n_subjects} subjects"
     return f"{cases}, each taken for a subject of its own"
 
 
 def _about_surfaces(evaluation: Evaluation) -> str:
-    options = evaluation.options
-    if options.surface is None:
+    surface = evaluation.options.surface
+    if surface is None:
         return "HD95 and surface Dice were left out (--surface none)."
-    counted = {"voxels": "counted in voxels", "area": "weighted by area"}[options.surface]
-    return f"HD95 and surface Dice (within {options.tolerance_mm:g} mm) {counted}."
+    counted = {"voxels": "counted in voxels", "area": "weighted by area"}[surface]
+    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {counted}."
 
 
 def _means(evaluation: Evaluation) -> str:
@@ -65,11 +71,14 @@ def _means(evaluation: Evaluation) -> str:
         means.append(f"surface Dice {mean_over_classes(by_class, 'surface_dice'):.4f}")
         missed = n_missed(by_class)
         without = f" without {missed} missed" if missed else ""
-        means.append(f"HD95 {mean_over_classes(by_class, 'hd95_mm'):.2f} mm{without}")
+        distance = mean_over_classes(by_class, "hd95_mm")
+        means.append(f"HD95 {distance:.{decimals([distance])}f} mm{without}")
     return f"Mean over structures: {', '.join(means)}"
 
 
-def _table_row(name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary]) -> tuple[str, ...]:
+def _table_row(
+    name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary], digits: Mapping[str, int]
+) -> tuple[str, ...]:
     dice, distance = left_out["dice"], left_out["hd95_mm"]
     return (
         name,
@@ -77,14 +86,18 @@ def _table_row(name: str, left_out: Mapping[str, Summary], scored: Mapping[str, 
         number(dice.mean),
         number(dice.std),
         number(dice.median),
-        "–".join(number(end) for end in dice.ci95) if dice.n_subjects > 1 else "",
+        _interval("–", *map(number, dice.ci95)),
         number(left_out["iou"].mean),
-        number(distance.mean, 2),
+        number(distance.mean, digits["hd95_mm"]),
         str(distance.n_infinite or ""),
         number(left_out["surface_dice"].mean),
-        number(left_out["volume_difference_ml"].mean, 2),
+        number(left_out["volume_difference_ml"].mean, digits["volume_difference_ml"]),
         number(scored["dice"].mean),
     )
+
+
+def _interval(between: str, low: str, high: str) -> str:
+    return f"{low}{between}{high}" if low else ""
 
 
 def _worst_row(case: CaseScores, class_names: Sequence[str]) -> tuple[str, ...]:
@@ -126,7 +139,13 @@ def comparison_text(comparison: MetricsComparison) -> str:
         "Wilcoxon's signed-rank test on the subjects' mean differences, Holm's correction over "
         f"{n_tested} structures; * below {SIGNIFICANT}",
         "",
-        *aligned([headings, *(_difference_row(row, with_counts=with_counts) for row in shown)]),
+        *aligned(
+            [
+                headings,
+                *(_difference_row(row, with_counts=with_counts) for row in shown),
+                *([_mean_row(comparison, counts)] if n_tested else []),
+            ]
+        ),
     ]
     if not comparison.subjects_are_known:
         lines += ["", "nothing says whose scans these are: each case is taken for a subject of its own"]
@@ -156,8 +175,13 @@ def _difference_row(row: ClassDifference, *, with_counts: bool) -> tuple[str, ..
         number(row.mean_first),
         number(row.mean_second),
         f"{row.mean_difference:+.4f}",
-        " … ".join(f"{end:+.4f}" for end in row.ci95) if row.n_subjects > 1 else "",
+        _interval(" … ", *("" if math.isnan(end) else f"{end:+.4f}" for end in row.ci95)),
         f"{row.p:.3g}",
         f"{row.p_holm:.3g}",
         "*" if row.p_holm < SIGNIFICANT else "",
     )
+
+
+def _mean_row(comparison: MetricsComparison, counts: Sequence[str]) -> tuple[str, ...]:
+    means = number(comparison.mean_first), number(comparison.mean_second), f"{comparison.mean_difference:+.4f}"
+    return "mean over structures", "", "", *[""] * len(counts), *means, *[""] * 4

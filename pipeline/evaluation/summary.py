@@ -30,6 +30,8 @@ class Evaluation:
     labels: str
     classes: CommonClasses
     options: ScoringOptions
+    tolerance_mm: float
+    """Up to which two surfaces agreed."""
     cases: tuple[CaseScores, ...]
     """Worst mean Dice first; cases without any structure last."""
     refused: Mapping[str, str]

@@ -18,6 +18,9 @@ CONFIDENCE = 0.95
 N_RESAMPLES = 2000
 """The ends of a 95 % interval are then known to about a hundredth of its width."""
 
+LEAST_SUBJECTS = 6
+"""Fewer have no interval: what is drawn from five subjects is little more than their five numbers."""
+
 NUMBERS_AT_ONCE = 2**21
 """Numbers in memory while subjects are drawn (16 MB of float64), whatever their number."""
 
@@ -42,7 +45,7 @@ class Summary:
     n_infinite: int
     """Cases with an infinite score: the distance to a structure that was missed."""
     ci95: tuple[float, float]
-    """Interval of the mean; NaN below two subjects."""
+    """Interval of the mean; NaN below LEAST_SUBJECTS."""
 
 
 def number_subjects(cases: Sequence[str], subjects: Sequence[str | None]) -> Int[np.ndarray, " cases"]:
@@ -103,7 +106,7 @@ def bootstrap_intervals(
     The cluster bootstrap (Davison and Hinkley 1997, section 3.8; Field and Welsh 2007): a subject drawn twice counts
     with all of its cases twice. The percentile interval (Efron 1979) is too narrow with few subjects; here its ends lie
     as much further out as Student's t is wider than the normal distribution (Hesterberg 2015, "expanded percentile
-    interval"). NaN for classes with scores of fewer than two subjects. What is not finite is left out.
+    interval"). NaN for classes with scores of fewer than LEAST_SUBJECTS. What is not finite is left out.
     """
     finite = np.isfinite(scores)
     subject = np.arange(len(scores)) if subject is None else subject
@@ -111,14 +114,14 @@ def bootstrap_intervals(
     counts = subject_sums(finite.astype(np.float64), subject)
     n_subjects = (counts > 0).sum(0)
     intervals = np.full((scores.shape[1], 2), np.nan)
-    if not (n_subjects > 1).any():
+    if not (n_subjects >= LEAST_SUBJECTS).any():
         return intervals
     means = np.empty((n_resamples, scores.shape[1]))
     for rows, drawn in _drawn(len(sums), n_resamples, seed):
         n_drawn = drawn @ counts
         # A resample may hold no subject of a rare class; it says nothing about that class's mean.
         means[rows] = np.divide(drawn @ sums, n_drawn, out=np.full_like(n_drawn, np.nan), where=n_drawn > 0)
-    for c in np.flatnonzero(n_subjects > 1):
+    for c in np.flatnonzero(n_subjects >= LEAST_SUBJECTS):
         tail = _expanded_tail(int(n_subjects[c]))
         intervals[c] = np.nanquantile(means[:, c], [tail, 1 - tail])
     return intervals

@@ -57,6 +57,19 @@ def test_p_values_are_scipys_and_corrected_by_holm(two):
     assert json.loads(to_json(result))["n_cases"] == 20
 
 
+def test_the_last_line_is_the_mean_over_structures(two, tmp_path):
+    first = write(tmp_path / "f.json", two[2], missed={("organ_2", n) for n in range(20)})
+    second = write(tmp_path / "s.json", two[3])
+    result = compare_metrics(first, second)
+    assert result.mean_first == pytest.approx(two[2].mean())
+    assert result.mean_difference == pytest.approx(two[3].mean() - two[2].mean())
+    line = next(line for line in comparison_text(result).splitlines() if line.startswith("mean over structures"))
+    assert line.split()[3:] == [f"{two[2].mean():.4f}", f"{two[3].mean():.4f}", f"{result.mean_difference:+.4f}"]
+    distances = compare_metrics(first, second, "hd95_mm")  # no distance of organ_2 in one of them: it is in no mean
+    assert distances.mean_second == pytest.approx((1 / two[3][:2]).mean())
+    assert json.loads(to_json(distances))["mean_second"] == distances.mean_second
+
+
 def test_a_run_equals_itself(two):
     result = compare_metrics(two[0], two[0])
     assert {(row.mean_difference, row.p, row.p_holm) for row in result.classes} == {(0.0, 1.0, 1.0)}
@@ -129,7 +142,10 @@ def test_five_scans_of_a_patient_are_one_witness(two, tmp_path):
     assert "taken for a subject" not in comparison_text(result)
     assert "each case is taken for a subject of its own" in comparison_text(by_scan)
     # One of the two files is enough to know whose scans these are.
-    assert compare_metrics(first, two[1]).classes == compare_metrics(two[0], second).classes == result.classes
+    by_one = [json.loads(to_json(compare_metrics(*paths))) for paths in ((first, two[1]), (two[0], second))]
+    assert by_one[0]["classes"] == by_one[1]["classes"] == json.loads(to_json(result))["classes"]
+    assert by_one[0]["classes"][0]["ci95"] == [None, None]  # four subjects are too few for an interval
+    assert "…" not in comparison_text(result)
     assert json.loads(to_json(result))["classes"][0]["n_subjects"] == 4
 
 

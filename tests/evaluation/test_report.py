@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from pipeline.evaluate import evaluate
@@ -39,6 +41,19 @@ def test_the_mean_distance_says_how_many_structures_it_leaves_out(folders):
     missed[missed == 2] = 0
     save(missed, folders / "predictions" / "a.nii.gz")
     assert " mm without 1 missed" in evaluation_text(evaluate(folders / "predictions", folders / "labels"))
+
+
+def test_small_scans_have_as_many_decimals_as_their_numbers_need(folders):
+    for path in [*folders.glob("*/*.nii.gz")]:
+        array = np.asarray(nib.load(path).dataobj).copy()
+        array[:, :9] *= path.parent.name == "labels"  # predicted too small
+        save(array, path, np.diag([0.15, 0.15, 0.15, 1]))
+    result = evaluate(folders / "predictions", folders / "labels")
+    liver = result.summaries["left_out"]["liver"]
+    assert 0 < abs(liver["volume_difference_ml"].mean) < 0.02
+    line = next(line for line in evaluation_text(result).splitlines() if line.startswith("liver"))
+    assert abs(float(line.split()[-2]) / liver["volume_difference_ml"].mean - 1) < 0.05
+    assert float(line.split()[-4]) == pytest.approx(liver["hd95_mm"].mean, abs=0.005)
 
 
 def test_a_name_from_a_file_cannot_steer_the_terminal(folders):

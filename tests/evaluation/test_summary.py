@@ -28,7 +28,6 @@ def test_the_worst_case_comes_first_and_classes_have_their_names(folders):
     dice = result.summaries["left_out"]["liver"]["dice"]
     values = [case.dice[1] for case in result.cases]
     assert (dice.mean, dice.median, dice.n) == (pytest.approx(np.mean(values)), np.median(values), 3)
-    assert dice.ci95[0] <= dice.mean <= dice.ci95[1]
     text = evaluation_text(result)
     assert "liver" in text
     assert text.index("  c ") < text.index("  b ") < text.index("  a ")
@@ -37,6 +36,25 @@ def test_the_worst_case_comes_first_and_classes_have_their_names(folders):
 def with_subjects(evaluation, subjects):
     cases = tuple(replace(case, pair=replace(case.pair, subject=subjects[case.case])) for case in evaluation.cases)
     return replace(evaluation, cases=cases)
+
+
+def of_six(evaluation):
+    """Every case twice, under two names."""
+    named = ((case, replace(case.pair, case=f"{case.case}{n}")) for case in evaluation.cases for n in range(2))
+    return replace(evaluation, cases=tuple(replace(case, pair=pair) for case, pair in named))
+
+
+def test_fewer_than_six_subjects_have_no_interval(folders):
+    three = evaluate(folders / "predictions", folders / "labels")
+    six = of_six(three)
+    five = replace(six, cases=six.cases[:5])
+    for evaluation in (three, five):
+        assert np.isnan(evaluation.summaries["left_out"]["liver"]["dice"].ci95).all()
+        assert "–" not in evaluation_text(evaluation)
+    dice = six.summaries["left_out"]["liver"]["dice"]
+    assert dice.ci95[0] < dice.mean < dice.ci95[1]
+    assert f"{dice.ci95[0]:.4f}–{dice.ci95[1]:.4f}" in evaluation_text(six)
+    assert "there are none for fewer than 6" in evaluation_text(three)
 
 
 def test_intervals_are_drawn_from_subjects_and_both_numbers_are_shown(folders):
@@ -75,7 +93,7 @@ def test_subjects_are_drawn_once_a_metric_whatever_the_number_of_classes(folders
         drawn.append(seed)
         return default_rng(seed)
 
-    result = evaluate(folders / "predictions", folders / "labels")
+    result = of_six(evaluate(folders / "predictions", folders / "labels"))
     monkeypatch.setattr(np.random, "default_rng", counted)
     path, _ = write_files(result, folders)
     evaluation_text(result)

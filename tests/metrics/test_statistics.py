@@ -23,9 +23,9 @@ def patients(rng, n_patients, n_scans, n_repetitions, mean=0.0):
 
 
 def test_a_summary_leaves_out_what_is_undefined_and_counts_what_is_infinite():
-    summary = summary_of([1.0, np.nan, 4.0, np.inf, 1.0, np.nan])
-    assert (summary.mean, summary.median, summary.n, summary.n_infinite) == (2.0, 1.0, 3, 1)
-    assert summary.std == pytest.approx(np.sqrt(3))
+    summary = summary_of([1.0, np.nan, 4.0, np.inf, 1.0, np.nan, 1.0, 1.0, 4.0])
+    assert (summary.mean, summary.median, summary.n, summary.n_infinite) == (2.0, 1.0, 6, 1)
+    assert summary.std == pytest.approx(np.sqrt(12 / 5))
     assert 1.0 <= summary.ci95[0] <= 2.0 <= summary.ci95[1] <= 4.0
 
 
