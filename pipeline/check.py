@@ -59,6 +59,7 @@ HEADINGS = {
     "dataset": "The data set itself",
     "setting": "Settings that do not fit the data set",
     "mask_channel": "Channels that are masks by their names",
+    "label_in_channel": "Channels that show the label",
     "no_class_names": "Classes without names",
     "segment_values": "Labels whose header gives the classes other values",
     "segments": "Segmentations in several layers, or with impossible values",

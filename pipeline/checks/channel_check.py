@@ -49,7 +49,7 @@ def check_channels(
 
     Errors: a channel that has one value everywhere once it is scaled. Warnings: intensities that are not those of a CT
     in HU, or of another modality; 99 % of the voxels within a hundredth of the range; a class of which more than half
-    of the voxels are cut off, in more than half of its cases.
+    of the voxels are cut off, in more than half of its cases; a channel that was drawn from the label.
     """
     whole = whole_cases(cases, len(intensity.by_channel))
     for case in whole:
@@ -58,7 +58,19 @@ def check_channels(
                 yield from _check_image(case.case, image, way, scaling)
     for channel, (name, way) in enumerate(zip(dataset.channel_names, intensity.by_channel, strict=True)):
         images = [case.images[channel] for case in whole]
+        yield from _label_as_channel([c.case for c in whole if c.images[channel].shows_label], dataset, name)
         yield from _cut_off_classes(images, dataset, name, way, scaling)
+
+
+def _label_as_channel(cases: Sequence[str], dataset: Dataset, channel: str) -> Iterator[Finding]:
+    """Warn of a channel that shows the network what it is to find."""
+    if cases:
+        yield Finding(
+            "warning", "label_in_channel", "", str(dataset.root), "images that do not show what is to be segmented",
+            f"channel {channel} with one value in every class in {len(cases)} of {len(dataset.cases)} cases: "
+            f"{some_of(cases, 5)}",
+            "take it out of the images if it was drawn from the label: scores would mean nothing",
+        )  # fmt: skip
 
 
 def _check_image(case: str, image: ImageStatistics, way: str, scaling: Scaling) -> Iterator[Finding]:

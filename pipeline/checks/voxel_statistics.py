@@ -61,6 +61,8 @@ class ImageStatistics:
     """The voxels of any class but the background; None without a usable label, or where it is empty."""
     by_class: tuple[tuple[float, ...], ...] = ()
     """Of each class the values at `CLASS_PERCENTILES`, NaN for the background and absent classes; or empty."""
+    shows_label: bool = False
+    """Whether it has one value in each class, and not the same in all: it was drawn from the label."""
 
     @property
     def world_size(self) -> tuple[int, int, int]:
@@ -117,6 +119,7 @@ def measure_image(
         if usable is not None:
             inside &= usable
         labelled, by_class = _of_labelled(array[inside], label[inside], n_classes)
+    shows_label = label is not None and _shows_label(array, label)
     geometry = volume.geometry
     sample = _sample(values)
     minimum, maximum = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
@@ -139,6 +142,7 @@ def measure_image(
         content=_content(volume),
         labelled=labelled,
         by_class=by_class,
+        shows_label=shows_label,
     )
 
 
@@ -170,6 +174,20 @@ def _of_labelled(
     of_each = np.split(values[order], ends[:-1])
     by_class = tuple(_percentiles(of_class, CLASS_PERCENTILES) for of_class in of_each)
     return Histogram.of(values) if values.size else None, by_class
+
+
+def _shows_label(image: Shaped[np.ndarray, "i j k"], label: Shaped[np.ndarray, "i j k"]) -> bool:
+    """Say whether all voxels of a class have one value, and not all classes the same."""
+    slices = range(image.shape[2])
+    value_of: dict[int, float] = {}
+    for k in (*slices[:: max(1, len(slices) // 8)], *slices):  # a few tell mostly
+        classes, first = np.unique(label[:, :, k], return_index=True)
+        values = image[:, :, k].ravel()[first]
+        if any(value_of.setdefault(c, v) != v for c, v in zip(classes.tolist(), values.tolist(), strict=True)):
+            return False
+        if not (values[np.searchsorted(classes, label[:, :, k])] == image[:, :, k]).all():
+            return False
+    return len(set(value_of.values())) > 1
 
 
 def _content(volume: Volume) -> str:

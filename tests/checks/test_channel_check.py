@@ -47,6 +47,20 @@ def test_a_window_beside_the_voxels_is_an_error(folder: Folder) -> None:
     assert "channel_lost" in kinds(folder, window=(300, 3000))
 
 
+def test_a_channel_that_is_the_label_is_named(folder: Folder) -> None:
+    """Whatever numbers it has for the classes, two of which may share one; a voxel less of a class is another image."""
+    fill(folder, soft_tissue)
+    folder.channel_names = ["CT", "second"]
+    for case in folder.cases:
+        case["image"] = [f"{case['case']}.nii.gz", f"{case['case']}_second.nii.gz"]
+    almost = organs().copy()
+    almost[2, 4, 4] = 0
+    images = (np.array([3, 1, 0, 200], np.int16)[organs()], organs() / 3, almost, organs() > 0)
+    for name, image in zip("abcd", images, strict=True):
+        save(folder.root / f"{name}_second.nii.gz", image.astype(np.float32))
+    assert kinds(folder)["label_in_channel"] == "channel second with one value in every class in 3 of 4 cases: a, b, d"
+
+
 def test_classes_beyond_the_window_are_named(folder: Folder) -> None:
     fill(folder, soft_tissue)
     found = kinds(folder, window=(-1000, 45))
