@@ -295,8 +295,11 @@ def _text_of_estimate(estimate: Estimate | None) -> Iterator[str]:
         return
     yield f"  step          {trial.step_s:.2f} s a batch, measured on {trial.device} in {trial.precision}"
     yield f"  memory        {gigabytes(trial.peak_bytes)} at its peak, {gigabytes(estimate.memory_bytes)} there"
-    counts = f"{estimate.steps_per_epoch} steps, {estimate.n_val} cases to validate after {estimate.n_validations} of"
-    yield f"  epoch         {counts} {estimate.max_epochs}: about {_time(estimate.epoch_s)}, loading not counted"
+    counts = f"{estimate.steps_per_epoch} steps, no validation"
+    if estimate.n_val:
+        validated = f"{estimate.n_validations} of {estimate.max_epochs}"
+        counts = f"{estimate.steps_per_epoch} steps, {estimate.n_val} cases to validate after {validated}"
+    yield f"  epoch         {counts}: about {_time(estimate.epoch_s)}, loading not counted"
     yield f"  whole         {estimate.max_epochs} epochs: about {_time(estimate.epoch_s * estimate.max_epochs)}"
 
 

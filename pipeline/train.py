@@ -318,7 +318,9 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
     grid += " mm; choose a finer data.spacing_mm" if spacing else "; raise --target_size"
     for name, n_cases in prepared.lost_classes().items():
         say(f"Warning: of class {name}, which {n_cases} cases hold, nothing is left at {grid}")
-    if not prepared.val_class_voxels[:, 1:].any():
+    if not counts["val"]:
+        say("No case validates: val_loss and val_mIoU stay undefined, the last weights are kept, nothing stops early")
+    elif not prepared.val_class_voxels[:, 1:].any():
         say("No validation case holds a structure: val_mIoU stays undefined, the lowest val_loss decides which is best")
     say(f"Intensities: {prepared.intensity.in_words}")
     if "ct" in prepared.intensity.by_channel:
@@ -383,7 +385,7 @@ def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, 
             max_epochs=config.training.max_epochs,
             accumulate=config.training.accumulate,
             gradient_clip=config.training.gradient_clip,
-            validate_every=config.training.validate_every,
+            validate_every=config.training.validate_every if len(setup.data.prepared.val) else 0,
         )
         trainer.fit(setup.module, datamodule=setup.data)
 

@@ -153,7 +153,9 @@ def _absent_classes(
     names = dataset.classes.names
     anywhere = _holds(labelled, len(names))
     nowhere = [index for index in range(1, len(names)) if not anywhere[index] and index not in covered]
-    yield from _absent(nowhere, "", "leave them out of the class table unless more data is to come", dataset)
+    where = "in train" if split is not None and not split.val else "in train and in validation"
+    remedy = "leave them out of the class table unless more data is to come"
+    yield from _absent(nowhere, "", where, remedy, dataset)
     for name in ("train", "val"):
         chosen = [case for case in labelled if split is not None and split.of(case.case) == name]
         if chosen:
@@ -162,13 +164,13 @@ def _absent_classes(
             if name == "val" and not held[1:].any():
                 effect = "val_mIoU stays undefined, and the lowest val_loss decides which weights are kept"
             absent = [index for index in range(1, len(names)) if anywhere[index] and not held[index]]
-            yield from _absent(absent, f"{name} ", f"{effect}: add cases or change the split", dataset)
+            yield from _absent(absent, f"{name} ", where, f"{effect}: add cases or change the split", dataset)
 
 
-def _absent(classes: Sequence[int], split: str, remedy: str, dataset: Dataset) -> Iterator[Finding]:
+def _absent(classes: Sequence[int], split: str, where: str, remedy: str, dataset: Dataset) -> Iterator[Finding]:
     if classes:
         names = some_of([dataset.classes.names[index] for index in classes], _NAMES_LISTED)
-        expected = f"{len(dataset.classes.names) - 1} classes in train and in validation"
+        expected = f"{len(dataset.classes.names) - 1} classes {where}"
         found = f"no {split}case holds {names} ({len(classes)} classes)"
         yield Finding("warning", "class_absent", "", str(dataset.root), expected, found, remedy)
 

@@ -158,6 +158,11 @@ def assess(
             )
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
+    elif not config.data.split_shares[1]:
+        found = f"{len(split.val)}: the data set's own split comes first"
+        remedy = "to train on all cases, remove that split; else leave data.split_shares out"
+        expected = f"no cases to validate with, as data.split_shares {list(config.data.split_shares)} says"
+        findings.append(Finding("warning", "setting", "", str(dataset.root), expected, found, remedy))
     intensity = kept
     if intensity is None or len(intensity.by_channel) != len(dataset.channel_names):
         intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)

@@ -75,7 +75,7 @@ class DataConfig:
     """Which fold of a data set that brings its own cross-validation is the validation set."""
     split_shares: tuple[float, float, float] = (80.0, 10.0, 10.0)
     """Percent of the cases, by subject, for training, validation and test, where the data set has no split of its own;
-    0 for the test is allowed."""
+    0 for the test is allowed, and for the validation: the weights of the last epoch are then kept."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first; empty: taken from the data set."""
     label_remap: dict[Any, Any] | None = None
@@ -144,8 +144,8 @@ class DataConfig:
         )
         self._check_patches()
         require(
-            min(self.split_shares) >= 0 and min(self.split_shares[:2]) > 0 and abs(sum(self.split_shares) - 100) < 1e-6,
-            f"data.split_shares {list(self.split_shares)}: expected a sum of 100, and more than 0 for train and val",
+            min(self.split_shares) >= 0 and self.split_shares[0] > 0 and abs(sum(self.split_shares) - 100) < 1e-6,
+            f"data.split_shares {list(self.split_shares)}: expected a sum of 100, and more than 0 for the training",
         )
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")

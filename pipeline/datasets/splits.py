@@ -22,27 +22,29 @@ def split_by_subject(
     Iterative stratification (Sechidis, Tsoumakas & Vlahavas 2011) over subjects: the rarest class is dealt out first,
     each subject to the split that lacks it most. Beyond the paper, a class that two subjects hold reaches train *and*
     validation as long as these are not full, and sizes are kept to the rounded fractions (whole subjects allowing).
-    Validation gets at least one subject; held-out cases form the test split, and the others share its part.
+    Validation gets at least one subject unless its fraction is 0; held-out cases form the test split, and the others
+    share its part.
 
     Args:
         cases: all cases; their order does not matter.
         seed: decides among equals; the same seed gives the same split on every machine.
         classes_of: for each case id the class indices it holds; without it the division is by size alone.
-        fractions: shares of train, validation and test.
+        fractions: shares of train, validation and test; the last two may be 0.
 
     Raises:
-        DatasetError: fewer than two subjects to divide.
+        DatasetError: fewer than two subjects to divide, or none where all train.
         ValueError: fractions that are negative or do not add up to 1.
     """
-    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or min(fractions[:2]) == 0:
-        raise ValueError(f"fractions: expected train and validation above 0 and a sum of 1, got {fractions}")
+    if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
+        raise ValueError(f"fractions: expected train above 0 and a sum of 1, got {fractions}")
     held_out = {case.subject for case in cases if case.held_out}
     subjects: dict[str, list[Case]] = {}
     for case in sorted(cases, key=lambda case: case.id):
         if case.subject not in held_out:
             subjects.setdefault(case.subject, []).append(case)
-    if len(subjects) < 2:
-        expected = "at least two subjects to divide into train and validation"
+    validates = fractions[1] > 0
+    if len(subjects) < 1 + validates:
+        expected = "at least two subjects to divide into train and validation" if validates else "a subject to train on"
         found = f"{len(subjects)} ({', '.join(subjects) or 'none'})"
         raise DatasetError("dataset", "", expected, found, "add cases or give the list a split column")
     order = sorted(subjects)
@@ -50,7 +52,7 @@ def split_by_subject(
     order.sort(key=lambda subject: -len(subjects[subject]))  # the large first, the small fill what is left
     capacity = _capacities(sum(map(len, subjects.values())), len(subjects), fractions, with_test=not held_out)
     split_of = _deal(order, subjects, classes_of or {}, capacity)
-    _fill_empty_splits(split_of, order)
+    _fill_empty_splits(split_of, order, ("train", "val") if validates else ("train",))
     split_of.update(dict.fromkeys(held_out, "test"))
     ids = {name: tuple(sorted(case.id for case in cases if split_of[case.subject] == name)) for name in SPLITS}
     shares = "/".join(f"{100 * fraction:g}" for fraction in fractions)
@@ -63,8 +65,8 @@ def _capacities(
 ) -> dict[str, int]:
     """Return how many cases each split should get."""
     train, val, test = fractions
-    test = test if with_test and n_subjects > 2 else 0.0
-    n_val = max(1, round(n_cases * val / (train + val + test)))
+    test = test if with_test and n_subjects > 1 + (val > 0) else 0.0
+    n_val = max(1, round(n_cases * val / (train + val + test))) if val else 0
     n_test = round(n_cases * test)
     return {"train": n_cases - n_val - n_test, "val": n_val, "test": n_test}
 
@@ -109,13 +111,13 @@ def _share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, f
     if n_subjects < 2:
         return {"train": float(n_subjects), "val": 0.0, "test": 0.0}
     test = n_subjects * shares["test"] if n_subjects > 2 else 0.0
-    val = max(1.0, n_subjects * shares["val"])
+    val = max(1.0, n_subjects * shares["val"]) if shares["val"] else 0.0
     return {"train": n_subjects - val - test, "val": val, "test": test}
 
 
-def _fill_empty_splits(split_of: dict[str, str], order: Sequence[str]) -> None:
-    """Move the smallest subject of the fullest split where train or validation went empty (few, large subjects)."""
-    for name in ("train", "val"):
+def _fill_empty_splits(split_of: dict[str, str], order: Sequence[str], needed: Sequence[str]) -> None:
+    """Move the smallest subject of the fullest split where one that is needed went empty (few, large subjects)."""
+    for name in needed:
         if name not in split_of.values():
             fullest = max(SPLITS, key=list(split_of.values()).count)
             split_of[next(subject for subject in reversed(order) if split_of[subject] == fullest)] = name

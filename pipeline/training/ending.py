@@ -120,6 +120,7 @@ def _best_in_words(history: TrainingLog) -> str:
         return f"{history.best_val_miou:.4f}"
     if history.best_epoch is None:
         return "undefined"
-    which = "the lowest val_loss" if history.best_by == "val_loss" else "the last epoch"
-    weights = f"the weights are those of {which} (epoch {history.best_epoch})"
+    if history.best_by == "epoch":
+        return f"undefined, as is val_loss; the weights are those of the last epoch ({history.best_epoch})"
+    weights = f"the weights are those of the lowest val_loss (epoch {history.best_epoch})"
     return f"undefined, as no validation case holds a structure; {weights}"

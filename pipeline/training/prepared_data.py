@@ -97,7 +97,7 @@ class PreparedData:
     train: CachedDataset
     """Training cases, augmented if the settings say so; in patch mode, patches of them."""
     val: CachedDataset
-    """Validation cases."""
+    """Validation cases; there may be none."""
 
     @property
     def n_classes(self) -> int:
@@ -132,7 +132,8 @@ class PreparedData:
 
 
 def _class_voxels(cases: CachedDataset) -> np.ndarray:
-    return np.stack([cases.class_voxels(index) for index in range(len(cases))])
+    counts = [cases.class_voxels(index) for index in range(len(cases))]
+    return np.array(counts, np.int64).reshape(len(cases), cases.store.n_classes)
 
 
 def prepare_data(
@@ -153,7 +154,7 @@ def prepare_data(
         scaling: the range of intensities; a resumed run keeps the one that it began with.
 
     Raises:
-        DatasetError: the folder is no data set, contradicts the settings, has bad cases, or leaves no validation case.
+        DatasetError: the folder is no data set, contradicts the settings, has bad cases, or cannot be divided.
         CacheError, VolumeError: a case cannot be prepared.
     """
     screened = screen(config, progress, skipped_before=skipped_before, kept=kept)

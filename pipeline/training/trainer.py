@@ -44,8 +44,11 @@ def build_trainer(
         max_epochs: epochs to train.
         accumulate: batches in one optimiser step.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
-        validate_every: epochs from one validation to the next; the last epoch is always validated.
+        validate_every: epochs from one validation to the next; the last epoch is always validated; 0 = none is.
     """
+    callbacks: list[pl.Callback] = [_SameEverywhere(folder, recorder), recorder, LiveProgress(console)]
+    if validate_every:
+        callbacks.insert(1, _ValidateEvery(validate_every))
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
         plugins=[_GivenRanks()] if devices.n_processes > 1 else None,
@@ -53,7 +56,8 @@ def build_trainer(
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip or None,
         logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
-        callbacks=[_SameEverywhere(folder, recorder), _ValidateEvery(validate_every), recorder, LiveProgress(console)],
+        callbacks=callbacks,
+        limit_val_batches=1.0 if validate_every else 0,
         num_sanity_val_steps=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,

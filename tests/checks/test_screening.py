@@ -63,6 +63,16 @@ def test_bad_cases_refuse_a_training_with_a_line_for_every_error(
     assert list((work / "cache").glob("*.bodycase")) == []
 
 
+@pytest.mark.parametrize(("shares", "n_warnings"), [((100, 0, 0), 1), ((90, 10, 0), 0)])
+def test_a_split_of_the_data_sets_own_is_named_where_all_cases_were_to_train(folder, shares, n_warnings) -> None:
+    root = folder.write().parent
+    found = check(configured(root / "cases.json", data={"split_shares": shares}), measure=False).findings
+    named = [finding for finding in found if finding.kind == "setting"]
+    assert [(f.severity, f.found) for f in named] == [
+        ("warning", "2: the data set's own split comes first")
+    ] * n_warnings
+
+
 @pytest.mark.fault(
     "bad cases, and --skip_bad_cases", "they are left out by name and stand with their reason in the record"
 )

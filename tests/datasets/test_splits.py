@@ -53,7 +53,26 @@ def test_a_single_case_cannot_be_divided():
     with pytest.raises(DatasetError, match="found 1"):
         split_by_subject(cases_of([0]), seed=0)
     with pytest.raises(ValueError, match="fractions"):
-        split_by_subject(cases_of(range(9)), seed=0, fractions=(0.9, 0.0, 0.1))
+        split_by_subject(cases_of(range(9)), seed=0, fractions=(0.0, 0.9, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("n", "fractions", "sizes"),
+    [
+        (1, (1, 0, 0), (1, 0, 0)),
+        (10, (1, 0, 0), (10, 0, 0)),
+        (10, (0.8, 0, 0.2), (8, 0, 2)),
+        (2, (0.5, 0, 0.5), (1, 0, 1)),
+    ],
+)
+def test_nobody_validates_where_the_fraction_is_0(n, fractions, sizes):
+    """Also where two subjects hold a rare class, of which validation would get one otherwise."""
+    cases = cases_of(range(n))
+    classes_of = {case.id: {0, 1} if case.id in ("case0", "case1") else {0} for case in cases}
+    split = split_by_subject(cases, seed=3, classes_of=classes_of, fractions=fractions)
+    assert (len(split.train), len(split.val), len(split.test)) == sizes
+    with pytest.raises(DatasetError, match="expected a subject to train on, found 0"):
+        split_by_subject([Case("held", "s", (Path("x"),), Path("y"), True)], seed=0, fractions=fractions)
 
 
 def test_the_seed_decides_and_the_order_of_cases_does_not():

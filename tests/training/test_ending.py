@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import runpy
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,11 @@ import pytest
 import torch
 
 from networks.body_net import BodyNet
+from pipeline.check import check
 from pipeline.cli.main import main
 from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train as run_training
+from pipeline.training import recorder
 from pipeline.training.ending import say_end
 from tests.support.tiny_training import (
     EPOCHS,
@@ -175,6 +178,39 @@ def test_a_completed_training_without_a_defined_miou_has_weights_and_says_which(
     assert check.returncode == 0, check.stdout
     assert main(["check", without_structures["dataset_root"]]) == 1  # warnings
     assert "val_mIoU stays undefined, and the lowest val_loss decides" in " ".join(capsys.readouterr().out.split())
+
+
+def test_all_cases_may_train_and_the_last_weights_are_kept(work, tmp_path, shared_spec, monkeypatch, capsys):
+    """data.split_shares 100 0 0: through training, resuming, checking and evaluating."""
+    settings = {"max_epochs": "2", "data.split_shares": "100 0 0", "training.early_stopping_patience": "1"}
+    config, run = settings_of(work, "all", **settings)
+    lines = []
+    run_training(config, say=lines.append)
+    said = " ".join(lines)
+    assert "Val samples: 0" in lines
+    assert "No case validates: val_loss and val_mIoU stay undefined, the last weights are kept" in said
+    assert "Best val mIoU: undefined, as is val_loss; the weights are those of the last epoch (1)" in said
+    history, best = (strict_json(run / "training_log.json")[key] for key in ("training_history", "best_metrics"))
+    assert history["val_loss"] == history["val_mIoU"] == [None] * 2
+    assert best == {"best_val_mIoU": None, "best_epoch": 1}
+    assert (summary(run)["status"], summary(run)["best_by"]) == ("completed", "epoch")
+    assert runpy.run_path(str(shared_spec / "check_run.py"))["faults"](run, True)[0] == []
+
+    monkeypatch.setattr(recorder, "early_stop_reason", lambda log, *_: "as a test wants it" if len(log) == 1 else None)
+    parts, torn = settings_of(work, "all_torn", **settings)
+    run_training(parts)
+    assert summary(torn)["total_epochs"] == 1
+    run_training(parts, resume=True)
+    assert differences(run, torn) == []
+    assert torch.load(torn / "checkpoints" / "best_model.ckpt", weights_only=True)["epoch"] == 1
+
+    report = check(config, costs=True, measure=False)
+    assert (report.fingerprint.splits, report.estimate.n_val) == ({"train": 4, "val": 0, "test": 0}, 0)
+    assert not [finding for finding in report.findings if "validat" in f"{finding.expected} {finding.remedy}"]
+    assert main(["evaluate", str(run), "--split", "train", "--surface", "none", "--output", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "predictions").glob("body_*.nii.gz"))) == 4
+    assert main(["evaluate", str(run), "--split", "val"]) == 2
+    assert "data.split.val: expected cases, found none; there are some for --split train (4)" in capsys.readouterr().err
 
 
 def test_without_a_defined_miou_the_lowest_validation_loss_stops_a_training_early(work, without_structures):
