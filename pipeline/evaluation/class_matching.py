@@ -72,8 +72,11 @@ class CommonClasses:
         return lookup
 
     def prediction_lookup(self) -> Integer[np.ndarray, " n"] | None:
-        """The same for a prediction, which has no ignored voxels."""
-        return _lookup(self.of_prediction, len(self.prediction.names), len(self.prediction.names) - 1)
+        """The same for a prediction; voxels that it would ignore count as background."""
+        n_read = len(self.prediction.names)
+        if self.prediction.ignores_voxels:
+            return _filled_lookup(self.of_prediction, ignore_index(n_read))
+        return _lookup(self.of_prediction, n_read, n_read - 1)
 
 
 def _others(table: ClassTable, scored: Iterable[int], other: ClassTable) -> tuple[str, ...]:
@@ -83,8 +86,10 @@ def _others(table: ClassTable, scored: Iterable[int], other: ClassTable) -> tupl
 
 
 def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> Integer[np.ndarray, " n"] | None:
-    if common == tuple(range(n_classes)):
-        return None
+    return None if common == tuple(range(n_classes)) else _filled_lookup(common, highest)
+
+
+def _filled_lookup(common: tuple[int, ...], highest: int) -> Integer[np.ndarray, " n"]:
     lookup = np.zeros(highest + 1, dtype=label_dtype(len(common)))
     lookup[list(common)] = np.arange(len(common))
     return lookup
@@ -122,7 +127,7 @@ def match_names(wanted: Sequence[str], found: Sequence[str]) -> dict[int, int]:
     indices = {name: index for index, name in enumerate(found)}
     matched = {index: indices[name] for index, name in enumerate(wanted) if name in indices}
     in_full = set(wanted)
-    for form in (_plain, lambda name: _plain(segment_label(name))):
+    for form in (plain_name, lambda name: plain_name(segment_label(name))):
         others = _only_ones(found, form)
         for name, index in _only_ones(wanted, form).items():
             if index not in matched and name in others and found[others[name]] not in in_full:
@@ -137,5 +142,10 @@ def _only_ones(names: Sequence[str], form: Callable[[str], str]) -> dict[str, in
     return {name: index for index, name in enumerate(forms) if count[name] == 1}
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A name without regard to case, blanks and punctuation.
+
+    >>> plain_name("Left kidney"), plain_name("left-kidney_")
+    ('left_kidney', 'left_kidney')
+    """
     return re.sub(r"[\W_]+", "_", name).strip("_").casefold()

@@ -150,7 +150,7 @@ def _taken_over(bare: CaseFiles, named: CaseFiles) -> tuple[CommonClasses, list[
 
 def _matched(label: ClassTable, prediction: ClassTable) -> tuple[CommonClasses, list[str]]:
     classes = match_by_name(label, prediction)
-    notes = []
+    notes = ["voxels that the predictions mark as to be ignored count as background"] * prediction.ignores_voxels
     for c, p in zip(classes.of_label[1:], classes.of_prediction[1:], strict=True):
         if prediction.names[p] != label.names[c]:
             notes.append(f"the predictions' class {prediction.names[p]} is taken for the labels' {label.names[c]}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.console.text import first_lines, some_of
 from pipeline.datasets.class_table import ClassTable, parse_table
 from pipeline.datasets.dataset import Label
-from pipeline.evaluation.class_matching import match_names
+from pipeline.evaluation.class_matching import match_names, plain_name
 from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError, Kind
 from transforms.io.dicom_seg import segment_numbers
@@ -94,7 +94,8 @@ def _header_values(source: Label) -> dict[str, int]:
 
 def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str, Label]) -> ClassTable:
     """The classes that headers name: with the headers' values where these agree, else in the order of their names."""
-    pairs = {(name, value) for values in named.values() for name, value in values.items()}
+    spelled = _spellings(named)
+    pairs = {(spelled[name], value) for values in named.values() for name, value in values.items()}
     names, numbers = sorted({name for name, _ in pairs}), {value for _, value in pairs}
     if len(pairs) == len(names) == len(numbers):
         return parse_table(dict(pairs), Path("header"))
@@ -104,6 +105,16 @@ def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str
             "one name different values, found none; export it with names, or write a labels.json beside the files"
         )
     return ClassTable.in_order(["background", *names], Path("header"))
+
+
+def _spellings(named: Mapping[str, Mapping[str, int]]) -> dict[str, str]:
+    """One spelling for names that differ in case or punctuation from file to file; two of one file stay two."""
+    forms = [Counter(map(plain_name, values)) for values in named.values()]
+    twice = {form for count in forms for form, n in count.items() if n > 1}
+    names = sorted({name for values in named.values() for name in values})
+    keys = {name: name if plain_name(name) in twice else plain_name(name) for name in names}
+    spelling = {key: name for name, key in reversed(keys.items())}
+    return {name: spelling[key] for name, key in keys.items()}
 
 
 def _with_values(table: ClassTable, values: Mapping[str, int], class_of: Mapping[str, str]) -> ClassTable:

@@ -56,6 +56,12 @@ def test_nothing_in_common_is_refused_with_both_lists():
         match_by_name(table("liver"), table("stomach", "aorta"))
 
 
+def test_what_a_prediction_would_ignore_is_background():
+    classes = match_by_name(table("liver"), table("liver", ignore_value=9))
+    lookup = classes.prediction_lookup()
+    assert (lookup[[0, 1]].tolist(), lookup[ignore_index(2)], classes.ignored) == ([0, 1], 0, None)
+
+
 @pytest.mark.parametrize("n_left_out", [1, 254])
 def test_ignored_voxels_stay_ignored_where_classes_are_left_out(n_left_out):
     # With 254 more classes a label is read with 65535 for ignored voxels, and scored with 255.

@@ -55,6 +55,32 @@ def test_headers_that_agree_serve_for_files_without_names(tmp_path):
     assert (table.names, table.values) == (("background", "liver", "spleen"), (0, 4, 9))
 
 
+def test_headers_that_spell_a_name_otherwise_mean_one_class(tmp_path):
+    for case, header in {"a": {"Liver": 1, "spleen": 2}, "b": {"liver": 1, "Spleen": 2}, "c": {"liver": 1}}.items():
+        save_seg_nrrd(blobs(1, n_classes=len(header) + 1), tmp_path / "predictions" / f"{case}.seg.nrrd", header)
+        save(blobs(1, n_classes=len(header) + 1), tmp_path / "labels" / f"{case}.nii.gz")
+    write_names(tmp_path / "labels", LABELS)
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels")
+    assert [case.mean_dice for case in result.cases] == [1.0, 1.0, 1.0]
+    # Two names of one file are two classes.
+    save_seg_nrrd(blobs(1, n_classes=3), tmp_path / "two" / "a.seg.nrrd", {"T1+": 1, "T1": 2})
+    save_seg_nrrd(blobs(1, n_classes=3), tmp_path / "two" / "b.seg.nrrd", {"T1": 2, "T1+": 1})
+    assert list_case_files(tmp_path / "two", "prediction").table.names == ("background", "T1+", "T1")
+
+
+def test_what_predictions_mark_as_to_be_ignored_is_background(tmp_path):
+    label = blobs(1, n_classes=3)
+    label[:2] = 0
+    for kind, value in (("labels", 0), ("predictions", 9)):
+        array = label.copy()
+        array[:2] = value
+        save(array, tmp_path / kind / "a.nii.gz")
+        write_names(tmp_path / kind, {**LABELS, "ignore": 9})
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels")
+    assert result.cases[0].dice.tolist() == [1.0, 1.0, 1.0]
+    assert result.notes == ("voxels that the predictions mark as to be ignored count as background",)
+
+
 def of_one_case(root, array, header, label=None, *, beside=True):
     """A prediction whose header has these names, its label, and the same labels.json beside both."""
     save_seg_nrrd(array, root / "predictions" / "a.seg.nrrd", header)
