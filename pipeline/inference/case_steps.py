@@ -14,7 +14,7 @@ from pipeline.console.text import gigabytes
 from pipeline.files.json_files import write_json
 from pipeline.inference.claims import CaseClaims
 from pipeline.inference.earlier_files import remove_earlier, warn_of_others
-from pipeline.inference.inputs import InputCase
+from pipeline.inference.inputs import InputCase, ScanVersion
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
 from pipeline.inference.postprocessing import PostprocessingOptions, clean
@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 class ReadCase:
     """A case between reading and computing."""
 
-    state: str
+    version: ScanVersion
     geometry: Geometry
     inputs: list[NetworkInput]
     """The scan as each network takes it."""
@@ -106,8 +106,9 @@ class CaseSteps:
             raise SegmentationError("; ".join(refused.values()))
         with _memory_in_words("read and prepare it", "crop the volume, or end other programs"):
             prepared = prepare(self.models, case.images, case.id)
+        version = ScanVersion(state, case.content)
         seconds = time.perf_counter() - start
-        return ReadCase(state, geometry, prepared.inputs, prepared.warnings, refused, seconds)
+        return ReadCase(version, geometry, prepared.inputs, prepared.warnings, refused, seconds)
 
     def segment(self, case: InputCase, read: ReadCase | CaseRecord) -> SegmentedCase | CaseRecord:
         """Compute features in all passes of all networks, and from them the segmentation of the scan's own voxels.
@@ -195,7 +196,7 @@ class CaseSteps:
             self.made_by,
             written=written,
             not_written={**read.refused, **refused},
-            source_state=read.state,
+            version=read.version,
             warnings=read.warnings,
             voxels_removed=voxels_removed,
             seconds={**segmented.seconds, "write": time.perf_counter() - start},

@@ -24,6 +24,15 @@ _LONGEST_ID = 200
 """Bytes of a case's id; a file system's names end at 255, and outputs put suffixes behind the id."""
 
 
+class ScanVersion(NamedTuple):
+    """What tells a scan from others in its place and of its name."""
+
+    state: str = ""
+    """`InputCase.state` from before the scan was read."""
+    content: str = ""
+    """`InputCase.content`; empty in records of earlier versions."""
+
+
 @dataclass(frozen=True)
 class InputCase:
     """A scan to segment."""
@@ -55,9 +64,29 @@ class InputCase:
 
         Of a header whose voxels lie in a second file, both count. Raises OSError.
         """
-        paths = [path for image in self.images for path in _files_behind(image)]
-        found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+        found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._all_read()]
         return hashlib.sha256(repr(found).encode()).hexdigest()
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the names and bytes of all that is read. Raises OSError."""
+        found = []
+        for path in self._all_read():
+            if not path.is_file():  # a record that names its scan may name a device
+                raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+            with path.open("rb") as file:
+                found.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+        return hashlib.sha256(repr(found).encode()).hexdigest()
+
+    def was_touched_after(self, time_ns: int) -> bool:
+        """Whether a file of all that is read was put there or changed since, by the time that no copying preserves.
+
+        Raises OSError.
+        """
+        return any(path.stat().st_ctime_ns > time_ns for path in self._all_read())
+
+    def _all_read(self) -> list[Path]:
+        return [path for image in self.images for path in _files_behind(image)]
 
 
 def list_inputs(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from pipeline.compute.memory import peak_memory_bytes
-from pipeline.inference.inputs import InputCase
+from pipeline.inference.inputs import InputCase, ScanVersion
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions
 from pipeline.inference.postprocessing import PostprocessingOptions
@@ -74,8 +74,8 @@ class CaseRecord:
     """Paths of the scan, one a channel."""
     error: str = ""
     """Why it failed, in one line; the facts below are then empty."""
-    source_state: str = ""
-    """`InputCase.state` from before the scan was read."""
+    version: ScanVersion = field(default_factory=ScanVersion)
+    """Which scan it was."""
     files: tuple[str, ...] = ()
     """What was written, relative to the output folder."""
     contents: Mapping[str, FileContent] = field(default_factory=dict)
@@ -106,7 +106,8 @@ class CaseRecord:
             return document | {"error": self.error}
         assert self.geometry is not None
         document |= {
-            "source_state": self.source_state,
+            "source_state": self.version.state,
+            "source_content": self.version.content,
             "files": list(self.files),
             "contents": {name: {"bytes": one.n_bytes, "sha256": one.sha256} for name, one in self.contents.items()},
             "not_written": dict(self.not_written),
@@ -130,7 +131,7 @@ class CaseRecord:
                 case=str(document["case"]),
                 status="done",
                 source=tuple(map(str, document["source"])),
-                source_state=str(document["source_state"]),
+                version=ScanVersion(str(document["source_state"]), str(document.get("source_content", ""))),
                 files=tuple(map(str, document["files"])),
                 contents={
                     str(name): FileContent(int(one["bytes"]), str(one["sha256"]))
@@ -160,7 +161,7 @@ def record_done(
     *,
     written: Mapping[str, Path],
     not_written: Mapping[str, str],
-    source_state: str,
+    version: ScanVersion,
     warnings: tuple[str, ...],
     voxels_removed: int,
     seconds: Mapping[str, float],
@@ -183,7 +184,7 @@ def record_done(
         case=case.id,
         status="done",
         source=tuple(str(path) for path in case.images),
-        source_state=source_state,
+        version=version,
         files=tuple(written),
         contents={name: content_of(path) for name, path in written.items()},
         not_written=not_written,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from pipeline.inference.record import CaseRecord, content_of, record_failed
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 
+log = logging.getLogger(__name__)
+
 
 def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[str, Any]) -> CaseRecord | None:
     """Judge a case's earlier result.
 
-    A scan counts as the same by its files' names, sizes and times of change, however its path is spelled.
+    A scan counts as the same by its files' names, sizes and times of change, however its path is spelled; where it lies
+    elsewhere, or was put there since, by its content.
 
     Returns:
         The earlier record, as skipped; a failed record where another run, other settings or a person made the result,
@@ -34,7 +38,8 @@ def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[st
         if not _made_alike(earlier, made_by):
             reason = "this case was segmented by another run or with other settings"
             raise SegmentationError(f"{path}: {reason}; give --overwrite or another --output")
-        is_current = _is_of_this_scan(earlier, case, path) and _is_whole(earlier, outputs.folder)
+        is_whole = _is_whole(earlier, outputs.folder)
+        is_current = _is_of_this_scan(earlier, case, path) and is_whole
     except SegmentationError as error:
         return record_failed(case, error)
     except OSError:  # reading the scan, or writing the results, says what is wrong
@@ -52,14 +57,32 @@ def _read_record(path: Path) -> CaseRecord:
 
 def _is_of_this_scan(earlier: CaseRecord, case: InputCase, path: Path) -> bool:
     """False where the scan was replaced. Raises SegmentationError where it is another scan, OSError."""
-    if earlier.source_state == case.state:
-        return True
-    if {Path(image).resolve() for image in earlier.source} == {image.resolve() for image in case.images}:
+    is_in_place = {Path(image).resolve() for image in earlier.source} == {image.resolve() for image in case.images}
+    if earlier.version.state == case.state:
+        if is_in_place and not (earlier.version.content and case.was_touched_after(path.stat().st_mtime_ns)):
+            return True
+        if _has_same_content(earlier, case):
+            return True
+    if is_in_place:
         return False
     raise SegmentationError(
         f"{path}: this case was segmented from another scan, {', '.join(earlier.source)}; "
         "give --overwrite or another --output"
     )
+
+
+def _has_same_content(earlier: CaseRecord, case: InputCase) -> bool:
+    content = case.content
+    if earlier.version.content:
+        return earlier.version.content == content
+    try:
+        return InputCase(case.id, tuple(map(Path, earlier.source))).content == content
+    except OSError:
+        log.warning(
+            "case %s: taken for the scan that was segmented, %s, by its name, size and time alone, since that is gone",
+            case.id, ", ".join(earlier.source),
+        )  # fmt: skip
+        return True
 
 
 def _is_whole(earlier: CaseRecord, folder: Path) -> bool:

@@ -28,6 +28,8 @@ def test_the_record_states_volumes_and_geometry(run, tmp_path):
     assert [c["name"] for c in record["classes"]] == NAMES
     assert set(record["seconds"]) == {"read", "network", "restore", "write"}
     assert record["peak_memory_mb"] > 50
+    files = [("case.nii.gz", hashlib.sha256(path.read_bytes()).hexdigest())]
+    assert record["source_content"] == hashlib.sha256(repr(files).encode()).hexdigest()
     content = (tmp_path / "out" / "case.nii.gz").read_bytes()
     assert record["contents"] == {"case.nii.gz": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 
 import numpy as np
+import pytest
 
 from tests.support.tiny_prediction import checkpoint, predicted, scan, scans, voxels
 
@@ -87,7 +89,7 @@ def test_a_result_of_an_earlier_version_still_holds(run, tmp_path):
     predicted([run], [path], out)
 
     def earlier(record):
-        for key in ("precision", "contents", "not_written"):
+        for key in ("precision", "contents", "not_written", "source_content"):
             del record[key]
         del record["made_by"]["settings"]["passes"]["step"]
 
@@ -116,10 +118,45 @@ def test_another_scan_of_the_same_name_is_not_taken_for_the_first(run, tmp_path)
     assert predicted([run], [tmp_path / "a"], out).n_done == 1
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_another_scan_of_the_same_name_size_and_time_is_not_taken_for_the_first(run, tmp_path, in_place):
+    out, paths = tmp_path / "out", [scan(tmp_path / name / "case.nii", seed=n) for n, name in enumerate("ab")]
+    for path in paths:
+        os.utime(path, (315532800, 315532800))  # as archives with fixed times are unpacked
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    predicted([run], [paths[0]], out)
+    before = voxels(out / "case.nii.gz")
+    if in_place:
+        shutil.copy2(paths[1], paths[0])
+        assert predicted([run], [paths[0]], out).n_done == 1
+        assert not np.array_equal(voxels(out / "case.nii.gz"), before)
+    else:
+        assert f"from another scan, {paths[0]}" in predicted([run], [paths[1]], out).cases[0].error
+    assert predicted([run], [paths[0]], out).n_skipped == 1
+
+
+def test_a_record_without_the_scans_content_is_held_against_the_scan_it_names(run, tmp_path, caplog):
+    out, paths = tmp_path / "out", [scan(tmp_path / name / "case.nii") for name in "ab"]
+    for path in paths:
+        os.utime(path, (315532800, 315532800))
+    predicted([run], [paths[0]], out)
+    edited(out / "case.json", lambda record: record.pop("source_content"))
+    assert predicted([run], [paths[1]], out).n_skipped == 1
+    paths[0].write_bytes(bytes(paths[0].stat().st_size))
+    assert "from another scan" in predicted([run], [paths[1]], out).cases[0].error
+    assert not caplog.records
+    paths[0].unlink()
+    assert predicted([run], [paths[1]], out).n_skipped == 1
+    assert f"case case: taken for the scan that was segmented, {paths[0]}, by its name, size and time" in caplog.text
+
+
 def test_a_result_that_a_person_corrected_is_neither_overwritten_nor_called_ours(run, tmp_path):
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
     predicted([run], [path], out)
     (out / "case.nii.gz").write_bytes(b"corrected")
+    report = predicted([run], [path], out)
+    assert f"{out / 'case.nii.gz'}: was changed after it was written" in report.cases[0].error
+    scan(path, seed=7)  # also where the scan was replaced
     report = predicted([run], [path], out)
     assert f"{out / 'case.nii.gz'}: was changed after it was written" in report.cases[0].error
     assert (out / "case.nii.gz").read_bytes() == b"corrected"

@@ -146,6 +146,7 @@ def test_a_mutated_record_of_a_prediction_is_read_or_refused(tmp_path: Path) -> 
         "status": "done",
         "source": ["scan.nii.gz"],
         "source_state": "1-2-3",
+        "source_content": "0" * 64,
         "files": ["a.nii.gz"],
         "contents": {"a.nii.gz": {"bytes": 3, "sha256": "0" * 64}},
         "not_written": {},
