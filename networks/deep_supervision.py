@@ -6,6 +6,7 @@ network needs their heads no more.
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any, NamedTuple
 
 from jaxtyping import Float
@@ -74,14 +75,38 @@ class CoarseHeads(nn.Module):
         return levels
 
 
+def return_coarse_outputs(network: nn.Module) -> None:
+    """Let MONAI's DynUNet return its coarser outputs in a list, as other networks do.
+
+    Its own `forward` enlarges them all to full size and stacks them, (B, levels, classes, I, J, K), so that a training
+    holds that many volumes of every class, and nothing can be told apart once the head is taken out. It also keeps them
+    until the next image.
+    """
+    from monai.networks.nets import DynUNet  # late: half a second that BodyNet does not need
+
+    if isinstance(network, DynUNet) and network.deep_supervision:
+        network.forward = MethodType(_outputs_of_dynunet, network)  # type: ignore[method-assign]
+
+
+def _outputs_of_dynunet(network: Any, x: Tensor) -> Tensor | list[Tensor]:
+    logits = network.output_block(network.skip_layers(x))
+    coarse = list(network.heads)
+    for level in range(len(coarse)):  # not another list: the layers fill this one
+        network.heads[level] = x.new_empty(0)
+    return [logits, *coarse] if network.training else logits
+
+
 def supervised_levels(network: Any, coarse_heads: CoarseHeads | None, x: Float[Tensor, "B C I J K"]) -> list[Level]:
-    """Return the levels of a network that a training supervises, finest first; without coarse heads the finest alone.
+    """Return the levels of a network that a training supervises, finest first.
 
     Args:
-        network: Has `features` and `head`; a BodyNet where there are coarse heads.
+        network: Has `features` and `head`; a BodyNet where there are coarse heads. Where it has `supervised_levels`,
+            these are taken, else the finest alone.
         coarse_heads: Made for this network.
         x: The image.
     """
     if coarse_heads is not None:
         return coarse_heads(network, x)
+    if hasattr(network, "supervised_levels"):
+        return network.supervised_levels(x)
     return [Level(network.features(x), network.head)]

@@ -17,9 +17,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.deep_supervision import Level
 from networks.errors import NetworkError
 from networks.onednn_workaround import use_safe_convolutions
-from networks.probe import Probe, Size, only_output
+from networks.probe import Probe, Size, outputs
 
 TWIN_EDGES = (32, 48, 64, 96)
 """Voxels along each axis for which a network that is built for one size is built once more, to verify the split."""
@@ -63,20 +64,33 @@ class FeaturesAndHead(nn.Module):
         Raises:
             NetworkError: If the network takes one size only and this is another.
         """
+        return self.supervised_levels(x)[0].features
+
+    def supervised_levels(self, x: Float[Tensor, "B C I J K"]) -> list[Level]:
+        """Return what the network returns, finest first: in training, one with deep supervision returns several. The
+        coarser ones are logits, on the grid of the padded image.
+
+        Raises:
+            NetworkError: If the network takes one size only and this is another.
+        """
         size = x.shape[2:]
-        if not self.divisor:
-            if tuple(size) != self.fixed_size:
-                raise NetworkError(
-                    f"the network was built for volumes of {self.fixed_size} voxels; found {tuple(size)}"
-                )
-            return only_output(self.body(x))
-        missing = [-n % self.divisor for n in size]
-        if not any(missing):
-            return only_output(self.body(x))
-        # Edge values, not zeros: zero is air in a CT scaled to 0…1, but the mean in a standardised MR
-        padding = [end for n in reversed(missing) for end in (n // 2, n - n // 2)]
-        i, j, k = (slice(n // 2, n // 2 + length) for n, length in zip(missing, size, strict=True))
-        return only_output(self.body(F.pad(x, padding, mode="replicate")))[..., i, j, k]
+        if not self.divisor and tuple(size) != self.fixed_size:
+            raise NetworkError(f"the network was built for volumes of {self.fixed_size} voxels; found {tuple(size)}")
+        missing = [-n % (self.divisor or 1) for n in size]
+        if any(missing):
+            # Edge values, not zeros: zero is air in a CT scaled to 0…1, but the mean in a standardised MR
+            padding = [end for n in reversed(missing) for end in (n // 2, n - n // 2)]
+            x = F.pad(x, padding, mode="replicate")
+        padded, before = x.shape[2:], [n // 2 for n in missing]
+        finest, *coarser = outputs(self.body(x))
+        if any(missing):
+            i, j, k = (slice(b, b + n) for b, n in zip(before, size, strict=True))
+            finest = finest[..., i, j, k]
+        levels = [Level(finest, self.head)]
+        for logits in coarser:
+            i, j, k = (n // m for n, m in zip(padded, logits.shape[2:], strict=True))
+            levels.append(Level(logits, None, (i, j, k), (-before[0], -before[1], -before[2])))
+        return levels
 
     def forward(self, x: Float[Tensor, "B C I J K"]) -> Float[Tensor, "B n_classes I J K"]:
         """Return the logits of the image."""
@@ -133,7 +147,8 @@ def split_head(
             verified.
 
     Raises:
-        NetworkError: If the network returns several outputs, no volume of classes, or takes no size near the target.
+        NetworkError: If the network returns several outputs in evaluation, no volume of classes, or takes no size near
+            the target.
     """
     i, j, k = target_size
     with torch.random.fork_rng(devices=[]):
@@ -171,10 +186,10 @@ def _small_twin(probe: Probe, build_at: Callable[[Size], nn.Module] | None) -> t
 @torch.no_grad()
 def _is_same(network: nn.Module, head_name: str, x: Tensor) -> bool:
     """Return whether features and head give what the whole network gives; takes the network apart."""
-    expected = only_output(network.eval()(x))
+    (expected,) = outputs(network.eval()(x))
     head, _ = _take_out(network, head_name)
     try:
-        return bool(torch.allclose(head(only_output(network(x))), expected, rtol=1e-4, atol=1e-5))
+        return bool(torch.allclose(head(outputs(network(x))[0]), expected, rtol=1e-4, atol=1e-5))
     except RuntimeError:  # the head was used elsewhere, too, and what comes out no longer fits together
         return False
 

@@ -67,16 +67,20 @@ class Probe:
         """Return why the network does not take volumes of this size in training (and in evaluation); None if it does.
 
         Raises:
-            NetworkError: If what it returns is not one volume of logits, whatever the size.
+            NetworkError: If what it returns are not logits, whatever the size, one volume in evaluation; in training
+                there may be several, see `outputs`.
         """
         for training in (True, False) if evaluation else (True,):
             try:
                 out = self.network.train(training)(self._input(size))
             except Exception as error:  # whatever a network raises says that this size does not suit it
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            shape = tuple(self._checked(out).shape)
-            if shape[2:] != size:
-                return f"it returns volumes of {shape[2:]}"
+            finest, *coarser = (tuple(output.shape[2:]) for output in self._checked(out, training))
+            if finest != size:
+                return f"it returns volumes of {finest}"
+            for coarse in coarser:
+                if any(n % m for n, m in zip(size, coarse, strict=True)):
+                    return f"it returns volumes of {coarse} beside those of {size}, which are no multiple"
         return None
 
     def head_name(self, size: Size) -> str | None:
@@ -85,21 +89,21 @@ class Probe:
         names = {self._last_convolution(size, training) for training in (True, False)}
         return names.pop() if len(names) == 1 else None
 
-    def _checked(self, out: Any) -> Tensor:
-        out = only_output(out)
-        if isinstance(out, list | tuple) or (isinstance(out, Tensor) and out.ndim == 6):  # DynUNet stacks them
-            count = out.shape[1] if isinstance(out, Tensor) else len(out)
+    def _checked(self, out: Any, training: bool) -> list[Tensor]:
+        found = outputs(out)
+        if len(found) > 1 and not training:
             raise NetworkError(
-                f"network {self.name} returns {count} outputs, expected one volume of logits; deep supervision is not "
-                "trained here, switch it off in model.network (deep_supervision: false, or dsdepth: 1)"
+                f"network {self.name} returns {len(found)} outputs in evaluation, too; expected one volume of logits, "
+                "the first of those in training; switch deep supervision off in model.network"
             )
-        found = f"the shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-        if not isinstance(out, Tensor) or out.ndim != 5 or out.shape[1] != self.n_classes:
-            raise NetworkError(
-                f"network {self.name} returns {found}; expected (B, {self.n_classes}, I, J, K), "
-                "one value for each class and voxel"
-            )
-        return out
+        for output in found:
+            shape = f"the shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+            if not isinstance(output, Tensor) or output.ndim != 5 or output.shape[1] != self.n_classes:
+                raise NetworkError(
+                    f"network {self.name} returns {shape}; expected (B, {self.n_classes}, I, J, K), "
+                    "one value for each class and voxel"
+                )
+        return found
 
     def _last_convolution(self, size: Size, training: bool) -> str | None:
         results: dict[str, list[Tensor]] = {}
@@ -111,7 +115,7 @@ class Probe:
             if type(module) in (nn.Conv3d, nn.ConvTranspose3d) and is_pointwise(module)  # no subclass: it may do more
         ]
         try:
-            out = only_output(self.network.train(training)(self._input(size)))
+            out = outputs(self.network.train(training)(self._input(size)))[0]
         finally:
             for handle in handles:
                 handle.remove()
@@ -133,9 +137,13 @@ def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -
         in_channels: Channels of its input.
         size: Voxels (I, J, K) that it takes.
     """
-    copied = copy.deepcopy(network).to("meta").train()
+    copied: Any = copy.deepcopy(network).to("meta").train()
+    x = torch.empty(1, in_channels, *size, device="meta")
     try:
-        copied(torch.empty(1, in_channels, *size, device="meta")).sum().backward()
+        total = copied(x).sum()
+        if hasattr(copied, "supervised_levels"):
+            total += sum(level.features.sum() for level in copied.supervised_levels(x)[1:])
+        total.backward()
     except Exception:  # whatever it is that it does with values
         return []
     unused = [name for name, parameter in copied.named_parameters() if parameter.grad is None]
@@ -144,9 +152,10 @@ def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -
     return unused
 
 
-def only_output(out: Any) -> Any:
-    """Return the one output of a list or tuple of one, as BasicUNetPlusPlus returns it; anything else as it is."""
-    return out[0] if isinstance(out, list | tuple) and len(out) == 1 else out
+def outputs(out: Any) -> list[Any]:
+    """Return what a network returns as a list: in training the finest level comes first and coarser ones follow, as
+    SegResNetDS and MedNeXt return them; BasicUNetPlusPlus returns a list of one."""
+    return list(out) if isinstance(out, list | tuple) and out else [out]
 
 
 def _scaled(multiples: Sequence[int], factor: int) -> Size:

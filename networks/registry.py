@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from networks.deep_supervision import return_coarse_outputs
 from networks.errors import NetworkError
 from networks.features_and_head import split_head
 from networks.parameter_limit import limit_parameters
@@ -283,6 +284,7 @@ def construct(
     network = _call(specification, arguments, most_parameters)
     in_channels = _first(arguments, IN_CHANNELS)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
+        return_coarse_outputs(network)
         network = split_head(
             network,
             name=specification.name,

@@ -10,8 +10,10 @@ from torch.nn import functional as F
 
 from networks.body_net import BodyNet
 from networks.deep_supervision import CoarseHeads, Level, supervised_levels
+from networks.registry import build_network
 from pipeline.losses.deep_supervision import deep_supervision_loss, label_at_level, level_weights
 from pipeline.losses.dice_ce import SlabDiceCELoss
+from tests.support.monai_networks import DEEP, plain
 
 GRID = (8, 12, 16)
 STEPS = [(1, 1, 1), (1, 2, 2), (2, 4, 4)]
@@ -61,6 +63,21 @@ def test_a_deeply_supervised_body_net_has_monais_deep_supervision_loss():
     found, expected = (torch.autograd.grad(v, parameters, retain_graph=True, allow_unused=True) for v in (ours, theirs))
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_segresnet_ds_has_monais_deep_supervision_loss_of_the_plain_network():
+    network = build_network(DEEP[1], n_classes=3, target_size=(16, 32, 16))
+    twin, x = plain(network).train(), torch.rand(2, 1, 16, 32, 16)
+    label = (x * 3).to(torch.uint8)
+    plain_loss = DiceCELoss(softmax=True, to_onehot_y=True, batch=True)
+    theirs = DeepSupervisionLoss(plain_loss, weights=level_weights(3))(twin(x), label.float())
+    ours = deep_supervision_loss(SlabDiceCELoss(), supervised_levels(network, None, x), label).loss
+    torch.testing.assert_close(ours, theirs)
+    ours.backward()
+    theirs.backward()
+    expected = dict(twin.named_parameters())
+    for name, parameter in network.body.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name].grad, rtol=1e-3, atol=1e-5)
 
 
 def test_the_gradient_is_the_derivative():

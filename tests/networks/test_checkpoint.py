@@ -12,7 +12,7 @@ from networks.body_net import BodyNet
 from networks.checkpoint import load_network, read_checkpoint
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
-from tests.support.monai_networks import small_segresnet
+from tests.support.monai_networks import DEEP, small_segresnet
 
 
 def save(path, network, /, **fields):
@@ -27,6 +27,7 @@ def save(path, network, /, **fields):
         None,
         {"_target_": "SegResNet", "blocks_down": [1, 1], "blocks_up": [1]},
         {"_target_": "MedNeXt", "init_filters": 4, "kernel_size": 3},  # its head is transposed
+        *DEEP[:2],
     ],
 )
 def test_a_checkpoint_brings_its_network_back(spec, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from monai.networks import nets
@@ -9,7 +11,7 @@ from torch import nn
 
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
-from tests.support.monai_networks import LEVELS, MONAI, SMALL, plain, small_segresnet
+from tests.support.monai_networks import DEEP, LEVELS, MONAI, SMALL, plain, small_segresnet
 
 
 def logits_of(network, x):
@@ -33,6 +35,45 @@ def test_a_split_network_equals_the_plain_one_and_keeps_its_keys(spec, head_name
         assert network.head_name == head_name
         assert torch.equal(network.head(features), logits)
         assert network.head.kernel_size == (1, 1, 1)
+
+
+@pytest.mark.parametrize("spec", DEEP, ids=lambda spec: spec["_target_"])
+def test_several_levels_are_the_plain_networks_in_training_and_one_in_evaluation(spec):
+    network, x = build_network(spec, in_channels=2, n_classes=4, target_size=(32, 32, 48)), torch.rand(2, 2, 32, 32, 48)
+    twin = plain(network).train()
+    assert network.head is not None
+    with torch.no_grad():
+        finest, *coarse = network.train().supervised_levels(x)
+        theirs = twin(x)
+        theirs = theirs.unbind(1) if isinstance(theirs, torch.Tensor) else theirs  # DynUNet stacks them
+        assert len(theirs) == 1 + len(coarse) == {"DynUNet": 3, "SegResNetDS": 3, "MedNeXt": 5}[spec["_target_"]]
+        torch.testing.assert_close(network.head(finest.features), theirs[0], rtol=1e-4, atol=1e-5)
+        for number, (level, expected) in enumerate(zip(coarse, theirs[1:], strict=True), start=1):
+            assert level.features.shape[2:] == tuple(n // 2**number for n in x.shape[2:])
+            assert (level.head, level.step, level.first) == (None, (2**number,) * 3, (0, 0, 0))
+            found = torch.nn.functional.interpolate(level.features, expected.shape[2:])
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        (alone,) = network.eval().supervised_levels(x)
+        torch.testing.assert_close(network.head(alone.features), twin.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+def test_coarse_levels_of_a_padded_image_begin_before_it():
+    spec = {"_target_": "SegResNetDS", "init_filters": 8, "blocks_down": [1, 1, 1], "dsdepth": 2}
+    network = build_network(spec, n_classes=2, target_size=(17, 20, 30))
+    finest, coarse = network.supervised_levels(torch.rand(1, 1, 17, 20, 30))
+    assert finest.features.shape[2:] == (17, 20, 30)
+    assert coarse.features.shape[2:] == (10, 10, 16)
+    assert (coarse.step, coarse.first) == ((2, 2, 2), (-1, 0, -1))
+
+
+def test_a_deeply_supervised_network_can_be_copied_between_two_steps():
+    network = build_network(DEEP[0], n_classes=2, target_size=(32, 32, 32))
+    network.supervised_levels(torch.rand(1, 1, 32, 32, 32))
+    copied, x = copy.deepcopy(network), torch.rand(1, 1, 32, 32, 32)
+    network.get_parameter("head.weight").data.zero_()
+    assert copied(x).std() > 0
+    levels, copies = network.supervised_levels(x), copied.supervised_levels(x)
+    assert all(torch.equal(a.features, b.features) for a, b in zip(levels, copies, strict=True))
 
 
 def test_a_size_between_the_strides_is_padded_with_the_edge_and_cropped():

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from networks.probe import freeze_unused_parameters
 from networks.registry import KNOWN, build_network
-from tests.support.monai_networks import SMALL
+from tests.support.monai_networks import DEEP, SMALL
 
 
 @pytest.mark.parametrize(("target", "divisor"), [("SegResNet", 8), ("BasicUNet", 1), ("MedNeXt", 16)])
@@ -45,6 +45,24 @@ class WithASpareHead(nn.Module):
 
     def forward(self, x):
         return self.head(self.features(x))
+
+
+@pytest.mark.parametrize("spec", DEEP, ids=lambda spec: spec["_target_"])
+def test_every_level_of_a_deeply_supervised_network_is_trained_in_a_process_group(spec, one_process):
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = build_network(spec, n_classes=2, target_size=(32, 32, 32))
+
+        def forward(self, x):
+            first, *coarse = self.network.supervised_levels(x)
+            return sum(logits.square().mean() for logits in (first.head(first.features), *(c.features for c in coarse)))
+
+    training = DistributedDataParallel(Training())
+    for _ in range(2):
+        training.zero_grad()
+        training(torch.rand(2, 1, 32, 32, 32)).backward()
+    assert all(p.requires_grad and p.grad is not None for p in training.parameters())
 
 
 def test_parameters_that_take_no_part_are_frozen_and_named():

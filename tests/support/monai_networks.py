@@ -44,6 +44,12 @@ MONAI = [
         "out.conv.conv",
     ),
 ]
+DEEP = [
+    {"_target_": "DynUNet", **DYN, "deep_supervision": True, "deep_supr_num": 2},
+    {"_target_": "SegResNetDS", "init_filters": 8, "blocks_down": [1, 1, 1, 1], "dsdepth": 3},
+    {"_target_": "MedNeXt", "init_filters": 4, "kernel_size": 3, "deep_supervision": True},
+]
+"""Networks that return several levels in training."""
 SMALL: dict[str, Any] = {
     "BodyNet": "BodyNet",
     "SwinUNETR": {"_target_": "SwinUNETR", "feature_size": 12, "depths": [1, 1, 1, 1]},

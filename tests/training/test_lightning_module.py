@@ -13,9 +13,11 @@ import torch
 from monai.losses import DeepSupervisionLoss, DiceCELoss
 
 from networks.deep_supervision import CoarseHeads
-from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, TrainingError
+from networks.registry import build_network
+from pipeline.training.lightning_module import SCALED_STEPS_TO_GIVE_UP, SegmentationModule, TrainingError
 from pipeline.training.schedule import Schedule
 from tests.support import tiny_module
+from tests.support.monai_networks import DEEP, plain
 from tests.support.tiny_module import batches, loader, module
 
 
@@ -102,6 +104,21 @@ def test_one_step_with_coarse_heads_is_torchs_own_of_monais_loss_at_each_level(t
     optimiser.step()
     for ours, theirs in zip(trained.parameters(), parameters, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("spec", DEEP[:2], ids=lambda spec: spec["_target_"])
+def test_a_network_that_returns_several_levels_trains_and_is_validated_by_the_first(trainer, spec):
+    torch.manual_seed(0)
+    network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
+    trained, noted = SegmentationModule(network, n_classes=2, schedule=Schedule(1e-3)), Losses()
+    image = torch.rand(1, 1, 16, 16, 16)
+    case = {"image": image, "label": (image > 0.5).to(torch.uint8), "case": ["a"]}
+    training, loader = trainer(noted), partial(torch.utils.data.DataLoader, batch_size=None)
+    training.fit(trained, loader([case] * 2), loader([case]))
+    assert noted.losses[1] < noted.losses[0]
+    with torch.no_grad():
+        expected = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)(plain(network)(image), case["label"])
+    assert float(training.callback_metrics["val_loss"]) == pytest.approx(float(expected), rel=1e-4)
 
 
 class Gradients(pl.Callback):
