@@ -44,8 +44,13 @@ def window_starts(size: int, window: int, step: float = STEP) -> list[int]:
         raise ValueError(f"window: expected 1 to {size} voxels, the volume's size, found {window}")
     if not 0 < step <= 1:
         raise ValueError(f"step: expected a share above 0 and at most 1, found {step}")
-    n_steps = math.ceil((size - window) / max(1, int(window * step)))
+    n_steps = _n_steps(size, window, step)
     return [round((size - window) * i / n_steps) for i in range(n_steps + 1)] if n_steps else [0]
+
+
+def _n_steps(size: int, window: int, step: float) -> int:
+    """Steps from the first window to the last."""
+    return math.ceil((size - window) / max(1, int(window * step)))
 
 
 def count_windows(size: Sequence[int], window: Sequence[int], step: float = STEP) -> int:
@@ -54,7 +59,7 @@ def count_windows(size: Sequence[int], window: Sequence[int], step: float = STEP
     >>> count_windows((100, 20, 41), (40, 40, 40))
     8
     """
-    return math.prod(len(window_starts(max(n, w), w, step)) for n, w in zip(size, window, strict=True))
+    return math.prod(1 + _n_steps(max(n, w), w, step) for n, w in zip(size, window, strict=True))
 
 
 def gaussian_weights(window: int) -> Float[Tensor, " window"]:

@@ -19,13 +19,12 @@ from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB, aligned, gigabytes, printable
 from pipeline.files.atomic import write_atomically
+from pipeline.planning.choice import MEMORY_SHARE, DataSummary
+from pipeline.planning.machine import Cost, Machine
 from pipeline.planning.network_shape import Triple
-from pipeline.planning.plan import Cost, DataSummary, Machine, Plan, make_plan
+from pipeline.planning.plan import Plan, make_plan
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 from transforms.left_right import find_sides
-
-START_S = 15.0
-"""Seconds that starting a training and checking remembered cases take, beside its share."""
 
 _ORDER = ("experiment", "data", "model", "training")
 
@@ -96,10 +95,10 @@ def plan(
         measured = measure_steps(request)
         if progress:
             progress(1, 1, "measuring training steps")
-        return cost_of(measured, cores if devices.accelerator == "cpu" else 1)
+        return cost_of(measured, cores if devices.accelerator == "cpu" else 1, memory)
 
     machine = Machine(devices.accelerator, cores, memory)
-    found = make_plan(data, machine, max(30.0, budget_s - START_S), measure)
+    found = make_plan(data, machine, budget_s, measure)
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", str(dataset), "")
     found.put("data.cache_dir", cache_dir, "")
@@ -112,10 +111,11 @@ def plan(
     return PlanReport(found, output, time.monotonic() - began, _warnings(found, config.data, screened))
 
 
-def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
+def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Cost:
     """Draw a line through two measured steps, for one process with all threads or for one thread a process.
 
-    Raises ConfigError where fewer than two steps could be measured.
+    The latter where it is faster and the memory holds as many processes. Raises ConfigError where fewer than two steps
+    could be measured.
     """
     if len(measured) < 2:
         raise ConfigError(
@@ -125,7 +125,8 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
     small, large = measured[0], measured[-1]
     in_one_s = large.step_s
     alone_s = large.one_thread_s if large.one_thread_s is not None else math.inf
-    in_processes = n_cores > 1 and alone_s / n_cores < in_one_s
+    fits = n_cores * large.peak_bytes <= MEMORY_SHARE * memory_bytes
+    in_processes = n_cores > 1 and fits and alone_s / n_cores < in_one_s
     voxels = [math.prod(step.patch) * step.batch for step in (small, large)]
     seconds = [(step.one_thread_s if in_processes else step.step_s) or 0.0 for step in (small, large)]
     voxel_s = max(1e-12, (seconds[1] - seconds[0]) / (voxels[1] - voxels[0]))

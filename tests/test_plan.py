@@ -86,7 +86,7 @@ def step(patch, batch, step_s, one_thread_s, peak_bytes):
 
 def test_the_cost_is_the_line_through_two_measured_steps():
     measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, 0.9, 4000)]
-    cost = cost_of(measured, n_cores=2)  # two processes of one thread: 0.9 / 2 < 0.5
+    cost = cost_of(measured, n_cores=2, memory_bytes=10**5)  # two processes of one thread: 0.9 / 2 < 0.5
     assert cost.n_processes == 2
     assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.9)
     assert cost.step_s((30, 10, 10), 1) == pytest.approx(1.3)
@@ -95,14 +95,19 @@ def test_the_cost_is_the_line_through_two_measured_steps():
 
 def test_one_process_has_all_threads_where_that_is_faster():
     measured = [step((10, 10, 10), 1, 0.3, 0.7, 1000), step((20, 10, 10), 1, 0.4, 0.9, 3000)]
-    cost = cost_of(measured, n_cores=2)
+    cost = cost_of(measured, n_cores=2, memory_bytes=10**5)
     assert cost.n_processes == 1
     assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.4)
 
 
+def test_one_process_has_all_threads_where_memory_holds_no_other():
+    measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, 0.9, 4000)]
+    assert [cost_of(measured, 2, memory).n_processes for memory in (9999, 10000)] == [1, 2]  # 8000 are 80 % of 10000
+
+
 def test_a_machine_that_takes_no_step_is_told_so():
     with pytest.raises(ConfigError, match="no training step could be measured"):
-        cost_of([], n_cores=2)
+        cost_of([], n_cores=2, memory_bytes=10**5)
 
 
 def test_a_plan_that_mirrors_classes_without_known_sides_warns(tmp_path, monkeypatch, capsys):

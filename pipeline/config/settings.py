@@ -16,6 +16,12 @@ from transforms.io.limits import MAX_VOXELS
 
 Precision = Literal["32", "16", "bf16"]
 
+LEAST_EDGE = 8
+"""Voxels of data.target_size along every axis, at least."""
+
+LEAST_GROWING_EDGE = 4
+"""Voxels of the patches of data.patch_growth along every axis, at least."""
+
 
 class ConfigError(ValueError):
     """A setting that is unknown, of the wrong type, or contradicts another; one line that names it."""
@@ -137,7 +143,10 @@ class DataConfig:
             object.__setattr__(self, "label_remap", _checked_remap(self.label_remap))
         _check_pattern(self.subject_pattern)
         require(len(self.target_size) == 3, f"data.target_size: expected 3 numbers, found {len(self.target_size)}")
-        require(min(self.target_size) >= 8, f"data.target_size {list(self.target_size)}: every side must be at least 8")
+        require(
+            min(self.target_size) >= LEAST_EDGE,
+            f"data.target_size {list(self.target_size)}: every side must be at least {LEAST_EDGE}",
+        )
         require(
             math.prod(self.target_size) <= MAX_VOXELS,
             f"data.target_size {list(self.target_size)}: expected at most {MAX_VOXELS} voxels",
@@ -209,8 +218,11 @@ class DataConfig:
         require(0 <= self.foreground <= 1, f"data.foreground must lie within 0 to 1, got {self.foreground}")
         for stage in self.patch_growth:
             require(
-                len(stage) == 5 and all(isinstance(n, int) and n >= 1 for n in stage) and min(stage[:3]) >= 4,
-                f"data.patch_growth {stage}: expected five numbers, voxels i, j, k (4 or more), batch size and epochs",
+                len(stage) == 5
+                and all(isinstance(n, int) and n >= 1 for n in stage)
+                and min(stage[:3]) >= LEAST_GROWING_EDGE,
+                f"data.patch_growth {stage}: expected five numbers, voxels i, j, k ({LEAST_GROWING_EDGE} or more), "
+                "batch size and epochs",
             )
 
 

@@ -1,0 +1,145 @@
+"""Divide the time of a training among growing patches and validations.
+
+Patches grow while a network trains (Fischer et al. 2024, arXiv:2407.07853 and 2510.23241): most steps are taken on
+small patches, where a step costs little, and the last ones on the patch that the network is used with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from networks.sliding_window import count_windows
+from pipeline.planning.epochs import n_batches, n_validations
+from pipeline.planning.machine import Cost
+from pipeline.planning.network_shape import Triple
+from pipeline.planning.patch_sizes import scaled
+
+GROWTH = (0.4, 0.6, 0.8, 1.0)
+"""Edge of the patch in each share of the time, as a share of the final edge."""
+
+BATCH_EXPONENT = 0.6
+"""How the batch grows as patches get smaller: with less than the ratio of the voxels, for more steps."""
+
+LEAST_STEPS = 40
+"""Steps that every patch must be trained for within its share of the time."""
+
+VALIDATION_SHARE = 0.1
+"""Share of the training time that validation may take."""
+
+N_EPOCHS = 100
+"""About as many points as the curves of a training should have."""
+
+LEAST_EPOCHS = 4
+"""Epochs of a stage at least: whole epochs then waste little of its time."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A share of the training with one patch."""
+
+    patch: Triple
+    batch: int
+    """Patches in a batch of each process."""
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of a data set at one voxel size."""
+
+    sizes: tuple[Triple, ...]
+    """Voxels of each."""
+    n_train: int
+    n_val: int
+
+    def validation_s(self, cost: Cost, window: Triple) -> float:
+        """Seconds of validating one case through this window, mean over all."""
+        n_windows = sum(n * count_windows(size, window) for size, n in Counter(self.sizes).items())
+        return n_windows / len(self.sizes) * math.prod(window) * cost.forward_voxel_s
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Stages, and how many epochs each has."""
+
+    stages: tuple[Stage, ...]
+    epochs_of: tuple[int, ...]
+    """Epochs of each stage."""
+    n_batches: int
+    """Batches of each process in an epoch."""
+    patches_per_case: float
+    """The setting that makes as many batches."""
+    validate_every: int
+    """Epochs from one validation to the next."""
+    steps_s: float
+    """Seconds of all steps."""
+    validations_s: float
+    """Seconds of all validations."""
+
+    @property
+    def n_epochs(self) -> int:
+        """Of all stages."""
+        return sum(self.epochs_of)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of all stages."""
+        return self.n_epochs * self.n_batches
+
+
+def growing(patch: Triple, batch: int, multiple: Triple) -> tuple[Stage, ...]:
+    """The stages that lead to a final patch and batch."""
+    shapes = dict.fromkeys(scaled(patch, share, multiple) for share in GROWTH)
+    return tuple(Stage(shape, _batch(shape, patch, batch)) for shape in shapes)
+
+
+def _batch(shape: Triple, patch: Triple, batch: int) -> int:
+    return max(batch, round(batch * (math.prod(patch) / math.prod(shape)) ** BATCH_EXPONENT))
+
+
+def least_seconds(cost: Cost, stages: Sequence[Stage], cases: Cases) -> float:
+    """Seconds of the shortest training that `make_schedule` makes."""
+    steps_s = len(stages) * LEAST_STEPS * max(cost.step_s(stage.patch, stage.batch) for stage in stages)
+    return max(steps_s + _validations(cost, stages, cases)[1], steps_s / (1 - VALIDATION_SHARE))
+
+
+def _validations(cost: Cost, stages: Sequence[Stage], cases: Cases) -> tuple[float, float]:
+    """Seconds of one validation, and of the only one that there must be with the case that is tried beforehand."""
+    case_s = cases.validation_s(cost, stages[-1].patch)
+    validation_s = math.ceil(cases.n_val / cost.n_processes) * case_s
+    return validation_s, validation_s + case_s
+
+
+def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s: float) -> Schedule | None:
+    """Give each stage as much time; None where that holds too few steps beside one validation."""
+    validation_s, only_s = _validations(cost, stages, cases)
+    available_s = training_s - max(only_s, VALIDATION_SHARE * training_s)
+    step_s = [cost.step_s(stage.patch, stage.batch) for stage in stages]
+    steps = [available_s / len(stages) / one_s for one_s in step_s]
+    if min(steps) < LEAST_STEPS:
+        return None
+    per_epoch = max(1, math.floor(min(sum(steps) / N_EPOCHS, min(steps) / LEAST_EPOCHS)))
+    epochs = [math.floor(n / per_epoch) for n in steps[:-1]]
+    used_s = sum(n * per_epoch * one_s for n, one_s in zip(epochs, step_s, strict=False))
+    epochs.append(math.floor((available_s - used_s) / (per_epoch * step_s[-1])))
+    most = max(1, math.floor((VALIDATION_SHARE * training_s - only_s) / validation_s) + 1)
+    every = math.ceil(sum(epochs) / most)
+    return Schedule(
+        stages=tuple(stages),
+        epochs_of=tuple(epochs),
+        n_batches=per_epoch,
+        patches_per_case=_patches_per_case(per_epoch, cases.n_train, stages[-1].batch, cost.n_processes),
+        validate_every=every,
+        steps_s=sum(n * per_epoch * one_s for n, one_s in zip(epochs, step_s, strict=True)),
+        validations_s=only_s + (n_validations(sum(epochs), every) - 1) * validation_s,
+    )
+
+
+def _patches_per_case(per_epoch: int, n_train: int, batch: int, n_processes: int) -> float:
+    """The shortest decimal number of patches a case that makes so many batches in an epoch."""
+    exact = per_epoch * batch * n_processes / n_train
+    shorter = (math.floor(exact * 10**digits) / 10**digits for digits in range(9))
+    fitting = (n for n in shorter if n > 0 and n_batches(n_train, n, batch, n_processes) == per_epoch)
+    return next(fitting, exact)

@@ -1,0 +1,58 @@
+"""Stages share the time, and a schedule that does not fit is not made."""
+
+import math
+
+import numpy as np
+import pytest
+
+from pipeline.planning.epochs import n_batches
+from pipeline.planning.machine import Cost
+from pipeline.planning.stages import Cases, growing, least_seconds, make_schedule
+
+
+def random_trainings(n):
+    rng = np.random.default_rng(0)
+    for _ in range(n):
+        cost = Cost(*rng.uniform(0, (0.1, 1e-5, 1e9, 3000, 1e-6)), n_processes=int(rng.integers(1, 5)))
+        sizes = tuple(tuple(int(n) for n in rng.integers(20, 150, 3)) for _ in range(4))
+        cases = Cases(sizes, n_train=int(rng.integers(1, 500)), n_val=int(rng.integers(1, 50)))
+        multiple = (8, 8, 4)
+        patch = tuple(int(k) * m for k, m in zip(rng.integers(2, 20, 3), multiple, strict=True))
+        yield cost, cases, growing(patch, int(rng.integers(1, 3)), multiple)
+
+
+def test_the_shortest_training_is_made_and_no_shorter_one():
+    for cost, cases, stages in random_trainings(60):
+        least_s = least_seconds(cost, stages, cases)
+        assert make_schedule(cost, stages, cases, 1.001 * least_s) is not None
+        assert make_schedule(cost, stages, cases, 0.999 * least_s) is None
+
+
+def test_a_schedule_takes_no_more_than_the_time_and_every_stage_its_share():
+    for cost, cases, stages in random_trainings(60):
+        for times in (1.01, 2, 30):
+            training_s = times * least_seconds(cost, stages, cases)
+            schedule = make_schedule(cost, stages, cases, training_s)
+            assert schedule.steps_s + schedule.validations_s <= training_s * (1 + 1e-9)
+            step_s = [cost.step_s(stage.patch, stage.batch) for stage in stages]
+            shares = [n * schedule.n_batches * s for n, s in zip(schedule.epochs_of, step_s, strict=True)]
+            assert sum(shares) == pytest.approx(schedule.steps_s)
+            assert schedule.steps_s >= 0.7 * (training_s - schedule.validations_s)
+            assert min(n * schedule.n_batches for n in schedule.epochs_of) >= 30
+            assert max(shares) <= 2 * min(shares)
+
+
+def test_the_setting_makes_as_many_batches_as_were_planned():
+    for cost, cases, stages in random_trainings(60):
+        schedule = make_schedule(cost, stages, cases, 20 * least_seconds(cost, stages, cases))
+        arguments = cases.n_train, schedule.patches_per_case, stages[-1].batch, cost.n_processes
+        assert n_batches(*arguments) == schedule.n_batches
+        assert len(str(schedule.patches_per_case)) <= 8
+
+
+def test_patches_grow_while_batches_shrink_and_voxels_of_a_step_grow():
+    for _, _, stages in random_trainings(60):
+        voxels = [math.prod(stage.patch) for stage in stages]
+        assert voxels == sorted(set(voxels))
+        batches = [stage.batch for stage in stages]
+        assert batches == sorted(batches, reverse=True)
