@@ -8,6 +8,7 @@ from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, warn
 from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig, without_effect
 from pipeline.console.progress import Bar
+from pipeline.console.text import some_of
 
 _COST_SETTINGS = ("target_size", "batch_size", "num_workers", "cache_dir", "cache_limit_gb")
 
@@ -22,16 +23,26 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
+    parser.add_argument(
+        "--write_labels",
+        action="store_true",
+        help="Write labels.json beside data without class names, for you to edit.",
+    )
     parser.add_argument("--trust_config", action="store_true", help=TRUST)
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     setting_flags.add_settings(parser)
     settings, flags = setting_flags.parse(parser, arguments)
     from pipeline.check import check, to_json, to_text
+    from pipeline.checks.draft_labels import draft_labels
 
     describes_training = bool(flags["config"]) or not flags["dataset"] or _changes_costs(settings)
     for note in without_effect(settings):
         warn(note)
     with Bar("Checking") as bar:
+        if flags["write_labels"]:
+            path, labels = draft_labels(settings, bar.update)
+            names = some_of([name for name, value in labels.items() if value > 0], 4)
+            warn(f"written to {path}: the classes are called {names}; name them before a training")
         report = check(
             settings,
             costs=describes_training,

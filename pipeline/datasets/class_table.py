@@ -183,7 +183,8 @@ def reconcile(found: ClassTable | None, given: Sequence[str], root: Path) -> Cla
             return found
         raise DatasetError(
             "no_class_names", root, "names of the classes", "none",
-            'write labels.json beside the data ({"background": 0, "liver": 1, …}) or set data.class_names',
+            'write labels.json beside the data ({"background": 0, "liver": 1, …}), which bodyseg check --write_labels '
+            "begins, or set data.class_names",
         )  # fmt: skip
     if found is None:
         return ClassTable.in_order(given, root)
