@@ -11,9 +11,11 @@ import torch
 from torch.nn import functional as F
 
 from networks.body_net import BodyNet
+from networks.deep_supervision import Level
 from networks.norm_act import norm_act, norm_act_conv
 from networks.onednn_workaround import SafeConv3d
 from networks.sliding_window import SlidingWindow
+from pipeline.losses.deep_supervision import label_at_level
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from transforms.augment import RandomAugmentd, Strengths
@@ -203,3 +205,12 @@ def test_augmentation_on_the_device_is_the_cpus_but_for_the_noise():
     found = augment.apply_to_batch({**{key: value.to(DEVICE) for key, value in batch.items()}, "draw": drawn})
     torch.testing.assert_close(found["image"].cpu(), expected["image"], rtol=1e-3, atol=1e-4)
     assert (found["label"].cpu() != expected["label"]).float().mean() < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int64])
+def test_labels_at_a_coarse_level_are_the_cpus(dtype):
+    label = torch.randint(0, 200, (2, 1, 13, 8, 10)).to(dtype)
+    level = Level(torch.empty(2, 4, 4, 2, 4), None, (4, 4, 4), (-1, 0, -3))
+    found = label_at_level(label.to(DEVICE), level)
+    assert found.dtype == dtype
+    assert torch.equal(found.cpu(), label_at_level(label, level))
