@@ -257,8 +257,11 @@ class TrainingConfig:
 
     lr: float = 1e-4
     """Learning rate after warm-up."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw, or sgd with Nesterov's momentum of 0.99 as in nnU-Net, which takes lr 0.01, weight_decay 3e-5 and schedule
+    poly."""
     weight_decay: float = 0.0
-    """Weight decay of AdamW."""
+    """Weight decay: apart from the gradient with adamw, added to it with sgd."""
     max_epochs: int = 100
     """Epochs to train."""
     warmup_epochs: int = 5

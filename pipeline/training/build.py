@@ -12,6 +12,7 @@ from networks.registry import build_network
 from pipeline.config.settings import ModelConfig, TrainingConfig
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.training.lightning_module import SegmentationModule
+from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import Schedule
 from transforms.io import label_values
 
@@ -64,7 +65,7 @@ def build_module(
         # Drawn after the network's weights, which are thereby the same with and without them
         coarse_heads=CoarseHeads(network, n_classes) if training.deep_supervision else None,
         schedule=Schedule(training.lr, training.warmup_epochs, training.max_epochs, training.schedule),
-        weight_decay=training.weight_decay,
+        optimisation=Optimisation(training.optimizer, training.weight_decay),
         seed=training.seed,
         compile_features=training.compile,
         skip_undefined=training.on_nan_loss == "skip",

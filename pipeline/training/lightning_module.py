@@ -27,6 +27,7 @@ from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
+from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import Schedule
 from pipeline.training.weighted_mean import WeightedMean
 from transforms.slabs import segmentation_dtype
@@ -57,7 +58,7 @@ class SegmentationModule(pl.LightningModule):
         criterion: the loss; None: all classes weigh alike and all voxels count. The metric ignores the same voxels.
         coarse_heads: heads of the network's coarser levels, which are then supervised, too; trained, but no part of the
             network.
-        weight_decay: of AdamW.
+        optimisation: how gradients change the weights.
         seed: decides the random numbers of every epoch.
         compile_features: run the network through torch.compile.
         window: voxels (I, J, K) of the sliding window that validation cases go through; None: whole at once.
@@ -72,7 +73,7 @@ class SegmentationModule(pl.LightningModule):
         schedule: Schedule,
         criterion: SlabDiceCELoss | None = None,
         coarse_heads: CoarseHeads | None = None,
-        weight_decay: float = 0.0,
+        optimisation: Optimisation = Optimisation(),  # noqa: B008  immutable
         seed: int = 0,
         compile_features: bool = False,
         skip_undefined: bool = False,
@@ -82,7 +83,7 @@ class SegmentationModule(pl.LightningModule):
         self.network = network
         self.n_classes = n_classes
         self.schedule = schedule
-        self.weight_decay = weight_decay
+        self.optimisation = optimisation
         self.seed = seed
         self.skip_undefined = skip_undefined
         self.window = window
@@ -117,10 +118,9 @@ class SegmentationModule(pl.LightningModule):
         return cast(nn.Module | None, self.network.head)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW (Loshchilov & Hutter 2019), in one fused kernel where gradients are not scaled."""
+        """The optimiser, in one fused kernel where gradients are not scaled."""
         # A fused optimiser unscales float16 gradients itself, too late for clipping.
-        fused = not self._is_scaled
-        return torch.optim.AdamW(self.parameters(), lr=self.schedule.lr, weight_decay=self.weight_decay, fused=fused)
+        return self.optimisation.build(self.parameters(), lr=self.schedule.lr, fused=not self._is_scaled)
 
     @property
     def _is_scaled(self) -> bool:

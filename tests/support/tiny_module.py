@@ -14,6 +14,7 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 from networks.registry import build_network
 from pipeline.training.lightning_module import SegmentationModule
+from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import Schedule
 
 SIZE = (8, 8, 8)
@@ -48,7 +49,9 @@ def module(**settings: Any) -> SegmentationModule:
     """Always the same weights."""
     torch.manual_seed(0)
     network = build_network(None, in_channels=1, n_classes=2, base_channels=2, light=False, target_size=SIZE)
-    return SegmentationModule(network, n_classes=2, **{"schedule": Schedule(1e-2), "weight_decay": 0.1} | settings)
+    return SegmentationModule(
+        network, n_classes=2, **{"schedule": Schedule(1e-2), "optimisation": Optimisation(weight_decay=0.1)} | settings
+    )
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, half: bool = False, **settings: Any) -> pl.Trainer:

@@ -30,7 +30,7 @@ def test_every_setting_reaches_network_loss_and_schedule():
     assert module.criterion.ignore_index == module.ignore_index == 255
     assert [module.schedule.learning_rate(epoch) for epoch in (0, 1, 2)] == [0.25, 0.5, 0.5]
     assert (module.schedule.max_epochs, module.schedule.decay) == (7, "poly")
-    assert (module.weight_decay, module.seed, module.skip_undefined) == (0.25, 9, False)
+    assert (module.optimisation.weight_decay, module.seed, module.skip_undefined) == (0.25, 9, False)
 
 
 def test_weights_follow_from_torchs_seed():

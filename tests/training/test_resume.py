@@ -153,6 +153,7 @@ def test_what_may_change_on_resuming_is_applied_also_in_a_moved_log_folder(work,
         ({"seed": "7"}, r"training\.seed is 7, but the run in .* was started with 42"),
         ({"data.fold": "1"}, r"data\.fold is 1"),
         ({"weight_decay": "0.1"}, r"training\.weight_decay is 0\.1"),
+        ({"training.optimizer": "sgd"}, r"training\.optimizer is 'sgd', .* was started with 'adamw'"),
     ],
 )
 def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, tmp_path, settings, words):
