@@ -163,7 +163,7 @@ def _summary(screened: Screened) -> DataSummary:
 
 def _warnings(plan: Plan, data: DataConfig, screened: Screened) -> tuple[str, ...]:
     """How many warnings there are about the data, and whether mirrored classes may bear the name of the other side."""
-    lines = []
+    lines = list(plan.warnings)
     if screened.findings:
         lines.append(f"the data gives {len(screened.findings)} warnings, which bodyseg check explains")
     planned = replace(data, data_aug=True, flips=tuple(plan.settings["data"]["flips"]))

@@ -1,9 +1,9 @@
-"""Choose patch and width of the network: the largest that memory holds and the time trains."""
+"""Choose voxel size, patch and width of the network: the finest and largest that memory holds and the time trains."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,16 @@ from pipeline.console.text import gigabytes
 from pipeline.planning.machine import Cost, Machine
 from pipeline.planning.network_shape import Triple, network_shape, target_spacing, triple
 from pipeline.planning.patch_sizes import multiple_of, patch_around, scaled, shorter_ones
-from pipeline.planning.stages import GROWTH, Cases, Schedule, Stage, growing, least_seconds, make_schedule
+from pipeline.planning.stages import (
+    GROWTH,
+    VALIDATION_SHARE,
+    Cases,
+    Schedule,
+    Stage,
+    growing,
+    least_seconds,
+    make_schedule,
+)
 from transforms.io.limits import MAX_VOXELS
 from transforms.resize import align_to_spacing
 
@@ -32,11 +41,29 @@ NARROW = 16
 WIDE_STEPS = 8000
 """Steps from which on a network of twice the channels is worth its time."""
 
+WIDE_VOXELS = 96**3
+"""Voxels of a patch that are not given up for a wider network."""
+
 MOST_STEPS = 5
 """Halvings that BodyNet has at most."""
 
 PROBE_VOXELS = 64**3
 """Voxels of the larger measured patch at most: what larger ones take follows from it."""
+
+LEAST_STEPS_IN_ALL = 300
+"""Steps that a training takes at least, whatever its classes: 230 to 400 already segment the two of a hippocampus."""
+
+STEPS_A_CLASS = 20
+"""Steps that a training takes for each class at least: 780 segment the 37 of a mouse brain, 135 do not."""
+
+PATCH_SHARE = 0.25
+"""Least share of the median case in a patch, where memory holds as much (nnU-Net's rule for a coarser resolution)."""
+
+COARSER = 2 ** (1 / 6)
+"""Ratio of one voxel size that is tried to the one before."""
+
+COARSE_EDGE = 32
+"""Voxels of the median case that are left along every axis that is made coarser."""
 
 Measure = Callable[[Sequence[tuple[Triple, int]], Sequence[Triple], Sequence[Triple], int], Cost]
 """Measures steps of (patch, batch) pairs with a network of these strides, kernels and base channels."""
@@ -63,12 +90,19 @@ class DataSummary:
 class Grid:
     """A data set at one voxel size, and the network for it."""
 
+    times_coarser: float
+    """Than the median voxel size, along the axis that is made coarser first."""
     spacing_mm: tuple[float, float, float]
     cases: Cases
     median: Triple
     """Voxels of the median case."""
     strides: tuple[Triple, ...]
     kernels: tuple[Triple, ...]
+
+    @property
+    def network(self) -> tuple[tuple[Triple, ...], ...]:
+        """What the cost of a voxel follows from."""
+        return self.strides, self.kernels
 
     @property
     def multiple(self) -> Triple:
@@ -79,6 +113,10 @@ class Grid:
     def whole(self) -> Triple:
         """The patch that holds the median case."""
         return patch_around(self.median, self.multiple)
+
+    def measured(self, measure: Measure, base_channels: int) -> Cost:
+        """What training takes here."""
+        return measure(self.probes(), self.strides, self.kernels, base_channels)
 
     def probes(self) -> list[tuple[Triple, int]]:
         """Two steps, patch and batch, that the cost of all others follows from."""
@@ -98,6 +136,8 @@ class Choice:
     """What was chosen."""
 
     grid: Grid
+    wanted_steps: int
+    """Steps that a training of these classes should take, see `STEPS_A_CLASS`."""
     base_channels: int
     cost: Cost
     schedule: Schedule
@@ -115,28 +155,64 @@ def choose(data: DataSummary, machine: Machine, budget_s: float, measure: Measur
         ConfigError: not even the smallest patch fits the memory, or can be trained and validated in the time.
     """
     training_s = TRAINING_SHARE * (budget_s - START_S)
-    grid = grid_of(data, target_spacing(data.sizes, data.spacings_mm))
-    cost = measure(grid.probes(), grid.strides, grid.kernels, NARROW)
-    schedule = _largest(grid, cost, machine, training_s)
+    wanted = max(LEAST_STEPS_IN_ALL, STEPS_A_CLASS * len(data.class_names))
+    grid, cost, schedule = _finest(data, machine, training_s, wanted, measure)
     if schedule is None:
         raise _refusal(grid, cost, machine)
     if schedule.n_steps >= 4 * WIDE_STEPS:
-        wide = measure(grid.probes(), grid.strides, grid.kernels, 2 * NARROW)
-        wider = _largest(grid, wide, machine, training_s)
-        if wider is not None:
-            return Choice(grid, 2 * NARROW, wide, wider)
-    return Choice(grid, NARROW, cost, schedule)
+        wide = grid.measured(measure, 2 * NARROW)
+        wider = _largest(grid, wide, machine, training_s, wanted)
+        if wider is not None and wider.n_voxels >= min(schedule.n_voxels, WIDE_VOXELS):
+            return Choice(grid, wanted, 2 * NARROW, wide, wider)
+    return Choice(grid, wanted, NARROW, cost, schedule)
 
 
-def grid_of(data: DataSummary, spacing_mm: tuple[float, float, float]) -> Grid:
-    """The data set at a voxel size."""
-    volumes = zip(data.sizes, data.spacings_mm, strict=True)
-    sizes = [triple(align_to_spacing(size, mm, spacing_mm).target_size) for size, mm in volumes]
+def _finest(
+    data: DataSummary, machine: Machine, training_s: float, wanted: int, measure: Measure
+) -> tuple[Grid, Cost, Schedule | None]:
+    """The finest voxel size at which the time holds the wanted steps, else the coarsest with what can be trained."""
+    grids = _grids(data)
+    grid = measured = next(grids)
+    cost = grid.measured(measure, NARROW)
+    while True:
+        schedule = _largest(grid, cost, machine, training_s, wanted)
+        if schedule is not None and grid.network != measured.network:  # a step of this network may take longer
+            measured, cost = grid, grid.measured(measure, NARROW)
+            continue
+        coarser = next(grids, None)
+        if schedule is not None or coarser is None:
+            return grid, cost, schedule or _largest(grid, cost, machine, training_s)
+        grid = coarser
+
+
+def _grids(data: DataSummary) -> Iterator[Grid]:
+    """The data set at its median voxel size, then at coarser ones: first along axes that are twice as fine as another.
+
+    As nnU-Net finds its low resolution, in larger steps.
+    """
+    spacing = np.array(target_spacing(data.sizes, data.spacings_mm))
+    times = 1.0
+    while True:
+        grid = grid_of(data, spacing, times)
+        yield grid
+        axes = spacing < spacing.max() / 2
+        axes = axes if axes.any() else np.array([True] * 3)
+        if min(np.array(grid.median)[axes]) / COARSER < COARSE_EDGE:
+            return
+        spacing, times = np.where(axes, spacing * COARSER, spacing), times * COARSER
+
+
+def grid_of(data: DataSummary, spacing_mm: Iterable[float], times_coarser: float = 1.0) -> Grid:
+    """The data set at a voxel size, in six digits."""
+    i, j, k = (float(f"{mm:.6g}") for mm in spacing_mm)
+    volumes = list(zip(data.sizes, data.spacings_mm, strict=True))
+    sizes_of = {volume: triple(align_to_spacing(*volume, (i, j, k)).target_size) for volume in set(volumes)}
+    sizes = [sizes_of[volume] for volume in volumes]
     median = triple(np.median(sizes, axis=0))
-    shape = network_shape(median, spacing_mm)
+    shape = network_shape(median, (i, j, k))
     strides = shape.strides[:MOST_STEPS]
-    cases = Cases(tuple(sizes), data.n_train, data.n_val)
-    return Grid(spacing_mm, cases, median, strides, (*shape.kernels[: len(strides)], (3, 3, 3)))
+    kernels = (*shape.kernels[: len(strides)], (3, 3, 3))
+    return Grid(times_coarser, (i, j, k), Cases(tuple(sizes), data.n_train, data.n_val), median, strides, kernels)
 
 
 def _candidates(grid: Grid, cost: Cost, machine: Machine) -> Iterator[tuple[Stage, ...]]:
@@ -156,10 +232,24 @@ def _peak_bytes(cost: Cost, stages: Sequence[Stage]) -> float:
     return max(cost.peak_bytes(stage.patch, stage.batch) for stage in stages)
 
 
-def _largest(grid: Grid, cost: Cost, machine: Machine, training_s: float) -> Schedule | None:
-    """The schedule of the largest patch for which the time suffices."""
-    schedules = (make_schedule(cost, stages, grid.cases, training_s) for stages in _candidates(grid, cost, machine))
-    return next((schedule for schedule in schedules if schedule is not None), None)
+def _largest(grid: Grid, cost: Cost, machine: Machine, training_s: float, wanted: int = 0) -> Schedule | None:
+    """The schedule of the largest patch that the time trains; with `wanted`, for as many steps in all.
+
+    Then one validation takes its share of the time at most, and the patch is not much smaller than memory allows.
+    """
+    most = 0
+    for stages in _candidates(grid, cost, machine):
+        n_voxels = math.prod(stages[-1].patch)
+        most = most or n_voxels
+        if wanted and n_voxels < PATCH_SHARE * most:
+            return None
+        schedule = make_schedule(cost, stages, grid.cases, training_s)
+        if schedule is None or schedule.n_steps < wanted:
+            continue
+        if wanted and schedule.validations_s > VALIDATION_SHARE * training_s:
+            continue
+        return schedule
+    return None
 
 
 def _refusal(grid: Grid, cost: Cost, machine: Machine) -> ConfigError:

@@ -29,6 +29,8 @@ class Plan:
     """Seconds of the training."""
     expected_bytes: float = 0.0
     """Memory at its peak."""
+    warnings: list[str] = field(default_factory=list)
+    """What is to be looked at before a training, a line each."""
 
     def put(self, name: str, value: Any, because: str) -> None:
         """Set "group.key"."""
@@ -55,6 +57,11 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     choice = choose(data, machine, budget_s, measure)
     schedule = choice.schedule
     plan = Plan(expected_s=schedule.steps_s + schedule.validations_s, expected_bytes=choice.peak_bytes)
+    if schedule.n_steps < choice.wanted_steps:
+        plan.warnings.append(
+            f"the time is short: it holds {schedule.n_steps} steps, where {len(data.class_names)} classes want "
+            f"{choice.wanted_steps}; the network will be a poor one, give it more time"
+        )
     _put_data(plan, data, machine, choice)
     because = f"{2 * NARROW} where there is time for {WIDE_STEPS} steps of them"
     plan.put("model.base_channels", choice.base_channels, because)
@@ -79,7 +86,7 @@ def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -
     grid, schedule = choice.grid, choice.schedule
     final = schedule.stages[-1]
     plan.put("data.mode", "patch", "cases keep their own resolution")
-    plan.put("data.spacing_mm", [round(mm, 4) for mm in grid.spacing_mm], "median voxel size (nnU-Net's rule)")
+    plan.put("data.spacing_mm", list(grid.spacing_mm), _why_spacing(choice))
     size = "median case" if final.patch == grid.whole else "largest that this machine and the time allow"
     plan.put("data.target_size", list(final.patch), f"{size}, in multiples of what the strides divide")
     together = final.batch * choice.cost.n_processes
@@ -94,6 +101,16 @@ def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -
     plan.put("data.flips", [0] if data.mirrors else [], _why_flips(data))
     workers = 0 if machine.accelerator == "cpu" else machine.n_cores
     plan.put("data.num_workers", workers, "the cores that do not train")
+
+
+def _why_spacing(choice: Choice) -> str:
+    times = choice.grid.times_coarser
+    if times == 1:
+        return "median voxel size (nnU-Net's rule)"
+    return (
+        f"{times:.2f} times the median voxel size: at a finer one the time does not hold {choice.wanted_steps} steps "
+        f"on a quarter of a case and, in {VALIDATION_SHARE:.0%} of it, a validation"
+    )
 
 
 def _why_flips(data: DataSummary) -> str:

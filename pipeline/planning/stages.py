@@ -79,6 +79,11 @@ class Schedule:
     """Seconds of all validations."""
 
     @property
+    def n_voxels(self) -> int:
+        """Of the final patch."""
+        return math.prod(self.stages[-1].patch)
+
+    @property
     def n_epochs(self) -> int:
         """Of all stages."""
         return sum(self.epochs_of)

@@ -13,6 +13,7 @@ from networks.body_net import BodyNet
 from networks.sliding_window import count_windows
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import ConfigError, without_effect
+from pipeline.planning.choice import grid_of
 from pipeline.planning.plan import make_plan
 from pipeline.training.patch_schedule import PatchSchedule
 from tests.support.plans import HIPPOCAMPUS, MACHINE, WHOLE_BODY, Measured
@@ -30,7 +31,8 @@ def seconds_of(plan, data, cost):
     """What the planned training takes: of each epoch its steps, of all validations together, epoch by epoch."""
     schedule, training, window = schedule_of(plan), plan.settings["training"], plan.settings["data"]["target_size"]
     n_batches = schedule.n_batches(data.n_train, cost.n_processes)
-    case_s = cost.forward_voxel_s * math.prod(window) * fmean(count_windows(size, window) for size in data.sizes)
+    sizes = grid_of(data, plan.settings["data"]["spacing_mm"]).cases.sizes
+    case_s = cost.forward_voxel_s * math.prod(window) * fmean(count_windows(size, window) for size in sizes)
     steps, validations = [], case_s  # Lightning tries one case first
     for epoch in range(training["max_epochs"]):
         steps.append(n_batches * cost.step_s(schedule.patch_of(epoch), schedule.batch_of(epoch)))
@@ -47,31 +49,27 @@ def test_steps_and_validations_together_fit_the_budget(edge, n_cases, n_processe
     sizes = ((edge, edge, edge), (edge, edge, 2 * edge), (edge, edge + 9, edge)) * (n_cases // 3)
     numbers = {"n_train": n_cases - n_val, "n_val": n_val}
     data = replace(WHOLE_BODY, sizes=sizes, spacings_mm=((1.5,) * 3,) * len(sizes), **numbers)
-    measure, n_planned = Measured(n_processes=n_processes), 0
+    measure = Measured(n_processes=n_processes)
     for minutes in (1, 2, 5, 15, 60, 600):
-        try:
-            plan = make_plan(data, MACHINE, 60 * minutes, measure)
-        except ConfigError:
-            continue
-        n_planned += 1
+        plan = make_plan(data, MACHINE, 60 * minutes, measure)
         steps, validations = seconds_of(plan, data, measure.cost)
         assert sum(steps) + validations <= 60 * minutes
         assert plan.expected_s == pytest.approx(sum(steps) + validations)
-        assert sum(steps) >= 0.6 * 60 * minutes or minutes < 5 or validations > 0.1 * 60 * minutes
-    assert n_planned >= 2
+        assert sum(steps) >= 0.65 * 60 * minutes or minutes < 5
 
 
-@pytest.mark.parametrize("minutes", [2, 5, 15])
+@pytest.mark.parametrize("minutes", [1, 2])
 def test_a_budget_that_not_even_one_validation_fits_is_refused_with_one_that_does(minutes):
-    measure = Measured()
-    with pytest.raises(ConfigError, match="one validation of 50 cases; say --budget") as error:
-        make_plan(WHOLE_BODY, MACHINE, 60 * minutes, measure)
+    measure = Measured(voxel_s=1e-4)
+    with pytest.raises(ConfigError, match="one validation of 12 cases; say --budget") as error:
+        make_plan(HIPPOCAMPUS, MACHINE, 60 * minutes, measure)
     enough = int(re.search(r"--budget (\d+)min", str(error.value))[1])
-    plan = make_plan(WHOLE_BODY, MACHINE, 60 * enough, measure)
-    steps, validations = seconds_of(plan, WHOLE_BODY, measure.cost)
+    plan = make_plan(HIPPOCAMPUS, MACHINE, 60 * enough, measure)
+    steps, validations = seconds_of(plan, HIPPOCAMPUS, measure.cost)
     assert validations < sum(steps) + validations <= 60 * enough
+    assert f"it holds {len(steps)}" in plan.warnings[0]
     with pytest.raises(ConfigError):
-        make_plan(WHOLE_BODY, MACHINE, 60 * (enough - 1), measure)
+        make_plan(HIPPOCAMPUS, MACHINE, 60 * (enough - 1), measure)
 
 
 def test_a_small_case_is_trained_on_whole_with_the_depth_that_fits_it():
