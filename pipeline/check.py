@@ -41,6 +41,7 @@ HEADINGS = {
     "grid_mismatch": "Image and label on different voxel grids",
     "label_cropped": "Labels of a part of their image",
     "not_finite": "Images with NaN or infinite voxels",
+    "nan_labelled": "Labelled voxels of NaN",
     "label_not_integral": "Labels with values that are not whole numbers",
     "label_unknown_values": "Labels with values that belong to no class",
     "bad_rescale": "DICOM series whose values cannot be told",
@@ -141,7 +142,7 @@ def check(
     except DatasetError as error:
         root = Path(config.data.dataset_root)
         return Report(tuple(from_error(part, file=root) for part in error.parts), None, None)
-    cases = check_cases(dataset.cases, dataset, workers=workers, progress=progress)
+    cases = check_cases(dataset.cases, dataset, fill_nan=config.data.fill_nan, workers=workers, progress=progress)
     screened = assess(config, dataset, cases)
     findings = (*listing_findings, *screened.findings)
     fingerprint = take_fingerprint(

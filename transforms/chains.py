@@ -79,6 +79,7 @@ def preprocessing_chain(
     label_values: Sequence[int] | None = None,
     ignore_value: int | None = None,
     label_remap: Mapping[int, int] | None = None,
+    fill_nan: float | None = None,
     with_label: bool = True,
 ) -> Compose:
     """Build everything deterministic between a file and the network: what training, validation and inference share.
@@ -98,6 +99,8 @@ def preprocessing_chain(
         label_values: the value in the label file of each class; None: the class indices themselves.
         ignore_value: the value in the label file of voxels that are ignored; becomes 255 (uint16: 65535).
         label_remap: class indices of further values in the label file, or of values that mean something else.
+        fill_nan: the number that NaN voxels of the image become, such as those outside the field of view; None: they
+            are refused, as infinite ones are.
         with_label: whether the chain reads "label" too.
 
     Returns:
@@ -118,9 +121,13 @@ def preprocessing_chain(
     _check_rising("window", window, -math.inf, math.inf)
     _check_rising("percentiles", percentiles, 0, 100)
     _check_spacing(spacing_mm, keep_aspect)
+    if fill_nan is not None and not math.isfinite(fill_nan):
+        raise ChainError(f"fill_nan is {fill_nan!r}, expected a number")
     keys = ["image", "label"] if with_label else ["image"]
     parts = [
-        LoadVolumed(keys, label_values=label_values, ignore_value=ignore_value, label_remap=label_remap),
+        LoadVolumed(
+            keys, label_values=label_values, ignore_value=ignore_value, label_remap=label_remap, fill_nan=fill_nan
+        ),
         Orientationd(keys, axcodes="RAS", labels=RAS),
         ScaleIntensityd("image", intensity, window=window, percentiles=percentiles, scaling=scaling),
         ResizeImaged("image", target_size, keep_aspect=keep_aspect, spacing_mm=spacing_mm),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import AxisChange, Geometry, onto_grid
 from transforms.io.label_values import LabelLookup, MergedMasks, count_values, mask_of
-from transforms.io.load import Volume, check_single_frame, disagreeing_forms, read_volume
+from transforms.io.load import Volume, check_single_frame, disagreeing_forms, fill_nan_voxels, read_volume
 from transforms.io.segment_names import segment_values
 
 BYTES_A_CASE = 3 << 30
@@ -54,6 +54,7 @@ def check_cases(
     cases: Sequence[Case],
     dataset: Dataset,
     *,
+    fill_nan: float | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     on_case: Callable[[CheckedCase], None] | None = None,
@@ -63,13 +64,14 @@ def check_cases(
     Args:
         cases: the cases to open; the results come in their order.
         dataset: says which label values are classes.
+        fill_nan: see `check_case`.
         workers: cases opened at once; None: by cores and memory.
         progress: called after each case.
         on_case: called with each case as it is done, one at a time.
     """
     results: dict[int, CheckedCase] = {}
     with ThreadPoolExecutor(workers or workers_that_fit(BYTES_A_CASE)) as pool:
-        waiting = {pool.submit(check_case, case, dataset): index for index, case in enumerate(cases)}
+        waiting = {pool.submit(check_case, case, dataset, fill_nan=fill_nan): index for index, case in enumerate(cases)}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 results[waiting[future]] = future.result()
@@ -83,14 +85,16 @@ def check_cases(
     return [results[index] for index in range(len(cases))]
 
 
-def check_case(case: Case, dataset: Dataset) -> CheckedCase:
+def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -> CheckedCase:
     """Open every file of a case and check the case by itself.
 
     Errors: files that cannot be read whole, several frames, no or a singular affine, voxels that are NaN, infinite or
     beyond float32, channels or label on another grid than the first channel (a corner further away than 0.1 of the
     smallest voxel edge), label values that are not integral, no label; label values of no class are only noted.
-    Warnings: constant image, empty label, sform and qform apart, a sheared grid. Never raises for what a file holds.
-    Memory: a volume and the label at a time.
+    Warnings: constant image, empty label, sform and qform apart, a sheared grid, labelled voxels of NaN. Never raises
+    for what a file holds. Memory: a volume and the label at a time.
+
+    fill_nan: the number that NaN voxels of an image become; None: they are an error.
     """
     notes = _Notes(case.id)
     n_classes = len(dataset.classes.names)
@@ -105,6 +109,9 @@ def check_case(case: Case, dataset: Dataset) -> CheckedCase:
                 label = _read_label(case, dataset, grid, notes)
             change = _onto(volume, grid, path, "channel", notes)
             classes = label.along(change, volume) if label is not None and change is not None else None
+            if fill_nan is not None:
+                _check_filled(volume, classes, n_classes, path, notes)
+                volume = replace(volume, array=fill_nan_voxels(volume.array, fill_nan))
             images.append(measure_image(volume, path, classes, n_classes))
             _check_image(images[-1], notes)
         del volume
@@ -181,10 +188,23 @@ def _onto(volume: Volume, grid: Geometry, path: Path, role: str, notes: _Notes) 
     return change
 
 
+def _check_filled(volume: Volume, classes: np.ndarray | None, n_classes: int, path: Path, notes: _Notes) -> None:
+    """Warn of NaN where a label says that there is something to see."""
+    if classes is None or volume.array.dtype.kind != "f":
+        return
+    n_labelled = int(np.count_nonzero(np.isnan(volume.array) & (classes > 0) & (classes < n_classes)))
+    if n_labelled:
+        found = f"{n_labelled} labelled voxels of NaN, which data.fill_nan gives a number"
+        remedy = "look whether image and label belong together"
+        notes.add("warning", "nan_labelled", path, "a value in every labelled voxel", found, remedy)
+
+
 def _check_image(image: ImageStatistics, notes: _Notes) -> None:
     if image.n_not_finite:
         found = f"{image.n_not_finite} voxels that are NaN, infinite or beyond float32"
         remedy = "repair the file; what made these voxels is worth knowing"
+        if image.n_nan:
+            remedy += "; where NaN lies outside the field of view, set data.fill_nan (-1024 in a CT)"
         notes.add("error", "not_finite", image.path, "finite intensities", found, remedy)
     if image.is_constant:
         remedy = "export the image again, or drop the case"

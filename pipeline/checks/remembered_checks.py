@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -34,21 +34,23 @@ def check_changed_cases(
     dataset: Dataset,
     folder: Path,
     *,
+    fill_nan: float | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[CheckedCase]:
     """`check_cases`, but what is remembered in the cache `folder` is not opened again.
 
-    A case is known by its id, the paths and content of its files, the table of classes and the code that checks. Cases
-    with errors are never remembered, so that a repaired one is seen. Several processes share the work of one: the
-    others wait for it. A folder that may only be read is not written.
+    A case is known by its id, the paths and content of its files, the table of classes, `fill_nan` and the code that
+    checks. Cases with errors are never remembered, so that a repaired one is seen. Several processes share the work of
+    one: the others wait for it. A folder that may only be read is not written.
 
     Raises:
         CacheError: the folder cannot be used.
     """
     open_folder(folder)
     sources = SourceIndex(folder)
-    keys = _keys(cases, dataset, sources, workers or workers_that_fit(BYTES_A_CASE), progress)
+    table = _table(dataset, fill_nan)
+    keys = _keys(cases, table, sources, workers or workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))
     fresh: dict[str, CheckedCase] = {}
     missing = [case for case in cases if keys.get(case.id) not in known]
@@ -56,22 +58,23 @@ def check_changed_cases(
         with _locked(folder, dataset):
             known |= _read(folder / INSPECTIONS, {keys[case.id] for case in missing if case.id in keys})
             missing = [case for case in missing if keys.get(case.id) not in known]
-            fresh = _check_and_remember(missing, dataset, folder, sources, keys, workers, progress)
+            check = functools.partial(
+                check_cases, dataset=dataset, fill_nan=fill_nan, workers=workers, progress=progress
+            )
+            fresh = _check_and_remember(missing, check, table, folder, sources, keys)
     return [fresh[case.id] if case.id in fresh else known[keys[case.id]] for case in cases]
 
 
 def _check_and_remember(
     cases: Sequence[Case],
-    dataset: Dataset,
+    check: Callable[..., list[CheckedCase]],
+    table: list[Any],
     folder: Path,
     sources: SourceIndex,
     keys: dict[str, str],
-    workers: int | None,
-    progress: Progress | None,
 ) -> dict[str, CheckedCase]:
     """Open the cases and remember the good ones one by one: what was done before an interruption is not lost."""
     listed = {case.id: case for case in cases}
-    table = _table(dataset)
 
     def remember(case: CheckedCase) -> None:
         if case.case not in keys or case.unknown_values or errors(case.findings):
@@ -80,8 +83,7 @@ def _check_and_remember(
         if _key(listed[case.case], table, sources) == keys[case.case]:
             _append(folder / INSPECTIONS, keys[case.case], case)
 
-    checked = check_cases(cases, dataset, workers=workers, progress=progress, on_case=remember)
-    return {case.case: case for case in checked}
+    return {case.case: case for case in check(cases, on_case=remember)}
 
 
 @contextlib.contextmanager
@@ -95,10 +97,9 @@ def _locked(folder: Path, dataset: Dataset) -> Iterator[None]:
 
 
 def _keys(
-    cases: Sequence[Case], dataset: Dataset, sources: SourceIndex, workers: int, progress: Progress | None
+    cases: Sequence[Case], table: list[Any], sources: SourceIndex, workers: int, progress: Progress | None
 ) -> dict[str, str]:
     """What each case is remembered by; a case whose files cannot be read has none."""
-    table = _table(dataset)
     keys = {}
     # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
     _version()
@@ -111,9 +112,9 @@ def _keys(
     return keys
 
 
-def _table(dataset: Dataset) -> list[Any]:
+def _table(dataset: Dataset, fill_nan: float | None) -> list[Any]:
     classes = dataset.classes
-    return [sorted(classes.class_of_value.items()), classes.ignore_value, list(classes.names)]
+    return [sorted(classes.class_of_value.items()), classes.ignore_value, list(classes.names), fill_nan]
 
 
 def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:

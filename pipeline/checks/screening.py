@@ -216,7 +216,9 @@ def screen(
         refuse_errors([finding for finding in listed if not finding.case], _NOT_OF_A_CASE)
     skipped |= _to_drop([finding for finding in listed if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
-    cases = check_changed_cases(dataset.cases, dataset, Path(config.data.cache_dir), progress=progress)
+    cases = check_changed_cases(
+        dataset.cases, dataset, Path(config.data.cache_dir), fill_nan=config.data.fill_nan, progress=progress
+    )
     screened = assess(config, dataset, cases, kept=kept)
     while wrong := errors(screened.findings):
         # A case's own errors first: a copy of a bad case may be good once that is gone.

@@ -55,6 +55,8 @@ class ImageStatistics:
     """Whether there are no values but the lowest and the highest: a mask."""
     n_not_finite: int
     """Voxels that are NaN, infinite, or beyond the range of float32, in which networks compute."""
+    n_nan: int
+    """Of these, NaN."""
     content: str
     """SHA-256 of the values along RAS axes: equal for equal voxels, whatever the file format, dtype or axis order."""
     labelled: Histogram | None = None
@@ -139,6 +141,7 @@ def measure_image(
         # The sample tells most scans at once; where it holds two values, a third may be in few voxels.
         is_two_valued=minimum < maximum and all(_has_only(part, minimum, maximum) for part in (sample, values)),
         n_not_finite=n_bad,
+        n_nan=int(np.count_nonzero(np.isnan(array))) if n_bad else 0,
         content=_content(volume),
         labelled=labelled,
         by_class=by_class,

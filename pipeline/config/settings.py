@@ -118,6 +118,9 @@ class DataConfig:
     """CT window in HU, lowest and highest value; auto = that of the labelled voxels of the training cases."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """MR percentiles that become −1 and 1."""
+    fill_nan: float | None = None
+    """Number that NaN voxels of images become, such as those outside the field of view (−1024 in a CT), in training and
+    prediction; null: such images are refused, as those with infinite voxels are."""
     batch_size: int = 2
     """Volumes in one training batch (of each process)."""
     num_workers: int = 4
@@ -159,22 +162,7 @@ class DataConfig:
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
         require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
-        for name in ("window", "percentiles"):
-            if getattr(self, name) == "auto":
-                continue
-            low, high = getattr(self, name)
-            require(
-                not isinstance(low, str) and not isinstance(high, str),
-                f"data.{name}: expected two numbers, found {low} {high}",
-            )
-            require(
-                math.isfinite(low) and low < high < math.inf,
-                f"data.{name} [{low}, {high}]: the first must be below the second",
-            )
-        require(
-            self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
-            f"data.percentiles {list(self.percentiles)}: both must lie within 0 to 100",
-        )
+        self._check_intensities()
         require(set(self.flips) <= {0, 1, 2}, f"data.flips {list(self.flips)}: axes are 0, 1 and 2")
         require(
             not self.flips or self.data_aug,
@@ -195,6 +183,28 @@ class DataConfig:
         require(
             0 <= self.cache_limit_gb < math.inf,
             f"data.cache_limit_gb must be a number of 0 (no limit) or more, got {self.cache_limit_gb}",
+        )
+
+    def _check_intensities(self) -> None:
+        for name in ("window", "percentiles"):
+            if getattr(self, name) == "auto":
+                continue
+            low, high = getattr(self, name)
+            require(
+                not isinstance(low, str) and not isinstance(high, str),
+                f"data.{name}: expected two numbers, found {low} {high}",
+            )
+            require(
+                math.isfinite(low) and low < high < math.inf,
+                f"data.{name} [{low}, {high}]: the first must be below the second",
+            )
+        require(
+            self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
+            f"data.percentiles {list(self.percentiles)}: both must lie within 0 to 100",
+        )
+        require(
+            self.fill_nan is None or math.isfinite(self.fill_nan),
+            f"data.fill_nan: expected a number, got {self.fill_nan}",
         )
 
     def _check_patches(self) -> None:

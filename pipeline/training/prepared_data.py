@@ -46,11 +46,13 @@ class Preprocessing:
     """Class index of further values of the label files."""
     scaling: str = "centred"
     """The range of intensities, see `transforms.intensity.SCALINGS`."""
+    fill_nan: float | None = None
+    """What NaN voxels of the image become; None: they are refused."""
     spacing_mm: tuple[float, ...] = ()
     """Spacing that volumes are resampled to instead of target_size, which is then the patch; empty: none."""
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments as plain lists and numbers; without label_remap where nothing is remapped."""
+        """Return the arguments as plain lists and numbers, without those that change nothing."""
         arguments: dict[str, Any] = {
             "target_size": list(self.target_size),
             "intensity": self.intensity if isinstance(self.intensity, str) else list(self.intensity),
@@ -63,6 +65,8 @@ class Preprocessing:
         }
         if self.label_remap:
             arguments["label_remap"] = dict(self.label_remap)
+        if self.fill_nan is not None:
+            arguments["fill_nan"] = self.fill_nan
         if self.spacing_mm:
             arguments["spacing_mm"] = list(self.spacing_mm)
         return arguments
@@ -171,6 +175,7 @@ def prepare_data(
         label_values=dataset.classes.values,
         ignore_value=dataset.classes.ignore_value,
         label_remap=dataset.classes.remap,
+        fill_nan=data.fill_nan,
         spacing_mm=data.spacing_mm,
     )
     cases = {case.id: case for case in dataset.cases}

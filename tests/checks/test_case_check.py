@@ -19,9 +19,9 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-def checked(folder: Folder, case: str) -> CheckedCase:
+def checked(folder: Folder, case: str, fill_nan: float | None = None) -> CheckedCase:
     dataset = list_cases(folder.write())
-    return check_case(next(listed for listed in dataset.cases if listed.id == case), dataset)
+    return check_case(next(listed for listed in dataset.cases if listed.id == case), dataset, fill_nan=fill_nan)
 
 
 def test_a_good_case_is_measured_and_has_no_findings(folder: Folder) -> None:
@@ -47,6 +47,41 @@ def test_a_float64_beyond_float32_is_named_as_the_training_would_see_it(folder: 
     (finding,) = checked(folder, "a").findings
     assert (finding.severity, finding.kind) == ("error", "not_finite")
     assert finding.found == "1 voxels that are NaN, infinite or beyond float32"
+
+
+def without_a_field_of_view(folder: Folder, value: float) -> None:
+    image = hounsfield("a").astype(np.float32)
+    image[:, :, 11] = value
+    save(folder.image("a"), image)
+
+
+def test_nan_outside_the_field_of_view_is_measured_as_the_number_that_fills_it(folder: Folder) -> None:
+    without_a_field_of_view(folder, -1024)
+    expected = checked(folder, "a").images[0]
+    without_a_field_of_view(folder, np.nan)
+    (finding,) = checked(folder, "a").findings
+    assert finding.kind == "not_finite"
+    assert "set data.fill_nan (-1024 in a CT)" in finding.remedy
+    filled = checked(folder, "a", fill_nan=-1024)
+    assert filled.findings == ()
+    assert filled.images[0].content == expected.content
+    assert (filled.images[0].minimum, filled.images[0].intensities) == (expected.minimum, expected.intensities)
+
+
+def test_filling_nan_keeps_infinite_voxels_an_error(folder: Folder) -> None:
+    without_a_field_of_view(folder, np.inf)
+    (finding,) = checked(folder, "a", fill_nan=-1024).findings
+    assert (finding.severity, finding.kind) == ("error", "not_finite")
+    assert "fill_nan" not in finding.remedy
+
+
+def test_a_label_over_nan_is_warned_of(folder: Folder) -> None:
+    image = hounsfield("a").astype(np.float32)
+    image[6:10, 8, 7] = np.nan  # four voxels of the liver
+    save(folder.image("a"), image)
+    (finding,) = checked(folder, "a", fill_nan=-1024).findings
+    assert (finding.severity, finding.kind) == ("warning", "nan_labelled")
+    assert finding.found.startswith("4 labelled voxels of NaN")
 
 
 def test_a_label_of_64_unsigned_bits_is_named_and_ends_nothing(folder: Folder) -> None:

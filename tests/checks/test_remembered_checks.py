@@ -17,7 +17,7 @@ from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.screening import list_configured, screen
 from pipeline.training.prepared_data import prepare_data
 from tests.support.screening import opened, plain, settings
-from tests.support.volumes import Folder, cut, hounsfield, organs, save, write_series
+from tests.support.volumes import Folder, cut, hounsfield, organs, save, with_value, write_series
 
 
 @pytest.fixture
@@ -99,6 +99,16 @@ def test_processes_that_start_together_open_every_case_once(folder: Folder, monk
     assert found[0] == found[1] == found[2]
     assert len(names) == 8
     assert list((folder.root.parent / "cache").glob("*.lock")) == []
+
+
+def test_what_was_found_with_nan_filled_is_not_remembered_without(folder: Folder) -> None:
+    save(folder.image("b"), with_value(hounsfield("b"), np.nan))
+    first = prepare_data(settings(folder, fill_nan=-1024))
+    assert first.preprocessing.arguments()["fill_nan"] == -1024
+    with pytest.raises(BadDataError, match=r"case b: .* set data\.fill_nan"):
+        screen(settings(folder))
+    other = {case.case: case.images[0].minimum for case in screen(settings(folder, fill_nan=-3000)).cases}
+    assert (other["a"], other["b"]) == (hounsfield("a").min(), -3000)
 
 
 @pytest.mark.parametrize("count", ["1e999", str(2**70), "null", '"many"', "[]", "NaN"])

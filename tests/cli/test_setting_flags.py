@@ -61,6 +61,11 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert config.training.precision == "16"  # YAML reads a number
 
 
+@pytest.mark.parametrize(("words", "value"), [("-1024", -1024.0), ("0", 0.0), ("null", None)])
+def test_a_number_for_nan_may_be_negative(words, value):
+    assert settings("--dataset_root", "d", "--data.fill_nan", words).data.fill_nan == value
+
+
 PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
 
 
@@ -84,6 +89,7 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--data.window", "wide"], "data.window"),
         (["--data.window", "auto", "5"], "data.window"),
         (["--seed", "-1"], "training.seed"),
+        (["--data.fill_nan", ".nan"], "data.fill_nan: expected a number, got nan"),
         (["--model.n_classes", "1"], "model.n_classes must be at least 2"),
         (["--model.network", '{"in_channels": 1}'], "_target_"),
         (["--use_light_model", "--model.network", '{"_target_": "UNet"}'], "use_light_model"),

@@ -17,6 +17,7 @@ from pipeline.compute.devices import choose_device
 from pipeline.inference.model import load_models
 from pipeline.inference.passes import InferenceOptions, choose_mirrored, exchanged_in_words, prepare, scan_features
 from tests.support.tiny_prediction import LOGITS_ONLY, checkpoint, logits_by_torch, predicted, scan, voxels
+from transforms.io.errors import VolumeError
 from transforms.restore import FeatureMap, FeatureStream, restore
 
 
@@ -52,6 +53,21 @@ def test_mirroring_left_and_right_without_a_partner_is_refused_before_anything_i
     with pytest.raises(NetworkError, match="kidney_right"):
         predicted([ckpt], [scan(tmp_path / "case.nii.gz")], tmp_path / "out", tta=tta)
     assert not (tmp_path / "out").exists()
+
+
+def test_nan_is_filled_as_in_the_training_and_refused_where_that_did_not(tmp_path):
+    path, filled = scan(tmp_path / "a.nii.gz"), tmp_path / "b.nii.gz"
+    image = nib.load(path)
+    array = image.get_fdata(dtype=np.float32)
+    array[:4] = np.nan
+    nib.save(nib.Nifti1Image(array, image.affine), path)
+    nib.save(nib.Nifti1Image(np.nan_to_num(array, nan=-1024), image.affine), filled)
+    (model,) = load_models([checkpoint(tmp_path / "m.ckpt", fill_nan=-1024)], torch.device("cpu"))
+    one, other = (prepare([model], [each], "case").inputs[0].image for each in (path, filled))
+    assert torch.equal(one, other)
+    (model,) = load_models([checkpoint(tmp_path / "n.ckpt")], torch.device("cpu"))
+    with pytest.raises(VolumeError, match=r"NaN or infinite voxels; .* data\.fill_nan"):
+        prepare([model], [path], "case")
 
 
 @pytest.mark.parametrize(("trained", "mirrored"), [([0], "x"), ([0, 1], "xy"), ([2], "z")])

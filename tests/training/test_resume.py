@@ -169,7 +169,9 @@ def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, t
 
 
 NEW_SETTINGS = {
-    "data": "mode spacing_mm patches_per_case foreground patch_growth sided_pairs split_shares subject_pattern".split(),
+    "data": (
+        "mode spacing_mm patches_per_case foreground patch_growth sided_pairs split_shares subject_pattern fill_nan"
+    ).split(),
     "training": ["validate_every"],
 }
 """What training_config.json of version 0.1.0 of 23 November 2026 (ea97f9d) did not have."""

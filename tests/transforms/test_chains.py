@@ -172,6 +172,7 @@ def test_left_and_right_are_mirrored_only_with_both_sides_named():
         (preprocessing_chain, {"scaling": "wide"}, "scaling is 'wide', expected one of centred, unit"),
         (preprocessing_chain, {"window": (400, -160)}, r"window is \(400, -160\), expected a lower and a higher"),
         (preprocessing_chain, {"window": (0, float("nan"))}, "window"),
+        (preprocessing_chain, {"fill_nan": float("inf")}, "fill_nan is inf, expected a number"),
         (inference_chain, {"percentiles": (5, 101)}, "percentiles .* within 0 and 100"),
         (augmentation_chain, {"flips": (3,)}, r"flips is \[3\], expected different axes"),
         (augmentation_chain, {"gamma": -1.0}, r"gamma is -1.0, expected a number of at least 0"),

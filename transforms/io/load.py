@@ -31,6 +31,7 @@ __all__ = [
     "Volume",
     "VolumeError",
     "disagreeing_forms",
+    "fill_nan_voxels",
     "read_geometry",
     "read_volume",
     "volume_kind",
@@ -164,6 +165,7 @@ class LoadVolumed(MapTransform):
         ignore_value: the value in the file of voxels that count for nothing; stored as 255 (65535 in int32).
         allow_missing_keys: pass over absent keys.
         label_remap: class indices of values in the file beyond or instead of the above; masks have none.
+        fill_nan: the number that NaN voxels of the image become; None: they are refused.
 
     Raises:
         VolumeError: named by case, for a file that `read_volume` refuses, several frames, infinite or NaN voxels in the
@@ -178,11 +180,13 @@ class LoadVolumed(MapTransform):
         ignore_value: int | None = None,
         allow_missing_keys: bool = False,
         label_remap: Mapping[int, int] | None = None,
+        fill_nan: float | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if unknown := set(self.keys) - {"image", "label"}:
             raise ValueError(f'LoadVolumed loads "image" and "label", not {sorted(map(str, unknown))}')
         self.lookup = LabelLookup(label_values, ignore_value, label_remap)
+        self.fill_nan = fill_nan
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data with its paths replaced by tensors."""
@@ -206,7 +210,7 @@ class LoadVolumed(MapTransform):
         if "label" in keys:  # opened before the image's voxels are read: a mismatch is found in a moment
             read_label = self._open_label(data["label"], grid)
         if grid is not None:
-            data["image"] = _image_tensor(paths, channels)
+            data["image"] = _image_tensor(paths, channels, self.fill_nan)
         if "label" in keys:
             data["label"] = read_label()
 
@@ -262,29 +266,43 @@ def check_single_frame(geometry: Geometry, where: object) -> None:
         raise VolumeError("not_3d", where, "one 3-D volume", found, remedy)
 
 
-def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume]) -> MetaTensor:
+def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_nan: float | None) -> MetaTensor:
     """Read the channels onto the first one's grid: (C, I, J, K)."""
     grid = channels[0].geometry
     changes = [
         onto_grid(channel.geometry, grid, where=path, role="channel")
         for channel, path in zip(channels, paths, strict=True)
     ]
-    first = _finite_float32(changes[0].apply(channels[0].read()), paths[0])
+    first = _finite_float32(changes[0].apply(channels[0].read()), paths[0], fill_nan)
     if len(channels) == 1:
         return _tensor(first, grid.affine, str(paths[0]), channels[0].modality or "")
     image = np.empty((len(channels), *grid.shape[:3]), dtype=np.float32)
     image[0] = first
     for c in range(1, len(channels)):
-        image[c] = _finite_float32(changes[c].apply(channels[c].read()), paths[c])
+        image[c] = _finite_float32(changes[c].apply(channels[c].read()), paths[c], fill_nan)
     return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
 
 
-def _finite_float32(array: Shaped[np.ndarray, "i j k"], path: Path) -> Float32[np.ndarray, "i j k"]:
+def fill_nan_voxels(array: Shaped[np.ndarray, "*shape"], value: float | None) -> Shaped[np.ndarray, "*shape"]:
+    """Give NaN voxels a value, in the array's dtype; None, or an array without NaN, changes nothing."""
+    if value is None or array.dtype.kind != "f":
+        return array
+    is_nan = np.isnan(array)
+    return np.where(is_nan, array.dtype.type(value), array) if is_nan.any() else array
+
+
+def _finite_float32(
+    array: Shaped[np.ndarray, "i j k"], path: Path, fill_nan: float | None
+) -> Float32[np.ndarray, "i j k"]:
+    array = fill_nan_voxels(array, fill_nan)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused below
         image = array.astype(np.float32, copy=False)
     if array.dtype.kind == "f" and (n_bad := int(image.size - np.count_nonzero(np.isfinite(image)))):
         found = f"{n_bad} NaN or infinite voxels"
-        raise VolumeError("not_finite", path, "finite intensities", found, "repair the file")
+        remedy = "repair the file"
+        if np.isnan(image).any():
+            remedy += "; a training with data.fill_nan (the chain's fill_nan) gives NaN voxels a number"
+        raise VolumeError("not_finite", path, "finite intensities", found, remedy)
     return image
 
 

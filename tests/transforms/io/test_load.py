@@ -210,8 +210,31 @@ def test_one_frame_is_a_volume_and_several_are_named(tmp_path):
 def test_an_image_with_nan_or_infinite_voxels_is_refused(tmp_path, value):
     array = volume(dtype=np.float32)
     array[1, 2, 3] = value
-    with pytest.raises(VolumeError, match="found 1 NaN or infinite"):
+    remedy = r"repair the file; a training with data\.fill_nan" if np.isnan(value) else "repair the file$"
+    with pytest.raises(VolumeError, match=f"found 1 NaN or infinite voxels; {remedy}"):
         LoadVolumed("image")({"image": save(tmp_path / "a.nii", array)})
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nrrd"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16])
+def test_nan_voxels_become_the_number_that_is_given_and_no_others_change(tmp_path, suffix, dtype):
+    array, path = volume(dtype=dtype), tmp_path / f"a{suffix}"
+    if array.dtype.kind == "f":
+        array[1, 2, 3] = array[0] = np.nan
+    if suffix == ".nii":
+        save(path, array)
+    else:
+        sitk.WriteImage(itk_image(array, OBLIQUE), str(path))
+    found = LoadVolumed("image", fill_nan=-1024)({"image": [path, path]})["image"]
+    assert found.dtype == torch.float32
+    np.testing.assert_array_equal(found, np.stack([np.nan_to_num(array, nan=-1024)] * 2).astype(np.float32))
+
+
+def test_infinite_voxels_are_refused_also_where_nan_is_filled(tmp_path):
+    array = volume(dtype=np.float32)
+    array[1, 2, 3], array[2, 2, 2] = np.inf, np.nan
+    with pytest.raises(VolumeError, match=r"found 1 NaN or infinite voxels; repair the file$"):
+        LoadVolumed("image", fill_nan=0)({"image": save(tmp_path / "a.nii", array)})
 
 
 def test_only_image_and_label_are_loaded(tmp_path):
