@@ -42,8 +42,10 @@ test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type ch
 faults: $(VENV)/.test-ready  ## write the table of docs/reliability.md from the tests that inject the faults
 	$(BIN)/pytest -n 2 -m fault --write-faults
 
-soak: $(VENV)/.test-ready  ## kill a training 50 times at random moments, resume it, and print what was found (minutes)
+SOAK_MINUTES ?= 6
+soak: $(VENV)/.test-ready  ## kill training, caching, prediction and evaluation at random moments, go on, compare (SOAK_MINUTES=N)
 	$(BIN)/python -m tests.soak --kills 50
+	$(BIN)/python -m tests.soak_commands --minutes $(SOAK_MINUTES)
 
 FUZZ_EXAMPLES ?= 20000
 fuzz: $(VENV)/.test-ready  ## mutate files of every format at random, some ten minutes (FUZZ_EXAMPLES=N a test)
