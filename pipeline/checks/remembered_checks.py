@@ -176,10 +176,19 @@ def _image(fields: dict[str, Any]) -> ImageStatistics:
     as_tuples = {name: tuple(fields[name]) for name in tuples}
     by_class = tuple(tuple(row) for row in fields["by_class"])
     labelled = fields["labelled"]
-    if labelled is not None:
-        labelled = Histogram(labelled["start"], labelled["width"], np.array(labelled["counts"], np.int64))
-    others = {"by_class": by_class, "path": Path(fields["path"]), "labelled": labelled}
+    others = {
+        "by_class": by_class,
+        "path": Path(fields["path"]),
+        "labelled": None if labelled is None else _histogram(labelled),
+    }
     return ImageStatistics(**{**fields, **as_tuples, **others})
+
+
+def _histogram(fields: dict[str, Any]) -> Histogram:
+    counts = np.array(fields["counts"], np.int64)
+    if counts.ndim != 1 or not counts.sum() > 0:
+        raise ValueError("a histogram without voxels")
+    return Histogram(float(fields["start"]), float(fields["width"]), counts)
 
 
 def _label(fields: dict[str, Any]) -> LabelStatistics:

@@ -111,14 +111,15 @@ def test_what_was_found_with_nan_filled_is_not_remembered_without(folder: Folder
     assert (other["a"], other["b"]) == (hounsfield("a").min(), -3000)
 
 
+@pytest.mark.parametrize("counts", ["class_voxels", "counts"])
 @pytest.mark.parametrize("count", ["1e999", str(2**70), "null", '"many"', "[]", "NaN"])
-def test_a_number_that_no_count_can_be_is_not_believed(folder: Folder, count: str) -> None:
+def test_a_number_that_no_count_can_be_is_not_believed(folder: Folder, counts: str, count: str) -> None:
     """An OverflowError out of one damaged line ended every start with a traceback."""
     config = settings(folder)
     expected = plain(list(screen(config).cases))
     memory = folder.root.parent / "cache" / "inspections.jsonl"
     lines = memory.read_text().splitlines()
-    lines[0] = re.sub(r'"class_voxels": \[\d+', f'"class_voxels": [{count}', lines[0])
+    lines[0] = re.sub(rf'"{counts}": \[\d+', f'"{counts}": [{count}', lines[0])
     memory.write_text("\n".join(lines) + "\n")
     assert plain(list(screen(config).cases)) == expected
 
