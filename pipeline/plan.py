@@ -6,15 +6,16 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipeline.checks.screening import Screened, mirrored_sides, screen
+from pipeline.checks.screening import Screened, assess, mirrored_sides, screen
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
+from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB, aligned, gigabytes, printable
@@ -22,7 +23,7 @@ from pipeline.files.atomic import write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
 from pipeline.planning.machine import Cost, Machine
 from pipeline.planning.network_shape import Triple
-from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 from transforms.left_right import find_sides
 
@@ -78,7 +79,8 @@ def plan(
         raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
     if output.exists():
         raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
-    config = Config(data=DataConfig(dataset_root=str(dataset), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases))
+    settings = DataConfig(str(dataset), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases, split_shares=SPLIT_SHARES)
+    config = Config(data=settings)
     screened = screen(config, progress)
     devices = choose_devices(None, None, "16")
     cores = available_cores()
@@ -108,7 +110,7 @@ def plan(
         found.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
     text = to_yaml(found, budget_s)
     write_atomically(output, lambda file: file.write(text.encode()))
-    return PlanReport(found, output, time.monotonic() - began, _warnings(found, config.data, screened))
+    return PlanReport(found, output, time.monotonic() - began, _warnings(found, screened))
 
 
 def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Cost:
@@ -143,31 +145,30 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Co
 
 def _summary(screened: Screened) -> DataSummary:
     assert screened.split is not None  # a data set that cannot be split was refused
-    n_cases = len(screened.split.train) + len(screened.split.val) + len(screened.split.test)
-    is_own = screened.dataset.split is not None
-    n_val = len(screened.split.val) if is_own else max(1, round(0.1 * n_cases))
-    n_train = len(screened.split.train) if is_own else n_cases - n_val
     names = screened.dataset.classes.names
     images = [case.images[0] for case in screened.cases if case.images]
     few = len(names) <= 4
     return DataSummary(
         sizes=tuple(image.world_size for image in images),
         spacings_mm=tuple(image.world_spacing_mm for image in images),
-        n_train=n_train,
-        n_val=n_val,
+        n_train=len(screened.split.train),
+        n_val=len(screened.split.val),
+        is_split=screened.dataset.split is not None,
         n_channels=len(screened.dataset.channel_names),
         class_names=names,
         mirrors=few and not find_sides(names).without_partner,
     )
 
 
-def _warnings(plan: Plan, data: DataConfig, screened: Screened) -> tuple[str, ...]:
-    """How many warnings there are about the data, and whether mirrored classes may bear the name of the other side."""
-    lines = list(plan.warnings)
-    if screened.findings:
-        lines.append(f"the data gives {len(screened.findings)} warnings, which bodyseg check explains")
-    planned = replace(data, data_aug=True, flips=tuple(plan.settings["data"]["flips"]))
-    return (*lines, *map(str, mirrored_sides(planned, screened.dataset)))
+def _warnings(plan: Plan, screened: Screened) -> tuple[str, ...]:
+    """What `bodyseg check` warns of with these settings: in full what follows from them, of the data how many."""
+    config = from_mapping(plan.settings)
+    findings = assess(config, screened.dataset, screened.cases).findings
+    of_plan = [finding for finding in findings if finding.kind == "class_lost"]
+    lines = [*plan.warnings, *map(str, of_plan)]
+    if len(findings) > len(of_plan):
+        lines.append(f"the data gives {len(findings) - len(of_plan)} warnings, which bodyseg check explains")
+    return (*lines, *map(str, mirrored_sides(config.data, screened.dataset)))
 
 
 def to_yaml(plan: Plan, budget_s: float) -> str:

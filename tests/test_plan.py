@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 
 import numpy as np
@@ -133,3 +134,28 @@ def test_a_plan_that_mirrors_classes_without_known_sides_warns(tmp_path, monkeyp
 
     assert not warned("left kidney", "right kidney")
     assert warned("vasen munuainen", "oikea munuainen")  # left and right kidney in Finnish
+
+
+def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):
+    def slow(request):
+        return [step(patch, batch, 1e-5 * math.prod(patch) * batch, 1, 1000) for patch, batch in request.steps]
+
+    monkeypatch.setattr("pipeline.plan.measure_steps", slow)
+    label = np.zeros((72, 72, 72), np.uint8)
+    label[8:60, 8:60, 8:60], label[30, 8:60, 8:60] = 1, 2
+    for case in "abcd":
+        for folder, volume in (("images", label * 100 + ord(case)), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save(tmp_path / folder / f"{case}.nii.gz", volume.astype(np.uint8), np.eye(4))
+    (tmp_path / "labels.json").write_text(json.dumps(["background", "brain", "falx"]))
+    warned = {}
+    for budget in ("2min", "8h"):
+        output = tmp_path / f"{budget}.yaml"
+        flags = ["--budget", budget, "--output", str(output), "--cache_dir", str(tmp_path / "cache")]
+        assert main(["plan", str(tmp_path), *flags]) == 0
+        warned[min(yaml.safe_load(output.read_text())["data"]["spacing_mm"])] = capsys.readouterr().err
+    fine, coarse = sorted(warned)
+    assert fine == 1
+    assert coarse >= 2
+    assert "falx (in 4 cases)" in warned[coarse]
+    assert "falx" not in warned[fine]

@@ -79,6 +79,8 @@ class DataSummary:
     """Voxel sizes of each case."""
     n_train: int
     n_val: int
+    is_split: bool
+    """Whether the data set brings its own division."""
     n_channels: int
     class_names: tuple[str, ...]
     """Background first."""

@@ -12,6 +12,9 @@ from pipeline.planning.choice import NARROW, WIDE_STEPS, Choice, DataSummary, Me
 from pipeline.planning.machine import Machine
 from pipeline.planning.stages import N_EPOCHS, VALIDATION_SHARE
 
+SPLIT_SHARES = (90.0, 10.0, 0.0)
+"""Percent of the cases for training, validation and test, where the data set has no split of its own."""
+
 LEARNING_RATE = 2e-3
 WEIGHT_DECAY = 1e-4
 WARMUP_SHARE = 0.07
@@ -96,7 +99,9 @@ def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -
     plan.put("data.patch_growth", growth, "small patches first, in equal shares of the time: patch, batch, epochs")
     because = f"{schedule.n_batches} steps an epoch, for about {N_EPOCHS} epochs in all"
     plan.put("data.patches_per_case", schedule.patches_per_case, because)
-    plan.put("data.split_shares", [90, 10, 0], "no case is left out for a test: evaluate on other data")
+    if not data.is_split:
+        because = "no case is left out for a test: evaluate on other data"
+        plan.put("data.split_shares", list(SPLIT_SHARES), because)
     plan.put("data.data_aug", True, "varied patches")
     plan.put("data.flips", [0] if data.mirrors else [], _why_flips(data))
     workers = 0 if machine.accelerator == "cpu" else machine.n_cores

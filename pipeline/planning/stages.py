@@ -112,6 +112,8 @@ def least_seconds(cost: Cost, stages: Sequence[Stage], cases: Cases) -> float:
 
 def _validations(cost: Cost, stages: Sequence[Stage], cases: Cases) -> tuple[float, float]:
     """Seconds of one validation, and of the only one that there must be with the case that is tried beforehand."""
+    if not cases.n_val:
+        return 0.0, 0.0
     case_s = cases.validation_s(cost, stages[-1].patch)
     validation_s = math.ceil(cases.n_val / cost.n_processes) * case_s
     return validation_s, validation_s + case_s
@@ -129,7 +131,8 @@ def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s:
     epochs = [math.floor(n / per_epoch) for n in steps[:-1]]
     used_s = sum(n * per_epoch * one_s for n, one_s in zip(epochs, step_s, strict=False))
     epochs.append(math.floor((available_s - used_s) / (per_epoch * step_s[-1])))
-    most = max(1, math.floor((VALIDATION_SHARE * training_s - only_s) / validation_s) + 1)
+    more = (VALIDATION_SHARE * training_s - only_s) / validation_s if validation_s else 0
+    most = 1 + max(0, math.floor(more))
     every = math.ceil(sum(epochs) / most)
     return Schedule(
         stages=tuple(stages),

@@ -127,6 +127,12 @@ def test_the_largest_patch_is_trained_for_forty_steps_at_least(minutes, n_proces
     assert (plan.settings["training"]["max_epochs"] - grown) * n_batches >= 40
 
 
+def test_a_data_set_that_is_divided_keeps_its_split():
+    plan = make_plan(replace(HIPPOCAMPUS, is_split=True), MACHINE, 300, Measured())
+    assert "split_shares" not in plan.settings["data"]
+    assert make_plan(HIPPOCAMPUS, MACHINE, 300, Measured()).settings["data"]["split_shares"] == [90, 10, 0]
+
+
 def test_every_setting_has_a_reason():
     plan = make_plan(HIPPOCAMPUS, MACHINE, 300, Measured())
     names = {f"{group}.{key}" for group, keys in plan.settings.items() for key in keys}

@@ -15,7 +15,7 @@ def random_trainings(n):
     for _ in range(n):
         cost = Cost(*rng.uniform(0, (0.1, 1e-5, 1e9, 3000, 1e-6)), n_processes=int(rng.integers(1, 5)))
         sizes = tuple(tuple(int(n) for n in rng.integers(20, 150, 3)) for _ in range(4))
-        cases = Cases(sizes, n_train=int(rng.integers(1, 500)), n_val=int(rng.integers(1, 50)))
+        cases = Cases(sizes, n_train=int(rng.integers(1, 500)), n_val=int(rng.integers(0, 50)))
         multiple = (8, 8, 4)
         patch = tuple(int(k) * m for k, m in zip(rng.integers(2, 20, 3), multiple, strict=True))
         yield cost, cases, growing(patch, int(rng.integers(1, 3)), multiple)
