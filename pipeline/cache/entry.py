@@ -24,6 +24,7 @@ import torch
 from monai.data import MetaTensor
 
 from pipeline.files.atomic import replace_durably
+from transforms.io.grid import voxel_edges_mm
 from transforms.patches import places_of
 from transforms.slabs import segmentation_dtype
 
@@ -209,8 +210,7 @@ class StoredEntry:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel size along i, j, k."""
-        i, j, k = np.linalg.norm(np.array(self.entry.affine)[:3, :3], axis=0).tolist()
-        return i, j, k
+        return voxel_edges_mm(np.array(self.entry.affine))
 
     @property
     def lowest(self) -> tuple[float, ...]:

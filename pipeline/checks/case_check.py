@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
-from nibabel.orientations import aff2axcodes
 
 from pipeline.checks.findings import Finding, Severity, from_error
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, measure_image, measure_label
@@ -257,7 +256,7 @@ def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: 
     except ValueError:
         return None  # a table that no label can be read with: an error of the data set
     classes = lookup.indices(array, str(path))
-    orientation = "".join(aff2axcodes(volume.affine))
+    orientation = volume.geometry.orientation
     return _Label(classes, measure_label(classes, affine, len(table.names), orientation=orientation))
 
 
@@ -300,7 +299,7 @@ def _read_masks(
             continue
         grid = grid or volume.geometry
         merged = merged or MergedMasks(grid.shape, n_classes)
-        orientation = orientation or "".join(aff2axcodes(volume.affine))
+        orientation = orientation or volume.geometry.orientation
         change = _onto(volume, grid, path, "mask", notes)
         try:
             inside = mask_of(volume.array, str(path))

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from nibabel.orientations import aff2axcodes, io_orientation
+from nibabel.orientations import io_orientation
 from scipy import ndimage
 
 from pipeline.checks.histogram import Histogram
-from transforms.io.grid import Affine, along_world_axes
+from transforms.io.grid import Affine, along_world_axes, voxel_edges_mm, voxel_ml
 from transforms.io.load import Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -129,7 +129,7 @@ def measure_image(
         path=path,
         shape=array.shape,
         spacing_mm=geometry.spacing_mm,
-        orientation="".join(aff2axcodes(volume.affine)),
+        orientation=geometry.orientation,
         shear_degrees=geometry.shear_degrees,
         dtype=str(array.dtype),
         kind=volume.kind,
@@ -237,7 +237,7 @@ def measure_label(
         class_voxels=class_voxels,
         centroids_mm=(sums / sizes[:, None]) @ affine[:3, :3].T + affine[:3, 3],
         thickness_mm=_thickness_mm(label, affine, class_voxels),
-        voxel_ml=abs(float(np.linalg.det(affine[:3, :3]))) / 1000,
+        voxel_ml=voxel_ml(affine),
         orientation=orientation,
         overlaps=tuple(overlaps),
     )
@@ -247,7 +247,7 @@ def _thickness_mm(
     label: Int[np.ndarray, "i j k"], affine: Affine, class_voxels: Int[np.ndarray, " n_classes"]
 ) -> Float[np.ndarray, "n_classes 3"]:
     thickness = np.full((len(class_voxels), 3), np.nan)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_edges_mm(affine)
     world_axis = io_orientation(affine)[:, 0].astype(int)
     for index, box in enumerate(ndimage.find_objects(label, len(class_voxels) - 1), start=1):
         if box is None:

@@ -20,7 +20,7 @@ from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
-from transforms.io.grid import Geometry
+from transforms.io.grid import Geometry, voxel_ml
 from transforms.io.label_values import ignore_index
 
 Absent = Literal["left_out", "scored"]
@@ -216,7 +216,7 @@ def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
 def _overlap(reference: np.ndarray, predicted: np.ndarray, classes: CommonClasses, affine: np.ndarray) -> ClassScores:
     maps = torch.from_numpy(reference), torch.from_numpy(predicted)
     histogram = joint_histogram(*maps, len(classes.names), classes.ignored)
-    return class_scores(histogram, voxel_ml=abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
+    return class_scores(histogram, voxel_ml=voxel_ml(affine))
 
 
 def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray) -> str:

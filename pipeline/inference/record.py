@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import nibabel as nib
-import numpy as np
 import torch
 
 from pipeline.compute.memory import peak_memory_bytes
@@ -22,6 +20,7 @@ from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import Segmentation, SegmentationError
 from transforms.chains import root_cause
+from transforms.io.grid import orientation, voxel_edges_mm
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +178,6 @@ def record_done(
         segmentation.voxels,
         strict=True,
     )
-    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
     return CaseRecord(
         case=case.id,
         status="done",
@@ -191,8 +189,8 @@ def record_done(
         warnings=warnings,
         geometry=Grid(
             shape=segmentation.array.shape,
-            spacing_mm=tuple(round(float(mm), 6) for mm in spacing_mm),
-            orientation="".join(nib.aff2axcodes(affine)),
+            spacing_mm=tuple(round(mm, 6) for mm in voxel_edges_mm(affine)),
+            orientation=orientation(affine),
             affine=affine.tolist(),
             kind=segmentation.source_kind,
         ),

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from monai.data import MetaTensor
-from nibabel.orientations import aff2axcodes
 
 from pipeline.checks.modality import AIR_HU
 from pipeline.inference.model import Model
 from pipeline.planning.scan_range import Triple
 from transforms.intensity import FIXED_RANGES
-from transforms.io.grid import along_world_axes
+from transforms.io.grid import SHEAR_TOLERANCE, along_world_axes, orientation, skew, voxel_edges_mm
 
 AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
 """World axes x, y and z."""
@@ -23,9 +22,6 @@ FAR_SPACING = 2.0
 
 FAR_EXTENT = 1.5
 """The same for the field of view, which is stretched to the network's grid."""
-
-SHEAR_TOLERANCE = 1e-3
-"""Cosine between two voxel axes from which a grid counts as sheared; header precision leaves about 1e-6."""
 
 
 class ScanFacts(NamedTuple):
@@ -56,18 +52,18 @@ class ScanFacts(NamedTuple):
     @property
     def orientation(self) -> str:
         """Where the voxel axes run, as "RAS"."""
-        return "".join(aff2axcodes(self.affine))
+        return orientation(self.affine)
 
     @property
     def spacing_mm(self) -> Triple:
         """Edge lengths of a voxel along the world axes."""
-        return along_world_axes(np.linalg.norm(self.affine[:3, :3], axis=0).tolist(), self.orientation)
+        return along_world_axes(voxel_edges_mm(self.affine), self.orientation)
 
     @property
     def extent_mm(self) -> Triple:
         """Field of view along the world axes."""
-        edges = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return along_world_axes((edges * self.shape).tolist(), self.orientation)
+        extent = np.multiply(voxel_edges_mm(self.affine), self.shape)
+        return along_world_axes(extent.tolist(), self.orientation)
 
 
 def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
@@ -78,8 +74,7 @@ def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
     else:
         warnings += _kind_warnings(scan, model)
     warnings += _range_warnings(scan, model)
-    axes = scan.affine[:3, :3] / np.linalg.norm(scan.affine[:3, :3], axis=0)
-    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+    if skew(scan.affine) > SHEAR_TOLERANCE:
         warnings.append("the scan's voxel axes are not perpendicular; ITK and 3D Slicer cannot open such results")
     if model.scans is None:
         return warnings

@@ -19,6 +19,7 @@ from torch import Tensor
 from pipeline.phantoms.balls import GeometryProof, around_ball, geometry_proof
 from pipeline.phantoms.nifti import write_nifti
 from transforms.chains import preprocessing_arguments, preprocessing_chain
+from transforms.io.grid import voxel_edges_mm
 from transforms.restore import FeatureMap, restore
 
 MARK_MM = 36.0
@@ -47,8 +48,7 @@ class Grid:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """The edge lengths of a voxel along i, j and k in mm."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
+        return voxel_edges_mm(self.affine)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
     label = _restored_label(case["label"].as_tensor()[0], case["label"].affine.numpy(), grid, len(proof.names) + 1)
     marks = Marks(drawn, _restored_marks(case["image"].as_tensor()[0], affine, grid))
     structures = [_compared(n, proof, grid, marks, label) for n in range(len(proof.names))]
-    edges = [*grid.spacing_mm, *np.linalg.norm(affine[:3, :3], axis=0).tolist()]
+    edges = [*grid.spacing_mm, *voxel_edges_mm(affine)]
     return RoundTrip(grid, tuple(case["image"].shape[1:]), max(edges), tuple(structures))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.files.atomic import write_atomically
 from pipeline.writers.segmentation import Segmentation, printable
+from transforms.io.grid import SHEAR_TOLERANCE, skew, voxel_edges_mm
 from transforms.io.nifti import stored_header
 
 CARET = 30
@@ -102,11 +103,10 @@ def _header(segmentation: Segmentation, dtype: np.dtype) -> nib.Nifti1Header:
 def _set_affine(header: nib.Nifti1Header, affine: NDArray[np.float64]) -> None:
     header.set_xyzt_units("mm")
     header.set_sform(affine, 1)
-    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    if np.abs(directions.T @ directions - np.eye(3)).max() < 1e-3:
+    if skew(affine) < SHEAR_TOLERANCE:
         header.set_qform(affine, 1)
     else:  # a quaternion cannot hold a shear
-        header["pixdim"][1:4] = np.linalg.norm(affine[:3, :3], axis=0)
+        header["pixdim"][1:4] = voxel_edges_mm(affine)
 
 
 def _label_table(segmentation: Segmentation) -> bytes:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.files.atomic import write_atomically
 from pipeline.visualisation.overlay import overlay_slice
 from pipeline.writers.segmentation import Segmentation
+from transforms.io.grid import voxel_edges_mm
 from transforms.resize import voxel_map
 
 PLANES = (("sagittal", 0), ("coronal", 1), ("axial", 2))
@@ -42,7 +43,7 @@ def write_preview(segmentation: Segmentation, image: PreviewImage, path: Path) -
     found = _on_grid(segmentation, image.array.shape, image.affine)
     inside = np.nonzero(found)
     centre = [int(np.median(index)) if index.size else n // 2 for index, n in zip(inside, found.shape, strict=True)]
-    spacing_mm = np.linalg.norm(image.affine[:3, :3], axis=0)
+    spacing_mm = voxel_edges_mm(image.affine)
     figure = Figure(figsize=(3 * HEIGHT_INCHES, HEIGHT_INCHES), facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     for column, (title, axis) in enumerate(PLANES, start=1):

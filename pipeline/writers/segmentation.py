@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.visualisation.overlay import class_colours
+from transforms.io.grid import voxel_ml
 
 LONGEST_NAME = 80
 """Characters of a file name made from a class name; with suffixes it stays below the 255 bytes of file systems."""
@@ -70,7 +71,7 @@ class Segmentation:
     @property
     def voxel_ml(self) -> float:
         """Volume of a voxel in ml."""
-        return float(abs(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return voxel_ml(self.affine)
 
 
 def values_of(class_names: Sequence[str], label_values: Sequence[int] = ()) -> NDArray[np.integer]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 from jaxtyping import Float64, Shaped
+from nibabel.orientations import aff2axcodes
 
 from transforms.io.errors import VolumeError
 from transforms.io.limits import MAX_VOXELS
@@ -34,6 +35,10 @@ GRID_TOLERANCE_VOXELS = 0.1
 """Two grids are the same when no corner lies further apart than this share of the smallest voxel edge."""
 
 
+SHEAR_TOLERANCE = 1e-3
+"""Cosine between two voxel axes from which a grid counts as sheared; header precision leaves about 1e-6."""
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """A volume without its voxels."""
@@ -49,15 +54,17 @@ class Geometry:
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
         """The edge lengths of a voxel along i, j and k in mm."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
-        return float(x), float(y), float(z)
+        return voxel_edges_mm(self.affine)
 
     @property
     def shear_degrees(self) -> float:
         """How far the voxel axes are from standing at right angles; 0 for a box."""
-        axes = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
-        cosines = (axes.T @ axes)[np.triu_indices(3, 1)]
-        return float(np.degrees(np.arcsin(np.abs(cosines).max().clip(max=1))))
+        return float(np.degrees(np.arcsin(skew(self.affine))))
+
+    @property
+    def orientation(self) -> str:
+        """Where the voxel axes run, as "RAS"."""
+        return orientation(self.affine)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +129,7 @@ def check_affine(affine: Shaped[np.ndarray, "4 4"], where: str) -> Affine:
     affine = np.asarray(affine, dtype=np.float64)
     if not np.isfinite(affine).all():
         raise VolumeError("bad_affine", where, "a finite affine", _rows(affine), "repair the header")
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    lengths = np.array(voxel_edges_mm(affine))
     # The determinant of the unit axes is the volume of the cell they span: 1 when orthogonal, 0 when flat.
     if lengths.min() < 1e-6 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
         expected = "an affine that spans three dimensions"
@@ -162,6 +169,40 @@ def check_memory(n_bytes: int, where: str) -> None:
     if n_bytes > free:
         expected, found = f"{n_bytes / 1e9:.3g} GB of memory for its voxels", f"{free / 1e9:.3g} GB free"
         raise VolumeError("too_large", where, expected, found, "crop the volume, or end other programs")
+
+
+def voxel_edges_mm(affine: Affine) -> tuple[float, float, float]:
+    """Return the edge lengths of a voxel along i, j and k in mm.
+
+    >>> voxel_edges_mm(np.diag([-0.5, 0.5, 3.0, 1.0]))
+    (0.5, 0.5, 3.0)
+    """
+    i, j, k = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return i, j, k
+
+
+def voxel_ml(affine: Affine) -> float:
+    """Return the volume of a voxel in ml.
+
+    >>> round(voxel_ml(np.diag([10.0, 10.0, 20.0, 1.0])), 6)
+    2.0
+    """
+    return abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+
+
+def skew(affine: Affine) -> float:
+    """Return the greatest cosine between two voxel axes: 0 where all stand at right angles, 1 where two coincide."""
+    axes = affine[:3, :3] / voxel_edges_mm(affine)
+    return float(np.abs((axes.T @ axes)[np.triu_indices(3, 1)]).max().clip(max=1))
+
+
+def orientation(affine: Affine) -> str:
+    """Return where the voxel axes run, as "RAS".
+
+    >>> orientation(LPS_TO_RAS)
+    'LPS'
+    """
+    return "".join(aff2axcodes(affine))
 
 
 def along_world_axes(values: Sequence[float], orientation: str) -> tuple[float, float, float]:
