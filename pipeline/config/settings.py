@@ -272,6 +272,9 @@ class TrainingConfig:
     poly."""
     weight_decay: float = 0.0
     """Weight decay: apart from the gradient with adamw, added to it with sgd."""
+    ema: float | None = None
+    """Decay of an exponential moving average of the weights, such as 0.999, which is then validated and kept in
+    best_model.ckpt; after n steps min(ema, (1 + n) / (10 + n)); null = the weights themselves."""
     max_epochs: int = 100
     """Epochs to train."""
     warmup_epochs: int = 5
@@ -310,6 +313,7 @@ class TrainingConfig:
             0 <= self.weight_decay < math.inf,
             f"training.weight_decay must be a number of 0 or more, got {self.weight_decay}",
         )
+        require(self.ema is None or 0 < self.ema < 1, f"training.ema must lie between 0 and 1, got {self.ema}")
         require(self.max_epochs >= 1, f"training.max_epochs must be at least 1, got {self.max_epochs}")
         require(self.warmup_epochs >= 0, f"training.warmup_epochs must be 0 or more, got {self.warmup_epochs}")
         require(self.n_gpus is None or self.n_gpus >= 0, f"training.n_gpus must be 0 or more, got {self.n_gpus}")

@@ -65,7 +65,7 @@ def build_module(
         # Drawn after the network's weights, which are thereby the same with and without them
         coarse_heads=CoarseHeads(network, n_classes) if training.deep_supervision else None,
         schedule=Schedule(training.lr, training.warmup_epochs, training.max_epochs, training.schedule),
-        optimisation=Optimisation(training.optimizer, training.weight_decay),
+        optimisation=Optimisation(training.optimizer, training.weight_decay, training.ema),
         seed=training.seed,
         compile_features=training.compile,
         skip_undefined=training.on_nan_loss == "skip",

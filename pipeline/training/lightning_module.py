@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import Schedule
+from pipeline.training.weight_average import WeightAverage
 from pipeline.training.weighted_mean import WeightedMean
 from transforms.slabs import segmentation_dtype
 
@@ -84,6 +86,9 @@ class SegmentationModule(pl.LightningModule):
         self.n_classes = n_classes
         self.schedule = schedule
         self.optimisation = optimisation
+        self.average = None if optimisation.ema is None else WeightAverage(optimisation.ema)
+        """The moving average of the network's weights; None: there is none."""
+        self._averaged = ExitStack()
         self.seed = seed
         self.skip_undefined = skip_undefined
         self.window = window
@@ -169,6 +174,8 @@ class SegmentationModule(pl.LightningModule):
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then free the gradients: left until the next backward pass, they would lie between its activations."""
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.average is not None and not self._skipped_in_a_row:  # else the step was left out
+            self.average.update(self.network)
         optimizer.zero_grad()
         self._samples_of_step.clear()
         self._cases_of_step.clear()
@@ -247,6 +254,20 @@ class SegmentationModule(pl.LightningModule):
             most = math.ceil(most / self.trainer.accumulate_grad_batches)
         if self._skipped_in_a_row >= (SCALED_STEPS_TO_GIVE_UP if was_scaled else most):
             raise TrainingError(f"{where}, like all of the {self._skipped_in_a_row} steps before it; {advice}")
+
+    def kept_weights(self) -> AbstractContextManager[None]:
+        """Give the network the weights that are validated and kept, for a while: the average where there is one."""
+        return nullcontext() if self.average is None else self.average.in_place_of_weights(self.network)
+
+    def on_validation_start(self) -> None:
+        """Validate the weights that are kept."""
+        if self.average is not None:
+            self.average.share(self.network)
+        self._averaged.enter_context(self.kept_weights())
+
+    def on_validation_end(self) -> None:
+        """Go on with the trained weights."""
+        self._averaged.close()
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""

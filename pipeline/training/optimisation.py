@@ -1,4 +1,4 @@
-"""How gradients change the weights."""
+"""How gradients change the weights, and whether an average of these is kept."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Optimisation:
     """Which optimiser."""
     weight_decay: float = 0.0
     """Apart from the gradient in AdamW, a part of it in SGD."""
+    ema: float | None = None
+    """Decay of the moving average of the weights, see `weight_average`; None: there is none."""
 
     def build(self, parameters: Iterable[nn.Parameter], *, lr: float, fused: bool) -> torch.optim.Optimizer:
         """AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov's momentum (Sutskever et al. 2013)."""

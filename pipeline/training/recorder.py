@@ -173,10 +173,11 @@ class RunRecorder(pl.Callback):
 
     def _write_best(self, module: SegmentationModule, history: TrainingLog) -> None:
         assert history.best_epoch is not None
-        write_best(
-            self.folder.best_checkpoint,
-            module.network,
-            self.description,
-            epoch=history.best_epoch,
-            val_miou=history.best_val_miou,
-        )
+        with module.kept_weights():
+            write_best(
+                self.folder.best_checkpoint,
+                module.network,
+                self.description,
+                epoch=history.best_epoch,
+                val_miou=history.best_val_miou,
+            )

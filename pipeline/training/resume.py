@@ -222,6 +222,8 @@ class ResumeState:
     """What the files of every case held, by case id; empty in states of earlier versions."""
     coarse_heads: Mapping[str, Any] = field(default_factory=dict)
     """The state_dict of the heads of deep supervision; empty where there are none."""
+    average: Mapping[str, Any] = field(default_factory=dict)
+    """The state of the moving average of the weights; empty where there is none."""
 
     @property
     def holds_best(self) -> bool:
@@ -240,6 +242,7 @@ class ResumeState:
             "skipped_steps": self.skipped_steps,
             "contents": dict(self.contents),
             "coarse_heads": dict(self.coarse_heads),
+            "average": dict(self.average),
         }
 
 
@@ -256,6 +259,7 @@ def resume_state(
         skipped_steps=module.skipped_steps,
         contents=contents or {},
         coarse_heads=module.coarse_heads.state_dict() if module.coarse_heads is not None else {},
+        average=module.average.state_dict() if module.average is not None else {},
     )
 
 
@@ -286,7 +290,7 @@ def read_resume(path: Path) -> ResumeState:
     except FileError as error:
         raise FileError(f"{path}: {error}; {start_again}") from error
     tables = {}  # states of earlier versions have none
-    for key, of in (("contents", "cases"), ("coarse_heads", "weights")):
+    for key, of in (("contents", "cases"), ("coarse_heads", "weights"), ("average", "weights")):
         tables[key] = state.get(key, {})
         if not isinstance(tables[key], dict):
             raise FileError(f"{path}: {key}: expected a table of {of}, found {tables[key]!r:.40}; {start_again}")
@@ -324,6 +328,8 @@ def restore(state: ResumeState, trainer: pl.Trainer, module: SegmentationModule)
         module.network.load_state_dict(state.network)
         if module.coarse_heads is not None:
             module.coarse_heads.load_state_dict(dict(state.coarse_heads))
+        if module.average is not None:
+            module.average.load_state_dict(state.average, module.network)
         trainer.optimizers[0].load_state_dict(state.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -96,6 +96,7 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--data.layout", "bids"], "data.layout"),
         (["--data.cache_limit_gb", ".inf"], "data.cache_limit_gb must be a number of 0 (no limit) or more, got inf"),
         (["--weight_decay", ".inf"], "training.weight_decay must be a number of 0 or more, got inf"),
+        (["--training.ema", "1"], "training.ema must lie between 0 and 1, got 1.0"),
         (["--data.spacing_mm", "1", "1", "1"], "data.spacing_mm is for patches; set data.mode to patch, or remove it"),
         (["--data.mode", "patch"], "data.spacing_mm []: expected three numbers of mm above 0"),
         ([*PATCHES, "--data.patch_growth", "[8, 8, 8, 2]"], "data.patch_growth [8, 8, 8, 2]: expected five numbers"),

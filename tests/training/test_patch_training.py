@@ -34,6 +34,7 @@ SETTINGS = {
     "data.patches_per_case": "2",
     "data.flips": "1",
     "training.deep_supervision": "true",
+    "training.ema": "0.9",
     "training.validate_every": "2",
 }
 
