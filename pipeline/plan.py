@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from pipeline.console.text import BYTES_PER_GB, aligned, gigabytes, printable
 from pipeline.files.atomic import write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
 from pipeline.planning.machine import Cost, Machine
-from pipeline.planning.network_shape import Triple
+from pipeline.planning.network_shape import Triple, target_spacing
 from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
+from pipeline.training.preparing_time import preparing_s
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 from transforms.left_right import find_sides
 
@@ -86,6 +87,13 @@ def plan(
     cores = available_cores()
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
     data = _summary(screened)
+    if progress:
+        progress(0, 1, "preparing two cases")
+    coarser = tuple(1.1 * mm for mm in target_spacing(data.sizes, data.spacings_mm))  # so that voxels are resampled
+    prepared = replace(config.data, mode="patch", spacing_mm=coarser)
+    data = replace(data, preparing_s=preparing_s(screened, prepared))
+    if progress:
+        progress(1, 1, "preparing two cases")
 
     def measure(
         steps: Sequence[tuple[Triple, int]], strides: Sequence[Triple], kernels: Sequence[Triple], channels: int
@@ -198,7 +206,8 @@ def to_text(report: PlanReport, budget_s: float) -> str:
         [
             *aligned(rows),
             "",
-            f"expected: {_minutes(report.plan.expected_s)} of training in a budget of {_minutes(budget_s)}, "
+            f"expected: {_minutes(report.plan.preparing_s)} of preparing cases that are not in the cache and "
+            f"{_minutes(report.plan.expected_s)} of training in a budget of {_minutes(budget_s)}, "
             f"{gigabytes(report.plan.expected_bytes, 1)} of memory; planning took {report.seconds:.0f} s",
             f"written to {printable(str(report.path))}; next: bodyseg train --config {printable(str(report.path))}",
         ]
@@ -212,6 +221,7 @@ def to_json(report: PlanReport) -> str:
         "settings": report.plan.settings,
         "because": report.plan.because,
         "expected_s": report.plan.expected_s,
+        "preparing_s": report.plan.preparing_s,
         "expected_bytes": report.plan.expected_bytes,
         "planning_s": report.seconds,
         "warnings": list(report.warnings),

@@ -30,7 +30,7 @@ START_S = 15.0
 """Seconds that starting a training and checking remembered cases take."""
 
 TRAINING_SHARE = 0.85
-"""Share of the other time that is left for training: checking, preparing and a slower moment need the rest."""
+"""Share of the time after starting and preparing in which steps and validations fit: a slower moment needs the rest."""
 
 MEMORY_SHARE = 0.8
 """Share of the memory that a step may take."""
@@ -86,6 +86,8 @@ class DataSummary:
     """Background first."""
     mirrors: bool
     """Whether scans may be mirrored left to right."""
+    preparing_s: float = 0.0
+    """Seconds of preparing all cases before a training."""
 
 
 @dataclass(frozen=True)
@@ -156,11 +158,11 @@ def choose(data: DataSummary, machine: Machine, budget_s: float, measure: Measur
     Raises:
         ConfigError: not even the smallest patch fits the memory, or can be trained and validated in the time.
     """
-    training_s = TRAINING_SHARE * (budget_s - START_S)
+    training_s = TRAINING_SHARE * (budget_s - START_S - data.preparing_s)
     wanted = max(LEAST_STEPS_IN_ALL, STEPS_A_CLASS * len(data.class_names))
     grid, cost, schedule = _finest(data, machine, training_s, wanted, measure)
     if schedule is None:
-        raise _refusal(grid, cost, machine)
+        raise _refusal(grid, cost, machine, data.preparing_s)
     if schedule.n_steps >= 4 * WIDE_STEPS:
         wide = grid.measured(measure, 2 * NARROW)
         wider = _largest(grid, wide, machine, training_s, wanted)
@@ -254,7 +256,7 @@ def _largest(grid: Grid, cost: Cost, machine: Machine, training_s: float, wanted
     return None
 
 
-def _refusal(grid: Grid, cost: Cost, machine: Machine) -> ConfigError:
+def _refusal(grid: Grid, cost: Cost, machine: Machine, preparing_s: float) -> ConfigError:
     """What is missing: memory for the smallest patch, or time for any that memory holds."""
     candidates = list(_candidates(grid, cost, machine))
     if not candidates:
@@ -265,8 +267,8 @@ def _refusal(grid: Grid, cost: Cost, machine: Machine) -> ConfigError:
             f"may take {MEMORY_SHARE:.0%} of it, found {gigabytes(machine.memory_bytes, 1)}; use a machine with more"
         )
     least_s = min(least_seconds(cost, stages, grid.cases) for stages in candidates)
-    minutes = math.ceil((least_s / TRAINING_SHARE + START_S) / 60)
+    minutes = math.ceil((least_s / TRAINING_SHARE + START_S + preparing_s) / 60)
     return ConfigError(
-        f"--budget: expected {minutes} minutes at least, since this machine takes so long for the shortest training "
-        f"and one validation of {grid.cases.n_val} cases; say --budget {minutes}min or more"
+        f"--budget: expected {minutes} minutes at least, since this machine takes so long for preparing the cases, the "
+        f"shortest training and one validation of {grid.cases.n_val} cases; say --budget {minutes}min or more"
     )

@@ -29,7 +29,9 @@ class Plan:
     because: dict[str, str] = field(default_factory=dict)
     """Reason by "group.key"."""
     expected_s: float = 0.0
-    """Seconds of the training."""
+    """Seconds of all steps and validations."""
+    preparing_s: float = 0.0
+    """Seconds of preparing the cases beforehand, where the cache does not hold them."""
     expected_bytes: float = 0.0
     """Memory at its peak."""
     warnings: list[str] = field(default_factory=list)
@@ -59,7 +61,8 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     """
     choice = choose(data, machine, budget_s, measure)
     schedule = choice.schedule
-    plan = Plan(expected_s=schedule.steps_s + schedule.validations_s, expected_bytes=choice.peak_bytes)
+    expected_s = schedule.steps_s + schedule.validations_s
+    plan = Plan(expected_s=expected_s, preparing_s=data.preparing_s, expected_bytes=choice.peak_bytes)
     if schedule.n_steps < choice.wanted_steps:
         plan.warnings.append(
             f"the time is short: it holds {schedule.n_steps} steps, where {len(data.class_names)} classes want "

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.cache.build import build_entries
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.checks.modality import IntensityChoice
-from pipeline.checks.screening import screen
+from pipeline.checks.screening import Screened, screen
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
@@ -165,19 +165,7 @@ def prepare_data(
     assert screened.split is not None  # a data set that cannot be split was refused
     dataset = replace(screened.dataset, split=screened.split)
     data = config.data
-    preprocessing = Preprocessing(
-        target_size=data.target_size,
-        intensity=screened.intensity.intensity,
-        window=screened.scaling.window,
-        percentiles=data.percentiles,
-        scaling=scaling,
-        keep_aspect=data.keep_aspect,
-        label_values=dataset.classes.values,
-        ignore_value=dataset.classes.ignore_value,
-        label_remap=dataset.classes.remap,
-        fill_nan=data.fill_nan,
-        spacing_mm=data.spacing_mm,
-    )
+    preprocessing = preprocessing_of(screened, data, scaling)
     cases = {case.id: case for case in dataset.cases}
     cached = {}
     for name, ids in (("train", screened.split.train), ("val", screened.split.val)):
@@ -214,6 +202,24 @@ def prepare_data(
         patches=patches,
         train=cached["train"],
         val=cached["val"],
+    )
+
+
+def preprocessing_of(screened: Screened, data: DataConfig, scaling: str = "centred") -> Preprocessing:
+    """How the cases of a checked data set are prepared with these settings."""
+    classes = screened.dataset.classes
+    return Preprocessing(
+        target_size=data.target_size,
+        intensity=screened.intensity.intensity,
+        window=screened.scaling.window,
+        percentiles=data.percentiles,
+        scaling=scaling,
+        keep_aspect=data.keep_aspect,
+        label_values=classes.values,
+        ignore_value=classes.ignore_value,
+        label_remap=classes.remap,
+        fill_nan=data.fill_nan,
+        spacing_mm=data.spacing_mm,
     )
 
 

@@ -127,6 +127,13 @@ def test_the_largest_patch_is_trained_for_forty_steps_at_least(minutes, n_proces
     assert (plan.settings["training"]["max_epochs"] - grown) * n_batches >= 40
 
 
+def test_preparing_the_cases_is_taken_from_the_time():
+    minutes = [make_plan(replace(HIPPOCAMPUS, preparing_s=s), MACHINE, 600 + s, Measured()) for s in (0, 300)]
+    assert minutes[0].settings["data"] == minutes[1].settings["data"]
+    with pytest.raises(ConfigError, match="--budget: expected 6 minutes at least"):
+        make_plan(replace(HIPPOCAMPUS, preparing_s=300), MACHINE, 300, Measured())
+
+
 def test_a_data_set_that_is_divided_keeps_its_split():
     plan = make_plan(replace(HIPPOCAMPUS, is_split=True), MACHINE, 300, Measured())
     assert "split_shares" not in plan.settings["data"]
