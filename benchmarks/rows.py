@@ -234,6 +234,18 @@ def startup(scale: str, data: str | None) -> Row:
     return Row("start-up", [Comparison("whole process", methods, [{"n": _n(scale, 3, 3)}], repeats=1, memory=None)])
 
 
+def growth(scale: str, data: str | None) -> Row:
+    """Memory that is not given back."""
+    settings = {"n": 4 if scale == TOY else 200}
+    return Row(
+        "resident memory in the course of 200",
+        [
+            Comparison(name, {"bodyseg": Job(job)}, [settings], folder=True, repeats=1, memory="peak")
+            for name, job in (("epochs", "growth.epochs"), ("predictions", "growth.predictions"))
+        ],
+    )
+
+
 def curve(scale: str, data: str | None) -> Row:
     """The same training with either loss."""
     # Where a level of the network is left with a voxel or two, normalising them turns rounding into noise: BodyNet,
@@ -297,6 +309,7 @@ ROWS: dict[str, Callable[[str, Any], Row]] = {
     "augmentation": augmentation,
     "epoch": epoch,
     "startup": startup,
+    "growth": growth,
     "curve": curve,
     "gpu": gpu,
 }
