@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import gpu, loading, report, runner, way_back
+from benchmarks import deadline, gpu, loading, report, runner, way_back
 from benchmarks.__main__ import main
 from benchmarks.measure import Measurement, measure
 from benchmarks.rows import FULL, REDUCED, ROWS, TOY
@@ -337,3 +337,27 @@ def test_a_failed_row_does_not_stop_the_others(monkeypatch, tmp_path, capsys):
     assert main(["--rows", "curve,epoch", "--output", str(tmp_path)]) == 1
     assert "row curve: row.a ended with code 1" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["epoch.reduced.json"]
+
+
+# Accuracy by the clock --------------------------------------------------------------------------------------------
+
+
+def test_held_out_cases_are_in_no_training(tmp_path):
+    for case in range(12):
+        for name in (
+            f"imagesTr/c{case:02}_0000.nii.gz",
+            f"imagesTr/c{case:02}_0001.nii.gz",
+            f"labelsTr/c{case:02}.nii.gz",
+        ):
+            path = tmp_path / "all" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(name)
+    names = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "all" / "dataset.json").write_text(json.dumps(names))
+    train, test = deadline.hold_out(tmp_path / "all", tmp_path / "work")
+    labels = {part: sorted(path.name[:3] for path in part.glob("labelsTr/*")) for part in (train, test)}
+    assert labels == {train: [f"c{i:02}" for i in range(12) if i not in (2, 7)], test: ["c02", "c07"]}
+    for part, cases in labels.items():
+        assert sorted(path.name for path in part.glob("imagesTr/*")) == [
+            f"{c}_000{k}.nii.gz" for c in cases for k in (0, 1)
+        ]
