@@ -140,6 +140,9 @@ def _sorted_series(folder: Path) -> list[_Slice]:
 
 
 def _too_few(slices: Sequence[_Slice], others: Counter[str], folder: Path) -> VolumeError:
+    if not slices and not others:
+        found = "a folder without DICOM files"
+        return VolumeError("unreadable", folder, "a DICOM folder", found, "convert it, or name the volume itself")
     found = f"one slice, {slices[0].path.name}" if slices else "none"
     passed_over = ", ".join(f"{count} of modality {modality}" for modality, count in others.most_common())
     if passed_over:

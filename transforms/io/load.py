@@ -135,13 +135,14 @@ def _known_kind(path: Path) -> str:
         raise VolumeError("missing_file", path, "a volume", "no such file or folder", remedy)
     if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
         raise VolumeError("unreadable", path, "a volume", "a pipe or device", "copy its content to a file")
+    if path.is_dir():
+        return "dicom"  # whether it holds a series is seen as its headers are read
     kind = volume_kind(path)
-    if kind is None and path.is_file() and is_dicom(path):
+    if kind is None and is_dicom(path):
         remedy = f"name its folder, {path.parent}, with all slices of the series"
         raise VolumeError("dicom_too_few_slices", path, "the folder of a DICOM series", "one DICOM file of it", remedy)
     if kind is None:
-        expected = f"a DICOM folder or one of {', '.join(_KINDS)}"
-        found = "a folder without DICOM files" if path.is_dir() else f"a file named {path.name}"
+        expected, found = f"a DICOM folder or one of {', '.join(_KINDS)}", f"a file named {path.name}"
         raise VolumeError("unreadable", path, expected, found, "convert it, or name the volume itself")
     return kind
 

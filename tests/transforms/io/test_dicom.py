@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pydicom
 import pytest
@@ -56,6 +58,15 @@ def test_every_dicom_slice_has_its_own_slope(tmp_path):
 def test_signed_dicom_pixels_keep_their_sign(tmp_path):
     stored = write_series(tmp_path / "series", signed=1)
     assert np.array_equal(read_volume(tmp_path / "series").array, stored)
+
+
+def test_a_folder_is_asked_once_what_it_holds(tmp_path, monkeypatch):
+    write_series(tmp_path)
+    opened = []
+    plain = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode, **more: opened.append(path) or plain(path, *mode, **more))
+    read_volume(tmp_path)
+    assert len({opened.count(path) for path in tmp_path.iterdir()}) == 1
 
 
 def test_other_files_in_a_dicom_folder_are_passed_over(tmp_path):
