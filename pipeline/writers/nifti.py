@@ -19,15 +19,12 @@ from nibabel.nifti1 import Nifti1Extension
 from numpy.typing import NDArray
 
 from pipeline.files.atomic import write_atomically
-from pipeline.writers.segmentation import Segmentation, printable
+from pipeline.writers.segmentation import Segmentation, header_text, packed
 from transforms.io.grid import SHEAR_TOLERANCE, skew, voxel_edges_mm
 from transforms.io.nifti import stored_header
 
 CARET = 30
 """Extension code of Caret, whose label tables Connectome Workbench and others read."""
-
-GZIP_LEVEL = 1
-"""Label maps are mostly runs: level 1 packs 512×512×800 in a second, level 9 saves a tenth and takes a minute."""
 
 GRID_FIELDS = (
     "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -69,9 +66,8 @@ def _slices(array: NDArray) -> Iterator[NDArray]:
 def _write(path: Path, header: nib.Nifti1Header, slices: Iterator[NDArray]) -> None:
     def stream_out(stream: BinaryIO) -> None:
         if path.name.endswith(".gz"):
-            # No name and no time in the stream: equal segmentations are equal files.
-            with gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as packed:
-                _stream(packed, header, slices)
+            with packed(stream) as file:
+                _stream(file, header, slices)
         else:
             _stream(stream, header, slices)
 
@@ -119,6 +115,6 @@ def _label_table(segmentation: Segmentation) -> bytes:
         label = ElementTree.SubElement(
             table, "Label", Key=str(value), Red=red, Green=green, Blue=blue, Alpha="1" if index else "0"
         )
-        label.text = printable(name)
+        label.text = header_text(name)
     ElementTree.SubElement(volume, "VolumeType").text = "Label"
     return ElementTree.tostring(root, encoding="UTF-8", xml_declaration=True)

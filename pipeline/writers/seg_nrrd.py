@@ -7,7 +7,6 @@ are LPS in this format, so that the affine's x and y rows change sign.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -16,8 +15,7 @@ from pydicom.sr.coding import Code
 from scipy import ndimage
 
 from pipeline.files.atomic import write_atomically
-from pipeline.writers.nifti import GZIP_LEVEL
-from pipeline.writers.segmentation import Segmentation, file_names, printable
+from pipeline.writers.segmentation import Segmentation, file_names, header_text, packed
 from pipeline.writers.terminology import Term, terms
 from transforms.io.grid import LPS_TO_RAS
 
@@ -31,9 +29,9 @@ def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
 
     def stream_out(stream: BinaryIO) -> None:
         stream.write(header.encode())
-        with gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0) as packed:
+        with packed(stream) as file:
             for plane in segmentation.slices():
-                packed.write(plane.tobytes(order="F"))
+                file.write(plane.tobytes(order="F"))
 
     write_atomically(path, stream_out)
 
@@ -88,4 +86,4 @@ def _terminology_entry(term: Term) -> str:
 
 def _escaped(text: str) -> str:
     """A NRRD value: one line, backslashes doubled (NRRD definition, "Key/value pairs")."""
-    return printable(text).replace("\\", "\\\\")
+    return header_text(text).replace("\\", "\\\\")

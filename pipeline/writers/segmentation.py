@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.visualisation.overlay import class_colours
 from transforms.io.grid import voxel_ml
+
+GZIP_LEVEL = 1
+"""Label maps are mostly runs: level 1 packs 512×512×800 in a second, level 9 saves a tenth and takes a minute."""
 
 LONGEST_NAME = 80
 """Characters of a file name made from a class name; with suffixes it stays below the 255 bytes of file systems."""
@@ -99,6 +104,11 @@ def values_of(class_names: Sequence[str], label_values: Sequence[int] = ()) -> N
     return np.array(values, next(kind for kind in types if max(values) <= np.iinfo(kind).max))
 
 
+def packed(stream: BinaryIO) -> gzip.GzipFile:
+    """Pack what is written; without name and time, so that equal segmentations are equal files."""
+    return gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0)
+
+
 def file_names(class_names: Sequence[str]) -> tuple[str, ...]:
     """A file name, without suffix, for each class: nothing that leaves a folder, hides a file or collides on a disk
     that ignores case, whatever the names in a data set or checkpoint say."""
@@ -115,7 +125,7 @@ def file_names(class_names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names.values())
 
 
-def printable(text: str) -> str:
+def header_text(text: str) -> str:
     """One line without control characters, for headers that lines and control characters would break."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
@@ -123,4 +133,4 @@ def printable(text: str) -> str:
 def segment_label(class_name: str) -> str:
     """What a class is called in a DICOM SEG: one line of at most LONGEST_LABEL characters, of which a backslash, which
     would part two values, is none."""
-    return printable(class_name).replace("\\", "/")[:LONGEST_LABEL]
+    return header_text(class_name).replace("\\", "/")[:LONGEST_LABEL]
