@@ -19,7 +19,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.text import printable, spreadsheet_text
+from pipeline.console.text import one_line, printable, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs
@@ -84,7 +84,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
             row, config = _read_row(name, folder)
         except (FileError, OSError, RecursionError) as error:
             named = error if isinstance(error, FileError) else f"{folder.config}: cannot be compared ({error})"
-            skipped.append(" ".join(str(named).split()))
+            skipped.append(one_line(named))
             continue
         rows.append(row)
         configs.append(config)

@@ -17,6 +17,7 @@ from pipeline.cache.case_store import CaseStore
 from pipeline.cache.entry import CacheError, StoredEntry, read_entry, read_header
 from pipeline.cache.key import sha256
 from pipeline.console.progress import Progress
+from pipeline.console.text import one_line
 from transforms.chains import root_cause
 
 
@@ -148,7 +149,7 @@ class CachedDataset(Dataset):
             cause = root_cause(error)
             if isinstance(cause, MemoryError):
                 raise cause from error
-            what = " ".join(f"{type(cause).__name__}: {cause}".split())
+            what = one_line(f"{type(cause).__name__}: {cause}")
             raise CacheError(f"case {case}: it cannot be augmented ({what}); check this case") from error
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 from pipeline.cli.plain_words import CommandParser, PlainHelp
-from pipeline.console.text import printable
+from pipeline.console.text import one_line, printable
 
 EXIT_DONE_IN_PART = 1
 EXIT_WRONG_INPUT = 2
@@ -38,14 +38,9 @@ def with_value(arguments: list[str], flag: str, values: str, default: str) -> li
     return result
 
 
-def words(text: str) -> list[str]:
-    """Words between commas; none for an empty text."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
     """Print one line to standard error; the exit code is handed through."""
-    print(f"bodyseg: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"bodyseg: {printable(one_line(message))}", file=sys.stderr)
     return code
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from pipeline.config.settings import ConfigError
+from pipeline.console.text import one_line
 
 _EXPECTED = {
     "int": "a whole number",
@@ -51,7 +52,7 @@ class PlainHelp(DefaultHelpFormatter):
 
 def explain(error: str, parser: ArgumentParser) -> str:
     """Turn the parser's message into one line: which argument, what was expected, what was found."""
-    text = " ".join(error.split()).removeprefix("Parser key ")
+    text = one_line(error).removeprefix("Parser key ")
     for pattern, say in _MESSAGES:
         if found := re.match(pattern, text):
             return say(found, parser)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, CommandParser, command_parser, with_value, words
+from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, CommandParser, command_parser, with_value
+from pipeline.console.text import words
 
 
 def run(arguments: list[str]) -> int:

@@ -28,6 +28,7 @@ from pipeline.compute.ranks import (
     read_rank,
     reported_failure,
 )
+from pipeline.console.text import one_line
 
 GRACE_S = 10.0
 """Seconds that a process has to end by itself after another one of its training has."""
@@ -98,7 +99,7 @@ def _in_words(children: list[subprocess.Popen]) -> Iterator[None]:
 def _what_became(children: list[subprocess.Popen], error: BaseException) -> str:
     """Word an error between processes: the other's own reason, how a child ended, else what the connection says."""
     if dist.is_initialized():
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         lost = f"another process has ended or cannot be reached ({reason})"
         return _sentence(reported_failure() or _dead(children, wait_s=2.0) or lost)
     dead = _dead(children, wait_s=2.0)
@@ -114,7 +115,7 @@ def _not_met(error: str) -> str:
         return f"port {here.port} of {here.address} is taken, perhaps by another training; {remedy}"
     joined = re.search(r"(\d+)/(\d+) clients joined", error)
     who = f"only {joined[1]} of {joined[2]} processes" if joined else f"process {here.rank} of {here.world_size} alone"
-    reason = " ".join(error.split())[:200]
+    reason = one_line(error, 200)
     return (
         f"{who} came to {here.address}:{here.port}, where all were to meet ({reason}); see why the others did not "
         "start, whether all can reach that address, and set another MASTER_PORT where the port is taken"

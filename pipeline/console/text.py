@@ -13,6 +13,24 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u061c\u2028-\u202e\u2066-\
 """Control characters, marks that reorder text (Unicode Annex 9), line separators and halves of surrogate pairs."""
 
 
+def one_line(text: object, most: int | None = None) -> str:
+    """Write a text, or what an error says, in one line of at most so many characters.
+
+    >>> one_line("no space\\n   left on device", most=13)
+    'no space left'
+    """
+    return " ".join(str(text).split())[:most]
+
+
+def words(text: str) -> list[str]:
+    """Words between commas; none for an empty text.
+
+    >>> words("liver, spleen,")
+    ['liver', 'spleen']
+    """
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def number(value: float, digits: int = 4) -> str:
     """Write a number for a table, nothing for NaN.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.console.progress import Progress
-from pipeline.console.text import some_of
+from pipeline.console.text import some_of, words
 from pipeline.datasets.class_table import ClassTable, parse_table
 from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
@@ -33,11 +33,11 @@ def parse_class_names(text: str) -> ClassNames | None:
     >>> parse_class_names("liver=1, spleen=2")
     {'liver': 1, 'spleen': 2}
     """
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not any("=" in word for word in words):
-        return words or None
+    given = words(text)
+    if not any("=" in word for word in given):
+        return given or None
     values: dict[str, int] = {}
-    for word in words:
+    for word in given:
         name, _, number = (part.strip() for part in word.rpartition("="))
         if not name or not (number.isascii() and number.isdecimal()) or name in values:
             raise EvaluationError(

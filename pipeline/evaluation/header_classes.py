@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipeline.console.text import first_lines, some_of
+from pipeline.console.text import first_lines, one_line, some_of
 from pipeline.datasets.class_table import ClassTable, parse_table
 from pipeline.datasets.dataset import Label
 from pipeline.evaluation.class_matching import match_names, plain_name
@@ -56,7 +56,7 @@ def read_headers(files: Mapping[str, Label], table: ClassTable | None, kind: Kin
         try:
             values = _header_values(source)
         except VolumeError as error:
-            refused[case] = " ".join(f"case {case}: {error}".split())
+            refused[case] = one_line(f"case {case}: {error}")
             continue
         if values:
             named[case] = values

@@ -19,6 +19,7 @@ import torch
 from pipeline.compute.memory import workers_that_fit
 from pipeline.compute.signals import handling
 from pipeline.console.progress import CaseProgress, Progress
+from pipeline.console.text import one_line
 from pipeline.evaluation.case_scores import CaseScores, Pair, score_case
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
@@ -64,7 +65,7 @@ def score_pairs(
             scores.append(result)
             note = f"{pair.case}: Dice {result.mean_dice:.3f}"
         else:
-            refused[pair.case] = " ".join(str(result).split())
+            refused[pair.case] = one_line(result)
             note = f"{pair.case}: refused"
         if progress:
             progress(done, len(pairs), "scoring", note)

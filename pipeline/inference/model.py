@@ -12,6 +12,7 @@ import torch
 
 from networks.checkpoint import network_of, read_checkpoint
 from networks.errors import NetworkError
+from pipeline.console.text import one_line
 from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
@@ -105,7 +106,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         pairs = checkpoint.get("sided_pairs")
         sided_pairs = None if pairs is None else tuple(tuple(str(name) for name in pair) for pair in pairs)
     except Exception as error:  # whatever a chain says to arguments that no training wrote
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
     network = network_of(checkpoint, path, map_location=device, trust=trust)
     return Model(

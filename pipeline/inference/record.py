@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from pipeline.compute.memory import peak_memory_bytes
+from pipeline.console.text import one_line
 from pipeline.inference.inputs import InputCase, ScanVersion
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions
@@ -211,7 +212,7 @@ def record_failed(case: InputCase, error: Exception) -> CaseRecord:
     """The record of a case that failed, with the reason in one line."""
     log.debug("case %s failed", case.id, exc_info=error)
     cause = root_cause(error)
-    message = " ".join(str(cause).split())
+    message = one_line(cause)
     if not isinstance(cause, ValueError | OSError):
         message = f"{type(cause).__name__}: {message}"
     return CaseRecord(case.id, "failed", tuple(str(path) for path in case.images), error=message)

@@ -16,7 +16,7 @@ import torch
 from pipeline.checks.modality import IntensityChoice
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
-from pipeline.console.text import some_of
+from pipeline.console.text import one_line, some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.files.lock import is_locked
@@ -273,7 +273,7 @@ def read_resume(path: Path) -> ResumeState:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a damaged file
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise FileError(f"{path}: cannot be resumed from ({reason}); {start_again}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != RESUME_FORMAT:
@@ -332,7 +332,7 @@ def restore(state: ResumeState, trainer: pl.Trainer, module: SegmentationModule)
             module.average.load_state_dict(state.average, module.network)
         trainer.optimizers[0].load_state_dict(state.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise FileError(
             f"the state to resume does not fit the network ({reason}); start again with --overwrite"
         ) from error

@@ -22,6 +22,7 @@ from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config
+from pipeline.console.text import one_line
 from pipeline.training.build import build_module
 from pipeline.training.cost import Trial
 from transforms.io.label_values import label_dtype
@@ -129,7 +130,7 @@ def main() -> int:
     try:
         trial = take_step(from_mapping(request.pop("config")), **request)
     except Exception as error:
-        print(json.dumps({"error": " ".join(f"{type(error).__name__}: {error}".split())}))
+        print(json.dumps({"error": one_line(f"{type(error).__name__}: {error}")}))
         return 1
     print(json.dumps(asdict(trial)))
     return 0

@@ -23,6 +23,7 @@ import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 
+from pipeline.console.text import one_line
 from pipeline.files.atomic import write_atomically
 from pipeline.writers.segmentation import Segmentation, SegmentationError, segment_label
 from pipeline.writers.terminology import Term, terms
@@ -58,7 +59,7 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
             document.save_as(content, enforce_file_format=True)
     except (ValueError, AttributeError, TypeError, KeyError) as error:
         raise SegmentationError(
-            f"{segmentation.source}: a DICOM SEG cannot refer to this series ({' '.join(str(error).split())[:300]}); "
+            f"{segmentation.source}: a DICOM SEG cannot refer to this series ({one_line(error, 300)}); "
             "choose the format nifti or nrrd"
         ) from error
     write_atomically(path, lambda stream: stream.write(content.getbuffer()))

@@ -1,15 +1,10 @@
-"""What the command lines share: words, flags that may stand alone, one line for an error."""
+"""What the command lines share: flags that may stand alone, one line for an error."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.cli.arguments import complain, warn, with_value, words
-
-
-def test_words_stand_between_commas():
-    assert words(" liver, spleen,,aorta ") == ["liver", "spleen", "aorta"]
-    assert words("") == []
+from pipeline.cli.arguments import complain, warn, with_value
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from pipeline.console.text import aligned, gigabytes, number, printable, some_of
+from pipeline.console.text import aligned, gigabytes, number, printable, some_of, words
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,8 @@ def test_columns_are_aligned_and_lines_end_without_spaces():
     assert aligned(rows) == ["class  dice  note", "liver   0.9", "a      0.95     x"]
     assert aligned(rows, left=(2,)) == ["class  dice  note", "liver   0.9", "    a  0.95  x"]
     assert aligned([]) == []
+
+
+def test_words_are_what_lies_between_commas():
+    assert words(" liver, spleen,,aorta ") == ["liver", "spleen", "aorta"]
+    assert words("") == []
