@@ -295,7 +295,7 @@ def _text_of_estimate(estimate: Estimate | None) -> Iterator[str]:
         yield "  step          not measured"
         return
     yield f"  step          {trial.step_s:.2f} s a batch, measured on {trial.device} in {trial.precision}"
-    yield f"  memory        {gigabytes(trial.peak_bytes)} at its peak, {gigabytes(estimate.memory_bytes)} there"
+    yield f"  memory        {gigabytes(estimate.peak_bytes)} at its peak, {gigabytes(estimate.memory_bytes)} there"
     counts = f"{estimate.steps_per_epoch} steps, no validation"
     if estimate.n_val:
         validated = f"{estimate.n_validations} of {estimate.max_epochs}"

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from networks.registry import check_network, network_settings
 from pipeline.cache.folder import one_at_a_time
-from pipeline.compute.devices import Devices, choose_devices
+from pipeline.compute.devices import Devices, choose_devices, shared_threads
 from pipeline.compute.launcher import launch
 from pipeline.compute.memory import available_cores, shared_memory
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
@@ -101,7 +101,8 @@ def train(
     folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_network(config.model.network, trust=trust)
-    with stop_at_once_on_signals(), only_training_in(folder) if is_first_process() else nullcontext():
+    alone = only_training_in(folder) if is_first_process() else nullcontext()
+    with stop_at_once_on_signals(), alone, shared_threads(devices.per_machine):
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
         _say_beginning(folder, state, resume, say)
         if state is not None and (early_stop := _early_stop(config, state)):

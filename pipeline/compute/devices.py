@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
-from pipeline.compute.ranks import read_rank
+from pipeline.compute.memory import available_cores
+from pipeline.compute.ranks import THIS_PROGRAM, read_rank
 from pipeline.config.settings import ConfigError
 
 
@@ -69,6 +73,24 @@ def choose_devices(n_gpus: int | None, n_processes: int | None, precision: str) 
             f"give --training.{setting} {started}, or have {here.started_by} start {per_machine}"
         )
     return Devices("gpu" if n_gpus else "cpu", per_machine, here.n_nodes, _training_precision(precision, n_gpus))
+
+
+@contextlib.contextmanager
+def shared_threads(n: int) -> Iterator[None]:
+    """Inside, give this process, one of `n` that this program starts on its machine, its share of the cores' threads.
+
+    torch gives every process a thread for each core; where several processes train together, these wait for each other,
+    spinning. OMP_NUM_THREADS comes first: torchrun sets it; and SLURM gives each task cores of its own.
+    """
+    if n == 1 or "OMP_NUM_THREADS" in os.environ or read_rank().started_by not in ("", THIS_PROGRAM):
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, available_cores() // n))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _n_gpus(n_gpus: int | None, n_processes: int | None, started: int | None, started_by: str) -> int:

@@ -76,8 +76,10 @@ class Estimate:
     epoch_s: float
     """Seconds of an epoch, mean over all: its steps and its share of the validations, without loading; 0 without a
     trial step."""
+    peak_bytes: int
+    """Most memory of all processes on a CPU, or of one GPU; 0 without a trial step."""
     trial: Trial | None
-    """One measured step; None where none was taken."""
+    """One measured step of one process; None where none was taken."""
 
 
 def estimate_training(
@@ -132,6 +134,7 @@ def estimate_training(
         steps_per_epoch=steps,
         max_epochs=training.max_epochs,
         epoch_s=steps * share * trial.step_s + validation_share * trial.validation_s if trial else 0.0,
+        peak_bytes=trial.peak_bytes * (devices.per_machine if devices.accelerator == "cpu" else 1) if trial else 0,
         trial=trial,
     )
     return estimate, tuple(_shortages(estimate, config.data.cache_limit_gb))
@@ -150,9 +153,9 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
     if 0 < cache_limit_gb * BYTES_PER_GB < estimate.cache_bytes:
         found = f"data.cache_limit_gb {cache_limit_gb:g}"
         yield Finding("error", "disk", "", estimate.cache_dir, needed, found, "raise or remove the limit")
-    if estimate.trial and estimate.trial.peak_bytes > HEADROOM * estimate.memory_bytes:
+    if estimate.trial and estimate.peak_bytes > HEADROOM * estimate.memory_bytes:
         expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
-        found = f"{gigabytes(estimate.trial.peak_bytes, 1)} in a trial step"
+        found = f"{gigabytes(estimate.peak_bytes, 1)} in a trial step of all processes"
         yield Finding("warning", "memory", "", estimate.trial.device, expected, found, _LESS_MEMORY)
 
 

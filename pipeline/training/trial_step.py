@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.compute.devices import choose_devices
+from pipeline.compute.devices import choose_devices, shared_threads
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config
@@ -103,8 +103,9 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
         enable_progress_bar=False,
     )
     batches = DataLoader(_OneItem(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
-    trainer.fit(module, batches, DataLoader(_OneItem(item, 1)))
-    return Trial(min(clock.steps_s[1:]), clock.validation_s, peak_bytes(), _device_name(), devices.precision)
+    with shared_threads(chosen.per_machine):
+        trainer.fit(module, batches, DataLoader(_OneItem(item, 1)))
+        return Trial(min(clock.steps_s[1:]), clock.validation_s, peak_bytes(), _device_name(), devices.precision)
 
 
 def _random_item(size: tuple[int, int, int], in_channels: int, n_classes: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pipeline.compute.devices import (
     choose_devices,
     choose_precision,
     cpu_computes_in_bfloat16,
+    shared_threads,
 )
 from pipeline.config.settings import ConfigError, TrainingConfig
 
@@ -117,3 +118,30 @@ def test_a_prediction_computes_in_bfloat16_where_the_device_does():
         choose_precision("64", cpu)
     with pytest.raises(ConfigError, match=r"16 \(float16\) needs a GPU"):
         choose_precision("16", cpu)
+
+
+@pytest.mark.parametrize(
+    ("environment", "n", "inside"),
+    [
+        ({}, 2, 3),
+        ({}, 8, 1),
+        ({}, 1, 5),
+        ({"OMP_NUM_THREADS": "5"}, 2, 5),
+        (BY_TORCHRUN, 2, 5),
+        (BY_TORCHRUN | {"BODYSEG_STARTED_BY": "1"}, 2, 3),
+        (BY_SLURM, 2, 5),
+    ],
+    ids=["two", "many", "alone", "OMP_NUM_THREADS", "torchrun", "started by this program", "SLURM"],
+)
+def test_processes_of_a_machine_share_its_cores_as_threads(launched, monkeypatch, environment, n, inside):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launched(environment)
+    monkeypatch.setattr("pipeline.compute.devices.available_cores", lambda: 6)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(5)
+        with shared_threads(n):
+            assert torch.get_num_threads() == inside
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)

@@ -83,6 +83,13 @@ def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> 
     assert (finding.severity, finding.kind) == ("warning", "memory")
     assert "90% of the memory" in finding.expected
     assert "--batch_size, --base_channels or --target_size" in finding.remedy
+    in_three = configured(
+        folder.root / "cases.json", data={"cache_dir": "cache"}, training={"n_processes": 3, "n_gpus": 0}
+    )
+    third = replace(TRIAL, peak_bytes=int(0.95 * memory_bytes("cpu") / 3))
+    estimate, findings = estimate_training(in_three, dataset, dataset.split, third)
+    assert estimate.peak_bytes == 3 * third.peak_bytes
+    assert [finding.kind for finding in findings] == ["memory"]
 
 
 @pytest.mark.parametrize(("every", "validated"), [(1, 10), (4, 3), (30, 1)])
