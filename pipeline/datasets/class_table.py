@@ -16,7 +16,9 @@ from pipeline.datasets.json_document import read_json
 from transforms.io.label_values import ignore_index
 
 _TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
-_LARGEST_VALUE = 2**31 - 1
+LARGEST_VALUE = 2**31 - 1
+"""Of a class: the largest number of the widest type that label files are written in."""
+
 _BACKGROUND = re.compile(
     r"(back(ground)?|bg|void|air|none|null|nothing|no[ _-]?label|un(labell?ed|known|defined|assigned|classified)|"
     r"clear|empty|exterior|outside|other|rest)([\W_].*)?|(.*[^0-9])?0",
@@ -132,9 +134,9 @@ def _table(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Path)
             )
     _refuse_twice("label value", values, source)
     _refuse_twice("class name", names, source)
-    if values[-1] > _LARGEST_VALUE:
+    if values[-1] > LARGEST_VALUE:
         raise DatasetError(
-            "dataset", source, f"values up to {_LARGEST_VALUE}", f"{str(values[-1])[:20]} for {names[-1]!r}",
+            "dataset", source, f"values up to {LARGEST_VALUE}", f"{str(values[-1])[:20]} for {names[-1]!r}",
             "correct the value",
         )  # fmt: skip
     if values[0] < 0 or len(pairs) < 2:

@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from transforms.io.detached import is_data_half
 from transforms.io.dicom import holds_dicom
 from transforms.io.load import volume_stem
 
@@ -39,14 +40,14 @@ class FileIndex:
 
         The data half (.img) of a pair is left out, since it would count its volume twice. Raises as `visible` does.
         """
-        return [path for path in self.visible(folder) if path.suffix.lower() != ".img" and self.is_volume(path)]
+        return [path for path in self.visible(folder) if not is_data_half(path) and self.is_volume(path)]
 
     def volume_files(self, folder: Path) -> list[Path]:
         """Return the visible files of a folder that their names make volumes. Raises as `visible` does."""
         return [
             path
             for path in self.visible(folder)
-            if has_volume_name(path) and path.suffix.lower() != ".img" and not self._entries[folder][path.name].is_dir()
+            if has_volume_name(path) and not is_data_half(path) and not self._entries[folder][path.name].is_dir()
         ]
 
     def is_file(self, path: Path) -> bool:

@@ -14,6 +14,7 @@ from pipeline.evaluation.header_classes import Headers, read_headers
 from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError, Kind
 from pipeline.evaluation.records import notes_on_networks, read_records, table_of_records
+from transforms.io.detached import is_data_half
 from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
@@ -96,8 +97,7 @@ def _label_maps(path: Path) -> list[Path]:
 
 
 def _is_volume(file: Path) -> bool:
-    # The data half of a .hdr/.img pair would name its case twice.
-    is_candidate = not file.name.startswith(".") and file.suffix.lower() != ".img"
+    is_candidate = not file.name.startswith(".") and not is_data_half(file)
     return is_candidate and file.is_file() and volume_kind(file) is not None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.console.progress import Progress
 from pipeline.console.text import some_of, words
-from pipeline.datasets.class_table import ClassTable, parse_table
+from pipeline.datasets.class_table import LARGEST_VALUE, ClassTable, parse_table
 from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses, match_by_name
@@ -198,4 +198,4 @@ def _integral_values(path: Path) -> set[int]:
         values = np.unique(read_volume(path).array)
     except VolumeError:
         return set()
-    return {int(value) for value in values if abs(value) < 2**31 and float(value).is_integer()}
+    return {int(value) for value in values if abs(value) <= LARGEST_VALUE and float(value).is_integer()}

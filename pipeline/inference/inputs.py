@@ -13,15 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.datasets.listing import ImageListing, find_images
+from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
-from transforms.io.detached import files_behind
+from transforms.io.detached import files_behind, is_data_half
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
-
-_LONGEST_ID = 200
-"""Bytes of a case's id; a file system's names end at 255, and outputs put suffixes behind the id."""
 
 
 class ScanVersion(NamedTuple):
@@ -325,8 +322,7 @@ class _Tree:
         if path.is_symlink() and not path.suffix and not path.exists():  # by its name the link to a folder
             yield self._unreadable(path, FileNotFoundError(errno.ENOENT, f"a link to {path.readlink()}, which is gone"))
             return
-        # The data half (.img) of a pair would list its volume twice.
-        if not is_folder and (path.suffix.lower() == ".img" or volume_kind(path) is None):
+        if not is_folder and (is_data_half(path) or volume_kind(path) is None):
             return
         if path.is_symlink() and not self.follow_links:
             _refuse_outside(path, self.root, self.real_root)
@@ -369,6 +365,6 @@ def _plain(name: str) -> str:
     plain = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in name).strip()
     plain = "_" + plain[1:] if plain.startswith(".") else plain
     encoded = plain.encode(errors="replace")
-    if len(encoded) > _LONGEST_ID:  # the end of its own that two long names have is kept apart
-        plain = f"{encoded[: _LONGEST_ID - 9].decode(errors='ignore')}_{zlib.crc32(encoded):08x}"
+    if len(encoded) > LONGEST_ID:  # the end of its own that two long names have is kept apart
+        plain = f"{encoded[: LONGEST_ID - 9].decode(errors='ignore')}_{zlib.crc32(encoded):08x}"
     return plain or "volume"

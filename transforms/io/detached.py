@@ -38,6 +38,11 @@ def beside(header: Path, name: str) -> Path:
     return path
 
 
+def is_data_half(path: Path) -> bool:
+    """Say whether a file is the half of a .hdr/.img pair that holds the voxels: listing both would count one twice."""
+    return path.suffix.lower() == ".img"
+
+
 def files_behind(path: Path) -> list[Path]:
     """Return the files that hold a volume: the path itself, all below a folder (DICOM), a header with its data file.
 
