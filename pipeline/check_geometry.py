@@ -118,6 +118,8 @@ def chain_of(target: Config | Mapping[str, Any] | Path | str | None) -> dict[str
         arguments: dict[str, Any] = {name: getattr(data, name) for name in names}
         if data.window != "auto":
             arguments["window"] = data.window
+        if not isinstance(data.mean_std, str):
+            arguments["mean_std"] = data.mean_std
         return preprocessing_arguments(intensity="ct" if data.intensity == "auto" else data.intensity, **arguments)
     return preprocessing_arguments(**(target or {}))
 

@@ -327,6 +327,10 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
     if "ct" in prepared.intensity.by_channel:
         low, high = prepared.preprocessing.window
         say(f"CT window: {low:g} to {high:g} HU")
+        if prepared.preprocessing.mean_std:
+            say(
+                "CT mean and deviation, which become 0 and 1: {:g} and {:g} HU".format(*prepared.preprocessing.mean_std)
+            )
 
 
 def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say: Say) -> DataWorkers:

@@ -74,6 +74,7 @@ def preprocessing_chain(
     window: Sequence[float] = (-1000.0, 1000.0),
     percentiles: Sequence[float] = (0.5, 99.5),
     scaling: str = "centred",
+    mean_std: Sequence[float] | None = None,
     keep_aspect: bool = False,
     spacing_mm: Sequence[float] | None = None,
     label_values: Sequence[int] | None = None,
@@ -93,6 +94,8 @@ def preprocessing_chain(
         window: HU that become the lowest and the highest value; for "ct".
         percentiles: of the voxels that are not zero, which become the lowest and the highest value; for "mr".
         scaling: "centred" scales to −1…1, "unit" to 0…1, see `transforms.intensity.SCALINGS`.
+        mean_std: HU that becomes 0 and HU that make a step of 1, of a data set's structures, after clipping to the
+            window; for "ct". None: the window becomes the range.
         keep_aspect: cubic voxels and padding with the lowest intensity, instead of stretching to the target size.
         spacing_mm: resample to this spacing along left-right, back-front and foot-head instead of to a size; a volume
             that has it already is not touched.
@@ -120,6 +123,7 @@ def preprocessing_chain(
         raise ChainError(f"scaling is {scaling!r}, expected one of {', '.join(SCALINGS)}")
     _check_rising("window", window, -math.inf, math.inf)
     _check_rising("percentiles", percentiles, 0, 100)
+    _check_mean_std(mean_std)
     _check_spacing(spacing_mm, keep_aspect)
     if fill_nan is not None and not math.isfinite(fill_nan):
         raise ChainError(f"fill_nan is {fill_nan!r}, expected a number")
@@ -129,7 +133,7 @@ def preprocessing_chain(
             keys, label_values=label_values, ignore_value=ignore_value, label_remap=label_remap, fill_nan=fill_nan
         ),
         Orientationd(keys, axcodes="RAS", labels=RAS),
-        ScaleIntensityd("image", intensity, window=window, percentiles=percentiles, scaling=scaling),
+        ScaleIntensityd("image", intensity, window=window, percentiles=percentiles, scaling=scaling, mean_std=mean_std),
         ResizeImaged("image", target_size, keep_aspect=keep_aspect, spacing_mm=spacing_mm),
     ]
     if with_label:
@@ -240,6 +244,14 @@ def _check_rising(name: str, pair: Sequence[float], low: float, high: float) -> 
     if len(numbers) != 2 or not (low <= numbers[0] < numbers[1] <= high and math.isfinite(numbers[1] - numbers[0])):
         within = f" within {low:g} and {high:g}" if math.isfinite(low) else ""
         raise ChainError(f"{name} is {pair!r}, expected a lower and a higher number{within}")
+
+
+def _check_mean_std(mean_std: Sequence[float] | None) -> None:
+    if mean_std is None:
+        return
+    numbers = list(mean_std)
+    if len(numbers) != 2 or not (math.isfinite(numbers[0]) and 0 < numbers[1] < math.inf):
+        raise ChainError(f"mean_std is {mean_std!r}, expected a mean and a deviation above 0, in HU")
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -20,7 +20,7 @@ from torch import Tensor
 from transforms.io.errors import VolumeError
 
 INTENSITIES = {
-    "ct": "the window of HU becomes the range, what lies outside is clipped",
+    "ct": "the window of HU becomes the range, or a mean and deviation in HU 0 and 1; what lies outside is clipped",
     "mr": "two percentiles of the foreground become the range, what lies outside is clipped",
     "zscore": "mean 0 and standard deviation 1 over the foreground",
     "0to1": "0 and 1 become the range, what lies outside is clipped: masks, probabilities",
@@ -48,8 +48,12 @@ def scale_channel(
     window: Sequence[float | int] = (-1000.0, 1000.0),
     percentiles: Sequence[float | int] = (0.5, 99.5),
     scaling: str = "centred",
+    mean_std: Sequence[float | int] | None = None,
 ) -> Float[Tensor, "I J K"]:
     """Scale one channel as an entry of `INTENSITIES` says.
+
+    With `mean_std` the first of its HU becomes 0 in a CT that was clipped to the window, and the second a step of 1
+    (nnU-Net's CTNormalization, with the numbers of a whole data set); None: the window becomes the range.
 
     A constant channel becomes 0 with "zscore". With "mr" and "rescale" it becomes what it would be beside zeros: the
     top of the range above 0 (a full mask), else the bottom (an empty mask).
@@ -57,6 +61,8 @@ def scale_channel(
     >>> hu = torch.tensor([-1024.0, -160, 40, 240, 3000]).view(5, 1, 1)
     >>> scale_channel(hu, "ct", window=(-160, 240)).flatten()
     tensor([-1., -1.,  0.,  1.,  1.])
+    >>> scale_channel(hu, "ct", window=(-160, 240), mean_std=(40, 50)).flatten()
+    tensor([-4., -4.,  0.,  4.,  4.])
     >>> scale_channel(torch.tensor([0.0, 0, 1, 1]).view(4, 1, 1), "mr").flatten()
     tensor([-1., -1.,  1.,  1.])
     """
@@ -64,6 +70,8 @@ def scale_channel(
         return channel
     if intensity == "zscore":
         return _standardised(channel, by_foreground_alone=scaling == "unit")
+    if intensity == "ct" and mean_std is not None:
+        return channel.clamp(*window).sub_(mean_std[0]).div_(mean_std[1])
     low, high = _limits(channel, intensity, window, percentiles, by_foreground_alone=scaling == "unit")
     bottom, top = SCALINGS[scaling]
     if high <= low:
@@ -140,6 +148,7 @@ class ScaleIntensityd(MapTransform):
         window: Sequence[float | int],
         percentiles: Sequence[float | int],
         scaling: str,
+        mean_std: Sequence[float | int] | None = None,
         allow_missing_keys: bool = False,
     ):
         super().__init__(keys, allow_missing_keys)
@@ -147,6 +156,7 @@ class ScaleIntensityd(MapTransform):
         self.window = tuple(window)
         self.percentiles = tuple(percentiles)
         self.scaling = scaling
+        self.mean_std = None if mean_std is None else tuple(mean_std)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         d = dict(data)
@@ -158,7 +168,14 @@ class ScaleIntensityd(MapTransform):
         return d
 
     def _scaled(self, channel: Tensor, intensity: str) -> Tensor:
-        return scale_channel(channel, intensity, window=self.window, percentiles=self.percentiles, scaling=self.scaling)
+        return scale_channel(
+            channel,
+            intensity,
+            window=self.window,
+            percentiles=self.percentiles,
+            scaling=self.scaling,
+            mean_std=self.mean_std,
+        )
 
     def _ways(self, n_channels: int, case: str) -> tuple[str, ...]:
         if isinstance(self.intensity, str):

@@ -29,6 +29,8 @@ class Scaling:
     """HU that become the ends of the range, for "ct"."""
     percentiles: tuple[float, float]
     """Percentiles of the foreground that become the ends of the range, for "mr"."""
+    mean_std: tuple[float, float] | None = None
+    """HU that become 0 and a step of 1 within the window, for "ct"; None: the window becomes the range."""
 
     def limits(self, image: ImageStatistics, intensity: str) -> tuple[float, float] | None:
         """The intensities of an image that become the ends of the range; None where nothing is cut off."""

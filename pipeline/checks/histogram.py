@@ -45,6 +45,21 @@ class Histogram:
         return np.interp(values, self.edges, 100 * below / below[-1])
 
 
+def pooled_mean_std(histograms: Sequence[Histogram], low: float, high: float) -> tuple[float, float]:
+    """Mean and deviation over the voxels of several histograms, clipped to low … high; each counts alike.
+
+    >>> mean, deviation = pooled_mean_std([Histogram.of(np.array([0, 2])), Histogram.of(np.full(9, 99))], 0, 21)
+    >>> mean, round(deviation, 3)
+    (11.0, 10.025)
+    """
+    moments = []
+    for histogram in histograms:
+        values = np.clip(histogram.edges[:-1] + histogram.width / 2, low, high)
+        moments.append([np.average(values**power, weights=histogram.counts) for power in (1, 2)])
+    mean, mean_square = np.mean(moments, axis=0)
+    return float(mean), float(np.sqrt(max(mean_square - mean**2, 0)))
+
+
 def pooled_percentiles(histograms: Sequence[Histogram], percentiles: Sequence[float]) -> list[float]:
     """Percentiles over the voxels of several histograms, of which each counts alike, whatever its size.
 

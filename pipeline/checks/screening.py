@@ -16,7 +16,7 @@ from pipeline.checks.findings import Finding, errors, from_error, refuse_errors
 from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.voxel_statistics import ImageStatistics
-from pipeline.checks.window import WIDEST, choose_window
+from pipeline.checks.window import WIDEST, choose_mean_std, choose_window
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Split
@@ -167,7 +167,10 @@ def assess(
     if intensity is None or len(intensity.by_channel) != len(dataset.channel_names):
         intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
     window = choose_window(cases, intensity, config.data.window, split.train if split else None)
-    scaling = Scaling(window, config.data.percentiles)
+    mean_std = config.data.mean_std
+    if mean_std == "auto" and config.data.mode == "patch":
+        mean_std = choose_mean_std(cases, intensity, window, split.train if split else None) or "none"
+    scaling = Scaling(window, config.data.percentiles, None if isinstance(mean_std, str) else mean_std)
     findings += check_dataset(
         cases,
         dataset,

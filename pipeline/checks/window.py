@@ -1,4 +1,4 @@
-"""Choose the CT window from the intensities of the labelled voxels, and say how much of it they use."""
+"""Choose how CT is scaled from the intensities of the labelled voxels, and say how much of the window they use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.checks.case_check import CheckedCase, whole_cases
-from pipeline.checks.histogram import Histogram, pooled_percentiles
+from pipeline.checks.histogram import Histogram, pooled_mean_std, pooled_percentiles
 from pipeline.checks.modality import IntensityChoice
 
 WIDEST = (-1000.0, 1000.0)
@@ -16,6 +16,9 @@ WIDEST = (-1000.0, 1000.0)
 
 LEAST_WIDTH = 100.0
 """HU of the narrowest window: below, one organ of even intensities would be stretched to the noise of the scanner."""
+
+LEAST_DEVIATION = LEAST_WIDTH / 5.15
+"""HU of the smallest deviation: that of normally distributed values of which the narrowest window holds 99 %."""
 
 _WITHIN = (0.5, 99.5)  # percentiles of the labelled voxels: nnU-Net's
 
@@ -49,6 +52,26 @@ def choose_window(
         middle = (low + high) / 2
         low, high = middle - LEAST_WIDTH / 2, middle + LEAST_WIDTH / 2
     return float(np.floor(low)), float(np.ceil(high))
+
+
+def choose_mean_std(
+    cases: Sequence[CheckedCase],
+    intensity: IntensityChoice,
+    window: tuple[float, float],
+    training: Collection[str] | None = None,
+) -> tuple[float, float] | None:
+    """Mean and deviation of the labelled voxels of the CT channels, clipped to the window; each case counts alike.
+
+    nnU-Net's scaling of CT, but for the clipping: metal does not decide. For the arguments see `choose_window`.
+
+    Returns:
+        HU to a hundredth, the deviation at least `LEAST_DEVIATION`; None where no CT has labelled voxels.
+    """
+    labelled = _labelled([case for case in cases if training is None or case.case in training], intensity)
+    if not labelled:
+        return None
+    mean, deviation = pooled_mean_std(labelled, *window)
+    return round(mean, 2), round(max(deviation, LEAST_DEVIATION), 2)
 
 
 def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, window: tuple[float, float]) -> str:

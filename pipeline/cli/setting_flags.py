@@ -67,7 +67,7 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
     form = tuple_and_words(hint)
     if form is not None and form[1]:
         number = typing.get_args(form[0])[0]
-        metavar = "|".join((*form[1], "LOW HIGH"))
+        metavar = "|".join((*form[1], "X X"))
         return {"type": number | Literal[form[1]], "nargs": "+", "default": [default], "metavar": metavar}
     if form is not None:
         elements = typing.get_args(hint)

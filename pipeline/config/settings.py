@@ -116,6 +116,9 @@ class DataConfig:
     """How intensities are scaled: ct = window in HU to −1…1, mr = percentiles to −1…1, zscore = mean 0, deviation 1."""
     window: tuple[float, float] | Literal["auto"] = "auto"
     """CT window in HU, lowest and highest value; auto = that of the labelled voxels of the training cases."""
+    mean_std: tuple[float, float] | Literal["auto", "none"] = "auto"
+    """Mean and deviation in HU that become 0 and 1 in CT channels, after clipping to the window; auto = those of the
+    labelled voxels in patch mode, none in resize mode; none = the window becomes -1 to 1."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """MR percentiles that become −1 and 1."""
     fill_nan: float | None = None
@@ -186,6 +189,15 @@ class DataConfig:
         )
 
     def _check_intensities(self) -> None:
+        if not isinstance(self.mean_std, str):
+            mean, deviation = self.mean_std
+            require(
+                not isinstance(mean, str)
+                and not isinstance(deviation, str)
+                and math.isfinite(mean)
+                and 0 < deviation < math.inf,
+                f"data.mean_std {list(self.mean_std)}: expected a mean and a deviation above 0, in HU",
+            )
         for name in ("window", "percentiles"):
             if getattr(self, name) == "auto":
                 continue
@@ -402,6 +414,8 @@ def without_effect(config: Config) -> tuple[str, ...]:
         notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
     if data.intensity not in ("auto", "ct") and data.window != DataConfig.window:
         notes.append(f"data.window changes nothing with data.intensity {data.intensity}; remove one of the two")
+    if data.intensity not in ("auto", "ct") and data.mean_std != DataConfig.mean_std:
+        notes.append(f"data.mean_std changes nothing with data.intensity {data.intensity}; remove one of the two")
     if data.intensity not in ("auto", "mr") and data.percentiles != DataConfig.percentiles:
         notes.append(f"data.percentiles change nothing with data.intensity {data.intensity}; remove one of the two")
     if training.warmup_epochs > training.max_epochs:

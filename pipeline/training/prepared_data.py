@@ -48,6 +48,8 @@ class Preprocessing:
     """The range of intensities, see `transforms.intensity.SCALINGS`."""
     fill_nan: float | None = None
     """What NaN voxels of the image become; None: they are refused."""
+    mean_std: tuple[float, float] | None = None
+    """Mean and deviation in HU that become 0 and 1 in CT; None: the window becomes the range."""
     spacing_mm: tuple[float, ...] = ()
     """Spacing that volumes are resampled to instead of target_size, which is then the patch; empty: none."""
 
@@ -67,6 +69,8 @@ class Preprocessing:
             arguments["label_remap"] = dict(self.label_remap)
         if self.fill_nan is not None:
             arguments["fill_nan"] = self.fill_nan
+        if self.mean_std:
+            arguments["mean_std"] = list(self.mean_std)
         if self.spacing_mm:
             arguments["spacing_mm"] = list(self.spacing_mm)
         return arguments
@@ -218,6 +222,7 @@ def preprocessing_of(screened: Screened, data: DataConfig, scaling: str = "centr
         label_values=classes.values,
         ignore_value=classes.ignore_value,
         label_remap=classes.remap,
+        mean_std=screened.scaling.mean_std,
         fill_nan=data.fill_nan,
         spacing_mm=data.spacing_mm,
     )

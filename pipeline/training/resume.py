@@ -114,7 +114,7 @@ def refuse_changed_settings(
                 continue  # left to the data and the machine, then as now
             if may_move_data and (group, key) == ("data", "dataset_root"):
                 continue
-            if value == "auto" and (group, key) == ("data", "window"):
+            if value == "auto" and (group, key) in {("data", "window"), ("data", "mean_std")}:
                 continue  # the run has found its numbers, see `keep_window`
             of_then = "" if key in before[group] else " (the version of then had no such setting)"
             raise ConfigError(
@@ -137,15 +137,20 @@ def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mappin
 
 
 def keep_window(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> Config:
-    """Put the window that the run found when it began in the place of "auto".
+    """Put the numbers that the run found for CT when it began in the place of "auto".
 
-    run_config: the run's training_config.json.
+    run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone.
     """
-    window = run_config["data"].get("window", "auto")
-    if config.data.window != "auto" or window == "auto":
-        return config
-    low, high = window
-    return replace(config, data=replace(config.data, window=(float(low), float(high))))
+    data, before = config.data, run_config["data"]
+    window = before.get("window", "auto")
+    if data.window == "auto" and window != "auto":
+        data = replace(data, window=(float(window[0]), float(window[1])))
+    if data.mean_std == "auto":
+        found: Any = before.get("mean_std", "none")
+        if isinstance(found, list):
+            found = (float(found[0]), float(found[1]))
+        data = replace(data, mean_std=found)
+    return replace(config, data=data)
 
 
 def kept_intensity(run_config: Mapping[str, Mapping[str, Any]]) -> IntensityChoice | None:

@@ -60,6 +60,8 @@ class RunRecord:
         document["data"] |= self._data_facts()
         if "ct" in self.intensity.by_channel:
             document["data"]["window"] = list(self.preprocessing.window)  # numbers where the settings say "auto"
+            mean_std = self.preprocessing.mean_std
+            document["data"]["mean_std"] = list(mean_std) if mean_std else "none"
         if config.data.skip_bad_cases:
             document["data"]["skipped_cases"] = dict(self.skipped)
         document["model"] |= {

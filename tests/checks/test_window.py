@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.voxel_statistics import measure_image
-from pipeline.checks.window import WIDEST, choose_window, window_use
+from pipeline.checks.window import LEAST_DEVIATION, WIDEST, choose_mean_std, choose_window, window_use
 from transforms.io.load import read_volume
 
 CT = IntensityChoice(("ct",), "named so")
@@ -54,6 +54,19 @@ def test_a_window_is_never_narrower_than_the_noise_of_a_scanner(tmp_path: Path) 
     label = np.ones(SHAPE, np.uint8)
     flat = checked(tmp_path, "flat", np.full(SHAPE, 40), label)
     assert choose_window([flat], CT, "auto") == (-10, 90)
+
+
+def test_mean_and_deviation_are_those_of_the_labelled_voxels_within_the_window(tmp_path: Path) -> None:
+    cases, voxels = zip(*(case_of(tmp_path, *args) for args in (("a", 40, 60), ("b", 900, 50))), strict=True)
+    for window in ((-1000.0, 2000.0), (0.0, 100.0)):
+        pooled = np.clip(np.concatenate(voxels), *window)
+        found = choose_mean_std(cases, CT, window)
+        assert found is not None
+        np.testing.assert_allclose(found, (pooled.mean(), pooled.std()), atol=1)
+    assert choose_mean_std(cases, CT, (-1000.0, 2000.0), ["a"]) == choose_mean_std(cases[:1], CT, (-1000.0, 2000.0))
+    assert choose_mean_std(cases, IntensityChoice(("mr",), "named so"), WIDEST) is None
+    flat = checked(tmp_path, "flat", np.full(SHAPE, 40), np.ones(SHAPE, np.uint8))
+    assert choose_mean_std([flat], CT, (-10.0, 90.0)) == (40, round(LEAST_DEVIATION, 2))
 
 
 def test_numbers_in_the_settings_win_and_without_labels_it_is_the_widest(tmp_path: Path) -> None:

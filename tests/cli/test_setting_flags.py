@@ -88,6 +88,8 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--data.window", "5"], "data.window: expected 2 values, found 1"),
         (["--data.window", "wide"], "data.window"),
         (["--data.window", "auto", "5"], "data.window"),
+        (["--data.mean_std", "40", "0"], "data.mean_std"),
+        (["--data.mean_std", "40", "auto"], "data.mean_std"),
         (["--seed", "-1"], "training.seed"),
         (["--data.fill_nan", ".nan"], "data.fill_nan: expected a number, got nan"),
         (["--model.n_classes", "1"], "model.n_classes must be at least 2"),

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -69,6 +70,22 @@ def logits_by_monai(network, image):
     weights = torch.einsum("i,j,k->ijk", *map(gaussian_weights, PATCH))
     with torch.no_grad():
         return sliding_window_inference(image[None], PATCH, 1, network, overlap=0.5, roi_weight_map=weights)[0]
+
+
+def test_ct_is_scaled_by_numbers_of_the_training_cases_that_run_and_checkpoint_hold(work, grown):
+    data = strict_json(grown / "training_config.json")["data"]
+    moments = []
+    for case in data["split"]["train"]:
+        image, label = (
+            nib.load(next((Path(data["dataset_root"]) / folder).glob(f"{case}*"))).get_fdata()
+            for folder in ("imagesTr", "labelsTr")
+        )
+        voxels = np.clip(image[label > 0], *data["window"])
+        moments.append((voxels.mean(), (voxels**2).mean()))
+    mean, mean_square = np.mean(moments, axis=0)
+    np.testing.assert_allclose(data["mean_std"], (mean, (mean_square - mean**2) ** 0.5), rtol=0.01)
+    checkpoint = torch.load(grown / "checkpoints" / "best_model.ckpt", weights_only=True)
+    assert checkpoint["preprocessing"]["mean_std"] == data["mean_std"]
 
 
 def test_val_miou_is_monais_of_whole_volumes_through_monais_window(work, grown):

@@ -170,7 +170,8 @@ def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, t
 
 NEW_SETTINGS = {
     "data": (
-        "mode spacing_mm patches_per_case foreground patch_growth sided_pairs split_shares subject_pattern fill_nan"
+        "mode spacing_mm patches_per_case foreground patch_growth sided_pairs split_shares subject_pattern fill_nan "
+        "mean_std"
     ).split(),
     "training": ["validate_every"],
 }
@@ -211,6 +212,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_
     assert "Intensities: ct (the version of then said so)" in lines
     kept = strict_json(run / "training_config.json")["data"]
     assert kept["window"] == [-1000.0, 1000.0]
+    assert kept["mean_std"] == "none"
     assert kept["intensity_found"] == record["data"]["intensity_found"]
 
 

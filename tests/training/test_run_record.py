@@ -48,7 +48,9 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
     document = record().document(CONFIG, start_time="2024-01-15 10:30:00")
     assert json.loads(json.dumps(document)) == document
     for group, settings in as_mapping(CONFIG).items():
-        kept = {key: document[group][key] for key in settings if key not in ("n_classes", "n_gpus", "window")}
+        kept = {
+            key: document[group][key] for key in settings if key not in ("n_classes", "n_gpus", "window", "mean_std")
+        }
         assert kept.items() <= settings.items()
     assert document["experiment"]["start_time"] == "2024-01-15 10:30:00"
     assert document["model"]["n_classes"] == 3
@@ -56,6 +58,7 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
     assert document["data"]["split"]["sizes"] == {"train": 2, "val": 1, "test": 0}
     assert document["data"]["split"]["train"] == ["a", "b"]
     assert document["data"]["window"] == [-20, 150]  # what "auto" was found to be
+    assert document["data"]["mean_std"] == "none"
     assert document["data"]["intensity_scaling"] == "centred"
     assert document["data"]["intensity_found"]["intensity"] == ["ct", "zscore"]
     assert document["training"]["n_gpus"] == 0

@@ -23,6 +23,24 @@ def test_a_ct_window_maps_hu_to_the_range_and_clips():
     assert apply("ct", hu, window=(-160, 240)).flatten().tolist() == pytest.approx([-1, -1, -0.2, 0, 1, 1])
 
 
+def test_a_mean_and_deviation_are_applied_as_monai_does_after_clipping_to_the_window():
+    hu = torch.rand(2, 9, 8, 7) * 4000 - 1500
+    clipped = ScaleIntensityRange(-160, 240, -160, 240, clip=True)(hu)
+    theirs = NormalizeIntensity(subtrahend=93.5, divisor=61.25)(clipped)
+    chain = ScaleIntensityd(
+        "image", "ct", window=(-160, 240), percentiles=(0, 100), scaling="centred", mean_std=(93.5, 61.25)
+    )
+    torch.testing.assert_close(chain({"image": hu})["image"], theirs, atol=1e-5, rtol=0)
+
+
+def test_a_mean_and_deviation_are_those_of_ct_channels_alone():
+    image = torch.rand(2, 9, 8, 7) * 300
+    arguments = {"window": (-160, 240), "percentiles": (0.5, 99.5), "scaling": "centred"}
+    both = ScaleIntensityd("image", ("ct", "zscore"), **arguments, mean_std=(40, 50))({"image": image})["image"]
+    assert torch.equal(both[0], (image[0].clamp(max=240) - 40) / 50)
+    assert torch.equal(both[1], scale_channel(image[1], "zscore"))
+
+
 def test_the_scaling_of_earlier_runs_is_bit_for_bit_that_of_monai():
     """Checkpoints without the argument "scaling" were trained with MONAI's ScaleIntensityRange to 0…1."""
     hu = torch.rand(2, 9, 8, 7) * 4000 - 1500
