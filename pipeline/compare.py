@@ -5,20 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.console.tables import empty_table, natural_width, rendered, screen_width
 from pipeline.console.text import one_line, printable, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
@@ -167,12 +163,11 @@ def to_text(comparison: Comparison, width: int | None = None) -> str:
 
     Width None: the terminal's; where the output is not a terminal, as wide as it takes, one line a run.
     """
-    if width is None and sys.stdout.isatty():
-        width = shutil.get_terminal_size().columns
+    width = width or screen_width()
     tables = [_table(COLUMNS | {key: key for key in comparison.settings}, comparison.rows)]
-    if width is not None and _natural_width(tables[0]) > width:
+    if width is not None and natural_width(tables[0]) > width:
         tables = _narrow_tables(comparison)
-    parts = [_rendered(table, width) for table in tables]
+    parts = [rendered(table, width) for table in tables]
     return "\n\n".join([*parts, *(f"skipped: {printable(line)}" for line in comparison.skipped)])
 
 
@@ -190,7 +185,7 @@ def _narrow_tables(comparison: Comparison) -> list[Table]:
 
 
 def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    table = empty_table()
     for key, heading in headings.items():
         numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
         right = numbers or key == "time"
@@ -213,21 +208,3 @@ def _cell(key: str, value: Any) -> str:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
-
-
-def _console(width: int | None) -> Console:
-    return Console(
-        file=io.StringIO(), width=width or 10_000, color_system=None, force_terminal=False, legacy_windows=False
-    )
-
-
-def _natural_width(table: Table) -> int:
-    console = _console(None)
-    return Measurement.get(console, console.options, table).maximum
-
-
-def _rendered(table: Table, width: int | None) -> str:
-    console = _console(width)
-    console.print(table)
-    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]  # the StringIO given above
-    return "\n".join(line.rstrip() for line in lines)

@@ -18,7 +18,8 @@ from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress
-from pipeline.console.text import BYTES_PER_GB, aligned, gigabytes, printable
+from pipeline.console.tables import PAGE_WIDTH, screen_width, wrapped
+from pipeline.console.text import BYTES_PER_GB, gigabytes, printable
 from pipeline.files.atomic import write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
 from pipeline.planning.machine import Cost, Machine
@@ -198,13 +199,13 @@ def to_yaml(plan: Plan, budget_s: float) -> str:
 
 def to_text(report: PlanReport, budget_s: float) -> str:
     """Write the plan as a table of setting, value and reason, with what it will take."""
-    rows = [("setting", "value", "because")]
+    rows = []
     for name, because in report.plan.because.items():
         group, key = name.split(".")
-        rows.append((name, printable(json.dumps(report.plan.settings[group][key], ensure_ascii=False)), because))
+        rows.append((name, json.dumps(report.plan.settings[group][key], ensure_ascii=False), because))
     return "\n".join(
         [
-            *aligned(rows),
+            wrapped(("setting", "value", "because"), rows, screen_width() or PAGE_WIDTH),
             "",
             f"expected: {_minutes(report.plan.preparing_s)} of preparing cases that are not in the cache and "
             f"{_minutes(report.plan.expected_s)} of training in a budget of {_minutes(budget_s)}, "
