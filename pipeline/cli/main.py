@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     _name_the_user()
+    _let_waiting_threads_sleep()
     with lasting_output() as output:
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
@@ -72,6 +73,17 @@ def _name_the_user() -> None:
         pwd.getpwuid(os.getuid())
     except KeyError:
         os.environ["LOGNAME"] = str(os.getuid())
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Where other programs keep half of the cores busy, let OpenMP's threads sleep while they wait for each other.
+
+    They spin for milliseconds otherwise, which takes the core from the thread that they wait for: a training step on
+    24×32×24 voxels with two threads took 6 s instead of 0.7 s. On an idle machine spinning saves the time to wake up.
+    OpenMP reads the variable once, when torch is imported.
+    """
+    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def _version() -> str:

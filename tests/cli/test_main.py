@@ -131,3 +131,25 @@ def test_the_sample_command_writes_the_data_set_once(tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "s").rglob("*.gz")} == before
     assert main(["check", str(tmp_path / "s")]) in (0, 1)
     assert "DATA SET: 2 cases" in capsys.readouterr().out
+
+
+def test_waiting_threads_sleep_where_other_programs_keep_the_cores_busy():
+    """OpenMP itself says what it understood when torch loads it."""
+    code = (
+        "import os\nos.getloadavg = lambda: (99.0 * os.cpu_count(),) * 3\n"
+        "from pipeline.cli.main import main\nmain(['--version'])\nimport torch\n"
+    )
+    for given, understood in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")):
+        environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment | {"OMP_DISPLAY_ENV": "true"} | given,
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+        assert f"OMP_WAIT_POLICY = '{understood}'" in result.stderr
+
+
+def test_on_an_idle_machine_threads_wait_as_openmp_has_it(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
+    assert main(["--version"]) == 0
+    assert "OMP_WAIT_POLICY" not in os.environ
