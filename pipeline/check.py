@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,12 @@ from transforms.resize import align_to_spacing
 _LISTED_PER_KIND = 20
 """Causes of one kind of finding in the text; the JSON has every finding."""
 
+_NUMBER = re.compile(r"(?<![\w/])[-+]?\d+(\.\d+)?(?![\w/])")
+"""A number that stands alone: no part of a name or path."""
+
+_NUMBERS_MATTER = frozenset({"label_unknown_values", "label_not_integral", "segment_values"})
+"""Kinds of findings whose numbers are label values, which are a cause each."""
+
 HEADINGS = {
     "unreadable": "Files that cannot be read whole",
     "missing_file": "Files that do not exist",
@@ -38,7 +45,7 @@ HEADINGS = {
     "too_large": "Files that do not fit into memory",
     "no_orientation": "Files that do not say where left and right are",
     "bad_affine": "Files whose header does not say where the voxels lie",
-    "grid_mismatch": "Image and label on different voxel grids",
+    "grid_mismatch": "Files of one case on different voxel grids",
     "label_cropped": "Labels of a part of their image",
     "not_finite": "Images with NaN or infinite voxels",
     "nan_labelled": "Labelled voxels of NaN",
@@ -231,21 +238,30 @@ def _text_of_findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _text_of_kind(group: Sequence[Finding]) -> Iterator[str]:
-    by_cause: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    by_cause: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
     for finding in group:
-        by_cause[finding.expected, finding.found, finding.remedy].append(finding)
-    causes = list(by_cause.items())
-    for (expected, found, remedy), findings in causes[:_LISTED_PER_KIND]:
+        by_cause[_cause(finding)].append(finding)
+    causes = list(by_cause.values())
+    for findings in causes[:_LISTED_PER_KIND]:
         first = findings[0]
         others = [finding.case or finding.file for finding in findings[1:]]
         also = f" and {len(others)} more: {some_of(others, 5)}" if others else ""
+        differ = any(finding.found != first.found for finding in findings)
         yield f"    {f'case {first.case}' if first.case else 'data set'}  {first.file}{also}"
-        yield f"      expected  {expected}"
-        yield f"      found     {found}"
-        yield f"      to do     {remedy}"
+        yield f"      expected  {first.expected}"
+        yield f"      found     {first.found}{' (others: other numbers, see --json)' if differ else ''}"
+        yield f"      to do     {first.remedy}"
     if len(causes) > _LISTED_PER_KIND:
-        left = sum(len(findings) for _, findings in causes[_LISTED_PER_KIND:])
+        left = sum(map(len, causes[_LISTED_PER_KIND:]))
         yield f"    and {left} more of this kind; --json lists all"
+
+
+def _cause(finding: Finding) -> tuple[str, ...]:
+    """What findings of one cause have in common: their words, and of label values the numbers, too."""
+    words = finding.expected, finding.found, finding.remedy
+    if finding.kind in _NUMBERS_MATTER:
+        return words
+    return tuple(_NUMBER.sub("#", text) for text in words)
 
 
 def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:
@@ -269,6 +285,9 @@ def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:
     for c in found.classes:
         median_ml = "" if c.median_ml is None else f"{c.median_ml:.4g}"
         rows.append((str(c.value), c.name, str(c.n_cases), str(c.n_train), str(c.n_val), str(c.n_voxels), median_ml))
+    if found.ignored_values:
+        values = some_of([str(value) for value in found.ignored_values], 3)
+        rows.append((values, "(left out of loss and scores)", "", "", "", str(found.n_ignored_voxels), ""))
     yield from (f"  {line}" for line in aligned(rows, left=(1,)))
 
 

@@ -243,3 +243,33 @@ def test_the_same_cause_in_many_cases_is_written_once_and_json_has_all(tmp_path:
     assert "case c00" in text
     assert "and 29 more: c01, c02, c03, c04, c05 and 24 more" in text
     assert len(json.loads(to_json(report))["findings"]) == len(report.findings)
+
+
+def test_what_differs_by_its_numbers_alone_is_one_cause(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number in range(3):
+        save(tmp_path / "images" / f"c{number}.nii.gz", hounsfield("abc"[number]))
+        affine = AFFINE.copy()
+        affine[:3, 3] += 50 * (number + 1)
+        save(tmp_path / "labels" / f"c{number}.nii.gz", organs(), affine)
+    (tmp_path / "labels.json").write_text(json.dumps(CLASSES))
+    report = check(tmp_path, workers=1)
+    assert len({finding.found for finding in report.findings if finding.kind == "grid_mismatch"}) == 3
+    assert "and 2 more: c1, c2" in to_text(report)
+    assert "others: other numbers, see --json" in to_text(report)
+
+
+def test_values_that_are_left_out_stand_in_the_table(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for name in "ab":
+        label = organs()
+        label[:2, :2, 0] = 200
+        save(tmp_path / "images" / f"{name}.nii.gz", hounsfield(name))
+        save(tmp_path / "labels" / f"{name}.nii.gz", label)
+    (tmp_path / "labels.json").write_text(json.dumps(CLASSES | {"ignore": 200}))
+    report = check(tmp_path, workers=1)
+    assert report.fingerprint is not None
+    assert (report.fingerprint.ignored_values, report.fingerprint.n_ignored_voxels) == ((200,), 8)
+    assert "200  (left out of loss and scores)" in to_text(report)

@@ -242,7 +242,8 @@ def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: 
             array = change.apply(array)
             affine = grid.affine
     table = dataset.classes
-    _check_segment_names(path, table, notes)
+    if _names_differ(path, table, notes):
+        return None
     try:
         counts = count_values(array, str(path))
     except VolumeError as error:
@@ -260,15 +261,15 @@ def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: 
     return _Label(classes, measure_label(classes, affine, len(table.names), orientation=orientation))
 
 
-def _check_segment_names(path: Path, table: ClassTable, notes: _Notes) -> None:
+def _names_differ(path: Path, table: ClassTable, notes: _Notes) -> bool:
     """Find a label whose own header (.seg.nrrd) gives classes other values than the table of the data set."""
     try:
         segments = segment_values(path)
     except VolumeError as error:
         notes.add_error(error, path)
-        return
+        return True
     if not segments:
-        return
+        return False
     index_of = {name.lower(): index for index, name in enumerate(table.names)}
     other = [
         f"{name} at {value}"
@@ -283,6 +284,7 @@ def _check_segment_names(path: Path, table: ClassTable, notes: _Notes) -> None:
         found = f"{', '.join(other)} by the segments in its own header"
         remedy = "export all labels with the same values"
         notes.add("error", "segment_values", path, expected, found, remedy)
+    return bool(other)
 
 
 def _read_masks(

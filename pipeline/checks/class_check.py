@@ -86,12 +86,13 @@ def _other_axes(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Find
     """Warn of a label whose axes are mirrored against its image's where all others agree: a header may be wrong."""
     both = [(case, case.label, case.images[0]) for case in cases if case.label is not None and case.images]
     different = [entry for entry in both if _are_mirrored(entry[1].orientation, entry[2].orientation)]
-    if len(both) - len(different) < _ALIKE * max(1, len(different)):
+    n_alike = sum(label.orientation == image.orientation for _, label, image in both)
+    if n_alike < _ALIKE * max(1, len(different)):
         return
     for case, label, image in different:
         yield Finding(
             "warning", "label_axes", case.case, label_file(case, dataset),
-            f"axes along its image's ({image.orientation}), as in the {len(both) - len(different)} other labels",
+            f"axes along its image's ({image.orientation}), as in {n_alike} other labels",
             f"{label.orientation}; it is turned by its header, which may be wrong",
             "look at both in a viewer: if the label is mirrored there, correct its header",
         )  # fmt: skip

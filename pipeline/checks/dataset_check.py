@@ -81,7 +81,7 @@ def _remap_advice(suggested: dict[int, str], unclear: Sequence[int]) -> str:
         f"find out what {value_ranges(sorted(unclear))} means, then name it as a class, or replace it under data in "
         "the settings with label_remap: {VALUE: CLASS}, where CLASS may be ignore"
     )
-    return f"{ask}; as for the others, {pasted}" if suggested else ask
+    return f"{ask}; values of this or other labels that are clear: {table}" if suggested else ask
 
 
 def _check_spacing(case: str, image: ImageStatistics) -> Iterator[Finding]:

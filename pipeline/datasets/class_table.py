@@ -55,9 +55,15 @@ class ClassTable:
         return frozenset(self.class_of_value) | (frozenset() if self.ignore_value is None else {self.ignore_value})
 
     @property
+    def ignored_values(self) -> tuple[int, ...]:
+        """The values of the label files that are left out of loss and scores, ascending."""
+        remapped = {value for value, index in self.remap.items() if index == ignore_index(len(self.names))}
+        return tuple(sorted(remapped if self.ignore_value is None else {*remapped, self.ignore_value}))
+
+    @property
     def ignores_voxels(self) -> bool:
         """Whether any value of the label files is left out of loss and scores."""
-        return self.ignore_value is not None or ignore_index(len(self.names)) in self.remap.values()
+        return bool(self.ignored_values)
 
     @classmethod
     def in_order(cls, names: Sequence[str], source: Path) -> ClassTable:
@@ -111,13 +117,19 @@ def _pair(key: str, value: Any, source: Path) -> tuple[int, Any]:
     """Return (value, name) of an entry in either direction."""
     if isinstance(value, list):
         found = f"{key!r} is a region of several values {value}"
-        raise DatasetError("dataset", source, "one value for each class", found, "name plain classes instead")
+        remedy = f"name a class for each value in its place, and leave regions out: {_plain_classes(value)}"
+        raise DatasetError("dataset", source, "one value for each class", found, remedy)
     number, name = (value, key) if isinstance(value, int) and not isinstance(value, bool) else (key, value)
     try:
         return int(number), name
     except (TypeError, ValueError):
         expected, remedy = f"a whole number for class {key!r}", "write its value in the label files"
         raise DatasetError("dataset", source, expected, f"{value!r:.60}", remedy) from None
+
+
+def _plain_classes(values: Sequence[Any]) -> str:
+    """An example of a class for each value: "part_1": 1, "part_2": 2."""
+    return ", ".join(f'"part_{value}": {value}' for value in values[:3]) + (", …" if values[3:] else "")
 
 
 def _table(pairs: list[tuple[int, Any]], ignore_value: int | None, source: Path) -> ClassTable:

@@ -23,7 +23,8 @@ def read_json(path: Path) -> Any:
         if isinstance(error, DatasetError):
             raise
         found = f"a file that cannot be read as JSON ({error})"
-        raise DatasetError("dataset", path, "JSON", found, "repair the file") from error
+        remedy = error.remedy if isinstance(error, _KeyTwiceError) else "repair the file"
+        raise DatasetError("dataset", path, "JSON", found, remedy) from error
 
 
 def read_description(root: Path) -> dict[str, Any]:
@@ -37,11 +38,23 @@ def read_description(root: Path) -> dict[str, Any]:
     return description
 
 
+class _KeyTwiceError(ValueError):
+    """An object of JSON that has one key twice, with two values."""
+
+    def __init__(self, key: str, first: Any, second: Any) -> None:
+        super().__init__(f"the key {key!r} twice, with {first!r:.40} and {second!r:.40}")
+        self.remedy = "keep one of the two"
+        if isinstance(first, int) and isinstance(second, int):  # values of a class
+            self.remedy += (
+                f"; if label files hold both, write under data in the settings  label_remap: {{{second}: {key}}}"
+            )
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON; a key twice with two values is an error, since the first would be lost in silence."""
     content: dict[str, Any] = {}
     for key, value in pairs:
         if key in content and content[key] != value:
-            raise ValueError(f"the key {key!r} twice, with {content[key]!r:.40} and {value!r:.40}")
+            raise _KeyTwiceError(key, content[key], value)
         content[key] = value
     return content

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.console.text import some_of
 from pipeline.datasets.case_folders import is_case_folder, read_folders
 from pipeline.datasets.case_list import read_list
 from pipeline.datasets.decathlon import lists_existing_images, read_msd
@@ -19,6 +20,7 @@ from pipeline.datasets.nnunet import has_all_channels, has_channel_number, read_
 from pipeline.datasets.pairs import read_pairs
 from pipeline.datasets.rows import Reader
 from pipeline.datasets.totalsegmentator import find_scans, is_segmented, read_totalsegmentator
+from transforms.io.dicom import holds_dicom
 
 READERS: dict[str, Reader] = {
     "nnunet": read_nnunet,
@@ -30,6 +32,9 @@ READERS: dict[str, Reader] = {
 }
 """The reader of each layout that `data.layout` names."""
 
+_FOLDERS_TRIED = 20
+"""Folders of a path without a data set that are looked into, before only the path itself is named."""
+
 
 def recognise(root: Path, files: FileIndex) -> str:
     """Return the layout of a data set, a key of READERS.
@@ -40,14 +45,38 @@ def recognise(root: Path, files: FileIndex) -> str:
     """
     layout = find_layout(root, files)
     if layout is None:
+        there, remedy = _what_lies_there(root, files)
         raise DatasetError(
             "dataset", root, "a data set",
-            "none of: dataset.json with imagesTr/ (nnU-Net) or with a training list (Decathlon, MONAI); CASE/ct.nii.gz "
-            "with CASE/segmentations/ (TotalSegmentator, AbdomenAtlas); images/ with labels/; CASE/ with images and a "
-            "segmentation.nii.gz or CASE-seg.nii.gz (KiTS, BraTS); cases.csv or cases.json",
-            "name the folder that holds one of these, or a list file",
+            f"{there}none of: dataset.json with imagesTr/ (nnU-Net) or with a training list (Decathlon, MONAI); "
+            "CASE/ct.nii.gz with CASE/segmentations/ (TotalSegmentator, AbdomenAtlas); images/ with labels/; CASE/ "
+            "with images and a segmentation.nii.gz or CASE-seg.nii.gz (KiTS, BraTS); cases.csv or cases.json",
+            remedy,
         )  # fmt: skip
     return layout
+
+
+def _what_lies_there(root: Path, files: FileIndex) -> tuple[str, str]:
+    """Say what is in the place of a data set ("3 volumes, but "; empty: nothing known), and what to do about it."""
+    pair = "write which label belongs to which image in a list file, cases.csv with the columns image,label"
+    if files.is_file(root):
+        return "a single volume, ", f"name a folder; or {pair}"
+    if holds_dicom(root):
+        return "a DICOM series, but ", pair
+    if volumes := files.volumes(root):
+        named = some_of([path.name for path in volumes], 3)
+        return f"{len(volumes)} {'volume' if len(volumes) == 1 else 'volumes'} ({named}), but ", pair
+    inner = [path.name for path in files.folders(root)[:_FOLDERS_TRIED] if _is_dataset(path, files)]
+    if inner:
+        return f"folders that are data sets ({some_of(inner, 3)}), but ", "name one of them"
+    return "", "name the folder that holds one of these, or a list file"
+
+
+def _is_dataset(root: Path, files: FileIndex) -> bool:
+    try:
+        return find_layout(root, files) is not None
+    except (DatasetError, OSError):
+        return False
 
 
 def find_layout(root: Path, files: FileIndex) -> str | None:

@@ -20,6 +20,8 @@ from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.nnunet import read_numbered
 from pipeline.datasets.rows import Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
+from transforms.io.errors import VolumeError
+from transforms.io.load import known_kind
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
@@ -252,8 +254,17 @@ def _check_files(row: Row, files: FileIndex) -> None:
             found = f"one that cannot be accessed ({error.strerror or error})"
             raise DatasetError("unreadable", path, "a file", found, "make it readable", row.id) from error
         if not is_volume:
-            found, remedy = "another file or folder", "name the volume or remove the case"
-            raise DatasetError("not_a_volume", path, "a volume file or DICOM folder", found, remedy, row.id)
+            raise _not_a_volume(path, row.id)
+
+
+def _not_a_volume(path: Path, case: str) -> DatasetError:
+    try:
+        known_kind(path)
+    except VolumeError as error:
+        return DatasetError("not_a_volume", path, error.expected, error.found, error.remedy, case)
+    remedy = "name the volume or remove the case"
+    found = "a folder without DICOM files" if path.is_dir() else "another file"
+    return DatasetError("not_a_volume", path, "a volume file or DICOM folder", found, remedy, case)
 
 
 def _check_links(row: Row, root: Path, files: FileIndex) -> None:

@@ -18,7 +18,7 @@ from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind, is_data_half
 from transforms.io.errors import VolumeError
-from transforms.io.load import volume_kind, volume_stem
+from transforms.io.load import known_kind, volume_kind, volume_stem
 
 
 class ScanVersion(NamedTuple):
@@ -263,6 +263,8 @@ def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> li
         found = list(_Tree(path, leave_out, follow_links=follow_links).volumes(path))
     elif volume_kind(path):
         found = [_Volume(path, path.parent)]
+    if not found and path.is_file():
+        known_kind(path)  # says what it is instead
     if not found:
         expected = "NIfTI, NRRD, MetaImage or a DICOM folder"
         raise VolumeError("missing_file", path, expected, "none", "name the file or folder that holds the scan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -84,6 +85,9 @@ class Fingerprint:
     """How much of the CT window the labelled voxels use, in words; empty without a CT or labels."""
     channels: tuple[Channel, ...]
     classes: tuple[ClassCount, ...]
+    ignored_values: tuple[int, ...]
+    """Values of the label files that are left out of loss and scores."""
+    n_ignored_voxels: int
 
 
 def take_fingerprint(
@@ -115,7 +119,15 @@ def take_fingerprint(
         window_use=window_use(cases, intensity, scaling.window),
         channels=_channels(cases, dataset.channel_names),
         classes=_classes(cases, dataset, split),
+        ignored_values=dataset.classes.ignored_values,
+        n_ignored_voxels=_ignored_voxels(cases),
     )
+
+
+def _ignored_voxels(cases: Sequence[CheckedCase]) -> int:
+    """Voxels of the labels that no class has."""
+    both = [(case.images[0], case.label) for case in cases if case.images and case.label is not None]
+    return sum(math.prod(image.shape) - int(label.class_voxels.sum()) for image, label in both)
 
 
 def _spread(rows: Sequence[Sequence[float]]) -> Spread | None:

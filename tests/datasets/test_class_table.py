@@ -32,6 +32,7 @@ def test_every_form_gives_the_same_table(labels):
         ({"liver": 1, "spleen": 1}, "label value 1 2 times"),
         ({"0": "background", "1": "liver", "2": "liver"}, "class name 'liver' 2 times"),
         ({"background": 0, "whole": [1, 2]}, "'whole' is a region"),
+        ({"background": 0, "whole": [1, 2]}, 'leave regions out: "part_1": 1, "part_2": 2'),
         ({"background": 0, "liver": "one"}, "whole number for class 'liver'"),
         ({"background": 0, "liver": 2**31}, "values up to 2147483647"),
         ({"background": 0, "liver": -1}, "a background at 0"),

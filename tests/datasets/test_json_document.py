@@ -31,7 +31,9 @@ def test_a_description_is_an_object(tmp_path):
 def test_a_key_twice_with_two_values_is_refused(tmp_path):
     path = tmp_path / "labels.json"
     path.write_text('{"liver": 1, "liver": 2}')
-    with pytest.raises(DatasetError, match="the key 'liver' twice, with 1 and 2"):
+    with pytest.raises(DatasetError, match="the key 'liver' twice, with 1 and 2") as caught:
         read_json(path)
+    assert "keep one of the two" in caught.value.remedy
+    assert "label_remap: {2: liver}" in caught.value.remedy
     path.write_text('{"liver": 1, "liver": 1}')
     assert read_json(path) == {"liver": 1}

@@ -8,6 +8,7 @@ from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.listing import list_cases
 from tests.support.datasets import decathlon, nnunet, pairs, refused, totalsegmentator, volume
+from tests.support.volumes import write_series
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,25 @@ def test_a_folder_that_is_not_a_data_set_hears_what_was_looked_for(tmp_path):
     refused(tmp_path, "nnunet, msd, totalsegmentator, pairs, folders, list", layout="bids")
     assert find_layout(tmp_path, FileIndex()) is None
     assert find_layout(volume(tmp_path / "scan.nii.gz"), FileIndex()) is None
+
+
+def test_what_lies_in_the_place_of_a_data_set_is_named(tmp_path):
+    scan = volume(tmp_path / "scans" / "ct.nii.gz")
+    volume(tmp_path / "scans" / "mask.nii.gz")
+    refused(tmp_path / "scans", "2 volumes (ct.nii.gz, mask.nii.gz)", "cases.csv with the columns image,label")
+    refused(scan, "a single volume", "cases.csv with the columns image,label")
+    write_series(tmp_path / "series", [0, 3])
+    refused(tmp_path / "series", "a DICOM series, but none of", "cases.csv with the columns image,label")
+    pairs(tmp_path / "tasks" / "Task1")
+    refused(tmp_path / "tasks", "folders that are data sets (Task1)", "name one of them")
+
+
+def test_one_dicom_file_in_a_list_hears_of_its_folder(tmp_path):
+    write_series(tmp_path / "series", [0, 3])
+    name = next((tmp_path / "series").iterdir()).name
+    (tmp_path / "cases.csv").write_text(f"case,image,label\nc,series/{name},series\n")
+    (tmp_path / "labels.json").write_text('{"liver": 1}')
+    refused(tmp_path, "one DICOM file of it", f"name its folder, {tmp_path / 'series'}")
 
 
 @pytest.mark.parametrize("layout", [name for name in READERS if name not in ("pairs", "folders")])

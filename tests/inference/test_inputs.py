@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 from pipeline.datasets.errors import DatasetError
 from pipeline.inference.inputs import InputCase, list_inputs, list_volumes
 from pipeline.writers.segmentation import SegmentationError
+from tests.support.volumes import write_series
 from transforms.io.errors import VolumeError
 from transforms.io.load import read_geometry
 
@@ -230,8 +231,18 @@ def test_a_dicom_folder_is_one_volume_wherever_it_lies(shared_data):
     assert sorted(ids(list_volumes([shared_data / "dicom_compressed"]))) == ["jpeg2000", "rle"]
 
 
+def test_a_single_file_that_is_no_volume_hears_what_it_is(tmp_path):
+    write_series(tmp_path / "series", [0, 3])
+    one = min((tmp_path / "series").iterdir())
+    with pytest.raises(VolumeError, match=rf"one DICOM file of it; name its folder, {tmp_path / 'series'}"):
+        list_inputs([one])
+    (tmp_path / "scan.mat").write_text("x")
+    with pytest.raises(VolumeError, match=r"found a file named scan\.mat"):
+        list_inputs([tmp_path / "scan.mat"])
+
+
 def test_paths_without_volumes_are_refused(tree):
-    for path, words in (("absent", "no such file"), ("notes.txt", "found none"), ("b/empty", "found none")):
+    for path, words in (("absent", "no such file"), ("notes.txt", "a file named notes.txt"), ("b/empty", "found none")):
         (tree / "b/empty").mkdir(exist_ok=True)
         with pytest.raises(VolumeError, match=words) as error:
             list_volumes([tree / path])

@@ -147,7 +147,7 @@ def _too_few(slices: Sequence[_Slice], others: Counter[str], folder: Path) -> Vo
     passed_over = ", ".join(f"{count} of modality {modality}" for modality, count in others.most_common())
     if passed_over:
         found += f", and {passed_over}" if slices else f", but {passed_over}"
-    remedy = "name the folder that holds the series"
+    remedy = "export the whole series, or name the folder that holds it"
     if others and not slices:
         remedy = "convert it to NIfTI (dcm2niix does), or name the folder of a CT or MR series"
     return VolumeError("dicom_too_few_slices", folder, "a CT or MR series of at least two slices", found, remedy)

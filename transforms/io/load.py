@@ -19,6 +19,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
 from transforms.io.dicom import holds_dicom, is_dicom, open_series
+from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.grid import Affine, Geometry, OpenVolume, onto_grid
 from transforms.io.itk import open_itk
@@ -32,6 +33,7 @@ __all__ = [
     "VolumeError",
     "disagreeing_forms",
     "fill_nan_voxels",
+    "known_kind",
     "read_geometry",
     "read_volume",
     "volume_kind",
@@ -123,13 +125,14 @@ def read_volume(path: Pathish) -> Volume:
 def _open(path: Pathish) -> OpenVolume:
     path = Path(path)
     try:
-        return _OPENERS[_known_kind(path)](path)
+        return _OPENERS[known_kind(path)](path)
     except OSError as error:
         found = f"one that cannot be read ({error.strerror or error})"
         raise VolumeError("unreadable", path, "a volume", found, "check the file and its permissions") from error
 
 
-def _known_kind(path: Path) -> str:
+def known_kind(path: Path) -> str:
+    """Return the kind of a volume, a key of the openers. Raises VolumeError for anything else, saying what it is."""
     if not path.exists():
         remedy = "copy it there, or correct the name"
         raise VolumeError("missing_file", path, "a volume", "no such file or folder", remedy)
@@ -138,6 +141,9 @@ def _known_kind(path: Path) -> str:
     if path.is_dir():
         return "dicom"  # whether it holds a series is seen as its headers are read
     kind = volume_kind(path)
+    if kind is None and is_dicom_seg(path):
+        remedy = "save it as NIfTI or NRRD with the values of the class table (3D Slicer does)"
+        raise VolumeError("unreadable", path, "a volume", "a DICOM SEG, which only evaluate reads", remedy)
     if kind is None and is_dicom(path):
         remedy = f"name its folder, {path.parent}, with all slices of the series"
         raise VolumeError("dicom_too_few_slices", path, "the folder of a DICOM series", "one DICOM file of it", remedy)
