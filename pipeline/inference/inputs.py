@@ -17,6 +17,7 @@ from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind, is_data_half
+from transforms.io.dicom import holds_pictures
 from transforms.io.errors import VolumeError
 from transforms.io.load import known_kind, volume_kind, volume_stem
 
@@ -306,14 +307,25 @@ class _Tree:
         if kind == "dicom":
             if not self.follow_links:
                 refuse_linked_slices(folder, self.root)
-            yield _Volume(folder, self.root.parent if folder == self.root else self.root)
+            series = _Volume(folder, self.root.parent if folder == self.root else self.root)
+            if holds_pictures(folder):
+                yield series
+                yield from self._below(folder, folders_only=True)
+            else:  # a segmentation or report beside the scans
+                beside = list(self._below(folder))
+                yield from beside or [series]
             return
+        yield from self._below(folder)
+
+    def _below(self, folder: Path, *, folders_only: bool = False) -> Iterator[_Volume]:
+        """The volumes of what lies in a folder; of the files of a series' folder none is a scan by itself."""
         try:
             names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
         except OSError:
             return  # named above
         for path in (folder / name for name in names):
-            yield from self._entry(path)
+            if not folders_only or path.is_dir():
+                yield from self._entry(path)
 
     def _entry(self, path: Path) -> Iterator[_Volume]:
         try:

@@ -84,6 +84,7 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
         software_versions=version("bodyseg"),
         device_serial_number="1",
         series_description="Segmentation",
+        omit_empty_frames=bool(np.any(segmentation.voxels[1:])),  # of no structure at all every frame is kept
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
 

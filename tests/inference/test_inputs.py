@@ -115,7 +115,7 @@ def test_a_slice_that_a_link_fetches_from_outside_is_refused(tmp_path):
     for path in (series, save(series / "x" / "a.nii.gz").parents[1]):
         with pytest.raises(VolumeError, match=r"2\.dcm: .* a link that leads out of"):
             list_inputs([path])
-    assert ids(list_inputs([series], follow_links=True)) == ["series"]
+    assert ids(list_inputs([series], follow_links=True)) == ["series", "x_a"]
     for number in (1, 2):  # the same in a data set
         save(tmp_path / "set" / "labels" / f"{number}.nii.gz")
         save(tmp_path / "set" / "images" / f"{number}.nii.gz")
@@ -239,6 +239,19 @@ def test_a_single_file_that_is_no_volume_hears_what_it_is(tmp_path):
     (tmp_path / "scan.mat").write_text("x")
     with pytest.raises(VolumeError, match=r"found a file named scan\.mat"):
         list_inputs([tmp_path / "scan.mat"])
+
+
+def test_a_dicom_seg_in_a_folder_hides_no_series_or_volume_below_it(shared_data):
+    found = list_inputs([shared_data / "dicom_seg"])
+    assert {case.id: case.images[0].name for case in found} == {
+        "ct-3slice": "ct-3slice", "liver_seg": "liver_seg.nrrd",
+    }  # fmt: skip
+
+
+def test_a_series_beside_folders_of_series_hides_none(tmp_path):
+    write_series(tmp_path / "study", [0, 3])
+    write_series(tmp_path / "study" / "second", [0, 3])
+    assert [case.id for case in list_inputs([tmp_path / "study"])] == ["study", "second"]
 
 
 def test_paths_without_volumes_are_refused(tree):

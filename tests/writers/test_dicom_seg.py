@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,6 +40,13 @@ def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data,
         ours[tuple(np.rint(to_ours @ [*index, 1])[:3].astype(int))] = volume.array[tuple(index)]
     np.testing.assert_array_equal(ours, segmentation.array)
     assert len(theirs.get_source_image_uids()) == 3
+
+
+def test_a_dicom_seg_without_any_structure_is_written_without_a_word_of_another_library(shared_data, tmp_path, caplog):
+    segmentation = segmentation_of(shared_data / "dicom_seg" / "ct-3slice")
+    write_dicom_seg(dataclasses.replace(segmentation, array=0 * segmentation.array), tmp_path / "seg.dcm")
+    assert not hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True).array.any()
+    assert "omit_empty_frames" not in caplog.text
 
 
 def test_a_dicom_seg_of_an_anonymised_series_refers_to_the_uids_in_the_files_meta_information(

@@ -44,6 +44,8 @@ _DAMAGE = (
     InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
     BytesLengthException, struct.error, zlib.error, RecursionError, MemoryError,
 )  # fmt: skip
+_NO_IMAGES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC", "DICOMDIR"}
+"""Modalities of objects that hold no picture of a patient."""
 _REQUIRED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 _MAX_SLICE_PIXELS = 2**26  # 8192 × 8192; what a header claims beyond, the decoder would allocate first
 _META_START = 144  # preamble, "DICM", and the element with the length of the file meta information (DICOM PS3.10, 7.1)
@@ -79,6 +81,21 @@ def holds_dicom(folder: Path) -> bool:
             unreadable = unreadable or error
     if unreadable is not None:
         raise unreadable
+    return False
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Say whether any DICOM file of the folder may be a slice: all but segmentations, reports, plans and the like."""
+    for path in _files(folder):
+        try:
+            with pydicom.config.disable_value_validation():
+                if not is_dicom(path):
+                    continue
+                header = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True)
+                if header.get("Modality") not in _NO_IMAGES:
+                    return True
+        except (OSError, *_DAMAGE):
+            return True  # reading it as a series says what is wrong
     return False
 
 
@@ -149,7 +166,9 @@ def _too_few(slices: Sequence[_Slice], others: Counter[str], folder: Path) -> Vo
         found += f", and {passed_over}" if slices else f", but {passed_over}"
     remedy = "export the whole series, or name the folder that holds it"
     if others and not slices:
-        remedy = "convert it to NIfTI (dcm2niix does), or name the folder of a CT or MR series"
+        remedy = "name the folder of a CT or MR series"
+        if not others.keys() <= _NO_IMAGES:
+            remedy = f"convert it to NIfTI (dcm2niix does), or {remedy}"
     return VolumeError("dicom_too_few_slices", folder, "a CT or MR series of at least two slices", found, remedy)
 
 
