@@ -131,13 +131,25 @@ class SlidingWindow:
             raise ValueError(f"slices: expected a range within 0 to {self.size[self.axis]}, found {start} to {stop}")
         first, last = start + self._before[self.axis], stop + self._before[self.axis]
         while not self._ready or self._end() < last:
+            self._forget(first)
             self._next_group()
         self._ready = [(at, part) for at, part in self._ready if at + part.shape[1] > first]
         if self._ready[0][0] > first:
             raise ValueError(f"slices: {start} to {stop} lie before what is kept; ask in rising order")
-        found = torch.cat([part for _, part in self._ready], dim=1) if len(self._ready) > 1 else self._ready[0][1]
-        offset = first - self._ready[0][0]
-        return self._cropped(found[:, offset : offset + stop - start].movedim(1, 1 + self.axis))
+        parts = [part[:, max(0, first - at) : last - at] for at, part in self._ready]
+        found = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+        return self._cropped(found.movedim(1, 1 + self.axis))
+
+    def _forget(self, first: int) -> None:
+        """Free the slices before the padded index `first`, where that is more than half of a part."""
+        kept = []
+        for at, part in self._ready:
+            n_old = min(max(0, first - at), part.shape[1])
+            if n_old == part.shape[1]:
+                continue
+            kept.append((first, part[:, n_old:].clone()) if 2 * n_old > part.shape[1] else (at, part))
+        # The last one stays, though empty: it says how far the windows have come.
+        self._ready = kept or [(at + part.shape[1], part[:, :0].clone()) for at, part in self._ready[-1:]]
 
     def _end(self) -> int:
         at, part = self._ready[-1]
@@ -171,21 +183,26 @@ class SlidingWindow:
             self._add(corner)
         assert self._open is not None
         n_final = following - start
-        final = self._open[:, :n_final]
+        final = self._open[:, :n_final].clone()
         for i in range(3):
             sums = self._sums[i] if i != self.axis else self._sums[i][start:following]
-            final = final.movedim(1, 1 + self.axis).div(_along(sums, i)).movedim(1 + self.axis, 1)
+            final.movedim(1, 1 + self.axis).div_(_along(sums, i))
         self._ready.append((start, final))
-        rest = torch.zeros_like(self._open)
-        rest[:, : width - n_final] = self._open[:, n_final:]
-        self._open = rest
+        if self._n_done == len(starts):
+            self._open = None
+            return
+        for at in range(0, width, n_final):  # in place: a second tensor of this size would be the peak of the memory
+            part = self._open[:, at : at + n_final]
+            following_part = self._open[:, at + n_final : at + 2 * n_final]
+            part[:, : following_part.shape[1]] = following_part
+            part[:, following_part.shape[1] :] = 0
 
     def _add(self, corner: Sequence[int]) -> None:
         """Add the weighted features of the window that begins at `corner`."""
         box = [slice(at, at + w) for at, w in zip(corner, self._window, strict=True)]
         found = self._features(self._image[(slice(None), *box)][None].to(self._device))[0].float()
         for i, weights in enumerate(self._weights):
-            found = found * _along(weights, i)
+            found = found * _along(weights, i) if i == 0 else found.mul_(_along(weights, i))
         if self._open is None:
             size = [
                 w if i == self.axis else n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,6 +65,32 @@ def test_a_case_of_the_documented_size_takes_less_than_20_mb(tmp_path):
     entry, payload = encode({**prepared, "label": torch.zeros(shape, dtype=torch.uint8)})
     cache_entry.write_entry(tmp_path / f"{entry.name}.bodycase", entry, payload)
     assert (tmp_path / f"{entry.name}.bodycase").stat().st_size < 20e6
+
+
+def test_a_large_case_is_encoded_and_read_in_parts_within_the_memory_of_what_is_asked_for(tmp_path):
+    """Bytes a voxel beside the prepared case: 2 of the image and 3 of the payload; a patch costs what it holds."""
+    shape = (1, 100, 128, 128)
+    random = np.random.default_rng(0)
+    n_voxels = np.prod(shape)
+    prepared = image_of(random.normal(size=shape)) | {"label": random.integers(0, N_CLASSES, shape).astype(np.uint8)}
+    tracemalloc.start()
+    try:
+        name = "0" * 16 + "-" + "0" * 32
+        entry, payload = cache_entry.encode(
+            prepared, name=name, case="a", chain={}, n_classes=N_CLASSES, with_places=True
+        )
+        assert tracemalloc.get_traced_memory()[1] < 7 * n_voxels
+        path = tmp_path / f"{name}.bodycase"
+        write_entry(path, entry, payload)
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        image, label = StoredEntry(path).read((10, 20, 30), (42, 52, 62))
+        assert tracemalloc.get_traced_memory()[1] - before < 10 * 32**3
+    finally:
+        tracemalloc.stop()
+    part = (slice(None), slice(10, 42), slice(20, 52), slice(30, 62))
+    np.testing.assert_allclose(image.numpy(), prepared["image"].numpy()[part], atol=1e-4)
+    assert np.array_equal(label.numpy(), prepared["label"][part])
 
 
 def test_labels_above_255_classes_stay_uint16(tmp_path):

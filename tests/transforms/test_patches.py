@@ -36,6 +36,18 @@ def test_places_are_voxels_of_their_class_and_no_more_than_asked(label):
     assert places[2].tolist() == np.flatnonzero(label == 2).tolist()
 
 
+def test_places_are_drawn_from_all_voxels_of_their_class_alike_whatever_order_they_lie_in(label):
+    mixed = np.random.default_rng(3).permutation(label.reshape(-1)).reshape(SIZE)
+    for volume in (mixed, np.asfortranarray(mixed), mixed[::-1, :, ::2]):
+        places = places_of(volume, [2, 1], seed=5, most=50)
+        random = np.random.default_rng(5)
+        for c in (2, 1):
+            voxels = np.flatnonzero(volume == c)
+            chosen = random.choice(len(voxels), min(50, len(voxels)), replace=False)
+            assert places[c].tolist() == np.sort(voxels[chosen]).tolist()
+    assert places_of(label, [], seed=0) == {}
+
+
 def test_places_are_spread_over_the_whole_class(label):
     i, j, k = np.unravel_index(places_of(label, [1], seed=1)[1], SIZE)
     expected = np.argwhere(label == 1)
