@@ -51,7 +51,7 @@ class BodyNet(nn.Module):
         light: Halve every width and leave out one convolution at full resolution: a quarter of the parameters, less
             than a quarter of the arithmetic; F = base_channels // 2.
         strides: Of each step down, 1 or 2 along I, J, K, at most five steps; None halves all axes five times. Small or
-            anisotropic patches want fewer steps or fewer axes, see `pipeline.planning.network_shape`.
+            anisotropic patches need fewer steps or fewer axes, see `pipeline.planning.network_shape`.
         kernels: Sizes of the convolutions at each level, from full resolution down, 1 or 3 along I, J, K, one more than
             there are strides; None takes 3×3×3.
         checkpointing: Recompute each level in the backward pass instead of keeping its inside; the same values,
@@ -180,7 +180,7 @@ class BodyNet(nn.Module):
             trust: Import a class outside the registry's allow-list, too.
 
         Raises:
-            NetworkError: If the file is no such checkpoint.
+            NetworkError: If the file is not such a checkpoint.
         """
         return load_network(path, map_location=map_location, trust=trust)
 

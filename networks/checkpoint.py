@@ -36,7 +36,7 @@ def load_network(path: str | Path, *, map_location: str | torch.device = "cpu", 
         trust: See `build_network`.
 
     Raises:
-        NetworkError: If the file is missing, damaged, holds code, is no checkpoint of this pipeline, or names a class
+        NetworkError: If the file is missing, damaged, holds code, is not one of this pipeline, or names a class
             outside the allow-list, or an argument that would fetch something, and `trust` is not given.
     """
     return network_of(read_checkpoint(path), path, map_location=map_location, trust=trust)
@@ -87,7 +87,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Return everything in a best_model.ckpt, its tensors on the CPU.
 
     Raises:
-        NetworkError: If the file is missing or no regular file, is damaged, holds code, or is no checkpoint of this
+        NetworkError: If the file is missing or not a regular file, is damaged, holds code, or is not one of this
             pipeline: without weights and the network's description, with weights that are not real numbers, or with
             class names that are not one text for each of the network's classes.
     """
@@ -129,7 +129,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Raise NetworkError for what is no regular file, ValueError for a file that torch.save did not write.
+    """Raise NetworkError for what is not a regular file, ValueError for a file that torch.save did not write.
 
     A pipe or a device would be read for ever. torch.save compresses nothing, so that a small file stays small in
     memory; torch.load would also take the unzipped format of old, whose header says how much to allocate.

@@ -79,7 +79,7 @@ def return_coarse_outputs(network: nn.Module) -> None:
     """Let MONAI's DynUNet return its coarser outputs in a list, as other networks do.
 
     Its own `forward` enlarges them all to full size and stacks them, (B, levels, classes, I, J, K), so that a training
-    holds that many volumes of every class, and nothing can be told apart once the head is taken out. It also keeps them
+    holds that many volumes of every class, and they cannot be separated once the head is taken out. It also keeps them
     until the next image.
     """
     from monai.networks.nets import DynUNet  # late: half a second that BodyNet does not need

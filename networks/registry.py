@@ -183,7 +183,7 @@ def _find_class(path: str, trust: bool) -> type[nn.Module]:
         )
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
-    except (ImportError, ValueError, TypeError):  # the last two for what is no module's name at all
+    except (ImportError, ValueError, TypeError):  # the last two for what is not a module's name
         found = None
     if not inspect.isclass(found) or not issubclass(found, nn.Module):
         close = difflib.get_close_matches(class_name, KNOWN, n=1, cutoff=0.6)

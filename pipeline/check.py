@@ -51,7 +51,7 @@ HEADINGS = {
     "nan_labelled": "Labelled voxels of NaN",
     "label_not_integral": "Labels with values that are not whole numbers",
     "label_unknown_values": "Labels with values that belong to no class",
-    "bad_rescale": "DICOM series whose values cannot be told",
+    "bad_rescale": "DICOM series whose values are unknown",
     "dicom_duplicate_slices": "DICOM series with slices at the same position",
     "dicom_missing_slices": "DICOM series with slices missing",
     "dicom_uneven_slices": "DICOM series with unevenly spaced slices",

@@ -224,7 +224,7 @@ def default_output(run: Path | None, split: SplitName, predictions: Path | None 
     """Return where metrics lie unless something else is said: RUN/evaluation/SPLIT, or the predictions' own folder.
 
     Raises:
-        EvaluationError: neither a run nor predictions. FileError: the run is none.
+        EvaluationError: neither a run nor predictions. FileError: the folder is not a run.
     """
     if run is not None:
         return RunFolder.at(run).path / "evaluation" / split

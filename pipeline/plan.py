@@ -42,7 +42,7 @@ class PlanReport:
     seconds: float
     """What planning took."""
     warnings: tuple[str, ...] = ()
-    """What is to be looked at before a training, a line each."""
+    """What to check before a training, a line each."""
 
 
 def plan(
@@ -73,7 +73,7 @@ def plan(
 
     Raises:
         ConfigError: a budget of less than a minute, a file that exists already, or no step that could be measured.
-        DatasetError: the folder is no data set, or has bad cases.
+        DatasetError: the folder is not a data set, or has bad cases.
         FileError: the file cannot be written.
     """
     began = time.monotonic()

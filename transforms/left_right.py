@@ -191,7 +191,7 @@ def _joined(words: Words) -> Iterator[tuple[Words, bool]]:
 
 
 def _sideless(class_names: Sequence[str], words: Sequence[Words]) -> set[int]:
-    """Classes whose l or r is no side: ventricles, and vertebrae L1, L2, … beside something else than R1, R2, …"""
+    """Classes whose l or r does not mean a side: ventricles, and vertebrae L1, L2, … without R1, R2, …"""
     numbered = defaultdict(set)
     for key in words:
         if len(key) == 2 and key[1].isdigit():

@@ -47,7 +47,7 @@ class Scaling:
 def check_channels(
     cases: Sequence[CheckedCase], dataset: Dataset, intensity: IntensityChoice, scaling: Scaling
 ) -> Iterator[Finding]:
-    """Find channels that scaling spoils, and intensities that are unusual for their modality.
+    """Find channels that scaling makes useless, and intensities that are unusual for their modality.
 
     Errors: a channel that has one value everywhere once it is scaled. Warnings: intensities that are not those of a CT
     in HU, or of another modality; 99 % of the voxels within a hundredth of the range; a class of which more than half

@@ -63,7 +63,7 @@ def _unknown_values(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[
         unknown = {v: count for v, count in case.unknown_values.items() if v not in table.known_values}
         if not unknown:
             continue
-        remedy = "look whether it is an image in the place of a label"
+        remedy = "check whether it is an image instead of a label"
         if len(unknown) <= MANY_VALUES:
             remedy = _remap_advice(suggested, [value for value in unknown if value not in suggested])
         yield Finding(

@@ -75,7 +75,7 @@ def _values(case: Case) -> set[int]:
     if len(values) > _MOST_VALUES or min(values, default=0) < 0:
         raise DatasetError(
             "label_unknown_values", case.label, f"at most {_MOST_VALUES} values, none below 0",
-            f"{len(values)} from {min(values)} to {max(values)}", "look whether it is an image in the place of a label",
+            f"{len(values)} from {min(values)} to {max(values)}", "check whether it is an image instead of a label",
             case.id,
         )  # fmt: skip
     return values

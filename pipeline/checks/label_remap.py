@@ -12,7 +12,7 @@ from pipeline.checks.case_check import CheckedCase
 from pipeline.datasets.class_table import ClassTable
 
 MANY_VALUES = 50
-"""Unknown values in one label: nobody forgot to name so many classes, it is an image in the place of a label."""
+"""Unknown values in one label: so many classes were not forgotten, it is an image instead of a label."""
 
 _STRAY = 20  # a value with fewer voxels than the smallest class of its label, by this factor, is stray
 _SIZES = 8.0  # a class's volume differs by less than this factor from what it is in other labels

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
     parser.add_argument("--trust_config", action="store_true", help=TRUST)
     setting_flags.add_settings(parser)
-    # jsonargparse takes a flag of this name for its own and wants a value after it.
+    # jsonargparse takes a flag of this name for its own and expects a value after it.
     settings, flags = setting_flags.parse(parser, [argument for argument in arguments if argument != "--print_config"])
     if "--print_config" in arguments:
         print(to_yaml(settings), end="")

@@ -74,7 +74,7 @@ def is_case_folder(folder: Path, files: FileIndex) -> bool:
 
 
 def _has_word(name: str, word: re.Pattern[str]) -> bool:
-    """Say whether a name holds such a word, cut at what is no letter and before capitals: T1_seg2, LesionSeg."""
+    """Say whether a name holds such a word, cut at what is not a letter and before capitals: T1_seg2, LesionSeg."""
     words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
     return any(word.fullmatch(part) for part in words)
 

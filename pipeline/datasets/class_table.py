@@ -169,7 +169,7 @@ def _refuse_twice(what: str, items: Sequence[Any], source: Path) -> None:
 def find_table(folder: Path) -> ClassTable | None:
     """Return the table of labels.json, class_names.json or dataset.json ("labels") in a folder; None if absent.
 
-    The record of a case that was segmented, which may be called "labels", is none.
+    The record of a case that was segmented, which may be called "labels", is passed over.
 
     Raises:
         DatasetError: such a file cannot be read, or holds no table of classes.

@@ -80,7 +80,7 @@ def _is_dataset(root: Path, files: FileIndex) -> bool:
 
 
 def find_layout(root: Path, files: FileIndex) -> str | None:
-    """Return the layout of a data set, None where a path is none. Raises DatasetError for a damaged dataset.json."""
+    """Return the layout of a data set, None where a path is not one. Raises DatasetError for a damaged dataset.json."""
     if files.is_file(root):
         return None if has_volume_name(root) else "list"
     if files.is_file(root / "dataset.json"):

@@ -94,7 +94,7 @@ def list_cases(
 
 
 def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
-    """List the data set at a path; None where the path is none, such as a bare folder of label maps or a volume.
+    """List the data set at a path; None where the path is not one, such as a bare folder of label maps or a volume.
 
     Its own split is not read: any of its cases may be evaluated.
 
@@ -121,7 +121,7 @@ class ImageListing:
 
 
 def find_images(path: Path | str, *, n_channels: int | None = None, follow_links: bool = False) -> ImageListing | None:
-    """List the images of a data set, whatever its splits, labels and class names say; None where a path is none.
+    """List the images of a data set, whatever its splits, labels and class names say; None where a path is not one.
 
     Besides the layouts of `list_cases` that is a folder of files CASE_0000, CASE_0001, … as nnU-Net predicts them (with
     or without a dataset.json in it or above), and a JSON or CSV list without labels. A folder with the files of a DICOM

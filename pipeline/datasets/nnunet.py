@@ -245,7 +245,7 @@ def _read_fold(path: Path, fold: int) -> dict[str, str]:
 def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) -> list[Row]:
     """Give rows the split of a fold of splits_final.json; cases that it leaves out stay unused, as in nnU-Net.
 
-    A case of the fold that is no row is an error, unless `has_problems` already says why there may be none.
+    A case of the fold without a row is an error, unless `has_problems` already says why there may be none.
     """
     split_of = _read_fold(path, fold)
     unknown = split_of.keys() - {row.id for row in rows}

@@ -108,7 +108,7 @@ def suggest_pattern(suspected: Sequence[SuspectedSubject], cases: Sequence[str])
 def suspicion(
     suspected: Sequence[SuspectedSubject], cases: Sequence[str], stated: Container[str], where: object
 ) -> DatasetError:
-    """Return what a person is told of cases that look like scans of one subject but count as several.
+    """Return the warning about cases that look like scans of one subject but count as several.
 
     Args:
         suspected: the groups.

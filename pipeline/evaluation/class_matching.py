@@ -22,7 +22,7 @@ from transforms.io.label_values import ignore_index, label_dtype
 class CommonClasses:
     """The classes that are scored, background first, and how label files and prediction files write them down.
 
-    Voxels of any other class count as background: what predictions cannot know is no error of theirs.
+    Voxels of any other class count as background: what predictions cannot know is not counted against them.
     """
 
     label: ClassTable

@@ -85,7 +85,7 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     Raises:
         ComparisonError: case lists, labels or subjects that differ, no class in common; surfaces of two kinds, or
             surface Dice at two tolerances.
-        EvaluationError, FileError: a file that is no metrics.json or cannot be read.
+        EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
     """
     if metric not in COMPARED:
         raise ComparisonError(f"metric is {metric!r}, expected one of {', '.join(COMPARED)}")
@@ -135,7 +135,7 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
 
     Raises:
         ComparisonError: the same file; surfaces that `metric` cannot compare.
-        EvaluationError, FileError: a file that is no metrics.json or cannot be read.
+        EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
     """
     stored = read_metrics(baseline)
     if output.exists() and output.samefile(baseline):

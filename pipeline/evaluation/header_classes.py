@@ -39,8 +39,8 @@ class Headers:
 def read_headers(files: Mapping[str, Label], table: ClassTable | None, kind: Kind) -> Headers:
     """Read the names in headers, and find the classes that they mean.
 
-    A segment that is none of the classes counts as background, and is noted. A file of which no segment is one of them
-    is refused; only the numbers of a .seg.nrrd may be the values of the classes, whatever its segments are called.
+    A segment that is not one of the classes counts as background, and is noted. A file without any of them is
+    refused; only the numbers of a .seg.nrrd may be the values of the classes, whatever its segments are called.
 
     Args:
         files: by case.

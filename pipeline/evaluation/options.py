@@ -20,7 +20,7 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How predictions are scored. Raises EvaluationError for a tolerance that is no distance."""
+    """How predictions are scored. Raises EvaluationError for a tolerance that is not a distance."""
 
     tolerance_mm: float | None = None
     """Distance in mm up to which two surfaces agree, for the surface Dice; None: as `default_tolerance_mm` chooses."""

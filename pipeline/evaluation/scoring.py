@@ -94,7 +94,7 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
                 yield waiting[future], error
     except BrokenProcessPool:
         raise EvaluationError(
-            f"one of {n_workers} processes that score was killed, most likely for want of memory; use fewer --workers"
+            f"one of {n_workers} processes that score was killed, probably because memory ran out; use fewer --workers"
         ) from None
     finally:
         # Ctrl-C: the cases in hand end, no other starts.

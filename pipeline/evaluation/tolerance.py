@@ -25,7 +25,7 @@ _VOXELS = 2
 """The default where USUAL_MM spans more: as much as 2 mm are of voxels of 1 mm."""
 
 _MOST_READ = 100
-"""Headers that are looked at, spread over all cases."""
+"""Headers that are read, spread over all cases."""
 
 _ALL_AGREE, _DIFFERENT = 0.9995, 0.95
 """A surface Dice that is as good as 1, and a mean Dice below which segmentations differ."""

@@ -16,7 +16,7 @@ from pipeline.files.regular import read_regular
 
 
 def now() -> str:
-    """The time in this place as the files of a run write it: "YYYY-MM-DD HH:MM:SS"."""
+    """The local time as the files of a run write it: "YYYY-MM-DD HH:MM:SS"."""
     return time.strftime("%Y-%m-%d %H:%M:%S")
 
 

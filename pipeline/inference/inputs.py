@@ -23,7 +23,7 @@ from transforms.io.load import known_kind, volume_kind, volume_stem
 
 
 class ScanVersion(NamedTuple):
-    """What tells a scan from others in its place and of its name."""
+    """What distinguishes a scan from others at its path."""
 
     state: str = ""
     """`InputCase.state` from before the scan was read."""

@@ -384,7 +384,7 @@ def _class_counts(label: Integer[Tensor, "B N"], n_classes: int, ignore_index: i
 
 
 def _bins(classes: Int[Tensor, "*voxels"], n_classes: int, ignore_index: int | None) -> Int[Tensor, "*voxels"]:
-    """Return each voxel's class, `n_classes` for what is none, `n_classes` + 1 for the ignored."""
+    """Return each voxel's class, `n_classes` for what is not a class, `n_classes` + 1 for the ignored."""
     bins = torch.where((classes < 0) | (classes >= n_classes), n_classes, classes)
     return bins if ignore_index is None else bins.masked_fill_(classes == ignore_index, n_classes + 1)
 

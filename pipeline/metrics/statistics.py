@@ -26,7 +26,7 @@ NUMBERS_AT_ONCE = 2**21
 
 _EQUAL_WITHIN_DIGITS = 9
 """Differences are rounded to so many decimals before they are called zero, or equal to each other: 0.1 + 0.2 − 0.3 is
-5.6e-17, which is no difference."""
+5.6e-17, which is not a difference."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _Row = Sequence[float]
 
 @dataclass(frozen=True)
 class _Entry:
-    """One structure of the atlas; a name that is no class (fat, muscle, disc) is drawn without a label."""
+    """One structure of the atlas; a name that is not a class (fat, muscle, disc) is drawn without a label."""
 
     name: str
     shapes: tuple[_AtlasShape, ...]

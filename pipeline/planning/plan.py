@@ -35,7 +35,7 @@ class Plan:
     expected_bytes: float = 0.0
     """Memory at its peak."""
     warnings: list[str] = field(default_factory=list)
-    """What is to be looked at before a training, a line each."""
+    """What to check before a training, a line each."""
 
     def put(self, name: str, value: Any, because: str) -> None:
         """Set "group.key"."""
@@ -65,7 +65,7 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     plan = Plan(expected_s=expected_s, preparing_s=data.preparing_s, expected_bytes=choice.peak_bytes)
     if schedule.n_steps < choice.wanted_steps:
         plan.warnings.append(
-            f"the time is short: it holds {schedule.n_steps} steps, where {len(data.class_names)} classes want "
+            f"the time is short: it holds {schedule.n_steps} steps, where {len(data.class_names)} classes need "
             f"{choice.wanted_steps}; the network will be a poor one, give it more time"
         )
     _put_data(plan, data, machine, choice)

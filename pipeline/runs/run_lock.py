@@ -16,7 +16,7 @@ def only_training_in(folder: RunFolder) -> Iterator[None]:
     """Keep every other training out of a run's folder; a lock left by a dead process is ignored.
 
     Makes the folder, and removes it again if nothing was put into it. On a file system without locks it warns.
-    Raises FileError, with the process that trains there, or with what hinders writing.
+    Raises FileError, with the process that trains there, or with why it cannot be written.
     """
     try:
         folder.lock.parent.mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,7 @@ def prepare_data(
         scaling: the range of intensities; a resumed run keeps the one that it began with.
 
     Raises:
-        DatasetError: the folder is no data set, contradicts the settings, has bad cases, or cannot be divided.
+        DatasetError: the folder is not a data set, contradicts the settings, has bad cases, or cannot be divided.
         CacheError, VolumeError: a case cannot be prepared.
     """
     screened = screen(config, progress, skipped_before=skipped_before, kept=kept)

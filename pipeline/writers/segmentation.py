@@ -58,7 +58,7 @@ class Segmentation:
     def voxels(self) -> NDArray[np.int64]:
         """Number of voxels of each class."""
         counts = np.zeros(len(self.class_names), np.int64)
-        for slab in np.moveaxis(self.array, 2, 0):  # slice by slice: bincount wants 64-bit integers
+        for slab in np.moveaxis(self.array, 2, 0):  # slice by slice: bincount needs 64-bit integers
             counts += np.bincount(slab.ravel(order="K"), minlength=len(counts))
         return counts
 
@@ -131,6 +131,6 @@ def header_text(text: str) -> str:
 
 
 def segment_label(class_name: str) -> str:
-    """What a class is called in a DICOM SEG: one line of at most LONGEST_LABEL characters, of which a backslash, which
-    would part two values, is none."""
+    """What a class is called in a DICOM SEG: one line of at most LONGEST_LABEL characters, without backslashes, which
+    would divide it into two values."""
     return header_text(class_name).replace("\\", "/")[:LONGEST_LABEL]

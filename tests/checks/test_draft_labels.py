@@ -53,7 +53,7 @@ def test_images_in_the_place_of_labels_give_no_table(unnamed: Path, capsys: pyte
     save(unnamed / "labels/b.nii.gz", hounsfield("b"))
     assert main(["check", str(unnamed), "--write_labels"]) == 2
     assert "case b" in (error := capsys.readouterr().err)
-    assert "an image in the place of a label" in error
+    assert "an image instead of a label" in error
     for name in "abcd":
         save(unnamed / f"labels/{name}.nii.gz", np.zeros_like(organs()))
     assert main(["check", str(unnamed), "--write_labels"]) == 2

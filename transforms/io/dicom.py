@@ -38,8 +38,8 @@ TILT_TOLERANCE_PIXELS = 0.5
 slice from the line between the two."""
 
 _DIRECTION_TOLERANCE = 1e-3  # of a direction cosine between slices, 0.06 degrees
-_SUFFIXES = {".dcm", ".dicom", ".ima"}  # names that promise DICOM: such a file that is none is an error
-# What pydicom raises on damaged headers, at reading or when a value is first looked at.
+_SUFFIXES = {".dcm", ".dicom", ".ima"}  # names that promise DICOM: any other content is an error
+# What pydicom raises on damaged headers, at reading or when a value is first read.
 _DAMAGE = (
     InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError,
     BytesLengthException, struct.error, zlib.error, RecursionError, MemoryError,
@@ -192,7 +192,7 @@ def _slices(folder: Path, others: Counter[str]) -> Iterator[_Slice]:
 def _read_slice(path: Path) -> _Slice | str:
     """Return what the header says, or just the modality of an object that is neither CT nor MR."""
     try:
-        # Odd values in elements that are not used harm nobody.
+        # Odd values in elements that are not used do no harm.
         with path.open("rb") as file, pydicom.config.disable_value_validation():
             _refuse_bomb(file, path)
             header = pydicom.dcmread(file, stop_before_pixels=True)
@@ -256,7 +256,7 @@ def _check_pixels(header: pydicom.Dataset, file: BinaryIO, path: Path) -> None:
         found = f"a header that claims {header.Columns}×{header.Rows} pixels"
         raise VolumeError("unreadable", path, f"at most {_MAX_SLICE_PIXELS}", found, "copy it again; it is damaged")
     if header.file_meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        return  # nothing can be told from the place in the file
+        return  # the place in the file says nothing
     implicit, little = header.original_encoding
     start = file.read(12)  # pydicom stops in front of the pixels: tag, then (VR and padding and) length
     order = "<" if little else ">"

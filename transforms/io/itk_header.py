@@ -1,6 +1,6 @@
 """The text headers of NRRD (.nrrd, .nhdr) and MetaImage (.mha, .mhd) files as fields. Reads no voxels.
 
-What programs could read in different ways is refused: control characters, a field twice, a line that is no field.
+What programs could read in different ways is refused: control characters, a field twice, a line that is not a field.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def nrrd_header(path: Path) -> dict[str, str]:
     """Return a NRRD header's fields, their names in lower case without spaces, as it takes "datafile", too.
 
     Raises:
-        VolumeError: a line that is no field, a field twice, control characters.
+        VolumeError: a line that is not a field, a field twice, control characters.
         OSError: the file cannot be read.
     """
     fields: list[tuple[str, str]] = []
@@ -74,7 +74,7 @@ def meta_header(path: Path) -> dict[str, str]:
     """Return a MetaImage header's fields; upper and lower case differ, as they do for ITK.
 
     Raises:
-        VolumeError: a line that is no field, a field twice, control characters, no ElementDataFile at the end.
+        VolumeError: a line that is not a field, a field twice, control characters, no ElementDataFile at the end.
         OSError: the file cannot be read.
     """
     fields: list[tuple[str, str]] = []
