@@ -117,6 +117,7 @@ def plan(
         found.put("data.skip_bad_cases", True, "")
     if set(screened.intensity.by_channel) == {"mr"}:
         found.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
+    _put_ct_scaling(found, screened)
     text = to_yaml(found, budget_s)
     write_atomically(output, lambda file: file.write(text.encode()))
     return PlanReport(found, output, time.monotonic() - began, _warnings(found, screened))
@@ -167,6 +168,16 @@ def _summary(screened: Screened) -> DataSummary:
         class_names=names,
         mirrors=few and not find_sides(names).without_partner,
     )
+
+
+def _put_ct_scaling(plan: Plan, screened: Screened) -> None:
+    """Write down how the training scales CT: the numbers that it would find, too."""
+    if "ct" not in screened.intensity.by_channel:
+        return
+    scaling = assess(from_mapping(plan.settings), screened.dataset, screened.cases).scaling
+    plan.put("data.window", list(scaling.window), "HU that hold 99 % of the training cases' labelled voxels")
+    if scaling.mean_std:
+        plan.put("data.mean_std", list(scaling.mean_std), "their mean and deviation, as nnU-Net scales CT")
 
 
 def _warnings(plan: Plan, screened: Screened) -> tuple[str, ...]:

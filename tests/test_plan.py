@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import yaml
 
+from pipeline.checks.screening import screen
 from pipeline.cli.main import main
 from pipeline.config.files import from_mapping, load_mapping
-from pipeline.config.settings import ConfigError
+from pipeline.config.settings import Config, ConfigError
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.plan import cost_of
+from pipeline.training.prepared_data import preprocessing_of
 from pipeline.training.step_times import StepTime
 from tests.support.volume_files import save
 
@@ -55,6 +57,14 @@ def test_every_number_in_the_file_has_its_reason(written):
     without = [line.split(":")[0].strip() for line in lines if "  # " not in line]
     assert set(without) == {"name", "dataset_root", "cache_dir"}
     assert len(lines) == sum(map(len, yaml.safe_load(path.read_text()).values()))
+
+
+def test_ct_is_scaled_by_the_numbers_that_a_training_would_find(written, dataset, tmp_path):
+    found = from_mapping(load_mapping(written[0])).data
+    left_open = Config(data=replace(found, window="auto", mean_std="auto", cache_dir=str(tmp_path)))
+    preprocessing = preprocessing_of(screen(left_open), left_open.data)
+    assert (preprocessing.window, preprocessing.mean_std) == (found.window, found.mean_std)
+    assert -1000 < found.window[0] < found.mean_std[0] < found.window[1]
 
 
 def test_the_expected_time_lies_within_the_budget(written):
