@@ -53,13 +53,13 @@ def _n_steps(size: int, window: int, step: float) -> int:
     return math.ceil((size - window) / max(1, int(window * step)))
 
 
-def count_windows(size: Sequence[int], window: Sequence[int], step: float = STEP) -> int:
-    """Number of windows over a volume, which is padded to a window's size along the axes where it is smaller.
+def count_windows(size: Sequence[int], window: Sequence[int]) -> int:
+    """Number of windows over a volume, `STEP` apart; it is padded to a window's size along axes where it is smaller.
 
     >>> count_windows((100, 20, 41), (40, 40, 40))
     8
     """
-    return math.prod(1 + _n_steps(max(n, w), w, step) for n, w in zip(size, window, strict=True))
+    return math.prod(1 + _n_steps(max(n, w), w, STEP) for n, w in zip(size, window, strict=True))
 
 
 def gaussian_weights(window: int) -> Float[Tensor, " window"]:

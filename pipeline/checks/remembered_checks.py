@@ -35,7 +35,6 @@ def check_changed_cases(
     folder: Path,
     *,
     fill_nan: float | None = None,
-    workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[CheckedCase]:
     """`check_cases`, but what is remembered in the cache `folder` is not opened again.
@@ -50,7 +49,7 @@ def check_changed_cases(
     open_folder(folder)
     sources = SourceIndex(folder)
     table = _table(dataset, fill_nan)
-    keys = _keys(cases, table, sources, workers or workers_that_fit(BYTES_A_CASE), progress)
+    keys = _keys(cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))
     fresh: dict[str, CheckedCase] = {}
     missing = [case for case in cases if keys.get(case.id) not in known]
@@ -58,9 +57,7 @@ def check_changed_cases(
         with _locked(folder, dataset):
             known |= _read(folder / INSPECTIONS, {keys[case.id] for case in missing if case.id in keys})
             missing = [case for case in missing if keys.get(case.id) not in known]
-            check = functools.partial(
-                check_cases, dataset=dataset, fill_nan=fill_nan, workers=workers, progress=progress
-            )
+            check = functools.partial(check_cases, dataset=dataset, fill_nan=fill_nan, progress=progress)
             fresh = _check_and_remember(missing, check, table, folder, sources, keys)
     return [fresh[case.id] if case.id in fresh else known[keys[case.id]] for case in cases]
 

@@ -21,6 +21,10 @@ STARTED_BY = "BODYSEG_STARTED_BY"
 """Environment variable of a process that `launcher` started: the process id of the one that did."""
 
 THIS_PROGRAM = "this program"
+
+PATIENCE_S = 20.0
+"""Seconds that the other processes wait for the first one to write its files."""
+
 _FAILURE, _WRITTEN = "bodyseg/failure", "bodyseg/written"
 
 
@@ -209,7 +213,7 @@ def reported_failure(wait_s: float = 2.0) -> str | None:
     return None
 
 
-def end_after_the_first(patience_s: float = 20.0) -> None:
+def end_after_the_first() -> None:
     """Let the first process end before the others: torchrun and SLURM send the rest SIGTERM as soon as one has ended.
 
     The first one calls this when its files are written.
@@ -220,7 +224,7 @@ def end_after_the_first(patience_s: float = 20.0) -> None:
         if is_first_process():
             _store().set(_WRITTEN, "")
             return
-        until = time.monotonic() + patience_s
+        until = time.monotonic() + PATIENCE_S
         while not _store().check([_WRITTEN]) and time.monotonic() < until:
             time.sleep(0.05)
         time.sleep(1.0)  # it still has a line to print

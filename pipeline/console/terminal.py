@@ -70,11 +70,11 @@ class LastingStream:
                 os.close(nowhere)
 
 
-def lasting(stream: TextIO | None, *, plain: bool = False) -> TextIO:
+def lasting(stream: TextIO | None) -> TextIO:
     """Return the stream as a `LastingStream`, once."""
     if isinstance(stream, LastingStream):
         return cast(TextIO, stream)
-    return cast(TextIO, LastingStream(stream, plain=plain))
+    return cast(TextIO, LastingStream(stream))
 
 
 @contextlib.contextmanager

@@ -40,14 +40,14 @@ def number(value: float, digits: int = 4) -> str:
     return "" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def decimals(values: Iterable[float], digits: int = 3, least: int = 2) -> int:
-    """How many decimals give the largest of some numbers so many digits: at least `least`, at most 6.
+def decimals(values: Iterable[float]) -> int:
+    """How many decimals give the largest of some numbers three digits: at least 2, at most 6.
 
     >>> decimals([12.5, 0.3]), decimals([0.0042, float("nan")])
     (2, 5)
     """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    return min(6, max(least, digits - 1 - math.floor(math.log10(largest)))) if largest > 0 else least
+    return min(6, max(2, 2 - math.floor(math.log10(largest)))) if largest > 0 else 2
 
 
 def gigabytes(n_bytes: float, digits: int = 2) -> str:

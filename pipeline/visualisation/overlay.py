@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 _GOLDEN_ANGLE = 0.61803398875
 """Fraction of the colour circle between neighbouring classes: no two of the first hundreds look alike."""
 
+_OPACITY = 0.5
+"""Share of the class colour where a structure lies."""
+
 
 def class_colours(n_classes: int) -> NDArray[np.uint8]:
     """Give every class a colour that stays the same in every picture and file.
@@ -30,7 +33,7 @@ def class_colours(n_classes: int) -> NDArray[np.uint8]:
 
 
 def overlay_slice(
-    image: NDArray[np.floating], segmentation: NDArray[np.integer], colours: NDArray[np.uint8], opacity: float = 0.5
+    image: NDArray[np.floating], segmentation: NDArray[np.integer], colours: NDArray[np.uint8]
 ) -> NDArray[np.uint8]:
     """Lay a segmentation over a grey slice.
 
@@ -38,7 +41,6 @@ def overlay_slice(
         image: (H, W) intensities; stretched from its own smallest to its largest value.
         segmentation: (H, W) class indices.
         colours: (n_classes, 3) from `class_colours`; a class index beyond them is drawn white.
-        opacity: share of the class colour where a structure lies.
 
     Returns:
         (H, W, 3) RGB, 0…255.
@@ -49,7 +51,7 @@ def overlay_slice(
     table = np.vstack([colours, np.full((1, 3), 255, np.uint8)])
     inside = segmentation > 0
     colour = table[np.minimum(segmentation[inside], len(colours))]
-    picture[inside] = (1 - opacity) * picture[inside] + opacity * colour
+    picture[inside] = (1 - _OPACITY) * picture[inside] + _OPACITY * colour
     return np.round(picture).astype(np.uint8)
 
 

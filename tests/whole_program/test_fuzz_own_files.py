@@ -121,7 +121,7 @@ def test_a_mutated_memory_of_inspections_costs_opening_again_at_most(tmp_path: P
     folder.write()
     dataset = list_cases(tmp_path / "data" / "cases.json")
     cache = tmp_path / "cache"
-    fresh = check_changed_cases(dataset.cases, dataset, cache, workers=1)
+    fresh = check_changed_cases(dataset.cases, dataset, cache)
     whole = (cache / INSPECTIONS).read_bytes()
     key, _, document = whole.splitlines()[0].partition(b" ")
     rest = b"\n".join(whole.splitlines()[1:])
@@ -132,7 +132,7 @@ def test_a_mutated_memory_of_inspections_costs_opening_again_at_most(tmp_path: P
     def try_one(content: bytes) -> None:
         (cache / INSPECTIONS).write_bytes(content)
         with within_limits():
-            found = check_changed_cases(dataset.cases, dataset, cache, workers=1)
+            found = check_changed_cases(dataset.cases, dataset, cache)
         assert len(found) == len(fresh)
 
     try_one()
