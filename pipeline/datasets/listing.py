@@ -96,16 +96,19 @@ def list_cases(
 def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
     """List the data set at a path; None where the path is not one, such as a bare folder of label maps or a volume.
 
-    Its own split is not read: any of its cases may be evaluated.
+    Its own split is not read: any of its cases may be evaluated. A label without an image is in `refused`.
 
     Raises:
-        DatasetError: there is one, and `list_cases` refuses it.
+        DatasetError: there is one, and `list_cases` refuses it for more than missing images.
     """
     path = Path(path)
     layout = _find_layout(path, FileIndex())
     if layout is None:
         return None
-    return list_cases(path, layout, fold=None, follow_links=follow_links)
+    dataset = list_cases(path, layout, fold=None, follow_links=follow_links, strict=False)
+    if wrong := [error for error in dataset.refused if error.kind != "missing_image"]:
+        raise DatasetError.all_of(wrong)
+    return dataset
 
 
 @dataclass(frozen=True)

@@ -35,14 +35,23 @@ def read_pairs(request: Request) -> Listing:
     return Listing(tuple(rows), classes, ("image",), tuple(problems))
 
 
+def case_of(name: str) -> str:
+    """The case that a file's name means: without what labels are called beside their image.
+
+    >>> case_of("a-label"), case_of("c0_seg"), case_of("liver")
+    ('a', 'c0', 'liver')
+    """
+    match = _SUFFIXES.fullmatch(name)
+    return match["case"] if match else name
+
+
 def _by_name(request: Request, name: str, cases: Container[str], problems: list[DatasetError]) -> dict[str, Path]:
     """The volumes of a folder by the name of their case: one of `cases` where their own name is such a one's."""
     found: dict[str, list[Path]] = {}
     for path in request.files.volumes(request.root / name):
         case = volume_stem(path)
-        match = _SUFFIXES.fullmatch(case)
-        if case not in cases and match and match["case"] in cases:
-            case = match["case"]
+        if case not in cases and case_of(case) in cases:
+            case = case_of(case)
         found.setdefault(case, []).append(path)
     collect(lambda case: only_file(found[case], case), found, problems)
     return {case: paths[0] for case, paths in found.items()}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pipeline.console.text import first_lines, one_line
 from pipeline.datasets.class_table import ClassTable, find_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
@@ -18,6 +19,9 @@ from transforms.io.detached import is_data_half
 from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
+
+_MOST_NOTES = 10
+"""Cases that are left out and named one by one."""
 
 _NOT_MASKS = {"ct", "mr", "mri", "combined_labels"}
 """Volumes that lie among the masks of a case and are not one of them."""
@@ -77,7 +81,9 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         files = {case.id: case.label for case in labelled if case.label is not None}
         headers = read_headers(files, dataset.classes, kind)
         subjects = {case.id: case.subject for case in labelled}
-        return CaseFiles(kind, path, files, dataset.classes, subjects=subjects, headers=headers)
+        lines = [f"left out, since the data set has no image of it: case {error.case}" for error in dataset.refused]
+        notes = tuple(first_lines(lines, _MOST_NOTES, "and {} more cases without an image"))
+        return CaseFiles(kind, path, files, dataset.classes, subjects=subjects, headers=headers, notes=notes)
     label_maps = _label_maps(path)
     folders = {} if label_maps else _mask_folders(path)
     if folders:
@@ -187,4 +193,12 @@ def _table_beside(path: Path, cases: Iterable[str], kind: Kind) -> tuple[ClassTa
     if table is None:
         records = read_records(folder, cases)
         table, notes = table_of_records(records), notes_on_networks(records, kind)
-    return find_table(folder.parent) if table is None and kind == "label" else table, notes
+    if table is None and kind == "label":
+        try:
+            table = find_table(folder.parent)
+        except DatasetError as error:  # it may have nothing to do with these files
+            notes = (
+                *notes,
+                one_line(f"passed over, since it names no classes of these labels: {error.where}: {error}"),
+            )
+    return table, notes

@@ -69,6 +69,8 @@ def find_classes(
     """
     given = _given(class_names)
     if given is not None and predictions.table is not None and labels.table is not None:
+        if given.names == predictions.table.names == labels.table.names and given.values == labels.table.values:
+            return find_classes(predictions, labels, None, pairs, progress)  # says what is known already
         raise EvaluationError(
             "class_names: predictions and labels name their classes themselves "
             f"({some_of(labels.table.names[1:], 5)}); leave class_names out"

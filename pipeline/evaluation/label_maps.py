@@ -18,7 +18,7 @@ from transforms.io.label_values import LabelLookup
 from transforms.io.load import LoadVolumed
 from transforms.resize import voxel_map
 
-_REMEDY = "name what is to be scored with --class_names NAME=VALUE,…, or correct the labels.json beside the files"
+_REMEDY = "name what is to be scored with --class_names NAME=VALUE,…, or correct the class table (labels.json)"
 
 
 class LabelMap(NamedTuple):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.console.progress import Progress
 from pipeline.console.text import first_lines, some_of
+from pipeline.datasets.pairs import case_of
 from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses
@@ -41,7 +43,7 @@ def match(
     """Pair predictions and labels by case, and match their classes.
 
     A prediction without a label, and a label without a prediction, are left out and named. A prediction may carry the
-    number of nnU-Net's first channel: CASE_0000 is of the label CASE.
+    number of nnU-Net's first channel: CASE_0000 is of the label CASE, as is CASE-label or CASE_seg.
 
     Args:
         predictions, labels: as listed.
@@ -89,13 +91,17 @@ def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, st
     if predictions.is_one_case and labels.is_one_case:
         (prediction,), (label,) = predictions.files, labels.files
         return [(prediction, prediction, label)]
+    named_alike = Counter(_case_meant(prediction) for prediction in predictions.files)
+    label_of = {_case_meant(label): label for label in reversed(list(labels.files))} | {
+        label: label for label in labels.files
+    }
     found = []
     for prediction in predictions.files:
-        without_channel = re.sub(r"_0000$", "", prediction)
+        case = _case_meant(prediction)
         if prediction in labels.files:
             found.append((prediction, prediction, prediction))
-        elif without_channel in labels.files and without_channel not in predictions.files:
-            found.append((without_channel, prediction, without_channel))
+        elif named_alike[case] == 1 and case in label_of and label_of[case] not in predictions.files:
+            found.append((case, prediction, label_of[case]))
     if not found:
         raise EvaluationError(
             f"no prediction in {predictions.root} has a label of its name in {labels.root}: "
@@ -103,6 +109,11 @@ def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, st
             f"the labels of {some_of(sorted(labels.files), 5)}; give the files of one case one name"
         )
     return sorted(found)
+
+
+def _case_meant(name: str) -> str:
+    """The case of a file: without the number of nnU-Net's first channel, or what labels are called beside images."""
+    return case_of(re.sub(r"_0000$", "", name))
 
 
 def _notes(files: CaseFiles) -> tuple[str, ...]:

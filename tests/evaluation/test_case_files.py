@@ -174,6 +174,25 @@ def test_listing_takes_as_many_steps_a_file_in_a_large_folder_as_in_a_small_one(
         assert count <= 8 * max(few[what], 1) + 50, (what, few, many)
 
 
+def test_a_label_without_its_image_is_left_out_and_named(tmp_path):
+    for case in ("s1", "s2"):
+        save_masks(blobs(4, n_classes=3), tmp_path / "data" / case / "segmentations", ("background", "liver", "spleen"))
+        save(blobs(4, n_classes=3), tmp_path / "predictions" / f"{case}.nii.gz")
+    save(blobs(4, n_classes=3).astype(np.int16), tmp_path / "data" / "s1" / "ct.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "data")
+    assert [(case.case, case.mean_dice) for case in result.cases] == [("s1", 1)]
+    assert any("no image of it: case s2" in note for note in result.notes)
+
+
+def test_a_json_file_above_the_labels_that_is_no_table_is_passed_over(tmp_path):
+    for kind in ("labels", "predictions"):
+        save(blobs(1), tmp_path / kind / "a.nii.gz")
+    (tmp_path / "class_names.json").write_text('{"task one": {"background": 0, "liver": 1}}')
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels")
+    assert result.cases[0].mean_dice == 1
+    assert any("passed over" in note and "class_names.json" in note for note in result.notes)
+
+
 def test_labels_beside_images_need_no_names_to_be_scored(tmp_path):
     for case in "ab":
         save(blobs(1).astype(np.int16), tmp_path / "data" / "images" / f"{case}.nii.gz")

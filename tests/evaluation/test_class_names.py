@@ -94,6 +94,10 @@ def test_given_names_say_what_bare_numbers_mean(folders):
 def test_names_that_help_nobody_are_refused(folders):
     with pytest.raises(EvaluationError, match="name their classes themselves"):
         evaluate(folders / "predictions", folders / "labels", class_names=NAMES)
+    (folders / "predictions" / "labels.json").write_bytes((folders / "labels" / "labels.json").read_bytes())
+    save(map_of(1), folders / "predictions" / "a.nii.gz")
+    same = evaluate(folders / "predictions", folders / "labels", class_names=NAMES)  # what the files say themselves
+    assert same.cases[0].dice.tolist() == [1, 1, 1, 1]
     (folders / "predictions" / "labels.json").unlink()
     with pytest.raises(EvaluationError, match="expected the background first, found 'liver'; write background,liver"):
         evaluate(folders / "predictions", folders / "labels", class_names=["liver", "spleen"])

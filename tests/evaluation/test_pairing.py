@@ -62,6 +62,19 @@ def test_results_named_after_nnunets_first_channel_are_of_the_case(tmp_path):
     assert matching.labels_without_prediction == ("d",)
 
 
+def test_labels_may_be_called_as_beside_their_images(tmp_path):
+    predictions = files(tmp_path, "prediction", "a", "b_0000", "c", "d-mask", "d_seg")
+    matching = match(predictions, files(tmp_path, "label", "a-label", "b_seg", "c", "c_gt", "d"))
+    found = [(pair.case, pair.prediction.name, pair.label.name) for pair in matching.pairs]
+    assert found == [
+        ("a", "a.nii.gz", "a-label.nii.gz"),
+        ("b", "b_0000.nii.gz", "b_seg.nii.gz"),
+        ("c", "c.nii.gz", "c.nii.gz"),
+    ]
+    assert matching.predictions_without_label == ("d-mask", "d_seg")  # which of the two is meant, nobody can know
+    assert matching.labels_without_prediction == ("c_gt", "d")
+
+
 def test_nothing_in_common_names_both(tmp_path):
     with pytest.raises(
         EvaluationError, match=r"no prediction in .* has a label of its name in .*: .* of x, .* of a, c;"
