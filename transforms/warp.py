@@ -8,7 +8,7 @@ affine_transform 0.66 s.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -89,9 +89,11 @@ def sample_affine(
     source = tuple(volume.shape[1:])
     size = source if size is None else tuple(size)
     strides = ((source[1] + 2) * (source[2] + 2), source[2] + 2, 1)
-    if image is not None and outside is None:
-        outside = [float(channel.min()) for channel in image]
-    channels = [] if image is None else [_bordered(c, value) for c, value in zip(image, outside or (), strict=True)]
+    channels = []
+    if image is not None:
+        # The lowest not as numbers, for which the host would wait for a GPU
+        values: Iterable[Tensor | float] = image.amin((1, 2, 3)) if outside is None else outside
+        channels = [_bordered(channel, value) for channel, value in zip(image, values, strict=True)]
     classes = None if label is None else _bordered(indexable(label)[0], 0)
     new_image = None if image is None else image.new_empty(len(image), *size)
     new_label = None if classes is None else torch.empty(size, dtype=classes.dtype, device=volume.device)
@@ -113,9 +115,12 @@ def indexable(label: Tensor) -> Tensor:
     return label.int() if label.dtype == torch.uint16 else label
 
 
-def _bordered(volume: Tensor, outside: float | int) -> Tensor:
+def _bordered(volume: Tensor, outside: Tensor | float | int) -> Tensor:
     """Flat volume with one voxel of `outside` on every side."""
-    return torch.nn.functional.pad(volume, (1,) * 6, value=outside).flatten()
+    bordered = volume.new_empty([n + 2 for n in volume.shape])
+    bordered[...] = outside
+    bordered[1:-1, 1:-1, 1:-1] = volume
+    return bordered.flatten()
 
 
 def _indices(

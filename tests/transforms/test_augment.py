@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import AdjustContrast
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from transforms.augment import Draw, RandomAugmentd, Strengths, change_intensity
 from transforms.io.errors import VolumeError
@@ -94,6 +95,22 @@ def test_the_same_seed_gives_the_same_bits_on_any_number_of_threads():
         assert torch.equal(one["label"].as_tensor(), other["label"].as_tensor())
     first, second = results[0]
     assert not torch.equal(first["image"].as_tensor(), second["image"].as_tensor())
+
+
+class _NobodyWaits(TorchDispatchMode):
+    """Inside it no operation may ask for a value, for which the host would wait until a GPU has computed it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_host_waits_for_a_batch_that_is_augmented_on_the_device():
+    draw = replace(DRAW, flips=(0,), gamma=1.3, gain=1.2, shift=0.1, noise=0.1)  # a blur's matrix is the host's own
+    batch = {key: volume.as_tensor()[None].clone() for key, volume in case().items() if key != "case"}
+    part = RandomAugmentd(SIZE, class_names=NAMES, flips=(0, 1), on_device=True)
+    with _NobodyWaits():
+        part.apply_to_batch(batch | {"draw": [asdict(draw)]})
 
 
 def test_what_was_drawn_can_be_replayed():
