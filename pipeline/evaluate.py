@@ -35,9 +35,6 @@ from pipeline.writers.outputs import OutputOptions
 
 SplitName = Literal["train", "val", "test"]
 
-_MOST_NOTES = 10
-"""Cases without surface distances that are named one by one."""
-
 
 def evaluate(
     predictions: Path | str,
@@ -204,7 +201,7 @@ def _sheared(scores: Sequence[CaseScores]) -> list[str]:
         for case in sorted(scores, key=lambda case: case.case)
         if case.surface is None
     ]
-    return first_lines(lines, _MOST_NOTES, "and {} more cases with such voxels")
+    return first_lines(lines, "and {} more cases with such voxels")
 
 
 def _about_tolerance(scores: Sequence[CaseScores], tolerance_mm: float, *, is_default: bool) -> list[str]:

@@ -131,7 +131,7 @@ class PredictionReport:
 
     def _warnings(self) -> list[str]:
         lines = [f"  {record.case}: warning: {text}" for record in self.cases for text in record.warnings]
-        return first_lines(lines, MOST_WARNINGS, "  {} more warnings are in the records (CASE.json)")
+        return first_lines(lines, "  {} more warnings are in the records (CASE.json)", MOST_WARNINGS)
 
     def write(self, path: Path) -> None:
         """Write the report as JSON, making the folder. Raises FileError if the disk refuses."""

@@ -18,7 +18,7 @@ from pipeline.cache.entry import CacheError, CannotWriteError
 from pipeline.cache.folder import cache_info, prune
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
-from pipeline.console.text import gigabytes
+from pipeline.console.text import first_lines, gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ def _unchanged(outcome: Any) -> Any:
 
 
 def _build_error(failures: list[tuple[str, str]], n_cases: int) -> CacheBuildError:
-    quoted = [text if f"case {case}" in text else f"case {case}: {text}" for case, text in failures[:MESSAGES]]
-    more = [f"and {len(failures) - MESSAGES} more"] if len(failures) > MESSAGES else []
-    message = f"{len(failures)} of {n_cases} cases could not be prepared: " + "; ".join(quoted + more)
+    quoted = [text if f"case {case}" in text else f"case {case}: {text}" for case, text in failures]
+    some = "; ".join(first_lines(quoted, "and {} more", MESSAGES))
+    message = f"{len(failures)} of {n_cases} cases could not be prepared: {some}"
     return CacheBuildError(message, failures)

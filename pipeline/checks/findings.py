@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.console.text import first_lines
 from pipeline.datasets.errors import DatasetError
 from transforms.io.errors import InputError, sentence
 
@@ -51,9 +52,8 @@ class BadDataError(DatasetError):
     @property
     def lines(self) -> tuple[str, ...]:
         """A line for each error, the first hundred of them, and one that sums up."""
-        more = len(self.findings) - _LINES
-        rest = [f"and {more} more errors; bodyseg check lists all"] if more > 0 else []
-        return (*map(str, self.findings[:_LINES]), *rest, self.summary)
+        lines = list(map(str, self.findings))
+        return (*first_lines(lines, "and {} more errors; bodyseg check lists all", _LINES), self.summary)
 
 
 def from_error(error: InputError, *, case: str = "", file: object = "") -> Finding:

@@ -70,10 +70,10 @@ def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
     return ", ".join(texts[:most]) + (f" and {left} {more}" if left > 0 else "")
 
 
-def first_lines(lines: Sequence[str], most: int, more: str) -> list[str]:
+def first_lines(lines: Sequence[str], more: str, most: int = 10) -> list[str]:
     """Give the first `most` lines and, where there are others, a last one: `more` with their number in place of {}.
 
-    >>> first_lines(["case a: …", "case b: …", "case c: …"], most=1, more="and {} more cases")
+    >>> first_lines(["case a: …", "case b: …", "case c: …"], "and {} more cases", most=1)
     ['case a: …', 'and 2 more cases']
     """
     left = len(lines) - most

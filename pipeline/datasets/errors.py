@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Self
 
+from pipeline.console.text import first_lines
 from transforms.io.errors import InputError
 
 _LINES = 20
@@ -32,9 +33,8 @@ class DatasetError(InputError):
     @property
     def lines(self) -> tuple[str, ...]:
         """A line for each fault, not more than fill a screen, and how many others there are."""
-        shown = tuple(InputError.__str__(part) for part in self.parts[:_LINES])
-        more = len(self.parts) - len(shown)
-        return (*shown, f"and {more} more; bodyseg check --json lists all") if more else shown
+        lines = [InputError.__str__(part) for part in self.parts]
+        return tuple(first_lines(lines, "and {} more; bodyseg check --json lists all", _LINES))
 
     def __str__(self) -> str:
         """All lines."""

@@ -20,9 +20,6 @@ from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
 
-_MOST_NOTES = 10
-"""Cases that are left out and named one by one."""
-
 _NOT_MASKS = {"ct", "mr", "mri", "combined_labels"}
 """Volumes that lie among the masks of a case and are not one of them."""
 
@@ -82,7 +79,7 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         headers = read_headers(files, dataset.classes, kind)
         subjects = {case.id: case.subject for case in labelled}
         lines = [f"left out, since the data set has no image of it: case {error.case}" for error in dataset.refused]
-        notes = tuple(first_lines(lines, _MOST_NOTES, "and {} more cases without an image"))
+        notes = tuple(first_lines(lines, "and {} more cases without an image"))
         return CaseFiles(kind, path, files, dataset.classes, subjects=subjects, headers=headers, notes=notes)
     label_maps = _label_maps(path)
     folders = {} if label_maps else _mask_folders(path)

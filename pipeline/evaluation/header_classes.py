@@ -18,9 +18,6 @@ from transforms.io.dicom_seg import segment_numbers
 from transforms.io.errors import VolumeError
 from transforms.io.segment_names import LARGEST_VALUE, segment_values
 
-_MOST_NOTES = 10
-"""Names in headers that are noted one by one."""
-
 
 @dataclass(frozen=True)
 class Headers:
@@ -80,7 +77,7 @@ def read_headers(files: Mapping[str, Label], table: ClassTable | None, kind: Kin
             if name != class_of.get(name) and not _is_ignored(name, table):
                 taken[name, class_of.get(name, "")].append(case)
     lines = [_note(kind, name, meant, cases) for (name, meant), cases in taken.items()]
-    notes = first_lines(lines, _MOST_NOTES, f"and {{}} more such names in headers of the {kind}s")
+    notes = first_lines(lines, f"and {{}} more such names in headers of the {kind}s")
     return Headers(table, own_tables, refused, tuple(notes))
 
 

@@ -16,9 +16,6 @@ from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.class_names import ClassNames, find_classes
 from pipeline.evaluation.options import EvaluationError
 
-_MOST_NOTES = 10
-"""Cases with missing masks that are named one by one."""
-
 
 @dataclass(frozen=True)
 class Matching:
@@ -125,4 +122,4 @@ def _missing_masks(predictions: CaseFiles) -> list[str]:
         f"case {case}: no predicted mask of {some_of(names, 5)}; counted as nothing predicted"
         for case, names in predictions.missing_masks.items()
     ]
-    return first_lines(lines, _MOST_NOTES, "and masks missing in {} more cases")
+    return first_lines(lines, "and masks missing in {} more cases")

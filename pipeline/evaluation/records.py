@@ -13,9 +13,6 @@ from pipeline.datasets.class_table import ClassTable, parse_table
 from pipeline.evaluation.options import EvaluationError, Kind
 from pipeline.files.json_files import read_json
 
-_MOST_NOTES = 5
-"""Networks that are noted one by one."""
-
 
 @dataclass(frozen=True)
 class PredictionRecord:
@@ -98,4 +95,4 @@ def notes_on_networks(records: Iterable[PredictionRecord], kind: Kind) -> tuple[
         return ()
     lines = [f"the {kind}s of {some_of(cases[key], 3)} were made by {run}" for key, run in runs.items()]
     warning = f"the {kind}s were made by {len(cases)} different networks or settings, and are scored as one's"
-    return (warning, *first_lines(lines, _MOST_NOTES, f"and {kind}s of {{}} more networks or settings"))
+    return (warning, *first_lines(lines, f"and {kind}s of {{}} more networks or settings", most=5))
