@@ -89,12 +89,12 @@ def plan(
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
     data = _summary(screened)
     if progress:
-        progress(0, 1, "preparing two cases")
+        progress(0, 1, "preparing a few cases")
     coarser = tuple(1.1 * mm for mm in target_spacing(data.sizes, data.spacings_mm))  # so that voxels are resampled
     prepared = replace(config.data, mode="patch", spacing_mm=coarser)
     data = replace(data, preparing_s=preparing_s(screened, prepared))
     if progress:
-        progress(1, 1, "preparing two cases")
+        progress(1, 1, "preparing a few cases")
 
     def measure(
         steps: Sequence[tuple[Triple, int]], strides: Sequence[Triple], kernels: Sequence[Triple], channels: int
@@ -135,21 +135,23 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Co
             "(bodyseg train --help) with a smaller --target_size"
         )
     small, large = measured[0], measured[-1]
-    in_one_s = large.step_s
-    alone_s = large.one_thread_s if large.one_thread_s is not None else math.inf
+    alone_s = large.one_thread[0] if large.one_thread else math.inf
     fits = n_cores * large.peak_bytes <= MEMORY_SHARE * memory_bytes
-    in_processes = n_cores > 1 and fits and alone_s / n_cores < in_one_s
-    voxels = [math.prod(step.patch) * step.batch for step in (small, large)]
-    seconds = [(step.one_thread_s if in_processes else step.step_s) or 0.0 for step in (small, large)]
-    voxel_s = max(1e-12, (seconds[1] - seconds[0]) / (voxels[1] - voxels[0]))
-    voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (voxels[1] - voxels[0]))
+    in_processes = n_cores > 1 and fits and alone_s / n_cores < large.all_threads[0]
+    seconds = [one.one_thread if in_processes and one.one_thread else one.all_threads for one in (small, large)]
+    (small_s, _), (large_s, validation_s) = seconds
+    small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in (small, large))
+    voxel_s = max(1e-12, (large_s - small_s) / (large_voxels - small_voxels))
+    voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (large_voxels - small_voxels))
+    each = f"{alone_s:.2g} s in each of {n_cores} processes of one thread{'' if fits else ', too many for the memory'}"
     return Cost(
-        fixed_s=max(0.0, seconds[0] - voxel_s * voxels[0]),
+        fixed_s=max(0.0, small_s - voxel_s * small_voxels),
         voxel_s=voxel_s,
-        fixed_bytes=max(0.0, small.peak_bytes - voxel_bytes * voxels[0]),
+        fixed_bytes=max(0.0, small.peak_bytes - voxel_bytes * small_voxels),
         voxel_bytes=voxel_bytes,
-        forward_voxel_s=large.forward_s / math.prod(large.patch) * (n_cores if in_processes else 1),
+        validation_voxel_s=validation_s / math.prod(large.patch),
         n_processes=n_cores if in_processes else 1,
+        why_processes=f"a step takes {each}, and {large.all_threads[0]:.2g} s in one process",
     )
 
 
@@ -198,8 +200,9 @@ def to_yaml(plan: Plan, budget_s: float) -> str:
         if group not in plan.settings:
             continue
         lines.append(f"{group}:")
-        for key, value in plan.settings[group].items():
-            because = plan.because[f"{group}.{key}"]
+        reasons = {key: plan.because[f"{group}.{key}"] for key in plan.settings[group]}
+        for key, because in sorted(reasons.items(), key=lambda item: item[1] != ""):
+            value = plan.settings[group][key]
             text = json.dumps(value, ensure_ascii=False)
             if isinstance(value, dict) or key in ("dataset_root", "cache_dir", "name"):
                 text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
@@ -242,4 +245,6 @@ def to_json(report: PlanReport) -> str:
 
 
 def _minutes(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.3g} minutes" if seconds < 7200 else f"{seconds / 3600:.3g} hours"

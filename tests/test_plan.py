@@ -92,7 +92,7 @@ def test_a_file_that_exists_is_not_overwritten(dataset, tmp_path, capsys):
 
 
 def step(patch, batch, step_s, one_thread_s, peak_bytes):
-    return StepTime(patch, batch, step_s, one_thread_s, 0.1, peak_bytes)
+    return StepTime(patch, batch, (step_s, 0.1), (one_thread_s, 0.15), peak_bytes)
 
 
 def test_the_cost_is_the_line_through_two_measured_steps():
@@ -101,6 +101,7 @@ def test_the_cost_is_the_line_through_two_measured_steps():
     assert cost.n_processes == 2
     assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.9)
     assert cost.step_s((30, 10, 10), 1) == pytest.approx(1.3)
+    assert cost.validation_voxel_s == pytest.approx(0.15 / 2000)
     assert cost.peak_bytes((10, 10, 10), 1) == pytest.approx(2 * 3000)
 
 

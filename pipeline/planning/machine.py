@@ -25,10 +25,12 @@ class Cost:
     voxel_s: float
     fixed_bytes: float
     voxel_bytes: float
-    forward_voxel_s: float
-    """Seconds of a forward pass for one voxel."""
+    validation_voxel_s: float
+    """Seconds of validating one voxel once, in one process."""
     n_processes: int
     """Processes that train together on this machine."""
+    why_processes: str = "measured"
+    """Why so many."""
 
     def step_s(self, patch: Sequence[int], batch: int) -> float:
         """Seconds of a step."""

@@ -8,7 +8,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.planning.choice import NARROW, WIDE_STEPS, Choice, DataSummary, Measure, choose
+from pipeline.planning.choice import (
+    NARROW,
+    START_S,
+    TRAINING_SHARE,
+    WIDE_STEPS,
+    Choice,
+    DataSummary,
+    Measure,
+    choose,
+)
+from pipeline.planning.epochs import n_validations
 from pipeline.planning.machine import Machine
 from pipeline.planning.stages import N_EPOCHS, VALIDATION_SHARE
 
@@ -74,17 +84,20 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     strides, kernels = ([list(each) for each in triples] for triples in (choice.grid.strides, choice.grid.kernels))
     network = {"_target_": "networks.body_net.BodyNet", "strides": strides, "kernels": kernels}
     plan.put("model.network", network, "an axis is halved while it has 8 voxels (nnU-Net's rule)")
-    because = f"{budget_s / 60:.3g} minutes, less what starting and preparing take"
+    because = (
+        f"{schedule.n_steps} steps: what {budget_s / 60:.3g} minutes hold beside validations, {START_S:.0f} s for "
+        f"starting, {data.preparing_s:.0f} s for preparing cases, and {1 - TRAINING_SHARE:.0%} for a slower moment"
+    )
     plan.put("training.max_epochs", schedule.n_epochs, because)
-    plan.put("training.lr", LEARNING_RATE, "for short schedules of AdamW")
+    plan.put("training.lr", LEARNING_RATE, "AdamW, for a schedule this short; twice as much did no better")
     plan.put("training.weight_decay", WEIGHT_DECAY, "as nnU-Net and its followers have it")
     plan.put("training.warmup_epochs", max(1, round(WARMUP_SHARE * schedule.n_epochs)), "7 % of the epochs")
-    because = f"validation takes {VALIDATION_SHARE:.0%} of the time at most, or is done once"
+    n = n_validations(schedule.n_epochs, schedule.validate_every)
+    because = f"{n} validations take {schedule.validations_s:.0f} s, {VALIDATION_SHARE:.0%} of the time or one at most"
     plan.put("training.validate_every", schedule.validate_every, because)
     if machine.accelerator == "cpu":
-        because = "as many processes of one thread, or one process with all threads: measured"
         plan.put("training.n_gpus", 0, "this machine has none")
-        plan.put("training.n_processes", choice.cost.n_processes, because)
+        plan.put("training.n_processes", choice.cost.n_processes, choice.cost.why_processes)
     return plan
 
 
@@ -93,22 +106,26 @@ def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -
     final = schedule.stages[-1]
     plan.put("data.mode", "patch", "cases keep their own resolution")
     plan.put("data.spacing_mm", list(grid.spacing_mm), _why_spacing(choice))
-    size = "median case" if final.patch == grid.whole else "largest that this machine and the time allow"
-    plan.put("data.target_size", list(final.patch), f"{size}, in multiples of what the strides divide")
+    size = "median case" if final.patch == grid.whole else "largest part of the median case that memory and time allow"
+    limit = f"{choice.peak_bytes / machine.memory_bytes:.0%} of the memory at most"
+    plan.put("data.target_size", list(final.patch), f"{size}, in multiples of what the strides divide; {limit}")
     together = final.batch * choice.cost.n_processes
-    plan.put("data.batch_size", final.batch, f"{together} of the largest patches in a step of all processes")
+    because = f"{together} of the largest patches in a step of all processes: few, for more steps"
+    plan.put("data.batch_size", final.batch, because)
     stages = zip(schedule.stages, schedule.epochs_of, strict=True)
     growth = [[*stage.patch, stage.batch, epochs] for stage, epochs in stages][:-1]
-    plan.put("data.patch_growth", growth, "small patches first, in equal shares of the time: patch, batch, epochs")
+    because = "patch, batch and epochs: small patches first, where a step costs little, in equal shares of the time"
+    plan.put("data.patch_growth", growth, because)
     because = f"{schedule.n_batches} steps an epoch, for about {N_EPOCHS} epochs in all"
     plan.put("data.patches_per_case", schedule.patches_per_case, because)
     if not data.is_split:
         because = "no case is left out for a test: evaluate on other data"
         plan.put("data.split_shares", list(SPLIT_SHARES), because)
-    plan.put("data.data_aug", True, "varied patches")
+    plan.put("data.data_aug", True, "patches are turned, scaled and shaded at random, so that few cases show more")
     plan.put("data.flips", [0] if data.mirrors else [], _why_flips(data))
     workers = 0 if machine.accelerator == "cpu" else machine.n_cores
-    plan.put("data.num_workers", workers, "the cores that do not train")
+    because = "every core trains" if workers == 0 else "one for each core, while the GPU trains"
+    plan.put("data.num_workers", workers, because)
 
 
 def _why_spacing(choice: Choice) -> str:

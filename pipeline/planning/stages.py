@@ -57,7 +57,7 @@ class Cases:
     def validation_s(self, cost: Cost, window: Triple) -> float:
         """Seconds of validating one case through this window, mean over all."""
         n_windows = sum(n * count_windows(size, window) for size, n in Counter(self.sizes).items())
-        return n_windows / len(self.sizes) * math.prod(window) * cost.forward_voxel_s
+        return n_windows / len(self.sizes) * math.prod(window) * cost.validation_voxel_s
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,15 @@ from pipeline.compute.memory import workers_that_fit
 from pipeline.config.settings import DataConfig
 from pipeline.training.prepared_data import cached_dataset, preprocessing_of
 
-N_MEASURED = 2
-"""Cases that are prepared; the fastest counts, since the first one loads libraries."""
+N_MEASURED = 5
+"""Cases that are prepared at most; the fastest counts, since the first one loads libraries."""
+
+ENOUGH_S = 5.0
+"""Seconds after which no third one is."""
 
 
 def preparing_s(screened: Screened, data: DataConfig) -> float:
-    """Seconds of preparing all training and validation cases, by the voxels of two of median size.
+    """Seconds of preparing all training and validation cases, by the voxels of a few of median size.
 
     Args:
         screened: the data set.
@@ -30,7 +33,7 @@ def preparing_s(screened: Screened, data: DataConfig) -> float:
     assert screened.split is not None  # a data set that cannot be split was refused
     used = {*screened.split.train, *screened.split.val}
     voxels = {c.case: sum(math.prod(i.shape) for i in c.images) for c in screened.cases if c.case in used}
-    middle = sorted(voxels, key=lambda case: voxels[case])[max(0, len(voxels) // 2 - 1) :][:N_MEASURED]
+    middle = sorted(voxels, key=lambda case: voxels[case])[max(0, (len(voxels) - N_MEASURED) // 2) :][:N_MEASURED]
     cases = {case.id: case for case in screened.dataset.cases}
     with TemporaryDirectory(dir=data.cache_dir) as folder:
         measured = cached_dataset(
@@ -42,8 +45,10 @@ def preparing_s(screened: Screened, data: DataConfig) -> float:
             in_patches=True,
             seed=0,
         )
-        voxel_s = math.inf
+        voxel_s, began = math.inf, time.perf_counter()
         for index, case in enumerate(middle):
+            if index >= 2 and time.perf_counter() - began > ENOUGH_S:
+                break
             start = time.perf_counter()
             measured.store.prepare(index, wait=True)
             voxel_s = min(voxel_s, (time.perf_counter() - start) / max(1, voxels[case]))

@@ -17,6 +17,7 @@ from networks.registry import build_network
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, run_measurement
 from pipeline.losses.dice_ce import SlabDiceCELoss
+from pipeline.metrics.slab_argmax import segment_in_slabs
 from transforms.io.label_values import label_dtype
 
 Triple = tuple[int, int, int]
@@ -34,12 +35,10 @@ class StepTime:
     patch: Triple
     """Voxels (I, J, K)."""
     batch: int
-    step_s: float
-    """Seconds of a step, all threads working on it."""
-    one_thread_s: float | None
-    """Seconds of a step on one CPU thread; None on a GPU."""
-    forward_s: float
-    """Seconds of a forward pass of one patch without gradients, all threads working on it."""
+    all_threads: tuple[float, float]
+    """Seconds of a step, and of validating one patch with its loss and segmentation."""
+    one_thread: tuple[float, float] | None
+    """The same on one CPU thread; None on a GPU."""
     peak_bytes: int
     """Most memory in use so far: of the GPU where it trains, else of the process."""
 
@@ -74,7 +73,8 @@ def measure_steps(request: StepRequest) -> list[StepTime]:
     found = []
     for line in output.splitlines():
         fields = json.loads(line)
-        found.append(StepTime(**fields | {"patch": tuple(fields["patch"])}))
+        triples_and_pairs = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+        found.append(StepTime(**fields | triples_and_pairs))
     return found
 
 
@@ -93,16 +93,13 @@ def _take_steps(request: dict[str, Any]) -> None:
         ).to(device)
         work = _Work(network, patch, batch, request["in_channels"], request["n_classes"], device, dtype)
         n_threads = torch.get_num_threads()
-        step_s, forward_s = work.step_s(), work.forward_s()
-        one_thread_s = None
-        if device.type == "cpu":
+        all_threads = one_thread = work.seconds()
+        if device.type == "cpu" and n_threads > 1:
             torch.set_num_threads(1)
-            one_thread_s = work.step_s() if n_threads > 1 else step_s
+            one_thread = work.seconds()
             torch.set_num_threads(n_threads)
-        print(
-            json.dumps(asdict(StepTime(tuple(patch), batch, step_s, one_thread_s, forward_s, peak_bytes()))),
-            flush=True,
-        )
+        alone = one_thread if device.type == "cpu" else None
+        print(json.dumps(asdict(StepTime(tuple(patch), batch, all_threads, alone, peak_bytes()))), flush=True)
 
 
 class _Work:
@@ -127,13 +124,10 @@ class _Work:
         self.optimizer = torch.optim.AdamW(network.parameters(), fused=True)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
 
-    def step_s(self) -> float:
-        """Seconds of the fastest step after the first."""
-        return min([self._timed(self._step) for _ in range(N_STEPS)][1:])
-
-    def forward_s(self) -> float:
-        """Seconds of the fastest forward pass of one patch."""
-        return min(self._timed(self._forward) for _ in range(2))
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of the fastest step after the first, and of the fastest validation of one patch."""
+        step_s = min([self._timed(self._step) for _ in range(N_STEPS)][1:])
+        return step_s, min(self._timed(self._validate) for _ in range(2))
 
     def _step(self) -> None:
         with self.autocast:
@@ -142,9 +136,11 @@ class _Work:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def _forward(self) -> None:
+    def _validate(self) -> None:
         with torch.no_grad(), self.autocast:
-            self.network.features(self.image[:1])
+            features = self.network.features(self.image[:1])
+            self.criterion(features, self.network.head, self.label[:1])
+            segment_in_slabs(features, self.network.head)
 
     def _timed(self, work: Any) -> float:
         start = clock_s()

@@ -32,7 +32,7 @@ def seconds_of(plan, data, cost):
     schedule, training, window = schedule_of(plan), plan.settings["training"], plan.settings["data"]["target_size"]
     n_batches = schedule.n_batches(data.n_train, cost.n_processes)
     sizes = grid_of(data, plan.settings["data"]["spacing_mm"]).cases.sizes
-    case_s = cost.forward_voxel_s * math.prod(window) * fmean(count_windows(size, window) for size in sizes)
+    case_s = cost.validation_voxel_s * math.prod(window) * fmean(count_windows(size, window) for size in sizes)
     steps, validations = [], case_s  # Lightning tries one case first
     for epoch in range(training["max_epochs"]):
         steps.append(n_batches * cost.step_s(schedule.patch_of(epoch), schedule.batch_of(epoch)))
