@@ -106,6 +106,68 @@ def way_back(scale: str, data: str | None) -> Row:
     )
 
 
+def window(scale: str, data: str | None) -> Row:
+    """A long scan through a sliding window, at two class counts and at twice the length."""
+    grids = {
+        FULL: ([512, 512, 800], [320, 320, 512], [128, 128, 128]),  # 0.98 × 0.98 × 1 mm, taken to 1.6 mm
+        REDUCED: ([128, 128, 200], [80, 80, 128], [32, 32, 32]),
+        TOY: ([24, 22, 40], [12, 12, 24], [8, 8, 8]),
+    }
+    source_size, size, of_window = grids[scale]
+    few, many = (3, 5) if scale == TOY else (71, 118)
+    cases = {f"{few} classes": (few, 1), f"{many} classes": (many, 1), f"{few} classes, twice as long": (few, 2)}
+    return Row(
+        f"window of {_times(of_window)} over a scan of {_times(source_size)}",
+        [
+            Comparison(
+                name,
+                {"MONAI, logits": Job("window.plain"), "features, slices": Job("window.ours")},
+                [
+                    {
+                        "source_size": [*source_size[:2], source_size[2] * length],
+                        "size": [*size[:2], size[2] * length],
+                        "window": of_window,
+                        "n_classes": n_classes,
+                    }
+                ],
+                repeats=1,
+                memory="peak",
+                same_value=("MONAI, logits", "features, slices"),
+                tolerance=1e-3,  # shares of voxels and centroids: rounding decides where two logits are equal
+            )
+            for name, (n_classes, length) in cases.items()
+        ],
+        flat_method="features, slices",
+    )
+
+
+def patches(scale: str, data: str | None) -> Row:
+    """Patches of a large case from the cache, on one core."""
+    cases = {
+        FULL: {"512×512×800 at 1.5 mm": [333, 333, 533], "512×512×800 at 0.8 mm": [625, 625, 1000]},  # of 0.98 mm
+        REDUCED: {"an eighth of 1.5 mm": [168, 168, 264], "an eighth of 0.8 mm": [312, 312, 496]},
+        TOY: {"toy": [24, 24, 32]},
+    }
+    patch = [8, 8, 8] if scale == TOY else [128, 128, 128]
+    return Row(
+        f"a patch of {_times(patch)} from a large case in the cache, on one core",
+        [
+            Comparison(
+                f"{name}, {_times(size)}",
+                {
+                    "as it is": Job("patches.ours", {"augment": False}),
+                    "augmented": Job("patches.ours", {"augment": True}),
+                },
+                [{"patch": patch, "n": _n(scale, 40, 20)}],
+                prepare=Job("patches.prepare", {"size": size}),
+                folder=True,
+                repeats=1,
+            )
+            for name, size in cases[scale].items()
+        ],
+    )
+
+
 def step(scale: str, data: str | None) -> Row:
     """Full training steps."""
     width = {"base_channels": 4, "n_classes": 5} if scale == TOY else {}
@@ -304,8 +366,10 @@ ROWS: dict[str, Callable[[str, Any], Row]] = {
     "metric": metric,
     "surfaces": surfaces,
     "restore": way_back,
+    "window": window,
     "step": step,
     "loading": loading,
+    "patches": patches,
     "augmentation": augmentation,
     "epoch": epoch,
     "startup": startup,
