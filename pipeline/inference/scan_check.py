@@ -10,9 +10,8 @@ from monai.data import MetaTensor
 
 from pipeline.checks.modality import AIR_HU
 from pipeline.inference.model import Model
-from pipeline.planning.scan_range import Triple
 from transforms.intensity import FIXED_RANGES
-from transforms.io.grid import SHEAR_TOLERANCE, along_world_axes, orientation, skew, voxel_edges_mm
+from transforms.io.grid import SHEAR_TOLERANCE, PerAxis, along_world_axes, orientation, skew, voxel_edges_mm
 
 AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
 """World axes x, y and z."""
@@ -55,12 +54,12 @@ class ScanFacts(NamedTuple):
         return orientation(self.affine)
 
     @property
-    def spacing_mm(self) -> Triple:
+    def spacing_mm(self) -> PerAxis:
         """Edge lengths of a voxel along the world axes."""
         return along_world_axes(voxel_edges_mm(self.affine), self.orientation)
 
     @property
-    def extent_mm(self) -> Triple:
+    def extent_mm(self) -> PerAxis:
         """Field of view along the world axes."""
         extent = np.multiply(voxel_edges_mm(self.affine), self.shape)
         return along_world_axes(extent.tolist(), self.orientation)

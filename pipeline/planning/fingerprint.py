@@ -15,18 +15,16 @@ from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES
 from pipeline.checks.window import window_use
 from pipeline.datasets.dataset import Dataset, Split
-
-Triple = tuple[float, float, float]
-"""One number along each of the voxel axes I, J, K."""
+from transforms.io.grid import PerAxis
 
 
 @dataclass(frozen=True)
 class Spread:
     """Smallest, median and largest value along each axis, over all cases."""
 
-    min: Triple
-    median: Triple
-    max: Triple
+    min: PerAxis
+    median: PerAxis
+    max: PerAxis
 
 
 @dataclass(frozen=True)
@@ -134,10 +132,10 @@ def _spread(rows: Sequence[Sequence[float]]) -> Spread | None:
     if not rows:
         return None
     table = np.array(rows, float)
-    return Spread(_triple(table.min(axis=0)), _triple(np.median(table, axis=0)), _triple(table.max(axis=0)))
+    return Spread(_per_axis(table.min(axis=0)), _per_axis(np.median(table, axis=0)), _per_axis(table.max(axis=0)))
 
 
-def _triple(row: np.ndarray) -> Triple:
+def _per_axis(row: np.ndarray) -> PerAxis:
     return float(row[0]), float(row[1]), float(row[2])
 
 

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.checks.voxel_statistics import ImageStatistics
-
-Triple = tuple[float, float, float]
+from transforms.io.grid import PerAxis
 
 
 @dataclass(frozen=True)
@@ -20,9 +19,9 @@ class ScanRange:
     Of the first image channel of the training cases.
     """
 
-    spacing_mm: tuple[Triple, Triple]
+    spacing_mm: tuple[PerAxis, PerAxis]
     """Smallest and largest edge length of a voxel."""
-    extent_mm: tuple[Triple, Triple]
+    extent_mm: tuple[PerAxis, PerAxis]
     """Smallest and largest field of view."""
     orientations: tuple[str, ...]
     """Where the voxel axes run, as "RAS" or "LPS"; sorted."""
@@ -45,8 +44,8 @@ class ScanRange:
     def from_document(cls, document: Mapping[str, Any]) -> ScanRange:
         """Take what `to_document` made. Raises ValueError, KeyError or TypeError for anything else."""
         return cls(
-            spacing_mm=_two_triples(document["spacing_mm"]),
-            extent_mm=_two_triples(document["extent_mm"]),
+            spacing_mm=_two_rows(document["spacing_mm"]),
+            extent_mm=_two_rows(document["extent_mm"]),
             orientations=tuple(str(code) for code in document["orientations"]),
             modalities=tuple(str(modality) for modality in document["modalities"]),
             darkest=(float(document["darkest"][0]), float(document["darkest"][1])),
@@ -69,10 +68,10 @@ def scan_range(images: Sequence[ImageStatistics]) -> ScanRange | None:
     )
 
 
-def _smallest_and_largest(rows: np.ndarray) -> tuple[Triple, Triple]:
-    return _two_triples([rows.min(0).tolist(), rows.max(0).tolist()])
+def _smallest_and_largest(rows: np.ndarray) -> tuple[PerAxis, PerAxis]:
+    return _two_rows([rows.min(0).tolist(), rows.max(0).tolist()])
 
 
-def _two_triples(rows: Sequence[Sequence[float]]) -> tuple[Triple, Triple]:
+def _two_rows(rows: Sequence[Sequence[float]]) -> tuple[PerAxis, PerAxis]:
     (a, b, c), (x, y, z) = rows
     return (float(a), float(b), float(c)), (float(x), float(y), float(z))

@@ -27,7 +27,8 @@ from pipeline.config.settings import Config
 from pipeline.console.text import BYTES_PER_GB, gigabytes
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.planning.epochs import n_validations
-from pipeline.training.patch_schedule import PatchSchedule, Triple
+from pipeline.planning.network_shape import Triple
+from pipeline.training.patch_schedule import PatchSchedule
 
 TIME_LIMIT_S = 1800.0
 """A step that takes longer is given up: hundreds of them make an epoch."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from pipeline.planning.epochs import n_batches
-
-Triple = tuple[int, int, int]
+from pipeline.planning.network_shape import Triple
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, run_measurement
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
+from pipeline.planning.network_shape import Triple
 from transforms.io.label_values import label_dtype
-
-Triple = tuple[int, int, int]
 
 N_STEPS = 4
 """Steps of a size; the first warms up, the fastest of the others counts."""

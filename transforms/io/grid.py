@@ -20,6 +20,9 @@ from transforms.io.limits import MAX_VOXELS
 Affine = Float64[np.ndarray, "4 4"]
 """Voxel index (i, j, k, 1) -> world mm (x, y, z, 1), RAS+."""
 
+PerAxis = tuple[float, float, float]
+"""One number along each of three axes, of voxels or of the world."""
+
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 """DICOM and ITK count x to the patient's left and y to the back; the matrix is its own inverse."""
 
@@ -52,7 +55,7 @@ class Geometry:
     """"nifti", "nrrd", "metaimage" or "dicom"."""
 
     @property
-    def spacing_mm(self) -> tuple[float, float, float]:
+    def spacing_mm(self) -> PerAxis:
         """The edge lengths of a voxel along i, j and k in mm."""
         return voxel_edges_mm(self.affine)
 
@@ -171,7 +174,7 @@ def check_memory(n_bytes: int, where: str) -> None:
         raise VolumeError("too_large", where, expected, found, "crop the volume, or end other programs")
 
 
-def voxel_edges_mm(affine: Affine) -> tuple[float, float, float]:
+def voxel_edges_mm(affine: Affine) -> PerAxis:
     """Return the edge lengths of a voxel along i, j and k in mm.
 
     >>> voxel_edges_mm(np.diag([-0.5, 0.5, 3.0, 1.0]))
@@ -205,7 +208,7 @@ def orientation(affine: Affine) -> str:
     return "".join(aff2axcodes(affine))
 
 
-def along_world_axes(values: Sequence[float], orientation: str) -> tuple[float, float, float]:
+def along_world_axes(values: Sequence[float], orientation: str) -> PerAxis:
     """Order three values along voxel axes i, j, k by the world axes that those run along.
 
     The result is left-right, back-front, foot-head; `orientation` says where the voxel axes run, as "RAS" or "LPS".
