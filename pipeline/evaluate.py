@@ -189,8 +189,19 @@ def _scored(
         refused=dict(sorted(refused.items())),
         labels_without_prediction=matching.labels_without_prediction,
         predictions_without_label=matching.predictions_without_label,
-        notes=(*matching.notes, *surface_notes),
+        notes=(*matching.notes, *_overlapping(scores), *surface_notes),
     )
+
+
+def _overlapping(scores: Sequence[CaseScores]) -> list[str]:
+    """Name the cases of which a structure lost voxels to another before it was scored."""
+    lines = [
+        f"case {case.case}: {case.n_overlapping} voxels lie in more than one mask and count for the class later in the "
+        "order of classes alone; score structures that overlap one at a time, in folders of their own"
+        for case in sorted(scores, key=lambda case: case.case)
+        if case.n_overlapping
+    ]
+    return first_lines(lines, "and {} more cases whose masks overlap")
 
 
 def _sheared(scores: Sequence[CaseScores]) -> list[str]:

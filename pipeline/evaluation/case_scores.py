@@ -72,6 +72,8 @@ class CaseScores:
     """How far the voxel's axes are off right angles, at most."""
     surface: SurfaceKind | None
     """None where surfaces were left out, or the grid is sheared: HD95 and surface Dice are NaN then."""
+    n_overlapping: int
+    """Voxels that lie in more than one mask of the label or of the prediction; the later class has them."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
     dice: Float[np.ndarray, " C"]
@@ -165,6 +167,7 @@ def score_case(
         spacing_mm=grid.spacing_mm,
         shear_degrees=shear,
         surface=surface,
+        n_overlapping=maps.n_overlapping,
         resampled=maps.resampled,
         dice=overlap.dice.double().numpy(),
         iou=overlap.iou.double().numpy(),
@@ -186,6 +189,7 @@ class _Maps(NamedTuple):
     predicted: Integer[np.ndarray, "I J K"]
     grid: Geometry
     label_sha256: str
+    n_overlapping: int
     resampled: bool
 
 
@@ -194,6 +198,7 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
     label = read_label_map(pair.label, pair.case, label_table)
     digest = _hash(label.indices, label_table, label.affine)
     prediction = read_label_map(pair.prediction, pair.case, pair.prediction_table or classes.prediction)
+    n_overlapping = label.n_overlapping + prediction.n_overlapping
     if is_seg(pair.label):
         label = covering(label, prediction)
     if is_seg(pair.prediction):
@@ -205,6 +210,7 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
         _looked_up(predicted, classes.prediction_lookup()),
         label.geometry,
         digest,
+        n_overlapping,
         resampled,
     )
 

@@ -27,6 +27,8 @@ class LabelMap(NamedTuple):
     indices: Integer[np.ndarray, "I J K"]
     affine: Float64[np.ndarray, "4 4"]
     """Voxel index to world mm, RAS+."""
+    n_overlapping: int = 0
+    """Voxels that lie in more than one mask; the later class has them."""
 
     @property
     def geometry(self) -> Geometry:
@@ -46,7 +48,7 @@ def read_label_map(source: Label, case: str, table: ClassTable) -> LabelMap:
         load = LoadVolumed(("label",), table.values, table.ignore_value, label_remap=table.remap)
         item: dict[Any, Any] = {"label": source}
         tensor = load(item)["label"]
-        return LabelMap(tensor.as_tensor()[0].numpy(), tensor.affine.numpy())
+        return LabelMap(tensor.as_tensor()[0].numpy(), tensor.affine.numpy(), load.lookup.n_overlapping)
     except VolumeError as error:
         remedy = _REMEDY if error.kind == "label_unknown_values" else error.remedy
         raise VolumeError(error.kind, error.where, error.expected, error.found, remedy, case) from error

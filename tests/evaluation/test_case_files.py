@@ -184,6 +184,19 @@ def test_a_label_without_its_image_is_left_out_and_named(tmp_path):
     assert any("no image of it: case s2" in note for note in result.notes)
 
 
+def test_masks_that_overlap_are_scored_with_a_note(tmp_path):
+    liver, lesion = np.zeros((2, 12, 12, 12), np.uint8)
+    liver[2:10, 2:10, 2:10], lesion[4:6, 4:6, 4:6] = 1, 1
+    for kind in ("labels", "predictions"):
+        for name, mask in (("lesion", lesion), ("liver", liver)):
+            save(mask, tmp_path / kind / "a" / f"{name}.nii.gz")
+    notes = evaluate(tmp_path / "predictions", tmp_path / "labels").notes
+    assert any("case a: 16 voxels lie in more than one mask" in note for note in notes)  # 8 of either side
+    for kind in ("labels", "predictions"):
+        save(liver - lesion, tmp_path / kind / "a" / "liver.nii.gz")
+    assert evaluate(tmp_path / "predictions", tmp_path / "labels").notes == ()
+
+
 def test_a_json_file_above_the_labels_that_is_no_table_is_passed_over(tmp_path):
     for kind in ("labels", "predictions"):
         save(blobs(1), tmp_path / kind / "a.nii.gz")
