@@ -29,6 +29,9 @@ _LISTED_PER_KIND = 20
 _NUMBER = re.compile(r"(?<![\w/])[-+]?\d+(\.\d+)?(?![\w/])")
 """A number that stands alone: no part of a name or path."""
 
+_COUNT = re.compile(r"\(\d+ voxels?\)")
+"""How many voxels hold a value, behind the value."""
+
 _NUMBERS_MATTER = frozenset({"label_unknown_values", "label_not_integral", "segment_values"})
 """Kinds of findings whose numbers are label values, which are a cause each."""
 
@@ -258,10 +261,8 @@ def _text_of_kind(group: Sequence[Finding]) -> Iterator[str]:
 
 def _cause(finding: Finding) -> tuple[str, ...]:
     """What findings of one cause have in common: their words, and of label values the numbers, too."""
-    words = finding.expected, finding.found, finding.remedy
-    if finding.kind in _NUMBERS_MATTER:
-        return words
-    return tuple(_NUMBER.sub("#", text) for text in words)
+    left_out = _COUNT if finding.kind in _NUMBERS_MATTER else _NUMBER
+    return tuple(left_out.sub("#", text) for text in (finding.expected, finding.found, finding.remedy))
 
 
 def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:

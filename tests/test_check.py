@@ -260,6 +260,24 @@ def test_what_differs_by_its_numbers_alone_is_one_cause(tmp_path: Path) -> None:
     assert "others: other numbers, see --json" in to_text(report)
 
 
+def test_one_unknown_value_is_one_cause_however_many_voxels_hold_it_and_another_value_is_another(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    for number, value in enumerate((7, 7, 9)):
+        label = organs()
+        label[: number + 1, 0, 0] = value
+        save(tmp_path / "images" / f"c{number}.nii.gz", hounsfield("abc"[number]))
+        save(tmp_path / "labels" / f"c{number}.nii.gz", label)
+    (tmp_path / "labels.json").write_text(json.dumps(CLASSES))
+    text = to_text(check(tmp_path, workers=1))
+    assert "c0.nii.gz and 1 more: c1" in text
+    assert "c2.nii.gz\n" in text
+    assert "found     7 (1 voxels) (others" in text
+    assert "found     9 (3 voxels)\n" in text
+
+
 def test_values_that_are_left_out_stand_in_the_table(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
