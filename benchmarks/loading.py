@@ -61,7 +61,7 @@ def _timed(load: Callable[[], dict[str, Any]], n: int) -> Measurement:
         return []
 
     measured = measure(work, n=n)
-    measured.value = _summary(found[0])
+    measured.value = summary_of(found[0])
     return measured
 
 
@@ -77,7 +77,7 @@ def cached(folder: str, size: Sequence[int], cases: Sequence[str] = ("phantom",)
     )
 
 
-def _summary(case: dict[str, Any]) -> list[float]:
+def summary_of(case: dict[str, Any]) -> list[float]:
     """What two ways of loading must agree in: the image's mean and deviation, the affine, the voxels of each class."""
     image, label = case["image"], case["label"]
     voxels = torch.bincount(label.as_tensor().flatten().int(), minlength=N_PHANTOM_CLASSES)

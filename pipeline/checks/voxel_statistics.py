@@ -25,7 +25,9 @@ PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 CLASS_PERCENTILES = (5.0, 50.0, 95.0)
 """Percentiles of the intensities inside every class."""
 
-_SAMPLE = 2**20  # voxels that percentiles are taken from; random, so that no axis aliases with a step
+SAMPLE = 2**20
+"""Voxels that percentiles are taken from; random, so that no axis aliases with a step."""
+
 _LABELLED_SAMPLE = 2**22  # labelled voxels that histogram and percentiles of classes are taken from
 _THICKEST = 0.95  # quantile of the voxels by the product of their runs
 _LARGE = 2**16  # voxels of a class whose thickness is not measured: it is as thick as its bounding box
@@ -161,7 +163,7 @@ def _has_only(values: np.ndarray, low: float, high: float) -> bool:
 
 def _sample(array: np.ndarray) -> np.ndarray:
     flat = array.ravel(order="K")
-    return flat if flat.size <= _SAMPLE else flat[np.random.default_rng(0).integers(0, flat.size, _SAMPLE)]
+    return flat if flat.size <= SAMPLE else flat[np.random.default_rng(0).integers(0, flat.size, SAMPLE)]
 
 
 def _of_labelled(

@@ -42,7 +42,7 @@ def test_intensities_are_numpys_percentiles(tmp_path: Path) -> None:
 def test_a_third_value_in_one_voxel_is_seen_beyond_the_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[float, ...], is_mask: bool
 ) -> None:
-    monkeypatch.setattr(voxel_statistics, "_SAMPLE", 20)
+    monkeypatch.setattr(voxel_statistics, "SAMPLE", 20)
     array = np.full((12, 9, 7), values[0], np.float32)
     array[6:] = values[1]
     array[4, 4, 4] = values[-1]

@@ -82,8 +82,8 @@ def test_a_flipped_way_back_does_not_agree(axis):
 @pytest.mark.filterwarnings(*PEERS_WARNINGS)
 def test_loading_is_timed_without_the_summary_of_what_was_loaded(monkeypatch, tmp_path):
     loading.prepare(str(tmp_path), (24, 24, 30), (16, 16, 32))
-    summed, times, summary = [], [], loading._summary
-    monkeypatch.setattr(loading, "_summary", lambda case: summed.append(1) or summary(case))
+    summed, times, summary = [], [], loading.summary_of
+    monkeypatch.setattr(loading, "summary_of", lambda case: summed.append(1) or summary(case))
     monkeypatch.setattr(loading, "measure", lambda work, n: times.append((work(), len(summed))) or measure(work, n=n))
     for method in (loading.plain, loading.uncached, loading.second_epoch):
         assert method(str(tmp_path), (16, 16, 32), n=2).value
