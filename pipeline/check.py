@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -21,6 +22,8 @@ from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
+from transforms.augment import LEFT_RIGHT
+from transforms.left_right import find_sides
 from transforms.resize import align_to_spacing
 
 _LISTED_PER_KIND = 20
@@ -106,6 +109,8 @@ class Report:
     """The data set in numbers; None where no case could be listed."""
     estimate: Estimate | None
     """What a training costs; None where that was not asked for."""
+    mirrored: str = ""
+    """Which classes a mirror from left to right exchanges; "" where the training mirrors nobody so."""
 
     @property
     def exit_code(self) -> int:
@@ -158,10 +163,17 @@ def check(
     fingerprint = take_fingerprint(
         cases, dataset, split=screened.split, intensity=screened.intensity, scaling=screened.scaling
     )
+    mirrored = _what_a_mirror_exchanges(config.data, dataset.classes.names)
     if not costs:
-        return Report(findings, fingerprint, None)
+        return Report(findings, fingerprint, None, mirrored)
     estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
-    return Report((*findings, *cost_findings), fingerprint, estimate)
+    return Report((*findings, *cost_findings), fingerprint, estimate, mirrored)
+
+
+def _what_a_mirror_exchanges(data: DataConfig, class_names: Sequence[str]) -> str:
+    with contextlib.suppress(ValueError):  # pairs that cannot be are a finding
+        return find_sides(class_names, data.sided_pairs).in_words(class_names) if LEFT_RIGHT in data.flips else ""
+    return ""
 
 
 def _estimate_costs(
@@ -208,7 +220,7 @@ def to_text(report: Report) -> str:
     """
     parts: list[Iterable[str]] = [_text_of_findings(report.findings)]
     if report.fingerprint is not None:
-        parts.append(_text_of_fingerprint(report.fingerprint))
+        parts.append(_text_of_fingerprint(report.fingerprint, report.mirrored))
         parts.append(_text_of_estimate(report.estimate))
     parts.append([_result(report)])
     return "\n\n".join("\n".join(printable(line) for line in lines) for lines in parts)
@@ -265,7 +277,7 @@ def _cause(finding: Finding) -> tuple[str, ...]:
     return tuple(left_out.sub("#", text) for text in (finding.expected, finding.found, finding.remedy))
 
 
-def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:
+def _text_of_fingerprint(found: Fingerprint, mirrored: str) -> Iterator[str]:
     sizes = ", ".join(f"{name} {count}" for name, count in found.splits.items()) or "not divided"
     unlabelled = f"; {found.n_unlabelled} images without label were not opened" if found.n_unlabelled else ""
     yield f"DATA SET: {found.n_cases} cases of {found.n_subjects} subjects, layout {found.layout}{unlabelled}"
@@ -273,6 +285,8 @@ def _text_of_fingerprint(found: Fingerprint) -> Iterator[str]:
     yield f"  intensities   {found.intensity.in_words}"
     if found.window_use:
         yield f"                {found.window_use}"
+    if mirrored:
+        yield f"  mirrored      from left to right: {mirrored}"
     yield f"  formats       {_counts(found.formats)}; voxel types {_counts(found.dtypes)}"
     yield f"  orientations  {_counts(found.orientations)}"
     yield f"  size, voxels  {_spread(found.sizes, digits=0)}"

@@ -55,3 +55,11 @@ def test_a_data_set_is_named_once(dataset: str, capsys: pytest.CaptureFixture[st
     assert "both name a data set" in capsys.readouterr().err
     assert main(["check"]) == 2
     assert "data.dataset_root is missing" in capsys.readouterr().err
+
+
+def test_what_a_mirror_exchanges_is_said(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", dataset, "--data.flips", "0", "--data_aug"])
+    assert "mirrored      from left to right: 1 pair of classes is exchanged (kidney_left with kidney_right)" in (
+        capsys.readouterr().out
+    )
+    assert report(capsys, dataset, "--data.flips", "1", "--data_aug")["mirrored"] == ""
