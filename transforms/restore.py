@@ -83,7 +83,7 @@ class FeatureStream:
     size: tuple[int, int, int]
     """Voxels (I, J, K) of the features' grid."""
     axis: int
-    """The axis along which slices are handed out: `slice_axis` of the two grids."""
+    """The axis along which slices are handed out, the same axis of the source for all streams: see `slice_axis`."""
     affine: np.ndarray
     n_classes: int
     weight: Tensor | None = None
@@ -97,14 +97,18 @@ class FeatureStream:
 
 
 def slice_axis(affine: np.ndarray, shape: Sequence[int], onto_affine: np.ndarray) -> int:
-    """The axis of the features' grid (`onto_affine`) along which the last axis of the source grid runs.
+    """The axis of the features' grid (`onto_affine`) along which a `FeatureStream` best hands out its slices.
 
-    Source slices are restored one after the other, so that a `FeatureStream` must hand out its slices along this axis.
+    That is where the source's last axis runs, in which files have their slices, unless the source is more than twice as
+    long (in mm) along another: what is kept in work does not grow with the length of the axis.
 
     Raises:
         RestoreError: the grids differ by more than axis permutation, flip, scale and shift.
     """
-    return _separated(voxel_map(affine, onto_affine), shape)[2].target_axis
+    extent_mm = np.linalg.norm(affine[:3, :3], axis=0) * shape
+    longest = int(extent_mm.argmax())
+    along = longest if extent_mm[longest] > 2 * extent_mm[2] else 2
+    return _separated(voxel_map(affine, onto_affine), shape)[along].target_axis
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +155,10 @@ def restore(
     >>> restore([FeatureMap(logits, np.eye(4))], (4, 2, 2), on_half_the_voxels).segmentation[:, 1, 1].tolist()
     [0, 1, 1, 1]
     """
-    n_i, n_j, n_k = (int(n) for n in shape)
     n_classes = _check(maps, probabilities_of)
+    order = _axis_order(maps, shape, affine)
+    shape, affine = [int(shape[axis]) for axis in order], affine[:, [*order, 3]]
+    n_i, n_j, n_k = shape
     segmentation = torch.empty((n_k, n_j, n_i), dtype=segmentation_dtype(n_classes))
     chosen = {c: torch.empty((n_k, n_j, n_i), dtype=torch.uint8) for c in probabilities_of}
     as_probabilities = len(maps) > 1 or bool(chosen)
@@ -176,7 +182,22 @@ def restore(
         parts = [_part(one, ks, shape, affine) for one in maps]
         n_rows = _rows_of_a_slab(parts, shape, memory_budget_mb)
         share_out(ks, partial(work, parts, n_rows), parts[0].features.device)
-    return Restored(segmentation.numpy().T, {c: volume.numpy().T for c, volume in chosen.items()})
+
+    def as_in_files(volume: Tensor) -> np.ndarray:
+        return np.asfortranarray(volume.numpy().T.transpose(np.argsort(order)))
+
+    return Restored(as_in_files(segmentation), {c: as_in_files(volume) for c, volume in chosen.items()})
+
+
+def _axis_order(maps: Sequence[FeatureMap | FeatureStream], shape: Sequence[int], affine: np.ndarray) -> list[int]:
+    """The source's axes, that along which the streams hand out their slices last."""
+    last = 2
+    for one in maps:
+        if isinstance(one, FeatureStream):
+            along = [axis.target_axis for axis in _separated(voxel_map(affine, one.affine), shape)]
+            last = along.index(one.axis)
+            break
+    return [axis for axis in range(3) if axis != last] + [last]
 
 
 def _blocks(maps: Sequence[FeatureMap | FeatureStream], shape: Sequence[int], affine: np.ndarray) -> list[range]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -151,11 +152,31 @@ def test_features_that_come_slice_by_slice_give_the_same_as_all_at_once(orientat
         np.testing.assert_array_equal(found.probabilities[2], expected.probabilities[2])
 
 
-def test_a_stream_along_another_axis_is_refused():
+@pytest.mark.parametrize("longest", [0, 1])
+@pytest.mark.parametrize("orientation", ORIENTATIONS[::9], ids=lambda o: "".join(map(str, o.astype(int).ravel())))
+def test_a_scan_that_is_long_along_another_axis_is_restored_along_that(longest, orientation):
+    affine, shape = oriented(((90, 9, 11), (9, 90, 11))[longest], orientation)
+    one = random_map((15, 15, 15), chain_grid(shape, affine, (15, 15, 15)))
+    stream, read = stream_of(one, affine, shape), []
+    slices = stream.slices
+    stream = replace(stream, slices=lambda start, stop: read.append(stop - start) or slices(start, stop))
+    expected = restore([one], shape, affine, probabilities_of=[2])
+    found = restore([stream], shape, affine, probabilities_of=[2])
+    assert max(read) < 10  # of 15 slices along the long axis
+    assert found.segmentation.flags.f_contiguous
+    assert found.segmentation.shape == shape
+    assert np.mean(found.segmentation != expected.segmentation) < 1e-3  # sums in another order
+    np.testing.assert_allclose(found.probabilities[2], expected.probabilities[2], atol=1)
+
+
+def test_streams_along_different_axes_are_refused():
     one = random_map((4, 5, 6), OBLIQUE @ align_grids((7, 8, 9), (4, 5, 6)).matrix)
-    stream = FeatureStream(lambda start, stop: one.features, (4, 5, 6), 0, one.affine, 6, one.weight, one.bias)
+    along = [
+        FeatureStream(lambda start, stop: one.features, (4, 5, 6), axis, one.affine, 6, one.weight, one.bias)
+        for axis in (2, 0)
+    ]
     with pytest.raises(RestoreError, match="along axis 0, expected axis 2"):
-        restore([stream], (7, 8, 9), OBLIQUE)
+        restore(along, (7, 8, 9), OBLIQUE)
 
 
 def test_the_order_of_the_result_is_the_order_of_files():
