@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,7 +33,7 @@ TRAINING_SHARE = 0.85
 """Share of the time after starting and preparing in which steps and validations fit: a slower moment needs the rest."""
 
 MEMORY_SHARE = 0.8
-"""Share of the memory that a step may take."""
+"""Share of the memory that training may take."""
 
 NARROW = 16
 """Channels at full resolution of a network for short budgets; multiples of 16 are fast."""
@@ -120,7 +120,8 @@ class Grid:
 
     def measured(self, measure: Measure, base_channels: int) -> Cost:
         """What training takes here."""
-        return measure(self.probes(), self.strides, self.kernels, base_channels)
+        cost = measure(self.probes(), self.strides, self.kernels, base_channels)
+        return replace(cost, n_features=base_channels)
 
     def probes(self) -> list[tuple[Triple, int]]:
         """Two steps, patch and batch, that the cost of all others follows from."""
@@ -149,7 +150,7 @@ class Choice:
     @property
     def peak_bytes(self) -> float:
         """Memory of the training at its peak."""
-        return _peak_bytes(self.cost, self.schedule.stages)
+        return _peak_bytes(self.grid, self.cost, self.schedule.stages)
 
 
 def choose(data: DataSummary, machine: Machine, budget_s: float, measure: Measure) -> Choice:
@@ -216,24 +217,34 @@ def grid_of(data: DataSummary, spacing_mm: Iterable[float], times_coarser: float
     shape = network_shape(median, (i, j, k))
     strides = shape.strides[:MOST_STEPS]
     kernels = (*shape.kernels[: len(strides)], (3, 3, 3))
-    return Grid(times_coarser, (i, j, k), Cases(tuple(sizes), data.n_train, data.n_val), median, strides, kernels)
+    return Grid(
+        times_coarser,
+        (i, j, k),
+        Cases(tuple(sizes), data.n_train, data.n_val, data.n_channels),
+        median,
+        strides,
+        kernels,
+    )
 
 
 def _candidates(grid: Grid, cost: Cost, machine: Machine) -> Iterator[tuple[Stage, ...]]:
     """The stages towards each patch that memory holds, largest first; of two patches over all processes if it can."""
+    most_bytes = MEMORY_SHARE * machine.memory_bytes
     for batch in dict.fromkeys((max(1, 2 // cost.n_processes), 1)):
         held = False
         for patch in shorter_ones(grid.whole, grid.median, grid.multiple):
             stages = growing(patch, batch, grid.multiple)
-            if math.prod(patch) <= MAX_VOXELS and _peak_bytes(cost, stages) <= MEMORY_SHARE * machine.memory_bytes:
+            if math.prod(patch) <= MAX_VOXELS and _peak_bytes(grid, cost, stages) <= most_bytes:
                 held = True
                 yield stages
         if held:
             return
 
 
-def _peak_bytes(cost: Cost, stages: Sequence[Stage]) -> float:
-    return max(cost.peak_bytes(stage.patch, stage.batch) for stage in stages)
+def _peak_bytes(grid: Grid, cost: Cost, stages: Sequence[Stage]) -> float:
+    """Of the largest step and the largest validation, in all processes together."""
+    validation_bytes = cost.fixed_bytes + grid.cases.validation_bytes(stages[-1].patch, cost.n_features)
+    return max(cost.n_processes * validation_bytes, *(cost.peak_bytes(stage.patch, stage.batch) for stage in stages))
 
 
 def _largest(grid: Grid, cost: Cost, machine: Machine, training_s: float, wanted: int = 0) -> Schedule | None:
@@ -260,11 +271,11 @@ def _refusal(grid: Grid, cost: Cost, machine: Machine, preparing_s: float) -> Co
     """What is missing: memory for the smallest patch, or time for any that memory holds."""
     candidates = list(_candidates(grid, cost, machine))
     if not candidates:
-        needed = cost.peak_bytes(grid.smallest(), 1) / MEMORY_SHARE
+        needed = _peak_bytes(grid, cost, growing(grid.smallest(), 1, grid.multiple)) / MEMORY_SHARE
         size = " × ".join(map(str, grid.smallest()))
         return ConfigError(
-            f"--memory: expected {gigabytes(needed, 1)} at least, since a step on the smallest patch ({size} voxels) "
-            f"may take {MEMORY_SHARE:.0%} of it, found {gigabytes(machine.memory_bytes, 1)}; use a machine with more"
+            f"--memory: expected {gigabytes(needed, 1)} at least, of which training on the smallest patches ({size} "
+            f"voxels) may take {MEMORY_SHARE:.0%}, found {gigabytes(machine.memory_bytes, 1)}; use a machine with more"
         )
     least_s = min(least_seconds(cost, stages, grid.cases) for stages in candidates)
     minutes = math.ceil((least_s / TRAINING_SHARE + START_S + preparing_s) / 60)

@@ -29,6 +29,8 @@ class Cost:
     """Seconds of validating one voxel once, in one process."""
     n_processes: int
     """Processes that train together on this machine."""
+    n_features: int = 16
+    """Channels at full resolution of the network that was measured."""
     why_processes: str = "measured"
     """Why so many."""
 

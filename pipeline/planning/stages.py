@@ -53,11 +53,24 @@ class Cases:
     """Voxels of each."""
     n_train: int
     n_val: int
+    n_channels: int = 1
 
     def validation_s(self, cost: Cost, window: Triple) -> float:
         """Seconds of validating one case through this window, mean over all."""
         n_windows = sum(n * count_windows(size, window) for size, n in Counter(self.sizes).items())
         return n_windows / len(self.sizes) * math.prod(window) * cost.validation_voxel_s
+
+    def validation_bytes(self, window: Triple, n_features: int) -> float:
+        """Memory of the largest case with its label and segmentation, and of features blended through this window.
+
+        These are sums in float32 along the windows in work, and as much that is final (`networks.sliding_window`).
+        """
+        most = 0.0
+        for size in set(self.sizes):
+            i, j, k = (max(n, w) for n, w in zip(size, window, strict=True))
+            blended = 2 * 4 * n_features * i * j * window[2] if count_windows(size, window) > 1 else 0
+            most = max(most, blended + 4 * (self.n_channels + 1) * i * j * k)
+        return most
 
 
 @dataclass(frozen=True)

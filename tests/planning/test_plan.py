@@ -113,7 +113,7 @@ def test_every_batch_that_is_written_fits_the_memory(n_processes, gigabytes, bud
     cost = measure.at(plan.settings["model"]["base_channels"])
     epochs = range(plan.settings["training"]["max_epochs"])
     steps = {(schedule.patch_of(epoch), schedule.batch_of(epoch)) for epoch in epochs}
-    assert plan.expected_bytes == max(cost.peak_bytes(patch, batch) for patch, batch in steps)
+    assert plan.expected_bytes >= max(cost.peak_bytes(patch, batch) for patch, batch in steps)
     assert plan.expected_bytes <= 0.8 * gigabytes * 1e9
 
 

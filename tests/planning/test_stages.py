@@ -4,7 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from networks.sliding_window import SlidingWindow
 from pipeline.planning.epochs import n_batches
 from pipeline.planning.machine import Cost
 from pipeline.planning.stages import Cases, growing, least_seconds, make_schedule
@@ -56,3 +58,17 @@ def test_patches_grow_while_batches_shrink_and_voxels_of_a_step_grow():
         assert voxels == sorted(set(voxels))
         batches = [stage.batch for stage in stages]
         assert batches == sorted(batches, reverse=True)
+
+
+def test_validation_takes_the_memory_that_its_window_holds():
+    """The features that a sliding window keeps, at most, for the largest case."""
+    cases, window, n_features = Cases(((12, 16, 20), (40, 24, 60)), 1, 1, n_channels=2), (16, 16, 16), 5
+    image = torch.zeros(2, 40, 24, 60)
+    sliding = SlidingWindow(lambda x: x[:, :1].expand(-1, n_features, -1, -1, -1), image, window, axis=2)
+    most = 0
+    for start in range(0, 60, 4):
+        sliding.slices(start, start + 4)
+        kept = [sliding._open] if sliding._open is not None else []
+        most = max(most, sum(part.numel() for part in (*kept, *(part for _, part in sliding._ready))))
+    found = cases.validation_bytes(window, n_features) - 12 * 40 * 24 * 60
+    assert 4 * most <= found <= 2 * 4 * most
