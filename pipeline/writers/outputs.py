@@ -227,6 +227,7 @@ def write_table(options: OutputOptions, before: str | None, *, replace: bool) ->
     """
     make_folder(options.folder)
     with _locked(options.folder / f".{options.table_file.name}.lock"):
+        remove_half_written(options.table_file)
         found = _table_text(options.table_file)
         if found == options.table or (found == before is not None and not replace):
             return

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import jsonschema
 import nibabel as nib
@@ -17,6 +19,8 @@ from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import evaluation_text
 from pipeline.files.json_files import LARGEST_JSON, null_for_undefined
 from tests.support.evaluation import SCHEMA, blobs, save, three_cases, write_names
+from tests.support.killed_writer import KILLED
+from tests.support.paths import ROOT
 
 
 @pytest.fixture
@@ -93,6 +97,14 @@ def test_what_is_written_is_the_document_and_is_read_again(folders):
     assert {case: one.label_sha256 for case, one in stored.cases.items()} == {
         case.case: case.label_sha256 for case in evaluation.cases
     }
+
+
+def test_the_half_of_a_file_that_a_killed_process_left_is_removed(folders):
+    (folders / "out").mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(folders / "out" / "metrics.json")], cwd=ROOT, check=False)
+    assert [path.suffix for path in (folders / "out").iterdir()] == [".writing"]
+    write_files(evaluate(folders / "predictions", folders / "labels", ScoringOptions(surface=None)), folders / "out")
+    assert {path.name for path in (folders / "out").iterdir()} == {"metrics.json", "metrics.csv"}
 
 
 def test_a_file_larger_than_those_of_a_run_is_read(folders):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from xml.etree import ElementTree
 
 import nibabel as nib
@@ -19,6 +21,8 @@ from pipeline.writers.outputs import (
 )
 from pipeline.writers.seg_nrrd import write_seg_nrrd
 from pipeline.writers.segmentation import SegmentationError, values_of
+from tests.support.killed_writer import KILLED
+from tests.support.paths import ROOT
 from tests.support.segmentations import NAMES, save_source, segmentation_of
 
 
@@ -78,6 +82,14 @@ def test_every_format_holds_the_label_values_of_the_data_set(tmp_path, values, d
 def test_label_values_that_no_file_can_hold_are_refused(values):
     with pytest.raises(SegmentationError, match="label values"):
         values_of(NAMES, values)
+
+
+def test_the_half_of_a_table_that_a_killed_process_left_is_removed(tmp_path):
+    options = OutputOptions(tmp_path, ("background", "liver"))
+    subprocess.run([sys.executable, "-c", KILLED, str(options.table_file)], cwd=ROOT, check=False)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".writing"]
+    write_table(options, None, replace=False)
+    assert {path.name for path in tmp_path.iterdir()} - {".labels.ctbl.lock"} == {"labels.ctbl"}
 
 
 def test_a_table_of_other_classes_that_appeared_meanwhile_is_not_replaced(tmp_path):
