@@ -66,17 +66,20 @@ class Sides:
         return tuple(partner.get(index, index) for index in range(n_classes))
 
     def in_words(self, class_names: Sequence[str]) -> str:
-        """Say which pairs a mirror exchanges and which sided names have no partner, the first few of each.
+        """Say which pairs a mirror exchanges, which sided names have no partner, and which have no side; a few of each.
 
         >>> names = ["background", "Parotid_L", "Parotid_R", "Brain"]
         >>> find_sides(names).in_words(names)
-        '1 pair of classes is exchanged (Parotid_L with Parotid_R)'
+        '1 pair of classes is exchanged (Parotid_L with Parotid_R); without a side: Brain'
         """
         shown = [f"{class_names[left]} with {class_names[right]}" for left, right in self.pairs]
         count = f"{len(shown)} {'pair of classes is' if len(shown) == 1 else 'pairs of classes are'} exchanged"
         text = f"{count} ({_some_of(shown)})" if shown else "no class is exchanged with another"
         alone = [class_names[index] for index in self.without_partner]
-        return f"{text}; without a partner: {_some_of(alone)}" if alone else text
+        sided = {*self.without_partner, *(index for pair in self.pairs for index in pair)}
+        others = [name for index, name in enumerate(class_names) if index and index not in sided]
+        text += f"; without a partner: {_some_of(alone)}" if alone else ""
+        return text + (f"; without a side: {_some_of(others)}" if others and sided else "")
 
 
 def find_sides(class_names: Sequence[str], sided_pairs: Sequence[Sequence[str]] | None = None) -> Sides:

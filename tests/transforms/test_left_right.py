@@ -106,7 +106,7 @@ def test_a_letter_without_a_partner_is_said_and_taken_as_it_is():
     assert find_sides(names).without_partner == (1,)
     assert mirror_partners(names) == (0, 1, 2, 4, 3)
     assert find_sides(names).in_words(names) == (
-        "1 pair of classes is exchanged (Eye_L with Eye_R); without a partner: Parotid_L"
+        "1 pair of classes is exchanged (Eye_L with Eye_R); without a partner: Parotid_L; without a side: Brain"
     )
 
 

@@ -13,6 +13,7 @@ from scipy import ndimage
 from transforms.chains import RAS
 from transforms.resize import ResizeImaged, ResizeLabeld, align_grids, resize_image, resize_label, voxel_map
 from transforms.restore import FeatureMap, restore
+from transforms.separable import kernel_matrix
 
 OBLIQUE = np.array([[0.79, -0.09, 0.3, -40.0], [0.1, 0.78, -0.4, 25.0], [-0.05, 0.15, 2.4, -300.0], [0, 0, 0, 1]])
 
@@ -75,6 +76,19 @@ def test_resampled_to_a_spacing_every_voxel_shows_the_world_point_that_its_affin
     np.testing.assert_allclose(found[(slice(None), *inside)], expected[(slice(None), *inside)], atol=0.1 * 2.45)
     covered = np.array(out.shape[1:]) * spacing_mm
     assert np.abs(covered - np.array(size) * coordinates.pixdim.numpy()).max() <= max(spacing_mm) / 2
+
+
+def test_a_widened_triangle_moves_a_ramp_by_less_than_a_tenth_of_a_voxel():
+    """A ramp's value is its place: what the docstring of `transforms.resize` says of details, in a closed form."""
+    worst = {}
+    for scale in np.arange(1.0, 2.005, 0.01):
+        n_out = int(200 / scale)
+        offset = (scale - 1) / 2
+        shown = kernel_matrix(200, n_out, scale, offset).double() @ torch.arange(200, dtype=torch.float64)
+        moved = shown - (scale * torch.arange(n_out) + offset)
+        worst[round(float(scale), 2)] = float(moved[2:-2].abs().max())
+    assert max(worst[1.0], worst[2.0]) < 1e-4
+    assert 0.08 < max(worst.values()) < 0.09
 
 
 def test_a_volume_that_has_the_spacing_already_is_not_touched():
