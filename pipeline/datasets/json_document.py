@@ -41,6 +41,8 @@ def read_description(root: Path) -> dict[str, Any]:
 class _KeyTwiceError(ValueError):
     """An object of JSON that has one key twice, with two values."""
 
+    is_input_error = True
+
     def __init__(self, key: str, first: Any, second: Any) -> None:
         super().__init__(f"the key {key!r} twice, with {first!r:.40} and {second!r:.40}")
         self.remedy = "keep one of the two"

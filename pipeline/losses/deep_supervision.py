@@ -8,14 +8,14 @@ class's share of the volume on average.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Integer
 from torch import Tensor
 
 from networks.deep_supervision import Level
-from pipeline.losses.dice_ce import DiceCE, SlabDiceCELoss
+from pipeline.losses.dice_ce import DiceCE
 
 
 def level_weights(n_levels: int) -> list[float]:
@@ -30,7 +30,7 @@ def level_weights(n_levels: int) -> list[float]:
 
 
 def deep_supervision_loss(
-    criterion: SlabDiceCELoss,
+    criterion: Callable[..., DiceCE],
     levels: Sequence[Level],
     label: Integer[Tensor, "B 1 I J K"],
     *,
@@ -42,7 +42,7 @@ def deep_supervision_loss(
     With one level it is the criterion's own result. The other arguments and what is raised: `slab_dice_ce`.
 
     Args:
-        criterion: The loss of one level.
+        criterion: The loss of one level, such as a `SlabDiceCELoss`.
         levels: Finest first; the first has the label's grid.
         label: At full size.
     """

@@ -164,11 +164,11 @@ ROWS = [
     Row(
         "a named pipe in the place of an image",
         pipe,
-        ("case b", "a volume file or DICOM folder", "data/imagesTr/b_0000.nii.gz"),
+        ("case b", "a pipe or device", "data/imagesTr/b_0000.nii.gz"),
     ),
     Row(
         "a pickle in the place of an image",
         lambda: numpy_bomb("b.npz"),
-        ("case b", "a volume file or DICOM folder", "b.npz"),
+        ("case b", "a file named b.npz", "one of .nii.gz"),
     ),
 ]
