@@ -74,6 +74,10 @@ def test_the_version_is_that_of_the_package(capsys):
     assert capsys.readouterr().out == f"bodyseg {importlib.metadata.version('bodyseg')}\n"
 
 
+@pytest.mark.fault(
+    "a user without a passwd entry, as `docker run --user 12345` makes",
+    "commands work",
+)
 def test_a_user_without_a_passwd_entry_can_run_what_needs_monai():
     code = (
         "import os, pwd\nfrom pipeline.cli.main import main\n"

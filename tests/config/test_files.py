@@ -56,6 +56,10 @@ def test_a_wrong_file_is_named(tmp_path, text, words):
     assert words in str(error.value)
 
 
+@pytest.mark.fault(
+    "a group of settings that stands twice in a config",
+    "refused in one line that names it",
+)
 def test_a_group_that_is_given_twice_in_json_is_refused_too(tmp_path):
     path = tmp_path / "c.json"
     path.write_text('{"training": {"seed": 7}, "data": {"dataset_root": "d"}, "training": {"lr": 0.5}}')

@@ -89,6 +89,10 @@ def run(arguments: str, **options) -> subprocess.CompletedProcess:
     return subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
+@pytest.mark.fault(
+    "standard output or error that is full or closed",
+    "commands end as they would, without a traceback; lost results are said, exit 2",
+)
 @pytest.mark.parametrize(
     ("redirection", "code", "words"),
     [
@@ -107,6 +111,10 @@ def test_a_command_whose_output_is_lost_says_so_and_has_no_traceback(redirection
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.fault(
+    "names that the encoding of the output cannot write",
+    "written as escapes; exit 0",
+)
 def test_a_name_that_the_encoding_lacks_ends_nothing(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = run(f"train --dataset_root größte --print_config --log_dir {tmp_path}", env=environment)
@@ -114,6 +122,10 @@ def test_a_name_that_the_encoding_lacks_ends_nothing(tmp_path):
     assert "gr\\xf6\\xdfte" in done.stdout
 
 
+@pytest.mark.fault(
+    "control characters and marks that reorder text, in what is printed",
+    "replaced: nothing steers the terminal",
+)
 def test_a_path_in_an_error_steers_nothing(capsys):
     assert main(["compare", "no\x1b[2Jwhere\u202e"]) == 2
     error = capsys.readouterr().err

@@ -44,6 +44,10 @@ def test_folds_choose_the_validation_cases(tmp_path):
     refused(tmp_path, "case zz", "no image")
 
 
+@pytest.mark.fault(
+    "a fold of a data set whose validation list is empty",
+    "refused by name, never replaced in silence",
+)
 def test_a_fold_without_validation_cases_is_refused(tmp_path):
     nnunet(tmp_path)
     write_json(tmp_path / "splits_final.json", [{"train": ["a", "b", "c"], "val": []}])

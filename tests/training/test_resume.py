@@ -273,6 +273,10 @@ def test_resuming_under_another_name_is_refused_and_names_what_differs(work, int
     assert summary(begun)["status"] == "completed"
 
 
+@pytest.mark.fault(
+    "a data set that was moved, or whose labels changed, before `--resume`",
+    "moved data go on bit for bit; changed ones are refused by case",
+)
 def test_moved_data_are_resumed_by_content_and_changed_ones_refused(work, interrupted, tmp_path):
     place = moved(interrupted, tmp_path)
     shutil.copytree(work / "data", tmp_path / "elsewhere")
@@ -290,6 +294,10 @@ def test_moved_data_are_resumed_by_content_and_changed_ones_refused(work, interr
     assert strict_json(run / "training_config.json")["data"]["dataset_root"] == str(tmp_path / "elsewhere")
 
 
+@pytest.mark.fault(
+    "`--resume` with another number of threads",
+    "a line says so, since the last bits depend on it",
+)
 def test_another_number_of_threads_is_said_when_resuming(work, interrupted, tmp_path):
     config, run = settings_of(work, "pause", max_epochs=EPOCHS, **moved(interrupted, tmp_path))
     record, lines = strict_json(run / "training_config.json"), []
