@@ -4,6 +4,7 @@ Every fifth case of a data set in the nnU-Net raw layout is held out. For each b
 and `predict --tta` run as processes of their own, and `bodyseg evaluate` scores the held-out cases on their own grids.
 With --nnunet, nnU-Net (its `nnUNetv2_…` commands, in an environment of its own) trains on the same cases for a number
 of iterations, its whole schedule within them, predicts with its eight mirrored passes and is scored alike.
+nnU-Net's time to train holds its validation of the training cases.
 Run it on an idle machine: what is reported counts from the start of a command to its end.
 """
 
@@ -139,7 +140,7 @@ def _scores(folder: Path, test: Path, environment: Mapping[str, str]) -> dict[st
         ".",
     ]
     _timed([*command, "--surface", "none"], folder, environment)
-    classes = json.loads((folder / "metrics.json").read_text())["classes"]
+    classes = json.loads((folder / "metrics.json").read_text())["summary"]["left_out"]["classes"]
     found = {name: classes[name]["dice"]["mean"] for name in classes}
     return found | {"mean": sum(found.values()) / len(found)}
 
