@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from monai.data import MetaTensor
 
 from pipeline.checks.modality import AIR_HU
@@ -38,7 +39,7 @@ class ScanFacts(NamedTuple):
     @classmethod
     def of(cls, image: MetaTensor) -> ScanFacts:
         """Measure a loaded image (C, I, J, K)."""
-        ranges = tuple((float(channel.min()), float(channel.max())) for channel in image.as_tensor())
+        ranges = tuple((float(low), float(high)) for low, high in map(torch.aminmax, image.as_tensor()))
         shape = tuple(int(n) for n in image.shape[1:])
         affine = np.asarray(image.affine, np.float64)
         return cls(shape, affine, str(image.meta.get("modality") or ""), ranges)
