@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from pipeline.evaluation.case_scores import SURFACE_METRICS
 from pipeline.evaluation.metrics_file import StoredMetrics, read_metrics
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
-from pipeline.files.json_files import null_for_undefined
+from pipeline.files.json_files import kind_of, null_for_undefined
 from pipeline.metrics.statistics import bootstrap_intervals, holm, number_subjects, subject_means, wilcoxon_p
 
 COMPARED = ("dice", "iou", "hd95_mm", "surface_dice")
@@ -134,7 +135,7 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
         The options that the evaluation has to have.
 
     Raises:
-        ComparisonError: the same file; surfaces that `metric` cannot compare.
+        ComparisonError: the same file; surfaces that `metric` cannot compare; no tolerance where one is needed.
         EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
     """
     stored = read_metrics(baseline)
@@ -144,8 +145,8 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
             "would be compared with itself; give this one a folder of its own with --output DIR"
         )
     if metric in SURFACE_METRICS:
-        if metric == "surface_dice" and options.tolerance_mm is None and isinstance(stored.tolerance_mm, int | float):
-            options = replace(options, tolerance_mm=float(stored.tolerance_mm))
+        if metric == "surface_dice" and options.tolerance_mm is None:
+            options = replace(options, tolerance_mm=_stored_tolerance_mm(stored))
         _check_surfaces(StoredMetrics(output, (), options.surface, options.tolerance_mm, {}), stored, metric)
     return options
 
@@ -193,6 +194,16 @@ def _check_surfaces(one: StoredMetrics, other: StoredMetrics, metric: str) -> No
             f"surface Dice at {one.tolerance_mm} mm in {one.path} and at {other.tolerance_mm} mm in {other.path}; "
             "evaluate both with the same --tolerance_mm"
         )
+
+
+def _stored_tolerance_mm(stored: StoredMetrics) -> float:
+    tolerance_mm = _number(stored.tolerance_mm)
+    if not 0 <= tolerance_mm < math.inf:
+        raise ComparisonError(
+            f"{stored.path}: expected tolerance_mm, a distance of 0 mm or more, in its settings, found "
+            f"{kind_of(stored.tolerance_mm)}; evaluate that run again"
+        )
+    return tolerance_mm
 
 
 def _values(

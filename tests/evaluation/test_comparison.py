@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation.comparison import ComparisonError, compare_metrics, to_json
-from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.comparison import ComparisonError, check_baseline, compare_metrics, to_json
+from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import comparison_text
 
 
@@ -110,6 +110,18 @@ def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
         with pytest.raises(ComparisonError, match=f"{metric} with surface none in .* and none"):
             compare_metrics(without, without, metric)
     assert compare_metrics(two[0], by_area).n_cases == 20
+
+
+@pytest.mark.parametrize(
+    ("tolerance_mm", "found"),
+    [(None, "nothing"), (10**400, "the number 1000"), (-1, "the number -1"), ("2", "a text")],
+    ids=["none", "400 digits", "negative", "text"],
+)
+def test_a_baseline_without_a_tolerance_is_refused_before_anything_is_computed(two, tmp_path, tolerance_mm, found):
+    baseline = write(tmp_path / "c.json", two[3], tolerance_mm=tolerance_mm)
+    with pytest.raises(ComparisonError, match=rf"c\.json: expected tolerance_mm, .*, found {found}"):
+        check_baseline(baseline, tmp_path / "metrics.json", "surface_dice", ScoringOptions())
+    assert check_baseline(baseline, tmp_path / "metrics.json", "hd95_mm", ScoringOptions()) == ScoringOptions()
 
 
 def test_other_files_and_metrics_are_refused(two, tmp_path):
