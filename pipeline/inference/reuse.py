@@ -57,13 +57,14 @@ def _read_record(path: Path) -> CaseRecord:
 
 def _is_of_this_scan(earlier: CaseRecord, case: InputCase, path: Path) -> bool:
     """False where the scan was replaced. Raises SegmentationError where it is another scan, OSError."""
-    is_in_place = {Path(image).resolve() for image in earlier.source} == {image.resolve() for image in case.images}
+    before, now = [Path(image).resolve() for image in earlier.source], [image.resolve() for image in case.images]
     if earlier.version.state == case.state:
-        if is_in_place and not (earlier.version.content and case.was_touched_after(path.stat().st_mtime_ns)):
+        # The same files in another order of channels are another scan.
+        if before == now and not (earlier.version.content and case.was_touched_after(path.stat().st_mtime_ns)):
             return True
         if _has_same_content(earlier, case):
             return True
-    if is_in_place:
+    if sorted(before) == sorted(now):
         return False
     raise SegmentationError(
         f"{path}: this case was segmented from another scan, {', '.join(earlier.source)}; "

@@ -22,6 +22,22 @@ def test_a_scan_that_was_replaced_is_done_again(run, tmp_path):
     assert not np.array_equal(voxels(tmp_path / "out" / "case.nii.gz"), before)
 
 
+def test_channels_that_change_places_are_done_again(tmp_path):
+    """Two files of one name, size and time in the folders of their channels."""
+    run, listed, out = checkpoint(tmp_path / "two.ckpt", channels=("T1", "T2")), tmp_path / "cases.json", tmp_path / "o"
+    files = [str(scan(tmp_path / name / "case.nii", seed=seed)) for seed, name in enumerate(("T1", "T2"))]
+    for file in files:
+        os.utime(file, (1.7e9, 1.7e9))
+    found = []
+    for images, output in ((files[::-1], out), (files, out), (files, out), (files, tmp_path / "fresh")):
+        listed.write_text(json.dumps([{"case": "case", "image": images}]))
+        (record,) = predicted([run], [listed], output).cases
+        found.append((record.status, voxels(output / "case.nii.gz")))
+    assert [status for status, _ in found] == ["done", "done", "skipped", "done"]
+    assert not np.array_equal(found[0][1], found[3][1])
+    assert np.array_equal(found[1][1], found[3][1])
+
+
 def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done_again(run, tmp_path):
     scans(tmp_path / "in", 2)
     predicted([run], [tmp_path / "in"], tmp_path / "out")
