@@ -9,7 +9,7 @@ from pathlib import Path
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.rows import Listing, Request, Row, collect, only_file
+from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file
 from transforms.io.load import volume_stem
 
 _LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt", re.IGNORECASE)
@@ -89,8 +89,5 @@ def _mask_among_channels(masks: Sequence[str], root: Path) -> DatasetError:
 
 def _parts(folder: Path, files: FileIndex) -> dict[str, list[Path]]:
     """The volumes of a case folder by their names without that of the case."""
-    parts: dict[str, list[Path]] = {}
-    for path in files.volume_files(folder):
-        name = re.sub(rf"^{re.escape(folder.name)}[-_. ]", "", volume_stem(path))
-        parts.setdefault(name, []).append(path)
-    return parts
+    own_name = re.compile(rf"^{re.escape(folder.name)}[-_. ]")
+    return by_name(files.volume_files(folder), lambda path: own_name.sub("", volume_stem(path)))

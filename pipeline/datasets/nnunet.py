@@ -20,6 +20,7 @@ from pipeline.datasets.rows import (
     Listing,
     Request,
     Row,
+    by_name,
     collect,
     only_file,
     parse_channel_names,
@@ -113,9 +114,7 @@ def _file_ending(description: dict[str, Any], source: Path) -> str:
 
 def _read_part(request: Request, part: str, ending: str, n_channels: int, problems: list[DatasetError]) -> list[Row]:
     """The cases of imagesTr and labelsTr (part "Tr"), or of imagesTs and labelsTs."""
-    labels: dict[str, list[Path]] = {}
-    for path in request.files.volume_files(request.root / f"labels{part}"):
-        labels.setdefault(volume_stem(path), []).append(path)
+    labels = by_name(request.files.volume_files(request.root / f"labels{part}"))
     images = request.files.volume_files(request.root / f"images{part}")
     channels = channels_by_case(images, n_channels, labels, problems)
     if request.images_only:  # their names tell cases from channels, and that is all

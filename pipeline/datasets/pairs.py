@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.rows import Listing, Request, Row, collect, only_file
+from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file
 from transforms.io.load import volume_stem
 
 _SUFFIXES = re.compile(r"(?P<case>.+?)[._-](seg|segmentation|label|labels|labelmap|mask|gt)", re.IGNORECASE)
@@ -25,8 +25,8 @@ def read_pairs(request: Request) -> Listing:
         DatasetError: nothing names the classes, or two sources differ.
     """
     problems: list[DatasetError] = []
-    images = _by_name(request, "images", (), problems)
-    labels = {} if request.images_only else _by_name(request, "labels", images, problems)
+    images = _by_case(request, "images", (), problems)
+    labels = {} if request.images_only else _by_case(request, "labels", images, problems)
     rows = [
         Row(case, (images[case],) if case in images else (), labels.get(case))
         for case in sorted(images.keys() | labels.keys())
@@ -45,13 +45,13 @@ def case_of(name: str) -> str:
     return match["case"] if match else name
 
 
-def _by_name(request: Request, name: str, cases: Container[str], problems: list[DatasetError]) -> dict[str, Path]:
+def _by_case(request: Request, name: str, cases: Container[str], problems: list[DatasetError]) -> dict[str, Path]:
     """The volumes of a folder by the name of their case: one of `cases` where their own name is such a one's."""
-    found: dict[str, list[Path]] = {}
-    for path in request.files.volumes(request.root / name):
-        case = volume_stem(path)
-        if case not in cases and case_of(case) in cases:
-            case = case_of(case)
-        found.setdefault(case, []).append(path)
+
+    def case_among(path: Path) -> str:
+        stem = volume_stem(path)
+        return case_of(stem) if stem not in cases and case_of(stem) in cases else stem
+
+    found = by_name(request.files.volumes(request.root / name), case_among)
     collect(lambda case: only_file(found[case], case), found, problems)
     return {case: paths[0] for case, paths in found.items()}

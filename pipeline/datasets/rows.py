@@ -12,6 +12,7 @@ from pipeline.datasets.class_table import ClassTable, reconcile
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
+from transforms.io.load import volume_stem
 
 _SPLIT_OF_WORD = {
     "train": "train", "training": "train", "tr": "train", "val": "val", "valid": "val", "validation": "val",
@@ -86,6 +87,14 @@ def collect(make: Callable[[Item], Made], items: Iterable[Item], problems: list[
         except DatasetError as error:
             problems.append(error)
     return made
+
+
+def by_name(paths: Iterable[Path], name_of: Callable[[Path], str] = volume_stem) -> dict[str, list[Path]]:
+    """Group files by the name that they stand for; where that is several files', `only_file` refuses them."""
+    named: dict[str, list[Path]] = {}
+    for path in paths:
+        named.setdefault(name_of(path), []).append(path)
+    return named
 
 
 def only_file(paths: Sequence[Path], case: str) -> Path:

@@ -12,7 +12,7 @@ from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.rows import Listing, Request, Row, collect, only_file, parse_name, parse_split
+from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file, parse_name, parse_split
 from transforms.io.load import volume_stem
 
 _IMAGE_NAMES = ("ct", "mri", "mr")
@@ -40,7 +40,7 @@ def read_totalsegmentator(request: Request) -> Listing:
         rows = collect(lambda case: Row(case, (only_file(scans[case], case),), None), scans, problems)
         return Listing(tuple(rows), None, channel_names, tuple(problems))
     segmented = [case for case, folder in folders.items() if case in scans or is_segmented(folder, request.files)]
-    masks = {case: _masks(folders[case], request.files) for case in segmented}
+    masks = {case: by_name(request.files.volume_files(folders[case] / "segmentations")) for case in segmented}
     own_table = find_table(request.root)
     states_values = own_table is not None and own_table.states_values
     structures = sorted(set().union(*masks.values()))
@@ -79,14 +79,6 @@ def find_scans(folder: Path, files: FileIndex) -> list[Path]:
 def is_segmented(folder: Path, files: FileIndex) -> bool:
     """Say whether a case folder holds masks or a label map."""
     return files.is_folder(folder / "segmentations") or files.is_file(folder / _COMBINED)
-
-
-def _masks(folder: Path, files: FileIndex) -> dict[str, list[Path]]:
-    """The masks of a case folder by the name of their structure."""
-    masks: dict[str, list[Path]] = {}
-    for path in files.volume_files(folder / "segmentations"):
-        masks.setdefault(volume_stem(path), []).append(path)
-    return masks
 
 
 def _one_mask_a_class(masks: dict[str, list[Path]], classes: ClassTable, case: str) -> Label | None:
