@@ -39,12 +39,12 @@ def read_folders(request: Request) -> Listing:
         if parts:
             cases[folder.name] = parts
     names = {name for parts in cases.values() for name in parts}
-    channel_names = sorted(name for name in names if not _LABEL.fullmatch(name) and not _has_word(name, _LABEL_WORD))
+    channel_names = sorted(name for name in names if not _is_segmentation(name))
 
     def row(case: str) -> Row:
         parts = {name: only_file(paths, case) for name, paths in cases[case].items()}
         labels = [path for name, path in parts.items() if _LABEL.fullmatch(name)]
-        segmentations = [name for name in parts if _LABEL.fullmatch(name) or _has_word(name, _LABEL_WORD)]
+        segmentations = [name for name in parts if _is_segmentation(name)]
         if len(segmentations) > 1:
             raise DatasetError(
                 "dataset", request.root / case, "one label map", f"the segmentations {', '.join(segmentations)}",
@@ -71,6 +71,11 @@ def is_case_folder(folder: Path, files: FileIndex) -> bool:
     """Say whether a folder holds one label map by its name, and images beside it."""
     names = _parts(folder, files)
     return len(names) > 1 and sum(_LABEL.fullmatch(name) is not None for name in names) == 1
+
+
+def _is_segmentation(name: str) -> bool:
+    """Say whether a file is the label map of its case, or another segmentation, by its name."""
+    return _LABEL.fullmatch(name) is not None or _has_word(name, _LABEL_WORD)
 
 
 def _has_word(name: str, word: re.Pattern[str]) -> bool:
