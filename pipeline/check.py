@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from pipeline.checks.case_check import CheckedCase, check_cases
 from pipeline.checks.findings import Finding, errors, from_error
-from pipeline.checks.screening import Screened, assess, list_configured
+from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import aligned, gigabytes, printable, some_of
@@ -22,8 +21,6 @@ from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
-from transforms.augment import LEFT_RIGHT
-from transforms.left_right import find_sides
 from transforms.resize import align_to_spacing
 
 _LISTED_PER_KIND = 20
@@ -110,7 +107,7 @@ class Report:
     estimate: Estimate | None
     """What a training costs; None where that was not asked for."""
     mirrored: str = ""
-    """Which classes a mirror from left to right exchanges; "" where the training mirrors nobody so."""
+    """Which classes a mirror from left to right exchanges; "" where the training has no such mirror."""
 
     @property
     def exit_code(self) -> int:
@@ -163,17 +160,13 @@ def check(
     fingerprint = take_fingerprint(
         cases, dataset, split=screened.split, intensity=screened.intensity, scaling=screened.scaling
     )
-    mirrored = _what_a_mirror_exchanges(config.data, dataset.classes.names)
+    names = dataset.classes.names
+    sides = sides_under_a_mirror(config.data, names)
+    mirrored = sides.in_words(names) if sides else ""
     if not costs:
         return Report(findings, fingerprint, None, mirrored)
     estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
     return Report((*findings, *cost_findings), fingerprint, estimate, mirrored)
-
-
-def _what_a_mirror_exchanges(data: DataConfig, class_names: Sequence[str]) -> str:
-    with contextlib.suppress(ValueError):  # pairs that cannot be are a finding
-        return find_sides(class_names, data.sided_pairs).in_words(class_names) if LEFT_RIGHT in data.flips else ""
-    return ""
 
 
 def _estimate_costs(

@@ -23,9 +23,10 @@ from pipeline.datasets.dataset import Dataset, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
+from transforms.augment import LEFT_RIGHT
 from transforms.chains import ChainError, augmentation_chain, preprocessing_chain
 from transforms.io.label_values import LabelLookup
-from transforms.left_right import find_sides
+from transforms.left_right import Sides, find_sides
 
 _REFUSED = "repair them, or train without these cases with --skip_bad_cases (bodyseg check says more)"
 _NOT_OF_A_CASE = "--skip_bad_cases cannot help here: repair the data set or the settings"
@@ -124,17 +125,24 @@ def _wrong_chains(data: DataConfig, dataset: Dataset) -> list[Finding]:
 def mirrored_sides(data: DataConfig, dataset: Dataset) -> list[Finding]:
     """Warn where left and right are mirrored and a class may then bear the name of the other side."""
     names = dataset.classes.names
-    if 0 not in data.flips:
+    sides = sides_under_a_mirror(data, names)
+    if sides is None:
         return []
-    try:
-        sides = find_sides(names, data.sided_pairs)
-    except ValueError:
-        return []  # an error of the chain, see `_wrong_chains`
     if not sides.without_partner and (sides.pairs or data.sided_pairs is not None or len(names) == 2):
         return []
     expected = "a partner on the other side for every class that has a side, since data.flips mirrors left and right"
     remedy = "take axis 0 out of data.flips, or name the pairs in data.sided_pairs ([] if no class has a side)"
     return [Finding("warning", "sides_unknown", "", str(dataset.root), expected, sides.in_words(names), remedy)]
+
+
+def sides_under_a_mirror(data: DataConfig, class_names: Sequence[str]) -> Sides | None:
+    """Which classes a mirror from left to right exchanges; None where the training has none, or refuses the pairs."""
+    if LEFT_RIGHT not in data.flips:
+        return None
+    try:
+        return find_sides(class_names, data.sided_pairs)
+    except ValueError:
+        return None  # an error of the chain, see `_wrong_chains`
 
 
 def assess(
