@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Float64, Integer, UInt8
 from torch import Tensor
 
+from transforms.io.grid import voxel_edges_mm
 from transforms.resize import voxel_map
 from transforms.separable import apply_along, band
 from transforms.slabs import first_highest, segmentation_dtype, share_out, slab_bytes
@@ -105,7 +106,7 @@ def slice_axis(affine: np.ndarray, shape: Sequence[int], onto_affine: np.ndarray
     Raises:
         RestoreError: the grids differ by more than axis permutation, flip, scale and shift.
     """
-    extent_mm = np.linalg.norm(affine[:3, :3], axis=0) * shape
+    extent_mm = np.multiply(voxel_edges_mm(affine), shape)
     longest = int(extent_mm.argmax())
     along = longest if extent_mm[longest] > 2 * extent_mm[2] else 2
     return _separated(voxel_map(affine, onto_affine), shape)[along].target_axis

@@ -202,9 +202,8 @@ def shares_at_target_size(case: CheckedCase, label: LabelStatistics, target: Tar
     that of a box of the class's thickness in the middle of the kernel.
     """
     image = case.images[0]
-    spacing = np.array(along_world_axes(image.spacing_mm, image.orientation))
-    n_voxels = np.array(along_world_axes(image.shape, image.orientation))
-    target_mm = target.spacing_mm(spacing * n_voxels)
+    spacing = np.array(image.world_spacing_mm)
+    target_mm = target.spacing_mm(spacing * image.world_size)
     shares = np.ones(len(label.class_voxels))
     for axis in range(3):
         n_thick = np.rint(label.thickness_mm[:, axis] / spacing[axis])
