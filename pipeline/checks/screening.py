@@ -174,10 +174,11 @@ def assess(
     intensity = kept
     if intensity is None or len(intensity.by_channel) != len(dataset.channel_names):
         intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
-    window = choose_window(cases, intensity, config.data.window, split.train if split else None)
+    training = split.train if split else None
+    window = choose_window(cases, intensity, config.data.window, training)
     mean_std = config.data.mean_std
     if mean_std == "auto" and config.data.mode == "patch":
-        mean_std = choose_mean_std(cases, intensity, window, split.train if split else None) or "none"
+        mean_std = choose_mean_std(cases, intensity, window, training) or "none"
     scaling = Scaling(window, config.data.percentiles, None if isinstance(mean_std, str) else mean_std)
     findings += check_dataset(
         cases,

@@ -44,7 +44,7 @@ def choose_window(
     """
     if setting != "auto":
         return setting
-    labelled = _labelled([case for case in cases if training is None or case.case in training], intensity)
+    labelled = _labelled(cases, intensity, training)
     if not labelled:
         return WIDEST
     low, high = pooled_percentiles(labelled, _WITHIN)
@@ -67,7 +67,7 @@ def choose_mean_std(
     Returns:
         HU to a hundredth, the deviation at least `LEAST_DEVIATION`; None where no CT has labelled voxels.
     """
-    labelled = _labelled([case for case in cases if training is None or case.case in training], intensity)
+    labelled = _labelled(cases, intensity, training)
     if not labelled:
         return None
     mean, deviation = pooled_mean_std(labelled, *window)
@@ -89,10 +89,13 @@ def window_use(cases: Sequence[CheckedCase], intensity: IntensityChoice, window:
     )
 
 
-def _labelled(cases: Sequence[CheckedCase], intensity: IntensityChoice) -> list[Histogram]:
-    """The labelled voxels of every CT channel of every whole case that has some."""
+def _labelled(
+    cases: Sequence[CheckedCase], intensity: IntensityChoice, training: Collection[str] | None = None
+) -> list[Histogram]:
+    """The labelled voxels of every CT channel of every whole case that has some, of the training cases if given."""
+    chosen = [case for case in cases if training is None or case.case in training]
     channels = [index for index, way in enumerate(intensity.by_channel) if way == "ct"]
     of_all = [
-        case.images[index].labelled for case in whole_cases(cases, len(intensity.by_channel)) for index in channels
+        case.images[index].labelled for case in whole_cases(chosen, len(intensity.by_channel)) for index in channels
     ]
     return [labelled for labelled in of_all if labelled is not None]
