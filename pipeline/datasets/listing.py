@@ -261,13 +261,13 @@ def _check_files(row: Row, files: FileIndex) -> None:
 
 
 def _not_a_volume(path: Path, case: str) -> DatasetError:
-    try:
-        known_kind(path)
-    except VolumeError as error:
-        return DatasetError("not_a_volume", path, error.expected, error.found, error.remedy, case)
+    expected, found = "a volume file or DICOM folder", "a folder without DICOM files"
     remedy = "name the volume or remove the case"
-    found = "a folder without DICOM files" if path.is_dir() else "another file"
-    return DatasetError("not_a_volume", path, "a volume file or DICOM folder", found, remedy, case)
+    try:
+        known_kind(path)  # refuses whatever else it is
+    except VolumeError as error:
+        expected, found, remedy = error.expected, error.found, error.remedy
+    return DatasetError("not_a_volume", path, expected, found, remedy, case)
 
 
 def _check_links(row: Row, root: Path, files: FileIndex) -> None:
