@@ -120,9 +120,10 @@ def suspicion(
     pattern = suggest_pattern(suspected, cases)
     rule = f"data.subject_pattern (such as {pattern!r})" if pattern else "data.subject_pattern"
     remedy = f"say whose they are with {rule} or a subject column; nothing, if they are of different subjects"
-    partly = [case for group in suspected for case in group.cases if case not in stated]
-    if any(case in stated for group in suspected for case in group.cases):
-        remedy = f"give every case its subject: none is stated for {some_of(partly, 4)}"
+    scans = [case for group in suspected for case in group.cases]
+    unstated = [case for case in scans if case not in stated]
+    if len(unstated) < len(scans):
+        remedy = f"give every case its subject: none is stated for {some_of(unstated, 4)}"
     return DatasetError(
         "suspected_subjects", where, "scans of one subject to have one subject, so that a split keeps them together",
         f"{len(suspected)} groups of cases that look like scans of one subject: {some_of(groups, 4)}",
