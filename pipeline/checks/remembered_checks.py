@@ -172,13 +172,9 @@ def _image(fields: dict[str, Any]) -> ImageStatistics:
     tuples = ("shape", "spacing_mm", "intensities", "foreground")
     as_tuples = {name: tuple(fields[name]) for name in tuples}
     by_class = tuple(tuple(row) for row in fields["by_class"])
-    labelled = fields["labelled"]
-    others = {
-        "by_class": by_class,
-        "path": Path(fields["path"]),
-        "labelled": None if labelled is None else _histogram(labelled),
-    }
-    return ImageStatistics(**{**fields, **as_tuples, **others})
+    labelled = None if fields["labelled"] is None else _histogram(fields["labelled"])
+    path = Path(fields["path"])
+    return ImageStatistics(**{**fields, **as_tuples, "by_class": by_class, "labelled": labelled, "path": path})
 
 
 def _histogram(fields: dict[str, Any]) -> Histogram:
