@@ -194,7 +194,7 @@ def _check_filled(volume: Volume, classes: np.ndarray | None, n_classes: int, pa
     n_labelled = int(np.count_nonzero(np.isnan(volume.array) & (classes > 0) & (classes < n_classes)))
     if n_labelled:
         found = f"{n_labelled} labelled voxels of NaN, which data.fill_nan gives a number"
-        remedy = "look whether image and label belong together"
+        remedy = "check whether image and label belong together"
         notes.add("warning", "nan_labelled", path, "a value in every labelled voxel", found, remedy)
 
 
@@ -224,7 +224,7 @@ def _read_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _Not
     else:
         label = _read_masks(case.label, len(dataset.classes.names), grid, notes)
     if label is not None and not label.statistics.class_voxels[1:].any():
-        remedy = "look whether the structures are really absent, or drop the case"
+        remedy = "check whether the structures are really absent, or drop the case"
         where = label_path(case.label) or ""
         notes.add("warning", "empty_label", where, "a voxel of some class", "background only", remedy)
     return label

@@ -48,9 +48,8 @@ def draft_labels(config: Config, progress: Progress | None = None) -> tuple[Path
     any_names = replace(config.data, class_names=("background", "class"), label_remap=None)
     dataset, _ = list_configured(replace(config, data=any_names))
     values: set[int] = set()
-    with ThreadPoolExecutor(
-        workers_that_fit(BYTES_A_CASE)
-    ) as pool:  # reading is gzip, which lets go of the interpreter
+    # Threads: unpacking gzip, which takes the time, does not hold the interpreter's lock.
+    with ThreadPoolExecutor(workers_that_fit(BYTES_A_CASE)) as pool:
         for done, of_case in enumerate(pool.map(_values, dataset.cases), start=1):
             values |= of_case
             if progress:

@@ -22,7 +22,7 @@ _LEAST_USE = 0.1
 """Share of a fixed range that the values of a data set reach at least: below, too little contrast would be left."""
 
 _BY_IMAGE = "rescaleto01"
-"""nnU-Net's name for scaling every image by its own extremes: who asks for it gets it."""
+"""nnU-Net's name for scaling every image by its own extremes; a channel of this name is scaled so in any case."""
 
 _NNUNET = {"ct": "ct", "nonorm": "none", "zscore": "zscore", "rescaleto01": "rescale", "rgbto01": "rescale"}
 """Names by which nnU-Net's dataset.json chooses a normalisation (`channel_name_to_normalization_mapping`)."""

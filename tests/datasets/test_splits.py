@@ -65,7 +65,7 @@ def test_a_single_case_cannot_be_divided():
         (2, (0.5, 0, 0.5), (1, 0, 1)),
     ],
 )
-def test_nobody_validates_where_the_fraction_is_0(n, fractions, sizes):
+def test_no_case_validates_where_the_fraction_is_0(n, fractions, sizes):
     """Also where two subjects hold a rare class, of which validation would get one otherwise."""
     cases = cases_of(range(n))
     classes_of = {case.id: {0, 1} if case.id in ("case0", "case1") else {0} for case in cases}

@@ -46,7 +46,7 @@ def table(faults: Iterable[Fault]) -> str:
 
 
 def replaced(readme: str, faults: Iterable[Fault]) -> str:
-    """Return the page's text with the table drawn anew. Raises ValueError where its two marks are missing."""
+    """Return the page's text with a new table. Raises ValueError where its two marks are missing."""
     before, after = _around(readme)
     return before + table(faults) + after
 

@@ -90,7 +90,7 @@ ROWS = [of_check(bad) for bad in BAD] + [
         ("data/dataset.json", "region of several values"),
     ),
     Row(
-        "a label value that is no number",
+        "a label value that is not a number",
         lambda: description(labels={"background": 0, "liver": "x"}),
         ("data/dataset.json", "a whole number for class 'liver'", "'x'"),
     ),

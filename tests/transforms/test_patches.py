@@ -63,15 +63,15 @@ def test_the_seed_decides_the_places(label):
 
 def test_patches_lie_inside_the_case_and_begin_everywhere_equally_often():
     found = starts(20000, foreground=0.0)
-    room = np.array(SIZE) - PATCH
+    last_start = np.array(SIZE) - PATCH
     assert (found >= 0).all()
-    assert (found <= room).all()
+    assert (found <= last_start).all()
     for axis in range(3):
-        counts = np.bincount(found[:, axis], minlength=room[axis] + 1)
-        expected = 20000 / (room[axis] + 1)
+        counts = np.bincount(found[:, axis], minlength=last_start[axis] + 1)
+        expected = 20000 / (last_start[axis] + 1)
         # Chi-square: its mean is the number of bins less one, its standard deviation the root of twice that
         chi2 = ((counts - expected) ** 2 / expected).sum()
-        assert abs(chi2 - room[axis]) < 4 * np.sqrt(2 * room[axis])
+        assert abs(chi2 - last_start[axis]) < 4 * np.sqrt(2 * last_start[axis])
 
 
 def test_half_of_the_patches_have_a_voxel_of_a_class_in_their_middle_half(label):
