@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.compute.measuring import run_measurement
@@ -19,13 +22,21 @@ print(json.dumps({"request": request, "score": score, "peak": peak_bytes()}))
 """
 
 
-def test_the_process_that_measures_is_the_first_that_the_kernel_ends(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    """Run the program above, and return what it says."""
     (tmp_path / "measure_nothing.py").write_text(PROGRAM)
     monkeypatch.syspath_prepend(tmp_path)
-    ended = run_measurement("measure_nothing", {"steps": [1, 2]}, time_limit_s=120)
-    answer = json.loads(ended.stdout)
-    assert answer["request"] == {"steps": [1, 2]}
-    assert answer["score"] == "1000"
-    assert answer["peak"] > 1e8  # torch alone takes more than 100 MB
+    return lambda: json.loads(run_measurement("measure_nothing", {"steps": [1, 2]}, time_limit_s=120).stdout)
+
+
+def test_the_process_that_measures_is_the_first_that_the_kernel_ends(answer: Callable[[], dict[str, Any]]) -> None:
+    found = answer()
+    assert found["request"] == {"steps": [1, 2]}
+    assert found["score"] == "1000"
+    assert found["peak"] > 1e8  # torch alone takes more than 100 MB
+
+
+def test_the_peak_is_not_that_of_the_process_that_asks(answer: Callable[[], dict[str, Any]]) -> None:
+    np.ones(10**9, np.uint8)
+    assert answer()["peak"] < 10**9
