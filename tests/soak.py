@@ -18,7 +18,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from tests.support.tiny_training import SERVER, differences, n_epochs, start, strict_json, tiny_training, wait_until
+from tests.support.tiny_training import (
+    SERVER,
+    differences,
+    finish,
+    n_epochs,
+    start,
+    strict_json,
+    tiny_training,
+    wait_until,
+)
 
 FILES = ("training_config.json", "training_log.json", "training_summary.json")
 SHARE_OF_EARLY_KILLS = 0.25
@@ -77,7 +86,7 @@ def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Calla
     """
     began, moments, figures = time.monotonic(), random.Random(seed), Figures(epochs=max_epochs)
     # The first training pays for the server's imports and fills the cache; the others all start alike.
-    _finish(tiny_training(folder, "first", max_epochs=1)[0], folder / "first.txt")
+    finish(tiny_training(folder, "first", max_epochs=1)[0], folder / "first.txt")
     whole, run_whole = tiny_training(folder, "whole", max_epochs=max_epochs)
     startup_s, epoch_s = _uninterrupted(whole, run_whole, folder / "whole.txt")
     say(f"uninterrupted: {startup_s:.2f} s to the first batch, {epoch_s:.2f} s an epoch")
@@ -100,7 +109,7 @@ def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Calla
         figures.in_mid_write += any(run.rglob(".*.writing"))
         if figures.kills % 10 == 0:
             say(f"{figures.kills} kills, {n_epochs(run)} of {max_epochs} epochs")
-    _finish([*killed, "--resume"], folder / "killed.txt")
+    finish([*killed, "--resume"], folder / "killed.txt")
     stop.set()
     figures.reads, figures.faults = found.get(timeout=60)
     reader.join()
@@ -133,13 +142,6 @@ def _wait_for_training(process: BaseProcess, run: Path) -> None:
             return False
 
     wait_until(is_written, process)
-
-
-def _finish(arguments: list[str], output: Path) -> None:
-    process = start(arguments, output)
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"exit code {process.exitcode}: {output.read_text()[-2000:]}")
 
 
 def main() -> int:

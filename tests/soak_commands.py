@@ -25,7 +25,7 @@ from pipeline.cache.entry import CacheError, read_entry
 from pipeline.files.atomic import UNFINISHED
 from tests.support.evaluation import blobs, save
 from tests.support.tiny_prediction import checkpoint
-from tests.support.tiny_training import SERVER, differences, start, strict_json, tiny_training
+from tests.support.tiny_training import SERVER, differences, finish, start, strict_json, tiny_training
 from tests.support.volume_files import write_series
 
 PRELOADED = ["__main__", "pipeline.cli.main", "pipeline.train", "pipeline.predict", "pipeline.evaluate", "highdicom"]
@@ -83,7 +83,7 @@ def soak(folder: Path, *, seconds: float, kills_a_round: int, seed: int = 0) -> 
     Raises RuntimeError where a command ends otherwise than by a kill or well.
     """
     SERVER.set_forkserver_preload(PRELOADED)
-    _finish(["--help"], folder / "help.txt")  # pays for the imports
+    finish(["--help"], folder / "help.txt")  # pays for the imports
     moments = random.Random(seed)
     return [_soak(work, folder, seconds / 3, kills_a_round, moments) for work in works(folder)]
 
@@ -91,7 +91,7 @@ def soak(folder: Path, *, seconds: float, kills_a_round: int, seed: int = 0) -> 
 def _soak(work: Work, folder: Path, seconds: float, kills_a_round: int, moments: random.Random) -> Figures:
     figures, output = Figures(work.name), folder / f"{work.name}.txt"
     began = time.monotonic()
-    _finish(work.arguments(f"{work.name}_whole"), output)
+    finish(work.arguments(f"{work.name}_whole"), output)
     lasts_s = time.monotonic() - began
     expected = work.outcome(f"{work.name}_whole")
     began = time.monotonic()
@@ -112,19 +112,12 @@ def _soak(work: Work, folder: Path, seconds: float, kills_a_round: int, moments:
             figures.in_mid_write += any((folder / name).rglob(f"*{UNFINISHED}")) or any((folder / name).rglob("*.tmp"))
             figures.faults += work.faults(name)
         else:
-            _finish(work.arguments(name), output)
+            finish(work.arguments(name), output)
         found = work.outcome(name)
         figures.faults += work.faults(name)
         figures.differences += [key for key in expected | found if found.get(key) != expected.get(key)]
         figures.rounds += 1
     return figures
-
-
-def _finish(arguments: list[str], output: Path) -> None:
-    process = start(arguments, output)
-    process.join()
-    if process.exitcode:
-        raise RuntimeError(f"exit code {process.exitcode}: {output.read_text()[-2000:]}")
 
 
 def _caching(folder: Path) -> Work:

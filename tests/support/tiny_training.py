@@ -47,6 +47,14 @@ def start(arguments: Sequence[str], output: Path, before: Callable[[], object] |
     return process
 
 
+def finish(arguments: Sequence[str], output: Path) -> None:
+    """Run a command in a process of its own to its end. Raises RuntimeError where it does not end well."""
+    process = start(arguments, output)
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"exit code {process.exitcode}: {output.read_text()[-2000:]}")
+
+
 def strict_json(path: Path) -> dict[str, Any]:
     """Parse a file as JSON has it: without NaN and Infinity."""
 
