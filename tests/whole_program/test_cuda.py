@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -61,8 +62,13 @@ def assert_as_on_a_cpu(operation, dtype, *tensors, single=()):
 
 
 def inputs_of_norm_act(layout):
-    x = (3 * torch.randn(2, 8, 9, 12, 7, dtype=torch.float64) + 5).contiguous(memory_format=layout)
-    return x, torch.rand(8, dtype=torch.float64) + 0.5, torch.randn(8, dtype=torch.float64)
+    """Inputs whose normalised values keep away from 0: there rounding decides which slope the gradient has."""
+    x = 3 * torch.randn(2, 8, 9, 12, 7, dtype=torch.float64) + 5
+    scale, shift = torch.rand(8, dtype=torch.float64) + 0.5, torch.randn(8, dtype=torch.float64)
+    normalised = partial(F.instance_norm, weight=scale, bias=shift)
+    x[normalised(x).abs() < 0.03] += 0.5
+    assert normalised(x).abs().min() > 0.02
+    return x.contiguous(memory_format=layout), scale, shift
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
