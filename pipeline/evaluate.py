@@ -13,12 +13,13 @@ from pipeline.compute.devices import choose_device
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.console.text import first_lines
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import SPLITS, Case, Dataset
+from pipeline.datasets.dataset import SPLITS, Case, Dataset, Label
 from pipeline.datasets.listing import list_cases
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.case_scores import CaseScores, Pair
 from pipeline.evaluation.class_matching import match_by_name
 from pipeline.evaluation.class_names import ClassNames
+from pipeline.evaluation.header_classes import read_headers
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.pairing import Matching, match
 from pipeline.evaluation.records import read_records, table_of_records
@@ -32,6 +33,7 @@ from pipeline.inference.model import load_models
 from pipeline.inference.passes import InferenceOptions
 from pipeline.runs.run_folder import RunFolder
 from pipeline.writers.outputs import OutputOptions
+from transforms.io.segment_names import LARGEST_VALUE
 
 SplitName = Literal["train", "val", "test"]
 
@@ -142,18 +144,48 @@ def _matching_of_run(
     """Pair the predictions of a run with the labels of its data set; the records say which value is which class."""
     names = dataset.classes.names
     table = table_of_records(read_records(outputs.folder, [case.id for case in cases]))
-    pairs = []
-    for case in cases:
-        if case.label is not None:
-            pairs.append(Pair(case.id, outputs.label_map(case.id, "nifti"), case.label, case.subject))
+    labels = {case.id: case.label for case in cases if case.label is not None}
+    own_tables = _differing_tables(labels, dataset.classes)
+    pairs = [
+        Pair(
+            case.id,
+            outputs.label_map(case.id, "nifti"),
+            labels[case.id],
+            case.subject,
+            label_table=own_tables.get(case.id),
+        )
+        for case in cases
+        if case.id in labels
+    ]
+    lines = [
+        f"case {case}: the header of its label gives the classes other values than the data set's table; they are "
+        "taken from the header"
+        for case in own_tables
+    ]
     return Matching(
         pairs=tuple(pairs),
         classes=match_by_name(dataset.classes, table or ClassTable(names, dataset.classes.values)),
-        notes=(),
+        notes=tuple(first_lines(lines, "and {} more cases with such labels")),
         refused=failed,
         labels_without_prediction=(),
         predictions_without_label=(),
     )
+
+
+def _differing_tables(labels: Mapping[str, Label], classes: ClassTable) -> dict[str, ClassTable]:
+    """The classes by a label's own header (.seg.nrrd), by case, where it gives them other values than the data set.
+
+    A training refuses such a label; what was exported anew since is read by what its header says.
+    """
+    own_tables = read_headers(labels, classes, "label").own_tables
+    return {
+        case: own
+        for case, own in own_tables.items()
+        if any(
+            value <= LARGEST_VALUE and classes.class_of_value.get(value) != c  # above: a class that its header lacks
+            for c, value in enumerate(own.values[1:], start=1)
+        )
+    }
 
 
 def _scored(

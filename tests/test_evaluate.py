@@ -25,7 +25,7 @@ from pipeline.files.atomic import FileError
 from pipeline.phantoms.balls import balls
 from pipeline.runs.run_folder import RunFolder
 from tests.support.datasets import write_json
-from tests.support.evaluation import SCHEMA, blobs, save, three_cases
+from tests.support.evaluation import AFFINE, SCHEMA, blobs, save, save_seg_nrrd, sitk_dice, three_cases
 from tests.support.tiny_prediction import checkpoint, scan, voxels
 from transforms.chains import preprocessing_arguments
 
@@ -206,6 +206,27 @@ def test_a_run_is_predicted_and_scored_on_its_own_validation_cases(run_folder):
         assert case.dice[1] == pytest.approx(overlap)
     again = evaluate_run(run_folder.path, "val", precision="32")
     assert [c.mean_dice for c in again.cases] == [c.mean_dice for c in result.cases]
+
+
+def test_labels_of_a_run_are_read_by_their_own_headers_where_these_differ(run_folder):
+    """Exported anew since, with the ball at another value; sitk_dice reads the numbers."""
+    root = Path(run_folder.read_config()["data"]["dataset_root"])
+    write_json(root / "labels.json", {"background": 0, "ball": 7, "bone": 3})
+    checkpoint(
+        run_folder.best_checkpoint, names=["background", "bone", "ball"], channels=("image",), label_values=[0, 3, 7]
+    )
+    label = np.random.default_rng(0).choice([0, 3, 7], (24, 24, 24)).astype(np.uint8)
+    for case, values in (("case_0", {3: 7, 7: 3}), ("case_1", {3: 3, 7: 7})):
+        save(np.zeros((24, 24, 24), np.int16) + label, root / "images" / f"{case}.nii.gz", AFFINE)
+        (root / "labels" / f"{case}.nii.gz").unlink()
+        array = np.vectorize({0: 0, **values}.get)(label).astype(np.uint8)
+        save_seg_nrrd(array, root / "labels" / f"{case}.seg.nrrd", {"ball": values[7], "bone": values[3]})
+    result = evaluate_run(run_folder.path, "val", precision="32")
+    for case in result.cases:
+        prediction = np.asarray(nib.load(case.pair.prediction).dataobj)
+        expected = [sitk_dice(prediction, label, value, value) for value in (3, 7)]
+        assert case.dice[1:].tolist() == pytest.approx(expected)
+    assert [note.split(":")[0] for note in result.notes if "header" in note] == ["case case_0"]
 
 
 def test_a_split_without_cases_or_a_changed_data_set_is_refused(run_folder):
