@@ -97,10 +97,15 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
     else:
         remedy = "write the value of each class"
         raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
-    ignored = [value for value, name in pairs if str(name).lower() == "ignore"]
+    ignored = [value for value, name in pairs if means_ignore(name)]
     table = _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
     further = dict.fromkeys(ignored[1:], ignore_index(len(table.names)))
     return replace(table, remap=further, states_values=isinstance(labels, dict))
+
+
+def means_ignore(name: object) -> bool:
+    """Say whether a name is not a class's but that of voxels that are left out of loss and scores."""
+    return str(name).lower() == "ignore"
 
 
 def _in_order(names: Sequence[Any], source: Path) -> list[tuple[int, Any]]:
@@ -240,7 +245,7 @@ def resolve_remap(remap: Mapping[int | str, int | str], names: Sequence[str]) ->
 def _index_of(target: int | str, names: Sequence[str], where: str) -> int:
     if target in names:
         return list(names).index(str(target))
-    if str(target).lower() == "ignore":
+    if means_ignore(target):
         return ignore_index(len(names))
     if isinstance(target, int) and 0 <= target < len(names):
         return target

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.console.text import first_lines, one_line, some_of
-from pipeline.datasets.class_table import ClassTable, parse_table
+from pipeline.datasets.class_table import ClassTable, means_ignore, parse_table
 from pipeline.datasets.dataset import Label
 from pipeline.evaluation.class_matching import match_names, plain_name
 from pipeline.evaluation.label_maps import is_seg
@@ -126,7 +126,7 @@ def _with_values(table: ClassTable, values: Mapping[str, int], class_of: Mapping
 
 
 def _is_ignored(name: str, table: ClassTable) -> bool:
-    return name.lower() == "ignore" and table.ignores_voxels
+    return means_ignore(name) and table.ignores_voxels
 
 
 def _note(kind: Kind, name: str, meant: str, cases: list[str]) -> str:
