@@ -194,8 +194,5 @@ def _table_beside(path: Path, cases: Iterable[str], kind: Kind) -> tuple[ClassTa
         try:
             table = find_table(folder.parent)
         except DatasetError as error:  # it may have nothing to do with these files
-            notes = (
-                *notes,
-                one_line(f"passed over, since it names no classes of these labels: {error}"),
-            )
+            notes = (*notes, one_line(f"passed over, since it names no classes of these labels: {error}"))
     return table, notes

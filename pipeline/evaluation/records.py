@@ -85,7 +85,7 @@ def table_of_records(records: Sequence[PredictionRecord]) -> ClassTable | None:
 
 
 def notes_on_networks(records: Iterable[PredictionRecord], kind: Kind) -> tuple[str, ...]:
-    """Say of which networks the results are, where it was not one: their scores are summed up as one's."""
+    """Say which networks made the results, where there were several: the scores are averaged over all of them."""
     cases: dict[str, list[str]] = defaultdict(list)
     runs: dict[str, str] = {}
     for record in records:
@@ -94,5 +94,5 @@ def notes_on_networks(records: Iterable[PredictionRecord], kind: Kind) -> tuple[
     if len(cases) < 2:
         return ()
     lines = [f"the {kind}s of {some_of(cases[key], 3)} were made by {run}" for key, run in runs.items()]
-    warning = f"the {kind}s were made by {len(cases)} different networks or settings, and are scored as one's"
+    warning = f"the {kind}s were made by {len(cases)} different networks or settings, and are scored as if by one"
     return (warning, *first_lines(lines, f"and {kind}s of {{}} more networks or settings", most=5))

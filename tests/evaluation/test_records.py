@@ -75,7 +75,7 @@ def test_results_of_two_networks_in_one_folder_are_noted(tmp_path):
     write_record(folders / "predictions", "c", names, run="run1")
     result = evaluate(folders / "predictions", folders / "labels")
     wanted = (
-        "the predictions were made by 2 different networks or settings, and are scored as one's",
+        "the predictions were made by 2 different networks or settings, and are scored as if by one",
         "the predictions of a, b were made by run0",
         "the predictions of c were made by run1",
     )
