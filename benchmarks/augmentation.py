@@ -25,7 +25,8 @@ from monai.transforms import (
 )
 
 from benchmarks.inputs import image_and_label
-from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
+from benchmarks.measure import Measurement, forget_peak, resident_bytes
+from pipeline.compute.memory import peak_memory_bytes
 from transforms.augment import Strengths
 from transforms.chains import augmentation_chain
 
@@ -82,5 +83,5 @@ def _mean_time(chain: Callable[[Any], Any], size: Sequence[int], n: int, n_class
     for _ in itertools.repeat(None, n):
         chain(dict(case))
     seconds = (time.perf_counter() - start) / n
-    peak = peak_bytes()
+    peak = peak_memory_bytes()
     return Measurement([seconds], max(0, peak - before), peak, [], {"cases_per_second_and_core": 1 / seconds})

@@ -31,8 +31,9 @@ from monai.transforms import (
 )
 
 from benchmarks.augmentation import monai_chain
-from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
+from benchmarks.measure import Measurement, forget_peak, resident_bytes
 from networks.body_net import BodyNet
+from pipeline.compute.memory import peak_memory_bytes
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import Config
 from pipeline.datasets.dataset import Dataset as ListedDataset
@@ -171,7 +172,7 @@ def _facts(val_miou: float, precision: str) -> dict[str, Any]:
 
 def _measurement(finished: dict[int, float], before: int, facts: dict[str, Any]) -> Measurement:
     """Epochs from the second on, from when each ended: the first one also sets up."""
-    peak = peak_bytes()
+    peak = peak_memory_bytes()
     if sorted(finished) != list(range(1, len(finished) + 1)):
         raise ValueError(f"epochs: expected each to be seen once as it ended, found {list(finished)}")
     ends = [finished[epoch] for epoch in sorted(finished)]

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
+from benchmarks.measure import Measurement, forget_peak, resident_bytes
+from pipeline.compute.memory import peak_memory_bytes
 from pipeline.config.files import from_mapping
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.predict import PredictionOptions, predict
@@ -61,7 +62,7 @@ def growth_per_unit(resident: Mapping[int, int]) -> float:
 def _measurement(resident: Mapping[int, int], seconds: float) -> Measurement:
     facts = {f"MB_after_{number}": resident[number] / 1e6 for number in _marks(sorted(resident))}
     facts["kB_more_each_time_in_the_second_half"] = growth_per_unit(resident) / 1e3
-    return Measurement([seconds], None, peak_bytes(), facts=facts)
+    return Measurement([seconds], None, peak_memory_bytes(), facts=facts)
 
 
 def _marks(numbers: list[int]) -> list[int]:

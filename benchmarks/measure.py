@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from pipeline.compute.memory import peak_memory_bytes
 
 
 @dataclass
@@ -46,7 +46,7 @@ def measure(work: Callable[[], list[float]], *, n: int = 1) -> Measurement:
         start = time.perf_counter()
         value = work()
         seconds.append(time.perf_counter() - start)
-    peak = peak_bytes()
+    peak = peak_memory_bytes()
     return Measurement(seconds, max(0, peak - before), peak, value)
 
 
@@ -56,19 +56,8 @@ def resident_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Reset the peak to what is resident now, where the system can (Linux: proc(5), clear_refs)."""
+    """Reset what `peak_memory_bytes` returns to what is resident now, where the system can (Linux: proc(5))."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
-
-
-def peak_bytes() -> int:
-    """Highest resident memory since `forget_peak`, or since the start of the process where it cannot forget."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        # Only the second choice: Linux hands ru_maxrss on from the process that started this one.
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.inputs import image_and_label
-from benchmarks.measure import Measurement, forget_peak, peak_bytes, resident_bytes
+from benchmarks.measure import Measurement, forget_peak, resident_bytes
 from networks.body_net import BodyNet
 from networks.registry import build_network
 from pipeline.compute.devices import cpu_computes_in_bfloat16
+from pipeline.compute.memory import peak_memory_bytes
 from pipeline.config.settings import TrainingConfig
 from pipeline.losses.dice_ce import DiceCE
 from pipeline.training.lightning_module import SegmentationModule
@@ -89,7 +90,7 @@ def ours(
 
 
 def _measurement(seconds: list[float], before: int, losses: list[float], facts: dict[str, Any]) -> Measurement:
-    peak = peak_bytes()
+    peak = peak_memory_bytes()
     return Measurement(seconds[1:] or seconds, max(0, peak - before), peak, losses[:1], facts)
 
 
