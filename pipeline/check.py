@@ -14,7 +14,7 @@ from pipeline.checks.case_check import CheckedCase, check_cases
 from pipeline.checks.findings import Finding, errors, from_error
 from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
 from pipeline.config.settings import Config, DataConfig
-from pipeline.console.progress import Progress
+from pipeline.console.progress import Progress, one_step
 from pipeline.console.text import aligned, gigabytes, printable, some_of
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
@@ -175,13 +175,10 @@ def _estimate_costs(
     trial = None
     failed = []
     if measure:
-        if progress:
-            progress(0, 1, "taking a trial step")
         dataset = screened.dataset
         n_classes = len(dataset.classes.names)
-        measured = measure_step(config, in_channels=len(dataset.channel_names), n_classes=n_classes, trust=trust)
-        if progress:
-            progress(1, 1, "taking a trial step")
+        with one_step(progress, "taking a trial step"):
+            measured = measure_step(config, in_channels=len(dataset.channel_names), n_classes=n_classes, trust=trust)
         if isinstance(measured, Finding):
             failed.append(measured)
         else:

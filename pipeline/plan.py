@@ -17,7 +17,7 @@ from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
-from pipeline.console.progress import Progress
+from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import PAGE_WIDTH, screen_width, wrapped
 from pipeline.console.text import BYTES_PER_GB, gigabytes, printable
 from pipeline.files.atomic import write_atomically
@@ -88,24 +88,18 @@ def plan(
     cores = available_cores()
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
     data = _summary(screened)
-    if progress:
-        progress(0, 1, "preparing a few cases")
     coarser = tuple(1.1 * mm for mm in target_spacing(data.sizes, data.spacings_mm))  # so that voxels are resampled
     prepared = replace(config.data, mode="patch", spacing_mm=coarser)
-    data = replace(data, preparing_s=preparing_s(screened, prepared))
-    if progress:
-        progress(1, 1, "preparing a few cases")
+    with one_step(progress, "preparing a few cases"):
+        data = replace(data, preparing_s=preparing_s(screened, prepared))
 
     def measure(
         steps: Sequence[tuple[Triple, int]], strides: Sequence[Triple], kernels: Sequence[Triple], channels: int
     ) -> Cost:
-        if progress:
-            progress(0, 1, "measuring training steps")
         network = {"strides": [list(s) for s in strides], "kernels": [list(k) for k in kernels]}
         request = StepRequest(network, data.n_channels, len(data.class_names), channels, "16", None, tuple(steps))
-        measured = measure_steps(request)
-        if progress:
-            progress(1, 1, "measuring training steps")
+        with one_step(progress, "measuring training steps"):
+            measured = measure_steps(request)
         return cost_of(measured, cores if devices.accelerator == "cpu" else 1, memory)
 
     machine = Machine(devices.accelerator, cores, memory)

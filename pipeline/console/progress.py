@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol
 
@@ -26,6 +27,16 @@ class Progress(Protocol):
 
     def __call__(self, done: int, total: int, what: str = "", note: str = "") -> None:
         """Report that `done` of `total` steps of `what` ("hashing sources") are done; `note` is about the last one."""
+
+
+@contextmanager
+def one_step(progress: Progress | None, what: str) -> Iterator[None]:
+    """Report what is done in a single step before and after it; an error inside leaves it unfinished."""
+    if progress:
+        progress(0, 1, what)
+    yield
+    if progress:
+        progress(1, 1, what)
 
 
 class Bar:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from pipeline.console.progress import Bar, Progress
+from pipeline.console.progress import Bar, Progress, one_step
 
 
 def count_to(n: int, progress: Progress) -> None:
@@ -46,3 +47,15 @@ def test_names_from_files_are_shown_as_they_are_and_steer_nothing():
         bar.update(1, 2, "[red]case[/red]\x1b]0;title\x07", note="[bold]")
     assert "[red]case[/red]�]0;title" in text.getvalue()
     assert "[bold]" in text.getvalue()
+
+
+def test_what_is_done_in_one_step_is_reported_before_and_after_and_not_as_done_where_it_fails():
+    said = []
+    with one_step(lambda *step: said.append(step), "preparing"):
+        said.append("prepared")
+    assert said == [(0, 1, "preparing"), "prepared", (1, 1, "preparing")]
+    with pytest.raises(OSError, match="full"), one_step(lambda *step: said.append(step), "writing"):
+        raise OSError("full")
+    assert said[3:] == [(0, 1, "writing")]
+    with one_step(None, "in silence"):
+        pass
