@@ -111,10 +111,12 @@ def plan(
         found.put("data.skip_bad_cases", True, "")
     if set(screened.intensity.by_channel) == {"mr"}:
         found.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
-    _put_ct_scaling(found, screened)
+    planned = from_mapping(found.settings)
+    assessed = assess(planned, screened.dataset, screened.cases)
+    _put_ct_scaling(found, assessed)
     text = to_yaml(found, budget_s)
     write_atomically(output, lambda file: file.write(text.encode()))
-    return PlanReport(found, output, time.monotonic() - began, _warnings(found, screened))
+    return PlanReport(found, output, time.monotonic() - began, _warnings(found, planned.data, assessed))
 
 
 def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Cost:
@@ -170,21 +172,20 @@ def _put_ct_scaling(plan: Plan, screened: Screened) -> None:
     """Write down how the training scales CT: the numbers that it would find, too."""
     if "ct" not in screened.intensity.by_channel:
         return
-    scaling = assess(from_mapping(plan.settings), screened.dataset, screened.cases).scaling
+    scaling = screened.scaling
     plan.put("data.window", list(scaling.window), "HU that hold 99 % of the training cases' labelled voxels")
     if scaling.mean_std:
         plan.put("data.mean_std", list(scaling.mean_std), "their mean and deviation, as nnU-Net scales CT")
 
 
-def _warnings(plan: Plan, screened: Screened) -> tuple[str, ...]:
+def _warnings(plan: Plan, data: DataConfig, screened: Screened) -> tuple[str, ...]:
     """What `bodyseg check` warns of with these settings: in full what follows from them, of the data how many."""
-    config = from_mapping(plan.settings)
-    findings = assess(config, screened.dataset, screened.cases).findings
+    findings = screened.findings
     of_plan = [finding for finding in findings if finding.kind == "class_lost"]
     lines = [*plan.warnings, *map(str, of_plan)]
     if len(findings) > len(of_plan):
         lines.append(f"the data gives {len(findings) - len(of_plan)} warnings, which bodyseg check explains")
-    return (*lines, *map(str, mirrored_sides(config.data, screened.dataset)))
+    return (*lines, *map(str, mirrored_sides(data, screened.dataset)))
 
 
 def to_yaml(plan: Plan, budget_s: float) -> str:
