@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.console.text import first_lines, one_line, some_of
@@ -101,7 +101,9 @@ def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str
             f"case {unnamed[0]}: {files[unnamed[0]]}: expected names of segments in its header, since the others give "
             "one name different values, found none; export it with names, or write a labels.json beside the files"
         )
-    return ClassTable.in_order(["background", *names], Path("header"))
+    structures = [name for name in names if not means_ignore(name)]
+    table = ClassTable.in_order(["background", *structures], Path("header"))
+    return replace(table, ignore_value=len(table.names)) if len(structures) < len(names) else table
 
 
 def _spellings(named: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

@@ -152,6 +152,22 @@ def test_ignored_voxels_that_a_header_names_stay_ignored(tmp_path):
     assert case.dice.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_ignored_voxels_stay_ignored_where_headers_alone_name_the_classes_and_disagree(tmp_path):
+    for n, case in enumerate("ab"):
+        label = blobs(n, n_classes=3)
+        wrong = label.copy()
+        wrong[:4] = 1
+        values = (1, 2) if n else (2, 1)
+        label = np.array([0, *values], np.uint8)[label]
+        label[:4] = 9
+        header = {"liver": values[0], "spleen": values[1], "ignore": 9}
+        save_seg_nrrd(label, tmp_path / "labels" / f"{case}.seg.nrrd", header)
+        save(wrong, tmp_path / "predictions" / f"{case}.nii.gz")
+    write_names(tmp_path / "predictions", LABELS)
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels")
+    assert [case.dice.tolist() for case in result.cases] == [[1.0, 1.0, 1.0]] * 2
+
+
 @pytest.mark.parametrize("odd", ["Kidney  left", "lesion \\ cyst", "left ventricle wall segment 12 of the model " * 2])
 def test_a_dicom_seg_is_read_by_the_names_that_were_cut_and_cleaned_for_it(tmp_path, odd):
     """Its numbers count the structures that occur: without the first class, 1 is the second."""
