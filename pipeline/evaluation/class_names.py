@@ -136,10 +136,11 @@ def _completed(given: ClassTable, files: Sequence[tuple[str, Path]], progress: P
 def _taken_over(bare: CaseFiles, named: CaseFiles) -> tuple[CommonClasses, list[str]]:
     """Read files without names as the others are; refuse where those have names but no values."""
     assert named.table is not None
-    if named.are_masks:
+    if named.are_masks or named.headers.disagree:
+        only_names = "are masks with names" if named.are_masks else "have headers that disagree on the values"
         raise EvaluationError(
-            f"{bare.root}: nothing says which value of the {bare.kind}s is which structure, and the {named.kind}s are "
-            f"masks with names; {_HOW_TO_NAME}"
+            f"{bare.root}: nothing says which value of the {bare.kind}s is which structure, and the {named.kind}s "
+            f"{only_names}; {_HOW_TO_NAME}"
         )
     table = named.table
     values = [f"{name}={value}" for name, value in zip(table.names, table.values, strict=True) if value]

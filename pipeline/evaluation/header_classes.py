@@ -27,6 +27,8 @@ class Headers:
     """The classes of all files; None where nothing names them."""
     own_tables: Mapping[str, ClassTable] = field(default_factory=dict)
     """By case, the classes of `table` with the values that they have in its file."""
+    disagree: bool = False
+    """Whether they disagree on the values, so that those in `table` are of no file."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """By case, why its values cannot be known."""
     notes: tuple[str, ...] = ()
@@ -57,8 +59,10 @@ def read_headers(files: Mapping[str, Label], table: ClassTable | None, kind: Kin
             continue
         if values:
             named[case] = values
+    disagree = False
     if table is None and named:
-        table = _table_of_headers(named, {case: file for case, file in files.items() if case not in refused})
+        read = {case: file for case, file in files.items() if case not in refused}
+        table, disagree = _table_of_headers(named, read)
     if table is None:
         return Headers(refused=refused)
     own_tables: dict[str, ClassTable] = {}
@@ -78,7 +82,7 @@ def read_headers(files: Mapping[str, Label], table: ClassTable | None, kind: Kin
                 taken[name, class_of.get(name, "")].append(case)
     lines = [_note(kind, name, meant, cases) for (name, meant), cases in taken.items()]
     notes = first_lines(lines, f"and {{}} more such names in headers of the {kind}s")
-    return Headers(table, own_tables, refused, tuple(notes))
+    return Headers(table, own_tables, disagree, refused, tuple(notes))
 
 
 def _header_values(source: Label) -> dict[str, int]:
@@ -89,13 +93,13 @@ def _header_values(source: Label) -> dict[str, int]:
     return {name: value for name, value in (found or {}).items() if value}
 
 
-def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str, Label]) -> ClassTable:
-    """The classes that headers name: with the headers' values where these agree, else in the order of their names."""
+def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str, Label]) -> tuple[ClassTable, bool]:
+    """The classes that headers name: with the headers' values, or in the order of their names where these disagree."""
     spelled = _spellings(named)
     pairs = {(spelled[name], value) for values in named.values() for name, value in values.items()}
     names, numbers = sorted({name for name, _ in pairs}), {value for _, value in pairs}
     if len(pairs) == len(names) == len(numbers):
-        return parse_table(dict(pairs), Path("header"))
+        return parse_table(dict(pairs), Path("header")), False
     if unnamed := [case for case in files if case not in named]:
         raise EvaluationError(
             f"case {unnamed[0]}: {files[unnamed[0]]}: expected names of segments in its header, since the others give "
@@ -103,7 +107,7 @@ def _table_of_headers(named: Mapping[str, Mapping[str, int]], files: Mapping[str
         )
     structures = [name for name in names if not means_ignore(name)]
     table = ClassTable.in_order(["background", *structures], Path("header"))
-    return replace(table, ignore_value=len(table.names)) if len(structures) < len(names) else table
+    return replace(table, ignore_value=len(table.names)) if len(structures) < len(names) else table, True
 
 
 def _spellings(named: Mapping[str, Mapping[str, int]]) -> dict[str, str]:

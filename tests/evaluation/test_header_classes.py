@@ -48,6 +48,19 @@ def test_a_file_without_names_beside_headers_that_disagree_is_refused(tmp_path):
         list_case_files(tmp_path, "prediction")
 
 
+def test_values_without_names_beside_headers_that_disagree_are_refused(tmp_path):
+    """They were taken for the order of the names, liver and spleen; here they are the spleen and the liver."""
+    for n, case in enumerate("ab"):
+        array = blobs(n, n_classes=3)
+        save_exchanged(array, tmp_path / "labels" / f"{case}.seg.nrrd", n, (7, 4))
+        save(np.array([0, 2, 1], np.uint8)[array], tmp_path / "predictions" / f"{case}.nii.gz")
+    folders = tmp_path / "predictions", tmp_path / "labels"
+    with pytest.raises(EvaluationError, match="labels have headers that disagree on the values; name them"):
+        evaluate(*folders)
+    result = evaluate(*folders, class_names={"spleen": 1, "liver": 2})
+    assert [case.mean_dice for case in result.cases] == [1.0, 1.0]
+
+
 def test_headers_that_agree_serve_for_files_without_names(tmp_path):
     save_exchanged(blobs(1, n_classes=3), tmp_path / "a.seg.nrrd", 1, (4, 9))
     save(np.zeros((3, 3, 3), np.uint8), tmp_path / "b.nii.gz")
