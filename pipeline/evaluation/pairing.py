@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,7 +109,7 @@ def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, st
 
 def _case_meant(name: str) -> str:
     """The case of a file: without the number of nnU-Net's first channel, or what labels are called beside images."""
-    return case_of(re.sub(r"_0000$", "", name))
+    return case_of(name.removesuffix("_0000"))
 
 
 def _notes(files: CaseFiles) -> tuple[str, ...]:
