@@ -13,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.console.text import one_line
 from pipeline.visualisation.overlay import class_colours
 from transforms.io.grid import voxel_ml
 
@@ -127,7 +128,7 @@ def file_names(class_names: Sequence[str]) -> tuple[str, ...]:
 
 def header_text(text: str) -> str:
     """One line without control characters, for headers that lines and control characters would break."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return one_line("".join(c if c.isprintable() else " " for c in text))
 
 
 def segment_label(class_name: str) -> str:
