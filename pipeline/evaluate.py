@@ -153,6 +153,7 @@ def _matching_of_run(
             labels[case.id],
             case.subject,
             label_table=own_tables.get(case.id),
+            image=case.image[0],
         )
         for case in cases
         if case.id in labels

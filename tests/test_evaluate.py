@@ -18,7 +18,7 @@ from pipeline.evaluate import default_output, evaluate, evaluate_run
 from pipeline.evaluation import case_scores, scoring
 from pipeline.evaluation.case_scores import SURFACE_METRICS
 from pipeline.evaluation.metrics_file import to_document, write_files
-from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import evaluation_text
 from pipeline.evaluation.summary import CONVENTIONS
 from pipeline.files.atomic import FileError
@@ -227,6 +227,27 @@ def test_labels_of_a_run_are_read_by_their_own_headers_where_these_differ(run_fo
         expected = [sitk_dice(prediction, label, value, value) for value in (3, 7)]
         assert case.dice[1:].tolist() == pytest.approx(expected)
     assert [note.split(":")[0] for note in result.notes if "header" in note] == ["case case_0"]
+
+
+@pytest.mark.parametrize("resample", [False, True])
+def test_a_label_of_a_data_set_that_was_cropped_is_padded_to_its_image(tmp_path, resample):
+    """As training does; what is predicted outside of it was left out of the scores with --resample."""
+    label = blobs(1, n_classes=3)
+    label[:6], label[20:], label[:, :5] = 0, 0, 0
+    prediction = blobs(2, n_classes=3)
+    affine = AFFINE.copy()
+    affine[:3, 3] = (AFFINE @ [4, 3, 0, 1])[:3]
+    part = label[4:24, 3:]
+    turned = np.diag([-1.0, 1, 1, 1])
+    turned[0, 3] = len(part) - 1
+    save(label.astype(np.int16), tmp_path / "data" / "images" / "a.nii.gz")
+    save(part[::-1], tmp_path / "data" / "labels" / "a.nii.gz", affine @ turned)
+    save(prediction, tmp_path / "predictions" / "a.nii.gz")
+    write_json(tmp_path / "data" / "labels.json", {"background": 0, "liver": 1, "spleen": 2})
+    result = evaluate(tmp_path / "predictions", tmp_path / "data", ScoringOptions(resample=resample))
+    expected = [sitk_dice(prediction, label, value, value) for value in (1, 2)]
+    assert result.cases[0].dice[1:].tolist() == pytest.approx(expected)
+    assert not result.cases[0].resampled
 
 
 def test_a_split_without_cases_or_a_changed_data_set_is_refused(run_folder):

@@ -37,6 +37,8 @@ class CaseFiles:
     """Their classes, where something names them."""
     subjects: Mapping[str, str] = field(default_factory=dict)
     """By case, whose scan it is; empty where no data set says so."""
+    images: Mapping[str, Path] = field(default_factory=dict)
+    """By case, the first image to which its label belongs; empty where no data set says so."""
     is_one_case: bool = False
     """One case was named rather than a folder of cases: it may be called otherwise than its counterpart."""
     are_masks: bool = False
@@ -78,9 +80,12 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         files = {case.id: case.label for case in labelled if case.label is not None}
         headers = read_headers(files, dataset.classes, kind)
         subjects = {case.id: case.subject for case in labelled}
+        images = {case.id: case.image[0] for case in labelled}
         lines = [f"left out, since the data set has no image of it: case {error.case}" for error in dataset.refused]
         notes = tuple(first_lines(lines, "and {} more cases without an image"))
-        return CaseFiles(kind, path, files, dataset.classes, subjects=subjects, headers=headers, notes=notes)
+        return CaseFiles(
+            kind, path, files, dataset.classes, subjects=subjects, images=images, headers=headers, notes=notes
+        )
     label_maps = _label_maps(path)
     folders = {} if label_maps else _mask_folders(path)
     if folders:

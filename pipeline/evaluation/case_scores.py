@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,13 +15,13 @@ from jaxtyping import Float, Int, Integer
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label
 from pipeline.evaluation.class_matching import CommonClasses
-from pipeline.evaluation.label_maps import covering, is_seg, onto_label, read_label_map
+from pipeline.evaluation.label_maps import covering, is_seg, onto_label, padded_to, read_label_map
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
-from transforms.io.grid import Geometry, voxel_ml
+from transforms.io.grid import Geometry, axes_onto, voxel_ml
 from transforms.io.label_values import ignore_index
 
 Absent = Literal["left_out", "scored"]
@@ -58,6 +59,8 @@ class Pair:
     """The values of the classes in this prediction, where its own header says so; None: as in the others."""
     label_table: ClassTable | None = None
     """The same for the label."""
+    image: Path | None = None
+    """The image to which the label belongs, where a data set says so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,6 +206,8 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
         label = covering(label, prediction)
     if is_seg(pair.prediction):
         prediction = covering(prediction, label)
+    if pair.image is not None and axes_onto(prediction.geometry, label.geometry) is None:
+        label = padded_to(label, pair.image)
     sources = pair.prediction, pair.label
     predicted, resampled = onto_label(prediction, label, sources, pair.case, resample=options.resample)
     return _Maps(

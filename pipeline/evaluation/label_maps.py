@@ -13,9 +13,9 @@ from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label, label_path
 from transforms.io.dicom_seg import read_dicom_seg
 from transforms.io.errors import VolumeError
-from transforms.io.grid import Geometry, axes_onto, describe_mismatch
+from transforms.io.grid import Geometry, axes_onto, describe_mismatch, part_of
 from transforms.io.label_values import LabelLookup
-from transforms.io.load import LoadVolumed
+from transforms.io.load import LoadVolumed, read_geometry
 from transforms.resize import voxel_map
 
 _REMEDY = "name what is to be scored with --class_names NAME=VALUE,…, or correct the class table (labels.json)"
@@ -81,6 +81,19 @@ def covering(segments: LabelMap, other: LabelMap) -> LabelMap:
     affine = segments.affine.copy()
     affine[:3, 3] -= affine[:3, :3] @ before
     return LabelMap(np.pad(segments.indices, list(zip(before, after, strict=True))), affine)
+
+
+def padded_to(label: LabelMap, image: Path) -> LabelMap:
+    """Extend a label that was cropped to its content to its image's grid by background, as training does.
+
+    A label that is no part of that grid comes back as it is.
+    """
+    try:
+        grid = read_geometry(image)
+    except VolumeError:
+        return label
+    change = part_of(label.geometry, grid)
+    return label if change is None else LabelMap(change.apply(label.indices), grid.affine, label.n_overlapping)
 
 
 def onto_label(

@@ -68,6 +68,7 @@ def match(
                     labels.subjects.get(label),
                     predictions.headers.own_tables.get(prediction),
                     labels.headers.own_tables.get(label),
+                    labels.images.get(label),
                 )
             )
     classes, notes = find_classes(predictions, labels, class_names, pairs, progress)
