@@ -19,7 +19,7 @@ from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, r
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.planning.network_shape import Triple
-from transforms.io.label_values import label_dtype
+from transforms.slabs import segmentation_dtype
 
 N_STEPS = 4
 """Steps of a size; the first warms up, the fastest of the others counts."""
@@ -118,7 +118,7 @@ class _Work:
         self.network = network
         self.image = torch.rand(batch, in_channels, *patch, generator=generator).to(device)
         label = torch.randint(n_classes, (batch, 1, *patch), generator=generator)
-        self.label = label.to(device, getattr(torch, label_dtype(n_classes).name))
+        self.label = label.to(device, segmentation_dtype(n_classes))
         self.criterion = SlabDiceCELoss()
         self.optimizer = torch.optim.AdamW(network.parameters(), fused=True)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)

@@ -25,7 +25,7 @@ from pipeline.config.settings import Config
 from pipeline.console.text import one_line
 from pipeline.training.build import build_module
 from pipeline.training.cost import Trial
-from transforms.io.label_values import label_dtype
+from transforms.slabs import segmentation_dtype
 
 N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
 
@@ -111,10 +111,9 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
 def _random_item(size: tuple[int, int, int], in_channels: int, n_classes: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     image = torch.rand((in_channels, *size), generator=generator)
-    dtype = getattr(torch, label_dtype(n_classes).name)
     return {
         "image": image,
-        "label": torch.randint(n_classes, (1, *size), generator=generator, dtype=dtype),
+        "label": torch.randint(n_classes, (1, *size), generator=generator, dtype=segmentation_dtype(n_classes)),
         "case": "trial",
     }
 
