@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
@@ -179,17 +180,16 @@ def _finest(
 ) -> tuple[Grid, Cost, Schedule | None]:
     """The finest voxel size at which the time holds the wanted steps, else the coarsest with what can be trained."""
     grids = _grids(data)
-    grid = measured = next(grids)
-    cost = grid.measured(measure, NARROW)
-    while True:
+    first = measured = next(grids)
+    cost = first.measured(measure, NARROW)
+    for grid in chain([first], grids):
         schedule = _largest(grid, cost, machine, training_s, wanted)
         if schedule is not None and grid.network != measured.network:  # a step of this network may take longer
             measured, cost = grid, grid.measured(measure, NARROW)
-            continue
-        coarser = next(grids, None)
-        if schedule is not None or coarser is None:
-            return grid, cost, schedule or _largest(grid, cost, machine, training_s)
-        grid = coarser
+            schedule = _largest(grid, cost, machine, training_s, wanted)
+        if schedule is not None:
+            return grid, cost, schedule
+    return grid, cost, _largest(grid, cost, machine, training_s)
 
 
 def _grids(data: DataSummary) -> Iterator[Grid]:
