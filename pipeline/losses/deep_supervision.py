@@ -57,7 +57,7 @@ def deep_supervision_loss(
         for level in levels
     ]
     weighted = [result.loss * weight for result, weight in zip(results, level_weights(len(levels)), strict=True)]
-    return results[0]._replace(loss=torch.stack(weighted).sum() if len(levels) > 1 else results[0].loss)
+    return results[0]._replace(loss=torch.stack(weighted).sum())
 
 
 def label_at_level(label: Integer[Tensor, "B 1 I J K"], level: Level) -> Integer[Tensor, "B 1 I2 J2 K2"]:
