@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from pipeline.checks.findings import Finding, Severity, from_error
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, measure_image, measure_label
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
-from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.class_table import ClassTable, plain_name
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import AxisChange, Geometry, onto_grid
@@ -270,21 +271,29 @@ def _names_differ(path: Path, table: ClassTable, notes: _Notes) -> bool:
         return True
     if not segments:
         return False
-    index_of = {name.lower(): index for index, name in enumerate(table.names)}
+    class_of = _named_classes(tuple(segments), table.names)
     other = [
-        f"{name} at {value}"
-        for name, value in segments.items()
-        if name.lower() in index_of and table.class_of_value.get(value) != index_of[name.lower()]
+        f"{name} at {segments[name]}" for name, c in class_of.items() if table.class_of_value.get(segments[name]) != c
     ]
     if other:
-        named = [index_of[name.lower()] for name in segments if name.lower() in index_of]
         expected = "the values of the class table, " + ", ".join(
-            f"{table.names[c]} at {table.values[c]}" for c in named
+            f"{table.names[c]} at {table.values[c]}" for c in class_of.values()
         )
         found = f"{', '.join(other)} by the segments in its own header"
         remedy = "export all labels with the same values"
         notes.add("error", "segment_values", path, expected, found, remedy)
     return bool(other)
+
+
+def _named_classes(segments: Sequence[str], class_names: Sequence[str]) -> dict[str, int]:
+    """The class of each segment that is called as one: in full but for the case, or else as the only one so, both
+    among the segments and the classes, without regard to blanks and punctuation ("Kidney left", kidney_left)."""
+    in_full = {name.lower(): c for c, name in enumerate(class_names)}
+    found = {name: in_full[name.lower()] for name in segments if name.lower() in in_full}
+    count = Counter(map(plain_name, segments)), Counter(map(plain_name, class_names))
+    plain = {plain_name(name): c for c, name in enumerate(class_names) if count[1][plain_name(name)] == 1}
+    others = [name for name in segments if name not in found and count[0][plain_name(name)] == 1]
+    return found | {name: plain[plain_name(name)] for name in others if plain_name(name) in plain}
 
 
 def _read_masks(

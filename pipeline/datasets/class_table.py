@@ -78,6 +78,15 @@ class ClassTable:
         return _table(_in_order(names, source), None, source)
 
 
+def plain_name(name: str) -> str:
+    """A name without regard to case, blanks and punctuation.
+
+    >>> plain_name("Left kidney"), plain_name("left-kidney_")
+    ('left_kidney', 'left_kidney')
+    """
+    return re.sub(r"[\W_]+", "_", name).strip("_").casefold()
+
+
 def parse_table(labels: Any, source: Path) -> ClassTable:
     """Read a table of classes: {"liver": 1} (nnU-Net), {"1": "liver"} (Decathlon) or ["background", "liver"].
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pipeline.console.text import some_of
-from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.class_table import ClassTable, plain_name
 from pipeline.datasets.errors import DatasetError
 from pipeline.writers.segmentation import segment_label
 from transforms.io.label_values import ignore_index, label_dtype
@@ -140,12 +139,3 @@ def _only_ones(names: Sequence[str], form: Callable[[str], str]) -> dict[str, in
     forms = [form(name) for name in names]
     count = Counter(forms)
     return {name: index for index, name in enumerate(forms) if count[name] == 1}
-
-
-def plain_name(name: str) -> str:
-    """A name without regard to case, blanks and punctuation.
-
-    >>> plain_name("Left kidney"), plain_name("left-kidney_")
-    ('left_kidney', 'left_kidney')
-    """
-    return re.sub(r"[\W_]+", "_", name).strip("_").casefold()

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pipeline.console.text import first_lines, one_line, some_of
-from pipeline.datasets.class_table import ClassTable, means_ignore, parse_table
+from pipeline.datasets.class_table import ClassTable, means_ignore, parse_table, plain_name
 from pipeline.datasets.dataset import Label
-from pipeline.evaluation.class_matching import match_names, plain_name
+from pipeline.evaluation.class_matching import match_names
 from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError, Kind
 from transforms.io.dicom_seg import segment_numbers

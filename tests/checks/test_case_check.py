@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -114,19 +115,23 @@ def seg_nrrd(path: Path, label: np.ndarray, values: dict[str, int]) -> None:
     path.write_bytes(head.encode() + gzip.compress(label.tobytes(order="F")))
 
 
-def test_a_segmentation_whose_header_exchanges_values_is_an_error(folder: Folder) -> None:
+@pytest.mark.parametrize("spelled", [str, str.upper, lambda name: name.replace("_", " ").capitalize()])
+def test_a_segmentation_whose_header_exchanges_values_is_an_error(
+    folder: Folder, spelled: Callable[[str], str]
+) -> None:
     """3D Slicer numbers the segments of every file by itself: liver and kidney exchanged train livers as kidneys."""
     same = {"kidney_left": 1, "kidney_right": 2, "liver": 3}
     for name, values in (("a", same), ("b", same | {"kidney_left": 3, "liver": 1})):
         label = np.zeros_like(organs())
         for structure, value in values.items():
             label[organs() == same[structure]] = value
-        seg_nrrd(folder.root / f"{name}.seg.nrrd", label, values)
+        seg_nrrd(folder.root / f"{name}.seg.nrrd", label, {spelled(name): value for name, value in values.items()})
         folder[name]["label"] = f"{name}.seg.nrrd"
     assert checked(folder, "a").findings == ()
     (finding,) = checked(folder, "b").findings
     assert (finding.severity, finding.kind) == ("error", "segment_values")
-    assert finding.found == "kidney_left at 3, liver at 1 by the segments in its own header"
+    kidney, liver = spelled("kidney_left"), spelled("liver")
+    assert finding.found == f"{kidney} at 3, {liver} at 1 by the segments in its own header"
 
 
 def test_cases_come_back_in_their_order_and_one_by_one(folder: Folder) -> None:
