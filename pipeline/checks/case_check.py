@@ -289,11 +289,11 @@ def _named_classes(segments: Sequence[str], class_names: Sequence[str]) -> dict[
     """The class of each segment that is called as one: in full but for the case, or else as the only one so, both
     among the segments and the classes, without regard to blanks and punctuation ("Kidney left", kidney_left)."""
     in_full = {name.lower(): c for c, name in enumerate(class_names)}
-    found = {name: in_full[name.lower()] for name in segments if name.lower() in in_full}
     count = Counter(map(plain_name, segments)), Counter(map(plain_name, class_names))
     plain = {plain_name(name): c for c, name in enumerate(class_names) if count[1][plain_name(name)] == 1}
-    others = [name for name in segments if name not in found and count[0][plain_name(name)] == 1]
-    return found | {name: plain[plain_name(name)] for name in others if plain_name(name) in plain}
+    plain = {form: c for form, c in plain.items() if count[0][form] == 1}
+    found = {name: in_full.get(name.lower(), plain.get(plain_name(name))) for name in segments}
+    return {name: c for name, c in found.items() if c is not None}
 
 
 def _read_masks(
