@@ -84,16 +84,13 @@ def hold_out(dataset: Path, work: Path) -> tuple[Path, Path]:
 def _ours(folder: Path, train: Path, test: Path, budget: str, seed: str) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    bodyseg = [sys.executable, "-m", "pipeline"]
-    here = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     seconds = {
-        "plan": _timed([*bodyseg, "plan", train, "--budget", budget, "--output", "plan.yaml"], folder, here),
-        "train": _timed([*bodyseg, "train", "--config", "plan.yaml", "--training.seed", seed], folder, here),
+        "plan": _bodyseg(folder, "plan", train, "--budget", budget, "--output", "plan.yaml"),
+        "train": _bodyseg(folder, "train", "--config", "plan.yaml", "--training.seed", seed),
     }
     (run,) = (folder / "logs").iterdir()
-    seconds["predict"] = _timed([*bodyseg, "predict", run, test, "--tta", "--output", "predictions"], folder, here)
-    scores = _scores(folder, test, here)
-    return {"method": "bodyseg", "budget": budget, "seed": int(seed), "seconds": seconds, "dice": scores}
+    seconds["predict"] = _bodyseg(folder, "predict", run, test, "--tta", "--output", "predictions")
+    return {"method": "bodyseg", "budget": budget, "seed": int(seed), "seconds": seconds, "dice": _scores(folder, test)}
 
 
 def _nnunet(folder: Path, train: Path, test: Path, commands: Path, iterations: int) -> dict[str, Any]:
@@ -121,28 +118,22 @@ def _nnunet(folder: Path, train: Path, test: Path, commands: Path, iterations: i
             there,
         ),
     }
-    scores = _scores(folder, test, os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])})
-    return {"method": "nnU-Net", "iterations": iterations, "seconds": seconds, "dice": scores}
+    return {"method": "nnU-Net", "iterations": iterations, "seconds": seconds, "dice": _scores(folder, test)}
 
 
-def _scores(folder: Path, test: Path, environment: Mapping[str, str]) -> dict[str, float]:
+def _scores(folder: Path, test: Path) -> dict[str, float]:
     """Mean Dice of each structure over the held-out cases."""
-    command = [
-        sys.executable,
-        "-m",
-        "pipeline",
-        "evaluate",
-        "--predictions",
-        "predictions",
-        "--labels",
-        test,
-        "--output",
-        ".",
-    ]
-    _timed([*command, "--surface", "none"], folder, environment)
+    files = ("--predictions", "predictions", "--labels", test, "--output", ".")
+    _bodyseg(folder, "evaluate", *files, "--surface", "none")
     classes = json.loads((folder / "metrics.json").read_text())["summary"]["left_out"]["classes"]
     found = {name: classes[name]["dice"]["mean"] for name in classes}
     return found | {"mean": sum(found.values()) / len(found)}
+
+
+def _bodyseg(folder: Path, *arguments: str | Path) -> float:
+    """Run a command of this program, and return its seconds."""
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    return _timed([sys.executable, "-m", "pipeline", *arguments], folder, here)
 
 
 def _timed(command: Sequence[str | Path], folder: Path, environment: Mapping[str, str]) -> float:
