@@ -52,4 +52,4 @@ def preparing_s(screened: Screened, data: DataConfig) -> float:
             start = time.perf_counter()
             measured.store.prepare(index, wait=True)
             voxel_s = min(voxel_s, (time.perf_counter() - start) / max(1, voxels[case]))
-    return voxel_s * sum(voxels.values()) / workers_that_fit(CHAIN_BYTES)
+    return voxel_s * sum(voxels.values()) / workers_that_fit(CHAIN_BYTES, len(voxels))

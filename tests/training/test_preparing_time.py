@@ -13,7 +13,8 @@ from pipeline.training.preparing_time import preparing_s
 from tests.support.volumes import Folder, configured
 
 
-def test_all_cases_take_what_their_voxels_take_on_several_cores(tmp_path, monkeypatch):
+@pytest.mark.parametrize("cores", [2, 64])
+def test_all_cases_take_what_their_voxels_take_on_several_cores(tmp_path, monkeypatch, cores):
     folder = Folder(tmp_path)
     folder.write()
     patches = {"mode": "patch", "spacing_mm": (1.5, 1.5, 1.5), "cache_dir": str(tmp_path / "cache")}
@@ -21,7 +22,8 @@ def test_all_cases_take_what_their_voxels_take_on_several_cores(tmp_path, monkey
     screened = screen(config)
     voxels = {case.case: math.prod(case.images[0].shape) for case in screened.cases}
     before = sorted((tmp_path / "cache").iterdir())
-    monkeypatch.setattr("pipeline.training.preparing_time.workers_that_fit", lambda n_bytes: 4)
+    monkeypatch.setattr("pipeline.compute.memory.available_cores", lambda: cores)
+    monkeypatch.setattr("pipeline.compute.memory.free_memory_bytes", lambda: 2**40)
     clock_s = [0.0]
     monkeypatch.setattr("pipeline.training.preparing_time.time", SimpleNamespace(perf_counter=lambda: clock_s[0]))
     prepared = CaseStore._prepared
@@ -31,6 +33,7 @@ def test_all_cases_take_what_their_voxels_take_on_several_cores(tmp_path, monkey
         return prepared(self, index, name)
 
     monkeypatch.setattr(CaseStore, "_prepared", timed)
-    used = sum(voxels[case] for case in (*screened.split.train, *screened.split.val))
-    assert preparing_s(screened, config.data) == pytest.approx(1e-3 * used / 4)
+    used = [voxels[case] for case in (*screened.split.train, *screened.split.val)]
+    at_once = min(cores, len(used))  # no core shares a case with another
+    assert preparing_s(screened, config.data) == pytest.approx(1e-3 * sum(used) / at_once)
     assert sorted((tmp_path / "cache").iterdir()) == before
