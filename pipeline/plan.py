@@ -22,7 +22,7 @@ from pipeline.console.tables import PAGE_WIDTH, screen_width, wrapped
 from pipeline.console.text import BYTES_PER_GB, gigabytes, printable
 from pipeline.files.atomic import write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
-from pipeline.planning.machine import Cost, Machine
+from pipeline.planning.machine import BETWEEN_STEPS_S, Cost, Machine
 from pipeline.planning.network_shape import Triple, target_spacing
 from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
 from pipeline.training.preparing_time import preparing_s
@@ -120,10 +120,10 @@ def plan(
 
 
 def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Cost:
-    """Draw a line through two measured steps, for one process with all threads or for one thread a process.
+    """Say what any step takes from two or three measured ones: of the smallest patch, of more of these, of the largest.
 
-    The latter where it is faster and the memory holds as many processes. Raises ConfigError where fewer than two steps
-    could be measured.
+    For one process with all threads, or for one thread a process where that is faster and the memory holds as many
+    processes. Raises ConfigError where fewer than two steps could be measured.
     """
     if len(measured) < 2:
         raise ConfigError(
@@ -134,20 +134,28 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Co
     alone_s = large.one_thread[0] if large.one_thread else math.inf
     fits = n_cores * large.peak_bytes <= MEMORY_SHARE * memory_bytes
     in_processes = n_cores > 1 and fits and alone_s / n_cores < large.all_threads[0]
-    seconds = [one.one_thread if in_processes and one.one_thread else one.all_threads for one in (small, large)]
-    (small_s, _), (large_s, validation_s) = seconds
+
+    def seconds(one: StepTime) -> tuple[float, float]:
+        return one.one_thread if in_processes and one.one_thread else one.all_threads
+
+    (small_s, _), (large_s, validation_s) = seconds(small), seconds(large)
     small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in (small, large))
     voxel_s = max(1e-12, (large_s - small_s) / (large_voxels - small_voxels))
+    sample_s = 0.0
+    for more in measured[1:-1]:
+        one_more_s = (seconds(more)[0] - small_s) / (more.batch - small.batch)
+        sample_s = max(0.0, one_more_s - voxel_s * math.prod(small.patch))
     voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (large_voxels - small_voxels))
     each = f"{alone_s:.2g} s in each of {n_cores} processes of one thread{'' if fits else ', too many for the memory'}"
     return Cost(
-        fixed_s=max(0.0, small_s - voxel_s * small_voxels),
+        fixed_s=max(0.0, small_s - voxel_s * small_voxels - sample_s * small.batch) + BETWEEN_STEPS_S,
         voxel_s=voxel_s,
         fixed_bytes=max(0.0, small.peak_bytes - voxel_bytes * small_voxels),
         voxel_bytes=voxel_bytes,
         validation_voxel_s=validation_s / math.prod(large.patch),
         n_processes=n_cores if in_processes else 1,
         why_processes=f"a step takes {each}, and {large.all_threads[0]:.2g} s in one process",
+        sample_s=sample_s,
     )
 
 

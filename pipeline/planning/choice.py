@@ -30,10 +30,8 @@ from transforms.resize import align_to_spacing
 START_S = 25.0
 """Seconds that starting a training and checking remembered cases take."""
 
-TRAINING_SHARE = 0.8
-"""Share of the time after starting and preparing in which steps and validations fit: augmentation, the exchange of
-gradients and a slower moment need the rest. On two cores trainings of hippocampus took up to 29 % longer than their
-steps and validations alone, and 30 s for starting and the end of each epoch."""
+TRAINING_SHARE = 0.85
+"""Share of the time after starting and preparing in which steps and validations fit: a slower moment needs the rest."""
 
 MEMORY_SHARE = 0.8
 """Share of the memory that training may take."""
@@ -127,11 +125,14 @@ class Grid:
         return replace(cost, n_features=base_channels)
 
     def probes(self) -> list[tuple[Triple, int]]:
-        """Two steps, patch and batch, that the cost of all others follows from."""
+        """Steps, patch and batch, that the cost of all others follows from, cheapest first."""
         patches = shorter_ones(self.whole, self.median, self.multiple)
         large = next((patch for patch in patches if math.prod(patch) <= PROBE_VOXELS), self.smallest())
         small = scaled(large, GROWTH[0], self.multiple)
-        return [(small, 2) if small != large else (large, 1), (large, 2)]
+        if small == large:
+            return [(large, 1), (large, 2)]
+        more = min(8, 2 * math.prod(large) // math.prod(small))  # patches with no more voxels than the last step's
+        return [(small, 2), *([(small, more)] if more > 2 else []), (large, 2)]
 
     def smallest(self) -> Triple:
         """The smallest patch."""
