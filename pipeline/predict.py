@@ -19,7 +19,7 @@ from pipeline.files.atomic import check_writable, make_folder, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
-from pipeline.inference.model import Model, load_models
+from pipeline.inference.model import load_models, shared_label_values
 from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, exchanged_in_words, mirror_axes
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import CaseRecord
@@ -48,7 +48,7 @@ class PredictionOptions:
     tta: str = ""
     """Axes (of x left-right, y back-front, z foot-head) along which the scan is also shown mirrored; "auto" takes those
     of the training, see `passes.choose_mirrored`."""
-    roi: tuple[int, ...] | None = None
+    roi: tuple[int, int, int] | None = None
     """Sliding window in voxels of the network's grid; None for the patch of the training, or the whole volume."""
     step: float = STEP
     """Greatest distance of neighbouring windows, as a share of the window."""
@@ -171,7 +171,7 @@ def predict(
     outputs = OutputOptions(
         folder=output,
         class_names=names,
-        label_values=_label_values(options.label_values, models),
+        label_values=() if options.label_values == "index" else shared_label_values(models),
         formats=tuple(options.formats),
         per_structure=options.per_structure,
         probabilities=_class_indices(options.probabilities, names, "probabilities"),
@@ -179,8 +179,8 @@ def predict(
     )
     inference = InferenceOptions(
         mirrored=choose_mirrored(options.tta, models),
-        roi=_checked_roi(options.roi),
-        step=_checked_step(options.step),
+        roi=options.roi,
+        step=options.step,
         precision=options.precision,
     )
     postprocessing = PostprocessingOptions(
@@ -247,35 +247,8 @@ def _check_options(options: PredictionOptions, output: Path) -> None:
     check_writable(output)
 
 
-def _label_values(choice: str, models: Sequence[Model]) -> tuple[int, ...]:
-    """The value of each class in the results; () for the class indices."""
-    if choice == "index":
-        return ()
-    values = {model.label_values for model in models}
-    if len(values) > 1:
-        raise SegmentationError(
-            "label_values: the data sets of these runs write the same classes with different values; "
-            "give --label_values index for the class indices 0, 1, 2, …"
-        )
-    return values.pop()
-
-
 def _class_indices(names: Sequence[str], class_names: Sequence[str], flag: str) -> tuple[int, ...]:
     for name in names:
         if name not in class_names:
             raise SegmentationError(f"{flag}: unknown class {name!r}; the run knows {', '.join(class_names)}")
     return tuple(class_names.index(name) for name in names)
-
-
-def _checked_step(step: float) -> float:
-    if not 0 < step <= 1:
-        raise NetworkError(f"step: expected a share of the window above 0 and at most 1, found {step}")
-    return step
-
-
-def _checked_roi(roi: Sequence[int] | None) -> tuple[int, int, int] | None:
-    if roi is None:
-        return None
-    if len(roi) != 3 or min(roi) < 1:
-        raise NetworkError(f"roi: expected three numbers of voxels, found {list(roi)}")
-    return int(roi[0]), int(roi[1]), int(roi[2])

@@ -15,6 +15,7 @@ from networks.errors import NetworkError
 from pipeline.console.text import one_line
 from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
+from pipeline.writers.segmentation import SegmentationError
 from transforms.chains import inference_chain
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,20 @@ def load_models(runs: Sequence[Path | str], device: torch.device, *, trust: bool
             found = _difference("channel", first.channel_names, other.channel_names)
             raise NetworkError(f"{pair}: expected equal channels, found {found}; predict with each alone")
     return models
+
+
+def shared_label_values(models: Sequence[Model]) -> tuple[int, ...]:
+    """The value of each class in the label files of the models' trainings; () for the class indices.
+
+    Raises SegmentationError where trainings write the same classes with different values.
+    """
+    values = {model.label_values for model in models}
+    if len(values) > 1:
+        raise SegmentationError(
+            "label_values: the data sets of these runs write the same classes with different values; "
+            "give --label_values index for the class indices 0, 1, 2, …"
+        )
+    return values.pop()
 
 
 def checkpoint_path(run: Path | str) -> Path:

@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
+from monai.data import MetaTensor
+from monai.transforms import Compose
 from torch import Tensor
 
 from networks.errors import NetworkError
@@ -22,6 +25,8 @@ from pipeline.compute.devices import choose_precision
 from pipeline.inference.model import Model
 from pipeline.inference.scan_check import ScanFacts, warnings_about
 from transforms.chains import inference_chain
+from transforms.io.grid import Affine
+from transforms.io.load import volume_tensor
 from transforms.left_right import find_sides, mirror_partners
 from transforms.restore import FeatureMap, FeatureStream, slice_axis
 
@@ -46,6 +51,13 @@ class InferenceOptions:
     """Greatest distance of neighbouring windows as a share of the window."""
     precision: str = "auto"
     """"auto" (what each network was trained in, where its device computes in it), "32", "bf16" or "16"."""
+
+    def __post_init__(self) -> None:
+        """Raise NetworkError for an impossible window or step."""
+        if self.roi is not None and (len(self.roi) != 3 or min(self.roi) < 1):
+            raise NetworkError(f"roi: expected three numbers of voxels, found {list(self.roi)}")
+        if not 0 < self.step <= 1:
+            raise NetworkError(f"step: expected a share of the window above 0 and at most 1, found {self.step}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +91,60 @@ def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> Prepa
         VolumeError: a path that cannot be read, or channels on different grids. NetworkError: a model takes another
             number of channels.
     """
+    for model in models:
+        if len(images) != model.n_channels:
+            raise NetworkError(_other_channels(model, len(images), case))
+
+    def load(chain: Compose) -> MetaTensor:
+        image: MetaTensor = chain({"image": list(images), "case": case}, end=1)[
+            "image"
+        ]  # every chain's first part reads
+        return image
+
+    return _prepared(models, load, case)
+
+
+def prepare_array(
+    models: Sequence[Model], array: Shaped[np.ndarray, "*channel i j k"], affine: Affine, modality: str = ""
+) -> PreparedScan:
+    """Preprocess a scan in memory for each model, as `prepare` does with one in files.
+
+    Args:
+        models: the networks.
+        array: (I, J, K), or (C, I, J, K) with the channels in the networks' order.
+        affine: 4×4, voxel index -> world mm, RAS+.
+        modality: "CT", "MR" or "".
+
+    Raises:
+        VolumeError: see `transforms.io.load.volume_tensor`. NetworkError: a model takes another number of channels.
+    """
+    n_channels = len(array) if np.ndim(array) == 4 else 1
+    for model in models:
+        if n_channels != model.n_channels:
+            names = ", ".join(model.channel_names)
+            raise NetworkError(
+                f"{model.name} takes {model.n_channels} channels ({names}), found {n_channels}; "
+                f"give an array of shape ({model.n_channels}, I, J, K)"
+            )
+
+    def load(chain: Compose) -> MetaTensor:
+        return volume_tensor(array, affine, fill_nan=chain.transforms[0].fill_nan, modality=modality)
+
+    return _prepared(models, load, "array")
+
+
+def _prepared(models: Sequence[Model], load: Callable[[Compose], MetaTensor], case: str) -> PreparedScan:
+    """Preprocess what `load` gives for a model's chain: the image before the chain's second part."""
     by_preprocessing: dict[str, NetworkInput] = {}
     inputs = []
     warnings: dict[str, None] = {}
     for model in models:
-        if len(images) != model.n_channels:
-            raise NetworkError(_other_channels(model, len(images), case))
         key = json.dumps(model.preprocessing, sort_keys=True)
         if key not in by_preprocessing:
             chain = inference_chain(**model.preprocessing)
-            loaded = chain({"image": list(images), "case": case}, end=1)  # the first transform of every chain reads
-            scan = ScanFacts.of(loaded["image"])
-            image = chain(loaded, start=1)["image"]
+            loaded = load(chain)
+            scan = ScanFacts.of(loaded)
+            image = chain({"image": loaded, "case": case}, start=1)["image"]
             by_preprocessing[key] = NetworkInput(image.as_tensor(), np.asarray(image.affine, np.float64))
         inputs.append(by_preprocessing[key])
         warnings |= dict.fromkeys(warnings_about(scan, model))

@@ -62,6 +62,7 @@ WRITES_INTO_ITS_INPUT = {
     "transforms.slabs.first_highest": "the scores, which its two callers computed for it",
 }
 NOT_ALONE = {
+    "pipeline.inference.passes.prepare_array": "needs a model; the array goes through volume_tensor",
     "pipeline.inference.passes.scan_features": "needs a model and a scan; of arrays it takes a grid's affine",
     "pipeline.training.run_record.run_record": "needs a prepared data set; weights go through weight_stats",
 }
@@ -344,6 +345,7 @@ CALLS: dict[str, Call] = {
     **{f"transforms.io.grid.{name}": lambda f, g: f(g.affine()) for name in ("orientation", "skew", "voxel_edges_mm")},
     "transforms.io.grid.voxel_ml": lambda f, g: f(g.affine()),
     "transforms.io.load.fill_nan_voxels": _with_nan,
+    "transforms.io.load.volume_tensor": lambda f, g: f(g.array(2, *SIZE), g.affine()).zero_(),
     "transforms.io.label_values.LabelLookup.indices": lambda f, g: f(
         LabelLookup([0, 2, 1, 3], ignore_value=None, label_remap={3: 1}), g.label_array(*SIZE), "a"
     ),

@@ -21,7 +21,7 @@ from monai.transforms import MapTransform
 from transforms.io.dicom import holds_dicom, is_dicom, open_series
 from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
-from transforms.io.grid import Affine, Geometry, OpenVolume, onto_grid
+from transforms.io.grid import Affine, Geometry, OpenVolume, check_affine, check_shape, onto_grid
 from transforms.io.itk import open_itk
 from transforms.io.label_values import LabelLookup
 from transforms.io.nifti import open_nifti
@@ -38,6 +38,7 @@ __all__ = [
     "read_volume",
     "volume_kind",
     "volume_stem",
+    "volume_tensor",
 ]
 
 logger = logging.getLogger(__name__)
@@ -290,6 +291,42 @@ def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_na
     return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
 
 
+def volume_tensor(
+    array: Shaped[np.ndarray, "*channel i j k"],
+    affine: Shaped[np.ndarray, "4 4"],
+    *,
+    fill_nan: float | None = None,
+    modality: str = "",
+) -> MetaTensor:
+    """Wrap an image in memory as `LoadVolumed` hands one on from files, so that the rest of a chain takes it.
+
+    Args:
+        array: (I, J, K), or (C, I, J, K) with channels; not changed.
+        affine: voxel index -> world mm, RAS+.
+        fill_nan: the number that NaN voxels become; None: they are refused.
+        modality: "CT", "MR" or "" where that is not known.
+
+    Returns:
+        (C, I, J, K) float32.
+
+    Raises:
+        VolumeError: an array of other dimensions or types, an impossible affine, NaN or infinite voxels.
+
+    >>> volume_tensor(np.zeros((4, 5, 6), np.int16), np.eye(4)).shape
+    torch.Size([1, 4, 5, 6])
+    """
+    where = "array"
+    array = np.asarray(array)
+    if array.ndim not in (3, 4) or array.dtype.kind not in "biuf":
+        expected, remedy = "numbers of shape (I, J, K) or (C, I, J, K)", "give one volume, channels first"
+        raise VolumeError("not_3d", where, expected, f"shape {array.shape} of {array.dtype}", remedy)
+    check_shape(array.shape[-3:], where)
+    if np.shape(affine) != (4, 4):
+        raise VolumeError("bad_affine", where, "a 4×4 affine", f"shape {np.shape(affine)}", "give that of the scan")
+    image = _finite_float32(array, Path(where), fill_nan)
+    return _tensor(image.copy() if image is array else image, check_affine(affine, where), "", modality)
+
+
 def fill_nan_voxels(array: Shaped[np.ndarray, "*shape"], value: float | None) -> Shaped[np.ndarray, "*shape"]:
     """Give NaN voxels a value, in the array's dtype; None, or an array without NaN, changes nothing."""
     if value is None or array.dtype.kind != "f":
@@ -299,8 +336,8 @@ def fill_nan_voxels(array: Shaped[np.ndarray, "*shape"], value: float | None) ->
 
 
 def _finite_float32(
-    array: Shaped[np.ndarray, "i j k"], path: Path, fill_nan: float | None
-) -> Float32[np.ndarray, "i j k"]:
+    array: Shaped[np.ndarray, "*channel i j k"], path: Path, fill_nan: float | None
+) -> Float32[np.ndarray, "*channel i j k"]:
     array = fill_nan_voxels(array, fill_nan)
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused below
         image = array.astype(np.float32, copy=False)
