@@ -8,7 +8,7 @@ from pipeline.check import check
 from pipeline.config.settings import ConfigError, DataConfig
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
-from pipeline.datasets.subjects import suggest_pattern, suspect_subjects
+from pipeline.datasets.subjects import subject_by_pattern, suggest_pattern, suspect_subjects
 from tests.support.datasets import nnunet, pairs, refused, write_json
 from tests.support.volumes import configured
 
@@ -25,13 +25,38 @@ from tests.support.volumes import configured
         ("P0{}_baseline", "P0{}_followup"),
         ("BraTS-GLI-0000{}-000", "BraTS-GLI-0000{}-001"),
         ("A{}_ses-01", "A{}_ses-02"),
+        ("P0{}_31-01-2023", "P0{}_12.06.2024"),
+        ("P0{}_230131", "P0{}_20240612T1015"),
+        ("P0{}_2023-01", "P0{}_12Jun2024"),
+        ("P0{}_bl", "P0{}_FU1"),
+        ("P0{}_preRT", "P0{}_post_op"),
+        ("P0{}_6mo", "P0{}_12mo"),
+        ("P0{}_1st", "P0{}_2nd"),
+        ("P0{} Visit 1", "P0{} Visit 2"),
+        ("P0{}_visitA", "P0{}_visitB"),
+        ("t0_P0{}", "t1_P0{}"),
+        ("20230131_P0{}", "20240612_P0{}"),
+        ("P0{}_t0_ct", "P0{}_t1_ct"),
+        ("P0{}_v1_20230131", "P0{}_v2_20240612"),
+        ("002_S_010{}_bl", "002_S_010{}_m12"),
+        ("OAS2_010{}_MR1", "OAS2_010{}_MR2"),
+        ("Patient-00{}_week-000-1", "Patient-00{}_week-044"),
+        ("patient00{}_frame01", "patient00{}_frame12"),
+        ("P0{}_L", "P0{}_R"),
+        ("P0{}a", "P0{}b"),
+        ("P0{}", "P0{}_rescan"),
     ],
 )
 def test_visits_dates_and_second_numbers_are_suspected(first, second):
     cases = [name.format(number) for number in range(3) for name in (first, second)]
-    assert [group.cases for group in suspect_subjects(cases)] == [
-        (first.format(number), second.format(number)) for number in range(3)
-    ]
+    suspected = suspect_subjects(cases)
+    groups = [{first.format(number), second.format(number)} for number in range(3)]
+    assert [set(group.cases) for group in suspected] == groups
+    pattern = suggest_pattern(suspected, cases)
+    assert pattern is not None
+    whose = [subject_by_pattern(case, pattern) for case in cases]
+    assert whose[::2] == whose[1::2]  # as advised: a subject's scans together, and no two subjects
+    assert len(set(whose)) == 3
 
 
 @pytest.mark.parametrize(
@@ -45,6 +70,10 @@ def test_visits_dates_and_second_numbers_are_suspected(first, second):
         [f"case_{n:05d}" for n in range(9)],
         [f"IXI00{n}-Guys-082{n}-T1" for n in range(9)],
         ["ct_scan_1", "ct_scan_2", "ct_scan_3"],
+        [f"s000{n}_ct" for n in range(4)],
+        [f"Brats18_TCIA0{n}_13{n}_1" for n in range(9)],
+        [f"ct_train_100{n}_image" for n in range(9)],
+        [f"{modality}_{n}" for modality in ("ct", "mr") for n in range(9)],
         ["a", "b", "c"],
         [f"train_s{n}" for n in range(30)] + [f"test_s{n}" for n in range(30)],
     ],
@@ -56,10 +85,12 @@ def test_numbered_cases_are_not_suspected(cases):
 
 def test_a_suggested_pattern_puts_together_what_was_suspected():
     for cases, pattern in (
-        (["pat0_t0", "pat0_t1", "pat1_t0"], r"(.+)_t\d+"),
-        (["pat0_t0", "pat0_t1", "other"], r"(.+?)(?:_t\d+)?"),
-        (["P1-20230131", "P1-20240131", "P2-20240131"], r"(.+)\-\d+"),
-        (["pat0_t0", "pat0_t1", "pat1_visit0", "pat1_visit1"], None),
+        (["pat0_t0", "pat0_t1", "pat1_t0"], r"(.+)_t[0-9]+"),
+        (["pat0_t0", "pat0_t1", "other"], r"(.+?)(?:_t[0-9]+)?"),
+        (["P1-20230131", "P1-20240131", "P2-20240131"], r"(.+)-[0-9]+"),
+        (["pat0_t0", "pat0_t1", "pat1_visit0", "pat1_visit1"], r"(.+)(?:_t[0-9]+|_visit[0-9]+)"),
+        (["PETCT_00000064", "PETCT_00000064_1", "PETCT_00000065"], r"(.+?)(?:_[0-9])?"),
+        (["P1_pre", "P1", "pre_P2", "P2"], None),
     ):
         assert suggest_pattern(suspect_subjects(cases), cases) == pattern
 
@@ -71,7 +102,7 @@ def test_scans_of_one_subject_are_a_warning_until_a_rule_or_a_column_says_whose_
     assert warning.kind == "suspected_subjects"
     assert "10 groups" in warning.found
     assert "pat0 (pat0_t0, pat0_t1)" in warning.found
-    assert r"'(.+)_t\\d+'" in warning.remedy
+    assert "'(.+)_t[0-9]+'" in warning.remedy
     found = list_cases(tmp_path, subject_pattern=r"(.+)_t\d+")
     assert found.warnings == ()
     for seed in range(10):
