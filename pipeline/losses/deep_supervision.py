@@ -8,7 +8,7 @@ class's share of the volume on average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from jaxtyping import Integer
@@ -36,6 +36,7 @@ def deep_supervision_loss(
     *,
     across_processes: bool = False,
     counted: Sequence[bool] | None = None,
+    annotated: Sequence[Collection[int]] | None = None,
 ) -> DiceCE:
     """Return the weighted mean of the criterion over the levels; the counts are those of the finest level.
 
@@ -53,6 +54,7 @@ def deep_supervision_loss(
             label_at_level(label, level),
             across_processes=across_processes,
             counted=counted,
+            annotated=annotated,
         )
         for level in levels
     ]

@@ -13,22 +13,27 @@ weights w:
     loss = dice + ce                                           (monai.losses.DiceCELoss, softmax, to_onehot_y, batch)
     ∂loss/∂z_k = p_k (b_k − Σ_c p_c b_c − g) + [k = y] g,   g = a_y p_y − w_y / Σ w
     a_c = −2 w_c / (n D_c),   b_c = w_c N_c / (n D_c²),   n the number of classes
+
+Where a sample's label does not annotate all classes, p and y are those of its merged classes (`partial_labels`): the
+sums of a class are taken over the samples that annotate it, those of the background over all, and n is the number of
+classes that some sample annotates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from networks.head import as_matrix, head_matrix
 from pipeline.compute.ranks import gathered, n_processes
-from pipeline.losses.slab_softmax import Coefficients, SlabBatch, differentiate, summarise
+from pipeline.losses.partial_labels import are_annotated
+from pipeline.losses.slab_softmax import Coefficients, SlabBatch, differentiate, gradient_of_all, summarise
 from transforms.slabs import counting_slabs, share_out
 
 SMOOTH = 1e-5
@@ -41,7 +46,8 @@ class DiceCE(NamedTuple):
     loss: Float[Tensor, ""]
     """Dice + cross entropy, float32 (float64 for float64 features)."""
     n_correct: Int[Tensor, ""]
-    """Voxels whose label has the highest logit; a tie with another class counts as correct."""
+    """Voxels whose label has the highest logit; a tie with another class counts as correct. Where classes are not
+    annotated, their probability counts as the background's."""
     n_voxels: Int[Tensor, ""]
     """Voxels that count: all but the ignored ones."""
 
@@ -95,6 +101,7 @@ class SlabDiceCELoss(nn.Module):
         *,
         across_processes: bool = False,
         counted: Sequence[bool] | None = None,
+        annotated: Sequence[Collection[int]] | None = None,
     ) -> DiceCE:
         """Compute the loss of `head(features)`; with head None the features are the logits (F = n_classes).
 
@@ -111,6 +118,7 @@ class SlabDiceCELoss(nn.Module):
             memory_budget_mb=self.memory_budget_mb,
             across_processes=across_processes,
             counted=counted,
+            annotated=annotated,
         )
 
 
@@ -125,6 +133,7 @@ def slab_dice_ce(
     memory_budget_mb: float | int | None = None,
     across_processes: bool = False,
     counted: Sequence[bool] | None = None,
+    annotated: Sequence[Collection[int]] | None = None,
 ) -> DiceCE:
     """Compute what `SlabDiceCELoss` computes, from the head's weight and bias.
 
@@ -145,10 +154,13 @@ def slab_dice_ce(
             remain this process's own.
         counted: Whether each sample counts; one that does not only fills the batch up: the loss is as if it were not
             there, and its gradient is 0. None: all count.
+        annotated: By sample the indices of the classes that its label shows, the background among them unsaid. The
+            probability of the others counts as background (Shi et al. 2021). None: all; of connected processes all or
+            none give it.
 
     Raises:
-        ValueError: If the label's grid is not the features', if a label is neither a class nor `ignore_index`, or if
-            `class_weights` has another length than there are classes.
+        ValueError: If the label's grid is not the features', if a label is neither a class nor `ignore_index`, if it
+            holds a class that is not annotated, or if `class_weights` has another length than there are classes.
     """
     # MONAI's MetaTensor would run its bookkeeping on each of thousands of slab operations.
     features, label = features.as_subclass(Tensor), label.as_subclass(Tensor)
@@ -167,8 +179,11 @@ def slab_dice_ce(
     if counted is not None and not all(counted):
         kept = [sample for sample, counts in enumerate(counted) if counts]
         features, label = features[kept], label.long()[kept]  # torch (2.13) cannot index uint16
+        annotated = None if annotated is None else [annotated[sample] for sample in kept]
+    if annotated is not None and len(annotated) != len(features):
+        raise ValueError(f"annotated: expected the classes of {len(features)} samples, found {len(annotated)}")
     together = across_processes and n_processes() > 1
-    options = _Options(ignore_index, memory_budget_mb, together)
+    options = _Options(ignore_index, memory_budget_mb, together, annotated)
     return DiceCE(*_SlabDiceCE.apply(features, weight, bias, label.flatten(1), class_weights, options))
 
 
@@ -181,6 +196,7 @@ class VolumeDiceCE:
         head: the network's 1×1×1 convolution, or None where the features are the logits.
         class_weights: (C,), see `SlabDiceCELoss`; None weighs all classes alike.
         ignore_index: see there.
+        annotated: indices of the classes that the label shows, see `slab_dice_ce`; None: all.
     """
 
     def __init__(
@@ -189,10 +205,11 @@ class VolumeDiceCE:
         *,
         class_weights: Float[Tensor, " C"] | None = None,
         ignore_index: int | None = None,
+        annotated: Collection[int] | None = None,
     ) -> None:
         self.head = head
         self.class_weights = class_weights
-        self.ignore_index = ignore_index
+        self.options = _Options(ignore_index, None, False, None if annotated is None else [annotated])
         self._sums: Tensor | None = None
         self._counts: Tensor | None = None
 
@@ -202,8 +219,8 @@ class VolumeDiceCE:
         weight, bias = head_matrix(self.head, len(features))
         flat = label.as_subclass(Tensor).reshape(1, -1)
         with torch.autocast(features.device.type, enabled=False):
-            batch = SlabBatch(features.as_subclass(Tensor)[None], weight, bias, flat, self.ignore_index, None)
-            counts = _class_counts(flat, batch.n_classes, self.ignore_index)
+            batch = self.options.batch(features.as_subclass(Tensor)[None], weight, bias, flat)
+            counts = self.options.class_counts(flat, batch.n_classes)
             sums = torch.stack(_gather_sums(batch)[0])
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts
@@ -215,14 +232,33 @@ class VolumeDiceCE:
         weights = (
             self._counts.new_ones(len(self._counts)) if self.class_weights is None else self.class_weights.double()
         )
-        sums = _Sums(*self._sums)
-        return _cross_entropy(sums.log_likelihood, self._counts, weights)[0] + _dice(sums, self._counts, weights)[0]
+        sums, shown = _Sums(*self._sums), self.options.n_annotating(self._counts)
+        ce = _cross_entropy(sums.log_likelihood, self._counts, weights)[0]
+        return ce + _dice(sums, self._counts, weights, shown)[0]
 
 
 class _Options(NamedTuple):
     ignore_index: int | None
     memory_budget_mb: float | int | None
     across_processes: bool
+    annotated: Sequence[Collection[int]] | None
+
+    def batch(self, features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor) -> SlabBatch:
+        return SlabBatch(features, weight, bias, label, self.ignore_index, self.memory_budget_mb, self.annotated)
+
+    def class_counts(self, label: Integer[Tensor, "B N"], n_classes: int) -> Float[Tensor, " C"]:
+        """Count the voxels of each class. Raises ValueError for one that is no class, ignored or not annotated."""
+        counts = _class_counts(label, n_classes, self.ignore_index)
+        if self.annotated is not None:
+            hidden = ~are_annotated(self.annotated, n_classes).to(label.device)
+            _refuse_hidden_classes(counts, hidden)
+        return counts.sum(0).double()
+
+    def n_annotating(self, counts: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """How many samples of this process annotate each class; 1 for every class where nothing says."""
+        if self.annotated is None:
+            return torch.ones_like(counts)
+        return are_annotated(self.annotated, len(counts)).sum(0).to(counts)
 
 
 class _Sums(NamedTuple):
@@ -258,15 +294,15 @@ class _SlabDiceCE(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
         with torch.autocast(features.device.type, enabled=False):
-            batch = SlabBatch(features, weight, bias, label, options.ignore_index, options.memory_budget_mb)
-            counts = _class_counts(label, batch.n_classes, options.ignore_index)
+            batch = options.batch(features, weight, bias, label)
+            counts = options.class_counts(label, batch.n_classes)
             sums, inverses, n_correct = _gather_sums(batch)
-        n_voxels = counts.sum().long()
+        n_voxels, shown = counts.sum().long(), options.n_annotating(counts)
         if options.across_processes:
-            *of_all, counts = gathered(torch.stack([*sums, counts])[None]).sum(0)
+            *of_all, counts, shown = gathered(torch.stack([*sums, counts, shown])[None]).sum(0)
             sums = _Sums(*of_all)
         ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
-        dice, own, anywhere = _dice(sums, counts, class_weights.double())
+        dice, own, anywhere = _dice(sums, counts, class_weights.double(), shown)
         ctx.options = options
         ctx.save_for_backward(features, weight, bias, label, inverses, own, anywhere, ce_gradient)
         ctx.mark_non_differentiable(n_correct, n_voxels)
@@ -282,7 +318,7 @@ class _SlabDiceCE(torch.autograd.Function):
         needs_features, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         into_features = _empty_like(features) if needs_features else None
         with torch.autocast(features.device.type, enabled=False):
-            batch = SlabBatch(features, weight, bias, label, options.ignore_index, options.memory_budget_mb)
+            batch = options.batch(features, weight, bias, label)
             work = partial(
                 _differentiate_pieces,
                 batch,
@@ -330,9 +366,14 @@ def _sum_pieces(
             correct &= ~slab.ignored
             for quantity in (inverse, likelihood, log_likelihood):
                 quantity.masked_fill_(slab.ignored, 0)
-        sums.overlap.index_add_(0, slab.label, likelihood.double())
-        sums.log_likelihood.index_add_(0, slab.label, log_likelihood.double())
-        sums.prediction.add_(slab.logits @ inverse)
+        classes = slab.classes()
+        sums.overlap.index_add_(0, classes, likelihood.double())
+        sums.log_likelihood.index_add_(0, classes, log_likelihood.double())
+        prediction = (slab.logits @ inverse).double()
+        if slab.merged is None:
+            sums.prediction.add_(prediction)
+        else:
+            sums.prediction.index_add_(0, slab.merged.annotated, prediction)
         inverses[sample, voxels] = inverse
         n_correct += correct.sum()
     return table, n_correct
@@ -350,37 +391,50 @@ def _differentiate_pieces(
     into_bias = None if batch.shift is None else torch.zeros_like(batch.shift[:, 0], dtype=torch.float64)
     for sample, voxels in pieces:
         slab = batch.slab(sample, voxels)
-        differentiate(slab, inverses[sample, voxels], coefficients)
-        gradient = slab.logits
+        merged = slab.merged
+        differentiate(slab, inverses[sample, voxels], coefficients.of_rows(merged))
+        gradient = gradient_of_all(slab)
         if into_weight is not None:
-            into_weight += gradient @ slab.features.T
+            of_slab = gradient @ slab.features.T
+            into_weight += of_slab if merged is None else of_slab[merged.row_of]
         if into_bias is not None:
-            into_bias += gradient.sum(1)
+            of_slab = gradient.sum(1)
+            into_bias += of_slab if merged is None else of_slab[merged.row_of]
         if into_features is not None:
-            batch.write_gradient(gradient, as_matrix(into_features[sample])[:, voxels])
+            batch.write_gradient(gradient, as_matrix(into_features[sample])[:, voxels], merged)
     return _HeadGradient(into_weight, into_bias)
 
 
-def _class_counts(label: Integer[Tensor, "B N"], n_classes: int, ignore_index: int | None) -> Float[Tensor, " C"]:
-    """Count the voxels of each class, float64.
+def _class_counts(label: Integer[Tensor, "B N"], n_classes: int, ignore_index: int | None) -> Int[Tensor, "B C"]:
+    """Count the voxels of each class in each sample.
 
     Raises:
         ValueError: If a label is neither a class nor ignored.
     """
-    counts = label.new_zeros(n_classes + 2, dtype=torch.int64)
-    for sample in label:
+    counts = label.new_zeros(len(label), n_classes + 2, dtype=torch.int64)
+    for n, sample in enumerate(label):
         for voxels in counting_slabs(len(sample), label.device):
             # One bin more for strangers and one for the ignored, which may have any number.
             bins = _bins(sample[voxels].long(), n_classes, ignore_index)
-            counts += torch.bincount(bins, minlength=n_classes + 2)
-    if counts[n_classes]:  # asked once, at the end: a GPU is waited for
+            counts[n] += torch.bincount(bins, minlength=n_classes + 2)
+    if counts[:, n_classes].any():  # asked once, at the end: a GPU is waited for
         classes = label.long()
         stranger = int(classes[_bins(classes, n_classes, ignore_index) == n_classes][0])
         raise ValueError(
             f"label: expected classes 0 … {n_classes - 1} or ignore_index {ignore_index}, found {stranger}; "
             "remap the label, or set the class count or ignore_index to fit"
         )
-    return counts[:n_classes].double()
+    return counts[:, :n_classes]
+
+
+def _refuse_hidden_classes(counts: Int[Tensor, "B C"], hidden: Bool[Tensor, "B C"]) -> None:
+    """Raise ValueError for a sample that holds a class which it is said not to annotate."""
+    found = (counts > 0) & hidden
+    if found.any():
+        sample, held = found.nonzero()[0].tolist()
+        raise ValueError(
+            f"annotated: expected every class that the label of sample {sample} holds, found none of class {held}"
+        )
 
 
 def _bins(classes: Int[Tensor, "*voxels"], n_classes: int, ignore_index: int | None) -> Int[Tensor, "*voxels"]:
@@ -399,10 +453,14 @@ def _cross_entropy(
 
 
 def _dice(
-    sums: _Sums, counts: Float[Tensor, " C"], weights: Float[Tensor, " C"]
+    sums: _Sums, counts: Float[Tensor, " C"], weights: Float[Tensor, " C"], shown: Float[Tensor, " C"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Return the Dice loss, its derivative by p_y where the label is c and by p_c anywhere."""
-    share = weights / len(weights)
+    """Return the Dice loss, its derivative by p_y where the label is c and by p_c anywhere.
+
+    shown: how many samples annotate each class; one that none does has no term in the mean.
+    """
+    has_term = (shown > 0).double()
+    share = weights * has_term / has_term.sum().clamp(min=1)
     numerator = 2 * sums.overlap + SMOOTH
     denominator = sums.prediction + counts + SMOOTH
     loss = (share * (1 - numerator / denominator)).sum()

@@ -7,30 +7,9 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE, slab_dice_ce
-
-# So small that every test walks through several slabs (256 voxels each at least).
-BUDGET_MB = 0.01
-GRID = (9, 10, 11)
-
-
-def make(n_samples=2, n_features=8, n_classes=7, grid=GRID, dtype=torch.float32, scale=1.0, n_labels=None):
-    features = (scale * torch.randn(n_samples, n_features, *grid, dtype=dtype)).requires_grad_()
-    head = nn.Conv3d(n_features, n_classes, 1, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    label = torch.randint(0, n_labels or n_classes, (n_samples, 1, *grid), dtype=torch.uint8)
-    return features, head, label
-
-
-def gradients(loss, *tensors):
-    return torch.autograd.grad(loss, tensors)
-
-
-def assert_same(ours, theirs, relative=1e-5):
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.dtype == b.dtype
-        assert float((a - b).detach().abs().max()) <= relative * float(b.detach().abs().max())
+from tests.support.loss_inputs import BUDGET_MB, GRID, LargestTensor, assert_same, gradients, make
 
 
 @pytest.mark.parametrize("weighted", [False, True])
@@ -181,25 +160,12 @@ def test_slices_and_heads_without_bias_work():
     assert_same([ours, *gradients(ours, head.weight)], [theirs, *gradients(theirs, head.weight)])
 
 
-class _LargestTensor(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.sizes = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for t in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(t, torch.Tensor):
-                self.sizes.append(t.untyped_storage().nbytes())
-        return out
-
-
 @pytest.mark.parametrize("n_classes", [2, 200])
 def test_nothing_but_the_features_gradient_grows_beyond_the_budget(n_classes):
     features, head, label = make(1, 4, n_classes, grid=(32, 32, 32))
     inputs = features, head.weight, head.bias
     allowed = {t.nbytes for t in inputs}
-    with _LargestTensor() as seen:
+    with LargestTensor() as seen:
         gradients(SlabDiceCELoss(memory_budget_mb=0.5)(features, head, label).loss, *inputs)
     # Besides the slabs, one float a voxel is kept for the way back.
     assert max(s for s in seen.sizes if s not in allowed) <= max(2**19, 4 * 32**3)

@@ -57,6 +57,8 @@ _ARRAYS = re.compile(r"\b(Tensor|MetaTensor|ndarray|NDArray|Volume|FeatureMap|Af
 
 WRITES_INTO_ITS_INPUT = {
     "pipeline.inference.postprocessing.clean": "the segmentation, in place: the result is the number of voxels",
+    "pipeline.losses.partial_labels.merge_into_background": "the slab's own logits, which nobody else has",
+    "pipeline.losses.partial_labels.spread_gradient": "the slab's own gradient, which nobody else has",
     "pipeline.losses.slab_softmax.SlabBatch.write_gradient": "the target that it is named after",
     "pipeline.losses.slab_softmax.differentiate": "the slab's own logits, which nobody else has",
     "transforms.slabs.first_highest": "the scores, which its two callers computed for it",
