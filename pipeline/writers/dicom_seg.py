@@ -188,10 +188,14 @@ def _describe(segmentation: Segmentation, index: int, number: int, term: Term) -
         ),
         tracking_uid=hd.UID(),
         tracking_id=name,
+        anatomic_regions=None if term.region is None else [term.region],
     )
     if term.laterality is not None:
         modifier = hd.sr.CodedConcept.from_code(term.laterality)
-        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+        if term.region is None:
+            description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [modifier]
+        else:
+            description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [modifier]
     # A segment's number only counts (PS3.3, C.8.20.2); what the label map's value is must be said in words.
     description.SegmentDescription = f"Label value {segmentation.values[index]}"
     description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*_rgb(segmentation, index)).value)

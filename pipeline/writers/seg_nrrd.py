@@ -75,13 +75,17 @@ def _segments(segmentation: Segmentation) -> Iterator[str]:
 
 
 def _terminology_entry(term: Term) -> str:
-    """Slicer's form of a coded term: context, category, type, side of the type, and three fields about the region."""
+    """Slicer's form of a coded term: context, category, type and its side, context, region and its side."""
 
     def written(code: Code | None) -> str:
         return "^^" if code is None else f"{code.scheme_designator}^{code.value}^{code.meaning}"
 
     context = "Segmentation category and type - DICOM master list"
-    return "~".join([context, written(term.category), written(term.code), written(term.laterality), "", "^^", "^^"])
+    structure = [context, written(term.category), written(term.code)]
+    if term.region is None:
+        return "~".join([*structure, written(term.laterality), "", "^^", "^^"])
+    regions = "Anatomic codes - DICOM master list"
+    return "~".join([*structure, "^^", regions, written(term.region), written(term.laterality)])
 
 
 def _escaped(text: str) -> str:

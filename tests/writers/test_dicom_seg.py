@@ -42,6 +42,18 @@ def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data,
     assert len(theirs.get_source_image_uids()) == 3
 
 
+def test_highdicom_reads_where_an_abnormal_structure_lies(shared_data, tmp_path):
+    names = ("background", "liver_tumor", "kidney_cyst_left", "spleen")
+    write_dicom_seg(segmentation_of(shared_data / "dicom_seg" / "ct-3slice", names), tmp_path / "seg.dcm")
+    theirs = hd.seg.segread(tmp_path / "seg.dcm")
+    tumour, cyst, spleen = (theirs.get_segment_description(n) for n in (1, 2, 3))
+    assert [one.segmented_property_type.value for one in (tumour, cyst)] == ["108369006", "367643001"]
+    assert [one.anatomic_regions[0].value for one in (tumour, cyst)] == ["10200004", "64033007"]
+    (side,) = cyst.AnatomicRegionSequence[0].AnatomicRegionModifierSequence
+    assert side.CodeValue == "7771000"
+    assert not spleen.anatomic_regions
+
+
 def test_a_dicom_seg_without_any_structure_is_written_without_a_word_of_another_library(shared_data, tmp_path, caplog):
     segmentation = segmentation_of(shared_data / "dicom_seg" / "ct-3slice")
     write_dicom_seg(dataclasses.replace(segmentation, array=0 * segmentation.array), tmp_path / "seg.dcm")

@@ -21,3 +21,13 @@ def test_a_seg_nrrd_has_slicers_fields(tmp_path):
     assert field["Segment2_Name"] == "../../evil name"
     assert field["Segment4_Extent"] == "0 -1 0 -1 0 -1"
     assert len({field[f"Segment{n}_ID"] for n in range(5)}) == 5
+
+
+def test_a_seg_nrrd_says_in_which_organ_an_abnormal_structure_lies(tmp_path):
+    names = ("background", "liver", "liver_tumor", "kidney_cyst_left")
+    write_seg_nrrd(segmentation_of(save_source(tmp_path / "s.nii.gz"), names), tmp_path / "a.seg.nrrd")
+    image = sitk.ReadImage(tmp_path / "a.seg.nrrd")
+    tumour, cyst = (image.GetMetaData(f"Segment{n}_Tags").split("~")[2:] for n in (1, 2))
+    regions = "Anatomic codes - DICOM master list"
+    assert tumour == ["SCT^108369006^Neoplasm", "^^", regions, "SCT^10200004^Liver", "^^|"]
+    assert cyst == ["SCT^367643001^Cyst", "^^", regions, "SCT^64033007^Kidney", "SCT^7771000^Left|"]

@@ -15,7 +15,8 @@ SIDED = (
 ALONE = (
     "spleen gallbladder liver stomach pancreas lung_middle_lobe_right esophagus trachea thyroid_gland small_bowel "
     "duodenum colon urinary_bladder prostate sacrum heart aorta pulmonary_vein brachiocephalic_trunk "
-    "atrial_appendage_left superior_vena_cava inferior_vena_cava spinal_cord brain skull sternum"
+    "atrial_appendage_left superior_vena_cava inferior_vena_cava spinal_cord brain skull sternum costal_cartilages "
+    "kidney_cyst_left kidney_cyst_right"
 ).split()
 KNOWN = [
     *ALONE,
@@ -25,8 +26,29 @@ KNOWN = [
 UNKNOWN = [
     *(f"{name}_{side}" for name in ("gluteus_maximus", "gluteus_medius", "autochthon") for side in ("left", "right")),
     *(f"rib_{side}_{n}" for side in ("left", "right") for n in range(1, 13)),
-    "costal_cartilages", "portal_vein_and_splenic_vein", "vertebrae_S1", "background",
+    "portal_vein_and_splenic_vein", "vertebrae_S1", "background",
 ]  # fmt: skip
+PUBLISHED = {
+    "adrenal_gland_left": "23451007", "aorta": "15825003", "brachiocephalic_trunk": "12691009",
+    "brachiocephalic_vein_left": "8887007", "brain": "12738006", "clavicula_left": "51299004", "colon": "71854001",
+    "common_carotid_artery_left": "32062004", "costal_cartilages": "50016007", "duodenum": "38848004",
+    "esophagus": "32849002", "femur_left": "71341001", "gallbladder": "28231008", "heart": "80891009",
+    "hip_left": "29836001", "humerus_left": "85050009", "inferior_vena_cava": "64131007", "kidney_left": "64033007",
+    "kidney_cyst_left": "367643001", "liver": "10200004", "lung_lower_lobe_left": "90572001",
+    "lung_upper_lobe_left": "45653009", "pancreas": "15776009", "prostate": "41216001", "pulmonary_vein": "122972007",
+    "sacrum": "54735007", "scapula_left": "79601000", "skull": "89546000", "small_bowel": "30315005",
+    "spinal_cord": "2748008", "spleen": "78961009", "sternum": "56873002", "stomach": "69695003",
+    "superior_vena_cava": "48345005", "thyroid_gland": "69748006", "trachea": "44567001", "urinary_bladder": "89837001",
+    "vertebrae_C1": "14806007", "vertebrae_T12": "23215003", "vertebrae_L5": "49668003", "patella": "64234005",
+    "tibia": "12611008", "ulna": "23416004", "radius": "62413002", "skeletal_muscle": "127954009",
+    "coronary_arteries": "41801008", "pulmonary_artery": "81040000", "face": "89545001",
+}  # fmt: skip
+"""SNOMED CT's codes of these names in TotalSegmentator's own table (totalsegmentator_snomed_mapping.csv)."""
+
+
+def test_codes_are_those_that_totalsegmentator_publishes():
+    found = dict(zip(PUBLISHED, terms(list(PUBLISHED)), strict=True))
+    assert {name: term.code.value for name, term in found.items()} == PUBLISHED
 
 
 def test_the_names_of_totalsegmentator_that_snomed_knows_have_its_codes():
@@ -51,7 +73,8 @@ def test_left_and_right_share_the_structures_code_and_differ_by_a_modifier(pair)
 @pytest.mark.parametrize("names", [[*KNOWN, *UNKNOWN], ["liver", "Liver", "the liver", "liver structure"]])
 def test_no_two_structures_have_the_same_code_and_side(names):
     found = terms(names)
-    assert len({(term.code.value, term.code.scheme_designator, term.laterality) for term in found}) == len(names)
+    keys = {(term.code.value, term.code.scheme_designator, term.laterality, term.region) for term in found}
+    assert len(keys) == len(names)
     for term in found:
         assert len(term.code.value) <= 16
         assert 0 < len(term.code.meaning) <= 64
@@ -102,3 +125,58 @@ def test_tumours_are_abnormal_structures():
     organ, tumour = terms(["liver", "liver_tumour"])
     assert organ.category == codes.SCT.AnatomicalStructure
     assert tumour.category == codes.SCT.MorphologicallyAbnormalStructure
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("kidneys", codes.SCT.Kidney),
+        ("coronary arteries", codes.SCT.CoronaryArtery),
+        ("brainstem", codes.SCT.BrainStem),
+        ("gall_bladder", codes.SCT.Gallbladder),
+        ("postcava", codes.SCT.InferiorVenaCava),
+        ("hyoid", codes.SCT.HyoidBone),
+        ("fat", codes.SCT.AdiposeTissue),
+        ("grey_matter", codes.SCT.GrayMatter),
+        ("suprarenal gland", codes.SCT.AdrenalGland),
+    ],
+)
+def test_other_words_for_a_structure_have_its_code(name, code):
+    assert terms([name])[0].code.value == code.value
+
+
+@pytest.mark.parametrize("name", ["Anterior", "Posterior", "portal", "body", "normal", "ventricle"])
+def test_words_that_are_no_structure_alone_get_no_code_of_snomed(name):
+    assert terms([name])[0].code.scheme_designator == PRIVATE_SCHEME
+
+
+def test_the_radius_is_a_bone_not_a_length():
+    (radius,) = terms(["radius"])
+    assert radius.code == codes.SCT.RadiusBone
+
+
+def test_an_abnormal_structure_says_in_which_organ_it_lies():
+    liver, tumour, left, right = terms(["liver", "liver_tumor", "kidney_cyst_left", "kidney_cyst_right"])
+    assert (tumour.code, tumour.region, tumour.laterality) == (codes.SCT.Neoplasm, liver.code, None)
+    assert left.code == right.code == codes.SCT.Cyst
+    assert left.region == right.region == codes.SCT.Kidney
+    assert (left.laterality, right.laterality) == (codes.SCT.Left, codes.SCT.Right)
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("edema", codes.SCT.MorphologicallyAbnormalStructure),
+        ("liver tumours", codes.SCT.MorphologicallyAbnormalStructure),
+        ("colon_cancer", codes.SCT.MorphologicallyAbnormalStructure),
+        ("fat", codes.SCT.Tissue),
+        ("lymph_node", codes.SCT.AnatomicalStructure),
+    ],
+)
+def test_the_category_is_that_of_dicoms_lists(name, category):
+    assert terms([name])[0].category == category
+
+
+def test_a_side_counts_without_its_partner():
+    (lung,) = terms(["Lung_L"])
+    assert (lung.code, lung.laterality) == (codes.SCT.Lung, codes.SCT.Left)
