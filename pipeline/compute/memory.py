@@ -21,10 +21,11 @@ _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|out of memory|unable to allocate|std::bad_alloc|MemoryError"
-    r"|ALLOC_FAILED|could not create a memory object",
+    r"|ALLOC_FAILED|could not create a memory object|could not create a primitive(?! descriptor)",
     re.IGNORECASE,
 )
-"""How torch's allocators, numpy, oneDNN, CUDA's libraries and the system say that there was no memory left."""
+"""How torch's allocators, numpy, oneDNN, CUDA's libraries and the system say that there was no memory left. oneDNN
+refuses an unsupported operation when it makes the primitive's descriptor; after that only memory can be missing."""
 
 
 def memory_bytes(accelerator: str) -> int:
