@@ -26,6 +26,7 @@ from pipeline.training.lightning_module import SegmentationModule, metrics_of_ep
 from pipeline.training.resume import ResumeState, restore, resume_state
 from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import EventsLogger
+from pipeline.visualisation.class_colours import class_colours
 from pipeline.visualisation.overlay import overlay_picture
 
 _RECORDED = ("train_loss", "train_accuracy", "val_loss", "val_mIoU")
@@ -149,7 +150,7 @@ class RunRecorder(pl.Callback):
                 # At the first validation after every so many epochs.
                 before = max((validated for validated in history.validated_epochs if validated < epoch), default=-1)
                 if epoch // self.overlay_every > before // self.overlay_every:
-                    picture = overlay_picture(*pl_module.sample)
+                    picture = overlay_picture(*pl_module.sample, class_colours(self.description.class_names))
             trainer.logger.write_epoch(
                 epoch,
                 values=values | {"learning_rate": learning_rate},

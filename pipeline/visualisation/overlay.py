@@ -1,35 +1,13 @@
-"""Class colours, and a slice with its segmentation as an RGB picture; opens no file."""
+"""A slice with its segmentation as an RGB picture; opens no file."""
 
 from __future__ import annotations
-
-import colorsys
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-_GOLDEN_ANGLE = 0.61803398875
-"""Fraction of the colour circle between neighbouring classes: no two of the first hundreds look alike."""
-
 _OPACITY = 0.5
 """Share of the class colour where a structure lies."""
-
-
-def class_colours(n_classes: int) -> NDArray[np.uint8]:
-    """Give every class a colour that stays the same in every picture and file.
-
-    Args:
-        n_classes: number of classes with the background.
-
-    Returns:
-        (n_classes, 3) RGB, 0…255; the background is black.
-    """
-    colours = np.zeros((n_classes, 3), np.uint8)
-    for index in range(1, n_classes):
-        hue = (index * _GOLDEN_ANGLE) % 1.0
-        saturation, value = (0.65, 1.0) if index % 2 else (0.95, 0.8)
-        colours[index] = [round(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, value)]
-    return colours
 
 
 def overlay_slice(
@@ -55,18 +33,20 @@ def overlay_slice(
     return np.round(picture).astype(np.uint8)
 
 
-def overlay_picture(image: torch.Tensor, label: torch.Tensor, segmentation: torch.Tensor) -> np.ndarray:
+def overlay_picture(
+    image: torch.Tensor, label: torch.Tensor, segmentation: torch.Tensor, colours: NDArray[np.uint8]
+) -> np.ndarray:
     """Draw the middle coronal slice twice, head up: with its label, and with the network's segmentation.
 
     Args:
         image: (C, I, J, K) in RAS+ axis order; the first channel is drawn.
         label, segmentation: (I, J, K) class indices.
+        colours: (n_classes, 3) from `class_colours`.
 
     Returns:
         (K, 2 I, 3) RGB, 0…255; the patient's right is on the picture's left, as radiologists look at it.
     """
     middle = image.shape[2] // 2
-    colours = class_colours(256)
 
     def slice_of(volume: torch.Tensor) -> np.ndarray:
         # Axis 0 grows to the patient's right; mirrored, right comes first. Axis 2 grows to the head.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.files.atomic import write_atomically
-from pipeline.visualisation.overlay import class_colours
+from pipeline.visualisation.class_colours import class_colours
 from pipeline.writers.segmentation import file_names, values_of
 
 
@@ -28,7 +28,7 @@ def colour_table(class_names: Sequence[str], label_values: Sequence[int] = ()) -
     """
     names = file_names(class_names)  # one word each, and no two alike
     values = values_of(class_names, label_values).tolist()
-    colours = class_colours(len(names)).tolist()
+    colours = class_colours(class_names).tolist()
     lines = [f"# Color table of {len(names)} classes: value name red green blue opacity"]
     for index, (value, name, (red, green, blue)) in enumerate(zip(values, names, colours, strict=True)):
         lines.append(f"{value} {name} {red} {green} {blue} {255 if index else 0}")

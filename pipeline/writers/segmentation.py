@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.console.text import one_line
-from pipeline.visualisation.overlay import class_colours
+from pipeline.visualisation.class_colours import class_colours
 from transforms.io.grid import voxel_ml
 
 GZIP_LEVEL = 1
@@ -53,7 +53,7 @@ class Segmentation:
     @cached_property
     def colours(self) -> NDArray[np.uint8]:
         """(n_classes, 3) RGB, the same in every picture and file."""
-        return class_colours(len(self.class_names))
+        return class_colours(self.class_names)
 
     @cached_property
     def voxels(self) -> NDArray[np.int64]:

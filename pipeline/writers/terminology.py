@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
+from pipeline.visualisation.anatomy_colours import SAME_WORDS
 from pipeline.writers.segmentation import LONGEST_LABEL
 from transforms.left_right import JOINED, STATED, Sides, find_sides
 
@@ -20,15 +21,6 @@ PRIVATE_SCHEME = "99BODYSEG"
 
 LONGEST_CODE = 16
 """Characters of a DICOM short string, as a code's value is."""
-
-_SAME = {
-    "vertebrae": "vertebra", "vena": "vein", "clavicula": "clavicle", "bowel": "intestine", "suprarenal": "adrenal",
-    "postcava": "inferior vein cava", "atrial": "auricular", "bronchi": "bronchus",
-    "coeliac": "celiac", "coeliacus": "celiac", "truncus": "trunk", "oesophagus": "esophagus", "tumour": "tumor",
-    "oedema": "edema", "haemorrhage": "hemorrhage", "haematoma": "hematoma", "caecum": "cecum", "grey": "gray",
-    "gland": "", "structure": "", "of": "", "the": "",
-}  # fmt: skip
-"""Words of class names and of SNOMED CT's terms that say the same; "" for words that say nothing."""
 
 _ABNORMAL = {"tumor", "lesion", "cyst", "nodule", "cancer", "metastasis", "neoplasm", "hematoma", "abscess"}
 _NAMED_WITHOUT = ("bone", "muscle")
@@ -232,7 +224,7 @@ def _listed(name: str) -> frozenset[str]:
 def _words(name: str) -> list[str]:
     """The words of a class name or keyword, lower case, numbers with the letter before them ("l5", "12")."""
     found = re.findall(r"[A-Za-z]?\d+|[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+", name)
-    return [part for word in found for part in _SAME.get(word.lower(), word.lower()).split()]
+    return [part for word in found for part in SAME_WORDS.get(word.lower(), word.lower()).split()]
 
 
 def _usual(word: str) -> str:
@@ -245,4 +237,4 @@ def _usual(word: str) -> str:
         word = word[:-3] + "y"
     elif len(word) > 3 and re.search(r"[^suia]s$", word):
         word = word[:-1]
-    return _SAME.get(word, word)
+    return SAME_WORDS.get(word, word)

@@ -328,7 +328,7 @@ CALLS: dict[str, Call] = {
         g.array(9, 8), g.label_array(9, 8), g.label_array(4, 3, only="uint8")
     ),
     "pipeline.visualisation.overlay.overlay_picture": lambda f, g: f(
-        g.floats(1, *SIZE, only="float32"), g.labels(*SIZE), g.labels(*SIZE)
+        g.floats(1, *SIZE, only="float32"), g.labels(*SIZE), g.labels(*SIZE), g.label_array(4, 3, only="uint8")
     ),
     "pipeline.writers.nifti.write_probabilities": lambda f, g: f(
         segmentation_of(save_source(g.folder / "a.nii", shape=SIZE)),
