@@ -291,8 +291,12 @@ def epoch(scale: str, data: str | None) -> Row:
 
 
 def startup(scale: str, data: str | None) -> Row:
-    """Waiting for help."""
-    methods = {"import monai": Job("startup.plain"), "bodyseg train --help": Job("startup.ours")}
+    """Waiting for help, and for a command to begin."""
+    methods = {
+        "import monai": Job("startup.plain"),
+        "bodyseg train --help": Job("startup.ours"),
+        **{f"bodyseg {name}, imports": Job("startup.command", {"name": name}) for name in ("predict", "check")},
+    }
     return Row("start-up", [Comparison("whole process", methods, [{"n": _n(scale, 3, 3)}], repeats=1, memory=None)])
 
 

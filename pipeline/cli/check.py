@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, warn
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig, without_effect
 from pipeline.console.progress import Bar
 from pipeline.console.text import some_of
@@ -32,8 +33,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     setting_flags.add_settings(parser)
     settings, flags = setting_flags.parse(parser, arguments)
-    from pipeline.check import check, to_json, to_text
-    from pipeline.checks.draft_labels import draft_labels
+    with quick_imports():
+        from pipeline.check import check, to_json, to_text
+        from pipeline.checks.draft_labels import draft_labels
 
     describes_training = bool(flags["config"]) or not flags["dataset"] or _changes_costs(settings)
     for note in without_effect(settings):

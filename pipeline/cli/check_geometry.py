@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.cli.arguments import command_parser, with_value
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.console.progress import Bar
 
 
@@ -25,7 +26,8 @@ def run(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true"))
-    from pipeline.check_geometry import check_geometry, to_json, to_text
+    with quick_imports():
+        from pipeline.check_geometry import check_geometry, to_json, to_text
 
     with Bar("Round trips") as bar:
         report = check_geometry(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from pipeline.cli.arguments import LINKS, TRUST, command_parser
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
 from pipeline.files.atomic import check_writable
@@ -32,11 +33,12 @@ def run(arguments: list[str]) -> int:
         raise ConfigError("name a RUN, or both --predictions DIR and --labels DIR")
     if given.run is not None and given.class_names:
         raise ConfigError("--class_names is for --predictions and --labels; a RUN and its data name their classes")
-    from pipeline.evaluate import default_output
-    from pipeline.evaluation.comparison import check_baseline, compare_metrics
-    from pipeline.evaluation.metrics_file import metrics_path, write_files
-    from pipeline.evaluation.options import ScoringOptions
-    from pipeline.evaluation.report import comparison_text, evaluation_text
+    with quick_imports():
+        from pipeline.evaluate import default_output
+        from pipeline.evaluation.comparison import check_baseline, compare_metrics
+        from pipeline.evaluation.metrics_file import metrics_path, write_files
+        from pipeline.evaluation.options import ScoringOptions
+        from pipeline.evaluation.report import comparison_text, evaluation_text
 
     surface = None if given.surface == "none" else given.surface
     options = ScoringOptions(given.tolerance_mm, surface, given.resample, given.seed, given.workers)

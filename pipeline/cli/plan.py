@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from pipeline.cli.arguments import command_parser, warn
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
 
@@ -29,7 +30,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(arguments)
     budget_s = parse_time(given.budget)
-    from pipeline.plan import plan, to_json, to_text
+    with quick_imports():
+        from pipeline.plan import plan, to_json, to_text
 
     with Bar("Planning") as bar:
         report = plan(

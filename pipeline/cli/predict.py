@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, CommandParser, command_parser, with_value
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.console.text import words
 
 
@@ -17,7 +18,8 @@ def run(arguments: list[str]) -> int:
     """
     parser = _parser()
     given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto"))
-    from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
+    with quick_imports():
+        from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
 
     runs, inputs = split_runs(given.paths)
     options = PredictionOptions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, complain, say, warn
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import to_yaml
 from pipeline.config.settings import without_effect
@@ -25,8 +26,9 @@ def run(arguments: list[str]) -> int:
     if "--print_config" in arguments:
         print(to_yaml(settings), end="")
         return 0
-    from pipeline.compute.ranks import is_first_process
-    from pipeline.train import train
+    with quick_imports():
+        from pipeline.compute.ranks import is_first_process
+        from pipeline.train import train
 
     if is_first_process():
         for note in without_effect(settings):
