@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from pipeline.checks.voxel_statistics import ImageStatistics
 from pipeline.checks.window import WIDEST, choose_mean_std, choose_window
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
-from pipeline.datasets.dataset import Dataset, Split
+from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
-from pipeline.datasets.splits import split_by_subject
+from pipeline.datasets.splits import fold_by_subject, split_by_subject
 from transforms.augment import LEFT_RIGHT
 from transforms.chains import ChainError, augmentation_chain, preprocessing_chain
 from transforms.io.label_values import LabelLookup
@@ -41,6 +41,8 @@ class Screened:
     """Without skipped cases."""
     split: Split | None
     """How it is divided; None where it cannot be."""
+    folds: Folds | None
+    """All folds, of which `split` is one; None where there is one split."""
     cases: tuple[CheckedCase, ...]
     intensity: IntensityChoice
     """How each channel is scaled."""
@@ -62,6 +64,8 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         Path(data.dataset_root),
         data.layout,
         fold=data.fold,
+        n_folds=data.folds,
+        split_file=data.split_file,
         class_names=data.class_names or None,
         label_remap=data.label_remap,
         subject_pattern=data.subject_pattern,
@@ -156,14 +160,10 @@ def assess(
     kept: how a resumed run scales intensities, where it has these channels; None: chosen.
     """
     findings = [finding for case in cases for finding in case.findings]
-    split = dataset.split
+    split, folds = dataset.split, dataset.folds
     if split is None:
-        classes_of = {c.case: np.flatnonzero(c.label.class_voxels).tolist() for c in cases if c.label is not None}
         try:
-            train, val, test = (percent / 100 for percent in config.data.split_shares)
-            split = split_by_subject(
-                dataset.cases, seed=config.training.seed, classes_of=classes_of, fractions=(train, val, test)
-            )
+            split, folds = _divided(config, dataset, cases)
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
     elif not config.data.split_shares[1]:
@@ -174,12 +174,7 @@ def assess(
     intensity = kept
     if intensity is None or len(intensity.by_channel) != len(dataset.channel_names):
         intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
-    training = split.train if split else None
-    window = choose_window(cases, intensity, config.data.window, training)
-    mean_std = config.data.mean_std
-    if mean_std == "auto" and config.data.mode == "patch":
-        mean_std = choose_mean_std(cases, intensity, window, training) or "none"
-    scaling = Scaling(window, config.data.percentiles, None if isinstance(mean_std, str) else mean_std)
+    scaling = choose_scaling(cases, intensity, config.data, split.train if split else None)
     findings += check_dataset(
         cases,
         dataset,
@@ -188,7 +183,29 @@ def assess(
         scaling=scaling,
         target=TargetGrid(config.data.target_size, config.data.keep_aspect, config.data.spacing_mm),
     )
-    return Screened(dataset, split, tuple(cases), intensity, scaling, tuple(findings))
+    return Screened(dataset, split, folds, tuple(cases), intensity, scaling, tuple(findings))
+
+
+def _divided(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> tuple[Split, Folds | None]:
+    """Divide a data set without a split of its own. Raises DatasetError where that cannot be done."""
+    seed = config.training.seed
+    classes_of = {c.case: np.flatnonzero(c.label.class_voxels).tolist() for c in cases if c.label is not None}
+    if config.data.folds:
+        folds = fold_by_subject(dataset.cases, config.data.folds, seed=seed, classes_of=classes_of)
+        return folds.splits[config.data.fold], folds
+    train, val, test = (percent / 100 for percent in config.data.split_shares)
+    return split_by_subject(dataset.cases, seed=seed, classes_of=classes_of, fractions=(train, val, test)), None
+
+
+def choose_scaling(
+    cases: Sequence[CheckedCase], intensity: IntensityChoice, data: DataConfig, training: Collection[str] | None
+) -> Scaling:
+    """Choose what the settings leave open about how CT is scaled, from the labelled voxels of the `training` cases."""
+    window = choose_window(cases, intensity, data.window, training)
+    mean_std = data.mean_std
+    if mean_std == "auto" and data.mode == "patch":
+        mean_std = choose_mean_std(cases, intensity, window, training) or "none"
+    return Scaling(window, data.percentiles, None if isinstance(mean_std, str) else mean_std)
 
 
 def _by_channel(dataset: Dataset, cases: Sequence[CheckedCase]) -> list[list[ImageStatistics]]:
@@ -276,4 +293,5 @@ def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
                 remedy = f"repair one at least, such as {first}"
                 raise DatasetError("dataset", dataset.root, f"cases to {use}", found, remedy)
         split = Split(**kept, source=split.source)
-    return replace(dataset, cases=cases, split=split)
+    folds = dataset.folds.without(skipped) if dataset.folds else None
+    return replace(dataset, cases=cases, split=split, folds=folds)

@@ -77,11 +77,17 @@ class DataConfig:
     """Folder of the data set, or a JSON/CSV file that lists its cases."""
     layout: Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list"] = "auto"
     """How the data set is laid out; auto recognises it."""
+    folds: int = 0
+    """Divide the cases by subject into so many folds, of which data.fold validates and the others train (`bodyseg
+    cross-validate` trains them all); a data set's own folds come first, its test cases stay apart; 0 = one split."""
     fold: int = 0
-    """Which fold of a data set that brings its own cross-validation is the validation set."""
+    """Which fold is the validation set, of data.folds or of a data set that brings its own."""
+    split_file: str = ""
+    """File of folds like nnU-Net's splits_final.json, [{"train": [case, ...], "val": [case, ...]}, ...], to be used in
+    place of the data set's own split; empty: the data set's own, in nnUNet_preprocessed, too."""
     split_shares: tuple[float, float, float] = (80.0, 10.0, 10.0)
-    """Percent of the cases, by subject, for training, validation and test, where the data set has no split of its own;
-    0 for the test is allowed, and for the validation: the weights of the last epoch are then kept."""
+    """Percent of the cases, by subject, for training, validation and test, without folds and where the data set has no
+    split of its own; 0 for the test is allowed, and for the validation: the weights of the last epoch are then kept."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first; empty: taken from the data set."""
     label_remap: dict[Any, Any] | None = None
@@ -164,7 +170,7 @@ class DataConfig:
         )
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
-        require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
+        self._check_folds()
         self._check_intensities()
         require(set(self.flips) <= {0, 1, 2}, f"data.flips {list(self.flips)}: axes are 0, 1 and 2")
         require(
@@ -186,6 +192,14 @@ class DataConfig:
         require(
             0 <= self.cache_limit_gb < math.inf,
             f"data.cache_limit_gb must be a number of 0 (no limit) or more, got {self.cache_limit_gb}",
+        )
+
+    def _check_folds(self) -> None:
+        require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
+        require(self.folds == 0 or self.folds >= 2, f"data.folds must be 2 or more (0 = one split), got {self.folds}")
+        require(
+            not self.folds or self.fold < self.folds,
+            f"data.fold is {self.fold}, but data.folds {self.folds} makes folds 0 to {self.folds - 1}",
         )
 
     def _check_intensities(self) -> None:
@@ -412,6 +426,8 @@ def without_effect(config: Config) -> tuple[str, ...]:
     target = _network_name(model)
     if target != "BodyNet" and model.base_channels != ModelConfig.base_channels:
         notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
+    if data.folds and data.split_shares != DataConfig.split_shares:
+        notes.append(f"data.split_shares change nothing with data.folds {data.folds}; remove one of the two")
     if data.intensity not in ("auto", "ct") and data.window != DataConfig.window:
         notes.append(f"data.window changes nothing with data.intensity {data.intensity}; remove one of the two")
     if data.intensity not in ("auto", "ct") and data.mean_std != DataConfig.mean_std:
@@ -438,7 +454,17 @@ GROUPS: dict[str, type] = {f.name: typing.get_type_hints(Config)[f.name] for f i
 
 FOUND_OUT: dict[str, frozenset[str]] = {
     "experiment": frozenset({"start_time", "command"}),
-    "data": frozenset({"intensity_found", "intensity_scaling", "split", "channel_names", "n_cases", "skipped_cases"}),
+    "data": frozenset(
+        {
+            "intensity_found",
+            "intensity_scaling",
+            "split",
+            "cross_validation",
+            "channel_names",
+            "n_cases",
+            "skipped_cases",
+        }
+    ),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
     "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch"}),
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),

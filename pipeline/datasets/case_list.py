@@ -1,8 +1,8 @@
 """Read an explicit list of cases that a person wrote: cases.csv or cases.json. It may name any file of the machine.
 
-Columns (CSV) or keys (JSON): case, image, label, and optionally subject and split. Relative paths start at the list's
-folder; absolute ones are allowed. Several channels: separated by "|" in CSV, a list in JSON. An empty label is allowed
-for split "test".
+Columns (CSV) or keys (JSON): case, image, label, and optionally subject, split and fold. Relative paths start at the
+list's folder; absolute ones are allowed. Several channels: separated by "|" in CSV, a list in JSON. An empty label is
+allowed for split "test". With a fold for every case, data.fold says which ones validate; the others train.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pipeline.datasets.rows import (
     Request,
     Row,
     collect,
+    parse_fold,
     parse_name,
     parse_split,
     unnamed_channels,
@@ -26,7 +27,7 @@ from pipeline.datasets.rows import (
 )
 from transforms.io.load import volume_stem
 
-_KEYS = ("case", "image", "label", "split", "subject")
+_KEYS = ("case", "image", "label", "split", "subject", "fold")
 
 
 def read_list(request: Request) -> Listing:
@@ -108,4 +109,5 @@ def _row(entry: Any, place: str, path: Path) -> Row:
         label=path.parent / with_slashes(label) if label else None,
         split=parse_split(split, case, path),
         subject=parse_name(entry.get("subject")),
+        fold=parse_fold(entry.get("fold"), case, path),
     )

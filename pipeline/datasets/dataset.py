@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -74,6 +74,11 @@ class Split:
         """
         return self._name_of.get(case)
 
+    def without(self, cases: Collection[str]) -> Split:
+        """Leave some cases out."""
+        kept = {name: tuple(case for case in ids if case not in cases) for name, ids in self.items()}
+        return Split(**kept, source=self.source)
+
     @cached_property
     def _name_of(self) -> dict[str, str]:
         return {case: name for name, cases in self.items() for case in cases}
@@ -83,6 +88,36 @@ class Split:
         """Hex SHA-256 over the sorted ids of each split: equal for equal splits, wherever they come from."""
         ids = {name: sorted(cases) for name, cases in self.items()}
         return hashlib.sha256(json.dumps(ids, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Folds:
+    """A division for cross-validation: in each fold some cases validate and the others train."""
+
+    splits: Mapping[int, Split]
+    """By the number of the fold, as data.fold names it, in the order of the numbers."""
+    source: str
+    """Where the division comes from, in words."""
+
+    @property
+    def hash(self) -> str:
+        """Hex SHA-256 over the numbers and splits: equal for equal folds, wherever they come from."""
+        hashes = {str(number): split.hash for number, split in self.splits.items()}
+        return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+
+    def without(self, cases: Collection[str]) -> Folds:
+        """Leave some cases out of every fold."""
+        return replace(self, splits={number: split.without(cases) for number, split in self.splits.items()})
+
+    def twice_validated(self) -> tuple[str, int, int] | None:
+        """A case that validates in two folds, and their numbers; None where every case does so once at most."""
+        fold_of: dict[str, int] = {}
+        for number, split in self.splits.items():
+            for case in split.val:
+                if case in fold_of:
+                    return case, fold_of[case], number
+                fold_of[case] = number
+        return None
 
 
 @dataclass(frozen=True)
@@ -101,6 +136,8 @@ class Dataset:
     """Names of the image channels, in the order of `Case.image`."""
     split: Split | None = None
     """The data set's own division, None where it has none."""
+    folds: Folds | None = None
+    """The data set's own division for cross-validation, of which `split` is a fold; None where it has none."""
     unlabelled: tuple[Case, ...] = ()
     """Images that the data set keeps for testing without a label."""
     refused: tuple[DatasetError, ...] = ()

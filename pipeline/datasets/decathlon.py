@@ -17,6 +17,7 @@ from pipeline.datasets.rows import (
     Row,
     collect,
     parse_channel_names,
+    parse_fold,
     parse_name,
     path_inside,
     unnamed_channels,
@@ -33,34 +34,27 @@ def read_msd(request: Request) -> Listing:
     "training" lists {"image", "label"} and maybe "fold"; "validation" and "test" where there are such cases.
 
     Raises:
-        DatasetError: dataset.json cannot be read, contradicts itself or the settings, or has no such fold.
+        DatasetError: dataset.json cannot be read, or contradicts itself or the settings.
     """
     root, source = request.root, request.root / "dataset.json"
     description = read_description(root)
     rows: list[Row] = []
-    folds_file = None
     problems: list[DatasetError] = []
     for part, split in _PARTS.items():
         entries = _entries(description, part, source)
-        fold = request.fold if part == "training" and _has_folds(entries) else None
-        found = collect(partial(_row, root, split, fold), entries, problems)
-        if fold is not None:
-            folds_file = source
-        if fold is not None and not problems and not any(row.split == "val" for row in found):
-            remedy = "choose a fold that its training cases have"
-            raise DatasetError("dataset", source, f"training cases of fold {fold} (data.fold)", "none", remedy)
-        rows += found
+        has_folds = request.with_folds and part == "training" and any(map(_has_fold, entries))
+        rows += collect(partial(_row, root, split, has_folds), entries, problems)
     if not any(row.split == "val" for row in rows):
         rows = [replace(row, split=None if row.split == "train" else row.split) for row in rows]
     channels = description.get("modality", description.get("channel_names"))
     channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
     classes = None if request.images_only else request.classes(_own_table(description, root))
-    return Listing(tuple(rows), classes, channel_names, tuple(problems), folds_file=folds_file)
+    return Listing(tuple(rows), classes, channel_names, tuple(problems))
 
 
 def lists_existing_images(description: dict[str, Any], root: Path, files: FileIndex) -> bool:
     """Say whether the training list of a dataset.json names images that exist."""
-    rows = collect(partial(_row, root, None, None), _entries(description, "training", root / "dataset.json"), [])
+    rows = collect(partial(_row, root, None, False), _entries(description, "training", root / "dataset.json"), [])
     return any(files.is_file(path) or files.is_folder(path) for row in rows for path in row.image)
 
 
@@ -71,8 +65,8 @@ def _entries(description: dict[str, Any], part: str, source: Path) -> list[Any]:
     return entries
 
 
-def _has_folds(entries: list[Any]) -> bool:
-    return any(isinstance(entry, dict) and "fold" in entry for entry in entries)
+def _has_fold(entry: Any) -> bool:
+    return isinstance(entry, dict) and "fold" in entry
 
 
 def _own_table(description: dict[str, Any], root: Path) -> ClassTable | None:
@@ -80,11 +74,9 @@ def _own_table(description: dict[str, Any], root: Path) -> ClassTable | None:
     return parse_table(labels, root / "dataset.json") if labels else find_table(root)
 
 
-def _row(root: Path, split: str | None, fold: int | None, entry: Any) -> Row:
-    """Return the row of an entry; where `fold` is given, the entry's own fold says whether it validates."""
+def _row(root: Path, split: str | None, has_folds: bool, entry: Any) -> Row:
+    """Return the row of an entry; where the list `has_folds`, the entry must have one."""
     source = root / "dataset.json"
-    if fold is not None:
-        split = _split_of_fold(entry, fold, source)
     if isinstance(entry, str | list):
         entry = {"image": entry}
     if not isinstance(entry, dict) or not entry.get("image"):
@@ -95,18 +87,12 @@ def _row(root: Path, split: str | None, fold: int | None, entry: Any) -> Row:
     label = entry.get("label")
     if isinstance(label, list) and len(label) == 1:
         label = label[0]
+    case = parse_name(entry.get("case")) or parse_name(entry.get("id")) or volume_stem(image[0])
     return Row(
-        parse_name(entry.get("case")) or parse_name(entry.get("id")) or volume_stem(image[0]),
+        case,
         image,
         label=path_inside(root, label, source) if label else None,
         split=split,
         subject=parse_name(entry.get("subject")) or parse_name(entry.get("subject_id")),
+        fold=parse_fold(entry.get("fold"), case, source) if has_folds else None,
     )
-
-
-def _split_of_fold(entry: Any, fold: int, source: Path) -> str:
-    number = entry.get("fold") if isinstance(entry, dict) else None
-    if not isinstance(number, int):
-        remedy = "number all of them or none"
-        raise DatasetError("dataset", source, "a fold for every training case", f"{str(entry)[:80]!r}", remedy)
-    return "val" if number == fold else "train"

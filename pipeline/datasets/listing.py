@@ -13,9 +13,10 @@ from pathlib import Path
 
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, resolve_remap
-from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files, label_path
+from pipeline.datasets.dataset import SPLITS, Case, Dataset, Folds, Split, label_files, label_path
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.folds import OwnFolds, own_folds
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.nnunet import read_numbered
 from pipeline.datasets.rows import Listing, Request, Row
@@ -35,6 +36,8 @@ def list_cases(
     layout: str = "auto",
     *,
     fold: int | None = 0,
+    n_folds: int = 0,
+    split_file: str = "",
     class_names: Sequence[str] | None = None,
     label_remap: Mapping[int | str, int | str] | None = None,
     subject_pattern: str = "",
@@ -46,7 +49,10 @@ def list_cases(
     Args:
         root: the data set's folder, or a JSON or CSV file that lists cases.
         layout: "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list", or "auto" to recognise it.
-        fold: the fold that validates, where the data set brings its own cross-validation; None: its split is not read.
+        fold: the fold that validates, where the cases are divided into folds; None: the data set's split is not read.
+        n_folds: folds that are asked for: the data set's own where it has some; else it is the caller who divides
+            (`fold_by_subject`) all cases but those that it holds out for testing, whatever its own split says.
+        split_file: a file like nnU-Net's splits_final.json, before the data set's own split and folds.
         class_names: names of the classes, background first, for data sets without names of their own; for masks per
             structure also the choice and order of structures.
         label_remap: class name or index for further values of the label files, or for values that are to mean another
@@ -61,7 +67,7 @@ def list_cases(
 
     Returns:
         The data set; its `split` is its own where it says which cases train and which validate, else None
-        (`split_by_subject` divides, and keeps the cases that it holds out for testing there).
+        (`split_by_subject` divides, and keeps the cases that it holds out for testing there). `folds` are its own.
 
     Raises:
         DatasetError: not a data set, or one that contradicts itself; case and file are named, all that are wrong.
@@ -76,21 +82,64 @@ def list_cases(
     files = FileIndex()
     try:
         layout = recognise(root, files) if layout == "auto" else layout
-        listing = READERS[layout](Request(root, fold, tuple(class_names or ()), files=files))
+        listing = READERS[layout](Request(root, fold is not None, tuple(class_names or ()), files=files))
     except OSError as error:
         raise _unreadable(root, error) from error
     classes = listing.classes
     assert classes is not None  # only images alone come without
+    folds = None
     if fold is None:
         listing = replace(listing, rows=tuple(replace(row, split=None) if row.label else row for row in listing.rows))
-    elif fold > 0 and listing.folds_file is None:
-        remedy = "leave data.fold out, or add the folds (nnU-Net's splits_final.json, a fold for each training case)"
-        raise DatasetError("dataset", root, f"folds, since data.fold is {fold}", "none", remedy)
+    else:
+        try:
+            folds = own_folds(listing, root, split_file)
+            listing = replace(listing, rows=_rows_to_divide(listing.rows, folds, root, fold, n_folds))
+        except DatasetError as error:  # what the folds lack may be what was refused
+            raise DatasetError.all_of([*listing.problems, error]) from error
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
     trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
     if trusted.refused and (strict or not trusted.rows):
         raise DatasetError.all_of(trusted.refused)
-    return _dataset(trusted, listing, root, layout, fold, _with_remap(classes, label_remap, trusted.rows, root))
+    return _dataset(trusted, listing, root, layout, fold, folds, _with_remap(classes, label_remap, trusted.rows, root))
+
+
+def list_folds(root: Path | str, layout: str = "auto", *, split_file: str = "") -> tuple[int, ...]:
+    """Return the numbers of a data set's own folds, in order; none where it has no folds.
+
+    Raises:
+        DatasetError: not a data set, or folds that contradict themselves.
+    """
+    root = Path(root)
+    files = FileIndex()
+    try:
+        layout = recognise(root, files) if layout == "auto" else layout
+        # Images alone: what is wrong with labels and names of classes is said when the cases are listed.
+        folds = own_folds(READERS[layout](Request(root, images_only=True, files=files)), root, split_file)
+    except OSError as error:
+        raise _unreadable(root, error) from error
+    return tuple(folds.split_of) if folds else ()
+
+
+def _rows_to_divide(
+    rows: Sequence[Row], folds: OwnFolds | None, root: Path, fold: int, n_folds: int
+) -> tuple[Row, ...]:
+    """The rows with their split in the fold that is asked for. Raises DatasetError where there are no such folds."""
+    if folds is not None:
+        if n_folds not in (0, len(folds.split_of)):
+            found = f"{len(folds.split_of)} of its own, in {folds.source}"
+            remedy = "leave data.folds out to use these, or take them away"
+            raise DatasetError("dataset", root, f"{n_folds} folds (data.folds)", found, remedy)
+        folds.check_number(fold)
+        return tuple(folds.rows_of(fold, rows))
+    if n_folds:
+        return tuple(row if row.split == "test" else replace(row, split=None) for row in rows)
+    if fold > 0:
+        remedy = (
+            "have its cases divided into folds with --data.folds 5, name a file of folds with --data.split_file, or "
+            "leave data.fold out"
+        )
+        raise DatasetError("dataset", root, f"folds, since data.fold is {fold}", "none", remedy)
+    return tuple(rows)
 
 
 def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
@@ -153,7 +202,7 @@ def find_images(path: Path | str, *, n_channels: int | None = None, follow_links
         return None
     else:
         try:
-            listing = READERS[layout](Request(path, fold=None, images_only=True, files=files))
+            listing = READERS[layout](Request(path, with_folds=False, images_only=True, files=files))
         except OSError as error:
             raise _unreadable(path, error) from error
     images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
@@ -304,15 +353,29 @@ def _with_remap(
 
 
 def _dataset(
-    trusted: _Trusted, listing: Listing, root: Path, layout: str, fold: int | None, classes: ClassTable
+    trusted: _Trusted,
+    listing: Listing,
+    root: Path,
+    layout: str,
+    fold: int | None,
+    folds: OwnFolds | None,
+    classes: ClassTable,
 ) -> Dataset:
     labelled = [row for row in trusted.rows if row.label is not None]
     has_own_split = any(row.split in ("train", "val") for row in listing.rows)
-    source = "the data set's own"
-    if listing.folds_file is not None:
-        source = f"fold {fold} of {listing.folds_file}"
+    split, all_folds = None, None
     try:
-        split = _own_split(labelled, root, source) if has_own_split else None
+        if folds is not None and fold is not None:
+            all_folds = Folds(
+                {
+                    number: _own_split(folds.rows_of(number, labelled), root, f"fold {number} of {folds.source}")
+                    for number in folds.split_of
+                },
+                folds.source,
+            )
+            split = all_folds.splits[fold]
+        elif has_own_split:
+            split = _own_split(labelled, root, "the data set's own")
     except DatasetError as error:  # what a split lacks may be what was refused
         raise DatasetError.all_of([*trusted.refused, error]) from error
     return Dataset(
@@ -322,6 +385,7 @@ def _dataset(
         classes=classes,
         channel_names=listing.channel_names,
         split=split,
+        folds=all_folds,
         unlabelled=tuple(_case(row, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.refused,
         warnings=(*listing.warnings, *_suspected(labelled, listing.rows, split, root)),

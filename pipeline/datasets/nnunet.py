@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections import Counter
@@ -29,8 +28,6 @@ from pipeline.datasets.rows import (
 )
 from transforms.io.load import volume_kind, volume_stem
 
-logger = logging.getLogger(__name__)
-
 _PREPROCESSED = "nnUNet_preprocessed"
 """nnU-Net's folder of prepared data, and the environment variable that names it."""
 
@@ -46,7 +43,8 @@ def read_nnunet(request: Request) -> Listing:
     dataset.json names the files of every case itself. See nnU-Net's documentation/dataset_format.md.
 
     Raises:
-        DatasetError: dataset.json or splits_final.json cannot be read or contradicts the files or the settings.
+        DatasetError: dataset.json cannot be read or contradicts the files or the settings, or two splits_final.json
+            differ.
     """
     root, source = request.root, request.root / "dataset.json"
     description = read_description(root)
@@ -58,16 +56,13 @@ def read_nnunet(request: Request) -> Listing:
         rows = collect(partial(_described_row, root), description["dataset"].items(), problems)
     else:
         rows = _read_part(request, "Tr", ending, len(channel_names), problems)
-    splits_file = None if request.fold is None else find_splits_file(request)
-    if splits_file is not None:
-        rows = _with_fold(rows, splits_file, request.fold or 0, has_problems=bool(problems))
     tests = _read_part(request, "Ts", ending, len(channel_names), problems)
     return Listing(
         (*rows, *(replace(row, split="test") for row in tests)),
         classes,
         channel_names,
         tuple(problems),
-        folds_file=splits_file,
+        splits_file=find_splits_file(request) if request.with_folds else None,
     )
 
 
@@ -219,44 +214,6 @@ def _only(paths: Sequence[Path], ending: str, case: str) -> Path:
     """The only file, or the only one with the data set's own file_ending. Raises DatasetError for several."""
     named = [path for path in paths if path.name.endswith(ending)]
     return only_file(named if len(named) == 1 else paths, case)
-
-
-def _read_fold(path: Path, fold: int) -> dict[str, str]:
-    """Return "train" or "val" for the cases that a fold of splits_final.json names. Raises DatasetError."""
-    folds = read_json(path)
-    if not isinstance(folds, list) or not 0 <= fold < len(folds):
-        found = f"{len(folds)} folds" if isinstance(folds, list) else "no list of folds"
-        raise DatasetError("dataset", path, f"fold {fold} (data.fold)", found, "choose a fold from 0 on that it has")
-    lists = folds[fold]
-    if not isinstance(lists, dict) or not all(isinstance(lists.get(name), list) for name in ("train", "val")):
-        found = f"{lists!r:.60}"
-        raise DatasetError("dataset", path, f'fold {fold} to hold lists "train" and "val"', found, "write both lists")
-    train = {str(case) for case in lists["train"]}
-    val = {str(case) for case in lists["val"]}
-    if train & val:
-        raise DatasetError(
-            "subject_in_two_splits", path, "every case in train or in val",
-            f"case {min(train & val)} is in train and in val of fold {fold}", "remove it from one of them",
-        )  # fmt: skip
-    return dict.fromkeys(train, "train") | dict.fromkeys(val, "val")
-
-
-def _with_fold(rows: list[Row], path: Path, fold: int, *, has_problems: bool) -> list[Row]:
-    """Give rows the split of a fold of splits_final.json; cases that it leaves out stay unused, as in nnU-Net.
-
-    A case of the fold without a row is an error, unless `has_problems` already says why there may be none.
-    """
-    split_of = _read_fold(path, fold)
-    unknown = split_of.keys() - {row.id for row in rows}
-    if unknown and not has_problems:
-        raise DatasetError(
-            "dataset", path, "cases of imagesTr", f"case {min(unknown)} of fold {fold}, which has no image there",
-            "add the image or remove the case from the fold",
-        )  # fmt: skip
-    unused = sum(row.id not in split_of for row in rows)
-    if unused:
-        logger.warning("%s: %d cases are neither in train nor in val of fold %d and stay unused", path, unused, fold)
-    return [replace(row, split=split_of[row.id]) for row in rows if row.id in split_of]
 
 
 def find_splits_file(request: Request) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -31,6 +32,8 @@ class Row:
     """"train", "val" or "test"; None where the data set does not say."""
     subject: str | None = None
     """None where the data set does not say."""
+    fold: int | None = None
+    """The fold in which it validates, where its data set has one for every case that may train."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,8 @@ class Listing:
     """What is wrong with each entry that gave no row."""
     warnings: tuple[DatasetError, ...] = ()
     """What is odd, but keeps no case from being used."""
-    folds_file: Path | None = None
-    """The file with the data set's own cross-validation that gave the rows their split; None without one."""
+    splits_file: Path | None = None
+    """nnU-Net's splits_final.json, where the data set has one; it is not read yet."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Request:
 
     root: Path
     """The data set's folder, or the file that lists its cases."""
-    fold: int | None = 0
-    """Which fold validates, where the data set brings its own cross-validation; None: splits are not asked for."""
+    with_folds: bool = True
+    """The data set's own division for cross-validation is asked for, too."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first, as the settings give them; empty: as the data set has them."""
     images_only: bool = False
@@ -138,6 +141,20 @@ def parse_split(word: str | None, case: str, source: Path) -> str | None:
         remedy = "write one of these, or leave the column empty"
         raise DatasetError("dataset", source, "a split of train, val or test", repr(word), remedy, case)
     return _SPLIT_OF_WORD[word.lower()]
+
+
+def parse_fold(value: Any, case: str, source: Path) -> int | None:
+    """Return the number of a fold of a fold column or key, None for an empty one.
+
+    Raises:
+        DatasetError: something else than a whole number of 0 or more.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | str) or not re.fullmatch(r"\d{1,4}", str(value).strip()):
+        remedy = "number the folds from 0 on"
+        raise DatasetError("dataset", source, "a fold of 0, 1, 2, …", f"{value!r:.40}", remedy, case)
+    return int(value)
 
 
 def parse_name(value: Any) -> str | None:

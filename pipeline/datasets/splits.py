@@ -1,12 +1,12 @@
-"""Divide cases into train, validation and test by subject, so that rare classes are spread. Opens no file."""
+"""Divide cases by subject into train, validation and test, or into folds, so that rare classes are spread."""
 
 from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from pipeline.datasets.dataset import SPLITS, Case, Split
+from pipeline.datasets.dataset import SPLITS, Case, Folds, Split
 from pipeline.datasets.errors import DatasetError
 
 
@@ -37,27 +37,84 @@ def split_by_subject(
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6 or fractions[0] == 0:
         raise ValueError(f"fractions: expected train above 0 and a sum of 1, got {fractions}")
-    held_out = {case.subject for case in cases if case.held_out}
-    subjects: dict[str, list[Case]] = {}
-    for case in sorted(cases, key=lambda case: case.id):
-        if case.subject not in held_out:
-            subjects.setdefault(case.subject, []).append(case)
+    held_out, subjects = _subjects(cases)
     validates = fractions[1] > 0
     if len(subjects) < 1 + validates:
         expected = "at least two subjects to divide into train and validation" if validates else "a subject to train on"
         found = f"{len(subjects)} ({', '.join(subjects) or 'none'})"
         raise DatasetError("dataset", "", expected, found, "add cases or give the list a split column")
-    order = sorted(subjects)
-    random.Random(seed).shuffle(order)
-    order.sort(key=lambda subject: -len(subjects[subject]))  # the large first, the small fill what is left
+    order = _shuffled(subjects, seed)
     capacity = _capacities(sum(map(len, subjects.values())), len(subjects), fractions, with_test=not held_out)
-    split_of = _deal(order, subjects, classes_of or {}, capacity)
-    _fill_empty_splits(split_of, order, ("train", "val") if validates else ("train",))
+    split_of = _deal(order, subjects, classes_of or {}, capacity, _share_of_class)
+    _fill_empty_splits(split_of, order, SPLITS, ("train", "val") if validates else ("train",))
     split_of.update(dict.fromkeys(held_out, "test"))
     ids = {name: tuple(sorted(case.id for case in cases if split_of[case.subject] == name)) for name in SPLITS}
     shares = "/".join(f"{100 * fraction:g}" for fraction in fractions)
     source = f"{shares} by subject, seed {seed}" + (", test cases as the data set holds them out" if held_out else "")
     return Split(**ids, source=source)
+
+
+def fold_by_subject(
+    cases: Sequence[Case],
+    n_folds: int,
+    *,
+    seed: int,
+    classes_of: Mapping[str, Collection[int]] | None = None,
+) -> Folds:
+    """Divide cases into folds for cross-validation, so that no subject is in two of them and every one validates once.
+
+    Iterative stratification over subjects, as in `split_by_subject`: of each class, the rarest first, every fold gets
+    its share of the subjects that hold it, as far as whole subjects go up; the sizes of the folds differ by one case
+    where each subject has one. Held-out cases are the test cases of every fold and train none.
+
+    Args:
+        cases: all cases; their order does not matter.
+        n_folds: how many folds, numbered from 0 on.
+        seed: decides among equals; the same seed gives the same folds on every machine.
+        classes_of: for each case id the class indices it holds; without it the division is by size alone.
+
+    Raises:
+        DatasetError: fewer subjects than folds.
+        ValueError: fewer than two folds.
+    """
+    if n_folds < 2:
+        raise ValueError(f"n_folds: expected two or more, got {n_folds}")
+    held_out, subjects = _subjects(cases)
+    if len(subjects) < n_folds:
+        expected, found = f"at least {n_folds} subjects for {n_folds} folds (data.folds)", f"{len(subjects)}"
+        raise DatasetError("dataset", "", expected, found, "ask for fewer folds")
+    order = _shuffled(subjects, seed)
+    n_cases = sum(map(len, subjects.values()))
+    capacity = {str(n): (n_cases + n_folds - 1 - n) // n_folds for n in range(n_folds)}
+    fold_of = _deal(order, subjects, classes_of or {}, capacity, _equal_share_of_class)
+    _fill_empty_splits(fold_of, order, list(capacity), list(capacity))
+    test = tuple(sorted(case.id for case in cases if case.subject in held_out))
+    source = f"{n_folds} folds by subject, seed {seed}"
+    source += ", test cases as the data set holds them out" if held_out else ""
+    splits = {}
+    for number in range(n_folds):
+        parts: dict[str, list[str]] = {"train": [], "val": []}
+        for subject, fold in fold_of.items():
+            parts["val" if fold == str(number) else "train"] += [case.id for case in subjects[subject]]
+        train, val = (tuple(sorted(ids)) for ids in parts.values())
+        splits[number] = Split(train, val, test, source=f"fold {number} of {source}")
+    return Folds(splits, source)
+
+
+def _subjects(cases: Sequence[Case]) -> tuple[set[str], dict[str, list[Case]]]:
+    """The subjects that are held out, and the cases of the others."""
+    held_out = {case.subject for case in cases if case.held_out}
+    subjects: dict[str, list[Case]] = {}
+    for case in sorted(cases, key=lambda case: case.id):
+        if case.subject not in held_out:
+            subjects.setdefault(case.subject, []).append(case)
+    return held_out, subjects
+
+
+def _shuffled(subjects: Mapping[str, Sequence[Case]], seed: int) -> list[str]:
+    order = sorted(subjects)
+    random.Random(seed).shuffle(order)
+    return sorted(order, key=lambda subject: -len(subjects[subject]))  # the large first, the small fill what is left
 
 
 def _capacities(
@@ -76,13 +133,18 @@ def _deal(
     subjects: Mapping[str, Sequence[Case]],
     classes_of: Mapping[str, Collection[int]],
     capacity: dict[str, int],
+    share_of_class: Callable[[int, Mapping[str, float]], dict[str, float]],
 ) -> dict[str, str]:
-    """Deal the subjects out, those of the rarest class first; `capacity` counts down."""
+    """Deal the subjects out to the splits or folds that `capacity` names, those of the rarest class first.
+
+    capacity: cases that each takes; counts down.
+    share_of_class: how many of the subjects that hold a class each should get, see `_share_of_class`.
+    """
     classes = {s: frozenset(int(c) for case in subjects[s] for c in classes_of.get(case.id, ())) for s in order}
     undealt = Counter(c for held in classes.values() for c in held)
-    shares = {name: capacity[name] / sum(capacity.values()) for name in SPLITS}
-    lacking: dict[int | None, dict[str, float]] = {c: _share_of_class(undealt[c], shares) for c in undealt}
-    lacking[None] = dict.fromkeys(SPLITS, 0.0)
+    shares = {name: capacity[name] / sum(capacity.values()) for name in capacity}
+    lacking: dict[int | None, dict[str, float]] = {c: share_of_class(undealt[c], shares) for c in undealt}
+    lacking[None] = dict.fromkeys(capacity, 0.0)
     split_of: dict[str, str] = {}
     while len(split_of) < len(order):
         rarest = min((c for c in undealt if undealt[c]), key=lambda c: (undealt[c], c), default=None)
@@ -103,7 +165,7 @@ def _neediest(capacity: Mapping[str, int], lacking: Mapping[str, float], n_cases
         fits = capacity[name] >= n_cases
         return fits, lacking[name] * fits, capacity[name]
 
-    return max(SPLITS, key=need)
+    return max(capacity, key=need)
 
 
 def _share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, float]:
@@ -115,9 +177,18 @@ def _share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, f
     return {"train": n_subjects - val - test, "val": val, "test": test}
 
 
-def _fill_empty_splits(split_of: dict[str, str], order: Sequence[str], needed: Sequence[str]) -> None:
+def _equal_share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, float]:
+    """Return how many of the subjects that hold a class each fold should get: alike, so that the room left in a fold
+    decides who gets one more, and not the same folds for every class.
+    """
+    return dict.fromkeys(shares, n_subjects / len(shares))
+
+
+def _fill_empty_splits(
+    split_of: dict[str, str], order: Sequence[str], names: Sequence[str], needed: Sequence[str]
+) -> None:
     """Move the smallest subject of the fullest split where one that is needed went empty (few, large subjects)."""
     for name in needed:
         if name not in split_of.values():
-            fullest = max(SPLITS, key=list(split_of.values()).count)
+            fullest = max(names, key=list(split_of.values()).count)
             split_of[next(subject for subject in reversed(order) if split_of[subject] == fullest)] = name

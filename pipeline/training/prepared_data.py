@@ -17,7 +17,7 @@ from pipeline.checks.screening import Screened, screen
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
-from pipeline.datasets.dataset import Case, Dataset, Split
+from pipeline.datasets.dataset import Case, Dataset, Folds, Split
 from pipeline.planning.scan_range import ScanRange, scan_range
 from pipeline.training.patch_schedule import PatchSchedule
 from transforms.chains import Chain, augmentation_chain, preprocessing_chain
@@ -88,6 +88,8 @@ class PreparedData:
     """The data set with the split that is used, without skipped cases."""
     split: Split
     """Case ids of train, val and test."""
+    folds: Folds | None
+    """The folds that `split` is one of; None where there is one split."""
     preprocessing: Preprocessing
     """How cases are prepared."""
     intensity: IntensityChoice
@@ -197,6 +199,7 @@ def prepare_data(
     return PreparedData(
         dataset=dataset,
         split=screened.split,
+        folds=screened.folds,
         preprocessing=preprocessing,
         intensity=screened.intensity,
         skipped=screened.skipped,

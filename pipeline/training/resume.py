@@ -176,13 +176,16 @@ def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any
     before = folder.read_config()
     for group, key, what in (
         ("data", "split", "the division into train, val and test"),
+        ("data", "cross_validation", "the division into folds"),
         ("data", "channel_names", "the channels"),
         ("data", "intensity_found", "how intensities are scaled"),
         ("model", "class_names", "the classes"),
         ("model", "network_settings", "the network"),
     ):
         old = before[group].get(key)
-        now = record[group][key]
+        now = record[group].get(key)
+        if key == "cross_validation" and key not in before[group]:
+            continue  # earlier versions used a data set's own folds and recorded the split alone
         if old != null_for_undefined(now):
             raise ConfigError(
                 f"{group}.{key}: {what} of {folder.path} changed since it was started ({_difference(old, now)}); "

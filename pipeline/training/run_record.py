@@ -16,7 +16,7 @@ from pipeline.checks.modality import IntensityChoice
 from pipeline.compute.devices import Devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
-from pipeline.datasets.dataset import Dataset, Split
+from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.files.json_files import now
 from pipeline.training.prepared_data import PreparedData, Preprocessing
 
@@ -31,6 +31,8 @@ class RunRecord:
     """The data set, without skipped cases."""
     split: Split
     """Case ids of train, val and test."""
+    folds: Folds | None
+    """The folds that `split` is one of; None where there is one split."""
     intensity: IntensityChoice
     """How intensities are scaled, and why."""
     preprocessing: Preprocessing
@@ -58,6 +60,8 @@ class RunRecord:
         document = as_mapping(config)
         document["experiment"]["start_time"] = start_time or now()
         document["data"] |= self._data_facts()
+        if self.folds is not None:
+            document["data"]["cross_validation"] = folds_document(self.folds, config.data.fold)
         if "ct" in self.intensity.by_channel:
             document["data"]["window"] = list(self.preprocessing.window)  # numbers where the settings say "auto"
             mean_std = self.preprocessing.mean_std
@@ -104,6 +108,11 @@ class RunRecord:
         return facts
 
 
+def folds_document(folds: Folds, fold: int) -> dict[str, Any]:
+    """What training_config.json says of the folds of a cross-validation, of which this run trains one."""
+    return {"source": folds.source, "numbers": list(folds.splits), "fold": fold, "hash": folds.hash}
+
+
 def run_record(
     prepared: PreparedData, network: torch.nn.Module, devices: Devices, class_weights: np.ndarray | None
 ) -> RunRecord:
@@ -111,6 +120,7 @@ def run_record(
     return RunRecord(
         dataset=prepared.dataset,
         split=prepared.split,
+        folds=prepared.folds,
         intensity=prepared.intensity,
         preprocessing=prepared.preprocessing,
         skipped=prepared.skipped,

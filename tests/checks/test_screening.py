@@ -168,6 +168,25 @@ def test_what_no_case_can_be_blamed_for_is_refused_all_the_same(folder: Folder) 
         screen(wrong)
 
 
+def test_folds_divide_all_cases_but_those_that_test_and_leave_out_bad_ones(folder: Folder) -> None:
+    folder["a"]["split"] = "test"
+    every = screen(settings(folder, folds=3, fold=1))
+    assert every.folds is not None
+    assert every.split == every.folds.splits[1]
+    assert sorted(split.val for split in every.folds.splits.values()) == [("b",), ("c",), ("d",)]
+    assert {split.test for split in every.folds.splits.values()} == {("a",)}
+    folder.image("d").write_bytes(b"no volume")
+    good = screen(settings(folder, folds=2, skip_bad_cases=True))
+    assert good.folds is not None
+    assert sorted(split.val for split in good.folds.splits.values()) == [("b",), ("c",)]
+    own = folder.root / "folds.json"
+    own.write_text(json.dumps([{"train": ["b"], "val": ["c", "d"]}, {"train": ["c", "d"], "val": ["b"]}]))
+    named = screen(settings(folder, fold=1, split_file=str(own), skip_bad_cases=True))
+    assert named.folds is not None
+    assert [split.val for split in named.folds.splits.values()] == [("c",), ("b",)]
+    assert named.split == named.folds.splits[1]
+
+
 def test_a_training_is_divided_as_the_check_says(tmp_path: Path) -> None:
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()

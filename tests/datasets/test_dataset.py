@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.datasets.dataset import Split, label_files, label_path
+from pipeline.datasets.dataset import Folds, Split, label_files, label_path
 
 
 def test_the_hash_of_a_split_is_the_same_on_every_machine():
@@ -19,6 +19,17 @@ def test_a_split_tells_where_a_case_is():
     split = Split(("a", "b"), ("c",), (), "anywhere")
     assert dict(split.items()) == {"train": ("a", "b"), "val": ("c",), "test": ()}
     assert [split.of(case) for case in "abcd"] == ["train", "train", "val", None]
+
+
+def test_folds_are_known_by_their_cases_and_numbers():
+    first, second = Split(("a",), ("b",), (), "x"), Split(("b",), ("a",), (), "y")
+    folds = Folds({0: first, 1: second}, "by hand")
+    assert folds.hash == Folds({0: first, 1: second}, "elsewhere").hash
+    assert folds.hash != Folds({0: second, 1: first}, "by hand").hash
+    assert folds.hash != Folds({1: first, 2: second}, "by hand").hash
+    assert folds.twice_validated() is None
+    assert Folds({0: first, 4: first}, "").twice_validated() == ("b", 0, 4)
+    assert [split.val for split in folds.without(["a"]).splits.values()] == [("b",), ()]
 
 
 def test_a_label_is_a_file_or_the_folder_of_its_masks():

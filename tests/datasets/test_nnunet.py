@@ -37,7 +37,7 @@ def test_folds_choose_the_validation_cases(tmp_path):
     assert list_cases(tmp_path).split.val == ("c",)
     second = list_cases(tmp_path, fold=1).split
     assert (second.train, second.val, second.test) == (("b", "c"), ("a",), ())
-    refused(tmp_path, "fold 2", "found 2 folds", fold=2)
+    refused(tmp_path, "fold 2", "found 2 folds, 0, 1; choose one of these", fold=2)
     write_json(tmp_path / "splits_final.json", [{"train": ["a", "c"], "val": ["c"]}])
     refused(tmp_path, "case c is in train and in val")
     write_json(tmp_path / "splits_final.json", [{"train": ["a", "zz"], "val": ["c"]}])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.datasets.dataset import Case
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.splits import split_by_subject
+from pipeline.datasets.splits import fold_by_subject, split_by_subject
 
 
 def cases_of(subjects) -> list[Case]:
@@ -109,3 +109,55 @@ def test_common_classes_keep_their_share_in_every_split():
     dealt = [distance(split_by_subject(cases, seed=seed, classes_of=classes_of)) for seed in range(5)]
     assert max(dealt) < 0.75 * drawn
     assert np.mean(dealt) < 0.6 * drawn
+
+
+@settings(deadline=None, max_examples=60, database=None)
+@given(
+    subjects=st.lists(st.integers(0, 12), min_size=1, max_size=60),
+    n_folds=st.integers(2, 6),
+    seed=st.integers(0, 5),
+    held=st.sets(st.integers(0, 12), max_size=1),
+)
+def test_every_case_validates_in_one_fold_and_no_subject_is_on_both_sides(subjects, n_folds, seed, held):
+    cases = [Case(c.id, c.subject, c.image, c.label, int(c.subject) in held) for c in cases_of(subjects)]
+    pool = [case.id for case in cases if not case.held_out]
+    n_subjects = len({case.subject for case in cases if not case.held_out})
+    if n_subjects < n_folds:
+        with pytest.raises(DatasetError, match=f"{n_folds} subjects for {n_folds} folds .* found {n_subjects};"):
+            fold_by_subject(cases, n_folds, seed=seed)
+        return
+    folds = fold_by_subject(cases, n_folds, seed=seed)
+    assert list(folds.splits) == list(range(n_folds))
+    assert Counter(case for split in folds.splits.values() for case in split.val) == Counter(pool)
+    subject_of = {case.id: case.subject for case in cases}
+    for split in folds.splits.values():
+        assert split.val
+        assert sorted(split.train + split.val) == sorted(pool)
+        assert {c.id for c in cases if c.held_out} == set(split.test)
+        assert not {subject_of[case] for case in split.train} & {subject_of[case] for case in split.val}
+    assert fold_by_subject(cases[::-1], n_folds, seed=seed).hash == folds.hash
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_fold_gets_its_share_of_every_class(seed):
+    """Where each case holds one class, n of them, the closed form: n / 5 of each in a fold, rounded up or down."""
+    counts = {1: 50, 2: 23, 3: 7, 4: 3}
+    held = [c for c, n in counts.items() for _ in range(n)]
+    cases = cases_of(range(len(held)))
+    classes_of = {case.id: {0, c} for case, c in zip(cases, held, strict=True)}
+    folds = fold_by_subject(cases, 5, seed=seed, classes_of=classes_of)
+    sizes = [len(split.val) for split in folds.splits.values()]
+    assert max(sizes) - min(sizes) <= 1
+    for c, n in counts.items():
+        in_fold = [sum(c in classes_of[case] for case in split.val) for split in folds.splits.values()]
+        assert set(in_fold) <= {n // 5, -(-n // 5)}, (c, in_fold)
+
+
+def test_the_seed_decides_the_folds():
+    cases = cases_of(range(30))
+    one, other = (fold_by_subject(cases, 5, seed=seed) for seed in (7, 8))
+    assert one.hash != other.hash
+    assert one.source == "5 folds by subject, seed 7"
+    assert one.splits[3].source == "fold 3 of 5 folds by subject, seed 7"
+    with pytest.raises(ValueError, match="two or more"):
+        fold_by_subject(cases, 1, seed=0)

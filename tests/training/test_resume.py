@@ -19,9 +19,10 @@ from networks.deep_supervision import CoarseHeads
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train as run_training
 from pipeline.training.checkpoint import write_tensors
-from pipeline.training.resume import read_resume, restore, resume_state
+from pipeline.training.resume import read_resume, refuse_changed_data, restore, resume_state
 from tests.support import tiny_module
 from tests.support.tiny_module import loader, module
 from tests.support.tiny_training import (
@@ -214,6 +215,23 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_
     assert kept["window"] == [-1000.0, 1000.0]
     assert kept["mean_std"] == "none"
     assert kept["intensity_found"] == record["data"]["intensity_found"]
+
+
+def test_other_folds_are_refused_also_where_this_fold_is_the_same(tmp_path):
+    folder = RunFolder(tmp_path, "run")
+    folder.path.mkdir()
+    data = {"split": {"train": ["a"]}, "channel_names": ["CT"], "intensity_found": {}}
+    document = {key: {} for key in ("experiment", "training", "loss", "system")}
+    document |= {"data": data, "model": {"class_names": ["background"], "network_settings": {}}}
+    folds = {"source": "5 folds by subject, seed 42", "numbers": [0, 1, 2, 3, 4], "fold": 1, "hash": "12"}
+    begun = document | {"data": data | {"cross_validation": folds}}
+    folder.write_config(begun)
+    refuse_changed_data(folder, begun)
+    others = begun | {"data": data | {"cross_validation": folds | {"hash": "34"}}}
+    with pytest.raises(ConfigError, match=r"data.cross_validation: the division into folds .*hash: was '12', is '34'"):
+        refuse_changed_data(folder, others)
+    folder.write_config(document)  # of an earlier version, which recorded the split alone
+    refuse_changed_data(folder, begun)
 
 
 @pytest.mark.parametrize(("damage", "found"), [("gone", "no file"), ("cut", "a damaged file"), ("older", "epoch 9")])

@@ -13,7 +13,7 @@ from pipeline.compute.devices import choose_devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, DataConfig, LossConfig
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import Dataset, Split
+from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.training.prepared_data import Preprocessing
 from pipeline.training.run_record import RunRecord, weight_stats
 
@@ -32,6 +32,7 @@ def record(**changes):
     facts = {
         "dataset": dataset,
         "split": Split(train=("a", "b"), val=("c",), test=(), source="80/10/10"),
+        "folds": None,
         "intensity": IntensityChoice(("ct", "zscore"), "data.intensity says so"),
         "preprocessing": Preprocessing((16, 16, 16), ("ct", "zscore"), (-20.0, 150.0), (0.5, 99.5), False, (0, 1, 2)),
         "skipped": {"d": "unreadable"},
@@ -66,6 +67,17 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
     assert document["loss"]["classes_that_never_occur"] == ["liver"]
     assert document["system"]["threads"] == torch.get_num_threads()
     assert "skipped_cases" not in document["data"]
+
+
+def test_the_document_says_which_fold_of_which_division_a_run_trains():
+    assert "cross_validation" not in record().document(CONFIG)["data"]
+    splits = {0: Split(("c",), ("a", "b"), (), "x"), 1: Split(("a", "b"), ("c",), (), "y")}
+    folds = Folds(splits, "2 folds by subject, seed 42")
+    config = Config(data=DataConfig(dataset_root="scans", folds=2, fold=1))
+    document = record(folds=folds, split=splits[1]).document(config)
+    assert document["data"]["cross_validation"] == {
+        "source": "2 folds by subject, seed 42", "numbers": [0, 1], "fold": 1, "hash": folds.hash,
+    }  # fmt: skip
 
 
 def test_statistics_of_the_weights_leave_out_classes_that_never_occur():
