@@ -9,6 +9,7 @@ of 4096. Nothing in it is ever executed.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +26,7 @@ import torch
 from monai.data import MetaTensor
 
 from pipeline.files.atomic import replace_durably
+from pipeline.files.regular import open_regular
 from transforms.io.grid import voxel_edges_mm
 from transforms.patches import places_of
 from transforms.slabs import segmentation_dtype
@@ -178,7 +181,7 @@ def write_entry(path: Path, entry: Entry, payload: np.ndarray) -> None:
 
 def read_header(path: Path) -> Entry:
     """Read an entry's header and hold the file's size against it. Raises DamagedEntryError, FileNotFoundError."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return _read_header(file, path)[0]
 
 
@@ -195,7 +198,7 @@ class StoredEntry:
     """
 
     def __init__(self, path: Path, *, verify: bool = True) -> None:
-        with path.open("rb") as file:
+        with _opened(path) as file:
             self.entry, offset = _read_header(file, path)
             self.payload = np.memmap(file, np.uint8, mode="r", offset=offset, shape=(self.entry.payload_bytes,)).view(
                 np.ndarray
@@ -259,6 +262,15 @@ def read_entry(path: Path) -> tuple[Entry, MetaTensor, MetaTensor | None]:
     image = _with_geometry(whole, entry)
     image.meta.update(entry.notes)
     return entry, image, label
+
+
+def _opened(path: Path) -> BufferedReader:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise DamagedEntryError(f"cache entry {path}: {error.strerror}") from error
+        raise
 
 
 def _read_header(file: BinaryIO, path: Path) -> tuple[Entry, int]:

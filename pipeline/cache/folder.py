@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.cache.entry import CacheError, DamagedEntryError, read_header
+from pipeline.cache.entry import CacheError, CannotWriteError, DamagedEntryError, read_header
 from pipeline.cache.locks import locked
+from pipeline.files.atomic import write_error
+from pipeline.files.regular import read_regular
 
 SUFFIX = ".bodycase"
 TAG = "CACHEDIR.TAG"
@@ -75,7 +77,10 @@ class Pruned:
 
 
 def open_folder(folder: Path) -> None:
-    """Make the folder and its tag where they are missing. Raises CacheError if it cannot or the tag is another's."""
+    """Make the folder and its tag where they are missing.
+
+    Raises CannotWriteError if it cannot, CacheError if the tag is another's.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / TAG).exists():
@@ -83,7 +88,7 @@ def open_folder(folder: Path) -> None:
             fresh.write_text(TAG_TEXT)
             fresh.replace(folder / TAG)
     except OSError as error:
-        raise CacheError(f"cache folder {folder}: {error.strerror}; name a folder you may write") from error
+        raise CannotWriteError(f"cache folder {write_error(folder, error)}") from error
     if not _is_ours(folder):
         raise CacheError(f"cache folder {folder} is another program's cache (see its {TAG}); name another folder")
 
@@ -159,7 +164,7 @@ def _known(folder: str | os.PathLike[str]) -> Path:
 
 def _is_ours(folder: Path) -> bool:
     try:
-        return (folder / TAG).read_text(errors="replace") == TAG_TEXT
+        return read_regular(folder / TAG, 2 * len(TAG_TEXT)) == TAG_TEXT.encode()
     except OSError:
         return False
 

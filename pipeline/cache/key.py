@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.cache.entry import VERSION, CacheError
 from pipeline.cache.folder import SOURCES
+from pipeline.files.regular import append_to_regular, open_regular
 from transforms.io.detached import files_behind
 
 SETTLED_NS = 2_000_000_000
@@ -49,7 +50,7 @@ class SourceIndex:
         stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if stamp in self._known:
             return self._known[stamp]
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
             self._remember(stamp, content)
@@ -59,8 +60,8 @@ class SourceIndex:
         self._known[stamp] = content
         line = json.dumps([*stamp, content]) + "\n"
         # a cache that may only be read still serves; its sources are then hashed at every start
-        with contextlib.suppress(OSError), self._path.open("a") as file:
-            file.write(line)
+        with contextlib.suppress(OSError), append_to_regular(self._path) as file:
+            file.write(line.encode())
 
 
 @functools.cache
@@ -117,9 +118,7 @@ def _only_documents(statement: ast.stmt) -> bool:
 
 def _index_lines(path: Path) -> Iterator[tuple[tuple[str, int, int, int, int], str]]:
     """Every line that makes sense; of a line that a kill or two writers tore, the file is hashed again."""
-    if not path.is_file():
-        return
-    with path.open(errors="replace") as file:
+    with contextlib.suppress(OSError), open_regular(path) as file:
         for line in file:
             with contextlib.suppress(Exception):  # whatever a damaged line holds, its file is hashed again
                 name, size, mtime, ctime, inode, content = json.loads(line)

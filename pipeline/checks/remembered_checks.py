@@ -25,6 +25,7 @@ from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset
+from pipeline.files.regular import append_to_regular, open_regular
 
 _LARGEST_FILE = 1 << 30  # bytes: some 60,000 cases of 71 classes; beyond, the file is begun again
 
@@ -137,8 +138,8 @@ def _append(path: Path, key: str, case: CheckedCase) -> None:
     with contextlib.suppress(OSError):  # read-only, or a full disk, which is reported when cases are prepared
         if path.exists() and path.stat().st_size > _LARGEST_FILE:
             path.unlink()
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with append_to_regular(path) as file:
+            file.write(line.encode())
 
 
 def _plain(value: Any) -> Any:
@@ -148,9 +149,10 @@ def _plain(value: Any) -> Any:
 def _read(path: Path, wanted: Collection[str]) -> dict[str, CheckedCase]:
     """What was found under these keys; the case of a line that is torn or damaged is opened again."""
     known: dict[str, CheckedCase] = {}
-    with contextlib.suppress(OSError), path.open(encoding="utf-8", errors="replace") as file:
+    with contextlib.suppress(OSError), open_regular(path) as file:
         for line in file:
-            key, _, text = line.partition(" ")
+            name, _, text = line.partition(b" ")
+            key = name.decode(errors="replace")
             if key in wanted:
                 with contextlib.suppress(Exception):  # whatever a damaged line makes of numbers and names
                     known[key] = _checked_case(json.loads(text))

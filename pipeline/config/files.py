@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
@@ -55,7 +56,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         ConfigError: the file is missing or damaged, gives a key twice, or is not a mapping of the five groups.
     """
     try:
-        with path.open(encoding="utf-8") as file:  # no stat: a shell's <(…) is a pipe
+        with open(path, encoding="utf-8", opener=_opened) as file:
             text = file.read(LARGEST_CONFIG + 1)
         require(len(text) <= LARGEST_CONFIG, f"--config {path}: expected settings, found over {LARGEST_CONFIG} bytes")
         if path.suffix == ".json":
@@ -79,6 +80,13 @@ def load_mapping(path: Path) -> dict[str, Any]:
         if group in document:
             settings[group] = _settings_of_group(path, group, cls, document[group])
     return settings
+
+
+def _opened(name: str, flags: int) -> int:
+    """Open a pipe, too, as a shell's <(…) is one, but do not wait for somebody to open its other end."""
+    descriptor = os.open(name, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
 
 
 def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.files.json_files import now
+from pipeline.files.regular import read_regular
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def is_locked(path: Path) -> bool:
 def lock_holder(path: Path) -> str:
     """Say who holds a lock, "process 4711 on host (since …)"; "another process" where the file does not say."""
     with contextlib.suppress(OSError):
-        text = path.read_text(errors="replace")[:200].strip()
+        text = read_regular(path).decode(errors="replace")[:200].strip()
         return text if text.isprintable() and text else "another process"
     return "another process"
 

@@ -1,10 +1,31 @@
-"""Read a whole file of bounded size, and nothing that would never end, as a pipe or a device does."""
+"""Open and read regular files, and nothing that would never end, as a pipe or a device does."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+from io import BufferedReader, BufferedWriter
 from pathlib import Path
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read it. Raises OSError: it cannot be opened, or is a folder, pipe or device."""
+    return os.fdopen(_regular(path, os.O_RDONLY), "rb")
+
+
+def append_to_regular(path: Path) -> BufferedWriter:
+    """Open a file, or make it, to write to its end. Raises OSError as `open_regular` does."""
+    return os.fdopen(_regular(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab")
+
+
+def _regular(path: Path, flags: int) -> int:
+    # opening a pipe must not wait for its other end
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
 
 
 def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
@@ -13,13 +34,9 @@ def read_regular(path: Path, most_bytes: int | None = None) -> bytes:
     Raises:
         OSError: it cannot be read, is a folder, pipe or device, or holds more than `most_bytes` (None: no limit).
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # opening a pipe must not wait for a writer
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError("not a regular file")
+    with open_regular(path) as file:
         # Python sets aside as many bytes as are asked for, however few the file has.
-        content = file.read(-1 if most_bytes is None else min(status.st_size, most_bytes) + 1)
+        content = file.read(-1 if most_bytes is None else min(os.fstat(file.fileno()).st_size, most_bytes) + 1)
     if most_bytes is not None and len(content) > most_bytes:
         raise OSError(f"over {most_bytes >> 20} MB")
     return content

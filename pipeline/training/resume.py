@@ -20,6 +20,7 @@ from pipeline.console.text import one_line, some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.files.lock import is_locked
+from pipeline.files.regular import open_regular
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.lightning_module import SegmentationModule
@@ -279,7 +280,8 @@ def read_resume(path: Path) -> ResumeState:
     """
     start_again = "start again with --overwrite"
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with open_regular(path) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a damaged file
         reason = one_line(error, 160)
         raise FileError(f"{path}: cannot be resumed from ({reason}); {start_again}") from error
@@ -314,7 +316,8 @@ def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
     if state.log.best_val_miou is None and not folder.best_checkpoint.exists():
         return  # earlier versions kept no weights then; the recorder writes those of the state
     try:
-        checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        with open_regular(folder.best_checkpoint):  # refuses what torch.load would read for ever
+            checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)
         found = f"epoch {checkpoint['epoch']}"
     except FileNotFoundError:
         found = "no file"

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written, write_error
 from pipeline.files.json_files import read_json
 from pipeline.files.lock import take_lock
+from pipeline.files.regular import read_regular
 from pipeline.writers.colour_table import colour_table, write_colour_table
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
 from pipeline.writers.preview import PreviewImage, write_preview
@@ -33,6 +34,9 @@ SUFFIXES = {"nifti": ".nii.gz", "nrrd": ".seg.nrrd", "dicom": ".dcm"}
 """Format of a label map -> how its file's name ends."""
 
 FORMATS = tuple(SUFFIXES)
+
+_LARGEST_TABLE = 64 << 20
+"""Bytes of a colour table; a line a class takes far less."""
 
 
 class OutputFile(NamedTuple):
@@ -246,7 +250,7 @@ def _locked(path: Path) -> Iterator[None]:
         while (lock := take_lock(path)) is None:
             time.sleep(0.05)
     except OSError as error:
-        raise write_error(path.parent, error, untouched=False) from error
+        raise write_error(path.parent, error) from error
     try:
         yield
     finally:
@@ -254,7 +258,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _table_text(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
+    try:
+        return read_regular(path, _LARGEST_TABLE).decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SegmentationError(
+            f"{path}: cannot be read ({error.strerror or error}); remove it or choose another --output"
+        ) from error
 
 
 def _classes(record: Path) -> list[tuple[Any, Any]] | None:

@@ -73,6 +73,23 @@ def test_prune_touches_nothing_that_is_not_recognisably_ours(make, tmp_path):
     assert target.read_text() == "precious"
 
 
+@pytest.mark.timeout(60)
+def test_pipes_in_the_place_of_its_files_are_passed_over(make, met):
+    make().build()
+    entry = entries(make())[0]
+    for path in (entry, entry.parent / "sources.jsonl", entry.parent / "inspections.jsonl"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    dataset = make()
+    dataset.build()
+    assert len(met()) == 6
+    assert entry.is_file()
+    (dataset.folder / "CACHEDIR.TAG").unlink()
+    os.mkfifo(dataset.folder / "CACHEDIR.TAG")
+    with pytest.raises(CacheError, match="another program's cache"):
+        make()
+
+
 def test_a_folder_without_our_tag_is_left_alone(tmp_path, make):
     name = f"{'a' * 16}-{'b' * 32}.bodycase"
     (tmp_path / name).write_text("mine")

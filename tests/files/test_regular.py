@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.files import load_mapping
+from pipeline.config.settings import ConfigError
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json as read_document
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
 from pipeline.files.regular import read_regular
+from pipeline.training.resume import read_resume
+from pipeline.writers.outputs import OutputOptions, check_table
+from pipeline.writers.segmentation import SegmentationError
 
 
 def test_a_file_is_read_whole_up_to_the_limit(tmp_path):
@@ -23,6 +28,10 @@ def test_a_file_is_read_whole_up_to_the_limit(tmp_path):
         read_regular(path, 4)
 
 
+@pytest.mark.fault(
+    "a pipe or an endless device in the place of a JSON or CSV file, a config, a resume state or a file of the cache",
+    "refused in one line, or made again; nothing hangs",
+)
 @pytest.mark.timeout(30)
 def test_what_has_no_end_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
@@ -37,6 +46,23 @@ def test_what_has_no_end_is_refused_at_once(tmp_path):
                 read(path)
     with pytest.raises(OSError, match=r"Is a directory|not a regular file"):
         read_regular(tmp_path, 100)
+    with pytest.raises(FileError, match=r"pipe: cannot be resumed from \(.*not a regular file"):
+        read_resume(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"pipe: expected the groups .*, found no mapping"):
+        load_mapping(tmp_path / "pipe")
+    (tmp_path / "out").mkdir()
+    os.mkfifo(tmp_path / "out" / "labels.ctbl")
+    with pytest.raises(SegmentationError, match=r"labels.ctbl: cannot be read \(not a regular file\)"):
+        check_table(OutputOptions(tmp_path / "out", ("background", "liver")), [])
+
+
+def test_a_config_may_come_out_of_a_pipe_that_somebody_writes_to():
+    """As `--config <(sed … base.yaml)` gives it."""
+    reader, writer = os.pipe()
+    os.write(writer, b"training: {lr: 0.5}")
+    os.close(writer)
+    assert load_mapping(Path(f"/dev/fd/{reader}")) == {"training": {"lr": 0.5}}
+    os.close(reader)
 
 
 def test_a_link_to_a_file_is_followed(tmp_path):
