@@ -210,7 +210,7 @@ def check_report_path(path: Path) -> None:
     try:
         is_folder = path.is_dir()
     except OSError as error:
-        raise write_error(path, error, untouched=False) from error
+        raise write_error(path, error) from error
     if is_folder:
         raise SegmentationError(f"--report {path}: expected a file, found a folder; name a file in it")
     check_writable(path.parent)

@@ -24,6 +24,7 @@ from pipeline.cache.entry import (
 from pipeline.cache.folder import SUFFIX, open_folder
 from pipeline.cache.key import SourceIndex, contents_of, identify_chain, sha256
 from pipeline.cache.locks import locked
+from pipeline.files.atomic import write_error
 from transforms.chains import root_cause
 from transforms.patches import PLACES_PER_CLASS
 
@@ -104,7 +105,7 @@ class CaseStore:
         path = self.path(index)
         try:
             return read(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             log.debug("case %s is not in the cache; preparing it", self.case(index))
         except DamagedEntryError as error:
             log.warning("case %s: %s; preparing it again", self.case(index), error)
@@ -119,6 +120,7 @@ class CaseStore:
             CacheError: the case's files changed while they were read; any error of the chain itself.
         """
         path = self.path(index)
+        open_folder(self.folder)  # somebody may have removed it since, in the middle of a training
         with locked(path.with_suffix(".lock"), wait=wait) as alone:
             if not alone:
                 return False
@@ -130,12 +132,11 @@ class CaseStore:
             # stored under it.
             if self._name(index) != path.stem:
                 raise CacheError(f"case {self.case(index)}: its files have changed since they were hashed; start again")
+            open_folder(self.folder)  # preparing a large case takes a minute
             try:
                 write_entry(path, entry, payload)
             except OSError as error:
-                raise CannotWriteError(
-                    f"cache entry {path}: {error.strerror}; free the disk or name another folder"
-                ) from error
+                raise CannotWriteError(f"cache entry {write_error(path, error)}") from error
             return True
 
     def _name(self, index: int) -> str:

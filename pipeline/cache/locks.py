@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.cache.entry import CannotWriteError
+from pipeline.files.atomic import write_error
 
 
 @contextlib.contextmanager
@@ -32,9 +33,7 @@ def _take(path: Path, wait: bool) -> int | None:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
-            raise CannotWriteError(
-                f"cache folder {path.parent}: {error.strerror}; name a folder you may write"
-            ) from error
+            raise CannotWriteError(f"cache folder {write_error(path.parent, error)}") from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             with contextlib.suppress(FileNotFoundError):

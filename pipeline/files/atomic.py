@@ -41,6 +41,7 @@ _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on that disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable or choose another one"),
     errno.ENOTDIR: "name another folder",
+    errno.ENOENT: "there is no such folder (any more)",
 }
 
 
@@ -59,7 +60,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         replace_durably(path, path.with_name(name), write)
     except BaseException as error:
         if refusal := disk_error(error):
-            raise write_error(path, refusal) from error
+            raise write_error(path, refusal, untouched=os.path.lexists(path)) from error
         raise
 
 
@@ -152,7 +153,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise write_error(folder, error, untouched=False) from error
+        raise write_error(folder, error) from error
 
 
 def check_writable(folder: Path) -> None:
@@ -168,7 +169,7 @@ def check_writable(folder: Path) -> None:
         if not os.access(nearest, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, f"{os.strerror(errno.EACCES)}: {nearest}")
     except OSError as error:
-        raise write_error(folder, error, untouched=False) from None
+        raise write_error(folder, error) from None
 
 
 def _sync_folder(folder: Path) -> None:
@@ -191,8 +192,8 @@ def disk_error(error: BaseException | None) -> OSError | None:
     return error if isinstance(error, OSError) else None
 
 
-def write_error(path: Path, error: OSError, *, untouched: bool = True) -> FileError:
-    """Word a disk's refusal: which file or folder, why, what to do, and that the old file is `untouched`."""
+def write_error(path: Path, error: OSError, *, untouched: bool = False) -> FileError:
+    """Word a disk's refusal: which file or folder, why, what to do, and whether an old file is there, `untouched`."""
     reason = error.strerror or error
     remedy = _REMEDIES.get(error.errno or 0, "check the folder")
     kept = "; the old file is untouched" if untouched else ""

@@ -35,7 +35,7 @@ class CaseClaims:
         try:
             lock = take_lock(path)
         except OSError as error:
-            raise write_error(path.parent, error, untouched=False) from error
+            raise write_error(path.parent, error) from error
         if lock is None:
             raise CaseTakenError(
                 f"{lock_holder(path)} segments this case into {self._outputs.folder} now; run the same command again "

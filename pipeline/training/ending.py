@@ -60,7 +60,7 @@ def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Memory
         return
     worded = in_one_sentence(error, settings, epoch=recorder.epochs_finished)
     reason = str(worded)
-    if not isinstance(worded, TrainingError | FileError | ProcessError):
+    if not getattr(worded, "is_input_error", False):
         reason = f"{type(worded).__name__}: {worded}"
     if not isinstance(error, ProcessError):
         report_failure(reason)

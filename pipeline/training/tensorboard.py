@@ -1,47 +1,60 @@
-"""TensorBoard curves of a training, with errors that name the file."""
+"""TensorBoard curves of a training, which never end it: what matters in them stands in training_log.json, too."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.files.atomic import FileError, write_error
+from pipeline.console.text import one_line
+
+log = logging.getLogger(__name__)
 
 
 class EventsLogger(TensorBoardLogger):
-    """Lightning's TensorBoard logger without hparams.yaml: training_config.json holds the settings."""
+    """Lightning's TensorBoard logger without hparams.yaml: training_config.json holds the settings.
+
+    Where its folder is gone, full or may not be written, one warning says so; the next epoch tries a new file.
+    """
+
+    _has_warned = False
 
     @property
-    def experiment(self) -> SummaryWriter:
-        """The writer; the first access opens its file."""
-        with self.disk_errors_named():
+    def experiment(self) -> SummaryWriter | None:
+        """The writer; the first access opens its file. None where that is refused."""
+        with self._lasting():
             return super().experiment
+        return None
 
     def save(self) -> None:
-        """Flush the events; write nothing else."""
-        with self.disk_errors_named():
-            self.experiment.flush()
+        """Write nothing: the curves of an epoch are flushed when it ends."""
 
     def finalize(self, status: str) -> None:
-        """Close the events; after a failure, a disk error here must not replace the failure's own message."""
-        with contextlib.suppress(*(() if status == "success" else (FileError,))), self.disk_errors_named():
+        """Close the events."""
+        with self._lasting():
             super().finalize(status)
 
     @contextmanager
-    def disk_errors_named(self) -> Iterator[None]:
-        """Turn OSError into FileError: TensorBoard writes in a thread, and any later call raises its errors."""
+    def _lasting(self) -> Iterator[None]:
+        """Let no error end the training: a disk's, in the thread in which TensorBoard writes, comes at a later call."""
         try:
             yield
-        except OSError as error:
-            name = error.filename
-            raise write_error(Path(name if isinstance(name, str) else self.log_dir), error) from error
+        except Exception as error:  # where TensorFlow is installed, its own errors, too
+            if not self._has_warned:
+                reason = one_line(getattr(error, "strerror", None) or f"{type(error).__name__}: {error}", 200)
+                log.warning("%s: cannot be written (%s); the training goes on without its curves", self.log_dir, reason)
+            self._has_warned = True
+            if self._experiment is not None:
+                with contextlib.suppress(Exception):
+                    # Its thread must not be left behind. The annotation is of the state after closing.
+                    self._experiment.file_writer.event_writer.close()  # type: ignore[attr-defined]
+            self._experiment = None
 
     def write_epoch(
         self,
@@ -60,12 +73,11 @@ class EventsLogger(TensorBoardLogger):
             iou_per_class: validation IoU by class name.
             seconds: time spent on each part of the epoch; written as shares and as their sum.
             picture: (height, width, 3) RGB, 0…255, of a validation slice.
-
-        Raises:
-            FileError: the disk refuses.
         """
         events = self.experiment
-        with self.disk_errors_named():
+        if events is None:
+            return
+        with self._lasting():
             scalars = {**values, **{f"val_IoU/{name}": iou for name, iou in iou_per_class.items()}}
             for name, value in scalars.items():
                 if math.isfinite(value):

@@ -111,7 +111,7 @@ def test_a_full_disk_ends_the_build_without_blaming_a_case(make, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CacheError, match="No space left on device; free the disk") as caught:
+    with pytest.raises(CacheError, match=r"No space left on device\); free space on that disk") as caught:
         dataset.build()
     assert not isinstance(caught.value, CacheBuildError)
     assert [path.name for path in dataset.folder.iterdir()] == ["CACHEDIR.TAG"]

@@ -12,8 +12,8 @@ import torch
 
 from pipeline.cache import key as cache_key
 from pipeline.cache.build import CacheBuildError
-from pipeline.cache.entry import CacheError
-from pipeline.cache.folder import prune
+from pipeline.cache.entry import CacheError, CannotWriteError
+from pipeline.cache.folder import cache_info, prune
 from tests.support.cached_cases import N_CLASSES, entries, make_chain, read
 
 
@@ -51,6 +51,20 @@ def test_a_touched_or_moved_file_of_the_same_content_is_not(make, met, items, tm
     items[1]["image"] = tmp_path / "moved.nii.gz"
     make(items).build()
     assert len(met()) == len(items)
+
+
+def test_a_folder_that_was_removed_is_made_again(make, met, items):
+    dataset = make()
+    dataset.build()
+    before = dataset[0]["image"].as_tensor()
+    shutil.rmtree(dataset.folder)
+    assert torch.equal(dataset[0]["image"].as_tensor(), before)
+    assert met().count("body_00") == 2
+    assert cache_info(dataset.folder).n_entries == 1
+    shutil.rmtree(dataset.folder)
+    dataset.folder.write_text("a file in its place")
+    with pytest.raises(CannotWriteError, match=r"cache folder .*: cannot be written \((File exists|Not a directory)\)"):
+        dataset[0]
 
 
 class Edit:

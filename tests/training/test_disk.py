@@ -1,4 +1,4 @@
-"""Trainings whose disk fills up, turns read-only, or refuses a file."""
+"""Trainings whose disk fills up, turns read-only, or refuses a file, or whose folders are removed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import subprocess
 
@@ -13,7 +14,18 @@ import pytest
 import torch
 
 from tests.support.small_disk import small_disk
-from tests.support.tiny_training import after_epochs, complaint, ended, n_epochs, start, summary, tiny_training, train
+from tests.support.tiny_training import (
+    WHOLE,
+    after_epochs,
+    complaint,
+    differences,
+    ended,
+    n_epochs,
+    start,
+    summary,
+    tiny_training,
+    train,
+)
 
 FAILED = 'one line, exit 2, "failed" with the reason; old files whole'
 
@@ -120,3 +132,41 @@ def test_a_lost_permission_is_not_swallowed(work):
     assert "best_model.ckpt: cannot be written (Permission denied); make the folder writable" in said
     unharmed(run, best)
     assert (summary(run)["status"], f"bodyseg: {summary(run)['reason']}") == ("failed", said)
+
+
+def removed(work, name, folder, *, code, **settings):
+    """Remove a folder after the first epoch of a training; its run folder and what it said until its end."""
+    process, run, output = train(work, name, **settings)
+    after_epochs(1, process, run, output)
+    os.kill(process.pid, signal.SIGSTOP)
+    shutil.rmtree(folder(run))
+    os.kill(process.pid, signal.SIGCONT)
+    return run, ended(process, run, output, code=code)
+
+
+@pytest.mark.fault(
+    "TensorBoard's folder removed during a training", "one warning; the training goes on, and so do later curves"
+)
+def test_without_tensorboards_folder_a_training_goes_on(work):
+    run, said = removed(work, "untracked", lambda run: run / "version_0", code=0)
+    assert said.count("the training goes on without its curves") == said.count("WARNING") == 1
+    assert differences(work / "logs" / WHOLE, run) == []
+    assert len(list((run / "version_0").glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.fault(
+    "the cache folder removed during a training", "the cases are prepared again; the result is the same bit for bit"
+)
+def test_without_its_cache_folder_a_training_prepares_its_cases_again(work):
+    cache = work / "removed_cache"
+    run, said = removed(work, "uncached", lambda _: cache, code=0, **{"data.cache_dir": str(cache)})
+    assert "WARNING" not in said
+    assert differences(work / "logs" / WHOLE, run) == []
+    assert {path.suffix for path in cache.iterdir()} == {".TAG", ".bodycase"}
+
+
+@pytest.mark.fault("the run folder removed during a training", "one line that says so, exit 2")
+def test_a_removed_run_folder_is_said_to_be_gone(work):
+    run, said = removed(work, "gone", lambda run: run, code=2, max_epochs=500)
+    assert complaint(said).endswith("(No such file or directory); there is no such folder (any more)")
+    assert not run.exists()

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.files.atomic import FileError
 from pipeline.training.tensorboard import EventsLogger
 
 
@@ -46,7 +45,17 @@ def test_a_name_that_cannot_be_encoded_is_written_with_a_replacement(tmp_path):
     assert [event.value for event in events.Scalars("val_IoU/a?")] == [0.5]
 
 
-def test_a_refused_file_is_named(tmp_path):
+def test_a_refused_folder_is_warned_of_once_and_tried_again(tmp_path, caplog):
     (tmp_path / "run").write_text("a file where the folder should be")
-    with pytest.raises(FileError, match=r"run.*: cannot be written \((Not a directory|File exists)\)"):
-        write(tmp_path)
+    logger = EventsLogger(save_dir=tmp_path, name="run")
+    assert logger.experiment is None
+    epoch = {"iou_per_class": {}, "seconds": {}}
+    logger.write_epoch(0, values={"train_loss": 0.75}, **epoch)
+    (tmp_path / "run").unlink()
+    logger.write_epoch(1, values={"train_loss": 0.5}, **epoch)
+    logger.finalize("success")
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path / 'run' / 'version_0'}: cannot be written (")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(1, 0.5)]
