@@ -272,4 +272,6 @@ def test_a_network_with_two_channels_is_applied_to_the_two_files_of_a_new_patien
     predicted([run], [tmp_path / "in"], tmp_path / "b")
     np.testing.assert_array_equal(voxels(tmp_path / "a" / "pat.nii.gz"), voxels(tmp_path / "b" / "pat.nii.gz"))
     report = predicted([run], files[:1], tmp_path / "c")
-    assert "takes 2 channels (CT, PET), found 1; name the files" in report.cases[0].error
+    assert "expected an image of each channel (CT, PET), found pat_0000.nii.gz in" in report.cases[0].error
+    report = predicted([run], [scan(tmp_path / "other.nii.gz")], tmp_path / "d")
+    assert report.cases[0].error.startswith("run0 takes 2 channels (CT, PET), found 1; name the files CASE_0000")

@@ -8,7 +8,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -169,8 +169,8 @@ def list_volumes(
     steer a terminal become "_".
 
     Where the network has several channels, volumes of one folder are one case if their names are CASE_0000, CASE_0001,
-    … (nnU-Net) or end in the channels' names (CASE_CT, CASE_PET; or CT and PET in a folder of the case). With one
-    channel, CASE_0000 is case CASE.
+    … (nnU-Net), or begin or end in the channels' names (CASE_CT, CASE_PET; CT and PET in a folder of the case; CASE in
+    folders CT and PET). A case that lacks a channel is listed with its error. With one channel, CASE_0000 is case CASE.
 
     Args:
         paths: may themselves be links.
@@ -186,15 +186,16 @@ def list_volumes(
         for volume in _volumes_at(path, leave_out, follow_links=follow_links):
             found.setdefault(volume.path, volume)
     cases = [volume.alone() for volume in found.values() if volume.error]
-    by_folder: dict[tuple[Path, Path], list[Path]] = {}
+    by_folder: dict[tuple[Path, Path], dict[Path, str]] = {}
     for volume in found.values():
         if not volume.error:
-            by_folder.setdefault((volume.root, volume.path.parent), []).append(volume.path)
+            folder, name = volume.folder_and_name(channel_names)
+            by_folder.setdefault((volume.root, folder), {})[volume.path] = name
     for (root, folder), volumes in by_folder.items():
         above = folder.relative_to(root).parts
-        for name, images in join_channels(volumes, channel_names):
-            parts = (*above, name) if name else above or (folder.resolve().name,)
-            cases.append(InputCase(_plain("_".join(parts)), images))
+        for joined in join_channels(volumes, channel_names):
+            parts = (*above, joined.name) if joined.name else above or (folder.resolve().name,)
+            cases.append(InputCase(_plain("_".join(parts)), joined.images, joined.error))
     position = {path: number for number, path in enumerate(found)}
     cases.sort(key=lambda case: position[case.images[0]])
     if twice := [name for name, count in Counter(case.id for case in cases).items() if count > 1]:
@@ -204,43 +205,71 @@ def list_volumes(
     return tuple(cases)
 
 
-def join_channels(volumes: Sequence[Path], channel_names: Sequence[str]) -> list[tuple[str, tuple[Path, ...]]]:
+class JoinedChannels(NamedTuple):
+    """The images of a case."""
+
+    name: str
+    """The case's; "" where the files are named by channel alone, so that the folder's name is the case's."""
+    images: tuple[Path, ...]
+    """One a channel, in the network's order."""
+    error: str = ""
+    """What is missing."""
+
+
+def join_channels(volumes: Mapping[Path, str], channel_names: Sequence[str]) -> list[JoinedChannels]:
     """Put the volumes of one folder together that are the channels of one case.
 
-    Returns:
-        Name and images of each case; the name is "" where the files are named by channel alone, so that the folder's
-        name is the case's. A volume that belongs to no complete set of channels is a case of its own.
+    Args:
+        volumes: their names without suffix, by path.
+        channel_names: in the network's order.
 
-    >>> join_channels([Path("a_0000.nii"), Path("a_0001.nii"), Path("b.nii")], ["CT", "PET"])
-    [('a', (PosixPath('a_0000.nii'), PosixPath('a_0001.nii'))), ('b', (PosixPath('b.nii'),))]
-    >>> join_channels([Path("pat1/PET.nii.gz"), Path("pat1/CT.nii.gz")], ["CT", "PET"])
-    [('', (PosixPath('pat1/CT.nii.gz'), PosixPath('pat1/PET.nii.gz')))]
+    Returns:
+        The cases; a volume whose name does not say which channel it is is one by itself.
+
+    >>> files = {Path(name): name for name in ("a_0000", "a_0001", "b_pet", "ct_b", "c")}
+    >>> [(case.name, len(case.images)) for case in join_channels(files, ["CT", "PET"])]
+    [('a', 2), ('b', 2), ('c', 1)]
     """
     if len(channel_names) == 1:
-        return [(volume_stem(path).removesuffix("_0000"), (path,)) for path in volumes]
+        return [JoinedChannels(name.removesuffix("_0000"), (path,)) for path, name in volumes.items()]
     channels: dict[str, dict[int, Path]] = {}
-    for path in volumes:
-        case, number = _case_and_channel(volume_stem(path), channel_names)
-        channels.setdefault(case, {}).setdefault(number, path)
-    complete = {
-        case: tuple(images[number] for number in range(len(channel_names)))
-        for case, images in channels.items()
-        if images.keys() == set(range(len(channel_names)))
-    }
-    joined = {path for images in complete.values() for path in images}
-    return [*complete.items(), *((volume_stem(path), (path,)) for path in volumes if path not in joined)]
+    alone = []
+    for path, name in volumes.items():
+        case, number = _case_and_channel(name, channel_names)
+        if number is None or number in channels.get(case, {}):
+            alone.append(JoinedChannels(name, (path,)))
+        else:
+            channels.setdefault(case, {})[number] = path
+    return [*(_joined(case, images, channel_names) for case, images in channels.items()), *alone]
 
 
-def _case_and_channel(stem: str, channel_names: Sequence[str]) -> tuple[str, int]:
-    """Divide a name into case and channel number; -1 for a name that does not say which channel it is."""
-    numbered = re.fullmatch(r"(.+)_(\d{4})", stem)
+def _joined(case: str, images: Mapping[int, Path], channel_names: Sequence[str]) -> JoinedChannels:
+    in_order = tuple(images[number] for number in sorted(images))
+    if sorted(images) == list(range(len(channel_names))):
+        return JoinedChannels(case, in_order)
+    found = ", ".join(path.name for path in in_order)
+    error = (
+        f"expected an image of each channel ({', '.join(channel_names)}), found {found} in {in_order[0].parent}; add "
+        "what is missing, or predict with a run that was trained on such scans"
+    )
+    return JoinedChannels(case, in_order, error)
+
+
+def _case_and_channel(stem: str, channel_names: Sequence[str]) -> tuple[str, int | None]:
+    """Divide a name into case and channel number; None for a name that does not say which channel it is.
+
+    >>> _case_and_channel("pat0_PET", ["CT", "PET"]), _case_and_channel("0000", ["CT", "PET"])
+    (('pat0', 1), ('', 0))
+    """
+    numbered = re.fullmatch(r"(?:(.+)_)?(\d{4})", stem)
     if numbered:
-        return numbered[1], int(numbered[2])
-    for number, name in enumerate(channel_names):
-        named = re.fullmatch(rf"(?:(.*)[ _.-])?{re.escape(name)}", stem, re.IGNORECASE)
-        if named:
-            return named[1] or "", number
-    return stem, -1
+        return numbered[1] or "", int(numbered[2])
+    for form in (r"(?:(.*)[ _.-])?{}", r"{}[ _.-](.*)"):
+        for number, name in enumerate(channel_names):
+            named = re.fullmatch(form.format(re.escape(name)), stem, re.IGNORECASE)
+            if named:
+                return named[1] or "", number
+    return stem, None
 
 
 class _Volume(NamedTuple):
@@ -254,6 +283,14 @@ class _Volume(NamedTuple):
     def alone(self) -> InputCase:
         """The case that it is by itself."""
         return InputCase(_plain("_".join(self.path.relative_to(self.root).parts)), (self.path,), self.error)
+
+    def folder_and_name(self, channel_names: Sequence[str]) -> tuple[Path, str]:
+        """Where it lies and what it is called; a folder called as one of several channels is a part of the name."""
+        folder, name = self.path.parent, volume_stem(self.path)
+        is_channel = folder.name.lower() in [channel.lower() for channel in channel_names]
+        if len(channel_names) == 1 or not is_channel or folder == self.root:
+            return folder, name
+        return folder.parent, name if name.lower() == folder.name.lower() else f"{name}_{folder.name}"
 
 
 def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> list[_Volume]:

@@ -22,6 +22,7 @@ from networks.errors import NetworkError
 from networks.head import head_matrix
 from networks.sliding_window import STEP, SlidingWindow
 from pipeline.compute.devices import choose_precision
+from pipeline.console.text import some_of
 from pipeline.inference.model import Model
 from pipeline.inference.scan_check import ScanFacts, warnings_about
 from transforms.chains import inference_chain
@@ -93,7 +94,7 @@ def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> Prepa
     """
     for model in models:
         if len(images) != model.n_channels:
-            raise NetworkError(_other_channels(model, len(images), case))
+            raise NetworkError(f"case {case}: {_other_channels(model, len(images))}")
 
     def load(chain: Compose) -> MetaTensor:
         image: MetaTensor = chain({"image": list(images), "case": case}, end=1)[
@@ -121,10 +122,8 @@ def prepare_array(
     n_channels = len(array) if np.ndim(array) == 4 else 1
     for model in models:
         if n_channels != model.n_channels:
-            names = ", ".join(model.channel_names)
             raise NetworkError(
-                f"{model.name} takes {model.n_channels} channels ({names}), found {n_channels}; "
-                f"give an array of shape ({model.n_channels}, I, J, K)"
+                f"{_channels_taken(model)}, found {n_channels}; give an array of shape ({model.n_channels}, I, J, K)"
             )
 
     def load(chain: Compose) -> MetaTensor:
@@ -151,15 +150,20 @@ def _prepared(models: Sequence[Model], load: Callable[[Compose], MetaTensor], ca
     return PreparedScan(inputs, tuple(warnings))
 
 
-def _other_channels(model: Model, n_images: int, case: str) -> str:
-    expected = f"{model.name} takes {model.n_channels} channels ({', '.join(model.channel_names)})"
+def _channels_taken(model: Model) -> str:
+    channels = "1 channel" if model.n_channels == 1 else f"{model.n_channels} channels"
+    return f"{model.name} takes {channels} ({', '.join(model.channel_names)})"
+
+
+def _other_channels(model: Model, n_images: int) -> str:
     remedy = "predict with a run that was trained on such scans"
     if n_images < model.n_channels:
+        named = some_of([f"CASE_{name}" for name in model.channel_names], 4)
         remedy = (
-            f"name the files {case}_0000, {case}_0001, … in this order, or after the channels in a folder of the case, "
-            'or list them in a JSON file ([{"case": …, "image": [file, …]}])'
+            f"name the files CASE_0000, CASE_0001, … in this order, or after the channels ({named}, or without CASE_ "
+            'in a folder of the case), or list them in a JSON file ([{"case": …, "image": [file, …]}])'
         )
-    return f"case {case}: {expected}, found {n_images}; {remedy}"
+    return f"{_channels_taken(model)}, found {n_images}; {remedy}"
 
 
 def scan_features(

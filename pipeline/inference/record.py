@@ -212,7 +212,7 @@ def record_failed(case: InputCase, error: Exception) -> CaseRecord:
     """The record of a case that failed, with the reason in one line."""
     log.debug("case %s failed", case.id, exc_info=error)
     cause = root_cause(error)
-    message = one_line(cause)
+    message = one_line(cause).removeprefix(f"case {case.id}: ")  # the record says it
     if not isinstance(cause, ValueError | OSError):
         message = f"{type(cause).__name__}: {message}"
     return CaseRecord(case.id, "failed", tuple(str(path) for path in case.images), error=message)

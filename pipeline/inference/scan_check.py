@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,13 @@ FAR_SPACING = 2.0
 FAR_EXTENT = 1.5
 """The same for the field of view, which is stretched to the network's grid."""
 
+_SLICES_LOOKED_AT = 32
+"""Of a channel, to find out whether it is a label map."""
+
+_EQUAL_NEIGHBOURS = 0.5
+"""Share of the voxels above the lowest value whose neighbour is equal: in label maps three quarters and more (of small
+structures), in images that hold whole numbers a quarter at most."""
+
 
 class ScanFacts(NamedTuple):
     """What is known of a scan once it is loaded, before preprocessing."""
@@ -35,6 +42,8 @@ class ScanFacts(NamedTuple):
     """"CT" or "MR" as the file's header says it; "" where it does not."""
     ranges: tuple[tuple[float, float], ...]
     """Lowest and highest intensity of every channel."""
+    like_labels: tuple[bool, ...]
+    """Whether a channel looks like a label map: whole numbers from 0 on, in regions of one value each."""
 
     @classmethod
     def of(cls, image: MetaTensor) -> ScanFacts:
@@ -42,7 +51,8 @@ class ScanFacts(NamedTuple):
         ranges = tuple((float(low), float(high)) for low, high in map(torch.aminmax, image.as_tensor()))
         shape = tuple(int(n) for n in image.shape[1:])
         affine = np.asarray(image.affine, np.float64)
-        return cls(shape, affine, str(image.meta.get("modality") or ""), ranges)
+        like_labels = tuple(map(_is_like_labels, image.as_tensor()))
+        return cls(shape, affine, str(image.meta.get("modality") or ""), ranges, like_labels)
 
     @property
     def lowest(self) -> float:
@@ -74,23 +84,28 @@ def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
     else:
         warnings += _kind_warnings(scan, model)
     warnings += _range_warnings(scan, model)
+    warnings += _label_warnings(scan, model)
     if skew(scan.affine) > SHEAR_TOLERANCE:
         warnings.append("the scan's voxel axes are not perpendicular; ITK and 3D Slicer cannot open such results")
     if model.scans is None:
         return warnings
-    spacings = (scan.spacing_mm, model.scans.spacing_mm, FAR_SPACING)
-    extents = (scan.extent_mm, model.scans.extent_mm, FAR_EXTENT)
-    for what, (found, trained, factor) in (("voxels", spacings), ("a field of view", extents)):
-        for axis, name in enumerate(AXES_IN_WORDS):
-            smallest, largest = trained[0][axis], trained[1][axis]
-            if not smallest / factor <= found[axis] <= largest * factor:
-                usual = f"{smallest:.4g} to {largest:.4g}" if largest > smallest else f"{largest:.4g}"
-                warnings.append(f"the scan has {what} of {found[axis]:.4g} mm {name}, those of the training {usual} mm")
+    warnings += _size_warnings("voxels", scan.spacing_mm, model.scans.spacing_mm, FAR_SPACING)
+    warnings += _size_warnings("a field of view", scan.extent_mm, model.scans.extent_mm, FAR_EXTENT)
     slices = {_slice_axis(code) for code in model.scans.orientations}
     if slices and _slice_axis(scan.orientation) not in slices:
         usual = " or ".join(sorted(slices))
         warnings.append(f"the scan's slices lie {_slice_axis(scan.orientation)}, those of the training {usual}")
     return warnings
+
+
+def _size_warnings(what: str, found: PerAxis, trained: tuple[PerAxis, PerAxis], factor: float) -> list[str]:
+    """Name the axes along which a size is far from all of the training, in one line; none where it is not."""
+    sizes, usual = [], []
+    for size, smallest, largest, axis in zip(found, *trained, AXES_IN_WORDS, strict=True):
+        if not smallest / factor <= size <= largest * factor:
+            sizes.append(f"{size:.4g} mm {axis}")
+            usual.append(f"{smallest:.4g} to {largest:.4g}" if largest > smallest else f"{largest:.4g}")
+    return [f"the scan has {what} of {', '.join(sizes)}, those of the training {', '.join(usual)} mm"] if sizes else []
 
 
 def _slice_axis(orientation: str) -> str:
@@ -121,13 +136,41 @@ def _kind_warnings(scan: ScanFacts, model: Model) -> list[str]:
 
 def _range_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
     """Warn of masks and probabilities in other numbers than those of the training, as 0 and 1 for 0 and 255."""
-    ways = model.preprocessing.get("intensity", "")
-    by_channel = [ways] * len(scan.ranges) if isinstance(ways, str) else ways
-    for name, way, (lowest, highest) in zip(model.channel_names, by_channel, scan.ranges, strict=True):
+    for name, way, (lowest, highest) in zip(model.channel_names, _ways(scan, model), scan.ranges, strict=True):
         end = FIXED_RANGES[way][1] if way in FIXED_RANGES else 0
         if end and (lowest < 0 or highest > end or 0 < highest <= 1 < end):
             values = f"values from {lowest:g} to {highest:g}"
             yield f"channel {name} of the scan has {values}, that of the training from 0 to {end:g}"
+
+
+def _label_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
+    """Warn of label maps in the place of scans; channels that were masks in the training may look like them."""
+    for name, way, is_like, (_, highest) in zip(
+        model.channel_names, _ways(scan, model), scan.like_labels, scan.ranges, strict=True
+    ):
+        if is_like and way not in FIXED_RANGES:
+            what = "the scan" if len(scan.ranges) == 1 else f"channel {name} of the scan"
+            yield (
+                f"{what} looks like a label map (whole numbers from 0 to {highest:g}, in regions of one value): was "
+                "a segmentation taken for a scan?"
+            )
+
+
+def _ways(scan: ScanFacts, model: Model) -> Sequence[str]:
+    """How the intensities of each channel are scaled."""
+    ways = model.preprocessing.get("intensity", "")
+    return [ways] * len(scan.ranges) if isinstance(ways, str) else ways
+
+
+def _is_like_labels(channel: torch.Tensor) -> bool:
+    """Say whether a channel (I, J, K) looks like a label map: whole numbers from 0 on, in regions of one value."""
+    some = channel[..., :: max(1, channel.shape[-1] // _SLICES_LOOKED_AT)]
+    some = some if bool(some.any()) else channel  # a small structure may lie in other slices
+    first, second = some[:-1], some[1:]
+    is_structure = first > 0
+    if bool(some.min() != 0) or not bool(is_structure.any()) or not bool((some == some.round()).all()):
+        return False
+    return float((first == second)[is_structure].float().mean()) > _EQUAL_NEIGHBOURS
 
 
 def _trained_kind(preprocessing: Mapping[str, Any], model: Model) -> str:

@@ -302,6 +302,10 @@ CHANNELS = ("CT", "PET")
         ("p1/ct p1/pet p2/ct p2/pet", ".", {"p1": "p1/ct p1/pet", "p2": "p2/ct p2/pet"}),
         ("x/p1/a_pet x/p1/a_ct", ".", {"x_p1_a": "x/p1/a_ct x/p1/a_pet"}),
         ("p1-CT p1-PET p2-CT p2-PET", ".", {"p1": "p1-CT p1-PET", "p2": "p2-CT p2-PET"}),
+        ("CT_p1 PET_p1", ".", {"p1": "CT_p1 PET_p1"}),
+        ("p1/0000 p1/0001", ".", {"p1": "p1/0000 p1/0001"}),
+        ("ct/p1 pet/p1 ct/p2 pet/p2", ".", {"p1": "ct/p1 pet/p1", "p2": "ct/p2 pet/p2"}),
+        ("p1/CT/CT p1/PET/PET", ".", {"p1": "p1/CT/CT p1/PET/PET"}),
     ],
 )
 def test_all_usual_ways_to_lay_out_the_channels_of_a_case(tmp_path, files, arguments, expected):
@@ -349,6 +353,8 @@ def test_lists_without_labels_and_pairs_without_class_names_are_inputs(tmp_path)
 def test_an_incomplete_set_of_channels_is_not_taken_for_a_case(tmp_path):
     for name in ("a_0000", "a_0002", "b", "CT", "c_pet"):
         save(tmp_path / "x" / f"{name}.nii.gz")
-    cases = list_inputs([tmp_path], CHANNELS)
-    assert sorted(ids(cases)) == ["x_CT", "x_a_0000", "x_a_0002", "x_b", "x_c_pet"]
-    assert all(len(case.images) == 1 for case in cases)
+    cases = {case.id: case for case in list_inputs([tmp_path], CHANNELS)}
+    assert {case.id: len(case.images) for case in cases.values()} == {"x_a": 2, "x_b": 1, "x": 1, "x_c": 1}
+    assert "each channel (CT, PET), found a_0000.nii.gz, a_0002.nii.gz in" in cases["x_a"].error
+    assert "found CT.nii.gz in" in cases["x"].error
+    assert cases["x_b"].error == ""  # the network refuses it: nothing says which channel it is

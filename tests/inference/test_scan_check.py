@@ -65,9 +65,15 @@ def test_a_scan_as_those_of_the_training_is_not_warned_of(tmp_path, axes):
         ({"value": 7}, CT, {}, "every voxel of the scan is 7"),
         ({"spacing": (8, 8, 12), "shape": (45, 44, 25)}, CT, {}, "voxels of 12 mm foot-head, those of the training 2 "),
         ({"shape": (45, 44, 20)}, CT, {}, "a field of view of 80 mm foot-head, those of the training 200 to 400 mm"),
+        (
+            {"shape": (45, 20, 20)},
+            CT,
+            {},
+            "a field of view of 160 mm back-front, 80 mm foot-head, those of the training 350 to 400, 200 to 400 mm",
+        ),
         ({"axes": "PSR"}, CT, {}, "the scan's slices lie left-right, those of the training foot-head"),
     ],
-    ids=["CT for MR", "CT for MR, earlier", "MR for CT", "constant", "thick", "short", "sagittal"],
+    ids=["CT for MR", "CT for MR, earlier", "MR for CT", "constant", "thick", "short", "small", "sagittal"],
 )
 def test_a_scan_unlike_those_of_the_training_is_warned_of(tmp_path, scan, scans, chain, words):
     (warning,) = warnings_for(tmp_path, saved(tmp_path / "a.nii", **scan), scans, **chain)
@@ -88,6 +94,17 @@ def test_a_mask_in_other_numbers_than_those_of_the_training_is_warned_of(tmp_pat
     found = prepare(load_models([run], torch.device("cpu")), [scan, mask], "case").warnings
     words = f"channel prior of the scan has values from 0 to {highest}, that of the training from 0 to {way[3:]}"
     assert found == ((words,) if is_unlike else ())
+
+
+@pytest.mark.parametrize("kind", ["T2w", "seg-subreg", "seg-vert"])
+def test_a_label_map_in_the_place_of_a_scan_is_warned_of(shared_data, tmp_path, kind):
+    (path,) = (shared_data / "spine_crops" / "sample_mri").glob(f"*{kind}*")
+    found = warnings_for(tmp_path, path, None, intensity="mr")
+    assert ["label map" in words for words in found] == ([] if kind == "T2w" else [True])
+    run = checkpoint(tmp_path / "m.ckpt", channels=("MR", "prior"), intensity=["mr", "0to255"])
+    (scan,) = path.parent.glob("*T2w*")
+    two = prepare(load_models([run], torch.device("cpu")), [scan, path], "case").warnings
+    assert not any("label map" in words for words in two)  # a mask as a channel is one
 
 
 def test_a_sheared_scan_is_warned_of(tmp_path):

@@ -46,7 +46,7 @@ def test_windows_are_those_of_predict(tmp_path):
 @pytest.mark.parametrize(
     ("array", "affine", "error", "words"),
     [
-        (np.zeros((2, 8, 8, 8)), np.eye(4), NetworkError, r"takes 1 channels \(CT\), found 2"),
+        (np.zeros((2, 8, 8, 8)), np.eye(4), NetworkError, r"takes 1 channel \(CT\), found 2"),
         (np.zeros((8, 8)), np.eye(4), VolumeError, r"shape \(8, 8\) of float64"),
         (np.full((8, 8, 8), "a"), np.eye(4), VolumeError, "expected numbers"),
         (np.full((8, 8, 8), np.nan), np.eye(4), VolumeError, "512 NaN or infinite voxels"),
