@@ -63,7 +63,8 @@ class CaseStore:
         named_by = {**key, "places": PLACES_PER_CLASS} if with_places else key
         self.parameters, self.chain_id = identify_chain(named_by, n_classes)
         self._names: list[str | None] = [None] * len(self.items)
-        self._sources: SourceIndex | None = None
+        self.sources = SourceIndex(self.folder)
+        """What the source files hold; may be replaced by another index of the folder, which the process has read."""
         open_folder(self.folder)
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class CaseStore:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the index of sources behind: another process reads it from the folder if it needs it."""
-        return self.__dict__ | {"_sources": None}
+        return self.__dict__ | {"sources": SourceIndex(self.folder)}
 
     def case(self, index: int) -> str:
         """The id of a case."""
@@ -141,12 +142,10 @@ class CaseStore:
 
     def _name(self, index: int) -> str:
         """Name the entry by the content of the source files, of which unchanged ones are not read again."""
-        if self._sources is None:
-            self._sources = SourceIndex(self.folder)
         item = self.items[index]
         given = [name for name in ("image", "label") if item.get(name) is not None]
         try:
-            content = {name: contents_of(item[name], self._sources) for name in given}
+            content = {name: contents_of(item[name], self.sources) for name in given}
         except OSError as error:
             raise CacheError(f"case {self.case(index)}: {error.filename}: {error.strerror}") from error
         return f"{self.chain_id}-{sha256(content)[:32]}"

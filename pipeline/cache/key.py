@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from pipeline.cache.entry import VERSION, CacheError
 from pipeline.cache.folder import SOURCES
 from pipeline.files.regular import append_to_regular, open_regular
-from transforms.io.detached import files_behind
+from transforms.io.detached import files_behind, may_need_others
 
 SETTLED_NS = 2_000_000_000
 """A file changed less long ago may change again without its time stamp changing; it is read again each time."""
@@ -29,24 +30,33 @@ LIBRARIES = ("monai", "torch", "numpy", "scipy", "SimpleITK", "nibabel", "pydico
 
 
 class SourceIndex:
-    """Content hashes of source files; a file whose size, times and inode are as they were is not read again."""
+    """Content hashes of source files; a file whose size, times and inode are as they were is not read again.
+
+    Reads its file when it is first asked. A data set of masks has a million lines: one index serves a process.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / SOURCES
-        self._known = dict(_index_lines(self._path))
+
+    @functools.cached_property
+    def _known(self) -> dict[tuple[str, int, int, int, int], str]:
+        return dict(_index_lines(self._path))
 
     def content(self, path: str | os.PathLike[str]) -> str:
         """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file. Raises OSError."""
         path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve would follow links whose target may be exchanged)
+        status = path.stat()  # once a file: on a network disk each question takes a millisecond
+        is_folder = stat.S_ISDIR(status.st_mode)
+        if not is_folder and not may_need_others(path):
+            return self._file_content(path, status)
         files = files_behind(path)
+        contents = [self._file_content(file, file.stat()) for file in files]
         if files == [path]:
-            return self._file_content(path)
-        contents = [self._file_content(file) for file in files]
+            return contents[0]
         # what a series' files are called says nothing; the order of header and data does
-        return hashlib.sha256(json.dumps(sorted(contents) if path.is_dir() else contents).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(sorted(contents) if is_folder else contents).encode()).hexdigest()
 
-    def _file_content(self, path: Path) -> str:
-        status = path.stat()
+    def _file_content(self, path: Path, status: os.stat_result) -> str:
         stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if stamp in self._known:
             return self._known[stamp]

@@ -36,6 +36,7 @@ def check_changed_cases(
     folder: Path,
     *,
     fill_nan: float | None = None,
+    sources: SourceIndex | None = None,
     progress: Progress | None = None,
 ) -> list[CheckedCase]:
     """`check_cases`, but what is remembered in the cache `folder` is not opened again.
@@ -44,11 +45,13 @@ def check_changed_cases(
     checks. Cases with errors are never remembered, so that a repaired one is seen. Several processes share the work of
     one: the others wait for it. A folder that may only be read is not written.
 
+    sources: the process's own index of the folder; None: it is read.
+
     Raises:
         CacheError: the folder cannot be used.
     """
     open_folder(folder)
-    sources = SourceIndex(folder)
+    sources = sources or SourceIndex(folder)
     table = _table(dataset, fill_nan)
     keys = _keys(cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))

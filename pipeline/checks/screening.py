@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.cache.key import SourceIndex
 from pipeline.checks.case_check import CheckedCase, whole_cases
 from pipeline.checks.channel_check import Scaling
 from pipeline.checks.class_check import TargetGrid
@@ -221,6 +222,7 @@ def screen(
     *,
     skipped_before: Mapping[str, str] | None = None,
     kept: IntensityChoice | None = None,
+    sources: SourceIndex | None = None,
 ) -> Screened:
     """Check every case before a training, opening only those that the cache folder does not remember.
 
@@ -230,6 +232,7 @@ def screen(
         skipped_before: a resumed run's cases that were left out when it began, with the reasons: they stay out, and
             no others may go.
         kept: how a resumed run scales intensities, see `assess`.
+        sources: the process's own index of the cache folder, see `check_changed_cases`.
 
     Returns:
         A data set without errors, divided.
@@ -246,7 +249,12 @@ def screen(
     skipped |= _to_drop([finding for finding in listed if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
     cases = check_changed_cases(
-        dataset.cases, dataset, Path(config.data.cache_dir), fill_nan=config.data.fill_nan, progress=progress
+        dataset.cases,
+        dataset,
+        Path(config.data.cache_dir),
+        fill_nan=config.data.fill_nan,
+        sources=sources,
+        progress=progress,
     )
     screened = assess(config, dataset, cases, kept=kept)
     while wrong := errors(screened.findings):

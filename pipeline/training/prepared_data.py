@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.cache.build import build_entries
 from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.cache.key import SourceIndex
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Screened, screen
 from pipeline.config.settings import Config, DataConfig
@@ -167,7 +168,8 @@ def prepare_data(
         DatasetError: the folder is not a data set, contradicts the settings, has bad cases, or cannot be divided.
         CacheError, VolumeError: a case cannot be prepared.
     """
-    screened = screen(config, progress, skipped_before=skipped_before, kept=kept)
+    sources = SourceIndex(Path(config.data.cache_dir))
+    screened = screen(config, progress, skipped_before=skipped_before, kept=kept, sources=sources)
     assert screened.split is not None  # a data set that cannot be split was refused
     dataset = replace(screened.dataset, split=screened.split)
     data = config.data
@@ -184,6 +186,7 @@ def prepare_data(
             in_patches=name == "train",
             seed=config.training.seed,
         )
+        cached[name].store.sources = sources
     # both at once: that the validation cases fit the disk is checked before hours of preparing the others
     stores = [each.store for each in cached.values()]
     build_entries(stores, progress, max_bytes=cached["train"].max_bytes)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.cache import key as cache_key
 from pipeline.cli.main import main
 from pipeline.config.settings import Config, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
@@ -83,3 +87,56 @@ def test_a_class_that_the_target_size_loses_is_named_whatever_the_loss(tmp_path,
     assert main((command + patches).split()) == 0
     said = capsys.readouterr().out
     assert "nothing is left at 2.5×2.5×2.0 mm; choose a finer data.spacing_mm" in said
+
+
+def _masks_of(folder: Path, n_cases: int, n_masks: int) -> Path:
+    """A data set in TotalSegmentator's layout; the masks of its cases are links to the same files."""
+    rng = np.random.default_rng(0)
+    masks = []
+    for index in range(n_masks):
+        array = np.zeros((8, 8, 8), np.uint8)
+        array[index % 6 : index % 6 + 2, 2:5, 3:5] = 1
+        masks.append(folder / f"mask{index}.nii.gz")
+        save(masks[-1], array)
+    for case in range(n_cases):
+        segmentations = folder / "data" / f"s{case}" / "segmentations"
+        segmentations.mkdir(parents=True)
+        save(segmentations.parent / "ct.nii.gz", rng.integers(-500, 500, (8, 8, 8), dtype=np.int16))
+        for mask in masks:
+            (segmentations / mask.name).hardlink_to(mask)
+    return folder / "data"
+
+
+def _questions_of_a_second_start(config: Config, monkeypatch) -> Counter[str]:
+    """How often the system is asked about paths and folders, and how many lines of the index are read."""
+    prepare_data(config)
+    asked: Counter[str] = Counter()
+
+    def counted(module, name):
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, **k: (asked.update([name]), original(*a, **k))[1])
+
+    for name in ("stat", "lstat", "scandir"):
+        counted(os, name)
+    lines = cache_key._index_lines
+    monkeypatch.setattr(cache_key, "_index_lines", lambda path: (asked.update(["line"]) or one for one in lines(path)))
+    prepare_data(config).contents()
+    monkeypatch.undo()
+    return asked
+
+
+def test_a_start_asks_at_most_twice_about_a_file_once_about_a_folder_and_reads_one_index(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
+    found = {}
+    for n_cases in (2, 5):
+        folder = tmp_path / f"{n_cases}"
+        folder.mkdir()
+        data = {"target_size": (8, 8, 8), "cache_dir": str(folder / "cache"), "split_shares": (50, 50, 0)}
+        monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
+        config = Config(data=DataConfig(str(_masks_of(folder, n_cases, n_masks=12)), **data))
+        found[n_cases] = _questions_of_a_second_start(config, monkeypatch)
+    more = {name: (found[5][name] - found[2][name]) / 3 for name in found[5]}
+    n_files = 12 + 1
+    assert more["line"] == n_files
+    assert more["scandir"] == 2
+    assert more["stat"] + more.get("lstat", 0) <= 2 * n_files + 4  # what else is asked of a case: its entry, label map

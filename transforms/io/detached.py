@@ -43,6 +43,11 @@ def is_data_half(path: Path) -> bool:
     return path.suffix.lower() == ".img"
 
 
+def may_need_others(path: Path) -> bool:
+    """Say whether a file of this name is a header, or half of a pair, whose volume lies in another file, too."""
+    return path.suffix.lower() in (".hdr", ".img", ".mhd", ".nhdr")
+
+
 def files_behind(path: Path) -> list[Path]:
     """Return the files that hold a volume: the path itself, all below a folder (DICOM), a header with its data file.
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import stat
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
@@ -92,6 +94,10 @@ def volume_kind(path: Pathish) -> str | None:
     path = Path(path)
     if path.is_dir():
         return "dicom" if holds_dicom(path) else None
+    return _kind_by_name(path)
+
+
+def _kind_by_name(path: Path) -> str | None:
     name = path.name.lower()
     return next((kind for suffix, kind in _KINDS.items() if name.endswith(suffix)), None)
 
@@ -134,14 +140,15 @@ def _open(path: Pathish) -> OpenVolume:
 
 def known_kind(path: Path) -> str:
     """Return the kind of a volume, a key of the openers. Raises VolumeError for anything else, saying what it is."""
-    if not path.exists():
+    mode = _mode(path)
+    if mode is None:
         remedy = "copy it there, or correct the name"
         raise VolumeError("missing_file", path, "a volume", "no such file or folder", remedy)
-    if not path.is_file() and not path.is_dir():  # reading a pipe would wait for ever
-        raise VolumeError("unreadable", path, "a volume", "a pipe or device", "copy its content to a file")
-    if path.is_dir():
+    if stat.S_ISDIR(mode):
         return "dicom"  # whether it holds a series is seen as its headers are read
-    kind = volume_kind(path)
+    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+        raise VolumeError("unreadable", path, "a volume", "a pipe or device", "copy its content to a file")
+    kind = _kind_by_name(path)
     if kind is None and is_dicom_seg(path):
         remedy = "save it as NIfTI or NRRD with the values of the class table (3D Slicer does)"
         raise VolumeError("unreadable", path, "a volume", "a DICOM SEG, which only evaluate reads", remedy)
@@ -152,6 +159,18 @@ def known_kind(path: Path) -> str:
         expected, found = f"a DICOM folder or one of {', '.join(_KINDS)}", f"a file named {path.name}"
         raise VolumeError("unreadable", path, expected, found, "convert it, or name the volume itself")
     return kind
+
+
+def _mode(path: Path) -> int | None:
+    """What a path is, links followed, by one question to the system; None where there is no such path."""
+    try:
+        return path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for a name that holds a zero byte
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links that lead in a circle
+            return None
+        raise
 
 
 class LoadVolumed(MapTransform):
