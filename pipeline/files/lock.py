@@ -26,6 +26,8 @@ class Lock:
 
     path: Path
     descriptor: int
+    was_left: bool = False
+    """Whether the file was there: its last holder was killed."""
 
     def release(self) -> None:
         """Let go, and remove the file. Raises nothing: closing the file frees the lock in any case."""
@@ -55,9 +57,10 @@ def take_lock(path: Path) -> Lock | None:
                 return None
             log.warning("%s: this file system has no locks; let one process at a time write there", path)
         if _is_still(path, descriptor):
+            was_left = os.fstat(descriptor).st_size > 0
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {now()})".encode())
-            return Lock(path, descriptor)
+            return Lock(path, descriptor, was_left)
         os.close(descriptor)  # its last holder ended, and removed it, between our opening and locking it
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pipeline.compute.signals import Stopped
 from pipeline.console.progress import CaseProgress, Progress
-from pipeline.files.atomic import FileError, disk_error
+from pipeline.files.atomic import FileError, disk_error, remove_half_written
 from pipeline.inference.case_steps import CaseSteps, ReadCase, SegmentedCase
 from pipeline.inference.claims import CaseClaims, CaseTakenError
 from pipeline.inference.inputs import InputCase
@@ -71,6 +71,7 @@ def segment_cases(
     check_no_source_is_overwritten({case.id: case.files for case in cases if not case.error}, outputs)
     table = check_table(outputs, {case.id for case in cases}, overwrite=overwrite)
     write_table(outputs, table, replace=False)
+    remove_half_written(outputs.folder)  # of any case, once: later, only of one whose process was killed
     made_by = provenance(models, inference, postprocessing, outputs)
     records: dict[str, CaseRecord] = {}
     to_do: list[InputCase] = []

@@ -180,7 +180,7 @@ class CaseSteps:
             self.outputs.label_values,
         )
         voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
-        remove_earlier(case, self.outputs)
+        remove_earlier(case, self.outputs, was_killed=self.claims.was_left(case.id))
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         refused = write_files(segmentation, files, probabilities=restored.probabilities, image=segmented.image)

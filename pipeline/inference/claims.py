@@ -43,6 +43,10 @@ class CaseClaims:
             )
         self._locks[case] = lock
 
+    def was_left(self, case: str) -> bool:
+        """Whether the process that had a claimed case before was killed over it."""
+        return case in self._locks and self._locks[case].was_left
+
     def release(self, case: str) -> None:
         """Let go of a case; of one that is not claimed, nothing happens."""
         lock = self._locks.pop(case, None)

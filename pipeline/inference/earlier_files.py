@@ -18,10 +18,12 @@ from pipeline.writers.segmentation import SegmentationError
 log = logging.getLogger(__name__)
 
 
-def remove_earlier(case: InputCase, outputs: OutputOptions) -> None:
+def remove_earlier(case: InputCase, outputs: OutputOptions, *, was_killed: bool = True) -> None:
     """Remove, for good, the files that a case's record names and that hold what it says, then the record.
 
     In this order, so that after a kill between two of them the record still names the others. Raises FileError.
+
+    was_killed: see `remove_record`.
     """
     try:
         contents = CaseRecord.from_document(read_json(outputs.record_file(case.id))).contents
@@ -33,7 +35,7 @@ def remove_earlier(case: InputCase, outputs: OutputOptions) -> None:
             with contextlib.suppress(OSError):  # the folders of a case that hold something else stay
                 for folder in path.relative_to(outputs.folder).parents[:-1]:
                     (outputs.folder / folder).rmdir()
-    remove_record(case.id, outputs)
+    remove_record(case.id, outputs, was_killed=was_killed)
 
 
 def warn_of_others(case: InputCase, outputs: OutputOptions, written: Collection[Path]) -> None:

@@ -129,15 +129,21 @@ def refused_formats(source: Path, source_kind: str, options: OutputOptions) -> d
     return {}
 
 
-def remove_record(case: str, options: OutputOptions) -> None:
+def remove_record(case: str, options: OutputOptions, *, was_killed: bool = True) -> None:
     """Remove a case's earlier record, and the files of it that a killed process left half-written.
 
     The record goes first, for good: until the new one is written the case counts as unfinished, so that a failure or
     kill between two files leaves none of them under a record that does not describe it. Raises FileError.
+
+    was_killed: False where no process was killed over this case since the output folder was tidied. A folder of fifty
+        thousand results takes a tenth of a second to look through, which is not done for every case.
     """
     remove_durably(options.record_file(case))
-    for path in [*(file.path for file in options.files(case)), options.record_file(case)]:
+    paths = [*(file.path for file in options.files(case)), options.record_file(case)]
+    for path in [path for path in paths if was_killed and path.parent == options.folder]:
         remove_half_written(path)
+    for folder in sorted({path.parent for path in paths} - {options.folder}):
+        remove_half_written(folder)
 
 
 def write_files(
@@ -231,7 +237,8 @@ def write_table(options: OutputOptions, before: str | None, *, replace: bool) ->
     """
     make_folder(options.folder)
     with _locked(options.folder / f".{options.table_file.name}.lock"):
-        remove_half_written(options.table_file)
+        if not replace:  # once a batch, not for every case
+            remove_half_written(options.table_file)
         found = _table_text(options.table_file)
         if found == options.table or (found == before is not None and not replace):
             return

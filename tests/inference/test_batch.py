@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -282,3 +283,16 @@ def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, n
     assert len(list(out.glob("*.nii.gz"))) == n_finished
     report = predicted([run], [tmp_path / "in"], out)
     assert (report.n_skipped, report.n_done) == (n_finished, 60 - n_finished)
+
+
+def test_how_often_the_output_folder_is_listed_does_not_grow_with_the_number_of_scans(run, tmp_path, monkeypatch):
+    listed, scandir = {}, os.scandir
+    for n_scans in (1, 4):
+        out, paths = tmp_path / f"out{n_scans}", [scan(tmp_path / f"{n_scans}_{n}.nii.gz") for n in range(n_scans)]
+        asked: list[str] = []
+        monkeypatch.setattr(os, "scandir", lambda path=".", asked=asked: asked.append(str(path)) or scandir(path))
+        assert predicted([run], paths, out, per_structure=True).n_done == n_scans
+        monkeypatch.undo()
+        listed[n_scans] = asked.count(str(out))
+        assert all(asked.count(str(out / path.name[:3] / "segmentations")) <= 4 for path in paths)
+    assert listed[1] == listed[4] > 0
