@@ -43,6 +43,8 @@ HEADINGS = {
     "missing_case": "Cases that are named but do not exist",
     "missing_label": "Images without a label",
     "missing_image": "Labels without an image",
+    "missing_masks": "Structures without a mask in some cases",
+    "not_annotated": "Labels with voxels of classes that they do not annotate",
     "not_3d": "Files that are not a single 3-D volume",
     "not_grey_scale": "Files with more than one number a voxel",
     "too_large": "Files that do not fit into memory",
@@ -76,6 +78,7 @@ HEADINGS = {
     "segments": "Segmentations in several layers, or with impossible values",
     "equal_volumes": "The same volume twice",
     "class_absent": "Classes that are absent",
+    "class_not_annotated": "Classes that no case of a split annotates",
     "constant_image": "Images without any contrast",
     "empty_label": "Labels without any structure",
     "odd_intensities": "Unusual intensities",
@@ -95,6 +98,9 @@ HEADINGS = {
     "step_failed": "A trial step of the training",
 }
 """What each kind of finding is called in the text."""
+
+
+_COUNTED = ("cases", "train", "val", "voxels", "median ml")
 
 
 @dataclass(frozen=True)
@@ -286,13 +292,19 @@ def _text_of_fingerprint(found: Fingerprint, mirrored: str) -> Iterator[str]:
         extremes = f"lowest {channel.minimum:.5g}, highest {channel.maximum:.5g}"
         yield f"  channel {channel.name}: {extremes}; medians of the cases' percentiles: {inner}"
     yield ""
-    rows = [("value", "class", "cases", "train", "val", "voxels", "median ml")]
+    is_partial = any(c.n_annotated < found.classes[0].n_annotated for c in found.classes)
+    rows = [("value", "class", *(["annotated"] if is_partial else []), *_COUNTED)]
     for c in found.classes:
         median_ml = "" if c.median_ml is None else f"{c.median_ml:.4g}"
-        rows.append((str(c.value), c.name, str(c.n_cases), str(c.n_train), str(c.n_val), str(c.n_voxels), median_ml))
+        annotated = [str(c.n_annotated)] if is_partial else []
+        counts = (str(n) for n in (c.n_cases, c.n_train, c.n_val, c.n_voxels))
+        rows.append((str(c.value), c.name, *annotated, *counts, median_ml))
     if found.ignored_values:
         values = some_of([str(value) for value in found.ignored_values], 3)
-        rows.append((values, "(left out of loss and scores)", "", "", "", str(found.n_ignored_voxels), ""))
+        blank = [""] * (4 if is_partial else 3)
+        rows.append((values, "(left out of loss and scores)", *blank, str(found.n_ignored_voxels), ""))
+    if is_partial:
+        yield "  annotated: cases whose label says where the class is; of these, cases: those in which it is present"
     yield from (f"  {line}" for line in aligned(rows, left=(1,)))
 
 

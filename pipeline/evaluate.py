@@ -15,6 +15,7 @@ from pipeline.console.text import first_lines
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import SPLITS, Case, Dataset, Label
 from pipeline.datasets.listing import list_cases
+from pipeline.datasets.rows import LabelReading
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.case_scores import CaseScores, Pair
 from pipeline.evaluation.class_matching import match_by_name
@@ -288,7 +289,7 @@ def _cases_of(folder: RunFolder, split: SplitName) -> tuple[Dataset, list[Case]]
         data.get("layout", "auto"),
         fold=None,  # the run says which case is in which split
         class_names=data.get("class_names") or None,
-        label_remap=data.get("label_remap"),
+        labels=LabelReading(data.get("label_remap"), data.get("missing_masks", "not_annotated")),
         subject_pattern=data.get("subject_pattern") or "",
         strict=False,
         follow_links=data.get("follow_links") is True,

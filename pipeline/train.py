@@ -314,6 +314,10 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
         say(f"BodyDataset [{name}]: {count} samples")
     say(f"Train samples: {counts['train']}")
     say(f"Val samples: {counts['val']}")
+    if prepared.dataset.is_partly_labelled:
+        shown = prepared.dataset.n_annotated(prepared.split.train)
+        counts_of_classes = some_of([f"{name} in {n}" for name, n in shown.items()], 12)
+        say(f"Partly labelled: the training cases annotate {counts_of_classes}")
     spacing = prepared.preprocessing.spacing_mm
     grid = "×".join(map(str, spacing or prepared.preprocessing.target_size))
     grid += " mm; choose a finer data.spacing_mm" if spacing else "; raise --target_size"

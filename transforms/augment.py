@@ -30,7 +30,7 @@ from torch import Tensor
 
 from transforms.intensity import mean_and_std
 from transforms.io.errors import VolumeError
-from transforms.left_right import mirror_partners, swap_sides
+from transforms.left_right import mirror_partners, swap_annotated, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
 from transforms.warp import affine_map, indexable, sample_affine
 
@@ -162,8 +162,10 @@ class RandomAugmentd(Randomizable, MapTransform):
     """Draw a `Draw` and apply it to image and label; `set_random_state` decides everything.
 
     `data["image"]` is float (C, I, J, K), `data["label"]`, which may be absent, integer (1, I, J, K), both on a grid of
-    `target_size`. Each axis in `flips` is mirrored in half of the cases. With `on_device`, a call only writes what it
-    drew into `data["draw"]`, for `apply_to_batch` on the batch's device. Raises ValueError that names the argument.
+    `target_size`. `data["annotated"]`, where it is there, are the classes that the label shows; a mirror from left to
+    right exchanges their sides, too. Each axis in `flips` is mirrored in half of the cases. With `on_device`, a call
+    only writes what it drew into `data["draw"]`, for `apply_to_batch` on the batch's device. Raises ValueError that
+    names the argument.
     """
 
     def __init__(
@@ -220,13 +222,15 @@ class RandomAugmentd(Randomizable, MapTransform):
     def apply_to_batch(self, batch: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Apply the draws of a batch, one a case, on the device that it lies on.
 
-        `batch` holds "image" (B, C, I, J, K), "label" (B, 1, I, J, K) and "draw", which is left out of the result.
-        Both are changed in place. The noise of a GPU is other than a CPU's from the same seed.
+        `batch` holds "image" (B, C, I, J, K), "label" (B, 1, I, J, K), maybe "annotated" by case, and "draw", which is
+        left out of the result. The others are changed in place. The noise of a GPU is other than a CPU's from the same
+        seed.
         """
         d = dict(batch)
+        keys = [*self.key_iterator(d), *(key for key in ("annotated",) if key in d)]
         for index, drawn in enumerate(d.pop("draw")):
-            applied = self.apply({key: d[key][index] for key in self.key_iterator(d)}, Draw(**drawn))
-            for key in self.key_iterator(d):
+            applied = self.apply({key: d[key][index] for key in keys}, Draw(**drawn))
+            for key in keys:
                 d[key][index] = applied[key]
         return d
 
@@ -239,6 +243,8 @@ class RandomAugmentd(Randomizable, MapTransform):
         image, label = self._move(plain[0], plain[1], draw, found)
         if label is not None and LEFT_RIGHT in draw.flips:
             label = swap_sides(label, self.partners)
+            if "annotated" in d:
+                d["annotated"] = swap_annotated(d["annotated"], self.partners)
         image = None if image is None else change_intensity(image, draw)
         for key, before, after in zip(("image", "label"), found, (image, label), strict=True):
             if before is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -153,6 +153,15 @@ def swap_sides(label: Integer[Tensor, " *grid"], partners: Sequence[int]) -> Int
     table[: len(partners)] = torch.tensor(partners, dtype=torch.int32)
     swapped = table.to(label.device).index_select(0, label.flatten().int())
     return swapped.reshape(label.shape).to(label.dtype)
+
+
+def swap_annotated(annotated: Iterable[int], partners: Sequence[int]) -> tuple[int, ...]:
+    """Return the classes that a label annotates once it is mirrored from left to right, see `swap_sides`.
+
+    >>> swap_annotated((1, 3), partners=(0, 2, 1, 3))
+    (2, 3)
+    """
+    return tuple(sorted(partners[index] for index in annotated))
 
 
 def _words(name: str) -> Words:

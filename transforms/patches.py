@@ -16,7 +16,7 @@ from monai.transforms import Randomizable, Transform
 from torch import Tensor
 
 from transforms.augment import LEFT_RIGHT, Draw, RandomAugmentd, change_intensity
-from transforms.left_right import swap_sides
+from transforms.left_right import swap_annotated, swap_sides
 from transforms.warp import affine_map, indexable, sample_affine
 
 PLACES_PER_CLASS = 1000
@@ -135,8 +135,9 @@ class StoredCase(Protocol):
 class RandomPatchd(Randomizable, Transform):
     """Cut a patch out of a stored case and vary it, turned, scaled and cut in one interpolation.
 
-    `data["stored"]` is a `StoredCase`, `data["epoch"]` the epoch. The result holds "image" (C, *patch) float32 and
-    "label" (1, *patch) in their place. `set_random_state` decides everything.
+    `data["stored"]` is a `StoredCase`, `data["epoch"]` the epoch, `data["annotated"]` as in `RandomAugmentd`. The
+    result holds "image" (C, *patch) float32 and "label" (1, *patch) in their place. `set_random_state` decides
+    everything.
 
     Args:
         patch_of: voxels (I, J, K) of the patch in an epoch.
@@ -175,6 +176,8 @@ class RandomPatchd(Randomizable, Transform):
         image, label = cut(stored, start, patch, draw)
         if self.augment is not None and LEFT_RIGHT in draw.flips:
             label = swap_sides(label, self.augment.partners)
+            if "annotated" in d:
+                d["annotated"] = swap_annotated(d["annotated"], self.augment.partners)
         return d | {"image": change_intensity(image, draw), "label": label}
 
 

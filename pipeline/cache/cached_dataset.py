@@ -28,7 +28,8 @@ class CachedDataset(Dataset):
 
     Item `i`, or `(epoch, i)`, is {"image": MetaTensor float32 (C, I, J, K), "label": MetaTensor uint8 or uint16
     (1, I, J, K) if the case has one, "case": id}, both with the affine after preprocessing; image.meta also holds
-    "original_affine" and "spatial_shape" of the source. A stored image differs from the chain's by at most
+    "original_affine" and "spatial_shape" of the source; whatever else its entry in `items` says of the case comes
+    along. A stored image differs from the chain's by at most
     (greatest − least of its channel) / 131070; a label does not differ.
 
     `transform` is applied to what was read. If it is a MONAI Randomizable, it is seeded again for every item: for
@@ -133,7 +134,8 @@ class CachedDataset(Dataset):
 
     def _item(self, index: int, draw: str, epoch: int = 0) -> Any:
         case = self.store.case(index)
-        item: dict[str, Any] = {"case": case}
+        item = {key: said for key, said in self.store.items[index].items() if key not in ("image", "label")}
+        item["case"] = case
         if self.in_parts:
             item["stored"] = self.store.read(index, partial(StoredEntry, verify=index not in self._verified))
             item["epoch"] = epoch

@@ -15,6 +15,7 @@ from pipeline.checks.findings import Finding, Severity, from_error
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, measure_image, measure_label
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
+from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, plain_name
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
@@ -25,6 +26,8 @@ from transforms.io.segment_names import segment_values
 
 BYTES_A_CASE = 3 << 30
 """Memory that a large CT and its label may take while they are checked."""
+
+_NAMES_LISTED = 8
 
 MAX_SHEAR_DEGREES = 0.5
 """Voxel axes that are further from right angles make a warning: ITK, and so 3D Slicer, opens no such NIfTI file."""
@@ -90,7 +93,8 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -
 
     Errors: files that cannot be read whole, several frames, no or a singular affine, voxels that are NaN, infinite or
     beyond float32, channels or label on another grid than the first channel (a corner further away than 0.1 of the
-    smallest voxel edge), label values that are not integral, no label; label values of no class are only noted.
+    smallest voxel edge), label values that are not integral, no label, voxels of a class that the case is said not to
+    annotate; label values of no class are only noted.
     Warnings: constant image, empty label, sform and qform apart, a sheared grid, labelled voxels of NaN. Never raises
     for what a file holds. Memory: a volume and the label at a time.
 
@@ -224,11 +228,26 @@ def _read_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _Not
         label = _read_label_map(case.label, dataset, grid, notes)
     else:
         label = _read_masks(case.label, len(dataset.classes.names), grid, notes)
+    if label is not None and case.annotated is not None:
+        _check_annotated(case, dataset, label.statistics, notes)
     if label is not None and not label.statistics.class_voxels[1:].any():
         remedy = "check whether the structures are really absent, or drop the case"
         where = label_path(case.label) or ""
         notes.add("warning", "empty_label", where, "a voxel of some class", "background only", remedy)
     return label
+
+
+def _check_annotated(case: Case, dataset: Dataset, label: LabelStatistics, notes: _Notes) -> None:
+    """Find voxels of classes that the label is said not to annotate."""
+    held = set(np.flatnonzero(label.class_voxels[1:]) + 1) - dataset.annotated_in(case.id)
+    if held:
+        names = dataset.classes.names
+        said = some_of([names[index] for index in sorted(dataset.annotated_in(case.id))], _NAMES_LISTED) or "nothing"
+        found = some_of([f"{label.class_voxels[index]} of {names[index]}" for index in sorted(held)], _NAMES_LISTED)
+        notes.add(
+            "error", "not_annotated", label_path(case.label) or "", f"voxels of the annotated classes alone ({said})",
+            found, "name these classes as labelled, too, or leave them out of the label",
+        )  # fmt: skip
 
 
 def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: _Notes) -> _Label | None:

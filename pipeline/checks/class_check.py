@@ -164,8 +164,20 @@ def _absent_classes(
             effect = "the network cannot learn them" if name == "train" else "val_mIoU does not speak of them"
             if name == "val" and not held[1:].any():
                 effect = "val_mIoU stays undefined, and the lowest val_loss decides which weights are kept"
-            absent = [index for index in range(1, len(names)) if anywhere[index] and not held[index]]
+            annotated = frozenset[int]().union(*(dataset.annotated_in(case.case) for case in chosen))
+            unknown = [index for index in range(1, len(names)) if index not in annotated]
+            yield from _not_annotated(unknown, name, effect, dataset)
+            absent = [index for index in annotated if anywhere[index] and not held[index]]
             yield from _absent(absent, f"{name} ", where, f"{effect}: add cases or change the split", dataset)
+
+
+def _not_annotated(classes: Sequence[int], split: str, effect: str, dataset: Dataset) -> Iterator[Finding]:
+    """Warn of classes that no case of a split annotates: whether they are absent there, nothing can say."""
+    if classes:
+        names = some_of([dataset.classes.names[index] for index in classes], _NAMES_LISTED)
+        expected, found = f"every class annotated in some {split} case", f"none that annotates {names}"
+        remedy = f"{effect}: add such cases or change the split"
+        yield Finding("warning", "class_not_annotated", "", str(dataset.root), expected, found, remedy)
 
 
 def _absent(classes: Sequence[int], split: str, where: str, remedy: str, dataset: Dataset) -> Iterator[Finding]:

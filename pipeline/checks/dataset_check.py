@@ -58,7 +58,7 @@ def check_dataset(
 
 def _unknown_values(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
     table = dataset.classes
-    suggested = suggest_remap(cases, table)
+    suggested = suggest_remap(cases, dataset)
     for case in cases:
         unknown = {v: count for v, count in case.unknown_values.items() if v not in table.known_values}
         if not unknown:

@@ -9,7 +9,7 @@ import numpy as np
 import yaml
 
 from pipeline.checks.case_check import CheckedCase
-from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.dataset import Dataset
 
 MANY_VALUES = 50
 """Unknown values in one label: so many classes were not forgotten, it is an image instead of a label."""
@@ -18,14 +18,16 @@ _STRAY = 20  # a value with fewer voxels than the smallest class of its label, b
 _SIZES = 8.0  # a class's volume differs by less than this factor from what it is in other labels
 
 
-def suggest_remap(cases: Sequence[CheckedCase], table: ClassTable) -> dict[int, str]:
+def suggest_remap(cases: Sequence[CheckedCase], dataset: Dataset) -> dict[int, str]:
     """Guess what unknown values mean: class names by value, for data.label_remap; one table for all labels.
 
-    A value is taken for a class only where its label lacks as many classes as it has values too many (a mask stored
-    as 0 and 255 for the classes 0 and 1), and there is one way alone to take each for a class that, where other labels
-    hold it, is of a similar size there: a left and a right kidney could be either. A value is taken for background only
-    where it has a few stray voxels. Of everything else, and where labels disagree, nothing is said.
+    A value is taken for a class only where its label lacks as many of the classes that it annotates as it has values
+    too many (a mask stored as 0 and 255 for the classes 0 and 1), and there is one way alone to take each for a class
+    that, where other labels hold it, is of a similar size there: a left and a right kidney could be either. A value is
+    taken for background only where it has a few stray voxels. Of everything else, and where labels disagree, nothing is
+    said.
     """
+    table = dataset.classes
     sizes_ml = _class_sizes_ml(cases, len(table.names))
     guesses: dict[int, set[str]] = defaultdict(set)
     refused: set[int] = set()
@@ -33,7 +35,7 @@ def suggest_remap(cases: Sequence[CheckedCase], table: ClassTable) -> dict[int, 
         unknown = sorted(case.unknown_values.keys() - table.known_values)
         if not unknown or len(unknown) > MANY_VALUES:
             continue
-        meant = _meant(case, unknown, table, sizes_ml)
+        meant = _meant(case, unknown, dataset, sizes_ml)
         for value in unknown:
             if value in meant:
                 guesses[value].add(meant[value])
@@ -60,10 +62,10 @@ def _class_sizes_ml(cases: Sequence[CheckedCase], n_classes: int) -> np.ndarray:
     return sizes
 
 
-def _meant(case: CheckedCase, unknown: Sequence[int], table: ClassTable, sizes_ml: np.ndarray) -> dict[int, str]:
-    counts = case.unknown_values
+def _meant(case: CheckedCase, unknown: Sequence[int], dataset: Dataset, sizes_ml: np.ndarray) -> dict[int, str]:
+    counts, table = case.unknown_values, dataset.classes
     present = {table.class_of_value.get(value) for value in counts}
-    lacking = sorted(set(range(1, len(table.names))) - present)
+    lacking = sorted(dataset.annotated_in(case.case) - present)
     known = [counts[value] for value in counts if table.class_of_value.get(value)]
     stray = {value: table.names[0] for value in unknown if known and counts[value] * _STRAY < min(known)}
     rest = [value for value in unknown if value not in stray and value > 0]

@@ -41,9 +41,9 @@ def check_changed_cases(
 ) -> list[CheckedCase]:
     """`check_cases`, but what is remembered in the cache `folder` is not opened again.
 
-    A case is known by its id, the paths and content of its files, the table of classes, `fill_nan` and the code that
-    checks. Cases with errors are never remembered, so that a repaired one is seen. Several processes share the work of
-    one: the others wait for it. A folder that may only be read is not written.
+    A case is known by its id, the paths and content of its files, the table of classes and those that it annotates,
+    `fill_nan` and the code that checks. Cases with errors are never remembered, so that a repaired one is seen. Several
+    processes share the work of one: the others wait for it. A folder that may only be read is not written.
 
     sources: the process's own index of the folder; None: it is read.
 
@@ -124,7 +124,7 @@ def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:
         content = contents_of([case.image, case.label or ()], sources)
     except OSError:
         return None
-    named = [case.id, case.subject, [str(path) for path in case.image], repr(label)]
+    named = [case.id, case.subject, [str(path) for path in case.image], repr(label), case.annotated]
     return sha256([_version(), named, content, table])
 
 

@@ -23,6 +23,7 @@ from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
+from pipeline.datasets.rows import LabelReading
 from pipeline.datasets.splits import fold_by_subject, split_by_subject
 from transforms.augment import LEFT_RIGHT
 from transforms.chains import ChainError, augmentation_chain, preprocessing_chain
@@ -68,7 +69,7 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         n_folds=data.folds,
         split_file=data.split_file,
         class_names=data.class_names or None,
-        label_remap=data.label_remap,
+        labels=LabelReading(data.label_remap, data.missing_masks),
         subject_pattern=data.subject_pattern,
         strict=False,
         follow_links=data.follow_links,

@@ -90,6 +90,9 @@ class DataConfig:
     split of its own; 0 for the test is allowed, and for the validation: the weights of the last epoch are then kept."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first; empty: taken from the data set."""
+    missing_masks: Literal["not_annotated", "absent"] = "not_annotated"
+    """What a structure without a mask is, where other cases have one (TotalSegmentator's layout): not annotated there,
+    so neither trained nor scored, or absent from the body. An empty mask always means absent."""
     label_remap: dict[Any, Any] | None = None
     """Class name or index for values of the label files that are not classes (or are to mean others), such as
     {7: liver, 255: background, 5: ignore}; `bodyseg check` suggests it."""
@@ -463,6 +466,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
             "channel_names",
             "n_cases",
             "skipped_cases",
+            "annotated",
         }
     ),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),

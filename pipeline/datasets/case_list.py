@@ -1,8 +1,10 @@
 """Read an explicit list of cases that a person wrote: cases.csv or cases.json. It may name any file of the machine.
 
-Columns (CSV) or keys (JSON): case, image, label, and optionally subject, split and fold. Relative paths start at the
-list's folder; absolute ones are allowed. Several channels: separated by "|" in CSV, a list in JSON. An empty label is
-allowed for split "test". With a fold for every case, data.fold says which ones validate; the others train.
+Columns (CSV) or keys (JSON): case, image, label, and optionally subject, split, fold and labelled. Relative paths start
+at the list's folder; absolute ones are allowed. Several channels: separated by "|" in CSV, a list in JSON. An empty
+label is allowed for split "test". With a fold for every case, data.fold says which ones validate; the others train.
+"labelled" names the classes that the label annotates, separated as channels are, where these are not all: of the others
+it does not say where they are.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.errors import DatasetError
@@ -27,7 +30,7 @@ from pipeline.datasets.rows import (
 )
 from transforms.io.load import volume_stem
 
-_KEYS = ("case", "image", "label", "split", "subject", "fold")
+_KEYS = ("case", "image", "label", "split", "subject", "fold", "labelled")
 
 
 def read_list(request: Request) -> Listing:
@@ -42,12 +45,12 @@ def read_list(request: Request) -> Listing:
     path = _list_file(request)
     content = _content(path)
     problems: list[DatasetError] = []
-    rows = collect(lambda entry: _row(entry[1], entry[0], path), content["cases"], problems)
+    classes = None if request.images_only else request.classes(_own_table(content, path))
+    rows = collect(lambda entry: _row(entry[1], entry[0], path, classes), content["cases"], problems)
     channel_names = content.get("channel_names") or list(unnamed_channels(rows))
     if not isinstance(channel_names, list) or not all(isinstance(name, str) for name in channel_names):
         remedy = "write one name for each image channel"
         raise DatasetError("dataset", path, "channel_names to be a list of names", f"{channel_names!r:.60}", remedy)
-    classes = None if request.images_only else request.classes(_own_table(content, path))
     return Listing(tuple(rows), classes, tuple(channel_names), tuple(problems))
 
 
@@ -82,7 +85,7 @@ def _own_table(content: dict[str, Any], path: Path) -> ClassTable | None:
     return parse_table(labels, path) if labels else find_table(path.parent)
 
 
-def _row(entry: Any, place: str, path: Path) -> Row:
+def _row(entry: Any, place: str, path: Path, classes: ClassTable | None) -> Row:
     if isinstance(entry, str | list):  # images alone, to be segmented
         entry = {"image": entry}
     if not isinstance(entry, dict) or not entry.get("image"):
@@ -110,4 +113,20 @@ def _row(entry: Any, place: str, path: Path) -> Row:
         split=parse_split(split, case, path),
         subject=parse_name(entry.get("subject")),
         fold=parse_fold(entry.get("fold"), case, path),
+        annotated=None if classes is None else _annotated(entry.get("labelled"), case, path, classes),
     )
+
+
+def _annotated(labelled: Any, case: str, path: Path, classes: ClassTable) -> tuple[str, ...] | None:
+    """The classes that a label annotates; None for all. Raises DatasetError for anything but names of classes."""
+    names = labelled.split("|") if isinstance(labelled, str) else labelled or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        found, remedy = f"{str(labelled)[:80]!r}", "write texts"
+        raise DatasetError("dataset", path, "labelled to be names of classes", found, remedy, case)
+    given = {name.strip() for name in names} - {"", classes.names[0]}
+    if unknown := sorted(given - set(classes.names)):
+        known = some_of(classes.names[1:])
+        raise DatasetError(
+            "dataset", path, f"classes under labelled ({known})", repr(unknown[0]), "correct the name", case
+        )
+    return tuple(name for name in classes.names if name in given) if given else None

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.errors import DatasetError
@@ -17,6 +18,10 @@ SPLITS = ("train", "val", "test")
 
 Label = Path | tuple[tuple[int, Path], ...]
 """A label map, or one mask a structure: (class index, mask) pairs of which later ones win where they overlap."""
+
+
+MissingMasks = Literal["not_annotated", "absent"]
+"""What it means that a case has no mask of a structure of which other cases have one, as `data.missing_masks` says."""
 
 
 def label_files(label: Label | None) -> tuple[Path, ...]:
@@ -50,6 +55,9 @@ class Case:
     label: Label | None
     held_out: bool = False
     """The data set keeps the case for testing without saying which cases validate."""
+    annotated: tuple[int, ...] | None = None
+    """Classes, background left out, that the label shows where they are; voxels of the others may be anything that the
+    label calls background. None: all."""
 
 
 @dataclass(frozen=True)
@@ -144,3 +152,22 @@ class Dataset:
     """What is wrong with each case, or entry, that was left out."""
     warnings: tuple[DatasetError, ...] = ()
     """What is odd about it, but keeps no case from being used."""
+
+    @property
+    def is_partly_labelled(self) -> bool:
+        """Whether some label does not annotate all classes."""
+        return any(case.annotated is not None for case in self.cases)
+
+    def annotated_in(self, case: str) -> frozenset[int]:
+        """The classes, background left out, that the label of a case annotates."""
+        return self._annotated_in[case]
+
+    def n_annotated(self, cases: Collection[str]) -> dict[str, int]:
+        """How many of these cases annotate each class but the background, by its name."""
+        shown = [self.annotated_in(case) for case in cases]
+        return {name: sum(c in of_case for of_case in shown) for c, name in enumerate(self.classes.names) if c}
+
+    @cached_property
+    def _annotated_in(self) -> dict[str, frozenset[int]]:
+        every = frozenset(range(1, len(self.classes.names)))
+        return {case.id: every if case.annotated is None else frozenset(case.annotated) for case in self.cases}

@@ -19,7 +19,7 @@ from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.folds import OwnFolds, own_folds
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.nnunet import read_numbered
-from pipeline.datasets.rows import Listing, Request, Row
+from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
 from transforms.io.load import known_kind
@@ -39,7 +39,7 @@ def list_cases(
     n_folds: int = 0,
     split_file: str = "",
     class_names: Sequence[str] | None = None,
-    label_remap: Mapping[int | str, int | str] | None = None,
+    labels: LabelReading = LabelReading(),  # noqa: B008  immutable
     subject_pattern: str = "",
     strict: bool = True,
     follow_links: bool = False,
@@ -55,8 +55,7 @@ def list_cases(
         split_file: a file like nnU-Net's splits_final.json, before the data set's own split and folds.
         class_names: names of the classes, background first, for data sets without names of their own; for masks per
             structure also the choice and order of structures.
-        label_remap: class name or index for further values of the label files, or for values that are to mean another
-            class.
+        labels: how label files are to be understood.
         subject_pattern: regular expression that matches the whole name of every case without a stated subject; its
             first group is the subject.
         strict: False leaves out the cases whose files cannot serve; `refused` of the data set says why.
@@ -82,7 +81,10 @@ def list_cases(
     files = FileIndex()
     try:
         layout = recognise(root, files) if layout == "auto" else layout
-        listing = READERS[layout](Request(root, fold is not None, tuple(class_names or ()), files=files))
+        request = Request(
+            root, fold is not None, tuple(class_names or ()), missing_masks=labels.missing_masks, files=files
+        )
+        listing = READERS[layout](request)
     except OSError as error:
         raise _unreadable(root, error) from error
     classes = listing.classes
@@ -100,7 +102,7 @@ def list_cases(
     trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
     if trusted.refused and (strict or not trusted.rows):
         raise DatasetError.all_of(trusted.refused)
-    return _dataset(trusted, listing, root, layout, fold, folds, _with_remap(classes, label_remap, trusted.rows, root))
+    return _dataset(trusted, listing, root, layout, fold, folds, _with_remap(classes, labels.remap, trusted.rows, root))
 
 
 def list_folds(root: Path | str, layout: str = "auto", *, split_file: str = "") -> tuple[int, ...]:
@@ -381,19 +383,23 @@ def _dataset(
     return Dataset(
         root,
         layout,
-        cases=tuple(_case(row, divided=has_own_split) for row in labelled),
+        cases=tuple(_case(row, classes.names, divided=has_own_split) for row in labelled),
         classes=classes,
         channel_names=listing.channel_names,
         split=split,
         folds=all_folds,
-        unlabelled=tuple(_case(row, divided=False) for row in trusted.rows if row.label is None),
+        unlabelled=tuple(_case(row, classes.names, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.refused,
         warnings=(*listing.warnings, *_suspected(labelled, listing.rows, split, root)),
     )
 
 
-def _case(row: Row, *, divided: bool) -> Case:
-    return Case(row.id, _subject(row), row.image, row.label, held_out=row.split == "test" and not divided)
+def _case(row: Row, class_names: Sequence[str], *, divided: bool) -> Case:
+    annotated = None
+    if row.annotated is not None:
+        annotated = tuple(index for index, name in enumerate(class_names) if index and name in row.annotated)
+    held_out = row.split == "test" and not divided
+    return Case(row.id, _subject(row), row.image, row.label, held_out, annotated)
 
 
 def _subject(row: Row) -> str:

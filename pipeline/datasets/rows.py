@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 
 from pipeline.datasets.class_table import ClassTable, reconcile
-from pipeline.datasets.dataset import Label
+from pipeline.datasets.dataset import Label, MissingMasks
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from transforms.io.load import volume_stem
@@ -34,6 +34,8 @@ class Row:
     """None where the data set does not say."""
     fold: int | None = None
     """The fold in which it validates, where its data set has one for every case that may train."""
+    annotated: tuple[str, ...] | None = None
+    """Names of the classes that the label shows where they are; None: all."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,16 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class LabelReading:
+    """How label files are to be understood, beyond what their data set says."""
+
+    remap: Mapping[int | str, int | str] | None = None
+    """Class name or index for further values of the label files, or for values that are to mean another class."""
+    missing_masks: MissingMasks = "not_annotated"
+    """What a structure without a mask is, where other cases have one: not annotated, or absent from the body."""
+
+
+@dataclass(frozen=True)
 class Request:
     """What a reader is asked for."""
 
@@ -62,6 +74,8 @@ class Request:
     """The data set's own division for cross-validation is asked for, too."""
     class_names: tuple[str, ...] = ()
     """Names of the classes, background first, as the settings give them; empty: as the data set has them."""
+    missing_masks: MissingMasks = "not_annotated"
+    """What a structure without a mask is, where other cases have one: not annotated, or absent from the body."""
     images_only: bool = False
     """Images are asked for, to be segmented: no labels and class names are read, and none need be there."""
     files: FileIndex = field(default_factory=FileIndex)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,9 @@ def read_totalsegmentator(request: Request) -> Listing:
     Classes are the structures' names, sorted, over all cases, or those of the settings, labels.json or
     class_names.json, in their order; masks beyond these are passed over. CASE/combined_labels.nii.gz is read instead
     of the masks where no case has any, or where labels.json or class_names.json says what its values mean
-    ({"liver": 5}; a bare list only orders the masks). meta.csv (";" or ",") gives image_id and split, and the subject
+    ({"liver": 5}; a bare list only orders the masks). TotalSegmentator writes an empty mask for a structure that is not
+    in the body, so a mask that is missing says nothing: the case does not annotate that structure, unless the request
+    says that it is absent. meta.csv (";" or ",") gives image_id and split, and the subject
     where it has such a column. Folders with masks and no image are named, and so are cases of meta.csv without one.
 
     Raises:
@@ -54,6 +56,7 @@ def read_totalsegmentator(request: Request) -> Listing:
     def row(case: str) -> Row:
         combined = folders[case] / _COMBINED
         label: Label | None
+        annotated: tuple[str, ...] | None = None
         if request.files.is_file(combined) and (states_values or not structures):
             label = combined
         elif request.files.is_file(combined) and not masks[case]:
@@ -62,13 +65,17 @@ def read_totalsegmentator(request: Request) -> Listing:
                 "dataset", combined, "masks, as other cases have, or a table of values", "neither", remedy, case
             )
         else:
-            label = _one_mask_a_class(masks[case], classes, case)
+            label, annotated = _one_mask_a_class(masks[case], classes, case)
         image = (only_file(scans[case], case),) if case in scans else ()
         said = meta.of(case) if image else {}
-        return Row(case, image, label, parse_split(said.get("split"), case, meta.path), _subject(said))
+        if request.missing_masks == "absent":
+            annotated = None
+        split = parse_split(said.get("split"), case, meta.path)
+        return Row(case, image, label, split, _subject(said), annotated=annotated)
 
     rows = collect(row, segmented, problems)
-    return Listing(tuple(rows), classes, channel_names, tuple(problems), meta.without_folder(folders))
+    warnings = (*meta.without_folder(folders), *_without_mask(masks, rows, classes, request))
+    return Listing(tuple(rows), classes, channel_names, tuple(problems), warnings)
 
 
 def find_scans(folder: Path, files: FileIndex) -> list[Path]:
@@ -81,17 +88,46 @@ def is_segmented(folder: Path, files: FileIndex) -> bool:
     return files.is_folder(folder / "segmentations") or files.is_file(folder / _COMBINED)
 
 
-def _one_mask_a_class(masks: dict[str, list[Path]], classes: ClassTable, case: str) -> Label | None:
-    """The masks of the classes; None for a case without any mask. Raises DatasetError for too few or too many."""
+def _one_mask_a_class(
+    masks: dict[str, list[Path]], classes: ClassTable, case: str
+) -> tuple[Label | None, tuple[str, ...] | None]:
+    """The masks of the classes, and which these are where some are missing; no label for a case without any mask.
+
+    Raises:
+        DatasetError: several masks of one class, or masks of other structures alone.
+    """
     if not masks:
-        return None
-    missing = [name for name in classes.names[1:] if name not in masks]
-    if missing:
+        return None, None
+    structures = list(enumerate(classes.names))[1:]
+    label = tuple((index, only_file(masks[name], case)) for index, name in structures if name in masks)
+    if not label:
+        others = some_of(sorted(masks), 5)
         raise DatasetError(
-            "dataset", "", f"a mask for each of {len(classes.names) - 1} structures", f"none for {missing[:5]}",
-            "write an empty mask where it is absent from the body, or leave the class out of data.class_names", case,
+            "dataset", next(iter(masks.values()))[0].parent, "a mask of one of the classes", f"masks of {others}",
+            "add them, correct their names, or remove the case", case,
         )  # fmt: skip
-    return tuple((index, only_file(masks[name], case)) for index, name in enumerate(classes.names) if index > 0)
+    if len(label) == len(structures):
+        return label, None
+    return label, tuple(name for _, name in structures if name in masks)
+
+
+def _without_mask(
+    masks: Mapping[str, Collection[str]], rows: Sequence[Row], classes: ClassTable, request: Request
+) -> tuple[DatasetError, ...]:
+    """A warning that counts the cases without a mask of a structure, and says what that is taken for."""
+    cases = [row.id for row in rows if isinstance(row.label, tuple)]
+    lacking = {name: [case for case in cases if name not in masks[case]] for name in classes.names[1:]}
+    lines = [f"{name} in {len(of)} of {len(cases)} cases ({some_of(of, 3)})" for name, of in lacking.items() if of]
+    if not lines:
+        return ()
+    expected = "a mask of every structure in every case, as TotalSegmentator writes them, empty where there is nothing"
+    if request.missing_masks == "absent":
+        found = f"no mask, which means absent from the body (data.missing_masks absent): {some_of(lines, 6)}"
+        remedy = "nothing, if that is so; else set data.missing_masks to not_annotated"
+    else:
+        found = f"no mask, which means not annotated, neither trained nor scored there: {some_of(lines, 6)}"
+        remedy = "nothing, if that is so; where a structure is not in the body, set data.missing_masks to absent"
+    return (DatasetError("missing_masks", request.root, expected, found, remedy),)
 
 
 def _refuse_masks_of_background(masks: Mapping[str, Collection[str]], classes: ClassTable, root: Path) -> None:

@@ -34,6 +34,8 @@ class ClassCount:
     name: str
     value: int
     """Its value in the label files."""
+    n_annotated: int
+    """Cases whose label says where it is, or that it is not there."""
     n_cases: int
     """Cases that hold it."""
     n_train: int
@@ -167,11 +169,13 @@ def _classes(cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None
     for index, (name, value) in enumerate(zip(dataset.classes.names, dataset.classes.values, strict=True)):
         holders = [(case, label) for case, label in labelled if label.class_voxels[index]]
         splits = Counter(split.of(case) for case, _ in holders) if split else Counter()
+        annotating = [case for case, _ in labelled if not index or index in dataset.annotated_in(case)]
         volumes_ml = [float(label.class_voxels[index]) * label.voxel_ml for _, label in holders]
         counts.append(
             ClassCount(
                 name,
                 value=int(value),
+                n_annotated=len(annotating),
                 n_cases=len(holders),
                 n_train=splits["train"],
                 n_val=splits["val"],

@@ -51,8 +51,8 @@ class _TrainingPatches(TorchDataset):
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     if not items:
         return {"case": []}
-    # Left as lists: whether a case counts must be known without asking the GPU.
-    kept = {key: [item.pop(key) for item in items if key in item] for key in ("draw", "counted")}
+    # Left as lists: whether a case counts, and which classes it annotates, must be known without asking the GPU.
+    kept = {key: [item.pop(key) for item in items if key in item] for key in ("draw", "counted", "annotated")}
     return list_data_collate(items) | {key: values for key, values in kept.items() if values}
 
 
@@ -60,7 +60,8 @@ class BodyData(pl.LightningDataModule):
     """Batches of {"image" (B, C, I, J, K) float32, "label" (B, 1, I, J, K) integer, "case" list of ids}.
 
     Training batches also have "counted", a list of bools: False for a repeated case that only fills up a process's
-    last batch. A validation batch is one case, or {"case": []} where a process has none left.
+    last batch. A validation batch is one case, or {"case": []} where a process has none left. Where cases annotate a
+    part of the classes, "annotated" lists, for each, the indices of these classes.
 
     Args:
         prepared: training and validation cases.

@@ -204,6 +204,7 @@ class SegmentationModule(pl.LightningModule):
             label,
             across_processes=True,
             counted=None if all(counted) else counted,
+            annotated=batch.get("annotated"),
         )
         # The same in all processes: none goes on, or leaves a batch out, without the others.
         loss = result.loss.detach()
@@ -292,7 +293,12 @@ class SegmentationModule(pl.LightningModule):
         for number, case in enumerate(batch["case"]):
             size = label.shape[2:]
             window = SlidingWindow(self._features, image[number], self.window or size, axis=2)
-            loss = VolumeDiceCE(self.head, class_weights=self.criterion.class_weights, ignore_index=self.ignore_index)
+            loss = VolumeDiceCE(
+                self.head,
+                class_weights=self.criterion.class_weights,
+                ignore_index=self.ignore_index,
+                annotated=batch["annotated"][number] if "annotated" in batch else None,
+            )
             segmentation = torch.empty(size, dtype=segmentation_dtype(self.n_classes), device=self.device)
             n_slices = size[2] if window.n_windows == 1 else VALIDATION_SLICES
             for start in range(0, size[2], n_slices):

@@ -126,9 +126,15 @@ class PreparedData:
         return _class_voxels(self.train)
 
     def contents(self) -> dict[str, str]:
-        """Identify what the image and label files of every training and validation case hold, by case id."""
+        """Identify what the image and label files of every training and validation case hold, by case id; and, where
+        that is not all, which classes the label annotates."""
         stores = (self.train.store, self.val.store)
-        return {s.case(i): s.path(i).stem.partition("-")[2] for s in stores for i in range(len(s))}
+        files = {s.case(i): s.path(i).stem.partition("-")[2] for s in stores for i in range(len(s))}
+        partly = {case.id: case.annotated for case in self.dataset.cases if case.annotated is not None}
+        return {
+            case: f"{content} annotates {','.join(map(str, partly[case]))}" if case in partly else content
+            for case, content in files.items()
+        }
 
     def lost_classes(self) -> dict[str, int]:
         """Classes that are left in no training or validation case at the target size, and how many cases had them."""
@@ -276,7 +282,7 @@ def cached_dataset(
             **(data.augmentation or {}),
         )
     return CachedDataset(
-        [_item(case) for case in cases],
+        _items(cases, len(class_names)),
         preprocessing_chain(**arguments),
         folder=Path(data.cache_dir),
         key=preprocessing.cache_key(),
@@ -287,6 +293,15 @@ def cached_dataset(
         with_places=data.mode == "patch",
         in_parts=data.mode == "patch" and in_patches,
     )
+
+
+def _items(cases: Sequence[Case], n_classes: int) -> list[dict[str, Any]]:
+    """What is read of each case; where some annotate a part of the classes, each says which it annotates."""
+    items = [_item(case) for case in cases]
+    if any(case.annotated is not None for case in cases):
+        for case, item in zip(cases, items, strict=True):
+            item["annotated"] = tuple(range(1, n_classes)) if case.annotated is None else case.annotated
+    return items
 
 
 def _item(case: Case) -> dict[str, Any]:

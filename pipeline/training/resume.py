@@ -132,8 +132,8 @@ def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mappin
     changed = [case for case, content in state.contents.items() if contents.get(case, content) != content]
     if changed:
         raise ConfigError(
-            f"case {some_of(changed, 3)}: image or label changed since the run in {folder.path} was started; "
-            "a resumed run keeps its data: restore the files, or start another run"
+            f"case {some_of(changed, 3)}: image, label or annotated classes changed since the run in {folder.path} was "
+            "started; a resumed run keeps its data: restore the files, or start another run"
         )
 
 

@@ -84,7 +84,11 @@ class RunRecord:
 
     def _data_facts(self) -> dict[str, Any]:
         split = {name: list(cases) for name, cases in self.split.items()}
-        return {
+        partly = {}
+        if self.dataset.is_partly_labelled:
+            counts = {name: self.dataset.n_annotated(cases) for name, cases in self.split.items() if name != "test"}
+            partly = {"annotated": counts}
+        return partly | {
             "intensity_found": self.intensity.to_document(),
             "intensity_scaling": self.preprocessing.scaling,
             "channel_names": list(self.dataset.channel_names),

@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from pipeline.check import check
+from pipeline.check import check, to_text
 from pipeline.checks.case_check import check_case
 from pipeline.checks.class_check import TargetGrid, shares_at_target_size
 from pipeline.datasets.listing import list_cases
@@ -111,3 +111,27 @@ def test_a_label_along_other_axes_than_all_others_is_named(tmp_path: Path) -> No
     assert finding.file == str(folder.label("b"))
     save(folder.label("c"), organs()[::-1], flipped)  # two of four: a habit, no accident
     assert folder.check().findings == ()
+
+
+def test_absent_and_not_annotated_are_told_apart(tmp_path: Path) -> None:
+    """Case b annotates the left kidney alone, d all but it, and c's body has no liver."""
+    folder = Folder(tmp_path)
+    for name, kept, labelled in (("b", [1], ["kidney_left"]), ("d", [2, 3], ["kidney_right", "liver"])):
+        save(folder.label(name), np.where(np.isin(organs(), kept), organs(), 0).astype(np.uint8))
+        folder[name]["labelled"] = labelled
+    save(folder.label("c"), np.where(organs() == 3, 0, organs()).astype(np.uint8))
+    report = folder.check()
+    counts = {c.name: (c.n_annotated, c.n_cases, c.n_train, c.n_val) for c in report.fingerprint.classes}
+    assert counts == {
+        "background": (4, 4, 2, 2), "kidney_left": (3, 3, 2, 1), "kidney_right": (3, 3, 1, 2), "liver": (3, 2, 1, 1)
+    }  # fmt: skip
+    assert not report.findings
+    assert "value  class         annotated  cases  train  val" in to_text(report)
+    folder["c"]["labelled"] = ["kidney_right"]
+    folder["d"]["labelled"] = ["kidney_right"]
+    found = {finding.kind: finding for finding in folder.check().findings}
+    assert (found["not_annotated"].case, found["not_annotated"].severity) == ("d", "error")
+    assert found["not_annotated"].found == "48 of liver"
+    assert found["class_not_annotated"].found == "none that annotates kidney_left, liver"
+    assert "every class annotated in some val case" in found["class_not_annotated"].expected
+    assert "class_absent" not in found

@@ -111,3 +111,16 @@ def test_entries_that_say_too_little_are_named(tmp_path):
     refused(listed, "case one", "'tuning'")
     write_json(listed, {"cases": [], "labels": LABELS})
     refused(listed, "expected a list of cases, found none")
+
+
+def test_a_list_says_which_classes_a_label_annotates(tmp_path):
+    rows = ["a,a.nii.gz,a.nii.gz,liver", "b,a.nii.gz,a.nii.gz,spleen | liver", "c,a.nii.gz,a.nii.gz,"]
+    found = list_cases(written(tmp_path, *rows, header="case,image,label,labelled"))
+    assert [case.annotated for case in found.cases] == [(1,), (1, 2), None]
+    entries = [{"case": "a", "image": "a.nii.gz", "label": "a.nii.gz", "labelled": ["background", "spleen"]}]
+    path = write_json(tmp_path / "list.json", {"cases": entries, "labels": LABELS})
+    assert list_cases(path).cases[0].annotated == (2,)
+    written(tmp_path, "a,a.nii.gz,a.nii.gz,lever", header="case,image,label,labelled")
+    refused(tmp_path, "case a", "liver, spleen", "'lever'")
+    write_json(path, {"cases": [entries[0] | {"labelled": {"liver": 1}}], "labels": LABELS})
+    refused(path, "case a", "labelled to be names of classes")

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.check import check
 from pipeline.datasets.listing import find_images, list_cases
+from pipeline.datasets.rows import LabelReading
 from tests.support.datasets import refused, totalsegmentator, volume, write_json
 from tests.support.volume_files import save
 from transforms.io.load import LoadVolumed
@@ -24,8 +25,25 @@ def test_masks_become_classes_by_name(tmp_path):
     assert (found.split.train, found.split.val) == (("s1",), ("s2",))
     chosen = list_cases(tmp_path, class_names=["background", "spleen"])
     assert chosen.cases[0].label == ((1, folder / "spleen.nii.gz"),)
+
+
+def test_a_mask_that_is_missing_means_not_annotated_unless_it_is_said_to_mean_absent(tmp_path):
+    """TotalSegmentator writes empty masks for what is not in the body."""
+    totalsegmentator(tmp_path)
     (tmp_path / "s2/segmentations/liver.nii.gz").unlink()
-    refused(tmp_path, "case s2", "liver", "empty mask")
+    found = list_cases(tmp_path)
+    assert [case.annotated for case in found.cases] == [None, (2,)]
+    assert found.cases[1].label == ((2, tmp_path / "s2/segmentations/spleen.nii.gz"),)
+    assert found.n_annotated(["s1", "s2"]) == {"liver": 1, "spleen": 2}
+    (warning,) = found.warnings
+    assert "no mask, which means not annotated" in warning.found
+    assert "liver in 1 of 2 cases (s2)" in warning.found
+    absent = list_cases(tmp_path, labels=LabelReading(missing_masks="absent"))
+    assert [case.annotated for case in absent.cases] == [None, None]
+    assert (absent.cases[1].label, absent.is_partly_labelled) == (found.cases[1].label, False)
+    assert "absent from the body" in absent.warnings[0].found
+    assert not list_cases(tmp_path, class_names=["background", "spleen"]).warnings
+    refused(tmp_path, "case s2", "a mask of one of the classes", "spleen", class_names=["background", "liver"])
 
 
 def test_combined_labels_are_used_where_their_values_are_known(tmp_path):
@@ -58,7 +76,7 @@ def test_a_bare_list_orders_the_masks_and_says_nothing_of_combined_labels(tmp_pa
             assert np.array_equal(classes == found.classes.names.index(name), mask == 1)
     write_json(tmp_path / "labels.json", ["background", "spleen", "liver"])
     (tmp_path / "s2/segmentations/spleen.nii.gz").unlink()
-    refused(tmp_path, "case s2", "none for ['spleen']")
+    assert list_cases(tmp_path).cases[1].annotated == (2,)
     (tmp_path / "s2/segmentations/liver.nii.gz").unlink()
     refused(tmp_path, "case s2", "combined_labels.nii.gz", "masks, as other cases have", "labels.json")
 

@@ -304,7 +304,9 @@ def test_moved_data_are_resumed_by_content_and_changed_ones_refused(work, interr
     whole = path.read_bytes()
     label = nib.load(path)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[::-1].copy(), label.affine), path)
-    with pytest.raises(ConfigError, match=rf"case {trained}: image or label changed since the run in "):
+    with pytest.raises(
+        ConfigError, match=rf"case {trained}: image, label or annotated classes changed since the run in "
+    ):
         run_training(config, resume=True)
     path.write_bytes(whole)
     run_training(config, resume=True)

@@ -1,0 +1,108 @@
+"""Cases that annotate a part of the classes: what is carried along, trained, validated, recorded and resumed."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config.settings import ConfigError
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
+from pipeline.train import train
+from pipeline.training.datamodule import BodyData
+from pipeline.training.prepared_data import prepare_data
+from pipeline.training.resume import refuse_changed_cases
+from tests.support.tiny_module import module
+from tests.support.volumes import Folder, configured, organs, save
+
+LABELLED = {"a": ("kidney_left",), "b": ("kidney_right", "liver"), "c": ("liver",), "d": None}
+"""What the cases annotate of kidney_left, kidney_right and liver; a and b train, c and d validate."""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    made = Folder(tmp_path / "data")
+    for name, shown in LABELLED.items():
+        if shown:
+            made[name]["labelled"] = list(shown)
+            kept = [made.labels[structure] for structure in shown]
+            save(made.label(name), np.where(np.isin(organs(), kept), organs(), 0).astype(np.uint8))
+    return made
+
+
+def settings(folder, **groups):
+    augmented = {"data_aug": True, "flips": (0,), "num_workers": 0}
+    data = augmented | {"cache_dir": str(folder.root / "cache")} | groups.pop("data", {})
+    return configured(folder.write(), data=data, **groups)
+
+
+PATCHES = {"mode": "patch", "target_size": (12, 12, 8), "spacing_mm": (2.0, 2.0, 3.0), "patches_per_case": 2.0}
+
+
+@pytest.mark.parametrize("data", [{}, {"augment_on_device": True}, PATCHES], ids=["resize", "on device", "patch"])
+def test_a_mirror_takes_the_annotated_sides_along(folder, data):
+    """A label holds no class that its case does not annotate, and each kidney is annotated in some epoch."""
+    prepared = prepare_data(settings(folder, data=data))
+    batches = BodyData(prepared, batch_size=1, seed=0)
+    loader, seen = batches.train_dataloader(), set()
+    for epoch in range(8):
+        loader.sampler.set_epoch(epoch)
+        for drawn in loader:
+            batch = batches.on_after_batch_transfer(drawn, 0)
+            for label, annotated, case in zip(batch["label"], batch["annotated"], batch["case"], strict=True):
+                assert set(label.unique().tolist()) <= {0, *annotated}
+                seen.add((case, annotated))
+    assert seen == {("a", (1,)), ("a", (2,)), ("b", (2, 3)), ("b", (1, 3))}
+    assert [batch["annotated"] for batch in batches.val_dataloader()] == [[(3,)], [(1, 2, 3)]]
+
+
+def test_the_losses_of_training_and_validation_are_those_of_the_merged_classes(folder):
+    network = module()
+    image, label = torch.rand(2, 1, 16, 16, 16), torch.zeros(2, 1, 16, 16, 16, dtype=torch.uint8)
+    label[1, :, :8] = 1
+    features = network.network.features(image)
+    expected = SlabDiceCELoss()(features, network.head, label, annotated=[(), (1,)]).loss
+    seen = []
+    network.log = lambda *args, **kwargs: None
+    network.criterion.register_forward_hook(lambda *call: seen.append(call[-1].loss), with_kwargs=False)
+    batch = {"image": image, "label": label, "case": ["a", "b"], "annotated": [(), (1,)]}
+    network._trainer = type("Trainer", (), {"accumulate_grad_batches": 1, "world_size": 1})()
+    network.training_step(batch, 0)
+    assert torch.equal(seen[0], expected)
+    network.eval()
+    with torch.no_grad():
+        volume = VolumeDiceCE(network.head, annotated=())
+        volume.add(network.network.features(image[:1])[0], label[0, 0])
+        network._validate({key: value[:1] for key, value in batch.items()}, keep_sample=False)
+    assert float(volume.loss()) == pytest.approx(0, abs=1e-6)  # a label that annotates nothing says nothing
+    assert float(network.val_loss.compute()) == pytest.approx(0, abs=1e-6)
+
+
+def test_a_run_says_what_was_annotated(folder, tmp_path):
+    said = []
+    groups = {"experiment": {"log_dir": str(tmp_path / "logs")}, "model": {"base_channels": 2}}
+    config = settings(folder, training={"max_epochs": 1, "overlay_every": 0}, **groups)
+    run = train(config, say=said.append)
+    counts = "the training cases annotate kidney_left in 1, kidney_right in 1, liver in 1"
+    assert f"Partly labelled: {counts}" in said
+    record = json.loads((run / "training_config.json").read_text())
+    assert record["data"]["annotated"] == {
+        "train": {"kidney_left": 1, "kidney_right": 1, "liver": 1},
+        "val": {"kidney_left": 1, "kidney_right": 1, "liver": 2},
+    }
+
+
+def test_a_resumed_run_refuses_another_annotation(folder):
+    before = prepare_data(settings(folder)).contents()
+    assert before["a"].endswith(" annotates 1")
+    assert "annotates" not in before["d"]
+    folder["a"]["labelled"] = ["kidney_left", "liver"]
+    after = prepare_data(settings(folder)).contents()
+    assert [case for case in before if before[case] != after[case]] == ["a"]
+    run, state = SimpleNamespace(path="logs/run"), SimpleNamespace(contents=before)
+    with pytest.raises(ConfigError, match="case a: image, label or annotated classes changed"):
+        refuse_changed_cases(run, state, after)
