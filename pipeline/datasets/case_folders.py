@@ -12,7 +12,7 @@ from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file
 from transforms.io.load import volume_stem
 
-_LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt", re.IGNORECASE)
+_LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt|truth", re.IGNORECASE)
 """What the label map of a case folder is called, without the case's own name in front."""
 
 _LABEL_WORD = re.compile(r"\w*seg(mentation)?s?|labels?|labelmaps?|annotations?|ground|groundtruth|gts?", re.IGNORECASE)
@@ -26,7 +26,8 @@ def read_folders(request: Request) -> Listing:
     """Read CASE/imaging.nii.gz + CASE/segmentation.nii.gz (KiTS), CASE/CASE-t1c.nii.gz + CASE/CASE-seg.nii.gz (BraTS).
 
     Every volume of a case folder but its label map is an image channel, called as its file without the case's name;
-    all cases must have the same channels. A case with a second segmentation is refused, since the network would be
+    all cases must have the same channels. A label map may have another name that says what it is
+    (aggregated_MAJ_seg.nii.gz). A case with a second segmentation is refused, since the network would be
     shown what it is to find; a mask among the channels is a warning. Class names are those of labels.json,
     class_names.json or dataset.json, else those of the settings.
 
@@ -43,7 +44,6 @@ def read_folders(request: Request) -> Listing:
 
     def row(case: str) -> Row:
         parts = {name: only_file(paths, case) for name, paths in cases[case].items()}
-        labels = [path for name, path in parts.items() if _LABEL.fullmatch(name)]
         segmentations = [name for name in parts if _is_segmentation(name)]
         if len(segmentations) > 1:
             raise DatasetError(
@@ -57,7 +57,7 @@ def read_folders(request: Request) -> Listing:
             expected, remedy = f"the images {', '.join(channel_names)}", "add them, or remove the case"
             raise DatasetError("dataset", folder, expected, f"none for {', '.join(missing)}", remedy, case)
         image = tuple(parts[name] for name in channel_names if name in parts)
-        return Row(case, image, labels[0] if labels else None)
+        return Row(case, image, parts[segmentations[0]] if segmentations else None)
 
     problems: list[DatasetError] = []
     rows = collect(row, cases, problems)
@@ -70,7 +70,8 @@ def read_folders(request: Request) -> Listing:
 def is_case_folder(folder: Path, files: FileIndex) -> bool:
     """Say whether a folder holds one label map by its name, and images beside it."""
     names = _parts(folder, files)
-    return len(names) > 1 and sum(_LABEL.fullmatch(name) is not None for name in names) == 1
+    plain = [name for name in names if _LABEL.fullmatch(name)]
+    return len(names) > 1 and len(plain or [name for name in names if _is_segmentation(name)]) == 1
 
 
 def _is_segmentation(name: str) -> bool:

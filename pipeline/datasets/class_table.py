@@ -15,7 +15,7 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
 from transforms.io.label_values import ignore_index
 
-_TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
+TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 LARGEST_VALUE = 2**31 - 1
 """Of a class: the largest number of the widest type that label files are written in."""
 
@@ -133,6 +133,10 @@ def _pair(key: str, value: Any, source: Path) -> tuple[int, Any]:
         found = f"{key!r} is a region of several values {value}"
         remedy = f"name a class for each value in its place, and leave regions out: {_plain_classes(value)}"
         raise DatasetError("dataset", source, "one value for each class", found, remedy)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, str) and re.fullmatch(r"\d+", value) and not re.fullmatch(r"\s*\d+\s*", str(key)):
+        value = int(value)  # {"liver": "1"}
     number, name = (value, key) if isinstance(value, int) and not isinstance(value, bool) else (key, value)
     try:
         return int(number), name
@@ -188,7 +192,7 @@ def find_table(folder: Path) -> ClassTable | None:
     Raises:
         DatasetError: such a file cannot be read, or holds no table of classes.
     """
-    for path in (folder / name for name in _TABLE_FILES):
+    for path in (folder / name for name in TABLE_FILES):
         if path.is_file():
             content = read_json(path)
             if isinstance(content, dict) and {"case", "made_by"} <= content.keys():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
+import itertools
+import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.datasets.errors import DatasetError
+from pipeline.files.foreign_text import decoded
 from pipeline.files.regular import read_regular
 
 _MAX_BYTES = 64 * 2**20
+_SEPARATORS = ",;\t|"
 
 
 class TableRow(NamedTuple):
@@ -27,8 +30,9 @@ class TableRow(NamedTuple):
 def read_csv(path: Path) -> list[TableRow]:
     """Return the rows of a table whose first row names the columns.
 
-    As spreadsheets write them: separated by ",", ";" or tabs, in UTF-8, UTF-16 or Windows' cp1252, with blank lines and
-    with separators at the end of lines. Columns without a name are passed over.
+    As spreadsheets write them: separated by ",", ";", tabs or "|", in UTF-8, UTF-16 or Windows' cp1252, with blank
+    lines, with separators at the end of lines, and with Excel's "sep=;" or lines of "#" in front. Columns without a
+    name are passed over.
 
     Raises:
         DatasetError: a file that cannot be read, two columns of one name, or a row of another length.
@@ -67,25 +71,20 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes"
             raise DatasetError("dataset", path, "a table of cases", found, "name the list of cases itself")
-        text = _decoded(read_regular(path, _MAX_BYTES))
+        text = decoded(read_regular(path, _MAX_BYTES))
         if "\0" in text:
             raise ValueError("it holds zero bytes")
-        header = text.split("\n", 1)[0]
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
-        return [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+        in_front = re.match(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n?|\n))*", text)
+        header = text[in_front.end() if in_front else 0 :].split("\n", 1)[0].split("\r", 1)[0]
+        stated = re.fullmatch(rf"sep=([{_SEPARATORS}])", header.strip(), re.IGNORECASE)
+        separator = stated[1] if stated else max(_SEPARATORS, key=header.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+        lines = list(itertools.dropwhile(lambda line: line[1][0].lstrip().startswith("#"), lines))
+        return lines[1:] if stated else lines
     except DatasetError:
         raise
     except (OSError, ValueError, csv.Error) as error:
         raise DatasetError(
             "dataset", path, "a CSV table", f"one that cannot be read as CSV ({error})", "repair the file"
         ) from error
-
-
-def _decoded(content: bytes) -> str:
-    """The text of a file in UTF-8, UTF-16 (which begins with a byte order mark) or cp1252."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return content.decode("cp1252")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.datasets.errors import DatasetError
+from pipeline.files.foreign_text import decoded
 from pipeline.files.regular import read_regular
 
 _MAX_BYTES = 256 * 2**20
@@ -18,18 +19,26 @@ def read_json(path: Path) -> Any:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes of JSON"
             raise DatasetError("dataset", path, "a description of a data set", found, "name the file itself")
-        return json.loads(read_regular(path, _MAX_BYTES).decode("utf-8-sig"), object_pairs_hook=_object)
+        return json.loads(decoded(read_regular(path, _MAX_BYTES)), object_pairs_hook=_object)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
         found = f"a file that cannot be read as JSON ({error})"
         remedy = error.remedy if isinstance(error, _KeyTwiceError) else "repair the file"
+        if isinstance(error, json.JSONDecodeError):
+            remedy = (
+                f"correct line {error.lineno}; JSON has no comma behind the last entry, no comments, and double quotes"
+            )
         raise DatasetError("dataset", path, "JSON", found, remedy) from error
 
 
 def read_description(root: Path) -> dict[str, Any]:
-    """Return the object in dataset.json. Raises DatasetError for anything else."""
-    path = root / "dataset.json"
+    """Return the object in dataset.json, or in a file of its kind that is named itself.
+
+    Raises:
+        DatasetError: it holds anything else.
+    """
+    path = root if root.is_file() else root / "dataset.json"
     description = read_json(path)
     if not isinstance(description, dict):
         raise DatasetError(

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from pipeline.console.text import some_of
 from pipeline.datasets.case_folders import is_case_folder, read_folders
-from pipeline.datasets.case_list import read_list
+from pipeline.datasets.case_list import FILE_NAMES, read_list
+from pipeline.datasets.class_table import TABLE_FILES
 from pipeline.datasets.decathlon import lists_existing_images, read_msd
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex, has_volume_name
 from pipeline.datasets.json_document import read_description
 from pipeline.datasets.nnunet import has_all_channels, has_channel_number, read_nnunet
-from pipeline.datasets.pairs import read_pairs
+from pipeline.datasets.pairs import are_paired_by_name, pair_of_folders, read_pairs
 from pipeline.datasets.rows import Reader
 from pipeline.datasets.totalsegmentator import find_scans, is_segmented, read_totalsegmentator
 from transforms.io.dicom import holds_dicom
@@ -43,6 +44,7 @@ def recognise(root: Path, files: FileIndex) -> str:
         DatasetError: it is in none of the layouts; says what was looked for.
         OSError: a folder cannot be read.
     """
+    _refuse_misspelled(root, files)
     layout = find_layout(root, files)
     if layout is None:
         there, remedy = _what_lies_there(root, files)
@@ -66,10 +68,30 @@ def _what_lies_there(root: Path, files: FileIndex) -> tuple[str, str]:
     if volumes := files.volumes(root):
         named = some_of([path.name for path in volumes], 3)
         return f"{len(volumes)} {'volume' if len(volumes) == 1 else 'volumes'} ({named}), but ", pair
+    return _what_else(root, files)
+
+
+def _what_else(root: Path, files: FileIndex) -> tuple[str, str]:
+    """The same for folders and lists in that place."""
     inner = [path.name for path in files.folders(root)[:_FOLDERS_TRIED] if _is_dataset(path, files)]
+    if len(inner) == 1:
+        return f"a folder that is a data set ({inner[0]}), but ", f"name that folder, {root / inner[0]}"
     if inner:
-        return f"folders that are data sets ({some_of(inner, 3)}), but ", "name one of them"
+        remedy = "name one of them, or list the cases of all of them in a cases.csv with the columns image,label"
+        return f"folders that are data sets ({some_of(inner, 3)}), but ", remedy
+    lists = [path for path in files.visible(root) if path.suffix.lower() in (".csv", ".tsv", ".json")]
+    if lists := [path for path in lists if path.name not in TABLE_FILES]:
+        remedy = f"if it lists the cases, name the file itself: {lists[0]}"
+        return f"{some_of([path.name for path in lists], 3)}, but ", remedy
     return "", "name the folder that holds one of these, or a list file"
+
+
+def _refuse_misspelled(root: Path, files: FileIndex) -> None:
+    """Refuse Dataset.json, Cases.CSV and the like, which would be passed over without a word."""
+    for path in files.visible(root):
+        usual = path.name.lower()
+        if path.name != usual and usual in (*FILE_NAMES, *TABLE_FILES) and not files.is_file(root / usual):
+            raise DatasetError("dataset", path, f"a file called {usual}", path.name, f"rename it to {usual}")
 
 
 def _is_dataset(root: Path, files: FileIndex) -> bool:
@@ -83,18 +105,21 @@ def find_layout(root: Path, files: FileIndex) -> str | None:
     """Return the layout of a data set, None where a path is not one. Raises DatasetError for a damaged dataset.json."""
     if files.is_file(root):
         return None if has_volume_name(root) else "list"
-    if files.is_file(root / "dataset.json"):
-        layout = _described(root, files)
-        if layout is not None:
-            return layout
-    if any(files.is_file(root / name) for name in ("cases.csv", "cases.json")):
+    layout = _described(root, files) if files.is_file(root / "dataset.json") else None
+    if layout is not None:
+        return layout
+    if any(files.is_file(root / name) for name in FILE_NAMES):
         return "list"  # somebody wrote down what counts, and how it is divided
-    if files.is_folder(root / "images") and files.is_folder(root / "labels"):
+    if pair_of_folders(root, files):
         return "pairs"
     folders = files.folders(root)
     if any(find_scans(path, files) and is_segmented(path, files) for path in folders):
         return "totalsegmentator"
-    return "folders" if any(is_case_folder(path, files) for path in folders) else None
+    if any(is_case_folder(path, files) for path in folders):
+        layout = "folders"
+    else:
+        layout = "pairs" if are_paired_by_name(root, files) else None
+    return layout
 
 
 def _described(root: Path, files: FileIndex) -> str | None:

@@ -22,7 +22,7 @@ from pipeline.datasets.nnunet import read_numbered
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
-from transforms.io.load import known_kind
+from transforms.io.load import known_kind, volume_stem
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
@@ -257,7 +257,8 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
         raise DatasetError("dataset", root, expected, "none", "name the folder that holds them, or set data.layout")
     rows = []
     refused = list(listing.problems)
-    for row in listing.rows:
+    for listed in listing.rows:
+        row = _with_other_spellings(listed, files)
         try:
             _check_id(row, root)
             _check_parts(row, len(listing.channel_names))
@@ -270,6 +271,23 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
             rows.append(row)
     _check_unique(rows, root)
     return _Trusted(tuple(rows), tuple(refused))
+
+
+def _with_other_spellings(row: Row, files: FileIndex) -> Row:
+    """Take a.nii for a missing a.nii.gz, or A.nii.gz, where it is the only volume of that name."""
+
+    def found(path: Path) -> Path:
+        try:
+            if files.is_file(path) or files.is_folder(path):
+                return path
+            name = volume_stem(path).lower()
+            alike = [other for other in files.volume_files(path.parent) if volume_stem(other).lower() == name]
+        except OSError:
+            return path
+        return alike[0] if len(alike) == 1 else path
+
+    label = found(row.label) if isinstance(row.label, Path) else row.label
+    return replace(row, image=tuple(found(path) for path in row.image), label=label)
 
 
 def _check_id(row: Row, root: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from pipeline.datasets.class_table import parse_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.file_names import case_of
 from pipeline.datasets.json_document import read_description, read_json
 from pipeline.datasets.rows import (
     Listing,
@@ -83,6 +84,16 @@ def has_channel_number(path: Path) -> bool:
     return _CHANNEL.fullmatch(volume_stem(path)) is not None
 
 
+def without_channel(name: str) -> str:
+    """A volume's name without its channel number.
+
+    >>> without_channel("a_0001"), without_channel("a")
+    ('a', 'a')
+    """
+    match = _CHANNEL.fullmatch(name)
+    return match["case"] if match else name
+
+
 def has_all_channels(paths: Iterable[Path]) -> bool:
     """Say whether every volume has a channel number and every case all of them from _0000 on; False for no volume.
 
@@ -102,6 +113,8 @@ def has_all_channels(paths: Iterable[Path]) -> bool:
 
 def _file_ending(description: dict[str, Any], source: Path) -> str:
     ending = description.get("file_ending", ".nii.gz")
+    if isinstance(ending, str) and not ending.startswith("."):
+        ending = f".{ending}"
     if not isinstance(ending, str) or volume_kind(f"x{ending}") is None:
         raise DatasetError("dataset", source, "file_ending to be a volume's", repr(ending), 'write ".nii.gz", say')
     return ending
@@ -109,8 +122,8 @@ def _file_ending(description: dict[str, Any], source: Path) -> str:
 
 def _read_part(request: Request, part: str, ending: str, n_channels: int, problems: list[DatasetError]) -> list[Row]:
     """The cases of imagesTr and labelsTr (part "Tr"), or of imagesTs and labelsTs."""
-    labels = by_name(request.files.volume_files(request.root / f"labels{part}"))
     images = request.files.volume_files(request.root / f"images{part}")
+    labels = _labels_by_case(request.files.volume_files(request.root / f"labels{part}"), images)
     channels = channels_by_case(images, n_channels, labels, problems)
     if request.images_only:  # their names tell cases from channels, and that is all
         labels = {}
@@ -123,6 +136,19 @@ def _read_part(request: Request, part: str, ending: str, n_channels: int, proble
         return Row(case, image, _only(labels[case], ending, case) if case in labels else None)
 
     return collect(row, sorted(channels.keys() | labels.keys()), problems)
+
+
+def _labels_by_case(labels: Sequence[Path], images: Sequence[Path]) -> dict[str, list[Path]]:
+    """Labels by the case that they name; CASE_seg.nii.gz is that of CASE_0000.nii.gz where no label has its name."""
+    cases = {without_channel(volume_stem(path)) for path in images}
+    own = {volume_stem(path) for path in labels}
+
+    def case_among(path: Path) -> str:
+        name = volume_stem(path)
+        meant = case_of(name)
+        return meant if name not in cases and meant in cases - own else name
+
+    return by_name(labels, case_among)
 
 
 def channels_by_case(

@@ -121,11 +121,22 @@ def only_file(paths: Sequence[Path], case: str) -> Path:
     return paths[0]
 
 
+def only_label(label: Any, source: Path, place: str) -> Any:
+    """Return the label of an entry, also where it is a list of one; "" for none. Raises DatasetError for several."""
+    if isinstance(label, list) and len(label) > 1:
+        remedy = "name one label map; for a mask a structure lay the data out as CASE/segmentations/STRUCTURE.nii.gz"
+        raise DatasetError("dataset", source, f"one label for {place}", f"{len(label)} files", remedy)
+    return (label[0] if isinstance(label, list) and label else label) or ""
+
+
 def path_inside(root: Path, name: Any, source: Path) -> Path:
     """Return root / name for a name out of a data set's own file. Raises DatasetError where it leads out of `root`."""
     if not isinstance(name, str) or not name or "\0" in name:
         raise DatasetError("dataset", source, "a file name", f"{str(name)[:80]!r}", "name a file below its folder")
     plain = Path(os.path.normpath(with_slashes(name)))
+    for whole in (root, root.resolve()):
+        if plain.is_absolute() and plain.is_relative_to(whole):  # an absolute path that leads into it all the same
+            return plain
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or plain.parts[:1] == ("..",):
         raise DatasetError(
             "dataset", source, "names of files inside the data set", f"{name!r}, which leads out of the data set",

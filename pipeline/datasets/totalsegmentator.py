@@ -16,11 +16,14 @@ from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only
 from transforms.io.load import volume_stem
 
 _IMAGE_NAMES = ("ct", "mri", "mr")
-_COMBINED = "combined_labels.nii.gz"
+_COMBINED = "combined_labels"
+_MASKS = "segmentations"
 
 
 def read_totalsegmentator(request: Request) -> Listing:
     """Read CASE/ct.nii.gz or mri.nii.gz with CASE/segmentations/STRUCTURE.nii.gz (TotalSegmentator, AbdomenAtlas).
+
+    The only volume beside segmentations/ may have another name.
 
     Classes are the structures' names, sorted, over all cases, or those of the settings, labels.json or
     class_names.json, in their order; masks beyond these are passed over. CASE/combined_labels.nii.gz is read instead
@@ -36,13 +39,13 @@ def read_totalsegmentator(request: Request) -> Listing:
     folders = {folder.name: folder for folder in request.files.folders(request.root)}
     scans = {case: scans for case, folder in folders.items() if (scans := find_scans(folder, request.files))}
     modalities = {volume_stem(path).upper().replace("MRI", "MR") for paths in scans.values() for path in paths}
-    channel_names = (modalities.pop() if len(modalities) == 1 else "image",)
+    channel_names = (modalities.pop() if len(modalities) == 1 and modalities <= {"CT", "MR"} else "image",)
     problems: list[DatasetError] = []
     if request.images_only:
         rows = collect(lambda case: Row(case, (only_file(scans[case], case),), None), scans, problems)
         return Listing(tuple(rows), None, channel_names, tuple(problems))
     segmented = [case for case, folder in folders.items() if case in scans or is_segmented(folder, request.files)]
-    masks = {case: by_name(request.files.volume_files(folders[case] / "segmentations")) for case in segmented}
+    masks = {case: by_name(request.files.volume_files(folders[case] / _MASKS)) for case in segmented}
     own_table = find_table(request.root)
     states_values = own_table is not None and own_table.states_values
     structures = sorted(set().union(*masks.values()))
@@ -54,12 +57,12 @@ def read_totalsegmentator(request: Request) -> Listing:
     meta = _read_meta(request)
 
     def row(case: str) -> Row:
-        combined = folders[case] / _COMBINED
+        combined = _combined(folders[case], request.files)
         label: Label | None
         annotated: tuple[str, ...] | None = None
-        if request.files.is_file(combined) and (states_values or not structures):
+        if combined is not None and (states_values or not structures):
             label = combined
-        elif request.files.is_file(combined) and not masks[case]:
+        elif combined is not None and not masks[case]:
             remedy = 'add the masks, or write labels.json with the values ({"liver": 5, …})'
             raise DatasetError(
                 "dataset", combined, "masks, as other cases have, or a table of values", "neither", remedy, case
@@ -80,12 +83,20 @@ def read_totalsegmentator(request: Request) -> Listing:
 
 def find_scans(folder: Path, files: FileIndex) -> list[Path]:
     """Return the images of a TotalSegmentator case folder; more than one are too many."""
-    return [path for path in files.volume_files(folder) if volume_stem(path) in _IMAGE_NAMES]
+    volumes = [path for path in files.volume_files(folder) if volume_stem(path).lower() != _COMBINED]
+    named = [path for path in volumes if volume_stem(path).lower() in _IMAGE_NAMES]
+    return named or (volumes if len(volumes) == 1 and files.is_folder(folder / _MASKS) else [])
 
 
 def is_segmented(folder: Path, files: FileIndex) -> bool:
     """Say whether a case folder holds masks or a label map."""
-    return files.is_folder(folder / "segmentations") or files.is_file(folder / _COMBINED)
+    return files.is_folder(folder / _MASKS) or _combined(folder, files) is not None
+
+
+def _combined(folder: Path, files: FileIndex) -> Path | None:
+    """The label map of all structures of a case, in any format of a volume."""
+    found = [path for path in files.volume_files(folder) if volume_stem(path).lower() == _COMBINED]
+    return found[0] if found else None
 
 
 def _one_mask_a_class(

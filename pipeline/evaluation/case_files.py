@@ -10,7 +10,9 @@ from pipeline.console.text import first_lines, one_line
 from pipeline.datasets.class_table import ClassTable, find_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.listing import find_dataset
+from pipeline.datasets.pairs import pair_of_folders
 from pipeline.evaluation.header_classes import Headers, read_headers
 from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError, Kind
@@ -71,8 +73,8 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     except DatasetError as error:
         if error.kind != "no_class_names":
             raise
-        if (path / "labels").is_dir():  # beside images/: whoever trains has to name the classes, not who scores
-            return list_case_files(path / "labels", kind)
+        if two := pair_of_folders(path, FileIndex()):  # whoever trains has to name the classes, not who scores
+            return list_case_files(two[1], kind)
         remedy = 'write labels.json beside the data ({"background": 0, "liver": 1, …})'
         raise DatasetError(error.kind, error.where, error.expected, error.found, remedy) from error
     if dataset is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from pipeline.console.progress import Progress
 from pipeline.console.text import first_lines, some_of
-from pipeline.datasets.pairs import case_of
+from pipeline.datasets.file_names import case_of
 from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import CommonClasses

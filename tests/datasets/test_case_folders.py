@@ -90,3 +90,12 @@ def test_a_mask_among_the_channels_is_a_warning(tmp_path):
     assert [(warning.kind, warning.found) for warning in found.warnings] == [
         ("mask_channel", "the channels brain_mask")
     ]
+
+
+@pytest.mark.parametrize("name", ["aggregated_MAJ_seg", "truth", "Segmentation"])
+def test_the_label_map_may_have_another_name_that_says_what_it_is(tmp_path, name):
+    for path in kits(tmp_path).glob("*/segmentation.nii.gz"):
+        path.rename(path.with_name(f"{name}.nii.gz"))
+    found = list_cases(tmp_path)
+    assert (found.layout, found.channel_names) == ("folders", ("imaging",))
+    assert {case.label.name for case in found.cases} == {f"{name}.nii.gz"}

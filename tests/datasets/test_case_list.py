@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.splits import split_by_subject
 from tests.support.datasets import LABELS, pairs, refused, volume, write_json
@@ -124,3 +125,24 @@ def test_a_list_says_which_classes_a_label_annotates(tmp_path):
     refused(tmp_path, "case a", "liver, spleen", "'lever'")
     write_json(path, {"cases": [entries[0] | {"labelled": {"liver": 1}}], "labels": LABELS})
     refused(path, "case a", "labelled to be names of classes")
+
+
+def test_a_table_without_images_is_refused_once_and_names_its_columns(tmp_path):
+    path = written(tmp_path, "a,a.nii.gz,a.nii.gz,", "b,a.nii.gz,a.nii.gz,", header="case,file,label,split")
+    refused(path, "found case, file, label, split; rename the one that names the images to image")
+    with pytest.raises(DatasetError) as error:
+        list_cases(path)
+    assert len(error.value.lines) == 1
+
+
+def test_other_words_for_the_columns_are_read(tmp_path):
+    path = written(tmp_path, "a,p1,a.nii.gz,a.nii.gz", header="ID,Patient,img,mask")
+    (case,) = list_cases(path).cases
+    assert (case.id, case.subject, case.label.name) == ("a", "p1", "a.nii.gz")
+    refused(written(tmp_path, "a,a.nii.gz,a.nii.gz,train", header="case,image,label,spilt"), "rename it to split")
+
+
+def test_a_path_may_begin_with_the_users_own_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (case,) = list_cases(written(tmp_path, "a,~/a.nii.gz,~/a.nii.gz,")).cases
+    assert case.image == (tmp_path / "a.nii.gz",)

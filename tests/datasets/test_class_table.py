@@ -19,6 +19,8 @@ SOURCE = Path("labels.json")
         {"background": 0, "liver": 1, "spleen": 2},
         {"0": "background", "1": "liver", "2": "spleen"},
         {"spleen": 2, "liver": 1},
+        {"background": "0", "liver": "1", "spleen": "2"},
+        {"background": 0.0, "liver": 1.0, "spleen": 2.0},
         ["background", "liver", "spleen"],
     ],
 )

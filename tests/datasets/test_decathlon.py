@@ -76,4 +76,36 @@ def test_paths_of_windows_and_labels_in_a_list_are_read(tmp_path):
     refused(tmp_path, "leads out of the data set")
     description["training"][0] = {"image": "imagesTr/a.nii.gz", "label": ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"]}
     write_json(tmp_path / "dataset.json", description)
-    refused(tmp_path, "a file name", "labelsTr/b.nii.gz")
+    refused(tmp_path, "one label for case a, found 2 files", "name one label map")
+
+
+def test_a_datalist_may_have_any_name_and_the_keys_of_others(tmp_path):
+    description = decathlon(tmp_path)
+    entries = [
+        {"img": e["image"], "seg": str(tmp_path / e["label"]), "fold": n} for n, e in enumerate(description["training"])
+    ]
+    (tmp_path / "dataset.json").unlink()
+    listed = write_json(tmp_path / "task.json", {**description, "training": entries})
+    found = list_cases(listed, fold=1)
+    assert [case.id for case in found.cases] == ["a", "b", "c"]
+    assert (found.split.val, found.channel_names) == (("b",), ("CT",))
+    assert found.cases[0].label == tmp_path / "labelsTr/a.nii.gz"
+
+
+def test_absolute_paths_that_stay_inside_are_read(tmp_path):
+    description = decathlon(tmp_path)
+    for entry in description["training"]:
+        entry["image"] = str(tmp_path / entry["image"])
+    write_json(tmp_path / "dataset.json", description)
+    assert list_cases(tmp_path).cases[0].image == (tmp_path / "imagesTr/a.nii.gz",)
+    description["training"][0]["image"] = f"{tmp_path}/../secret.nii.gz"
+    write_json(tmp_path / "dataset.json", description)
+    refused(tmp_path, "leads out of the data set")
+
+
+def test_files_of_another_suffix_or_case_of_letters_are_taken_where_there_is_only_one(tmp_path):
+    decathlon(tmp_path, cases="ab")
+    (tmp_path / "imagesTr/a.nii.gz").rename(tmp_path / "imagesTr/A.nii")
+    assert [case.image[0].name for case in list_cases(tmp_path).cases] == ["A.nii", "b.nii.gz"]
+    (tmp_path / "imagesTr/a.NII.GZ").touch()
+    refused(tmp_path, "case a", "does not exist")

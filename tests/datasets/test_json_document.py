@@ -37,3 +37,18 @@ def test_a_key_twice_with_two_values_is_refused(tmp_path):
     assert "label_remap: {2: liver}" in caught.value.remedy
     path.write_text('{"liver": 1, "liver": 1}')
     assert read_json(path) == {"liver": 1}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "cp1252"])
+def test_other_encodings_are_read(tmp_path, encoding):
+    path = tmp_path / "labels.json"
+    path.write_bytes('{"Kopf, Müller": 1}'.encode(encoding))
+    assert read_json(path) == {"Kopf, Müller": 1}
+
+
+@pytest.mark.parametrize("text", ['{\n"liver": 1,\n}', '{\n"liver": 1\n// later more\n}'])
+def test_the_line_to_correct_is_named(tmp_path, text):
+    path = tmp_path / "labels.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=r"correct line [23]; JSON has no comma behind the last entry, no comments"):
+        read_json(path)

@@ -45,7 +45,18 @@ def test_what_lies_in_the_place_of_a_data_set_is_named(tmp_path):
     write_series(tmp_path / "series", [0, 3])
     refused(tmp_path / "series", "a DICOM series, but none of", "cases.csv with the columns image,label")
     pairs(tmp_path / "tasks" / "Task1")
-    refused(tmp_path / "tasks", "folders that are data sets (Task1)", "name one of them")
+    refused(tmp_path / "tasks", "a folder that is a data set (Task1)", f"name that folder, {tmp_path / 'tasks/Task1'}")
+    pairs(tmp_path / "tasks" / "Task2")
+    refused(
+        tmp_path / "tasks", "folders that are data sets (Task1, Task2)", "name one of them, or list the cases of all"
+    )
+
+
+def test_a_list_of_another_name_is_named(tmp_path):
+    (tmp_path / "train.csv").write_text("image,label\n")
+    refused(tmp_path, "train.csv, but none of", f"name the file itself: {tmp_path / 'train.csv'}")
+    (tmp_path / "Dataset.json").write_text("{}")
+    refused(tmp_path, "found Dataset.json", "rename it to dataset.json")
 
 
 def test_one_dicom_file_in_a_list_hears_of_its_folder(tmp_path):

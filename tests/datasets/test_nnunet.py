@@ -155,3 +155,13 @@ def test_a_folder_with_test_images_alone_is_a_data_set(tmp_path):
     (tmp_path / "labelsTr").rename(tmp_path / "labelsTs")
     found = list_cases(tmp_path)
     assert (found.layout, [case.id for case in found.cases if case.held_out]) == ("nnunet", ["a", "b", "c"])
+
+
+def test_labels_may_be_called_as_beside_their_images(tmp_path):
+    nnunet(tmp_path, file_ending="nii.gz")
+    for case in ("a", "b"):
+        (tmp_path / f"labelsTr/{case}.nii.gz").rename(tmp_path / f"labelsTr/{case}_seg.nii.gz")
+    found = list_cases(tmp_path)
+    assert [(case.id, case.label.name) for case in found.cases][::2] == [("a", "a_seg.nii.gz"), ("c", "c.nii.gz")]
+    volume(tmp_path / "labelsTr/a.nii.gz")
+    refused(tmp_path, "case a_seg", "an image beside the label")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.datasets.listing import list_cases
-from tests.support.datasets import LABELS, pairs, refused, volume, write_json
+from pipeline.datasets.listing import find_images, list_cases
+from tests.support.datasets import LABELS, nnunet, pairs, refused, volume, write_json
 
 
 def test_suffixes_may_differ_and_names_come_from_a_table_or_the_settings(tmp_path):
@@ -50,3 +50,58 @@ def test_a_case_that_is_called_label_keeps_its_name(tmp_path):
     assert [case.id for case in list_cases(tmp_path).cases] == ["a", "a_label"]
     volume(tmp_path / "labels/a-seg.nii")
     refused(tmp_path, "case a: expected one file, found ", "a-seg.nii")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"), [("Images", "Labels"), ("img", "masks"), ("imgs", "seg"), ("TrainingImg", "TrainingMask")]
+)
+def test_the_two_folders_may_have_other_names(tmp_path, images, labels):
+    for case in "ab":
+        volume(tmp_path / f"{images}/{case}.nii.gz")
+        volume(tmp_path / f"{labels}/{case}.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    assert [case.id for case in list_cases(tmp_path).cases] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("volume-{}.nii", "segmentation-{}.nii"),
+        ("img{:04d}.nii.gz", "label{:04d}.nii.gz"),
+        ("c{}_ct.nii.gz", "c{}_seg.nii.gz"),
+        ("c{}.nii.gz", "c{}_roi.nii.gz"),
+    ],
+)
+@pytest.mark.parametrize("folders", [("images", "labels"), (".", ".")])
+def test_image_and_label_are_paired_by_what_both_names_say(tmp_path, image, label, folders):
+    for number in range(3):
+        volume(tmp_path / folders[0] / image.format(number))
+        volume(tmp_path / folders[1] / label.format(number))
+    write_json(tmp_path / "labels.json", LABELS)
+    found = list_cases(tmp_path)
+    names = [(case.image[0].name, case.label.name) for case in found.cases]
+    assert (found.layout, names) == ("pairs", [(image.format(n), label.format(n)) for n in range(3)])
+    assert [*find_images(tmp_path).images] == [case.id for case in found.cases]
+
+
+def test_a_folder_of_scans_some_of_which_have_a_mask_is_no_data_set(tmp_path):
+    for name in ("a", "a_seg", "b"):
+        volume(tmp_path / f"{name}.nii.gz")
+    refused(tmp_path, "3 volumes")
+
+
+def test_channels_of_nnunet_without_a_description_are_those_of_a_case(tmp_path):
+    nnunet(tmp_path, cases=("F_0001", "F_0002"), channels=2)
+    (tmp_path / "dataset.json").unlink()
+    write_json(tmp_path / "labels.json", LABELS)
+    found = list_cases(tmp_path)
+    assert [(case.id, len(case.image)) for case in found.cases] == [("F_0001", 2), ("F_0002", 2)]
+    assert found.cases[0].label.name == "F_0001.nii.gz"
+
+
+def test_names_that_several_images_may_mean_are_not_guessed(tmp_path):
+    for name in ("c0_t1", "c0_t2"):
+        volume(tmp_path / f"images/{name}.nii.gz")
+    volume(tmp_path / "labels/c0_seg.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    refused(tmp_path, "case c0_seg", "an image beside the label")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from pipeline.check import check
 from pipeline.datasets.listing import find_images, list_cases
@@ -141,3 +142,18 @@ def test_combined_labels_alone_need_names_for_their_values(tmp_path):
         assert found.cases[0].label == tmp_path / "s1/combined_labels.nii.gz"
         assert found.classes.names == ("background", "liver")
         write_json(tmp_path / "labels.json", {"liver": 1})
+
+
+@pytest.mark.parametrize(("image", "channel"), [("CT", "CT"), ("MRI", "MR"), ("image", "image")])
+def test_the_image_may_have_another_name(tmp_path, image, channel):
+    found = list_cases(totalsegmentator(tmp_path, image=image))
+    assert (found.layout, found.channel_names) == ("totalsegmentator", (channel,))
+    assert [case.image[0].name for case in found.cases] == [f"{image}.nii.gz"] * 2
+
+
+def test_combined_labels_may_have_another_suffix(tmp_path):
+    for case in ("s1", "s2"):
+        volume(tmp_path / case / "ct.nii.gz")
+        volume(tmp_path / case / "combined_labels.nii")
+    write_json(tmp_path / "labels.json", {"liver": 4})
+    assert list_cases(tmp_path).cases[0].label == tmp_path / "s1/combined_labels.nii"

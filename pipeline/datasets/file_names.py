@@ -1,0 +1,52 @@
+"""What the names of image and label files say: which case is meant, beside being an image or a label."""
+
+from __future__ import annotations
+
+import re
+
+_LABEL = (
+    "segmentation|seg|labelmap|labels|label|masks|mask|gt|groundtruth|ground_truth|truth|annotations|annotation|roi"
+)
+_IMAGE = "images|image|imgs|img|volume|vol|scan|ct|mri|mr|t1|t2|flair|pet"
+_LABEL_SUFFIX = re.compile(rf"(?P<case>.+?)[._-](?:{_LABEL})", re.IGNORECASE)
+
+
+def _role(words: str) -> re.Pattern[str]:
+    """Names that begin or end with one of the words: segmentation-0, label0001, c0_ct."""
+    return re.compile(rf"(?:{words})(?:[._ -]+(.+)|(\d.*))|(.+?)[._ -]+(?:{words})", re.IGNORECASE)
+
+
+_LABEL_ROLE, _IMAGE_ROLE = _role(_LABEL), _role(_IMAGE)
+
+
+def case_of(name: str) -> str:
+    """The case that a file's name means: without what labels are called beside their image.
+
+    >>> case_of("a-label"), case_of("c0_seg"), case_of("liver")
+    ('a', 'c0', 'liver')
+    """
+    match = _LABEL_SUFFIX.fullmatch(name)
+    return match["case"] if match else name
+
+
+def label_key(name: str) -> str:
+    """What the name of a label says beside being one; the name itself where it does not say that it is.
+
+    >>> label_key("segmentation-0"), label_key("label0001"), label_key("c0_seg"), label_key("liver")
+    ('0', '0001', 'c0', 'liver')
+    """
+    return _without(_LABEL_ROLE, name)
+
+
+def image_key(name: str) -> str:
+    """What the name of an image says beside being one; the name itself where it does not say that it is.
+
+    >>> image_key("volume-0"), image_key("img0001"), image_key("c0_ct")
+    ('0', '0001', 'c0')
+    """
+    return _without(_IMAGE_ROLE, name)
+
+
+def _without(role: re.Pattern[str], name: str) -> str:
+    match = role.fullmatch(name)
+    return next(part for part in match.groups() if part is not None) if match else name
