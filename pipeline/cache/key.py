@@ -19,7 +19,8 @@ from typing import Any
 
 from pipeline.cache.entry import VERSION, CacheError
 from pipeline.cache.folder import SOURCES
-from pipeline.files.regular import append_to_regular, open_regular
+from pipeline.files.checked_lines import append_line, whole_lines
+from pipeline.files.regular import open_regular
 from transforms.io.detached import files_behind, may_need_others
 
 SETTLED_NS = 2_000_000_000
@@ -68,10 +69,9 @@ class SourceIndex:
 
     def _remember(self, stamp: tuple[str, int, int, int, int], content: str) -> None:
         self._known[stamp] = content
-        line = json.dumps([*stamp, content]) + "\n"
         # a cache that may only be read still serves; its sources are then hashed at every start
-        with contextlib.suppress(OSError), append_to_regular(self._path) as file:
-            file.write(line.encode())
+        with contextlib.suppress(OSError):
+            append_line(self._path, json.dumps([*stamp, content]))
 
 
 @functools.cache
@@ -127,9 +127,9 @@ def _only_documents(statement: ast.stmt) -> bool:
 
 
 def _index_lines(path: Path) -> Iterator[tuple[tuple[str, int, int, int, int], str]]:
-    """Every line that makes sense; of a line that a kill or two writers tore, the file is hashed again."""
-    with contextlib.suppress(OSError), open_regular(path) as file:
-        for line in file:
+    """Every line that is whole and makes sense; the file of another one is hashed again."""
+    with contextlib.suppress(OSError):
+        for line in whole_lines(path):
             with contextlib.suppress(Exception):  # whatever a damaged line holds, its file is hashed again
                 name, size, mtime, ctime, inode, content = json.loads(line)
                 if re.fullmatch(r"[0-9a-f]{64}", content):

@@ -25,7 +25,7 @@ from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Case, Dataset
-from pipeline.files.regular import append_to_regular, open_regular
+from pipeline.files.checked_lines import append_line, whole_lines
 
 _LARGEST_FILE = 1 << 30  # bytes: some 60,000 cases of 71 classes; beyond, the file is begun again
 
@@ -136,13 +136,10 @@ def _version() -> str:
 
 
 def _append(path: Path, key: str, case: CheckedCase) -> None:
-    """Add a line in one write, so that two processes' lines do not mix."""
-    line = f"{key} {json.dumps(dataclasses.asdict(case), default=_plain)}\n"
     with contextlib.suppress(OSError):  # read-only, or a full disk, which is reported when cases are prepared
         if path.exists() and path.stat().st_size > _LARGEST_FILE:
             path.unlink()
-        with append_to_regular(path) as file:
-            file.write(line.encode())
+        append_line(path, f"{key} {json.dumps(dataclasses.asdict(case), default=_plain)}")
 
 
 def _plain(value: Any) -> Any:
@@ -152,10 +149,9 @@ def _plain(value: Any) -> Any:
 def _read(path: Path, wanted: Collection[str]) -> dict[str, CheckedCase]:
     """What was found under these keys; the case of a line that is torn or damaged is opened again."""
     known: dict[str, CheckedCase] = {}
-    with contextlib.suppress(OSError), open_regular(path) as file:
-        for line in file:
-            name, _, text = line.partition(b" ")
-            key = name.decode(errors="replace")
+    with contextlib.suppress(OSError):
+        for line in whole_lines(path):
+            key, _, text = line.partition(" ")
             if key in wanted:
                 with contextlib.suppress(Exception):  # whatever a damaged line makes of numbers and names
                     known[key] = _checked_case(json.loads(text))

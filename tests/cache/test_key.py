@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.cache import key as cache_key
 from pipeline.cache.entry import CacheError
+from pipeline.files.checked_lines import checked_line, whole_lines
 from tests.support.cached_cases import SIZE
 
 
@@ -76,9 +77,10 @@ def test_an_unreadable_line_of_the_source_index_is_passed_over(make, met, monkey
     monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
     make().build()
     index = make().folder / "sources.jsonl"
-    lines = index.read_text().splitlines()
+    lines = list(whole_lines(index))
     huge = json.dumps([*json.loads(lines[4])[:1], 1e999, *json.loads(lines[4])[2:]])
     broken = [lines[4][:30], huge, '["a"]', "nonsense", "[" * 9000, "7"]
-    index.write_text("\n".join([*lines[:4], *broken, *lines[5:]]) + "\n\0\xff")
+    torn = checked_line(lines[4]).replace(b'"]', b'0"]')
+    index.write_bytes(b"".join([*map(checked_line, [*lines[:4], *broken, *lines[5:]]), torn, b"nonsense\n\0\xff"]))
     make().build()
     assert len(met()) == 5

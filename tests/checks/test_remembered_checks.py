@@ -15,6 +15,7 @@ from pipeline.checks.case_check import check_cases
 from pipeline.checks.findings import BadDataError
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.screening import list_configured, screen
+from pipeline.files.checked_lines import checked_line, whole_lines
 from pipeline.training.prepared_data import prepare_data
 from tests.support.screening import opened, plain, settings
 from tests.support.volumes import Folder, cut, hounsfield, organs, save, with_value, write_series
@@ -77,13 +78,25 @@ def test_a_damaged_memory_is_not_believed(folder: Folder, monkeypatch: pytest.Mo
     config = settings(folder)
     expected = screen(config)
     memory = folder.root.parent / "cache" / "inspections.jsonl"
-    lines = memory.read_text().splitlines()
+    lines = list(whole_lines(memory))
     assert len(lines) == 4
     torn = [lines[0][:300], re.sub(r'"shape": \[\d+', '"shape": "x', lines[1]), lines[2].replace('"images"', '"pics"')]
-    memory.write_bytes("\n".join([*torn, lines[3]]).encode() + b"\n\xff\xfe no text")
+    memory.write_bytes(b"".join(map(checked_line, [*torn, lines[3]])) + b"\xff\xfe no text")
     names = opened(monkeypatch)
     assert plain(screen(config).cases) == plain(expected.cases)
     assert len(names) == 6
+
+
+def test_a_flipped_digit_is_not_believed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another count of voxels would be other class weights, without a word."""
+    config = settings(folder)
+    expected = plain(list(screen(config).cases))
+    memory = folder.root.parent / "cache" / "inspections.jsonl"
+    text = memory.read_text()
+    memory.write_text(text.replace('"class_voxels": [', '"class_voxels": [1').replace('"case": "a"', '"case": "x"'))
+    names = opened(monkeypatch)
+    assert plain(list(screen(config).cases)) == expected
+    assert len(names) == 8
 
 
 def test_processes_that_start_together_open_every_case_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,9 +131,9 @@ def test_a_number_that_no_count_can_be_is_not_believed(folder: Folder, counts: s
     config = settings(folder)
     expected = plain(list(screen(config).cases))
     memory = folder.root.parent / "cache" / "inspections.jsonl"
-    lines = memory.read_text().splitlines()
+    lines = list(whole_lines(memory))
     lines[0] = re.sub(rf'"{counts}": \[\d+', f'"{counts}": [{count}', lines[0])
-    memory.write_text("\n".join(lines) + "\n")
+    memory.write_bytes(b"".join(map(checked_line, lines)))
     assert plain(list(screen(config).cases)) == expected
 
 

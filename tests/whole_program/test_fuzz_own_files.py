@@ -10,6 +10,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,11 +22,13 @@ from pipeline.cli.main import main
 from pipeline.datasets.listing import list_cases
 from pipeline.evaluation.comparison import compare_metrics
 from pipeline.evaluation.records import notes_on_networks, read_records, table_of_records
+from pipeline.files.checked_lines import checked_line, whole_lines
 from pipeline.files.json_files import read_json
 from pipeline.inference.record import CaseRecord
 from pipeline.runs.run_folder import RunFolder
 from tests.support.finished_run import documented_config, finished_run
 from tests.support.mutations import EXAMPLES, FUZZ, changed, expected_or, mutated, within_limits
+from tests.support.screening import plain
 from tests.support.volumes import Folder
 
 
@@ -99,16 +102,23 @@ def test_a_mutated_memory_of_hashes_costs_hashing_again_at_most(tmp_path: Path) 
         stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         sources.append(path)
         lines.append([*stamp, hashlib.sha256(path.read_bytes()).hexdigest()])
-    whole = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    whole = b"".join(checked_line(json.dumps(line)) for line in lines)
+
+    def forged(document: Any) -> tuple[bytes, bool]:
+        entries = document if isinstance(document, list) else [document]
+        return b"".join(checked_line(json.dumps(entry)) for entry in entries), False
 
     @FUZZ
-    @given(changed(lines).map(lambda ls: "\n".join(map(json.dumps, ls if isinstance(ls, list) else [ls])).encode())
-           | mutated(whole, len(whole)))  # fmt: skip
-    def try_one(content: bytes) -> None:
+    @given(changed(lines).map(forged)
+           | mutated(whole, len(whole)).map(lambda content: (content, True)))  # fmt: skip
+    def try_one(given: tuple[bytes, bool]) -> None:
+        content, is_damage = given
         (tmp_path / SOURCES).write_bytes(content)
         with within_limits():
             index = SourceIndex(tmp_path)
             found = [index.content(path) for path in sources]
+        if is_damage:  # and no forgery, with a checksum of its own
+            assert found == [line[-1] for line in lines]
         assert all(len(one) == 64 for one in found)
 
     try_one()
@@ -123,16 +133,20 @@ def test_a_mutated_memory_of_inspections_costs_opening_again_at_most(tmp_path: P
     cache = tmp_path / "cache"
     fresh = check_changed_cases(dataset.cases, dataset, cache)
     whole = (cache / INSPECTIONS).read_bytes()
-    key, _, document = whole.splitlines()[0].partition(b" ")
-    rest = b"\n".join(whole.splitlines()[1:])
+    first, *others = whole_lines(cache / INSPECTIONS)
+    key, _, document = first.partition(" ")
+    rest = b"".join(map(checked_line, others))
 
     @FUZZ
-    @given(changed(json.loads(document)).map(lambda d: key + b" " + json.dumps(d).encode() + b"\n" + rest)
-           | mutated(whole, len(whole)))  # fmt: skip
-    def try_one(content: bytes) -> None:
+    @given(changed(json.loads(document)).map(lambda d: (checked_line(f"{key} {json.dumps(d)}") + rest, False))
+           | mutated(whole, len(whole)).map(lambda content: (content, True)))  # fmt: skip
+    def try_one(given: tuple[bytes, bool]) -> None:
+        content, is_damage = given
         (cache / INSPECTIONS).write_bytes(content)
         with within_limits():
             found = check_changed_cases(dataset.cases, dataset, cache)
+        if is_damage:  # and no forgery, with a checksum of its own
+            assert plain(found) == plain(fresh)
         assert len(found) == len(fresh)
 
     try_one()
