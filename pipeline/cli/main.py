@@ -38,15 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             with stop_at_once_on_signals():
                 code = _run(given)
+        except SystemExit as end:  # of a parser that has printed its help or settings
+            code = end.code if isinstance(end.code, int) else EXIT_WRONG_INPUT
         except Exception as error:
             if debug or not is_input_error(error):
                 raise
             # Bad data have a line for every error, any other message is one line.
             return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
         except Stopped as stop:
-            return complain(f"stopped by {stop}" + (f"; {stop.advice}" if stop.advice else ""), stop.exit_code)
-        except KeyboardInterrupt:
-            return complain("stopped", 130)
+            return complain("; ".join([f"stopped by {stop}", *_what_was_done(stop)]), stop.exit_code)
+        except KeyboardInterrupt as stop:
+            return complain("; ".join(["stopped", *_what_was_done(stop)]), 130)
     return _after_output(code, output.error, given)
 
 
@@ -63,6 +65,12 @@ def _run(given: Sequence[str]) -> int:
         guess = f"did you mean {meant}? " if meant else ""
         return complain(f"unknown command {given[0]!r}; {guess}known are {', '.join(COMMANDS)}")
     return command(list(given[1:]))
+
+
+def _what_was_done(stop: KeyboardInterrupt) -> list[str]:
+    """What a command says of itself when it is stopped, or else how far its progress had come."""
+    advice = getattr(stop, "advice", "")
+    return [advice] if advice else list(getattr(stop, "__notes__", ()))
 
 
 def _name_the_user() -> None:

@@ -104,6 +104,8 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C or another signal: how far it came is for the last line
+            error.add_note(f"{self.title}: {self._count or 'nothing'} done")
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -467,7 +467,8 @@ def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:
     if not split.train or not split.val:
         found = f"{len(split.train)} cases to train and {len(split.val)} to validate"
         remedy = "complete the split, or remove it (test cases may stay marked) to have the other cases divided"
-        raise DatasetError("dataset", root, "its own split to have cases to train and to validate", found, remedy)
+        which = source if source.startswith("fold ") else "its own split"
+        raise DatasetError("dataset", root, f"{which} to have cases to train and to validate", found, remedy)
     _check_subjects(rows, root)
     return split
 

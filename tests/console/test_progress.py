@@ -22,6 +22,14 @@ def test_elsewhere_than_on_a_terminal_the_end_is_one_plain_line():
     assert text.getvalue() == "Counting: 3/3 last was 3\n"
 
 
+def test_who_stops_something_long_is_told_how_far_it_came():
+    bar = Bar("Checking", Console(file=io.StringIO()))
+    bar.update(3, 10, "checking cases")
+    with pytest.raises(KeyboardInterrupt) as stopped, bar:
+        raise KeyboardInterrupt
+    assert stopped.value.__notes__ == ["checking cases: 3/10 done"]
+
+
 def test_a_terminal_sees_title_count_and_note_in_80_columns():
     text = io.StringIO()
     with Bar("Working", Console(file=text, force_terminal=True, width=80)) as bar:

@@ -111,6 +111,14 @@ def test_a_command_whose_output_is_lost_says_so_and_has_no_traceback(redirection
     assert "Exception ignored" not in done.stderr
 
 
+def test_help_that_is_lost_is_said(monkeypatch, capsys):
+    full = full_disk()
+    monkeypatch.setattr(sys, "stdout", full)
+    assert main(["compare", "--help"]) == 2
+    assert "standard output cannot be written (No space left on device)" in capsys.readouterr().err
+    full.close()
+
+
 @pytest.mark.fault(
     "names that the encoding of the output cannot write",
     "written as escapes; exit 0",

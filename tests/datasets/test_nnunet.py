@@ -50,8 +50,12 @@ def test_folds_choose_the_validation_cases(tmp_path):
 )
 def test_a_fold_without_validation_cases_is_refused(tmp_path):
     nnunet(tmp_path)
-    write_json(tmp_path / "splits_final.json", [{"train": ["a", "b", "c"], "val": []}])
-    refused(tmp_path, "3 cases to train and 0 to validate")
+    write_json(
+        tmp_path / "splits_final.json", [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "b", "c"], "val": []}]
+    )
+    refused(
+        tmp_path, "splits_final.json to have cases to train and to validate, found 3 cases to train and 0 to validate"
+    )
 
 
 def test_test_images_are_kept_apart(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from functools import partial
@@ -112,7 +113,8 @@ def ask_at_the_first_scan(number):
 
 
 @pytest.mark.fault(
-    "SIGTERM or SIGHUP while `check`, `predict`, `evaluate` or `cache` work", "one line, exit 143 or 129; files whole"
+    "SIGTERM or SIGHUP while `check`, `predict`, `evaluate` or `cache` work",
+    "one line with what is done, exit 143 or 129; files whole",
 )
 @pytest.mark.parametrize("command", ["check", "predict", "evaluate"])
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
@@ -126,8 +128,12 @@ def test_every_command_that_is_asked_to_stop_says_so_and_ends(work, tmp_path, co
     }[command]
     process = start(arguments, tmp_path / "said.txt", partial(ask_at_the_first_scan, number))
     said = ended(process, None, tmp_path / "said.txt", code=128 + number)
-    rest = "; 0 of 4 scans are finished; the same command goes on with the others" if command == "predict" else ""
-    assert complaint(said) == f"bodyseg: stopped by {name}{rest}"
+    done = {
+        "check": r"(Checking: nothing|checking cases: \d/4) done",
+        "predict": "0 of 4 scans are finished; the same command goes on with the others",
+        "evaluate": r"(Evaluating: nothing|scoring: \d/4) done",
+    }
+    assert re.fullmatch(f"bodyseg: stopped by {name}; {done[command]}", complaint(said))
     assert not list(tmp_path.rglob("*.writing"))
 
 
