@@ -1,7 +1,8 @@
-"""The command "compare": several runs in one table, best first, with the settings in which they differ."""
+"""The command "compare": several runs or studies in one table, best first, with the settings in which they differ."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -18,7 +19,8 @@ from pipeline.console.tables import empty_table, natural_width, rendered, screen
 from pipeline.console.text import one_line, printable, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
-from pipeline.runs.run_folder import RunFolder, distinct_names, list_runs
+from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
+from pipeline.runs.study import StudyFolder, is_study_folder
 
 COLUMNS = {
     "run": "run",
@@ -41,6 +43,7 @@ NOT_COMPARED = (
     "data.split.train",
     "data.split.val",
     "data.split.test",
+    "data.cross_validation.fold",
     "model.base_channels",
     "model.total_parameters",
     "model.network_settings",
@@ -66,7 +69,8 @@ class Comparison:
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """Read the runs at the paths, each a run folder or a folder of runs, and set them beside each other.
 
-    A run that cannot be read is named in `skipped`.
+    A cross-validation is a row of its own: the mean of its folds' best val mIoU, its epochs and time in all. A run that
+    cannot be read is named in `skipped`.
 
     Raises:
         FileError: a path without a run, or no run that can be read.
@@ -74,12 +78,13 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     rows: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
     skipped: list[str] = []
-    folders = list_runs(paths)
+    folders = _list(paths)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
-            row, config = _read_row(name, folder)
+            row, config = _read_study(name, folder) if isinstance(folder, StudyFolder) else _read_row(name, folder)
         except (FileError, OSError, RecursionError) as error:
-            named = error if isinstance(error, FileError) else f"{folder.config}: cannot be compared ({error})"
+            file = folder.record if isinstance(folder, StudyFolder) else folder.config
+            named = error if isinstance(error, FileError) else f"{file}: cannot be compared ({error})"
             skipped.append(one_line(named))
             continue
         rows.append(row)
@@ -108,13 +113,61 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
     return null_for_undefined(row), dict(_flat(null_for_undefined(config)))
 
 
+def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
+    """The runs and the cross-validations at the paths; of a cross-validation's folder not its runs."""
+    found: dict[Path, RunFolder | StudyFolder] = {}
+    for path in map(Path, paths):
+        entries: list[RunFolder | StudyFolder] = []
+        has_runs = True
+        with contextlib.suppress(OSError):  # list_runs says what is wrong
+            inside = [path] if is_study_folder(path) or is_run_folder(path) else sorted(path.glob("[!.]*/"))
+            entries = [StudyFolder.at(study) for study in filter(is_study_folder, inside)]
+            has_runs = not entries or any(map(is_run_folder, inside))
+        if has_runs:
+            entries = sorted([*entries, *list_runs([path])], key=lambda entry: entry.path)
+        for entry in entries:
+            found.setdefault(entry.path.resolve(), entry)
+    return list(found.values())
+
+
+def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a cross-validation, and the settings and facts in which its folds agree."""
+    numbers = list(study.read_record().folds)
+    begun = [run for run in map(study.fold, numbers) if run.config.exists()]
+    if not begun:
+        raise FileError(f"{study.path}: expected a fold that was begun, found none; run bodyseg cross-validate")
+    read = [_read_row(name, run) for run in begun]
+    rows, configs = [row for row, _ in read], [config for _, config in read]
+    scores = [row["best_val_mIoU"] for row in rows if row["best_val_mIoU"] is not None]
+    times = [row["time"] for row in rows if row["time"] is not None]
+    n_ended = sum(run.has_ended for run in begun)
+    row = rows[0] | {
+        "best_val_mIoU": sum(scores) / len(scores) if scores else None,
+        "best_epoch": None,
+        "total_epochs": sum(row["total_epochs"] for row in rows),
+        "status": f"{n_ended} of {len(numbers)} folds",
+        "time": _in_hours(sum(map(_in_seconds, times))) if times else None,
+    }
+    shared = {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
+    return row, shared
+
+
+def _in_seconds(time: str) -> int:
+    hours, minutes, seconds = map(int, time.split(":"))
+    return 3600 * hours + 60 * minutes + seconds
+
+
+def _in_hours(seconds: int) -> str:
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
 def _time_between(start: Any, end: Any) -> str | None:
     """Write the time between two time stamps of a run as hh:mm:ss; None where one is damaged or the clock went back."""
     try:
         seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
     except (TypeError, ValueError):
         return None
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}" if seconds >= 0 else None
+    return _in_hours(seconds) if seconds >= 0 else None
 
 
 def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -30,9 +30,10 @@ from pipeline.evaluation.tolerance import USUAL_MM, default_tolerance_of, too_wi
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.channel_order import channel_order
 from pipeline.inference.inputs import InputCase
-from pipeline.inference.model import load_models
+from pipeline.inference.model import Model, load_models
 from pipeline.inference.passes import InferenceOptions
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder, runs_at
 from pipeline.writers.outputs import OutputOptions
 from transforms.io.segment_names import LARGEST_VALUE
 
@@ -100,7 +101,8 @@ def evaluate_run(
     """Predict the cases of a run's own split, where that is not done yet, and score them.
 
     Args:
-        run: a run folder; its training_config.json names the data set and the split.
+        run: a run folder; its training_config.json names the data set and the split. Or a cross-validation, whose test
+            cases, which no fold has seen, all its networks predict together; see `evaluate_study` for the others.
         split: which of its cases.
         options: how cases are scored; None: the defaults.
         output: folder for predictions/ (and the metrics); None: RUN/evaluation/SPLIT.
@@ -113,17 +115,158 @@ def evaluate_run(
     A case that cannot be predicted or scored is in `refused` of the result.
     """
     options = options or ScoringOptions()
-    folder = RunFolder.at(run)
-    dataset, cases = _cases_of(folder, split)
-    chosen_device = choose_device(device)
-    models = load_models([run], chosen_device, trust=trust)
-    if models[0].class_names != dataset.classes.names:
+    if is_study_folder(Path(run)) and split != "test":
         raise EvaluationError(
-            f"{folder.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
+            f"{run}: networks of this cross-validation saw its {split} cases; evaluate one of its runs"
         )
-    order = channel_order(dataset.channel_names, models[0].channel_names, dataset.root)
-    target = default_output(folder.path, split) if output is None else Path(output)
-    outputs = OutputOptions(target / "predictions", models[0].class_names, models[0].label_values)
+    runs = runs_at(Path(run))
+    folder = RunFolder.at(runs[0])
+    data = folder.read_config()["data"]
+    dataset = _dataset_of(data)
+    cases = _cases_of(folder, data, dataset, split)
+    models = load_models(runs, choose_device(device), trust=trust)
+    target = default_output(Path(run), split) if output is None else Path(output)
+    outputs, failed = _predicted(
+        models,
+        dataset,
+        cases,
+        target / "predictions",
+        precision=precision,
+        overwrite=overwrite,
+        progress=progress,
+        case_progress=case_progress,
+    )
+    matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], outputs, failed)
+    sources = str(RunFolder.at(run).path), f"{split} cases of {dataset.root}"
+    return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+
+
+def evaluate_study(
+    study: Path | str,
+    options: ScoringOptions | None = None,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    overwrite: bool = False,
+    trust: bool = False,
+    progress: Progress | None = None,
+    case_progress: CaseProgress | None = None,
+) -> Evaluation:
+    """Predict each case of a cross-validation with the network that has not seen it, where not done yet; score all.
+
+    The predictions go to STUDY/predictions, on the scans' own grids.
+
+    Args:
+        study: the folder of a cross-validation whose folds are all trained.
+        options: how cases are scored; None: the defaults.
+        device, precision, overwrite, trust: as `predict` has them.
+        progress, case_progress: as `evaluate` has them.
+
+    Raises:
+        FileError: a fold is not finished. EvaluationError: a fold was trained on a case or a subject that it would be
+            scored on, or on other folds than the study's; the data set has changed since; and what `predict` raises.
+
+    A case that cannot be predicted or scored is in `refused` of the result.
+    """
+    options = options or ScoringOptions()
+    folder = StudyFolder.at(study)
+    record, runs = folder.read_record(), folder.ended_runs()
+    configs = {number: run.read_config()["data"] for number, run in runs.items()}
+    dataset = _dataset_of(next(iter(configs.values())))
+    chosen_device = choose_device(device)
+    cases_of = {number: _cases_of(run, configs[number], dataset, "val") for number, run in runs.items()}
+    _refuse_seen(record, runs, configs, dataset)
+    every = [case for cases in cases_of.values() for case in cases]
+    failed: dict[str, str] = {}
+    begun = 0
+    for number, run in runs.items():
+        outputs, failed_here = _predicted(
+            load_models([run.path], chosen_device, trust=trust),
+            dataset,
+            cases_of[number],
+            folder.predictions,
+            precision=precision,
+            overwrite=overwrite,
+            progress=_part_of(progress, begun, len(every), f"fold {number}"),
+            case_progress=case_progress,
+        )
+        failed |= failed_here
+        begun += len(cases_of[number])
+    matching = _matching_of_run(dataset, [case for case in every if case.id not in failed], outputs, failed)
+    sources = str(folder.path), f"cases of {dataset.root}, each unseen by its network"
+    evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    return replace(evaluation, notes=(_ABOUT_STUDY.format(len(runs)), *evaluation.notes))
+
+
+_ABOUT_STUDY = (
+    "each case was segmented by the one of {} networks that was not trained on it; which epoch of a network was kept "
+    "was decided by val_mIoU on these same cases, so that scores on further scans may be somewhat lower"
+)
+
+
+def _refuse_seen(
+    record: StudyRecord, runs: Mapping[int, RunFolder], configs: Mapping[int, Mapping[str, Any]], dataset: Dataset
+) -> None:
+    """Raise EvaluationError where a network saw a case, or another scan of its subject, that it is to be scored on.
+
+    What counts is what each run wrote down when it was trained; the record of the study must say the same.
+    """
+    subject_of = {case.id: case.subject for case in dataset.cases}
+    scored_by: dict[str, int] = {}
+    for number, run in runs.items():
+        data = configs[number]
+        division = data.get("cross_validation") or {}
+        if division.get("hash") != record.hash or division.get("fold") != number:
+            raise EvaluationError(
+                f"{run.config}: expected fold {number} of the folds of {record.source}, found a training of another "
+                "division; remove that fold's folder and run bodyseg cross-validate again"
+            )
+        train, val = data["split"]["train"], data["split"]["val"]
+        seen = {subject_of.get(case, case) for case in train}
+        for case in val:
+            other = scored_by.setdefault(case, number)
+            if subject_of[case] in seen or case in train or other != number:
+                why = f"fold {other} scores it, too" if other != number else "it was trained on a scan of that subject"
+                raise EvaluationError(
+                    f"{run.config}: case {case}: expected its only score to be of a network that has not seen it, "
+                    f"found that {why}; correct the folds or the subjects and begin another study"
+                )
+
+
+def _part_of(progress: Progress | None, begun: int, n_all: int, part: str) -> Progress | None:
+    """Report the steps of a part as those of the whole."""
+    if progress is None:
+        return None
+    whole = progress
+
+    def report(done: int, total: int, what: str = "", note: str = "") -> None:
+        whole(begun + done, n_all, what, f"{part}, {note}")
+
+    return report
+
+
+def _predicted(
+    models: Sequence[Model],
+    dataset: Dataset,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    precision: str,
+    overwrite: bool,
+    progress: Progress | None,
+    case_progress: CaseProgress | None,
+) -> tuple[OutputOptions, dict[str, str]]:
+    """Segment cases of a data set into a folder; what was written where, and the cases that failed, with the reasons.
+
+    Raises EvaluationError where the networks are of other classes than the data set.
+    """
+    first = models[0]
+    if first.class_names != dataset.classes.names:
+        raise EvaluationError(
+            f"{first.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
+        )
+    order = channel_order(dataset.channel_names, first.channel_names, dataset.root)
+    outputs = OutputOptions(folder, first.class_names, first.label_values)
     records = segment_cases(
         models,
         [InputCase(case.id, tuple(case.image[position] for position in order)) for case in cases],
@@ -133,10 +276,7 @@ def evaluate_run(
         progress=progress,
         case_progress=case_progress,
     )
-    failed = {record.case: record.error for record in records if record.status == "failed"}
-    matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], outputs, failed)
-    sources = str(folder.path), f"{split} cases of {dataset.root}"
-    return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    return outputs, {record.case: record.error for record in records if record.status == "failed"}
 
 
 def _matching_of_run(
@@ -265,9 +405,13 @@ def _about_tolerance(scores: Sequence[CaseScores], tolerance_mm: float, *, is_de
 def default_output(run: Path | None, split: SplitName, predictions: Path | None = None) -> Path:
     """Return where metrics lie unless something else is said: RUN/evaluation/SPLIT, or the predictions' own folder.
 
+    Those of a cross-validation's cases lie in its own folder.
+
     Raises:
         EvaluationError: neither a run nor predictions. FileError: the folder is not a run.
     """
+    if run is not None and split == "val" and is_study_folder(run):
+        return StudyFolder.at(run).path
     if run is not None:
         return RunFolder.at(run).path / "evaluation" / split
     if predictions is None:
@@ -275,25 +419,28 @@ def default_output(run: Path | None, split: SplitName, predictions: Path | None 
     return predictions if predictions.is_dir() else predictions.parent
 
 
-def _cases_of(folder: RunFolder, split: SplitName) -> tuple[Dataset, list[Case]]:
-    """The data set of a run and the cases of one of its splits, in the split's order."""
-    data = folder.read_config()["data"]
-    splits: Mapping[str, Any] = data.get("split") or {}
-    ids = splits.get(split)
-    if not ids:
-        others = [f"--split {name} ({len(splits[name])})" for name in SPLITS if splits.get(name)]
-        advice = f"there are some for {', '.join(others)}" if others else "name predictions and labels instead"
-        raise EvaluationError(f"{folder.config}: data.split.{split}: expected cases, found none; {advice}")
-    dataset = list_cases(
+def _dataset_of(data: Mapping[str, Any]) -> Dataset:
+    """The data set that the data settings of a run name, undivided: the run says which case is in which split."""
+    return list_cases(
         data["dataset_root"],
         data.get("layout", "auto"),
-        fold=None,  # the run says which case is in which split
+        fold=None,
         class_names=data.get("class_names") or None,
         labels=LabelReading(data.get("label_remap"), data.get("missing_masks", "not_annotated")),
         subject_pattern=data.get("subject_pattern") or "",
         strict=False,
         follow_links=data.get("follow_links") is True,
     )
+
+
+def _cases_of(folder: RunFolder, data: Mapping[str, Any], dataset: Dataset, split: SplitName) -> list[Case]:
+    """The cases of one of a run's splits, in the split's order."""
+    splits: Mapping[str, Any] = data.get("split") or {}
+    ids = splits.get(split)
+    if not ids:
+        others = [f"--split {name} ({len(splits[name])})" for name in SPLITS if splits.get(name)]
+        advice = f"there are some for {', '.join(others)}" if others else "name predictions and labels instead"
+        raise EvaluationError(f"{folder.config}: data.split.{split}: expected cases, found none; {advice}")
     known = {case.id: case for case in dataset.cases}
     missing = [case for case in ids if case not in known]
     if missing:
@@ -301,4 +448,4 @@ def _cases_of(folder: RunFolder, split: SplitName) -> tuple[Dataset, list[Case]]
             f"case {missing[0]}: expected it in {dataset.root}, where the run was trained, found {len(known)} others; "
             "restore the data set, or evaluate a folder of predictions"
         )
-    return dataset, [known[case] for case in ids]
+    return [known[case] for case in ids]

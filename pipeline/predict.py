@@ -24,6 +24,7 @@ from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, e
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import CaseRecord
 from pipeline.runs.run_folder import is_run_folder
+from pipeline.runs.study import is_study_folder, runs_at
 from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 
@@ -150,7 +151,7 @@ def predict(
     """Segment scans with one trained network, or with several whose probabilities are averaged.
 
     Args:
-        runs: run folders or best_model.ckpt files.
+        runs: run folders or best_model.ckpt files; the folder of a cross-validation stands for all its networks.
         inputs: volumes, DICOM folders, folder trees, data sets.
         output: folder for the results.
         options: everything else.
@@ -165,7 +166,7 @@ def predict(
     _check_options(options, output)
     device = choose_device(options.device)
     choose_precision(options.precision, device)  # a wrong name is said before networks are loaded
-    models = load_models(runs, device, trust=options.trust)
+    models = load_models([path for run in runs for path in runs_at(Path(run))], device, trust=options.trust)
     cases = list_inputs(inputs, models[0].channel_names, follow_links=options.follow_links, output=output)
     names = models[0].class_names
     outputs = OutputOptions(
@@ -231,7 +232,7 @@ def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:
 
 
 def _is_checkpoint_or_run(path: Path) -> bool:
-    return path.suffix == ".ckpt" or is_run_folder(path)
+    return path.suffix == ".ckpt" or is_run_folder(path) or is_study_folder(path)
 
 
 def _check_options(options: PredictionOptions, output: Path) -> None:

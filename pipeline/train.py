@@ -67,6 +67,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     trust: bool = False,
+    folder: RunFolder | None = None,
     say: Say = log.info,
     console: Console | None = None,
 ) -> Path:
@@ -80,6 +81,7 @@ def train(
         resume: continue an interrupted run after its last finished epoch.
         overwrite: delete an earlier run of the same name first.
         trust: import network classes from outside the registry's allow-list; their package's code then runs.
+        folder: the run's; None: as the settings name it.
         say: takes the lines that training prints.
         console: where the progress bar goes.
 
@@ -98,7 +100,7 @@ def train(
     console = console or standard_error()
     if not is_first_process():
         say = log.debug
-    folder = RunFolder(Path(config.experiment.log_dir), name_of(config))
+    folder = folder or RunFolder(Path(config.experiment.log_dir), name_of(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_network(config.model.network, trust=trust)
     alone = only_training_in(folder) if is_first_process() else nullcontext()
@@ -107,7 +109,13 @@ def train(
         _say_beginning(folder, state, resume, say)
         if state is not None and (early_stop := _early_stop(config, state)):
             if is_first_process():
-                folder.write_summary("interrupted", state.log, reason=early_stop, skipped_steps=state.skipped_steps)
+                folder.write_summary(
+                    "interrupted",
+                    state.log,
+                    reason=early_stop,
+                    skipped_steps=state.skipped_steps,
+                    stopped_early=True,
+                )
             say("Nothing is left to train; a larger --training.early_stopping_patience lets it go on")
             say_end(folder, state.log, early_stop, say)
             return folder.path

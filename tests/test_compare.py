@@ -13,6 +13,7 @@ from pipeline.compare import compare, to_csv, to_json, to_text
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.study import StudyFolder, StudyRecord
 
 BASE = ["run", "best_val_mIoU", "best_epoch", "total_epochs", "status", "base_channels", "total_parameters", "time"]
 
@@ -177,3 +178,27 @@ def test_a_config_cannot_steer_the_terminal(tmp_path):
     text = to_text(compare([tmp_path]))
     assert all(line.isprintable() for line in text.splitlines())
     assert "[2J[red]" in text
+
+
+def test_a_cross_validation_is_a_row_of_its_own(tmp_path):
+    """The mean of its folds' best, 0.3 and 0.7; epochs and time in all; what differs between folds is none."""
+    study = StudyFolder(tmp_path, "study")
+    study.path.mkdir()
+    folds = {number: {"train": (), "val": (), "test": ()} for number in (0, 1, 2)}
+    study.write_record(StudyRecord({}, "3 folds", "ab", folds))
+    a_run(study.path, "fold_0", data__fold=0, training__lr=0.5)
+    a_run(study.path, "fold_1", (0.7,), data__fold=1, training__lr=0.5)
+    a_run(tmp_path, "alone", data__fold=0)
+    for paths in ([tmp_path], [tmp_path / "alone", study.path]):
+        table = compare(paths)
+        assert [(row["run"], row["best_val_mIoU"]) for row in table.rows] == [("study", 0.5), ("alone", 0.3)]
+        row = table.rows[0]
+        assert (row["total_epochs"], row["status"], row["best_epoch"]) == (4, "2 of 3 folds", None)
+        assert row["time"] == "104:06:18"  # twice 52:03:09
+        assert row["training.lr"] == 0.5
+        assert "data.fold" not in row or row["data.fold"] is None
+    assert [row["run"] for row in compare([study.path / "fold_0", study.path / "fold_1"]).rows] == ["fold_1", "fold_0"]
+    study.record.unlink()
+    study.write_record(StudyRecord({}, "3 folds", "ab", {9: folds[0]}))
+    (line,) = compare([tmp_path]).skipped
+    assert "expected a fold that was begun, found none" in line

@@ -23,7 +23,8 @@ if TYPE_CHECKING:  # what computes is imported when the command runs: help answe
 def run(arguments: list[str]) -> int:
     """Score segmentations against labels: Dice, IoU, HD95, surface Dice and volumes, by structure and case.
 
-    Either folders of predictions and labels, or a run, whose own cases are predicted first (finished ones are reused).
+    Either folders of predictions and labels, or a run, whose own cases are predicted first (finished ones are reused);
+    of a cross-validation each case by the network that has not seen it, or with --split test those of no fold by all.
     Cases are paired by file name, structures by their names; what only predictions or only labels know is left out and
     named. Writes metrics.json and metrics.csv and prints a table, worst cases first. Exit code 0: all pairs scored; 1:
     some were refused, by name.
@@ -39,12 +40,18 @@ def run(arguments: list[str]) -> int:
         from pipeline.evaluation.metrics_file import metrics_path, write_files
         from pipeline.evaluation.options import ScoringOptions
         from pipeline.evaluation.report import comparison_text, evaluation_text
+    from pipeline.runs.study import is_study_folder, metrics_at
 
     surface = None if given.surface == "none" else given.surface
     options = ScoringOptions(given.tolerance_mm, surface, given.resample, given.seed, given.workers)
+    is_study = given.run is not None and is_study_folder(given.run)
+    given.split = given.split or ("val" if is_study else "test")
+    if is_study and given.split == "val" and given.output:
+        raise ConfigError(f"--output: the scores of {given.run} lie in its own folder; leave --output out")
     folder = given.output or default_output(given.run, given.split, given.predictions)
     check_writable(folder)
     if given.compare:
+        given.compare = metrics_at(given.compare)
         options = check_baseline(given.compare, metrics_path(folder), given.compare_by, options)
     evaluation = _evaluated(given, options, folder)
     metrics, _ = write_files(evaluation, folder)
@@ -63,10 +70,13 @@ def run(arguments: list[str]) -> int:
 def _parser() -> ArgumentParser:
     usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
     parser = command_parser("evaluate", run, usage)
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training.")
     parser.add_argument(
-        "--split", choices=["train", "val", "test"], default="test", help="Which of the run's cases (with RUN)."
+        "run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training, or folder of a cross-validation."
     )
+    parser.add_argument(
+        "--split", choices=["train", "val", "test"],
+        help="Which of the run's cases (with RUN); default: test, of a cross-validation val, its folds' cases.",
+    )  # fmt: skip
     parser.add_argument(
         "--predictions", type=Path | None, metavar="DIR",
         help="Folder of label maps (CASE.nii.gz, .nrrd, .seg.nrrd, .mha, .dcm) or of one folder of masks a case "
@@ -94,7 +104,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument("--resample", action="store_true", help="Bring predictions of other grids onto the label's.")
     parser.add_argument(
         "--compare", type=Path | None, metavar="FILE",
-        help="metrics.json of another run on the same cases: is the difference of the two more than chance?",
+        help="metrics.json of another run on the same cases, or the folder of a cross-validation: is the difference of "
+        "the two more than chance?",
     )  # fmt: skip
     parser.add_argument(
         "--compare_by", choices=["dice", "iou", "hd95_mm", "surface_dice"], default="dice", help="What is compared."
@@ -111,8 +122,9 @@ def _parser() -> ArgumentParser:
 
 
 def _evaluated(given: Namespace, options: ScoringOptions, folder: Path) -> Evaluation:
-    from pipeline.evaluate import evaluate, evaluate_run
+    from pipeline.evaluate import evaluate, evaluate_run, evaluate_study
     from pipeline.evaluation.class_names import parse_class_names
+    from pipeline.runs.study import is_study_folder
 
     with Bar("Evaluating") as bar:
         if given.run is None:
@@ -125,18 +137,17 @@ def _evaluated(given: Namespace, options: ScoringOptions, folder: Path) -> Evalu
                 progress=bar.update,
                 case_progress=bar.update_part,
             )
-        return evaluate_run(
-            given.run,
-            given.split,
-            options,
-            output=folder,
-            device=given.device,
-            precision=given.precision,
-            overwrite=given.overwrite,
-            trust=given.trust_config,
-            progress=bar.update,
-            case_progress=bar.update_part,
-        )
+        how = {
+            "device": given.device,
+            "precision": given.precision,
+            "overwrite": given.overwrite,
+            "trust": given.trust_config,
+            "progress": bar.update,
+            "case_progress": bar.update_part,
+        }
+        if given.split == "val" and is_study_folder(given.run):
+            return evaluate_study(given.run, options, **how)
+        return evaluate_run(given.run, given.split, options, output=folder, **how)
 
 
 def _as_json(metrics: Path, comparison: MetricsComparison | None) -> str:

@@ -15,7 +15,19 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
 
-from pipeline.cli import cache, check, check_geometry, compare, evaluate, plan, plot, predict, sample, train
+from pipeline.cli import (
+    cache,
+    check,
+    check_geometry,
+    compare,
+    cross_validate,
+    evaluate,
+    plan,
+    plot,
+    predict,
+    sample,
+    train,
+)
 from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
 from pipeline.cli.plain_words import closest
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
@@ -140,6 +152,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train.run,
     "check": check.run,
     "plan": plan.run,
+    "cross-validate": cross_validate.run,
     "predict": predict.run,
     "evaluate": evaluate.run,
     "check-geometry": check_geometry.run,

@@ -53,7 +53,8 @@ def _parser() -> CommandParser:
     parser = command_parser("predict", run, "bodyseg predict RUN [RUN ...] INPUT [INPUT ...] --output DIR [OPTION ...]")
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN INPUT",
-        help="First run folders or best_model.ckpt files, then scans: NIfTI, NRRD, MetaImage, DICOM folders, "
+        help="First run folders, cross-validations (all their networks) or best_model.ckpt files, then scans: NIfTI, "
+        "NRRD, MetaImage, DICOM folders, "
         "folders with any of these, or data sets.",
     )  # fmt: skip
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="Folder for the results.")

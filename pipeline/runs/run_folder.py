@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pipeline.files.atomic import FileError, remove_half_written, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
@@ -33,15 +33,16 @@ def run_name(
     weight_alpha None means that no class weights are used. Raises FileError for a name that would leave the log
     folder, hide the run or garble a terminal.
     """
-    _check_name(name)
+    check_name(name)
     folder = f"{name}_bs{batch_size}_lr{lr}_ch{base_channels}"
     folder += "" if weight_alpha is None else f"_cw{weight_alpha}"
     folder += ("_aug" if data_aug else "") + ("_light" if light else "")
-    _check_name(folder)
+    check_name(folder)
     return folder
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raise FileError for a name of a folder that would leave the log folder, hide it or garble a terminal."""
     faults = {
         "is empty": not name.strip(),
         "holds a slash": "/" in name or "\\" in name,
@@ -63,7 +64,7 @@ class RunFolder:
     """
 
     def __init__(self, log_dir: str | Path, name: str) -> None:
-        _check_name(name)
+        check_name(name)
         self.name = name
         self.path = Path(log_dir) / name
         self.config = self.path / "training_config.json"
@@ -96,6 +97,14 @@ class RunFolder:
             return states.get(self.read_summary()["status"], "interrupted")
         ours = (self.config, self.log, self.best_checkpoint, self.resume_checkpoint)
         return "interrupted" if any(path.exists() for path in ours) else "absent"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is left to train: completed, or stopped early; raises FileError for a damaged summary."""
+        if not self.summary.exists():
+            return False
+        summary = self.read_summary()
+        return summary["status"] == "completed" or summary.get("stopped_early") is True
 
     def may_start(self, *, resume: bool = False, overwrite: bool = False) -> bool:
         """Say how a training would start here, touching nothing; True: from resume_checkpoint, False: from nothing.
@@ -175,9 +184,17 @@ class RunFolder:
         write_json(self.log, log.to_dict())
 
     def write_summary(
-        self, status: Status, log: TrainingLog, *, reason: str | None = None, skipped_steps: int = 0
+        self,
+        status: Status,
+        log: TrainingLog,
+        *,
+        reason: str | None = None,
+        skipped_steps: int = 0,
+        stopped_early: bool = False,
     ) -> None:
         """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason.
+
+        stopped_early: an interruption by the run's own settings, after which nothing is left to train.
 
         "best_by" is there where val_mIoU was undefined in all epochs: what else decided which weights were kept.
         """
@@ -194,6 +211,7 @@ class RunFolder:
             summary["best_by"] = log.best_by
         summary |= {"reason": reason} if reason else {}
         summary |= {"skipped_steps": skipped_steps} if skipped_steps else {}
+        summary |= {"stopped_early": True} if stopped_early else {}
         write_json(self.summary, summary)
         if status == "completed":
             try:
@@ -254,7 +272,14 @@ def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     return list(found.values())
 
 
-def distinct_names(folders: Sequence[RunFolder]) -> list[str]:
-    """The runs' names, or their paths where two runs of one name would be mistaken for each other."""
+class Named(Protocol):
+    """What has a name and lies somewhere: a run, a study."""
+
+    name: str
+    path: Path
+
+
+def distinct_names(folders: Sequence[Named]) -> list[str]:
+    """The folders' names, or their paths where two of one name would be mistaken for each other."""
     names = [folder.name for folder in folders]
     return names if len(set(names)) == len(names) else [str(folder.path) for folder in folders]

@@ -87,7 +87,13 @@ def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status
 
 def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
     if is_first_process():
-        folder.write_summary(status, recorder.history, reason=reason, skipped_steps=recorder.skipped_steps)
+        folder.write_summary(
+            status,
+            recorder.history,
+            reason=reason,
+            skipped_steps=recorder.skipped_steps,
+            stopped_early=reason is not None and reason == recorder.early_stop,
+        )
 
 
 def say_end(folder: RunFolder, history: TrainingLog, early_stop: str | None, say: Callable[[str], None]) -> None:

@@ -1,0 +1,401 @@
+"""The command "cross-validate": train a network for each fold, and score every case by the one that did not see it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from pipeline.checks.screening import Screened, choose_scaling, screen
+from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
+from pipeline.compute.signals import Stopped
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.console.progress import Bar
+from pipeline.console.terminal import standard_error
+from pipeline.console.text import some_of
+from pipeline.datasets.dataset import Folds
+from pipeline.datasets.listing import list_folds
+from pipeline.evaluate import evaluate_study
+from pipeline.evaluation.metrics_file import write_files
+from pipeline.evaluation.options import ScoringOptions
+from pipeline.evaluation.summary import Evaluation
+from pipeline.files.atomic import FileError, make_folder, write_error
+from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.study import StudyFolder, StudyRecord
+from pipeline.train import train
+from pipeline.training.resume import MAY_CHANGE_ON_RESUME
+
+log = logging.getLogger(__name__)
+
+USUAL_FOLDS = 5
+"""Folds where neither the settings nor the data set say how many: as in nnU-Net."""
+
+ARRAY_VARIABLE = "SLURM_ARRAY_TASK_ID"
+"""The number of a task of a SLURM job array: which fold it trains."""
+
+MAY_CHANGE = MAY_CHANGE_ON_RESUME - {
+    "training.max_epochs",
+    "training.early_stopping_patience",
+    "training.on_nan_loss",
+}
+"""Settings that may change between two calls: those of resuming, but for what would make folds unlike each other."""
+
+_FOLD_IN_TRAINING = "BODYSEG_FOLD"
+"""Environment variable for the further processes of a training, which repeat this command: the fold they train."""
+
+_POLL_S = 0.2
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FoldState:
+    """How far a fold is."""
+
+    number: int
+    run: RunFolder
+    status: Literal["finished", "unfinished", "not begun"]
+    n_epochs: int
+    best_val_miou: float | None
+
+
+@dataclass(frozen=True)
+class StudyReport:
+    """What a call of `cross_validate` leaves."""
+
+    folder: StudyFolder
+    folds: tuple[FoldState, ...]
+    evaluation: Evaluation | None
+    """Scores of all cases; None while a fold is missing, or where another process scores."""
+
+    @property
+    def unfinished(self) -> tuple[int, ...]:
+        """The folds that have not been trained to their end."""
+        return tuple(fold.number for fold in self.folds if fold.status != "finished")
+
+    def to_document(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        return {
+            "study": str(self.folder.path),
+            "folds": [
+                {
+                    "fold": fold.number,
+                    "run": str(fold.run.path),
+                    "status": fold.status,
+                    "epochs": fold.n_epochs,
+                    "best_val_mIoU": fold.best_val_miou,
+                }
+                for fold in self.folds
+            ],
+            "is_finished": not self.unfinished,
+            "metrics": str(self.folder.metrics) if self.evaluation is not None else None,
+        }
+
+
+def cross_validate(
+    config: Config,
+    *,
+    folds: Sequence[int] | Literal["all"] | None = None,
+    trust: bool = False,
+    workers: int | None = 1,
+    say: Say = log.info,
+    console: Console | None = None,
+) -> StudyReport:
+    """Train the folds that are missing, and score every case once all folds are trained.
+
+    Called again, it goes on where it stood: finished folds are kept, an interrupted one is resumed. Several processes
+    may work on one study, each on folds of its own; the one that finishes last predicts and scores.
+
+    Args:
+        config: the settings of all folds; without data.folds there are 5, or the data set's own.
+        folds: those that this call may train; None: that of the job array's variable, if set, else all.
+        trust: as `train` has it.
+        workers: processes that score, see `ScoringOptions`.
+        say: takes the lines that are printed.
+        console: where progress goes.
+
+    Raises:
+        ConfigError: settings or folds that differ from those the study was begun with; no such fold.
+        FileError: the folder holds something else, or the disk refuses. What `train` and `evaluate_study` raise.
+        Stopped: a signal asked to stop; the same call goes on.
+    """
+    if config.data.fold:
+        raise ConfigError(f"data.fold is {config.data.fold}: leave it out, and name folds to train with --folds")
+    console = console or standard_error()
+    if not is_first_process():
+        say, console.quiet = log.debug, True
+    study = StudyFolder(config.experiment.log_dir, config.experiment.name)
+    study.refuse_other_contents()
+    if read_rank().started_by == THIS_PROGRAM:
+        _join_training(config, study, trust=trust, console=console)
+        return StudyReport(study, (), None)
+    with _advice_to_go_on():
+        record = _begin(config, study, say, console)
+        _train_folds(config, study, record, _chosen(folds, list(record.folds), say), trust=trust, say=say, out=console)
+        if not is_first_process():
+            return StudyReport(study, (), None)
+        report = StudyReport(study, tuple(_state(number, study.fold(number)) for number in record.folds), None)
+        if report.unfinished:
+            return report
+        return replace(report, evaluation=_score(study, workers, trust=trust, say=say, console=console))
+
+
+@contextmanager
+def _advice_to_go_on() -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stop:
+        stop.advice = stop.advice or "the same command goes on"
+        raise
+
+
+def _state(number: int, run: RunFolder) -> FoldState:
+    history = run.read_log()
+    status: Literal["finished", "unfinished", "not begun"] = "finished" if run.has_ended else "unfinished"
+    if run.state == "absent":
+        status = "not begun"
+    return FoldState(number, run, status, len(history), history.best_val_miou)
+
+
+# The beginning: which folds, of which cases ---------------------------------------------------------------------------
+
+
+def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> StudyRecord:
+    """Check the data once for all folds, and write the study's record, or hold an earlier one against it."""
+    data = config.data
+    own = list_folds(data.dataset_root, data.layout, split_file=data.split_file)
+    if own and data.folds not in (0, len(own)):
+        raise ConfigError(
+            f"data.folds is {data.folds}, but {data.split_file or data.dataset_root} has {len(own)} folds of its own; "
+            "leave data.folds out to use these, or take them away"
+        )
+    # The data set's own folds may be numbered from 1 on, and need no number.
+    config = replace(config, data=replace(data, folds=0 if own else data.folds or USUAL_FOLDS))
+    first = own[0] if own else 0
+    make_folder(study.path)
+    with _alone(study.preparing_lock, console) if is_first_process() else nullcontext():
+        earlier = study.read_record() if study.record.exists() else None
+        if earlier is not None:
+            _refuse_changed_settings(study, earlier, config)
+        with Bar("Checking", console) as bar:
+            screened = screen(replace(config, data=replace(config.data, fold=first)), bar.update)
+        assert screened.folds is not None  # the cases were divided into folds, or refused
+        _refuse_cases_scored_twice(screened.folds)
+        record = _record(config, screened, screened.folds)
+        if earlier is None:
+            if is_first_process():
+                study.write_record(record)
+        else:
+            _refuse_changed_folds(study, earlier, record)
+            record = earlier
+    sizes = ", ".join(str(len(parts["val"])) for parts in record.folds.values())
+    say(f"Cross-validation: {study.path}")
+    say(f"Folds: {record.source}; cases that are scored: {sizes}")
+    for key, value in record.shared.items():
+        say(f"data.{key} of all folds: {value}, from the labelled voxels of all their cases")
+    return record
+
+
+def _record(config: Config, screened: Screened, folds: Folds) -> StudyRecord:
+    shared: dict[str, Any] = {}
+    if "ct" in screened.intensity.by_channel:
+        # One window for all folds, so that they share the prepared cases: nnU-Net's fingerprint is of all cases, too.
+        of_folds = {case for split in folds.splits.values() for case in (*split.train, *split.val)}
+        scaling = choose_scaling(screened.cases, screened.intensity, config.data, of_folds)
+        if config.data.window == "auto":
+            shared["window"] = list(scaling.window)
+        if config.data.mean_std == "auto":
+            shared["mean_std"] = list(scaling.mean_std) if scaling.mean_std else "none"
+    return StudyRecord(
+        settings=as_mapping(config),
+        source=folds.source,
+        hash=folds.hash,
+        folds={number: dict(split.items()) for number, split in folds.splits.items()},
+        shared=shared,
+    )
+
+
+def _refuse_cases_scored_twice(folds: Folds) -> None:
+    if twice := folds.twice_validated():
+        case, one, other = twice
+        raise ConfigError(
+            f"case {case} validates in fold {one} and in fold {other} of {folds.source}; a cross-validation scores "
+            "every case once: correct the folds, or train the folds by bodyseg train --data.fold N"
+        )
+
+
+def _refuse_changed_settings(study: StudyFolder, record: StudyRecord, config: Config) -> None:
+    """Raise ConfigError with every setting that would make the next fold unlike those before."""
+    defaults = as_mapping(Config(data=DataConfig(dataset_root=".")))
+    changed = []
+    for group, values in as_mapping(config).items():
+        for key, value in values.items():
+            before = record.settings.get(group, {}).get(key, defaults[group][key])
+            if before != value and f"{group}.{key}" not in MAY_CHANGE:
+                changed.append(f"{group}.{key} {json.dumps(before)}, now {json.dumps(value)}")
+    if changed:
+        raise ConfigError(
+            f"{study.path} was begun with other settings: {'; '.join(changed)}; give the old values to go on with it, "
+            "or another --exp_name to begin another study"
+        )
+
+
+def _refuse_changed_folds(study: StudyFolder, before: StudyRecord, now: StudyRecord) -> None:
+    if before.hash == now.hash:
+        return
+    then, today = before.cases, now.cases
+    words = [("gone", then - today), ("new", today - then)]
+    found = "; ".join(f"{word} {some_of(sorted(ids), 3)}" for word, ids in words if ids)
+    raise ConfigError(
+        f"{study.path} was begun with other folds ({found or 'the same cases, divided otherwise'}); put the data and "
+        "their folds back as they were, or begin another study with another --exp_name"
+    )
+
+
+@contextmanager
+def _alone(path: Path, console: Console) -> Iterator[None]:
+    """Let one process in at a time; the others wait where a signal is answered."""
+    while (lock := _taken(path)) is None:
+        console.print(f"{lock_holder(path)} prepares this study; waiting for it", highlight=False, markup=False)
+        while is_locked(path):
+            time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()  # where nothing was put into it
+
+
+def _taken(path: Path) -> Lock | None:
+    try:
+        return take_lock(path)
+    except OSError as error:
+        raise write_error(path.parent, error, untouched=False) from error
+
+
+def _chosen(folds: Sequence[int] | Literal["all"] | None, there: Sequence[int], say: Say) -> list[int]:
+    """The folds that this call may train. Raises ConfigError for one that is not there."""
+    what = "--folds"
+    if folds is None and os.environ.get(ARRAY_VARIABLE):
+        text = os.environ[ARRAY_VARIABLE]
+        what = ARRAY_VARIABLE
+        folds = [int(text)] if text.isdecimal() else [-1]
+        say(f"Job array of SLURM: this task trains fold {text} ({ARRAY_VARIABLE}); --folds all trains all of them")
+    chosen = list(there) if folds in (None, "all") else list(map(int, folds or ()))
+    unknown = [number for number in chosen if number not in there]
+    if unknown or not chosen:
+        found = f"{os.environ[ARRAY_VARIABLE]!r}" if what == ARRAY_VARIABLE else some_of(list(map(str, unknown)), 3)
+        array = f" (sbatch --array={there[0]}-{there[-1]})" if what == ARRAY_VARIABLE else ""
+        raise ConfigError(f"{what}: expected some of the folds {', '.join(map(str, there))}{array}, found {found}")
+    if read_rank().world_size > 1 and len(chosen) > 1:
+        raise ConfigError(
+            f"{read_rank().world_size} processes that {read_rank().started_by} started train one fold at a time: name "
+            f"it with --folds {chosen[0]}, or use a job array (docs/cluster.md)"
+        )
+    return chosen
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+
+def _train_folds(
+    config: Config,
+    study: StudyFolder,
+    record: StudyRecord,
+    chosen: Sequence[int],
+    *,
+    trust: bool,
+    say: Say,
+    out: Console,
+) -> None:
+    for number in chosen:
+        run = study.fold(number)
+        if run.has_ended:
+            say(f"Fold {number}: finished, kept")
+            continue
+        if is_first_process() and _is_in_training(run):
+            say(f"Fold {number}: {lock_holder(run.lock)} trains it; left to that")
+            continue
+        say(f"Fold {number} of {', '.join(map(str, record.folds))}: {len(record.folds[number]['train'])} cases train")
+        try:
+            with _told_to_other_processes(number):
+                train(of_fold(config, record, number), resume=True, trust=trust, folder=run, say=say, console=out)
+        except FileError:
+            if not (run.has_ended or _is_in_training(run)):
+                raise
+            say(f"Fold {number}: another process has begun it in the meantime; left to that")
+        except Stopped as stop:
+            n_ended = sum(study.fold(other).has_ended for other in record.folds)
+            advice = f"{n_ended} of {len(record.folds)} folds are finished; the same command goes on with fold {number}"
+            raise Stopped(str(stop), advice) from stop
+
+
+def _is_in_training(run: RunFolder) -> bool:
+    try:
+        return is_locked(run.lock)
+    except OSError as error:
+        raise write_error(run.path, error) from error
+
+
+def of_fold(config: Config, record: StudyRecord, number: int) -> Config:
+    """The settings of one fold's training."""
+    shared: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in record.shared.items()
+    }
+    n_folds = record.settings["data"].get("folds", 0)
+    return replace(config, data=replace(config.data, folds=n_folds, fold=number, **shared))
+
+
+@contextmanager
+def _told_to_other_processes(number: int) -> Iterator[None]:
+    before = os.environ.get(_FOLD_IN_TRAINING)
+    os.environ[_FOLD_IN_TRAINING] = str(number)
+    try:
+        yield
+    finally:
+        os.environ.pop(_FOLD_IN_TRAINING)
+        if before is not None:
+            os.environ[_FOLD_IN_TRAINING] = before
+
+
+def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: Console) -> None:
+    """Be one more process of a training that the first process of this machine has begun."""
+    number, record = int(os.environ[_FOLD_IN_TRAINING]), study.read_record()
+    train(of_fold(config, record, number), resume=True, trust=trust, folder=study.fold(number), console=console)
+
+
+# The end: every case by the network that has not seen it --------------------------------------------------------------
+
+
+def _score(study: StudyFolder, workers: int | None, *, trust: bool, say: Say, console: Console) -> Evaluation | None:
+    say("All folds are trained: every case is segmented by the network that has not seen it")
+    lock = _taken(study.scoring_lock)
+    if lock is None:
+        say(f"All folds are finished; {lock_holder(study.scoring_lock)} predicts and scores")
+        return None
+    try:
+        with Bar("Predicting", console) as bar:
+            evaluation = evaluate_study(
+                study.path,
+                ScoringOptions(workers=workers),
+                trust=trust,
+                progress=bar.update,
+                case_progress=bar.update_part,
+            )
+        write_files(evaluation, study.path)
+    finally:
+        with contextlib.suppress(OSError):
+            lock.release()
+    return evaluation
