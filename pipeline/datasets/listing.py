@@ -71,10 +71,7 @@ def list_cases(
     Raises:
         DatasetError: not a data set, or one that contradicts itself; case and file are named, all that are wrong.
     """
-    root = Path(root)
-    if not root.exists():
-        remedy = "correct the path"
-        raise DatasetError("missing_file", root, "a data set", "no such file or folder", remedy)
+    root = _existing(root)
     if layout not in ("auto", *READERS):
         remedy = "choose one of these"
         raise DatasetError("dataset", "data.layout", f"one of auto, {', '.join(READERS)}", repr(layout), remedy)
@@ -111,7 +108,7 @@ def list_folds(root: Path | str, layout: str = "auto", *, split_file: str = "") 
     Raises:
         DatasetError: not a data set, or folds that contradict themselves.
     """
-    root = Path(root)
+    root = _existing(root)
     files = FileIndex()
     try:
         layout = recognise(root, files) if layout == "auto" else layout
@@ -120,6 +117,14 @@ def list_folds(root: Path | str, layout: str = "auto", *, split_file: str = "") 
     except OSError as error:
         raise _unreadable(root, error) from error
     return tuple(folds.split_of) if folds else ()
+
+
+def _existing(root: Path | str) -> Path:
+    root = Path(root)
+    if not root.exists():
+        remedy = "correct the path"
+        raise DatasetError("missing_file", root, "a data set", "no such file or folder", remedy)
+    return root
 
 
 def _rows_to_divide(

@@ -28,6 +28,8 @@ def test_all_folds_of_splits_final_are_there_beside_the_one_that_is_used(tmp_pat
     assert found.split.source == f"fold 1 of {path}"
     assert list_folds(tmp_path) == (0, 1, 2)
     assert list_cases(tmp_path, fold=2).folds == found.folds
+    with pytest.raises(DatasetError, match="no such file or folder; correct the path"):
+        list_folds(tmp_path / "elsewhere")
     path.unlink()
     assert list_cases(tmp_path).folds is None
     assert list_folds(tmp_path) == ()
