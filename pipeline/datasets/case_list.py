@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, find_table, parse_table
 from pipeline.datasets.csv_table import read_csv
-from pipeline.datasets.decathlon import read_msd
+from pipeline.datasets.decathlon import is_datalist, read_msd
 from pipeline.datasets.entry_keys import KEYS, with_usual_keys
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
@@ -50,8 +50,8 @@ def read_list(request: Request) -> Listing:
         DatasetError: no list, one without cases, or one that does not name the classes.
     """
     path = _list_file(request)
-    content = _content(path)
-    if "training" in content:
+    content = _content(path, images_only=request.images_only)
+    if is_datalist(content):
         return read_msd(replace(request, root=path))
     problems: list[DatasetError] = []
     classes = None if request.images_only else request.classes(_own_table(content, path))
@@ -73,18 +73,18 @@ def _list_file(request: Request) -> Path:
     raise DatasetError("dataset", request.root, "cases.csv or cases.json", "neither", remedy)
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path, *, images_only: bool) -> dict[str, Any]:
     """The list as an object whose "cases" are pairs of a place in the file ("row 3", "case number 2") and an entry."""
     if path.suffix.lower() != ".json":
         content: Any = {"cases": [(f"row {line}", cells) for line, cells in read_csv(path)]}
     else:
-        content = read_json(path)
+        content = read_json(path, keys_twice=images_only)
         if isinstance(content, list):
             content = {"cases": content}
         if isinstance(content, dict) and isinstance(content.get("cases"), list):
             numbered = enumerate(content["cases"], start=1)
             content = {**content, "cases": [(f"case number {number}", entry) for number, entry in numbered]}
-    if isinstance(content, dict) and isinstance(content.get("training"), list):
+    if is_datalist(content):
         return content
     if not isinstance(content, dict) or not isinstance(content.get("cases"), list) or not content["cases"]:
         found = f"an object with {some_of(sorted(content), 3)}" if isinstance(content, dict) and content else "none"

@@ -40,7 +40,7 @@ def read_msd(request: Request) -> Listing:
         DatasetError: dataset.json cannot be read, or contradicts itself or the settings.
     """
     source = request.root if request.files.is_file(request.root) else request.root / "dataset.json"
-    description = read_description(request.root)
+    description = read_description(request.root, keys_twice=request.images_only)
     rows: list[Row] = []
     problems: list[DatasetError] = []
     for part, split in _PARTS.items():
@@ -53,6 +53,11 @@ def read_msd(request: Request) -> Listing:
     channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
     classes = None if request.images_only else request.classes(_own_table(description, source))
     return Listing(tuple(rows), classes, channel_names, tuple(problems))
+
+
+def is_datalist(content: Any) -> bool:
+    """Say whether the content of a JSON file is a MONAI datalist: an object with lists "training", "testing", …"""
+    return isinstance(content, dict) and any(isinstance(content.get(part), list) for part in _PARTS)
 
 
 def lists_existing_images(description: dict[str, Any], root: Path, files: FileIndex) -> bool:

@@ -13,13 +13,22 @@ from pipeline.files.regular import read_regular
 _MAX_BYTES = 256 * 2**20
 
 
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file. Raises DatasetError for one that cannot be read or parsed."""
+def read_json(path: Path, *, keys_twice: bool = False) -> Any:
+    """Return the content of a JSON file.
+
+    Args:
+        path: the file.
+        keys_twice: take the last value of a key that an object has twice, which is refused by default.
+
+    Raises:
+        DatasetError: it cannot be read or parsed.
+    """
     try:
         if path.stat().st_size > _MAX_BYTES:
             found = f"{path.stat().st_size} bytes of JSON"
             raise DatasetError("dataset", path, "a description of a data set", found, "name the file itself")
-        return json.loads(decoded(read_regular(path, _MAX_BYTES)), object_pairs_hook=_object)
+        text = decoded(read_regular(path, _MAX_BYTES))
+        return json.loads(text, object_pairs_hook=dict if keys_twice else _object)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, DatasetError):
             raise
@@ -32,14 +41,16 @@ def read_json(path: Path) -> Any:
         raise DatasetError("dataset", path, "JSON", found, remedy) from error
 
 
-def read_description(root: Path) -> dict[str, Any]:
+def read_description(root: Path, *, keys_twice: bool = False) -> dict[str, Any]:
     """Return the object in dataset.json, or in a file of its kind that is named itself.
+
+    A class name twice spoils labels alone: `keys_twice` where these do not matter.
 
     Raises:
         DatasetError: it holds anything else.
     """
     path = root if root.is_file() else root / "dataset.json"
-    description = read_json(path)
+    description = read_json(path, keys_twice=keys_twice)
     if not isinstance(description, dict):
         raise DatasetError(
             "dataset", path, "an object with labels", f"{description!r:.60}", 'write {"labels": {"liver": 1, …}, …}'

@@ -129,7 +129,7 @@ def _described(root: Path, files: FileIndex) -> str | None:
     files have. Case numbers of four digits (amos_0001.nii.gz) look like channel numbers, so the list is believed where
     its files exist, unless every case has all channel numbers from _0000 on and dataset.json has nnU-Net's own keys.
     """
-    description = read_description(root)
+    description = read_description(root, keys_twice=True)
     if "training" not in description:
         has_images = any(files.is_folder(root / name) for name in ("imagesTr", "imagesTs"))
         return "nnunet" if has_images or isinstance(description.get("dataset"), dict) else None

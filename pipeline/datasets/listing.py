@@ -18,7 +18,7 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.folds import OwnFolds, own_folds
 from pipeline.datasets.layouts import READERS, find_layout, recognise
-from pipeline.datasets.nnunet import read_numbered
+from pipeline.datasets.nnunet import read_numbered, read_undescribed
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
@@ -152,17 +152,17 @@ def _rows_to_divide(
 def find_dataset(path: Path | str, *, follow_links: bool = False) -> Dataset | None:
     """List the data set at a path; None where the path is not one, such as a bare folder of label maps or a volume.
 
-    Its own split is not read: any of its cases may be evaluated. A label without an image is in `refused`.
+    Its own split is not read: any of its cases may be evaluated. What is wrong with one case is in `refused`.
 
     Raises:
-        DatasetError: there is one, and `list_cases` refuses it for more than missing images.
+        DatasetError: there is one, and `list_cases` refuses it for more than single cases.
     """
     path = Path(path)
     layout = _find_layout(path, FileIndex())
     if layout is None:
         return None
     dataset = list_cases(path, layout, fold=None, follow_links=follow_links, strict=False)
-    if wrong := [error for error in dataset.refused if error.kind != "missing_image"]:
+    if wrong := [error for error in dataset.refused if not error.case]:
         raise DatasetError.all_of(wrong)
     return dataset
 
@@ -177,14 +177,17 @@ class ImageListing:
     """Names of the channels in the order of the files; `rows.are_named` says whether they are the data set's own."""
     refused: tuple[DatasetError, ...]
     """Why the others cannot serve."""
+    warnings: tuple[DatasetError, ...] = ()
+    """What is odd about the data set."""
 
 
 def find_images(path: Path | str, *, n_channels: int | None = None, follow_links: bool = False) -> ImageListing | None:
     """List the images of a data set, whatever its splits, labels and class names say; None where a path is not one.
 
     Besides the layouts of `list_cases` that is a folder of files CASE_0000, CASE_0001, … as nnU-Net predicts them (with
-    or without a dataset.json in it or above), and a JSON or CSV list without labels. A folder with the files of a DICOM
-    series is a volume, whatever lies beside them.
+    or without a dataset.json in it or above), imagesTr and imagesTs without a dataset.json, and a JSON or CSV list
+    without labels. A folder with the files of a DICOM series is a volume, whatever lies beside them. Folders of cases
+    whose images differ in their names are no data set, unless each has as many as are expected.
 
     Args:
         path: a folder or a list file.
@@ -193,31 +196,39 @@ def find_images(path: Path | str, *, n_channels: int | None = None, follow_links
         follow_links: as in `list_cases`.
 
     Raises:
-        DatasetError: there is a data set without any usable image, or with two cases of one name.
+        DatasetError: there is a data set without any usable image, or with two cases of one name, or dataset.json
+            cannot be read.
     """
     path = Path(path)
     files = FileIndex()
     layout = _find_layout(path, files)
-    if _is_series(path, files):
+    found = None if _is_series(path, files) else _image_rows(path, layout, n_channels, files)
+    if found is None:
         return None
-    if layout is None:
-        layout = "nnunet"
-        listing = _numbered_images(path, n_channels, files)
-        if listing is None:
-            return None
-    elif layout == "list" and files.is_file(path) and path.suffix.lower() not in _LIST_SUFFIXES:
-        return None
-    else:
-        try:
-            listing = READERS[layout](Request(path, with_folds=False, images_only=True, files=files))
-        except OSError as error:
-            raise _unreadable(path, error) from error
-    images = tuple(replace(row, label=None, split="test") for row in listing.rows if row.image)
+    listing, layout = found
+    images = tuple(replace(row, split="test", label=None if row.image else row.label) for row in listing.rows)
     trusted = _trust(replace(listing, rows=images), path, layout, files, follow_links=follow_links)
     if not trusted.rows:
         raise DatasetError.all_of(trusted.refused)
     images_of = {row.id: row.image for row in trusted.rows}
-    return ImageListing(images_of, listing.channel_names, trusted.refused)
+    return ImageListing(images_of, listing.channel_names, trusted.refused, listing.warnings)
+
+
+def _image_rows(path: Path, layout: str | None, n_channels: int | None, files: FileIndex) -> tuple[Listing, str] | None:
+    """The images at a path of some layout, and the layout that they are in; None where they are no data set."""
+    if layout is None or (layout == "pairs" and files.is_folder(path / "imagesTs")):  # beside imagesTr and labelsTr
+        numbered = _numbered_images(path, n_channels, files)
+        if numbered is not None:
+            return numbered, "nnunet"
+    if layout is None or (layout == "list" and files.is_file(path) and path.suffix.lower() not in _LIST_SUFFIXES):
+        return None
+    try:
+        listing = READERS[layout](Request(path, with_folds=False, images_only=True, files=files))
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if layout == "folders" and listing.problems and n_channels not in (None, len(listing.channel_names)):
+        return None
+    return listing, layout
 
 
 def _is_series(path: Path, files: FileIndex) -> bool:
@@ -230,7 +241,7 @@ def _is_series(path: Path, files: FileIndex) -> bool:
 def _numbered_images(path: Path, n_channels: int | None, files: FileIndex) -> Listing | None:
     try:
         if files.folders(path):  # a tree, whose other scans would be missing without a word
-            return None
+            return read_undescribed(path, n_channels, files)
         return read_numbered(path, n_channels, files)
     except OSError:
         return None
@@ -239,7 +250,7 @@ def _numbered_images(path: Path, n_channels: int | None, files: FileIndex) -> Li
 def _find_layout(path: Path, files: FileIndex) -> str | None:
     try:
         return find_layout(path, files)
-    except (DatasetError, OSError):
+    except OSError:
         return None
 
 

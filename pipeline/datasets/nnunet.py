@@ -48,7 +48,7 @@ def read_nnunet(request: Request) -> Listing:
             differ.
     """
     root, source = request.root, request.root / "dataset.json"
-    description = read_description(root)
+    description = read_description(root, keys_twice=request.images_only)
     channel_names = parse_channel_names(description.get("channel_names", description.get("modality")), source)
     ending = _file_ending(description, source)
     classes = None if request.images_only else request.classes(parse_table(description.get("labels"), source))
@@ -215,12 +215,39 @@ def read_numbered(folder: Path, n_channels: int | None, files: FileIndex) -> Lis
     return Listing(tuple(rows), None, names or unnamed_channels(rows), tuple(problems))
 
 
+def read_undescribed(root: Path, n_channels: int | None, files: FileIndex) -> Listing | None:
+    """Read the images of imagesTr and imagesTs of a folder without dataset.json; None where it has neither.
+
+    Without labelsTr also None where scans lie in other folders or in the folder itself: it may be a tree of scans.
+
+    Raises:
+        OSError: a folder cannot be read.
+    """
+    own = [root / f"images{part}" for part in ("Tr", "Ts") if files.is_folder(root / f"images{part}")]
+    others = [path for path in files.folders(root) if path not in (*own, root / "labelsTs")]
+    if not own or (not files.is_folder(root / "labelsTr") and (others or files.volumes(root))):
+        return None
+    listings = [
+        read_numbered(folder, n_channels, files) or _one_channel_each(files.volume_files(folder)) for folder in own
+    ]
+    rows = [row for listing in listings for row in listing.rows]
+    problems = [problem for listing in listings for problem in listing.problems]
+    return Listing(tuple(rows), None, listings[0].channel_names, tuple(problems))
+
+
+def _one_channel_each(paths: Sequence[Path]) -> Listing:
+    problems: list[DatasetError] = []
+    named = by_name(paths, lambda path: volume_stem(path).removesuffix("_0000"))
+    rows = collect(lambda case: Row(case, (only_file(named[case], case),), None), named, problems)
+    return Listing(tuple(rows), None, unnamed_channels(rows), tuple(problems))
+
+
 def _declared_channels(folder: Path, files: FileIndex) -> tuple[str, ...] | None:
     """The image channels that nnU-Net's dataset.json in a folder or above it names; None without one."""
     for root in (folder, folder.resolve().parent):
         if files.is_file(root / "dataset.json"):
             try:
-                description = read_description(root)
+                description = read_description(root, keys_twice=True)
                 channels = description.get("channel_names") or description.get("modality")
                 names = parse_channel_names(channels, root / "dataset.json") if channels else ()
             except DatasetError:

@@ -42,8 +42,7 @@ def read_totalsegmentator(request: Request) -> Listing:
     channel_names = (modalities.pop() if len(modalities) == 1 and modalities <= {"CT", "MR"} else "image",)
     problems: list[DatasetError] = []
     if request.images_only:
-        rows = collect(lambda case: Row(case, (only_file(scans[case], case),), None), scans, problems)
-        return Listing(tuple(rows), None, channel_names, tuple(problems))
+        return _images_alone(request, folders, scans, channel_names)
     segmented = [case for case, folder in folders.items() if case in scans or is_segmented(folder, request.files)]
     masks = {case: by_name(request.files.volume_files(folders[case] / _MASKS)) for case in segmented}
     own_table = find_table(request.root)
@@ -79,6 +78,22 @@ def read_totalsegmentator(request: Request) -> Listing:
     rows = collect(row, segmented, problems)
     warnings = (*meta.without_folder(folders), *_without_mask(masks, rows, classes, request))
     return Listing(tuple(rows), classes, channel_names, tuple(problems), warnings)
+
+
+def _images_alone(
+    request: Request, folders: Mapping[str, Path], scans: Mapping[str, list[Path]], channel_names: tuple[str, ...]
+) -> Listing:
+    """The scans; a folder with masks alone is a row without an image, so that it is named."""
+    problems: list[DatasetError] = []
+    rows = collect(lambda case: Row(case, (only_file(scans[case], case),), None), scans, problems)
+    for case, folder in folders.items():
+        if case not in scans and is_segmented(folder, request.files):
+            rows.append(Row(case, (), folder))
+    try:
+        warnings = _read_meta(request).without_folder(folders)
+    except DatasetError:  # splits and subjects, which do not matter here
+        warnings = ()
+    return Listing(tuple(rows), None, channel_names, tuple(problems), warnings)
 
 
 def find_scans(folder: Path, files: FileIndex) -> list[Path]:

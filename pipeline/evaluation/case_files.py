@@ -49,6 +49,8 @@ class CaseFiles:
     """What the files' own headers say of their classes (.seg.nrrd, DICOM SEG)."""
     missing_masks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """By case, structures of other cases for which it has no mask."""
+    refused: Mapping[str, str] = field(default_factory=dict)
+    """By case of a data set, why its files cannot serve."""
     notes: tuple[str, ...] = ()
     """What a reader has to know about where they come from."""
 
@@ -83,10 +85,12 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         headers = read_headers(files, dataset.classes, kind)
         subjects = {case.id: case.subject for case in labelled}
         images = {case.id: case.image[0] for case in labelled}
-        lines = [f"left out, since the data set has no image of it: case {error.case}" for error in dataset.refused]
+        without_image = [error.case for error in dataset.refused if error.kind == "missing_image"]
+        lines = [f"left out, since the data set has no image of it: case {case}" for case in without_image]
+        refused = {error.case: str(error) for error in dataset.refused if error.kind != "missing_image"}
         notes = tuple(first_lines(lines, "and {} more cases without an image"))
         return CaseFiles(
-            kind, path, files, dataset.classes, subjects=subjects, images=images, headers=headers, notes=notes
+            kind, path, files, dataset.classes, subjects, images, headers=headers, refused=refused, notes=notes
         )
     label_maps = _label_maps(path)
     folders = {} if label_maps else _mask_folders(path)

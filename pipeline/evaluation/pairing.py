@@ -50,7 +50,8 @@ def match(
         EvaluationError: no pair; and what `find_classes` raises. DatasetError: no class in common.
     """
     named = _pair_cases(predictions, labels)
-    pairs, refused = [], {}
+    refused = {case: labels.refused[case] for case in predictions.files if case in labels.refused}
+    pairs = []
     for case, prediction, label in named:
         if missing := labels.missing_masks.get(label):
             refused[case] = (
@@ -79,13 +80,15 @@ def match(
         notes=(*notes, *_notes(predictions), *_notes(labels), *_missing_masks(predictions)),
         refused=refused,
         labels_without_prediction=tuple(sorted(case for case in labels.files if case not in paired_labels)),
-        predictions_without_label=tuple(sorted(case for case in predictions.files if case not in paired_predictions)),
+        predictions_without_label=tuple(
+            sorted(case for case in predictions.files if case not in paired_predictions and case not in refused)
+        ),
     )
 
 
 def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, str, str]]:
     """Pair names: (case, prediction, label) of each prediction that has a label, sorted by case."""
-    if predictions.is_one_case and labels.is_one_case:
+    if (predictions.is_one_case or labels.is_one_case) and len(predictions.files) == len(labels.files) == 1:
         (prediction,), (label,) = predictions.files, labels.files
         return [(prediction, prediction, label)]
     named_alike = Counter(_case_meant(prediction) for prediction in predictions.files)
@@ -99,6 +102,8 @@ def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, st
             found.append((prediction, prediction, prediction))
         elif named_alike[case] == 1 and case in label_of and label_of[case] not in predictions.files:
             found.append((case, prediction, label_of[case]))
+    if not found and (refused := [case for case in predictions.files if case in labels.refused]):
+        raise EvaluationError(labels.refused[refused[0]])
     if not found:
         raise EvaluationError(
             f"no prediction in {predictions.root} has a label of its name in {labels.root}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import zlib
@@ -20,6 +21,8 @@ from transforms.io.detached import files_behind, is_data_half
 from transforms.io.dicom import holds_pictures
 from transforms.io.errors import VolumeError
 from transforms.io.load import known_kind, volume_kind, volume_stem
+
+log = logging.getLogger(__name__)
 
 
 class ScanVersion(NamedTuple):
@@ -134,6 +137,8 @@ def list_inputs(
 def _of_dataset(
     listing: ImageListing, root: Path, channel_names: Sequence[str], output: Path | None, *, follow_links: bool
 ) -> list[InputCase]:
+    for warning in listing.warnings:
+        log.warning("%s", warning)
     order = channel_order(listing.channel_names, channel_names, root)
     images = {case: tuple(files[position] for position in order) for case, files in listing.images.items()}
     if output is not None and output.resolve().is_relative_to(root.resolve()):

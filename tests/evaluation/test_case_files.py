@@ -224,6 +224,31 @@ def test_labels_beside_images_need_no_names_to_be_scored(tmp_path):
     assert "data.class_names" not in str(refused.value)  # no setting of this command
 
 
+def test_a_case_of_a_data_set_that_cannot_serve_is_refused_alone(tmp_path):
+    names = ("background", "liver", "spleen")
+    for case in ("s1", "s2", "s3"):
+        save(blobs(1).astype(np.int16), tmp_path / "data" / case / "ct.nii.gz")
+        save_masks(blobs(1), tmp_path / "data" / case / "segmentations", names)
+        save_masks(blobs(1), tmp_path / "predictions" / case, names)
+    save(blobs(1).astype(np.int16), tmp_path / "data" / "s2" / "mri.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "data")
+    assert {case.case: case.mean_dice for case in result.cases} == {"s1": 1, "s3": 1}
+    assert result.refused["s2"].startswith("case s2: expected one file, found ")
+    assert result.exit_code == 1
+    assert not any("without a label" in note for note in result.notes)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "predictions" / "s2").rename(tmp_path / "one" / "s2")
+    with pytest.raises(EvaluationError, match="case s2: expected one file"):
+        evaluate(tmp_path / "one", tmp_path / "data")
+
+
+def test_a_folder_of_one_result_and_one_label_file_are_a_pair(tmp_path):
+    save(blobs(1), tmp_path / "out" / "series.nii.gz")
+    save(blobs(1), tmp_path / "label.nii.gz")
+    (case,) = evaluate(tmp_path / "out", tmp_path / "label.nii.gz").cases
+    assert (case.case, case.mean_dice) == ("series", 1)
+
+
 def test_a_value_of_no_class_names_the_flag_that_this_command_has(folders):
     for case in "abc":
         path = folders / "predictions" / f"{case}.nii.gz"

@@ -337,6 +337,61 @@ def test_a_folder_that_nnunet_predicts_below_its_dataset_json_has_the_data_sets_
         assert (case.id, [image.name for image in case.images]) == ("a", ["a_0000.nii.gz", "a_0001.nii.gz"])
 
 
+def test_labels_are_never_taken_for_scans_whatever_is_wrong_with_their_description(tmp_path):
+    root = nnunet(tmp_path / "set")
+    (root / "dataset.json").write_text((root / "dataset.json").read_text().replace('"liver": 1', '"x": 1, "x": 2'))
+    assert sorted(ids(list_inputs([root]))) == ["a", "b", "c", "d"]
+    (root / "dataset.json").write_text("no JSON")
+    with pytest.raises(DatasetError, match=r"dataset\.json: expected JSON"):
+        list_inputs([root])
+    (root / "dataset.json").unlink()
+    save(root / "imagesTs" / "e_0000.nii.gz")
+    assert sorted(ids(list_inputs([root]))) == ["a", "b", "c", "d", "e"]
+    for case in "abcde":
+        part = "Ts" if case == "e" else "Tr"
+        save(root / f"images{part}" / f"{case}_0001.nii.gz")
+    assert [len(case.images) for case in list_inputs([root], CHANNELS)] == [2] * 5
+    save(root / "more" / "f.nii.gz")
+    assert len(list_inputs([root], CHANNELS)) == 5
+    shutil.rmtree(root / "labelsTr")  # a tree, in which nothing may be missing without a word
+    assert "more_f" in ids(list_inputs([root]))
+
+
+def test_a_case_without_its_image_is_named(tmp_path, caplog):
+    for case in ("s1", "s2"):
+        save(tmp_path / case / "ct.nii.gz")
+        save(tmp_path / case / "segmentations" / "liver.nii.gz")
+    (tmp_path / "s2" / "ct.nii.gz").unlink()
+    (tmp_path / "meta.csv").write_text("image_id\ns1\ns2\ns3\n")
+    good, bad = list_inputs([tmp_path])
+    assert (good.id, good.error) == ("s1", "")
+    assert (bad.id, bad.images) == ("s2", ())
+    assert "expected an image beside the label, found none" in bad.error
+    assert "meta.csv: expected a folder for every case in it, found none for 1 of 3: s3" in caplog.text
+    (tmp_path / "meta.csv").write_text("split\ntrain\n")  # of no use here, and no obstacle
+    assert len(list_inputs([tmp_path])) == 2
+    save(tmp_path / "kits" / "c1" / "imaging.nii.gz")
+    for case in ("c1", "c2"):
+        save(tmp_path / "kits" / case / "segmentation.nii.gz")
+    assert {case.id: bool(case.error) for case in list_inputs([tmp_path / "kits"])} == {"c1": False, "c2": True}
+
+
+def test_scans_in_folders_with_other_names_are_no_data_set(tmp_path):
+    for name in ("a/first", "a/mask", "b/second", "c/third"):
+        save(tmp_path / f"{name}.nii.gz")
+    assert sorted(ids(list_inputs([tmp_path]))) == ["a_first", "a_mask", "b_second", "c_third"]
+
+
+def test_a_datalist_of_monai_is_an_input(tmp_path):
+    for name in ("a", "b"):
+        save(tmp_path / "images" / f"{name}.nii.gz")
+    entries = [{"image": ["images/a.nii.gz", "images/b.nii.gz"], "label": "labels/a.nii.gz", "fold": 0}]
+    for part in ("training", "testing"):
+        (tmp_path / "datalist.json").write_text(json.dumps({part: entries}))
+        (case,) = list_inputs([tmp_path / "datalist.json"], CHANNELS)
+        assert (case.id, [image.name for image in case.images]) == ("a", ["a.nii.gz", "b.nii.gz"])
+
+
 def test_lists_without_labels_and_pairs_without_class_names_are_inputs(tmp_path):
     for name in ("a", "b"):
         save(tmp_path / "images" / f"{name}.nii.gz")
