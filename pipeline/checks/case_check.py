@@ -19,7 +19,7 @@ from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, plain_name
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
-from transforms.io.grid import AxisChange, Geometry, onto_grid
+from transforms.io.grid import MAX_SHEAR_DEGREES, SHEAR_IN_ITK, AxisChange, Geometry, onto_grid
 from transforms.io.label_values import LabelLookup, MergedMasks, count_values, mask_of
 from transforms.io.load import Volume, check_single_frame, disagreeing_forms, fill_nan_voxels, read_volume
 from transforms.io.segment_names import segment_values
@@ -28,9 +28,6 @@ BYTES_A_CASE = 3 << 30
 """Memory that a large CT and its label may take while they are checked."""
 
 _NAMES_LISTED = 8
-
-MAX_SHEAR_DEGREES = 0.5
-"""Voxel axes that are further from right angles make a warning: ITK, and so 3D Slicer, opens no such NIfTI file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +212,7 @@ def _check_image(image: ImageStatistics, notes: _Notes) -> None:
         notes.add("warning", "constant_image", image.path, "an image", f"{image.minimum:g} in every voxel", remedy)
     if image.shear_degrees > MAX_SHEAR_DEGREES:
         found = f"axes {image.shear_degrees:.2g} degrees away from right angles"
-        remedy = "resample it to a grid without shear: ITK and 3D Slicer do not open its segmentations"
+        remedy = f"resample it to a grid without shear: {SHEAR_IN_ITK}"
         notes.add("warning", "sheared", image.path, "voxel axes at right angles", found, remedy)
 
 

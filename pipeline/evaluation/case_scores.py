@@ -21,7 +21,7 @@ from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
-from transforms.io.grid import Geometry, axes_onto, voxel_ml
+from transforms.io.grid import MAX_SHEAR_DEGREES, Geometry, axes_onto, voxel_ml
 from transforms.io.label_values import ignore_index
 
 Absent = Literal["left_out", "scored"]
@@ -34,9 +34,6 @@ METRICS = ("dice", "iou", *SURFACE_METRICS, "volume_difference_ml", *VOLUMES)
 
 SHARE_OF_READING = 0.5
 """How much of a case's progress reading and checking its files is: gzip takes as long as all that follows."""
-
-MAX_SHEAR_DEGREES = 0.05
-"""Surface distances take a voxel for a box. Up to this angle off a right one they are less than 0.1 % wrong."""
 
 _AXIS_STEP_MM, _ORIGIN_STEP_MM = 2**0.5 / 1000, 2**0.5 / 100
 """To what an affine is rounded before it is hashed: file formats keep 7 digits or more. Irrational, since spacings are

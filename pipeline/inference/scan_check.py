@@ -12,7 +12,15 @@ from monai.data import MetaTensor
 from pipeline.checks.modality import AIR_HU
 from pipeline.inference.model import Model
 from transforms.intensity import FIXED_RANGES
-from transforms.io.grid import SHEAR_TOLERANCE, PerAxis, along_world_axes, orientation, skew, voxel_edges_mm
+from transforms.io.grid import (
+    MAX_SHEAR_DEGREES,
+    SHEAR_IN_ITK,
+    PerAxis,
+    along_world_axes,
+    orientation,
+    shear_degrees,
+    voxel_edges_mm,
+)
 
 AXES_IN_WORDS = ("left-right", "back-front", "foot-head")
 """World axes x, y and z."""
@@ -85,8 +93,8 @@ def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
         warnings += _kind_warnings(scan, model)
     warnings += _range_warnings(scan, model)
     warnings += _label_warnings(scan, model)
-    if skew(scan.affine) > SHEAR_TOLERANCE:
-        warnings.append("the scan's voxel axes are not perpendicular; ITK and 3D Slicer cannot open such results")
+    if (degrees := shear_degrees(scan.affine)) > MAX_SHEAR_DEGREES:
+        warnings.append(f"the scan's voxel axes are {degrees:.2g} degrees off right angles: {SHEAR_IN_ITK}")
     if model.scans is None:
         return warnings
     warnings += _size_warnings("voxels", scan.spacing_mm, model.scans.spacing_mm, FAR_SPACING)

@@ -15,6 +15,7 @@ from pipeline.inference.model import load_models
 from pipeline.inference.passes import prepare
 from pipeline.planning.scan_range import ScanRange
 from tests.support.tiny_prediction import checkpoint
+from transforms.io.grid import SHEAR_IN_ITK
 
 CT = ScanRange(
     spacing_mm=((0.7, 0.7, 2.0), (1.0, 1.0, 5.0)),
@@ -112,7 +113,8 @@ def test_a_sheared_scan_is_warned_of(tmp_path):
     affine[0, 2] = 0.5
     nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(-200, 300, (45, 44, 75)), affine), tmp_path / "a.nii")
     (warning,) = warnings_for(tmp_path, tmp_path / "a.nii", CT)
-    assert "not perpendicular" in warning
+    assert warning.startswith("the scan's voxel axes are 7.1 degrees off right angles: ")
+    assert SHEAR_IN_ITK in warning
 
 
 def test_warnings_are_printed_and_recorded(tmp_path, capsys):

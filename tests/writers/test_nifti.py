@@ -112,3 +112,23 @@ def test_a_full_disk_leaves_no_half_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [path.name for path in tmp_path.iterdir()] == ["s.nii.gz"]
+
+
+def test_itk_reads_results_of_a_sheared_scan_as_warnings_say(tmp_path):
+    """`SHEAR_IN_ITK`: by the qform, without shear; not at all without one; .seg.nrrd as it is."""
+    affine = np.diag([2.0, 2.0, 3.0, 1.0])
+    affine[0, 2] = 0.3
+    for name, code in (("with", 1), ("without", 0)):
+        source = nib.Nifti1Image(np.zeros((5, 6, 7), np.int16), affine)
+        source.set_sform(affine, 1)
+        source.header.set_qform(affine, code, strip_shears=True)
+        nib.save(source, tmp_path / f"{name}.nii.gz")
+        segmentation = segmentation_of(tmp_path / f"{name}.nii.gz")
+        write_nifti(segmentation, tmp_path / f"{name}_seg.nii.gz")
+        write_seg_nrrd(segmentation, tmp_path / f"{name}.seg.nrrd")
+        np.testing.assert_allclose(itk_affine(sitk.ReadImage(tmp_path / f"{name}.seg.nrrd")), affine, atol=1e-6)
+    seen = itk_affine(sitk.ReadImage(tmp_path / "with_seg.nii.gz"))[:3, :3]
+    axes = seen / np.linalg.norm(seen, axis=0)
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(tmp_path / "without_seg.nii.gz")
