@@ -11,6 +11,7 @@ import logging
 import os
 import pwd
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError
@@ -119,6 +120,10 @@ def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+    if level > logging.DEBUG:  # they speak of odd values in headers, once for every slice of a series
+        for library in ("pydicom", "highdicom"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+            warnings.filterwarnings("ignore", category=UserWarning, module=library)
 
 
 def _after_output(code: int, error: OSError | None, given: Sequence[str]) -> int:

@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import io
 import logging
+import struct
+import threading
 import uuid
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import highdicom as hd
 import numpy as np
 import pydicom
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.valuerep import DA, TM
 
 from pipeline.console.text import one_line
 from pipeline.files.atomic import write_atomically
@@ -30,11 +35,14 @@ from pipeline.writers.terminology import Term, terms
 from transforms.io.dicom import series_files
 
 log = logging.getLogger(__name__)
+_HUSHED = threading.Lock()
 
 UTF8 = "ISO_IR 192"
 """DICOM's name of UTF-8 (PS3.3, C.12.1.1.2)."""
 
 SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_REFUSALS = (LookupError, ValueError, ArithmeticError, AttributeError, TypeError, NotImplementedError, struct.error)
+
 MAY_BE_EMPTY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
     "AccessionNumber", "ReferringPhysicianName",
@@ -48,21 +56,60 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
         SegmentationError: the source is no DICOM series, or its slices have no UIDs that a SEG could refer to.
         FileError: the disk refuses.
     """
-    instances = check_series(segmentation.source, segmentation.source_kind)
-    _complete_all(instances, segmentation)
+    with _without_words_of_others():
+        instances = _instances(segmentation.source, segmentation.source_kind)
+        repairs = _complete_all(instances, segmentation.affine)
+        content = _encoded(segmentation, instances)
+    for repair in repairs:
+        log.warning("%s: %s", segmentation.source, repair)
+    write_atomically(path, lambda stream: stream.write(content.getbuffer()))
+
+
+def check_series(source: Path, source_kind: str) -> None:
+    """Check before anything is computed that a DICOM SEG can be written of a source, by trying with one voxel.
+
+    Raises SegmentationError: the source is no DICOM series, or one that a SEG cannot refer to.
+    """
+    with _without_words_of_others():
+        instances = _instances(source, source_kind)
+        _complete_all(instances, np.eye(4))
+        array = np.zeros((int(instances[0].Columns), int(instances[0].Rows), 2), np.uint8, order="F")
+        array[0, 0, 0] = 1
+        tried = Segmentation(array, np.eye(4), ("background", "structure"), source, source_kind)
+        _encoded(tried, instances[:2])
+
+
+@contextmanager
+def _without_words_of_others() -> Iterator[None]:
+    """Keep pydicom and highdicom from speaking of odd values, which are repeated as they are, once for every slice.
+
+    Filters and levels are the whole process's, and one case is checked while another is written: one at a time.
+    """
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    with _HUSHED:
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+                warnings.simplefilter("ignore", UserWarning)
+                yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _encoded(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> io.BytesIO:
+    """The file's content. Raises SegmentationError where highdicom or pydicom refuse."""
+    content = io.BytesIO()
     try:
-        with warnings.catch_warnings():
-            # The source's odd values (a name of one part, say) are repeated as they are.
-            warnings.simplefilter("ignore", UserWarning)
-            document = _document(segmentation, instances)
-            content = io.BytesIO()
-            document.save_as(content, enforce_file_format=True)
-    except (ValueError, AttributeError, TypeError, KeyError) as error:
+        _document(segmentation, instances).save_as(content, enforce_file_format=True)
+    except _REFUSALS as error:
         raise SegmentationError(
             f"{segmentation.source}: a DICOM SEG cannot refer to this series ({one_line(error, 300)}); "
             "choose the format nifti or nrrd"
         ) from error
-    write_atomically(path, lambda stream: stream.write(content.getbuffer()))
+    return content
 
 
 def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> hd.seg.Segmentation:
@@ -76,7 +123,7 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[_describe(segmentation, c, number, found[c]) for number, c in enumerate(present, 1)],
         series_instance_uid=hd.UID(),
-        series_number=int(instances[0].get("SeriesNumber") or 0) + 1000,
+        series_number=_series_number(instances[0]),
         sop_instance_uid=hd.UID(),
         instance_number=1,
         manufacturer="bodyseg",
@@ -89,17 +136,30 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
     )
 
 
-def check_series(source: Path, source_kind: str) -> list[pydicom.Dataset]:
+def _series_number(instance: pydicom.Dataset) -> int:
+    try:
+        return int(instance.get("SeriesNumber") or 0) + 1000
+    except (TypeError, ValueError):
+        return 1000
+
+
+def _instances(source: Path, source_kind: str) -> list[pydicom.Dataset]:
     """The headers of a source's slices, in the order of the volume's k, if a DICOM SEG could refer to them.
 
-    Raises SegmentationError: the source is no DICOM series, or its slices have no UIDs.
+    Raises SegmentationError: the source is no DICOM series, or its slices have no UIDs of their own.
     """
     if source_kind != "dicom":
         raise SegmentationError(
             f"{source}: a DICOM SEG refers to a DICOM series, found {source_kind}; choose the format nifti or nrrd"
         )
     instances: list[pydicom.Dataset] = [pydicom.dcmread(path, stop_before_pixels=True) for path in series_files(source)]
-    if n_blank := [_instance_uid(instance) for instance in instances].count(""):
+    uids = [_instance_uid(instance) for instance in instances]
+    if len(set(uids)) < len(uids) and "" not in uids:
+        raise SegmentationError(
+            f"{source}: a DICOM SEG refers to its slices by SOPInstanceUID, found {len(set(uids))} for "
+            f"{len(instances)} slices; choose the format nifti or nrrd"
+        )
+    if n_blank := uids.count(""):
         raise SegmentationError(
             f"{source}: a DICOM SEG refers to its slices by SOPInstanceUID, found none in {n_blank} of "
             f"{len(instances)} files, nor in their meta information; choose the format nifti or nrrd"
@@ -107,28 +167,27 @@ def check_series(source: Path, source_kind: str) -> list[pydicom.Dataset]:
     return instances
 
 
-def _complete_all(instances: Sequence[pydicom.Dataset], segmentation: Segmentation) -> None:
-    """Fill in what a reference needs, and repair what DICOM SEG does not allow."""
-    step_mm = round(float(np.linalg.norm(segmentation.affine[:3, 2])), 6)
-    for instance in instances:
-        _complete(instance, step_mm)
-    frames = {str(instance.FrameOfReferenceUID) for instance in instances if instance.get("FrameOfReferenceUID")}
-    if len(frames) > 1:  # the slices lie on one regular grid, or the series would have been refused
-        log.warning(
-            "%s: its slices name %d frames of reference (DICOM PS3.3, C.7.4.1), expected one; the DICOM SEG has that "
-            "of the first slice",
-            segmentation.source,
-            len(frames),
+def _complete_all(instances: Sequence[pydicom.Dataset], affine: np.ndarray) -> list[str]:
+    """Fill in what a reference needs, and repair what DICOM SEG does not allow; return what was repaired, in words."""
+    step_mm = round(float(np.linalg.norm(affine[:3, 2])), 6)
+    emptied = {keyword: None for instance in instances for keyword in _complete(instance, step_mm)}
+    repairs = [f"{', '.join(emptied)} cannot be read as DICOM has it, and is empty in the DICOM SEG"] if emptied else []
+    for keyword, name in (("FrameOfReferenceUID", "frames of reference"), ("StudyInstanceUID", "studies")):
+        found = [str(instance.get(keyword)) for instance in instances if instance.get(keyword)]
+        if len(set(found)) > 1:  # the slices lie on one regular grid, or the series would have been refused
+            repairs.append(
+                f"its slices name {len(set(found))} {name} ({keyword}), expected one; the DICOM SEG has the first"
+            )
+            for instance in instances:
+                setattr(instance, keyword, found[0])
+    for instance in instances:  # equal up to what reading a series tolerates
+        instance.ImageOrientationPatient = instances[0].ImageOrientationPatient
+    if made := [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]:
+        repairs.append(
+            f"{' and '.join(made)} blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by "
+            "SOPInstanceUID alone"
         )
-        for instance in instances:
-            instance.FrameOfReferenceUID = instances[0].get("FrameOfReferenceUID") or min(frames)
-    made = [keyword for keyword in SHARED_UIDS if _share(keyword, instances)]
-    if made:
-        log.warning(
-            "%s: %s blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by SOPInstanceUID alone",
-            segmentation.source,
-            " and ".join(made),
-        )
+    return repairs
 
 
 def _instance_uid(instance: pydicom.Dataset) -> str:
@@ -136,18 +195,40 @@ def _instance_uid(instance: pydicom.Dataset) -> str:
     return str(instance.get("SOPInstanceUID") or instance.file_meta.get("MediaStorageSOPInstanceUID") or "")
 
 
-def _complete(instance: pydicom.Dataset, step_mm: float) -> None:
-    """Fill in what anonymisers empty and a reference needs; what cannot be known is left to highdicom to refuse."""
+def _complete(instance: pydicom.Dataset, step_mm: float) -> list[str]:
+    """Fill in what anonymisers empty and a reference needs; return the keywords whose values had to be emptied.
+
+    What cannot be known is left to highdicom to refuse.
+    """
     meta = instance.file_meta
     usual = MRImageStorage if instance.Modality == "MR" else CTImageStorage
     instance.SOPClassUID = instance.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or usual
     instance.SOPInstanceUID = _instance_uid(instance)
     _write_in_utf8(instance)
-    if not instance.get("SliceThickness"):
+    if not _is_positive(instance.get("SliceThickness")):
         instance.SliceThickness = step_mm  # a voxel of the segmentation is as thick as that, whatever the beam was
+    emptied = [keyword for keyword in MAY_BE_EMPTY if not _is_allowed(keyword, instance.get(keyword))]
     for keyword in MAY_BE_EMPTY:
-        if keyword not in instance:
+        if keyword not in instance or keyword in emptied:
             setattr(instance, keyword, "")
+    return emptied
+
+
+def _is_positive(value: Any) -> bool:
+    try:
+        return float(value) > 0
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_allowed(keyword: str, value: Any) -> bool:
+    """Whether highdicom takes a value of a patient or study: a date, a time, a sex as DICOM has it (PS3.5, 6.2)."""
+    kinds = {"Date": DA, "Time": TM}
+    try:
+        kinds.get(keyword[-4:], str)(str(value or ""))
+    except ValueError:
+        return False
+    return keyword != "PatientSex" or str(value or "") in ("", "M", "F", "O")
 
 
 def _write_in_utf8(instance: pydicom.Dataset) -> None:

@@ -9,11 +9,15 @@ import os
 import pkgutil
 import subprocess
 import sys
+import warnings
 
+import pydicom
 import pytest
 
 from pipeline.cli.main import COMMANDS, main
 from tests.support.paths import ROOT
+from tests.support.volumes import write_series
+from transforms.io.load import read_geometry
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -157,3 +161,17 @@ def test_on_an_idle_machine_threads_wait_as_openmp_has_it(monkeypatch):
     monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 9.0, 9.0))
     assert main(["--version"]) == 0
     assert "OMP_WAIT_POLICY" not in os.environ
+
+
+def test_pydicom_does_not_speak_once_for_every_slice(tmp_path, capfd):
+    """A series whose files name an unknown character set: 14 slices made 14 warnings and more."""
+    write_series(tmp_path / "series", [0, 3, 6])
+    for path in (tmp_path / "series").iterdir():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            header = pydicom.dcmread(path)
+            header.SpecificCharacterSet = "nonsense"
+            header.save_as(path)
+    main(["--version"])  # sets the log up
+    read_geometry(tmp_path / "series")
+    assert "pydicom" not in capfd.readouterr().err

@@ -11,12 +11,15 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom.dataelem import RawDataElement
+from pydicom.tag import Tag
 
 from pipeline.files.atomic import FileError
-from pipeline.writers.dicom_seg import write_dicom_seg
+from pipeline.writers.dicom_seg import check_series, write_dicom_seg
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.segmentations import save_source, segmentation_of
 from tests.support.volume_files import LPS
+from tests.support.volumes import write_series
 
 
 def test_a_dicom_seg_is_read_back_by_highdicom_on_the_source_slices(shared_data, tmp_path):
@@ -162,3 +165,55 @@ def test_a_disk_that_refuses_a_dicom_seg_is_not_taken_for_a_fault_of_the_series(
     (tmp_path / "seg.dcm").mkdir()
     with pytest.raises(FileError, match="cannot be written"):
         write_dicom_seg(segmentation_of(shared_data / "dicom_seg" / "ct-3slice"), tmp_path / "seg.dcm")
+
+
+def raw(tag: int, representation: str, value: bytes):
+    """A change of a header: an element with a value that pydicom would not write."""
+
+    def edit(header, number):
+        header[tag] = RawDataElement(
+            Tag(tag), representation, len(value), value, 0, is_implicit_VR=False, is_little_endian=True
+        )
+
+    return edit
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of these values
+@pytest.mark.parametrize(
+    ("edit", "word"),
+    [
+        (lambda header, number: setattr(header, "StudyInstanceUID", f"1.2.{number}"), "4 studies"),
+        (raw(0x00100030, "DA", b"unknown "), "PatientBirthDate cannot be read"),
+        (raw(0x00080030, "TM", b"12:30:10"), "StudyTime cannot be read"),
+        (raw(0x00100040, "CS", b"U "), "PatientSex cannot be read"),
+        (raw(0x00200011, "IS", b"abc "), ""),
+        (raw(0x00180050, "DS", b"3mm "), ""),
+        (lambda header, number: setattr(header, "ImageOrientationPatient", [1, 1e-5 * number, 0, 0, 1, 0]), ""),
+    ],
+    ids=["study", "date", "time", "sex", "series number", "thickness", "orientation"],
+)
+def test_odd_values_of_a_series_are_repaired_and_named(tmp_path, caplog, edit, word):
+    write_series(tmp_path / "plain", [0, 3, 6, 9])
+    series = edited(tmp_path / "plain", tmp_path / "odd", edit)
+    check_series(series, "dicom")
+    write_dicom_seg(segmentation_of(series), tmp_path / "seg.dcm")
+    assert hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True).array.any()
+    assert word in caplog.text
+
+
+def test_slices_that_share_one_uid_are_refused_before_anything_is_computed(tmp_path):
+    write_series(tmp_path / "plain", [0, 3, 6])
+    series = edited(tmp_path / "plain", tmp_path / "odd", lambda header, _: setattr(header, "SOPInstanceUID", "1.2.3"))
+    with pytest.raises(SegmentationError, match="by SOPInstanceUID, found 1 for 3 slices; choose the format nifti"):
+        check_series(series, "dicom")
+
+
+def test_what_highdicom_refuses_is_known_before_anything_is_computed(tmp_path, monkeypatch):
+    def refuse(**arguments):
+        raise IndexError("no such frame")
+
+    write_series(tmp_path / "series", [0, 3, 6])
+    check_series(tmp_path / "series", "dicom")
+    monkeypatch.setattr(hd.seg, "Segmentation", refuse)
+    with pytest.raises(SegmentationError, match=r"this series \(.*no such frame.*\); choose the format"):
+        check_series(tmp_path / "series", "dicom")
