@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from pipeline.checks.screening import Screened, choose_scaling, screen
+from pipeline.checks.screening import Screened, choose_scaling, list_configured, screen
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import as_mapping
@@ -190,6 +190,8 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
             _refuse_changed_settings(study, earlier, config)
         with Bar("Checking", console) as bar:
             screened = screen(replace(config, data=replace(config.data, fold=first)), bar.update)
+        for number in own[1:]:  # what is wrong with the last fold is said before the first one is trained
+            list_configured(replace(config, data=replace(config.data, fold=number)))
         assert screened.folds is not None  # the cases were divided into folds, or refused
         _refuse_cases_scored_twice(screened.folds)
         record = _record(config, screened, screened.folds)

@@ -276,6 +276,25 @@ def test_a_network_is_not_scored_on_what_it_was_trained_on(study):
         evaluate_study(study)
 
 
+def test_cases_of_no_fold_are_scored_by_all_networks_together(study, work, capsys):
+    held_out = "body_003"
+    for fold in ("fold_0", "fold_1"):
+        path = study / fold / "training_config.json"
+        document = strict_json(path)
+        document["data"]["split"]["test"] = [held_out]
+        path.write_text(json.dumps(document))
+    assert main(["evaluate", str(study), "--split", "test", "--json", "--workers", "1", "--surface", "none"]) == 0
+    assert [case["case"] for case in json.loads(capsys.readouterr().out)["cases"]] == [held_out]
+    record = strict_json(study / "evaluation" / "test" / "predictions" / f"{held_out}.json")
+    assert [network["name"] for network in record["made_by"]["runs"]] == ["fold_0", "fold_1"]
+    assert main(["evaluate", str(study), "--split", "train"]) == 2
+    assert "networks of this cross-validation saw its train cases" in capsys.readouterr().err
+    assert main(["evaluate", str(study), "--output", str(study / "x")]) == 2
+    assert "lie in its own folder; leave --output out" in capsys.readouterr().err
+    assert main(["evaluate", str(work / "logs" / "study"), "--compare", str(work / "logs" / "study")]) == 2
+    assert "found the file that this one writes" in capsys.readouterr().err
+
+
 def test_a_case_that_validates_in_two_folds_and_a_runs_folder_are_refused(work, tmp_path):
     split_file = tmp_path / "folds.json"
     split_file.write_text(json.dumps([{"train": ["body_000"], "val": ["body_001"]}] * 2))
@@ -295,7 +314,7 @@ def test_a_case_that_validates_in_two_folds_and_a_runs_folder_are_refused(work, 
 def test_patches_are_cross_validated_in_the_same_way_with_the_data_sets_own_folds(work, tmp_path, capsys):
     split_file = tmp_path / "folds.json"
     cases = [path.name.removesuffix(".nii.gz") for path in sorted((work / "data" / "labelsTr").iterdir())]
-    folds = [{"train": cases[n:] + cases[: n - 1], "val": [cases[n - 1]]} for n in (1, 2)]
+    folds = [{"train": [cases[n + 2]], "val": [cases[n]]} for n in (0, 1)]
     split_file.write_text(json.dumps(folds))
     patches = {"data.mode": "patch", "data.spacing_mm": "24 24 24", "target_size": "16 16 24", "max_epochs": "1"}
     own = {"data.split_file": str(split_file), "data.folds": "0", "log_dir": str(tmp_path)}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.console.text import some_of
+from pipeline.datasets.dataset import SPLITS, Folds, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
 from pipeline.datasets.rows import Listing, Row
@@ -24,6 +25,8 @@ class OwnFolds:
     """The file, or what in which file."""
     split_of: Mapping[int, Mapping[str, str]]
     """For each fold, in order, "train", "val" or "test" by case id; what a fold leaves out is not used in it."""
+    labelled: frozenset[str]
+    """The cases with a label."""
 
     def check_number(self, fold: int) -> None:
         """Raise DatasetError where there is no fold of this number."""
@@ -36,6 +39,22 @@ class OwnFolds:
         """Give rows their split in a fold; cases that it leaves out stay unused, as in nnU-Net."""
         split_of = self.split_of[fold]
         return [replace(row, split=split_of[row.id]) for row in rows if row.id in split_of]
+
+    def name_of(self, fold: int) -> str:
+        """Say which fold of what it is."""
+        return f"fold {fold} of {self.source}"
+
+    def with_others(self, fold: int, split: Split, refused: Collection[str]) -> Folds:
+        """Return all folds, one of which was checked; the others are as the data set has them, without what is refused.
+
+        Each is checked when it is its turn: it may use cases that the others do not.
+        """
+        splits = {}
+        for number, split_of in self.split_of.items():
+            usable = {case: part for case, part in split_of.items() if case in self.labelled and case not in refused}
+            ids = {name: tuple(sorted(case for case, part in usable.items() if part == name)) for name in SPLITS}
+            splits[number] = split if number == fold else Split(**ids, source=self.name_of(number))
+        return Folds(splits, self.source)
 
 
 def own_folds(listing: Listing, root: Path, split_file: str = "") -> OwnFolds | None:
@@ -50,11 +69,12 @@ def own_folds(listing: Listing, root: Path, split_file: str = "") -> OwnFolds | 
         DatasetError: a file of folds that cannot be read, or names a case that is not there or in two parts; a
             training case without a fold where others have one.
     """
+    labelled = frozenset(row.id for row in listing.rows if row.label is not None)
     if split_file or listing.splits_file:
         path = Path(split_file) if split_file else listing.splits_file
         assert path is not None
         tests = {row.id: "test" for row in listing.rows if row.split == "test"}
-        folds = OwnFolds(str(path), {n: tests | split_of for n, split_of in enumerate(_read_splits(path))})
+        folds = OwnFolds(str(path), {n: tests | split_of for n, split_of in enumerate(_read_splits(path))}, labelled)
         _check_cases(folds, listing)
         return folds
     numbers = sorted({row.fold for row in listing.rows if row.fold is not None})
@@ -67,7 +87,7 @@ def own_folds(listing: Listing, root: Path, split_file: str = "") -> OwnFolds | 
         expected, remedy = "a fold for every training case", "number all of them or none"
         raise DatasetError("dataset", root, expected, f"none for case {some_of(without, 3)}", remedy)
     split_of = {n: alike | {row.id: "val" if row.fold == n else "train" for row in pool} for n in numbers}
-    return OwnFolds(f"the cases' own folds in {root}", split_of)
+    return OwnFolds(f"the cases' own folds in {root}", split_of, labelled)
 
 
 def _read_splits(path: Path) -> list[dict[str, str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, resolve_remap
-from pipeline.datasets.dataset import SPLITS, Case, Dataset, Folds, Split, label_files, label_path
+from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files, label_path
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.folds import OwnFolds, own_folds
@@ -402,14 +402,8 @@ def _dataset(
     split, all_folds = None, None
     try:
         if folds is not None and fold is not None:
-            all_folds = Folds(
-                {
-                    number: _own_split(folds.rows_of(number, labelled), root, f"fold {number} of {folds.source}")
-                    for number in folds.split_of
-                },
-                folds.source,
-            )
-            split = all_folds.splits[fold]
+            split = _own_split(labelled, root, folds.name_of(fold))
+            all_folds = folds.with_others(fold, split, {error.case for error in trusted.refused})
         elif has_own_split:
             split = _own_split(labelled, root, "the data set's own")
     except DatasetError as error:  # what a split lacks may be what was refused

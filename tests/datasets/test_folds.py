@@ -61,10 +61,10 @@ def test_a_fold_column_divides_and_test_cases_stay_apart(tmp_path):
     refused(tmp_path, "case c9", "expected a fold of 0, 1, 2, …, found 'first'", fold=1)
 
 
-def test_a_subject_in_two_parts_of_any_fold_is_refused(tmp_path):
+def test_a_subject_in_two_parts_of_a_fold_is_refused(tmp_path):
     rows = [f"c{n},p{n // 2},a.nii.gz,a.nii.gz,{fold}" for n, fold in enumerate((0, 0, 1, 2))]
     listed(tmp_path, *rows, header="case,subject,image,label,fold")
-    refused(tmp_path, "subject p1 in two: case c2 in val, case c3 in train", fold=0)
+    refused(tmp_path, "subject p1 in two: case c2 in val, case c3 in train", fold=1)
 
 
 def test_folds_that_are_asked_for_leave_the_dividing_to_the_caller(tmp_path):
@@ -91,6 +91,14 @@ def test_a_case_in_no_fold_is_named_and_unused(tmp_path, caplog):
     write_json(nnunet(tmp_path, cases="abcd") / "splits_final.json", FOLDS)
     assert [case.id for case in list_cases(tmp_path).cases] == ["a", "b", "c"]
     assert "1 cases are in no fold and stay unused (d)" in caplog.text
+
+
+def test_folds_may_be_of_other_cases_each(tmp_path):
+    write_json(nnunet(tmp_path, cases="abcd") / "splits_final.json", [{"train": ["a"], "val": ["b"]}, *FOLDS[:1]])
+    found = list_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["a", "b"]
+    assert [split.train for split in found.folds.splits.values()] == [("a",), ("a", "b")]
+    assert list_cases(tmp_path, fold=1).folds.hash == found.folds.hash
 
 
 def test_validation_cases_of_a_datalist_with_folds_validate_in_every_fold(tmp_path):

@@ -53,9 +53,9 @@ def test_a_fold_without_validation_cases_is_refused(tmp_path):
     write_json(
         tmp_path / "splits_final.json", [{"train": ["a", "b"], "val": ["c"]}, {"train": ["a", "b", "c"], "val": []}]
     )
-    refused(
-        tmp_path, "splits_final.json to have cases to train and to validate, found 3 cases to train and 0 to validate"
-    )
+    found = "splits_final.json to have cases to train and to validate, found 3 cases to train and 0 to validate"
+    refused(tmp_path, found, fold=1)
+    assert list_cases(tmp_path).split.val == ("c",)  # each fold is checked when it is used
 
 
 def test_test_images_are_kept_apart(tmp_path):
