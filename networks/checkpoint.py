@@ -91,9 +91,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             pipeline: without weights and the network's description, with weights that are not real numbers, or with
             class names that are not one text for each of the network's classes.
     """
+    return checked_checkpoint(load_safely(path), path)
+
+
+def load_safely(path: str | Path, remedy: str = "copy it again from its run") -> Any:
+    """Return what a file of torch.save holds, its tensors on the CPU; nothing in it is run.
+
+    Args:
+        path: The file.
+        remedy: What to do where it is refused.
+
+    Raises:
+        NetworkError: If the file is missing or not a regular file, is damaged, or holds code.
+    """
     try:
         _refuse_foreign(Path(path))
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except NetworkError:
         raise
     except FileNotFoundError:
@@ -106,8 +119,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except Exception as error:  # the safe loader raises many kinds for a damaged or hostile file
         raise NetworkError(
             f"{path}: refused, it is damaged or holds more than weights and plain values, which could run code "
-            f"({' '.join(str(error).split())[:160]}); copy it again from its run"
+            f"({' '.join(str(error).split())[:160]}); {remedy}"
         ) from error
+
+
+def checked_checkpoint(checkpoint: Any, path: str | Path) -> dict[str, Any]:
+    """Return what `read_checkpoint` returns, from what `load_safely` has read from `path`. Raises NetworkError."""
     missing = [
         key for key in CHECKPOINT_KEYS if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), dict)
     ]
@@ -119,7 +136,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if checkpoint.get("format") != CHECKPOINT_FORMAT:
         found = f"checkpoint format {checkpoint.get('format')!r}"
         raise NetworkError(f"{path}: {found}; this version reads format {CHECKPOINT_FORMAT}")
-    problem = _problem_of_weights(checkpoint["state_dict"]) or _problem_of_class_names(checkpoint)
+    problem = problem_of_weights(checkpoint["state_dict"]) or _problem_of_class_names(checkpoint)
     if problem:
         raise NetworkError(f"{path}: {problem}; it is damaged, copy it again from its run")
     if isinstance(checkpoint.get("preprocessing"), dict):
@@ -146,7 +163,7 @@ def _refuse_foreign(path: Path) -> None:
         raise ValueError(f"compressed, {unpacked} bytes when unpacked")
 
 
-def _problem_of_weights(weights: Mapping[str, Any]) -> str:
+def problem_of_weights(weights: Mapping[str, Any]) -> str:
     """Return what is wrong with a state_dict; of a complex weight torch would drop the imaginary half."""
     for name, value in weights.items():
         if not isinstance(value, torch.Tensor) or value.is_complex() or value.layout != torch.strided:

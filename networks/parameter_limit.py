@@ -25,6 +25,10 @@ MOST_MODULES = 50_000
 """No network has as many; modules without parameters would take memory uncounted."""
 
 
+class ParameterLimitError(NetworkError):
+    """A constructor was stopped: it makes too many parameters or modules."""
+
+
 @contextmanager
 def limit_parameters(n_weights: int) -> Iterator[None]:
     """Let the constructors called inside register at most 2 · `n_weights` + `SPARE_NUMBERS` numbers and `MOST_MODULES`
@@ -34,7 +38,7 @@ def limit_parameters(n_weights: int) -> Iterator[None]:
         n_weights: Numbers that the checkpoint's weights hold.
 
     Raises:
-        NetworkError: At the first parameter or module too many, before the parameter is filled.
+        ParameterLimitError: At the first parameter or module too many, before the parameter is filled.
     """
     n_numbers = n_modules = 0
 
@@ -42,7 +46,7 @@ def limit_parameters(n_weights: int) -> Iterator[None]:
         nonlocal n_numbers
         n_numbers += 0 if parameter is None else parameter.numel()
         if n_numbers > 2 * n_weights + SPARE_NUMBERS:
-            raise NetworkError(
+            raise ParameterLimitError(
                 f"expected weights for a network of {n_numbers:,} numbers or more, found {n_weights:,}; "
                 "it is damaged, copy it again"
             )
@@ -51,7 +55,9 @@ def limit_parameters(n_weights: int) -> Iterator[None]:
         nonlocal n_modules
         n_modules += 1
         if n_modules > MOST_MODULES:
-            raise NetworkError(f"expected a network of at most {MOST_MODULES:,} modules; it is damaged, copy it again")
+            raise ParameterLimitError(
+                f"expected a network of at most {MOST_MODULES:,} modules; it is damaged, copy it again"
+            )
 
     hooks = [
         register_module_parameter_registration_hook(count_parameter),

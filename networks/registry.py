@@ -102,6 +102,29 @@ def build_network(
         NetworkError: An unknown name (the known ones are listed), a wrong, missing or contradictory argument, one that
             would fetch something where `trust` is not given, or a network that does not segment volumes.
     """
+    specification = specify(
+        spec,
+        in_channels=in_channels,
+        n_classes=n_classes,
+        base_channels=base_channels,
+        light=light,
+        checkpointing=checkpointing,
+        trust=trust,
+    )
+    return construct(specification, target_size)
+
+
+def specify(
+    spec: Mapping[str, Any] | str | None = None,
+    *,
+    in_channels: int = 1,
+    n_classes: int = 71,
+    base_channels: int = 32,
+    light: bool = False,
+    checkpointing: bool = False,
+    trust: bool = False,
+) -> Specification:
+    """Return the class and the arguments of the network that `build_network` builds. Raises NetworkError as it does."""
     specification = read_specification(BODY_NET if spec is None else spec, trust=trust)
     known = _fields(IN_CHANNELS, in_channels) | _fields(N_CLASSES, n_classes) | _fields(SPATIAL_DIMS, 3)
     if specification.class_path == BODY_NET:
@@ -114,7 +137,7 @@ def build_network(
             f"model.{option} is a form of BodyNet; switch it off, {specification.name} has its own arguments in "
             "model.network"
         )
-    return construct(complete_arguments(specification, known), target_size)
+    return complete_arguments(specification, known)
 
 
 def check_network(spec: Mapping[str, Any] | str | None, *, trust: bool = False) -> None:
@@ -276,10 +299,10 @@ def construct(
     Raises:
         NetworkError: If the constructor refuses its arguments, or the network does not segment volumes.
     """
+    specification = for_size(specification, target_size)
     network_class, path, arguments = specification
-    size_key = next((key for key in IMAGE_SIZE if key in inspect.signature(network_class).parameters), None)
+    size_key = _size_key(network_class)
     if size_key is not None:
-        arguments = {size_key: list(target_size)} | arguments
         target_size = [arguments[size_key]] * 3 if isinstance(arguments[size_key], int) else arguments[size_key]
     network = _call(specification, arguments, most_parameters)
     in_channels = _first(arguments, IN_CHANNELS)
@@ -306,6 +329,18 @@ def construct(
         # torch types every attribute of a module as Tensor or Module
         network.settings = {"_target_": path, **arguments}  # type: ignore[assignment]
     return network
+
+
+def for_size(specification: Specification, target_size: Sequence[int]) -> Specification:
+    """Tell the size of the volumes to a constructor that asks for it, unless its arguments say another."""
+    key = _size_key(specification.network_class)
+    if key is None:
+        return specification
+    return specification._replace(arguments={key: list(target_size)} | specification.arguments)
+
+
+def _size_key(network_class: type[nn.Module]) -> str | None:
+    return next((key for key in IMAGE_SIZE if key in inspect.signature(network_class).parameters), None)
 
 
 def _call(specification: Specification, arguments: dict[str, Any], most_parameters: int | None = None) -> nn.Module:
