@@ -10,17 +10,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from networks.errors import NetworkError
 from pipeline.checks.case_check import CheckedCase, check_cases
 from pipeline.checks.findings import Finding, errors, from_error
+from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
-from pipeline.config.settings import Config, DataConfig
+from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.text import aligned, gigabytes, printable, some_of
+from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
+from pipeline.training.network import network_of_settings
+from pipeline.training.start_from import plan_start, seen_before, take_over, treatment
+from pipeline.training.start_source import Source, read_source, refuse_other_network
 from transforms.resize import align_to_spacing
 
 _LISTED_PER_KIND = 20
@@ -96,6 +102,7 @@ HEADINGS = {
     "disk": "Disk space for prepared cases",
     "memory": "Memory for training",
     "step_failed": "A trial step of the training",
+    "start_from": "Trained weights to start from",
 }
 """What each kind of finding is called in the text."""
 
@@ -114,6 +121,8 @@ class Report:
     """What a training costs; None where that was not asked for."""
     mirrored: str = ""
     """Which classes a mirror from left to right exchanges; "" where the training has no such mirror."""
+    start_from: tuple[str, ...] = ()
+    """What a training takes over from another, a line each; empty where it starts from none."""
 
     @property
     def exit_code(self) -> int:
@@ -160,9 +169,11 @@ def check(
     except DatasetError as error:
         root = Path(config.data.dataset_root)
         return Report(tuple(from_error(part, file=root) for part in error.parts), None, None)
+    start = _start(config, dataset, trust=trust)
     cases = check_cases(dataset.cases, dataset, fill_nan=config.data.fill_nan, workers=workers, progress=progress)
-    screened = assess(config, dataset, cases)
-    findings = (*listing_findings, *screened.findings)
+    screened = assess(config, dataset, cases, kept=start.intensity)
+    seen = start.seen(screened.split.val) if screened.split else ()
+    findings = (*listing_findings, *screened.findings, *start.findings, *seen)
     fingerprint = take_fingerprint(
         cases, dataset, split=screened.split, intensity=screened.intensity, scaling=screened.scaling
     )
@@ -170,9 +181,57 @@ def check(
     sides = sides_under_a_mirror(config.data, names)
     mirrored = sides.in_words(names) if sides else ""
     if not costs:
-        return Report(findings, fingerprint, None, mirrored)
+        return Report(findings, fingerprint, None, mirrored, start.lines)
     estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
-    return Report((*findings, *cost_findings), fingerprint, estimate, mirrored)
+    return Report((*findings, *cost_findings), fingerprint, estimate, mirrored, start.lines)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a training would take over from another."""
+
+    findings: tuple[Finding, ...] = ()
+    lines: tuple[str, ...] = ()
+    intensity: IntensityChoice | None = None
+    source: Source | None = None
+
+    def seen(self, cases: Sequence[str]) -> tuple[Finding, ...]:
+        """Warn of validation cases that the weights were trained on."""
+        found = seen_before(self.source, cases) if self.source is not None else ""
+        if self.source is None or not found:
+            return ()
+        expected = "cases to validate with that the weights were not trained on"
+        remedy = "keep its seed and split, or validate with others"
+        return (Finding("warning", "start_from", "", str(self.source.path), expected, found, remedy),)
+
+
+def _start(config: Config, dataset: Dataset, *, trust: bool) -> _Start:
+    """Take over the weights of training.start_from into a network of the settings, as a training would begin."""
+    start_from = config.training.start_from
+    if start_from is None:
+        return _Start()
+    try:
+        start = plan_start(refuse_other_network(read_source(start_from), config, trust=trust), config, dataset)
+        network = network_of_settings(
+            config.model,
+            in_channels=len(dataset.channel_names),
+            n_classes=len(dataset.classes.names),
+            target_size=config.data.target_size,
+            trust=trust,
+        )
+        started = take_over(start, network, config)
+        treatment(
+            started.document,
+            network,
+            config.training,
+            in_channels=len(dataset.channel_names),
+            size=config.data.target_size,
+        )
+    except (NetworkError, ConfigError) as error:
+        expected = "weights that fit the network and the classes"
+        found, _, remedy = str(error).rpartition("; ")
+        return _Start((Finding("error", "start_from", "", start_from, expected, found, remedy),))
+    return _Start((), started.lines, start.intensity, start.source)
 
 
 def _estimate_costs(
@@ -218,6 +277,8 @@ def to_text(report: Report) -> str:
     if report.fingerprint is not None:
         parts.append(_text_of_fingerprint(report.fingerprint, report.mirrored))
         parts.append(_text_of_estimate(report.estimate))
+        if report.start_from:
+            parts.append(report.start_from)
     parts.append([_result(report)])
     return "\n\n".join("\n".join(printable(line) for line in lines) for lines in parts)
 

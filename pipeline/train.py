@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -18,13 +18,14 @@ from rich.console import Console
 
 from networks.registry import check_network, network_settings
 from pipeline.cache.folder import one_at_a_time
+from pipeline.checks.screening import list_configured
 from pipeline.compute.devices import Devices, choose_devices, shared_threads
 from pipeline.compute.launcher import launch
 from pipeline.compute.memory import available_cores, shared_memory
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
@@ -53,6 +54,8 @@ from pipeline.training.resume import (
     refuse_other_best,
 )
 from pipeline.training.run_record import absent_classes, run_record, weight_stats
+from pipeline.training.start_from import Start, plan_start, seen_before, take_over, treatment
+from pipeline.training.start_source import Fitting, read_source, refuse_other_network
 from pipeline.training.trainer import build_trainer, quiet_lightning
 from transforms.left_right import find_sides
 
@@ -106,6 +109,7 @@ def train(
     alone = only_training_in(folder) if is_first_process() else nullcontext()
     with stop_at_once_on_signals(), alone, shared_threads(devices.per_machine):
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
+        fitting = _weights_to_start_from(folder, config, trust=trust) if state is None else None
         _say_beginning(folder, state, resume, say)
         if state is not None and (early_stop := _early_stop(config, state)):
             if is_first_process():
@@ -120,7 +124,7 @@ def train(
             say_end(folder, state.log, early_stop, say)
             return folder.path
         try:
-            setup = _set_up(config, devices, folder, state, trust=trust, say=say, console=console)
+            setup = _set_up(config, devices, folder, state, fitting, trust=trust, say=say, console=console)
         except Stopped as stop:
             raise Stopped(str(stop), "nothing was trained yet: repeat the command; prepared cases are kept") from stop
         if state is not None:
@@ -169,6 +173,19 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
     return state
 
 
+def _weights_to_start_from(folder: RunFolder, config: Config, *, trust: bool) -> Fitting | None:
+    """Read what a new training starts from; None: nothing. Raises NetworkError or ConfigError where it cannot."""
+    if config.training.start_from is None:
+        return None
+    source = read_source(config.training.start_from)
+    if source.path.resolve().is_relative_to(folder.path.resolve()):
+        raise ConfigError(
+            f"training.start_from {config.training.start_from}: the new run would replace the one that it starts from; "
+            "give it another --exp_name"
+        )
+    return refuse_other_network(source, config, trust=trust)
+
+
 def _say_other_threads(folder: RunFolder, document: dict[str, dict[str, Any]], say: Say) -> None:
     """A sum over other shares is another in its last bits, and trainings that differ in a bit drift apart."""
     before, now = folder.read_config()["system"].get("threads"), document["system"]["threads"]
@@ -210,6 +227,7 @@ def _set_up(
     devices: Devices,
     folder: RunFolder,
     state: ResumeState | None,
+    fitting: Fitting | None,
     *,
     trust: bool,
     say: Say,
@@ -220,15 +238,9 @@ def _set_up(
     before = folder.read_config() if state is not None else None
     if before is not None:
         config = keep_window(config, before)
+    start = plan_start(fitting, config, list_configured(config)[0]) if fitting is not None else None
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
-        prepared = prepare_data(
-            config,
-            bar.update,
-            skipped_before=before["data"].get("skipped_cases") if before else None,
-            kept=kept_intensity(before) if before else None,
-            # Runs of earlier versions scaled to 0…1 and did not say so.
-            scaling=before["data"].get("intensity_scaling", "unit") if before else "centred",
-        )
+        prepared = prepare_data(config, bar.update, **_as_before(before, start))
     _say_data(prepared, say)
     if 0 in config.data.flips:
         names = prepared.dataset.classes.names
@@ -237,7 +249,18 @@ def _set_up(
     if config.loss.use_class_weights:
         class_weights = _class_weights(prepared, float(config.loss.weight_alpha or 0.0), say)
     module = _build(config, prepared, class_weights, trust=trust, say=say)
-    record = run_record(prepared, module.network, devices, class_weights)
+    started_from = before["training"].get("started_from") if before else None
+    if start is not None:
+        started_from = _take_over(start, module, prepared, config, say)
+    if started_from is not None:
+        module.taken = treatment(
+            started_from,
+            module.network,
+            config.training,
+            in_channels=prepared.in_channels,
+            size=config.data.target_size,
+        )
+    record = run_record(prepared, module.network, devices, class_weights, started_from)
     return _Setup(
         module=module,
         data=BodyData(
@@ -268,6 +291,35 @@ def _set_up(
         # A resumed run was started when it was first started.
         document=record.document(config, start_time=before["experiment"].get("start_time") if before else None),
     )
+
+
+def _as_before(before: Mapping[str, Any] | None, start: Start | None) -> dict[str, Any]:
+    """What a resumed run, or one that starts from another, keeps beside its settings; arguments of `prepare_data`.
+
+    before: training_config.json of the run that is resumed.
+    """
+    if before is not None:
+        return {
+            "skipped_before": before["data"].get("skipped_cases"),
+            "kept": kept_intensity(before),
+            # Runs of earlier versions scaled to 0…1 and did not say so.
+            "scaling": before["data"].get("intensity_scaling", "unit"),
+        }
+    if start is not None:
+        return {"kept": start.intensity, "scaling": start.source.scaling}
+    return {}
+
+
+def _take_over(
+    start: Start, module: SegmentationModule, prepared: PreparedData, config: Config, say: Say
+) -> Mapping[str, Any]:
+    """Put trained weights into the network and say what was taken; returns the record."""
+    started = take_over(start, module.network, config)
+    for line in started.lines:
+        say(line)
+    if warning := seen_before(start.source, prepared.split.val):
+        say(warning)
+    return started.document
 
 
 def _build(

@@ -57,6 +57,13 @@ class IntensityChoice:
         ways = self.intensity if isinstance(self.intensity, str) else ", ".join(self.intensity)
         return f"{ways} ({self.because})"
 
+    def completed(self, other: IntensityChoice) -> IntensityChoice:
+        """Take another choice for the channels of which this one is unknown."""
+        if "unknown" not in self.by_channel:
+            return self
+        ways = tuple(b if a == "unknown" else a for a, b in zip(self.by_channel, other.by_channel, strict=True))
+        return IntensityChoice(ways, f"{self.because}; the others: {other.because}")
+
     def to_document(self) -> dict[str, Any]:
         """The choice as training_config.json has it."""
         ways = self.intensity if isinstance(self.intensity, str) else list(self.intensity)

@@ -159,7 +159,8 @@ def assess(
     Where the data set has no split of its own, that of the configured seed is checked, by the classes in the label
     files: the one that a training uses.
 
-    kept: how a resumed run scales intensities, where it has these channels; None: chosen.
+    kept: how the run that is resumed, or started from, scales the intensities of these channels; chosen where it is
+    unknown, or None.
     """
     findings = [finding for case in cases for finding in case.findings]
     split, folds = dataset.split, dataset.folds
@@ -173,9 +174,10 @@ def assess(
         remedy = "to train on all cases, remove that split; else leave data.split_shares out"
         expected = f"no cases to validate with, as data.split_shares {list(config.data.split_shares)} says"
         findings.append(Finding("warning", "setting", "", str(dataset.root), expected, found, remedy))
-    intensity = kept
-    if intensity is None or len(intensity.by_channel) != len(dataset.channel_names):
-        intensity = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
+    intensity = kept if kept is not None and len(kept.by_channel) == len(dataset.channel_names) else None
+    if intensity is None or "unknown" in intensity.by_channel:
+        chosen = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
+        intensity = chosen if intensity is None else intensity.completed(chosen)
     scaling = choose_scaling(cases, intensity, config.data, split.train if split else None)
     findings += check_dataset(
         cases,

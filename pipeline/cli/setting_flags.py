@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 import typing
@@ -14,8 +15,9 @@ from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser
 
 from pipeline.cli.arguments import with_value
+from pipeline.cli.kept_settings import Groups, with_kept_settings
 from pipeline.cli.plain_words import explain
-from pipeline.config.files import from_mapping, load_mapping
+from pipeline.config.files import load_mapping
 from pipeline.config.settings import GROUPS, Config, ConfigError, tuple_and_words
 
 SHORT_FLAGS: dict[str, str] = {
@@ -80,7 +82,7 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
     return argument | {"metavar": setting.name.upper()}
 
 
-def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = False) -> tuple[Config, dict[str, Any]]:
     """Read flags (and the files named by `--config`, under the flags) into a Config.
 
     A parser may have an argument "dataset" without dashes, anywhere among the flags: it is data.dataset_root.
@@ -88,26 +90,35 @@ def parse(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[Config, dic
     Args:
         parser: made with `exit_on_error=False`, `add_settings` and a `--config` that may be given several times.
         arguments: the command line without the program's name and command.
+        resume: whether an interrupted run is to go on, see `kept_settings`.
 
     Returns:
         The settings, and the values of the parser's other flags.
 
     Raises:
         ConfigError: an unknown key, a wrong type or an impossible combination, by name.
+        NetworkError: what training.start_from names cannot be read.
     """
-    base = None
-    try:
-        for path in _config_files(arguments):
-            base = parser.parse_object(load_mapping(path), namespace=base)
-        parsed = parser.parse_args(_with_true(arguments), namespace=base).as_dict()
-    except ArgumentError as error:
-        raise ConfigError(explain(str(error), parser)) from None
-    groups = {name: parsed.pop(name) for name in GROUPS}
-    if parsed.get("dataset") is not None:
-        if any(argument.split("=")[0] in ("--dataset_root", "--data.dataset_root") for argument in arguments):
-            raise ConfigError(f"{parsed['dataset']} and --dataset_root both name a data set; leave one out")
-        groups["data"]["dataset_root"] = parsed["dataset"]
-    return from_mapping(groups), parsed
+    files = [load_mapping(path) for path in _config_files(arguments)]
+    others: dict[str, Any] = {}
+
+    def over(beneath: Groups | None) -> Groups:
+        base = None
+        try:
+            for document in ([] if beneath is None else [beneath]) + files:
+                base = parser.parse_object(copy.deepcopy(document), namespace=base)
+            parsed = parser.parse_args(_with_true(arguments), namespace=base).as_dict()
+        except ArgumentError as error:
+            raise ConfigError(explain(str(error), parser)) from None
+        groups = {name: parsed.pop(name) for name in GROUPS}
+        if parsed.get("dataset") is not None:
+            if any(argument.split("=")[0] in ("--dataset_root", "--data.dataset_root") for argument in arguments):
+                raise ConfigError(f"{parsed['dataset']} and --dataset_root both name a data set; leave one out")
+            groups["data"]["dataset_root"] = parsed["dataset"]
+        others.update(parsed)
+        return groups
+
+    return with_kept_settings(over, resume=resume), others
 
 
 def _with_true(arguments: Sequence[str]) -> list[str]:

@@ -22,7 +22,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--trust_config", action="store_true", help=TRUST)
     setting_flags.add_settings(parser)
     # jsonargparse takes a flag of this name for its own and expects a value after it.
-    settings, flags = setting_flags.parse(parser, [argument for argument in arguments if argument != "--print_config"])
+    given = [argument for argument in arguments if argument != "--print_config"]
+    settings, flags = setting_flags.parse(parser, given, resume="--resume" in given)
     if "--print_config" in arguments:
         print(to_yaml(settings), end="")
         return 0

@@ -70,6 +70,16 @@ def load_mapping(path: Path) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         kind = "JSON" if path.suffix == ".json" else "YAML"
         raise ConfigError(f"--config {path}: cannot be read as {kind} ({' '.join(str(error).split())})") from None
+    return settings_of(document, path)
+
+
+def settings_of(document: Any, path: Path) -> dict[str, Any]:
+    """Return the settings in a document of groups as the parser takes them, see `load_mapping`. Raises ConfigError.
+
+    Args:
+        document: plain groups, as YAML and JSON have them.
+        path: where they come from.
+    """
     require(
         isinstance(document, Mapping), f"--config {path}: expected the groups {', '.join(GROUPS)}, found no mapping"
     )

@@ -335,8 +335,20 @@ class TrainingConfig:
     """Validate after every so many epochs, and after the last; in between, the log holds null."""
     overlay_every: int = 10
     """Every so many epochs, at the next validation, a slice with its segmentation goes to TensorBoard; 0 = never."""
+    start_from: str | None = None
+    """Run folder, best_model.ckpt or file with a network's state_dict to begin with. What fits is taken over: the head
+    by class name, the first convolution by channel name. Of a run the network and the preprocessing are taken over,
+    too, where no flag and no config file says otherwise. null = begin anew."""
+    start_classes: dict[Any, Any] | None = None
+    """Classes that have other names now, such as {hippocampus: anterior}: name in the run that is started from, and
+    name in the data set."""
+    freeze_epochs: int = 0
+    """Epochs in which the encoder that was taken over is not trained, only the rest of the network."""
+    taken_lr_factor: float = 1.0
+    """Factor on the learning rate of weights that were taken over whole; what began anew learns at the full rate."""
 
     def __post_init__(self) -> None:
+        self._check_start()
         require(0 < self.lr < math.inf, f"training.lr must be above 0, got {self.lr}")
         require(
             0 <= self.weight_decay < math.inf,
@@ -367,6 +379,26 @@ class TrainingConfig:
         )
         require(self.validate_every >= 1, f"training.validate_every must be at least 1, got {self.validate_every}")
         require(self.overlay_every >= 0, f"training.overlay_every must be 0 or more, got {self.overlay_every}")
+
+    def _check_start(self) -> None:
+        require(self.start_from != "", "training.start_from is empty; name a run folder or a file, or leave it out")
+        require(self.freeze_epochs >= 0, f"training.freeze_epochs must be 0 or more, got {self.freeze_epochs}")
+        require(
+            0 < self.taken_lr_factor < math.inf,
+            f"training.taken_lr_factor must be above 0, got {self.taken_lr_factor}; training.freeze_epochs freezes",
+        )
+        default = {f.name: f.default for f in fields(self)}
+        for name in ("start_classes", "freeze_epochs", "taken_lr_factor"):
+            require(
+                self.start_from is not None or getattr(self, name) == default[name],
+                f"training.{name} is about what a training takes over; add --training.start_from RUN, or remove it",
+            )
+        for old, new in (self.start_classes or {}).items():
+            require(
+                isinstance(old, str) and isinstance(new, str),
+                "training.start_classes: expected a class name for a class name, such as {hippocampus: anterior}, "
+                f"found {old!r}: {new!r}",
+            )
 
 
 @dataclass(frozen=True)
@@ -444,6 +476,11 @@ def without_effect(config: Config) -> tuple[str, ...]:
         )
     if data.patch_growth and all(stage[:4] == [*data.target_size, data.batch_size] for stage in data.patch_growth):
         notes.append("data.patch_growth changes nothing: its patches and batches are the final ones; remove it")
+    if training.freeze_epochs >= training.max_epochs:
+        notes.append(
+            f"training.freeze_epochs is {training.freeze_epochs} and training.max_epochs {training.max_epochs}: the "
+            "encoder is never trained; lower training.freeze_epochs unless that is meant"
+        )
     grown = sum(stage[4] for stage in data.patch_growth)
     if grown >= training.max_epochs:
         notes.append(
@@ -470,7 +507,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
         }
     ),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
-    "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch"}),
+    "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch", "started_from"}),
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
 }
 """Keys of training_config.json that a run finds out by itself; they are no settings."""

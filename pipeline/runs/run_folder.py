@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import shlex
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -147,13 +150,23 @@ class RunFolder:
         log = self.read_log()
         best = "" if log.best_val_miou is None else f", best val mIoU {log.best_val_miou:.4f}"
         if state == "finished":
-            resuming = "nothing is left to --resume"
+            resuming = f"nothing is left to --resume; {self._going_on()}; or"
         elif len(log) and not self.resume_checkpoint.exists():
-            resuming = f"{self.resume_checkpoint} is missing, so that it cannot be resumed"
+            resuming = f"{self.resume_checkpoint} is missing, so that it cannot be resumed,"
         else:
-            resuming = "continue it with --resume"
-        remedy = f"{resuming}, give the new one another --exp_name, or replace this one with --overwrite"
+            resuming = "continue it with --resume,"
+        remedy = f"{resuming} give the new one another --exp_name, or replace this one with --overwrite"
         return f"{self.path} holds {kind} training ({len(log)} finished epochs{best}); {remedy}"
+
+    def _going_on(self) -> str:
+        """Say what to type to train on from the weights of a finished run, as another one."""
+        with contextlib.suppress(FileError, KeyError):
+            name = self.read_config()["experiment"]["name"]
+            taken = [path.name for path in self.path.parent.glob("*_bs*")]
+            number = next(n for n in itertools.count(2) if not any(t.startswith(f"{name}_{n}_bs") for t in taken))
+            flags = f"--training.start_from {shlex.quote(str(self.path))} --exp_name {shlex.quote(f'{name}_{number}')}"
+            return f"to train on from its weights as a new run, give {flags} instead"
+        return "to train on from its weights, give --training.start_from and another --exp_name instead"
 
     def _can_continue(self, state: State) -> bool:
         if state == "finished":

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from networks.deep_supervision import CoarseHeads
-from networks.registry import build_network
 from pipeline.config.settings import ModelConfig, TrainingConfig
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.training.lightning_module import SegmentationModule
+from pipeline.training.network import network_of_settings
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import Schedule
 from transforms.io import label_values
@@ -45,15 +45,8 @@ def build_module(
     Raises:
         NetworkError: the network is unknown, not allowed, its arguments are wrong, or it has no levels to supervise.
     """
-    network = build_network(
-        model.network,
-        in_channels=in_channels,
-        n_classes=n_classes,
-        base_channels=model.base_channels,
-        light=model.use_light_model,
-        target_size=target_size,
-        checkpointing=model.checkpointing,
-        trust=trust,
+    network = network_of_settings(
+        model, in_channels=in_channels, n_classes=n_classes, target_size=target_size, trust=trust
     )
     return SegmentationModule(
         network,

@@ -28,7 +28,7 @@ from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
-from pipeline.training.optimisation import Optimisation
+from pipeline.training.optimisation import NOTHING_TAKEN, Optimisation
 from pipeline.training.schedule import Schedule
 from pipeline.training.weight_average import WeightAverage
 from pipeline.training.weighted_mean import WeightedMean
@@ -89,6 +89,8 @@ class SegmentationModule(pl.LightningModule):
         self.average = None if optimisation.ema is None else WeightAverage(optimisation.ema)
         """The moving average of the network's weights; None: there is none."""
         self._averaged = ExitStack()
+        self.taken = NOTHING_TAKEN
+        """What was taken over from another training; set before the fit."""
         self.seed = seed
         self.skip_undefined = skip_undefined
         self.window = window
@@ -125,7 +127,13 @@ class SegmentationModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimiser, in one fused kernel where gradients are not scaled."""
         # A fused optimiser unscales float16 gradients itself, too late for clipping.
-        return self.optimisation.build(self.parameters(), lr=self.schedule.lr, fused=not self._is_scaled)
+        return self.optimisation.build(
+            self.parameters(), lr=self.schedule.lr, fused=not self._is_scaled, taken=self.taken
+        )
+
+    @property
+    def _is_frozen(self) -> bool:
+        return self.current_epoch < self.taken.freeze_epochs
 
     @property
     def _is_scaled(self) -> bool:
@@ -142,6 +150,10 @@ class SegmentationModule(pl.LightningModule):
         Lightning's own clipping refuses fused optimisers in bfloat16 too, where nothing is scaled. A gradient that is
         NaN or infinite would turn every weight into NaN one step before the loss does.
         """
+        if self._is_frozen:
+            # Several processes go on computing these gradients, see on_train_epoch_start
+            for parameter in self.taken.frozen:
+                parameter.grad = None
         self._average_batches()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
         if not torch.isfinite(norm):
@@ -181,9 +193,15 @@ class SegmentationModule(pl.LightningModule):
         self._cases_of_step.clear()
 
     def on_train_epoch_start(self) -> None:
-        """Set the epoch's learning rate and random numbers."""
+        """Set the epoch's learning rate, what of the network is trained, and random numbers."""
         for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.schedule.learning_rate(self.current_epoch)
+            group["lr"] = self.schedule.learning_rate(self.current_epoch) * group.get("lr_factor", 1.0)
+        if self.trainer.world_size == 1:
+            # DistributedDataParallel would wait for gradients of parameters that required some when it was made
+            for parameter in self.taken.frozen:
+                parameter.requires_grad_(not self._is_frozen)
+        for norm in self.taken.frozen_norms:
+            norm.train(not self._is_frozen)
         words = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0] >> np.uint64(1)))
 

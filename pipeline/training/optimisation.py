@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 NESTEROV_MOMENTUM = 0.99
 """As nnU-Net has it (nnUNetTrainer.configure_optimizers)."""
+
+
+@dataclass(frozen=True, eq=False)
+class TakenWeights:
+    """Parameters that a training has taken over from another, and how they are treated."""
+
+    whole: Collection[nn.Parameter] = ()
+    """Those that hold the other network's numbers alone."""
+    lr_factor: float = 1.0
+    """Factor on their learning rate."""
+    frozen: Collection[nn.Parameter] = ()
+    """Those of them that are not trained at first."""
+    frozen_norms: Collection[nn.Module] = ()
+    """Batch normalisations among them, whose running means stay as they are meanwhile."""
+    freeze_epochs: int = 0
+    """Epochs in which they are not trained."""
+
+
+NOTHING_TAKEN = TakenWeights()
 
 
 @dataclass(frozen=True)
@@ -24,15 +43,28 @@ class Optimisation:
     ema: float | None = None
     """Decay of the moving average of the weights, see `weight_average`; None: there is none."""
 
-    def build(self, parameters: Iterable[nn.Parameter], *, lr: float, fused: bool) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov's momentum (Sutskever et al. 2013)."""
+    def build(
+        self, parameters: Iterable[nn.Parameter], *, lr: float, fused: bool, taken: TakenWeights = NOTHING_TAKEN
+    ) -> torch.optim.Optimizer:
+        """AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov's momentum (Sutskever et al. 2013).
+
+        Where what was taken over learns at another rate it is a group of its own, with that factor as "lr_factor".
+        """
+        groups: Any = list(parameters)
+        if taken.lr_factor != 1:
+            whole = {id(parameter) for parameter in taken.whole}
+            parts = ([p for p in groups if id(p) not in whole], [p for p in groups if id(p) in whole])
+            groups = [
+                {"params": part, "lr_factor": factor}
+                for part, factor in zip(parts, (1.0, taken.lr_factor), strict=True)
+            ]
         if self.optimizer == "sgd":
             return torch.optim.SGD(
-                parameters,
+                groups,
                 lr=lr,
                 momentum=NESTEROV_MOMENTUM,
                 nesterov=True,
                 weight_decay=self.weight_decay,
                 fused=fused,
             )
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=self.weight_decay, fused=fused)
+        return torch.optim.AdamW(groups, lr=lr, weight_decay=self.weight_decay, fused=fused)

@@ -49,6 +49,8 @@ class RunRecord:
     """(n_classes,) weights of the loss."""
     absent_classes: tuple[str, ...]
     """Classes that no training case holds."""
+    started_from: Mapping[str, Any] | None = None
+    """What was taken over from another run, see `start_from.Started`; None: nothing."""
 
     def document(self, config: Config, *, start_time: str | None = None) -> dict[str, dict[str, Any]]:
         """Return training_config.json, a valid `--config` that repeats the run.
@@ -76,6 +78,8 @@ class RunRecord:
             "class_names": list(self.dataset.classes.names),
         }
         document["training"] |= self._device_facts()
+        if self.started_from is not None:
+            document["training"]["started_from"] = dict(self.started_from)
         weights = self.class_weights
         document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
         document["loss"]["classes_that_never_occur"] = list(self.absent_classes)
@@ -118,7 +122,11 @@ def folds_document(folds: Folds, fold: int) -> dict[str, Any]:
 
 
 def run_record(
-    prepared: PreparedData, network: torch.nn.Module, devices: Devices, class_weights: np.ndarray | None
+    prepared: PreparedData,
+    network: torch.nn.Module,
+    devices: Devices,
+    class_weights: np.ndarray | None,
+    started_from: Mapping[str, Any] | None = None,
 ) -> RunRecord:
     """Collect what is known about a run before its first batch."""
     return RunRecord(
@@ -133,6 +141,7 @@ def run_record(
         devices=devices,
         class_weights=class_weights,
         absent_classes=absent_classes(prepared),
+        started_from=started_from,
     )
 
 
