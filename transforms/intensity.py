@@ -30,6 +30,9 @@ INTENSITIES = {
 }
 """Ways of scaling a channel, and what each does; the range is one of `SCALINGS`."""
 
+AIR_HU = -500.0
+"""A scan with values below this is a CT in HU: air is at −1000, and other kinds of images have no such values."""
+
 FIXED_RANGES = {"0to1": (0.0, 1.0), "0to255": (0.0, 255.0)}
 """Values that become the range whatever an image holds, by the way of scaling: a probability of 0.3 stays one."""
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from pipeline.checks.case_check import CheckedCase, whole_cases
 from pipeline.checks.findings import Finding
-from pipeline.checks.modality import AIR_HU, IntensityChoice
+from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.voxel_statistics import PERCENTILES, ImageStatistics
 from pipeline.console.text import some_of
 from pipeline.datasets.dataset import Dataset
+from transforms.intensity import AIR_HU
 
 _HU_RANGE = 10.0  # a CT whose values span less was scaled: bone and air are 2000 HU apart
 _HU_MEDIAN = 1500.0  # dense bone; half of no scan lies above it

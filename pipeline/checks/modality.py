@@ -10,10 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.checks.voxel_statistics import ImageStatistics
-from transforms.intensity import FIXED_RANGES
-
-AIR_HU = -500.0
-"""A scan with values below this is a CT in HU: air is at −1000, and other kinds of images have no such values."""
+from transforms.intensity import AIR_HU, FIXED_RANGES
 
 _IMAGES_USED = 3
 """How many images decide where neither the data set nor a header names the modality."""

@@ -21,7 +21,6 @@ from pipeline.inference.postprocessing import PostprocessingOptions, clean
 from pipeline.inference.record import CaseRecord, record_done
 from pipeline.inference.reuse import reusable_record
 from pipeline.writers.outputs import OutputOptions, refused_formats, write_files, write_table
-from pipeline.writers.preview import PreviewImage
 from pipeline.writers.segmentation import Segmentation, SegmentationError
 from transforms.io.grid import Geometry
 from transforms.io.load import read_geometry
@@ -55,8 +54,6 @@ class SegmentedCase:
     case: InputCase
     read: ReadCase
     restored: Restored
-    image: PreviewImage
-    """What a preview shows below the structures."""
     seconds: Mapping[str, float]
 
 
@@ -155,8 +152,7 @@ class CaseSteps:
             "network": network.seconds,
             "restore": time.perf_counter() - start - network.seconds,
         }
-        first = read.inputs[0]
-        return SegmentedCase(case, read, restored, PreviewImage(first.image[0].numpy(), first.affine), seconds)
+        return SegmentedCase(case, read, restored, seconds)
 
     def _say_share(self, case: InputCase, share: float) -> None:
         if self.case_progress:
@@ -165,7 +161,7 @@ class CaseSteps:
     def write(self, segmented: SegmentedCase | CaseRecord) -> CaseRecord:
         """Clean the label map and write the case's files; the record comes last.
 
-        Raises SegmentationError, or FileError if the disk refuses.
+        Raises SegmentationError, VolumeError (a preview can no longer read the scan), or FileError if the disk refuses.
         """
         if isinstance(segmented, CaseRecord):
             return segmented
@@ -183,7 +179,8 @@ class CaseSteps:
         remove_earlier(case, self.outputs, was_killed=self.claims.was_left(case.id))
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
-        refused = write_files(segmentation, files, probabilities=restored.probabilities, image=segmented.image)
+        is_ct = self.models[0].first_channel_is_ct
+        refused = write_files(segmentation, files, probabilities=restored.probabilities, is_ct=is_ct)
         written = {
             str(file.path.relative_to(self.outputs.folder)): file.path for file in files if file.kind not in refused
         }

@@ -55,6 +55,12 @@ class Model:
         return len(self.channel_names)
 
     @property
+    def first_channel_is_ct(self) -> bool:
+        """Whether its training scaled the first channel as HU."""
+        intensity = self.preprocessing.get("intensity", "ct")
+        return (intensity if isinstance(intensity, str) else intensity[0]) == "ct"
+
+    @property
     def window(self) -> tuple[int, int, int] | None:
         """Voxels (I, J, K) of the patches it was trained on; None where it was trained on whole volumes."""
         if not self.preprocessing.get("spacing_mm"):

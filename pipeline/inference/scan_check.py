@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from pipeline.checks.modality import AIR_HU
 from pipeline.inference.model import Model
-from transforms.intensity import FIXED_RANGES
+from transforms.intensity import AIR_HU, FIXED_RANGES
 from transforms.io.grid import (
     MAX_SHEAR_DEGREES,
     SHEAR_IN_ITK,

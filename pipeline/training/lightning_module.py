@@ -32,6 +32,7 @@ from pipeline.training.optimisation import NOTHING_TAKEN, Optimisation
 from pipeline.training.schedule import Schedule
 from pipeline.training.weight_average import WeightAverage
 from pipeline.training.weighted_mean import WeightedMean
+from pipeline.visualisation.validation_picture import ValidationSample
 from transforms.slabs import segmentation_dtype
 
 log = logging.getLogger(__name__)
@@ -116,8 +117,8 @@ class SegmentationModule(pl.LightningModule):
         """Per foreground class after the last validation; NaN where no case holds the class."""
         self.validated_epoch: int | None = None
         """The epoch of the last validation."""
-        self.sample: tuple[Tensor, Tensor, Tensor] | None = None
-        """Image (C, I, J, K), label and segmentation (I, J, K) of the first validation case, on the CPU."""
+        self.sample: ValidationSample | None = None
+        """The first case of the last validation."""
 
     @property
     def head(self) -> nn.Module | None:
@@ -327,7 +328,8 @@ class SegmentationModule(pl.LightningModule):
             self._add_validation_loss(loss.loss(), str(case))
             self.val_iou.update(joint_histogram(label[number, 0], segmentation, self.n_classes, self.ignore_index))
             if keep_sample and number == 0:
-                self.sample = (image[0].cpu(), label[0, 0].cpu(), segmentation.cpu())
+                affine = np.asarray(getattr(batch["image"], "affine", np.eye(4)), np.float64).reshape(-1, 4, 4)[0]
+                self.sample = ValidationSample(str(case), image[0].cpu(), label[0, 0].cpu(), segmentation.cpu(), affine)
 
     def _add_validation_loss(self, loss: Tensor, case: str) -> None:
         self.val_loss.update(loss)

@@ -23,11 +23,13 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.training.checkpoint import CheckpointDescription, write_best, write_tensors
 from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.lightning_module import SegmentationModule, metrics_of_epoch
+from pipeline.training.pictures import ValidationPictures
 from pipeline.training.resume import ResumeState, restore, resume_state
 from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import EventsLogger
-from pipeline.visualisation.class_colours import class_colours
-from pipeline.visualisation.overlay import overlay_picture
+
+SETTINGS = ("data", "model", "training", "loss")
+"""Groups of training_config.json that TensorBoard shows beside the scores of runs."""
 
 _RECORDED = ("train_loss", "train_accuracy", "val_loss", "val_mIoU")
 """Metrics of an epoch that go into the history."""
@@ -57,7 +59,7 @@ class RunRecorder(pl.Callback):
     ) -> None:
         self.folder = folder
         self.description = description
-        self.overlay_every = overlay_every
+        self.pictures = ValidationPictures(overlay_every, description.class_names)
         self.patience = patience
         self.resume = resume
         self.contents = contents or {}
@@ -92,6 +94,10 @@ class RunRecorder(pl.Callback):
             self.resume = None
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
+            if isinstance(trainer.logger, EventsLogger):
+                settings = {name: self.folder.read_config()[name] for name in SETTINGS}
+                best = self.history.best_val_miou
+                trainer.logger.write_settings(settings, math.nan if best is None else best)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""
@@ -145,19 +151,32 @@ class RunRecorder(pl.Callback):
         if self.early_stop:
             trainer.should_stop = True
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
-            picture = None
-            if self.overlay_every and "val_mIoU" in metrics and pl_module.sample is not None:
-                # At the first validation after every so many epochs.
-                before = max((validated for validated in history.validated_epochs if validated < epoch), default=-1)
-                if epoch // self.overlay_every > before // self.overlay_every:
-                    picture = overlay_picture(*pl_module.sample, class_colours(self.description.class_names))
             trainer.logger.write_epoch(
                 epoch,
                 values=values | {"learning_rate": learning_rate},
                 iou_per_class=iou_per_class,
                 seconds=self._seconds,
-                picture=picture,
             )
+            if is_best and history.best_val_miou is not None:
+                trainer.logger.write_best(history.best_val_miou, epoch)
+            if "val_mIoU" in metrics:
+                self.pictures.after_validation(
+                    trainer.logger,
+                    epoch,
+                    pl_module.sample,
+                    [validated for validated in history.validated_epochs if validated < epoch],
+                    is_best=is_best,
+                    is_last=bool(self.early_stop) or epoch + 1 == trainer.max_epochs,
+                )
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the picture of the best epoch."""
+        if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
+            self.pictures.finish(trainer.logger)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Write the picture of the best epoch."""
+        self.on_train_end(trainer, pl_module)
 
     def _lap(self, part: str) -> None:
         now = time.monotonic()

@@ -7,14 +7,23 @@ import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from pipeline.console.text import one_line
 
 log = logging.getLogger(__name__)
+
+BEST_TAG = "best_val_mIoU"
+"""What TensorBoard's table of runs compares."""
+
+LONGEST_TEXT = 300
+"""Characters of a setting in that table."""
 
 
 class EventsLogger(TensorBoardLogger):
@@ -63,7 +72,6 @@ class EventsLogger(TensorBoardLogger):
         values: Mapping[str, float],
         iou_per_class: Mapping[str, float],
         seconds: Mapping[str, float],
-        picture: np.ndarray | None = None,
     ) -> None:
         """Write the curves of one epoch; values that are NaN or infinite leave a gap.
 
@@ -72,7 +80,6 @@ class EventsLogger(TensorBoardLogger):
             values: scalars by name.
             iou_per_class: validation IoU by class name.
             seconds: time spent on each part of the epoch; written as shares and as their sum.
-            picture: (height, width, 3) RGB, 0…255, of a validation slice.
         """
         events = self.experiment
         if events is None:
@@ -86,9 +93,43 @@ class EventsLogger(TensorBoardLogger):
             for part, spent in seconds.items():
                 events.add_scalar(f"time_share/{part}", spent / total, epoch)
             events.add_scalar("seconds_per_epoch", total, epoch)
-            if picture is not None:
-                events.add_image("validation/label_and_segmentation", picture, epoch, dataformats="HWC")
             events.flush()
+
+    def write_picture(self, tag: str, epoch: int, picture: NDArray[np.uint8]) -> None:
+        """Write a (height, width, 3) RGB picture, 0…255."""
+        events = self.experiment
+        if events is None:
+            return
+        with self._lasting():
+            events.add_image(tag, picture, epoch, dataformats="HWC")
+            events.flush()
+
+    def write_settings(self, settings: Mapping[str, Any], best: float) -> None:
+        """Write the settings of a run and its best val_mIoU so far, for TensorBoard's table of runs (HParams).
+
+        Args:
+            settings: groups of settings by name; lists are written as text.
+            best: NaN while there is none; `write_best` writes the next ones.
+        """
+        flat = {
+            f"{group}.{name}": value if isinstance(value, bool | int | float) else _encodable(str(value))[:LONGEST_TEXT]
+            for group, values in settings.items()
+            for name, value in values.items()
+        }
+        events = self.experiment
+        if events is None:
+            return
+        with self._lasting():
+            for summary in hparams(flat, {BEST_TAG: 0.0}):
+                events._get_file_writer().add_summary(summary)
+        self.write_best(best, 0)
+
+    def write_best(self, best: float, epoch: int) -> None:
+        """Write the best val_mIoU so far; nothing for NaN."""
+        events = self.experiment
+        if events is not None and math.isfinite(best):
+            with self._lasting():
+                events.add_scalar(BEST_TAG, best, epoch)
 
 
 def _encodable(name: str) -> str:

@@ -1,56 +1,60 @@
-"""A slice with its segmentation as an RGB picture; opens no file."""
+"""A slice with its segmentation as an RGB picture: grey, structures filled translucently, with their contours."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-_OPACITY = 0.5
-"""Share of the class colour where a structure lies."""
+_FILL = 0.3
+"""Share of the class colour inside a structure: what lies below stays visible."""
+
+_UNKNOWN = (255, 255, 255)  # drawn where a class index has no colour
 
 
 def overlay_slice(
-    image: NDArray[np.floating], segmentation: NDArray[np.integer], colours: NDArray[np.uint8]
+    image: NDArray,
+    segmentation: NDArray[np.integer],
+    colours: NDArray[np.uint8],
+    window: tuple[float, float],
+    line: int = 1,
 ) -> NDArray[np.uint8]:
     """Lay a segmentation over a grey slice.
 
     Args:
-        image: (H, W) intensities; stretched from its own smallest to its largest value.
+        image: (H, W) intensities; NaN is drawn black.
         segmentation: (H, W) class indices.
         colours: (n_classes, 3) from `class_colours`; a class index beyond them is drawn white.
+        window: intensities that are black and white.
+        line: width of the contours in pixels, inside the structures; 0 for none.
 
     Returns:
         (H, W, 3) RGB, 0…255.
     """
-    low, high = float(image.min()), float(image.max())
-    grey = (image - low) / (high - low) if high > low else np.zeros_like(image, dtype=np.float64)
+    low, high = window
+    grey = np.nan_to_num((image.astype(np.float64) - low) / (high - low), nan=0.0).clip(0, 1)
     picture = np.repeat(255.0 * grey[..., None], 3, axis=-1)
-    table = np.vstack([colours, np.full((1, 3), 255, np.uint8)])
+    table = np.vstack([colours, [_UNKNOWN]]).astype(np.float64)
+    index = np.minimum(segmentation, len(colours))
     inside = segmentation > 0
-    colour = table[np.minimum(segmentation[inside], len(colours))]
-    picture[inside] = (1 - _OPACITY) * picture[inside] + _OPACITY * colour
+    picture[inside] = (1 - _FILL) * picture[inside] + _FILL * table[index[inside]]
+    if line:
+        border = inside & contours(segmentation, line)
+        picture[border] = table[index[border]]
     return np.round(picture).astype(np.uint8)
 
 
-def overlay_picture(
-    image: torch.Tensor, label: torch.Tensor, segmentation: torch.Tensor, colours: NDArray[np.uint8]
-) -> np.ndarray:
-    """Draw the middle coronal slice twice, head up: with its label, and with the network's segmentation.
+def contours(segmentation: NDArray[np.integer], line: int) -> NDArray[np.bool_]:
+    """(H, W) pixels that lie at most `line` pixels from one of another class, along rows and columns."""
+    border = np.zeros(segmentation.shape, bool)
+    for step in range(1, line + 1):
+        for first, second in ((np.s_[step:], np.s_[:-step]), (np.s_[:, step:], np.s_[:, :-step])):
+            differs = segmentation[first] != segmentation[second]
+            border[first] |= differs
+            border[second] |= differs
+    return border
 
-    Args:
-        image: (C, I, J, K) in RAS+ axis order; the first channel is drawn.
-        label, segmentation: (I, J, K) class indices.
-        colours: (n_classes, 3) from `class_colours`.
 
-    Returns:
-        (K, 2 I, 3) RGB, 0…255; the patient's right is on the picture's left, as radiologists look at it.
-    """
-    middle = image.shape[2] // 2
-
-    def slice_of(volume: torch.Tensor) -> np.ndarray:
-        # Axis 0 grows to the patient's right; mirrored, right comes first. Axis 2 grows to the head.
-        return volume[:, middle, :].numpy()[::-1, ::-1].T
-
-    grey = slice_of(image[0].float())
-    return np.concatenate([overlay_slice(grey, slice_of(x.to(torch.int32)), colours) for x in (label, segmentation)], 1)
+def enlarged(plane: NDArray, shape: tuple[int, int]) -> NDArray:
+    """A slice in more, or fewer, pixels: each has the value of the voxel that it lies in."""
+    rows, columns = ((np.arange(new) + 0.5) * old / new for new, old in zip(shape, plane.shape, strict=True))
+    return plane[np.ix_(rows.astype(int), columns.astype(int))]

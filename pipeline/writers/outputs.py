@@ -26,7 +26,7 @@ from pipeline.files.lock import take_lock
 from pipeline.files.regular import read_regular
 from pipeline.writers.colour_table import colour_table, write_colour_table
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
-from pipeline.writers.preview import PreviewImage, write_preview
+from pipeline.writers.preview import write_preview
 from pipeline.writers.seg_nrrd import write_seg_nrrd
 from pipeline.writers.segmentation import Segmentation, SegmentationError, file_names, values_of
 
@@ -151,7 +151,7 @@ def write_files(
     files: Sequence[OutputFile],
     *,
     probabilities: Mapping[int, NDArray[np.uint8]],
-    image: PreviewImage | None = None,
+    is_ct: bool = False,
 ) -> dict[str, str]:
     """Write files of one case, each whole or not at all.
 
@@ -159,13 +159,13 @@ def write_files(
         segmentation: the label map on its source's grid.
         files: what to write, as `OutputOptions.files` lists it.
         probabilities: (I, J, K) uint8 by class index, 255 for certain; of every class that `files` names.
-        image: what a preview shows; needed if `files` holds one.
+        is_ct: whether the source holds HU, for the window of a preview.
 
     Returns:
         By kind why a file could not be written: DICOM may find only now that the source does not allow it.
 
     Raises:
-        FileError: the disk refuses.
+        FileError: the disk refuses. VolumeError: a preview finds that the source can no longer be read.
     """
     refused: dict[str, str] = {}
     for kind, path, class_index in files:
@@ -186,8 +186,7 @@ def write_files(
         elif kind == "probabilities":
             write_probabilities(segmentation, probabilities[class_index], path)
         else:
-            assert image is not None
-            write_preview(segmentation, image, path)
+            write_preview(segmentation, path, is_ct=is_ct)
     return refused
 
 

@@ -20,15 +20,21 @@ def test_the_files_of_a_run_are_readable_by_the_group(work):
     assert {name: oct(mode) for name, mode in modes.items() if mode != (0o750 if name in folders else 0o640)} == {}
 
 
-@pytest.mark.parametrize(("validate_every", "overlay_every", "expected"), [("2", "3", [1, 3]), ("1", "2", [0, 2, 4])])
+@pytest.mark.parametrize(
+    ("validate_every", "overlay_every", "expected"), [("2", "3", [1, 3, 4]), ("1", "2", [0, 2, 4])]
+)
 def test_pictures_are_of_epochs_that_were_validated(work, validate_every, overlay_every, expected):
-    """One after the first validation since every so many epochs, read back by TensorBoard."""
+    """One after the first validation since every so many epochs, of the best and the last, read back by TensorBoard."""
     often = {"training.validate_every": validate_every, "training.overlay_every": overlay_every}
     config, run = settings_of(work, f"pictures{validate_every}", max_epochs="5", **often)
     run_training(config)
     events = EventAccumulator(str(run / "version_0"))
     events.Reload()
     assert [picture.step for picture in events.Images("validation/label_and_segmentation")] == expected
+    log = strict_json(run / "training_log.json")
+    (best,) = events.Images("validation/best")
+    assert best.step == log["best_metrics"]["best_epoch"]
+    assert min(best.width, best.height) > 400
     validated = [
         epoch
         for epoch, loss in enumerate(strict_json(run / "training_log.json")["training_history"]["val_loss"])

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.training.tensorboard import EventsLogger
 
@@ -19,6 +20,7 @@ def write(tmp_path, **changes):
         "seconds": {"data": 1.0, "step": 3.0},
     }
     logger.write_epoch(3, **epoch | changes)
+    logger.write_picture("validation/best", 3, np.zeros((4, 6, 3), np.uint8))
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -26,7 +28,7 @@ def write(tmp_path, **changes):
 
 
 def test_finite_values_are_written_and_undefined_ones_leave_a_gap(tmp_path):
-    events = write(tmp_path, picture=np.zeros((4, 6, 3), np.uint8))
+    events = write(tmp_path)
     found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found == {
         "train_loss": [(3, 0.5)],
@@ -35,7 +37,7 @@ def test_finite_values_are_written_and_undefined_ones_leave_a_gap(tmp_path):
         "time_share/step": [(3, 0.75)],
         "seconds_per_epoch": [(3, 4.0)],
     }
-    (picture,) = events.Images("validation/label_and_segmentation")
+    (picture,) = events.Images("validation/best")
     assert (picture.step, picture.width, picture.height) == (3, 6, 4)
 
 
@@ -59,3 +61,18 @@ def test_a_refused_folder_is_warned_of_once_and_tried_again(tmp_path, caplog):
     events = EventAccumulator(logger.log_dir)
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train_loss")] == [(1, 0.5)]
+
+
+def test_settings_are_written_for_the_table_of_runs(tmp_path):
+    logger = EventsLogger(save_dir=tmp_path, name="run")
+    logger.write_settings({"training": {"lr": 1e-3, "betas": [0.9, 0.99]}, "data": {"root": "x" * 1000}}, math.nan)
+    logger.write_best(0.25, 4)
+    logger.finalize("success")
+    events = EventAccumulator(logger.log_dir)
+    events.Reload()
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data
+    found = HParamsPluginData.FromString(start.content).session_start_info.hparams
+    assert found["training.lr"].number_value == 1e-3
+    assert found["training.betas"].string_value == "[0.9, 0.99]"
+    assert len(found["data.root"].string_value) == 300
+    assert [(event.step, event.value) for event in events.Scalars("best_val_mIoU")] == [(4, 0.25)]

@@ -1,31 +1,40 @@
-"""A segmentation laid over a slice."""
+"""A segmentation laid over a slice: the scan below stays visible, and every structure has its contour."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
+from scipy import ndimage
 
-from pipeline.visualisation.class_colours import class_colours
-from pipeline.visualisation.overlay import overlay_picture, overlay_slice
+from pipeline.visualisation.overlay import contours, enlarged, overlay_slice
+
+COLOURS = np.array([[0, 0, 0], [200, 0, 100]], np.uint8)
 
 
-def test_the_background_stays_grey_and_a_class_takes_half_of_its_colour():
-    image = np.array([[0.0, 50.0, 100.0]])
-    colours = np.array([[0, 0, 0], [200, 0, 100]], np.uint8)
-    picture = overlay_slice(image, np.array([[0, 0, 1]]), colours)
+def test_the_background_stays_grey_and_a_class_takes_a_part_of_its_colour():
+    image = np.array([[0.0, 50.0, 100.0, np.nan, 400.0]])
+    picture = overlay_slice(image, np.array([[0, 0, 1, 0, 0]]), COLOURS, (0, 100), line=0)
     assert picture.dtype == np.uint8
-    grey, middle, coloured = picture[0].astype(int)
-    assert grey.tolist() == [0, 0, 0]
-    assert abs(middle - 127).max() <= 1
-    assert abs(coloured - (255 + np.array([200, 0, 100])) / 2).max() <= 1
+    assert picture[0, [0, 1, 3, 4]].tolist() == [[0] * 3, [128] * 3, [0] * 3, [255] * 3]
+    assert abs(picture[0, 2].astype(int) - (0.7 * 255 + 0.3 * COLOURS[1])).max() <= 1
 
 
-def test_the_patients_right_and_head_are_left_and_up_in_both_pictures():
-    image = torch.zeros(1, 8, 5, 6)  # RAS+: index 7 of the first axis is the rightmost
-    label, segmentation = torch.zeros((2, 8, 5, 6), dtype=torch.uint8)
-    label[7, 2, 5] = 1
-    segmentation[0, 2, 0] = 1
-    picture = overlay_picture(image, label, segmentation, class_colours(["background", "liver"]))
-    assert picture.shape == (6, 16, 3)
-    coloured = np.argwhere(picture.any(axis=2)).tolist()
-    assert coloured == [[0, 0], [5, 15]]  # right and up in the label, left and down in the segmentation
+def test_a_contour_is_what_an_erosion_takes_away():
+    segmentation = np.zeros((12, 14), np.uint8)
+    segmentation[2:9, 3:12] = 1
+    picture = overlay_slice(np.zeros((12, 14)), segmentation, COLOURS, (0, 1), line=2)
+    inside = ndimage.binary_erosion(segmentation, iterations=2)
+    full = (picture == COLOURS[1]).all(-1)
+    assert np.array_equal(full, (segmentation > 0) & ~inside)
+
+
+def test_two_structures_that_touch_have_a_contour_between_them():
+    assert contours(np.array([[1, 1, 1, 2, 2, 2]]), 1).tolist() == [[False, False, True, True, False, False]]
+
+
+def test_a_class_without_a_colour_is_white():
+    assert overlay_slice(np.zeros((1, 1)), np.array([[7]]), COLOURS, (0, 1), line=0)[0, 0].tolist() == [76] * 3
+
+
+def test_an_enlarged_slice_repeats_its_voxels():
+    plane = np.arange(6).reshape(2, 3)
+    assert np.array_equal(enlarged(plane, (4, 9)), plane.repeat(2, 0).repeat(3, 1))

@@ -35,6 +35,7 @@ from pipeline.phantoms.anatomy import draw_body
 from pipeline.phantoms.shapes import Ellipsoid, Loft, Tube, Warp
 from pipeline.training.tensorboard import EventsLogger
 from pipeline.training.weighted_mean import WeightedMean
+from pipeline.visualisation.planes import cut_planes
 from pipeline.writers.outputs import OutputOptions
 from tests.support import tiny_module
 from tests.support.monai_networks import SMALL
@@ -207,6 +208,12 @@ def _written_files(f: Callable, g: Given) -> None:
     f(segmentation, options.files("c"), probabilities=probabilities)
 
 
+def _drawn_planes(f: Callable, g: Given) -> None:
+    planes = cut_planes(g.array(*SIZE), g.label_array(*SIZE), g.affine(), 0.0)
+    colours = g.label_array(4, 3, only="uint8")
+    f(planes, title="a", subtitle="b", legend=[], colours=colours, window=(0.0, 1.0))
+
+
 def _with_nan(f: Callable, g: Given) -> None:
     values = torch.from_numpy(g.array(*SIZE)).clone()
     values[2:4] = torch.nan
@@ -320,15 +327,20 @@ CALLS: dict[str, Call] = {
     ),
     "pipeline.training.lightning_module.SegmentationModule.forward": lambda f, g: f(tiny_module.module(), _image(g)),
     "pipeline.training.run_record.weight_stats": lambda f, g: f(g.as_array([0.5, 0.0, 2.0])),
-    "pipeline.training.tensorboard.EventsLogger.write_epoch": lambda f, g: f(
-        EventsLogger(g.folder), 0, values={}, iou_per_class={}, seconds={}, picture=g.label_array(4, 5, 3, only="uint8")
+    "pipeline.training.tensorboard.EventsLogger.write_picture": lambda f, g: f(
+        EventsLogger(g.folder), "a", 0, g.label_array(4, 5, 3, only="uint8")
     ),
     "pipeline.training.weighted_mean.WeightedMean.update": lambda f, g: f(WeightedMean(), g.floats(), g.floats()),
     "pipeline.visualisation.overlay.overlay_slice": lambda f, g: f(
-        g.array(9, 8), g.label_array(9, 8), g.label_array(4, 3, only="uint8")
+        g.array(9, 8), g.label_array(9, 8), g.label_array(4, 3, only="uint8"), (0.0, 3.0)
     ),
-    "pipeline.visualisation.overlay.overlay_picture": lambda f, g: f(
-        g.floats(1, *SIZE, only="float32"), g.labels(*SIZE), g.labels(*SIZE), g.label_array(4, 3, only="uint8")
+    "pipeline.visualisation.overlay.contours": lambda f, g: f(g.label_array(9, 8), 1),
+    "pipeline.visualisation.overlay.enlarged": lambda f, g: f(g.label_array(9, 8), (20, 5)),
+    "pipeline.visualisation.display_window.display_window": lambda f, g: f(g.array(*SIZE)),
+    "pipeline.visualisation.plane_figure.draw_planes": _drawn_planes,
+    "pipeline.visualisation.planes.best_slice": lambda f, g: f(g.label_array(*SIZE), 1),
+    "pipeline.visualisation.planes.cut_planes": lambda f, g: f(
+        g.array(*SIZE), g.label_array(*SIZE), g.affine(), 0.0, beside=g.label_array(*SIZE)
     ),
     "pipeline.writers.nifti.write_probabilities": lambda f, g: f(
         segmentation_of(save_source(g.folder / "a.nii", shape=SIZE)),
