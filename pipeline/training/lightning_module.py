@@ -344,7 +344,7 @@ class SegmentationModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Compute val_mIoU: Dice to IoU per case and class, mean over cases, then over classes."""
         mean, per_class = self.val_iou.compute()
-        self.val_iou_per_class = per_class.cpu().numpy()
+        self.val_iou_per_class = per_class.reshape(-1).cpu().numpy()  # torchmetrics makes a number of a single class
         self.log("val_mIoU", float(mean), logger=False, prog_bar=True)
 
 

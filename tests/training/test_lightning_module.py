@@ -251,3 +251,9 @@ def test_a_validation_loss_that_is_no_number_makes_the_epochs_undefined_and_name
     ] == ["case body_01: the validation loss is nan in epoch 0; val_loss of this epoch is undefined"]
     healthy.validate(module(), loader(3), verbose=False)
     assert math.isfinite(healthy.callback_metrics["val_loss"])
+
+
+def test_a_single_structure_has_its_iou_in_an_array_of_one(trainer):
+    trained = module()
+    trainer().validate(trained, loader(1), verbose=False)
+    assert trained.val_iou_per_class.shape == (1,)
