@@ -205,7 +205,8 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
     say(f"Cross-validation: {study.path}")
     say(f"Folds: {record.source}; cases that are scored: {sizes}")
     for key, value in record.shared.items():
-        say(f"data.{key} of all folds: {value}, from the labelled voxels of all their cases")
+        if value != "none":
+            say(f"data.{key} of all folds: {value}, from the labelled voxels of all their cases")
     return record
 
 
@@ -330,7 +331,8 @@ def _train_folds(
         if is_first_process() and _is_in_training(run):
             say(f"Fold {number}: {lock_holder(run.lock)} trains it; left to that")
             continue
-        say(f"Fold {number} of {', '.join(map(str, record.folds))}: {len(record.folds[number]['train'])} cases train")
+        parts = record.folds[number]
+        say(f"Fold {number}: {len(parts['train'])} cases train, {len(parts['val'])} validate and are scored")
         try:
             with _told_to_other_processes(number):
                 train(of_fold(config, record, number), resume=True, trust=trust, folder=run, say=say, console=out)
