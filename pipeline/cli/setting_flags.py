@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from pipeline.cli.arguments import with_value
 from pipeline.cli.kept_settings import Groups, with_kept_settings
@@ -107,7 +108,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         try:
             for document in ([] if beneath is None else [beneath]) + files:
                 base = parser.parse_object(copy.deepcopy(document), namespace=base)
-            parsed = parser.parse_args(_with_true(arguments), namespace=base).as_dict()
+            parsed = _parsed(parser, _with_true(arguments), base)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), parser)) from None
         groups = {name: parsed.pop(name) for name in GROUPS}
@@ -119,6 +120,50 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         return groups
 
     return with_kept_settings(over, resume=resume), others
+
+
+def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None) -> dict[str, Any]:
+    """The values of all flags, with a data set behind the values of a list in its place. Raises ConfigError."""
+    apart = _with_dataset_in_front(arguments)
+    may_be_apart = apart != arguments and any(action.dest == "dataset" for action in parser._actions)
+    try:
+        parsed: dict[str, Any] = parser.parse_args(arguments, namespace=copy.deepcopy(base)).as_dict()
+        if not may_be_apart or parsed["dataset"] or parsed["data"]["dataset_root"]:
+            return parsed
+    except ConfigError:
+        if not may_be_apart:
+            raise
+    return parser.parse_args(apart, namespace=base).as_dict()
+
+
+def _with_dataset_in_front(arguments: list[str]) -> list[str]:
+    """Move the data set in front where it stands behind the values of a list, which argparse would add it to.
+
+    That is the last word behind a flag which takes any number of values: where they are numbers one that is none, where
+    they are names that of a path that exists.
+    """
+    of_flag = {}
+    for group, cls in GROUPS.items():
+        hints = typing.get_type_hints(cls)
+        for setting in fields(cls):
+            argument = _argument_of(hints[setting.name], setting)
+            if argument.get("nargs") in ("+", "*"):
+                of_flag[f"--{group}.{setting.name}"] = argument["type"]
+    for position, flag in enumerate(arguments):
+        if flag not in of_flag:
+            continue
+        end = next((i for i in range(position + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
+        last = arguments[end - 1]
+        is_value = not Path(last).exists() if of_flag[flag] is str else _is_number_or_word(last, of_flag[flag])
+        if end > position + 1 and not is_value:
+            return [last, *arguments[: end - 1], *arguments[end:]]
+    return arguments
+
+
+def _is_number_or_word(text: str, hint: Any) -> bool:
+    """Say whether a text is a value of a list of numbers, of lists of them, or of words like auto."""
+    words = [word for part in typing.get_args(hint) for word in typing.get_args(part)]
+    return text in words or re.match(r"[-+]?(\d+\.?\d*|\.\d+|inf|nan)(e[-+]?\d+)?$|\[", text, re.IGNORECASE) is not None
 
 
 def _with_true(arguments: Sequence[str]) -> list[str]:

@@ -32,6 +32,24 @@ def test_settings_count_whatever_the_order(dataset: str, capsys: pytest.CaptureF
     assert found["fingerprint"]["n_cases"] == 4
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("--data.window", "-100", "2.5e2"), ("--data.flips",), ("--data_aug", "--data.flips", "0", "1"), ("--data.window", "auto"),
+        ("--data.class_names", "background", "kidney_left", "kidney_right", "liver"),
+    ],
+)  # fmt: skip
+def test_a_data_set_behind_the_values_of_a_list_is_none_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: tuple[str, ...]
+) -> None:
+    (tmp_path / "2024_scans").mkdir()
+    folder = Folder(tmp_path / "2024_scans")
+    folder.write()
+    for behind in ((), ("--batch_size", "1")):
+        found = report(capsys, *values, str(folder.root), *behind, "--no_measure")
+        assert found["fingerprint"]["n_cases"] == 4
+
+
 def test_a_setting_that_contradicts_the_data_is_an_error(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", dataset, "--model.n_classes", "71", "--no_measure"]) == 2
     assert "71 classes with the background (model.n_classes)" in capsys.readouterr().out
