@@ -17,7 +17,7 @@ from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
-from pipeline.console.text import aligned, gigabytes, printable, some_of
+from pipeline.console.text import aligned, counted, gigabytes, printable, some_of
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
@@ -291,7 +291,7 @@ def _result(report: Report) -> str:
         1: "Training can start; look at the warnings first.",
         2: "Training is refused until the errors are repaired or their cases dropped.",
     }[report.exit_code]
-    return f"Result: {n_errors} errors, {n_warnings} warnings. {advice}"
+    return f"Result: {counted(n_errors, 'error')}, {counted(n_warnings, 'warning')}. {advice}"
 
 
 def _text_of_findings(findings: Sequence[Finding]) -> Iterator[str]:
@@ -337,7 +337,8 @@ def _cause(finding: Finding) -> tuple[str, ...]:
 def _text_of_fingerprint(found: Fingerprint, mirrored: str) -> Iterator[str]:
     sizes = ", ".join(f"{name} {count}" for name, count in found.splits.items()) or "not divided"
     unlabelled = f"; {found.n_unlabelled} images without label were not opened" if found.n_unlabelled else ""
-    yield f"DATA SET: {found.n_cases} cases of {found.n_subjects} subjects, layout {found.layout}{unlabelled}"
+    cases = f"{counted(found.n_cases, 'case')} of {counted(found.n_subjects, 'subject')}"
+    yield f"DATA SET: {cases}, layout {found.layout}{unlabelled}"
     yield f"  split         {sizes} ({found.split_source})"
     yield f"  intensities   {found.intensity.in_words}"
     if found.window_use:

@@ -50,7 +50,7 @@ class IntensityChoice:
 
     @property
     def in_words(self) -> str:
-        """The ways and the reason: "ct, zscore (the data set's channels are named ['CT', 'PET'])"."""
+        """The ways and the reason: "ct, zscore (the data set's channels are named CT, PET)"."""
         ways = self.intensity if isinstance(self.intensity, str) else ", ".join(self.intensity)
         return f"{ways} ({self.because})"
 
@@ -83,7 +83,7 @@ def choose_intensity(
     reasons: dict[str, list[str]] = {}
     for name, of_channel in zip(channel_names, images, strict=True):
         way = intensity_by_name(name)
-        reason = f"the data set's channels are named {list(channel_names)}"
+        reason = f"the data set's channels are named {', '.join(channel_names)}"
         if way is None:
             way, reason = _by_images(of_channel[:_IMAGES_USED])
         if way == "rescale" and _plain(name) != _BY_IMAGE:

@@ -70,6 +70,15 @@ def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
     return ", ".join(texts[:most]) + (f" and {left} {more}" if left > 0 else "")
 
 
+def counted(number: int, what: str) -> str:
+    """Write how many of something there are.
+
+    >>> counted(1, "error"), counted(0, "error")
+    ('1 error', '0 errors')
+    """
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def first_lines(lines: Sequence[str], more: str, most: int = 10) -> list[str]:
     """Give the first `most` lines and, where there are others, a last one: `more` with their number in place of {}.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.console.text import some_of
+from pipeline.console.text import counted, some_of
 from pipeline.datasets.class_table import ClassTable, resolve_remap
 from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files, label_path
 from pipeline.datasets.errors import DatasetError
@@ -327,7 +327,7 @@ def _check_parts(row: Row, n_channels: int) -> None:
         remedy = "name one file for each channel"
         if len(row.image) == 1:
             remedy = "split channels stored as frames of one 4-D file into one file a channel, as nnU-Net has them"
-        found = f"{len(row.image)} image files"
+        found = counted(len(row.image), "image file")
         raise DatasetError("dataset", row.image[0], f"{n_channels} channels", found, remedy, row.id)
 
 

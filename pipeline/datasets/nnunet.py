@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipeline.console.text import counted
 from pipeline.datasets.class_table import parse_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
@@ -259,7 +260,7 @@ def _declared_channels(folder: Path, files: FileIndex) -> tuple[str, ...] | None
 
 def _missing_channels(case: str, numbers: Sequence[int], n_channels: int) -> DatasetError:
     found = ", ".join(f"_{number:04d}" for number in numbers)
-    expected, remedy = f"{n_channels} channel files from _0000 on", "add the missing ones or remove the case"
+    expected, remedy = f"{counted(n_channels, 'channel file')} from _0000 on", "add the missing ones or remove the case"
     return DatasetError("dataset", "", expected, found, remedy, case)
 
 

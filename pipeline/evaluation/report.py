@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.console.text import aligned, decimals, number, printable, some_of
+from pipeline.console.text import aligned, counted, decimals, number, printable, some_of
 from pipeline.evaluation.case_scores import SURFACE_METRICS, CaseScores
 from pipeline.evaluation.comparison import SIGNIFICANT, ClassDifference, MetricsComparison
 from pipeline.evaluation.summary import Evaluation, mean_over_classes, n_missed
@@ -50,9 +50,9 @@ def evaluation_text(evaluation: Evaluation) -> str:
 
 
 def _counted(evaluation: Evaluation) -> str:
-    cases = f"{len(evaluation.cases)} cases"
+    cases = counted(len(evaluation.cases), "case")
     if evaluation.subjects_are_known:
-        return f"{cases} of {evaluation.n_subjects} subjects"
+        return f"{cases} of {counted(evaluation.n_subjects, 'subject')}"
     return f"{cases}, each taken for a subject of its own"
 
 

@@ -47,8 +47,7 @@ def test_every_channel_is_scaled_in_its_own_way(tmp_path: Path) -> None:
     choice = choose_intensity(["CT", "other"], [[hu], [suv]], "auto")
     assert choice.by_channel == ("ct", "mr")
     assert choice.because == (
-        "CT: the data set's channels are named ['CT', 'other']; "
-        "other: the darkest voxels are at 0, which is not air in HU"
+        "CT: the data set's channels are named CT, other; other: the darkest voxels are at 0, which is not air in HU"
     )
     assert choose_intensity(["CT", "PET"], [[hu], [suv]], "zscore").intensity == "zscore"
 

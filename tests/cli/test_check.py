@@ -35,7 +35,8 @@ def test_settings_count_whatever_the_order(dataset: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     "values",
     [
-        ("--data.window", "-100", "2.5e2"), ("--data.flips",), ("--data_aug", "--data.flips", "0", "1"), ("--data.window", "auto"),
+        ("--data.window", "-100", "2.5e2"), ("--data.window", "auto"),
+        ("--data.flips",), ("--data_aug", "--data.flips", "0", "1"),
         ("--data.class_names", "background", "kidney_left", "kidney_right", "liver"),
     ],
 )  # fmt: skip

@@ -191,7 +191,7 @@ def test_an_entry_of_a_data_set_that_cannot_serve_fails_alone(tmp_path):
     cases = list_inputs([root])
     assert [case.id for case in cases if not case.error] == ["a", "c", "d"]
     errors = {case.id: case.error for case in cases if case.error}
-    assert "expected 1 channel files" in errors.pop("b")
+    assert "expected 1 channel file from _0000 on" in errors.pop("b")
     (why,) = errors.values()
     assert "notes.nii.gz" in why
     shutil.rmtree(root / "imagesTr")
