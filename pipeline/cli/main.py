@@ -33,6 +33,7 @@ from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
 from pipeline.cli.plain_words import closest
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.console.terminal import PlainFormatter, lasting_output
+from pipeline.files.atomic import full_disk_error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = _run(given)
         except SystemExit as end:  # of a parser that has printed its help or settings
             code = end.code if isinstance(end.code, int) else EXIT_WRONG_INPUT
-        except Exception as error:
+        except Exception as raised:
+            error = full_disk_error(raised) or raised
             if debug or not is_input_error(error):
                 raise
             # Bad data have a line for every error, any other message is one line.

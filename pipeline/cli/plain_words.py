@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,12 +95,21 @@ def _type(found: re.Match, parser: ArgumentParser) -> str:
     return f"{name}{found[2] or ''}: expected {_expected(found[3])}, found {found[4]!r:.60}"
 
 
+def _no_text(found: re.Match, parser: ArgumentParser) -> str:
+    encoding = sys.getfilesystemencoding()
+    return (
+        f"{_written(found[1], parser)}: expected a name in the encoding {encoding}, found bytes that are none; rename "
+        "the file, or set LC_ALL=C.UTF-8 where it is the locale that lacks its letters"
+    )
+
+
 _MESSAGES: tuple[tuple[str, Callable[[re.Match, ArgumentParser], str]], ...] = (
     (r"[Uu]nrecognized arguments: (.*)", _unknown),
     (r"the following arguments are required: (.*)", _missing),
     (r"argument (\S+): expected (.*)", _number_of_values),
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", _choice),
     (r"argument (\S+): ignored explicit argument (.*)", _switch),
+    (r'"([^"]+)".*surrogates not allowed', _no_text),
     (r'"([^"]+)"( element \d+)?: (.*?)(?:Got|Given) value: (.*)', _type),
 )
 """Messages of argparse and jsonargparse, and what says them in plain words."""

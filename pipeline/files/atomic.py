@@ -37,8 +37,9 @@ _HALF_WRITTEN = re.compile(
 _ABANDONED_S = 3600.0
 """Seconds after which a half-written file of another host counts as left by a dead process; writing takes seconds."""
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free space on that disk"),
+    **dict.fromkeys(_NO_SPACE, "free space on that disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable or choose another one"),
     errno.ENOTDIR: "name another folder",
     errno.ENOENT: "there is no such folder (any more)",
@@ -190,6 +191,13 @@ def disk_error(error: BaseException | None) -> OSError | None:
         # raised "from None", an error has no more to do with what went before
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error if isinstance(error, OSError) else None
+
+
+def full_disk_error(error: BaseException) -> FileError | None:
+    """Word an error that only a full or read-only disk causes, wherever it came from; None for any other."""
+    if not isinstance(error, OSError) or error.errno not in (*_NO_SPACE, errno.EROFS):
+        return None
+    return write_error(Path(error.filename if isinstance(error.filename, str) else "a temporary file"), error)
 
 
 def write_error(path: Path, error: OSError, *, untouched: bool = False) -> FileError:

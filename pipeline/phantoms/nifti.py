@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,20 @@ from numpy.typing import NDArray
 
 from pipeline.phantoms.shapes import Points
 
+_GZIP_LEVEL = 1
+"""As nibabel's own: the next levels are no smaller for label maps and several times slower."""
+
 
 def write_nifti(path: Path, array: NDArray[Any], affine: Points) -> Path:
-    """Write (I, J, K) with `affine` (voxel -> world mm, RAS+) in the array's own dtype; returns the path."""
+    """Write (I, J, K) with `affine` (voxel -> world mm, RAS+) in its own dtype; returns the path. Raises OSError."""
     picture = nib.Nifti1Image(array, affine)
     picture.set_sform(affine, code="scanner")
     picture.set_qform(affine, code="scanner")
     picture.header.set_xyzt_units("mm")
-    nib.save(picture, path)
+    content = picture.to_bytes()
+    if path.suffix == ".gz":
+        content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
+    path.write_bytes(
+        content
+    )  # nib.save leaves a file open that a full disk refuses, for the interpreter to stumble over
     return path

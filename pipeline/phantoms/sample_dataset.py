@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.console.progress import Progress
-from pipeline.files.json_files import write_json
+from pipeline.files.atomic import FileError, write_error
+from pipeline.files.json_files import read_json, write_json
 from pipeline.phantoms import anatomy, phantom, shapes
 from pipeline.phantoms.anatomy import CLASS_NAMES
 from pipeline.phantoms.nifti import write_nifti
@@ -27,6 +28,7 @@ def write_dataset(
 
     Raises:
         PhantomError: numbers that make no data set, or a folder that holds another one, which is not replaced.
+        FileError: the disk refuses.
     """
     if n_cases < 1 or not voxel_mm > 0:
         raise PhantomError(f"n_cases, voxel_mm: expected positive numbers, found {n_cases} and {voxel_mm}")
@@ -34,15 +36,18 @@ def write_dataset(
     found = _found_recipe(folder)
     if found == recipe and all(path.is_file() for n in range(n_cases) for path in _case_paths(folder, n)):
         return False
-    _clear(folder)
-    codes = np.random.default_rng(seed).permutation(ORIENTATIONS)
-    for n in range(n_cases):
-        body = make_body([seed, n], voxel_mm=voxel_mm, orientation=str(codes[n % len(codes)]))
-        image_path, label_path = _case_paths(folder, n)
-        write_nifti(image_path, body.image, body.affine)
-        write_nifti(label_path, body.label, body.affine)
-        if progress:
-            progress(n + 1, n_cases)
+    try:
+        _clear(folder)
+        codes = np.random.default_rng(seed).permutation(ORIENTATIONS)
+        for n in range(n_cases):
+            body = make_body([seed, n], voxel_mm=voxel_mm, orientation=str(codes[n % len(codes)]))
+            image_path, label_path = _case_paths(folder, n)
+            write_nifti(image_path, body.image, body.affine)
+            write_nifti(label_path, body.label, body.affine)
+            if progress:
+                progress(n + 1, n_cases)
+    except OSError as error:
+        raise write_error(folder, error) from error
     write_json(folder / "dataset.json", recipe)
     return True
 
@@ -62,13 +67,14 @@ def _recipe(n_cases: int, seed: int, voxel_mm: float) -> dict[str, Any]:
 
 
 def _found_recipe(folder: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads((folder / "dataset.json").read_text("utf-8"))
-    except FileNotFoundError:
+    path = folder / "dataset.json"
+    if not os.path.lexists(path):
         return None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict) or "phantom" not in found:
+    try:
+        found = read_json(path)
+    except FileError:
+        found = {}
+    if "phantom" not in found:
         raise PhantomError(f"{folder}: holds another data set's dataset.json; choose another folder")
     return found
 

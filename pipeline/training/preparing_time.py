@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipeline.cache.build import CHAIN_BYTES
+from pipeline.cache.entry import CannotWriteError
 from pipeline.checks.screening import Screened
 from pipeline.compute.memory import workers_that_fit
 from pipeline.config.settings import DataConfig
+from pipeline.files.atomic import write_error
 from pipeline.training.prepared_data import cached_dataset, preprocessing_of
 
 N_MEASURED = 5
@@ -35,7 +38,11 @@ def preparing_s(screened: Screened, data: DataConfig) -> float:
     voxels = {c.case: sum(math.prod(i.shape) for i in c.images) for c in screened.cases if c.case in used}
     middle = sorted(voxels, key=lambda case: voxels[case])[max(0, (len(voxels) - N_MEASURED) // 2) :][:N_MEASURED]
     cases = {case.id: case for case in screened.dataset.cases}
-    with TemporaryDirectory(dir=data.cache_dir) as folder:
+    try:
+        beside = TemporaryDirectory(dir=data.cache_dir)
+    except OSError as error:
+        raise CannotWriteError(f"cache folder {write_error(Path(data.cache_dir), error)}") from error
+    with beside as folder:
         measured = cached_dataset(
             [cases[case] for case in middle],
             preprocessing_of(screened, data),

@@ -9,6 +9,7 @@ import os
 import pkgutil
 import subprocess
 import sys
+import tempfile
 import warnings
 
 import pydicom
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline.cli.main import COMMANDS, main
 from tests.support.paths import ROOT
+from tests.support.small_disk import small_disk
 from tests.support.volumes import write_series
 from transforms.io.load import read_geometry
 
@@ -55,6 +57,7 @@ def test_the_documented_script_and_the_module_are_the_same_command():
         (["train", "--dataset_root", "x", "--exp_name", "../out"], "../out"),
         (["plot", "nowhere"], "nowhere"),
         (["compare", "nowhere"], "nowhere"),
+        (["plot", "l\udce4ufe"], "RUN: expected a name in the encoding utf-8, found bytes that are none; rename"),
         (["evaluate"], "--predictions DIR and --labels DIR"),
         (["predict", "nowhere", "scan.nii.gz", "--output", "out"], "nowhere"),
         (["sample"], "expected FOLDER; bodyseg sample --help"),
@@ -94,6 +97,17 @@ def test_a_user_without_a_passwd_entry_can_run_what_needs_monai():
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.fault(
+    "a full disk under `sample`, or under the temporary files of `check-geometry`", "one line, exit code 2"
+)
+def test_a_full_disk_is_said_in_one_line_by_every_command(tmp_path, monkeypatch, capsys):
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        for command in (["sample", str(disk / "sample")], ["check-geometry"]):
+            assert main(command) == 2
+            assert "cannot be written (No space left on device); free space" in capsys.readouterr().err
 
 
 def test_every_error_of_ours_is_said_in_one_line_without_traceback():

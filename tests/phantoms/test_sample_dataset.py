@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -116,6 +117,10 @@ def test_somebody_elses_data_set_is_not_touched(tmp_path: Path) -> None:
         with pytest.raises(PhantomError, match=r"holds another data set's dataset\.json"):
             sample_dataset.write_dataset(tmp_path, n_cases=1)
         assert snapshot(tmp_path) == {"dataset.json": content.encode()}
+    (tmp_path / "dataset.json").unlink()
+    os.mkfifo(tmp_path / "dataset.json")
+    with pytest.raises(PhantomError, match=r"holds another data set's dataset\.json"):
+        sample_dataset.write_dataset(tmp_path, n_cases=1)
 
 
 def test_progress_counts_every_case(tmp_path: Path) -> None:
