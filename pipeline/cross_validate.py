@@ -35,6 +35,8 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.study import StudyFolder, StudyRecord
 from pipeline.train import train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME
+from pipeline.training.start_from import seen_before
+from pipeline.training.start_source import read_source
 
 log = logging.getLogger(__name__)
 
@@ -201,6 +203,8 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
         else:
             _refuse_changed_folds(study, earlier, record)
             record = earlier
+    for note in record.notes:
+        say(note)
     sizes = ", ".join(str(len(parts["val"])) for parts in record.folds.values())
     say(f"Cross-validation: {study.path}")
     say(f"Folds: {record.source}; cases that are scored: {sizes}")
@@ -226,7 +230,20 @@ def _record(config: Config, screened: Screened, folds: Folds) -> StudyRecord:
         hash=folds.hash,
         folds={number: dict(split.items()) for number, split in folds.splits.items()},
         shared=shared,
+        notes=_about_start(config, folds),
     )
+
+
+def _about_start(config: Config, folds: Folds) -> tuple[str, ...]:
+    """Say what the weights that all networks begin with may have seen of the cases that are scored."""
+    if config.training.start_from is None:
+        return ()
+    source = read_source(config.training.start_from)
+    warning = seen_before(source, [case for split in folds.splits.values() for case in split.val])
+    known = (
+        "which cases these were trained on is not known" if not source.trained_on else "of other cases by their names"
+    )
+    return (warning or f"all networks began with the weights of {source.name}, {known}",)
 
 
 def _refuse_cases_scored_twice(folds: Folds) -> None:

@@ -195,7 +195,7 @@ def evaluate_study(
     matching = _matching_of_run(dataset, [case for case in every if case.id not in failed], outputs, failed)
     sources = str(folder.path), f"cases of {dataset.root}, each unseen by its network"
     evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
-    return replace(evaluation, notes=(_ABOUT_STUDY.format(len(runs)), *evaluation.notes))
+    return replace(evaluation, notes=(_ABOUT_STUDY.format(len(runs)), *record.notes, *evaluation.notes))
 
 
 _ABOUT_STUDY = (

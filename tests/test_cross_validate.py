@@ -276,6 +276,17 @@ def test_a_network_is_not_scored_on_what_it_was_trained_on(study):
         evaluate_study(study)
 
 
+def test_weights_to_start_from_that_may_have_seen_the_cases_are_noted_beside_the_scores(study, work, monkeypatch):
+    """Fold 0's network was trained on the two cases of fold 1."""
+    monkeypatch.setattr(command, "train", lambda *arguments, **named: None)
+    said: list[str] = []
+    start = ("--training.start_from", str(study / "fold_0"), "--log_dir", str(study.parent))
+    command.cross_validate(settings(*study_command(work, "started", *start)[1:]), folds=[0], say=said.append)
+    (warning,) = StudyFolder.at(study.parent / "started").read_record().notes
+    assert warning.startswith("Warning: 2 of 4 validation cases bear names of cases that fold_0 was trained on")
+    assert warning in said
+
+
 def test_cases_of_no_fold_are_scored_by_all_networks_together(study, work, capsys):
     held_out = "body_003"
     for fold in ("fold_0", "fold_1"):

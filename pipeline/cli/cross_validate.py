@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, say, warn
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.compute.signals import Stopped
 from pipeline.config.settings import ConfigError, without_effect
 from pipeline.console.text import printable
@@ -45,8 +46,9 @@ def run(arguments: list[str]) -> int:
     setting_flags.add_settings(parser)
     settings, flags = setting_flags.parse(parser, arguments)
     chosen = _folds(flags["folds"])
-    from pipeline.compute.ranks import is_first_process
-    from pipeline.cross_validate import cross_validate
+    with quick_imports():
+        from pipeline.compute.ranks import is_first_process
+        from pipeline.cross_validate import cross_validate
 
     if is_first_process():
         for note in without_effect(settings):

@@ -37,6 +37,8 @@ class StudyRecord:
     """By the number of each fold its case ids under "train", "val" and "test"."""
     shared: Mapping[str, Any] = field(default_factory=dict)
     """Settings under data whose "auto" was decided once for all folds: the window of CT, its mean and deviation."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the scores has to know about how the networks began."""
     created: str = field(default_factory=now)
 
     @property
@@ -51,6 +53,7 @@ class StudyRecord:
             "created": self.created,
             "settings": self.settings,
             "shared": self.shared,
+            "notes": list(self.notes),
             "cross_validation": {
                 "source": self.source,
                 "hash": self.hash,
@@ -70,6 +73,7 @@ class StudyRecord:
             settings = {str(group): dict(values) for group, values in document["settings"].items()}
             source, digest = str(division["source"]), str(division["hash"])
             shared, created = dict(document["shared"]), str(document["created"])
+            notes = tuple(map(str, document.get("notes", ())))
             if document["format"] != FORMAT or not folds:
                 raise ValueError(f"format {document['format']!r:.20} with {len(folds)} folds")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -78,7 +82,7 @@ class StudyRecord:
                 f"{path}: expected the record of a cross-validation, found another document ({reason}); restore the "
                 "file from a copy, or begin another study with another --exp_name"
             ) from error
-        return cls(settings, source, digest, folds, shared, created)
+        return cls(settings, source, digest, folds, shared, notes, created)
 
 
 class StudyFolder:

@@ -17,7 +17,7 @@ FOLDS = {k: {"train": ("a", "b"), "val": (name,), "test": ()} for k, name in ((0
 def study(tmp_path):
     folder = StudyFolder(tmp_path, "study")
     folder.path.mkdir()
-    record = StudyRecord({"data": {"folds": 2}}, "2 folds", "ab12", FOLDS, {"window": [-100, 200]})
+    record = StudyRecord({"data": {"folds": 2}}, "2 folds", "ab12", FOLDS, {"window": [-100, 200]}, ("a note",))
     folder.write_record(record)
     return folder
 
@@ -25,7 +25,7 @@ def study(tmp_path):
 def test_a_record_is_read_as_it_was_written(study):
     record = study.read_record()
     assert record == StudyRecord(
-        {"data": {"folds": 2}}, "2 folds", "ab12", FOLDS, {"window": [-100, 200]}, record.created
+        {"data": {"folds": 2}}, "2 folds", "ab12", FOLDS, {"window": [-100, 200]}, ("a note",), record.created
     )
     assert record.cases == {"a", "b", "c", "d"}
     assert StudyFolder.at(study.path).record == study.record
