@@ -57,6 +57,7 @@ from pipeline.training.run_record import absent_classes, run_record, weight_stat
 from pipeline.training.start_from import Start, plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
 from pipeline.training.trainer import build_trainer, quiet_lightning
+from transforms.axes import LEFT_RIGHT
 from transforms.left_right import find_sides
 
 log = logging.getLogger(__name__)
@@ -242,7 +243,7 @@ def _set_up(
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
         prepared = prepare_data(config, bar.update, **_as_before(before, start))
     _say_data(prepared, say)
-    if 0 in config.data.flips:
+    if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names
         say(f"Mirrored from left to right: {find_sides(names, config.data.sided_pairs).in_words(names)}")
     class_weights = None

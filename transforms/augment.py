@@ -28,14 +28,12 @@ from monai.data import MetaTensor, affine_to_spacing
 from monai.transforms import MapTransform, Randomizable
 from torch import Tensor
 
+from transforms.axes import LEFT_RIGHT
 from transforms.intensity import mean_and_std
 from transforms.io.errors import VolumeError
 from transforms.left_right import mirror_partners, swap_annotated, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
 from transforms.warp import affine_map, indexable, sample_affine
-
-LEFT_RIGHT = 0
-"""The voxel axis along which a patient's sides lie in an RAS grid."""
 
 TINY = 1e-30
 """Keeps a constant channel's 0 / 0 at 0."""

@@ -99,7 +99,8 @@ def _limits(
         low, high = np.percentile(_foreground(channel).cpu().numpy(), tuple(percentiles)).tolist()
         if low < high or by_foreground_alone:
             return low, high
-    return float(channel.min()), float(channel.max())
+    low, high = torch.aminmax(channel)
+    return float(low), float(high)
 
 
 def _standardised(channel: Tensor, *, by_foreground_alone: bool) -> Tensor:

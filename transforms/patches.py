@@ -15,7 +15,8 @@ import torch
 from monai.transforms import Randomizable, Transform
 from torch import Tensor
 
-from transforms.augment import LEFT_RIGHT, Draw, RandomAugmentd, change_intensity
+from transforms.augment import Draw, RandomAugmentd, change_intensity
+from transforms.axes import LEFT_RIGHT
 from transforms.left_right import swap_annotated, swap_sides
 from transforms.warp import affine_map, indexable, sample_affine
 

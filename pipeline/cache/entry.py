@@ -334,7 +334,8 @@ def _quantised(image: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[
     stored = np.empty(image.shape, "<u2")
     minimum, step = [], []
     for channel, target in zip(image, stored, strict=True):
-        least, greatest = float(channel.min()), float(channel.max())
+        ends = np.array([(plane.min(), plane.max()) for plane in channel], np.float64)  # in one pass through memory
+        least, greatest = float(ends[:, 0].min()), float(ends[:, 1].max())
         if not (math.isfinite(least) and math.isfinite(greatest)):
             raise CacheError("the image holds NaN or infinite voxels after preprocessing; repair or drop the case")
         width = (greatest - least) / LEVELS

@@ -236,5 +236,4 @@ def _share(n_voxels: float, step: float) -> float:
 
 def label_file(case: CheckedCase, dataset: Dataset) -> str:
     """Where the label of a case lies."""
-    label = next(listed.label for listed in dataset.cases if listed.id == case.case)
-    return str(label_path(label) or "")
+    return str(label_path(dataset.case(case.case).label) or "")

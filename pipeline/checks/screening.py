@@ -25,7 +25,7 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases
 from pipeline.datasets.rows import LabelReading
 from pipeline.datasets.splits import fold_by_subject, split_by_subject
-from transforms.augment import LEFT_RIGHT
+from transforms.axes import LEFT_RIGHT
 from transforms.chains import ChainError, augmentation_chain, preprocessing_chain
 from transforms.io.label_values import LabelLookup
 from transforms.left_right import Sides, find_sides

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from transforms.axes import LEFT_RIGHT
 from transforms.io.limits import MAX_VOXELS
 
 Precision = Literal["32", "16", "bf16"]
@@ -181,8 +182,9 @@ class DataConfig:
             "data.flips is set but augmentation is off; add --data_aug or remove data.flips",
         )
         require(
-            self.sided_pairs is None or 0 in self.flips,
-            "data.sided_pairs is set but data.flips lacks axis 0 (left-right); add it or remove data.sided_pairs",
+            self.sided_pairs is None or LEFT_RIGHT in self.flips,
+            f"data.sided_pairs is set but data.flips lacks axis {LEFT_RIGHT} (left-right); add it or remove "
+            "data.sided_pairs",
         )
         require(
             not self.augment_on_device or self.data_aug,

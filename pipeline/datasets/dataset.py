@@ -158,6 +158,14 @@ class Dataset:
         """Whether some label does not annotate all classes."""
         return any(case.annotated is not None for case in self.cases)
 
+    def case(self, name: str) -> Case:
+        """The case of this id. Raises KeyError where there is none."""
+        return self._by_id[name]
+
+    @cached_property
+    def _by_id(self) -> dict[str, Case]:
+        return {case.id: case for case in self.cases}
+
     def annotated_in(self, case: str) -> frozenset[int]:
         """The classes, background left out, that the label of a case annotates."""
         return self._annotated_in[case]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.datasets.dataset import Folds, Split, label_files, label_path
+from pipeline.datasets.class_table import ClassTable
+from pipeline.datasets.dataset import Case, Dataset, Folds, Split, label_files, label_path
 
 
 def test_the_hash_of_a_split_is_the_same_on_every_machine():
@@ -37,3 +38,19 @@ def test_a_label_is_a_file_or_the_folder_of_its_masks():
     assert (label_path(Path("a.nii")), label_files(Path("a.nii"))) == (Path("a.nii"), (Path("a.nii"),))
     assert (label_path(masks), label_files(masks)) == (Path("s1/segmentations"), tuple(path for _, path in masks))
     assert (label_path(None), label_files(None), label_path(())) == (None, (), None)
+
+
+def test_a_case_is_found_without_going_through_all_cases():
+    """A finding a case names its label: with 10,000 cases that looked at 10,000² of them."""
+
+    class Counted(tuple):
+        n_iterations = 0
+
+        def __iter__(self):
+            type(self).n_iterations += 1
+            return super().__iter__()
+
+    cases = Counted(Case(f"c{n}", f"c{n}", (Path(f"c{n}.nii"),), Path(f"l{n}.nii")) for n in range(50))
+    dataset = Dataset(Path("root"), "list", cases, ClassTable(("background", "liver"), (0, 1)), ("CT",))
+    assert [dataset.case(f"c{n}").label for n in range(50)] == [Path(f"l{n}.nii") for n in range(50)]
+    assert Counted.n_iterations <= 1
