@@ -85,22 +85,23 @@ def surfaces(scale: str, data: str | None) -> Row:
 
 def way_back(scale: str, data: str | None) -> Row:
     """From features to a label map on the scan's grid."""
-    counts = (3, 5) if scale == TOY else (71, 118)
+    few, many = (3, 5) if scale == TOY else (71, 118)
+    kinds = {f"{few} classes": (few, False), f"{many} classes": (many, False), f"{few} classes, noise": (few, True)}
     sizes = {"source_size": LARGE_SCANS[scale], "size": NETWORK_GRIDS[scale]}
     return Row(
         f"way back from {_times(NETWORK_GRIDS[scale])} onto a scan of {_times(LARGE_SCANS[scale])}",
         [
             Comparison(
-                f"{count} classes",
+                name,
                 {"conv + Invertd": Job("way_back.plain"), "slab by slab": Job("way_back.ours")},
-                [{**sizes, "n_classes": count}],
+                [{**sizes, "n_classes": count, "noise": noise}],
                 repeats=_n(scale, 1, 2),
                 memory="peak",
                 same_value=("conv + Invertd", "slab by slab"),
                 tolerance=1e-3,  # shares of voxels and centroids: rounding decides where two logits are equal
                 goal=Goal(peak_gb=2.5) if scale == FULL else Goal(),
             )
-            for count in counts
+            for name, (count, noise) in kinds.items()
         ],
         flat_method="slab by slab",
     )

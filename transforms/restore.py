@@ -6,13 +6,17 @@ Linear interpolation then is one banded product an axis, and a linear head commu
 then applying the head, gives the interpolated logits. Logits exist for one slab of source voxels at a time, whatever
 the number of classes.
 
+A voxel between eight network voxels of one class is of that class: no interpolation between them exceeds its corners.
+So the head and the highest class are computed on the network's grid, and only where the corners differ, at the surfaces
+of structures, on the source's, whose voxels are a dozen times as many.
+
 Interpolation is centre-aligned and repeats the border voxel beyond the outermost centres, as torch's
 `interpolate(align_corners=False)` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -38,6 +42,12 @@ the same cache lines, and to fetch them one by one takes longer than all the res
 
 SOURCE_SLICES_A_BLOCK = 32
 """Source slices restored together from streams: enough for every thread, few enough to hold their features."""
+
+OPEN = -1
+"""In place of a class: the network's voxels around differ, so that the interpolated logits decide."""
+
+MOST_OPEN = 0.4
+"""Share of open voxels in a slice above which it is interpolated as a whole: one by one they take twice as long."""
 
 PROBABILITY_STEPS = 255
 """Probabilities leave as uint8: value / 255."""
@@ -168,14 +178,11 @@ def restore(
     @torch.no_grad()
     def work(parts: Sequence[FeatureMap], n_rows: int, ks: Sequence[int]) -> None:
         views = [_SourceView(one, shape, affine) for one in parts]
+        settles = not as_probabilities and views[0].has_fewer_voxels(len(ks))
         for k in ks:
-            slices = [view.features_of(k) for view in views]
-            for start in range(0, n_j, n_rows):
-                rows = slice(start, min(n_j, start + n_rows))
-                scores = _scores(views, slices, rows, as_probabilities)
-                for c, volume in chosen.items():
-                    volume[k, rows] = (scores[c] * (PROBABILITY_STEPS / len(views))).round_().to(torch.uint8)
-                segmentation[k, rows] = first_highest(scores).to(segmentation.dtype)
+            if not (settles and _settle(views[0], k, segmentation[k], memory_budget_mb)):
+                of_slice = {c: volume[k] for c, volume in chosen.items()}
+                _restore_slice(views, k, n_rows, segmentation[k], of_slice, as_probabilities=as_probabilities)
             if progress:
                 progress(next(done), n_k)
 
@@ -255,6 +262,42 @@ def _rows_of_a_slab(maps: Sequence[FeatureMap], shape: Sequence[int], memory_bud
     return max(1, int(slab_bytes(maps[0].features.device, memory_budget_mb) / bytes_per_row))
 
 
+def _restore_slice(
+    views: Sequence[_SourceView],
+    k: int,
+    n_rows: int,
+    segmentation: Tensor,
+    chosen: Mapping[int, Tensor],
+    *,
+    as_probabilities: bool,
+) -> None:
+    """Fill slice k of the segmentation, and of the probabilities by class, (J, I), `n_rows` rows at a time."""
+    slices = [view.features_of(k) for view in views]
+    for start in range(0, len(segmentation), n_rows):
+        rows = slice(start, min(len(segmentation), start + n_rows))
+        scores = _scores(views, slices, rows, as_probabilities)
+        for c, volume in chosen.items():
+            volume[rows] = (scores[c] * (PROBABILITY_STEPS / len(views))).round_().to(torch.uint8)
+        segmentation[rows] = first_highest(scores).to(segmentation.dtype)
+
+
+def _settle(view: _SourceView, k: int, segmentation: Tensor, memory_budget_mb: float | int | None) -> bool:
+    """Fill slice k of the segmentation from the network's own voxels, and its open voxels one by one.
+
+    False, and nothing filled, where more than `MOST_OPEN` of them are open.
+    """
+    n_at_once = max(256, slab_bytes(view.features.device, memory_budget_mb) // view.bytes_per_voxel)
+    classes = view.settled(k, n_at_once)
+    open_voxels = torch.nonzero((classes == OPEN).flatten()).flatten()
+    if len(open_voxels) > MOST_OPEN * classes.numel():
+        return False
+    if len(open_voxels):
+        highest = [view.highest_at(k, part) for part in open_voxels.split(n_at_once)]
+        classes.view(-1)[open_voxels] = torch.cat(highest).to(classes.dtype)
+    segmentation.copy_(classes)
+    return True
+
+
 def _scores(views: Sequence[_SourceView], slices: Sequence[Tensor], rows: slice, as_probabilities: bool) -> Tensor:
     """(C, rows, I): logits of a single map, or the maps' sum of probabilities."""
     total = None
@@ -281,32 +324,83 @@ class _SourceView:
         self.bias = bias.to(device, self.dtype)[:, None]
         self.along_i = self.axes[0].matrix.to(device, self.dtype)
         self.along_j = self.axes[1].matrix.to(device, self.dtype)
+        self.bytes_per_voxel = self.bias.element_size() * (len(self.bias) + 2 * len(self.features))
+        self.lower_j, self.upper_j, self.fraction_j = (part.to(device) for part in self.axes[1].neighbours(self.dtype))
+        self.lower_i = torch.from_numpy(self.axes[0].low).to(device)
         self.kept: dict[int, Tensor] = {}
+        self.classes: dict[int, Tensor] = {}
         self.block, self.block_start = self.features, -1
+        self.slice, self.of_slice = -1, self.features
         self.buffers: dict[str, Tensor] = {}
+
+    def has_fewer_voxels(self, n_slices: int) -> bool:
+        """Whether the network's grid has less than half the voxels of so many source slices that lie in it."""
+        n_target = self.features[0, 0].numel() * min(self.features.shape[1], 2 * n_slices)
+        return self.features.device.type == "cpu" and 2 * n_target < n_slices * len(self.lower_i) * len(self.lower_j)
+
+    def settled(self, k: int, n_at_once: int) -> Tensor:
+        """Classes of source slice k where the network's voxels around are of one class, else `OPEN`; (J, I)."""
+        low, high = self._keep(k)
+        for t in (low, high):
+            if t not in self.classes:
+                self.classes[t] = self._highest(self._block_slice(t).flatten(1), n_at_once)
+        self.classes = {t: self.classes[t] for t in (low, high)}
+        size = self.features.shape[2:]
+        common = self.classes[low].masked_fill(self.classes[low] != self.classes[high], OPEN).view(size)
+        common = _shared_with_next(_shared_with_next(common, 0), 1)
+        return common.index_select(1, self.lower_i).index_select(0, self.lower_j)
+
+    def highest_at(self, k: int, voxels: Tensor) -> Tensor:
+        """The highest class at some voxels of source slice k, by their index in (J, I)."""
+        features = self.features_of(k).flatten(1)
+        n_i = len(self.lower_i)
+        j, i = voxels // n_i, voxels % n_i
+        between = features.index_select(1, self.lower_j[j] * n_i + i)
+        between.lerp_(features.index_select(1, self.upper_j[j] * n_i + i), self.fraction_j[j])
+        return self._highest(between, len(voxels))
+
+    def _highest(self, features: Tensor, n_at_once: int) -> Tensor:
+        """The highest class at each column of (F, voxels), int16; overwrites logits that have no head."""
+        found = torch.empty(features.shape[1], dtype=torch.int16, device=features.device)
+        for start in range(0, len(found), n_at_once):
+            voxels = slice(start, start + n_at_once)
+            part = features[:, voxels]
+            logits = part.clone() if self.weight is None else torch.addmm(self.bias, self.weight, part)
+            found[voxels] = first_highest(logits)
+        return found
 
     def features_of(self, k: int) -> Tensor:
         """Features of source slice k: interpolated along i and k, not yet along j; (F, target rows, I)."""
-        along_k = self.axes[2]
-        low = int(along_k.low[k])
-        high = int(along_k.high[k])
-        # Neighbouring source slices lie between the same two target slices: those two are kept.
+        low, high = self._keep(k)
+        if self.slice != k:
+            out = self._buffer("features", tuple(self.kept[low].shape))
+            torch.lerp(self.kept[low], self.kept[high], float(self.axes[2].fraction[k]), out=out)
+            self.slice, self.of_slice = k, out
+        return self.of_slice
+
+    def _keep(self, k: int) -> tuple[int, int]:
+        """Which two target slices source slice k lies between; they are kept, since its neighbours do, too."""
+        low, high = int(self.axes[2].low[k]), int(self.axes[2].high[k])
         self.kept = {t: self.kept[t] if t in self.kept else self._target_slice(t) for t in (low, high)}
-        out = self._buffer("features", tuple(self.kept[low].shape))
-        return torch.lerp(self.kept[low], self.kept[high], float(along_k.fraction[k]), out=out)
+        return low, high
 
     def _target_slice(self, t: int) -> Tensor:
+        return apply_along(self._block_slice(t), self.along_i, 2)
+
+    def _block_slice(self, t: int) -> Tensor:
         start = t - t % SLICES_A_BLOCK
         if self.block_start != start:
             self.block, self.block_start = self._block(start), start
-        return apply_along(self.block[t - start], self.along_i, 2)
+        return self.block[t - start]
 
     def _block(self, start: int) -> Tensor:
         """(block, F, target rows, target columns): read in the features' own memory order, turned inside the cache."""
         part = self.features[:, start : start + SLICES_A_BLOCK]
         block = self._buffer("block", (part.shape[1], part.shape[0], *part.shape[2:]))
-        for feature, plane in zip(part, block.unbind(1), strict=True):
-            plane.copy_(torch.empty_like(feature, dtype=self.dtype).copy_(feature))
+        # Channels-last features lie together voxel by voxel: taken one by one, each of them fetches all of the others.
+        axis = 2 if part.stride(0) == 1 else 0
+        for piece, plane in zip(part.unbind(axis), block.transpose(0, 1).unbind(axis), strict=True):
+            plane.copy_(torch.empty_like(piece, dtype=self.dtype).copy_(piece))
         return block
 
     def logits(self, features: Tensor, rows: slice) -> Tensor:
@@ -328,6 +422,14 @@ class _SourceView:
         if name not in self.buffers or self.buffers[name].numel() < n_values:
             self.buffers[name] = torch.empty(n_values, dtype=self.dtype, device=self.features.device)
         return self.buffers[name][:n_values].view(shape)
+
+
+def _shared_with_next(classes: Tensor, axis: int) -> Tensor:
+    """The class that each voxel shares with the next one along an axis, `OPEN` where they differ; the last stays."""
+    n = classes.shape[axis] - 1
+    shared = classes.clone()
+    shared.narrow(axis, 0, n).masked_fill_(classes.narrow(axis, 0, n) != classes.narrow(axis, 1, n), OPEN)
+    return shared
 
 
 class _AxisMap(NamedTuple):
@@ -352,6 +454,10 @@ class _Axis:
         matrix[every, self.low] = 1 - self.fraction
         matrix[every, self.high] += self.fraction
         self.matrix = torch.from_numpy(matrix)
+
+    def neighbours(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Lower and upper target index of each source index, and the weight of the upper one."""
+        return torch.from_numpy(self.low), torch.from_numpy(self.high), torch.from_numpy(self.fraction).to(dtype)
 
 
 def _separated(matrix: Float64[np.ndarray, "4 4"], shape: Sequence[int]) -> list[_AxisMap]:

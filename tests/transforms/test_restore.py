@@ -13,6 +13,7 @@ from monai.data import MetaTensor
 from monai.transforms import Orientation
 from torch.nn import functional as F
 
+import transforms.restore
 from transforms.chains import RAS
 from transforms.resize import ResizeLabeld, align_grids
 from transforms.restore import FeatureMap, FeatureStream, RestoreError, restore, slice_axis
@@ -198,3 +199,52 @@ def test_what_cannot_be_restored_is_refused_in_one_sentence():
         restore([], (7, 8, 9), OBLIQUE)
     with pytest.raises(RestoreError, match="found"):
         restore([FeatureMap(one.features, one.affine, one.weight[:, :3])], (7, 8, 9), OBLIQUE)
+
+
+def structures(target, affine, n_classes=9, n_features=6, noise=0.2, layout=torch.contiguous_format):
+    """Features of boxes in a background, so that few voxels lie between different classes."""
+    generator = torch.Generator().manual_seed(0)
+    label = torch.zeros(target, dtype=torch.long)
+    for c in range(1, n_classes):
+        low = [int(torch.randint(n - 3, (), generator=generator)) for n in target]
+        label[tuple(slice(start, start + 4) for start in low)] = c
+    code = F.normalize(torch.randn(n_classes, n_features, dtype=torch.float64, generator=generator))
+    features = code[label].permute(3, 0, 1, 2) + noise * torch.randn(n_features, *target, generator=generator)
+    features = features[None].contiguous(memory_format=layout)[0]
+    return FeatureMap(features, affine, 8 * code, torch.zeros(n_classes, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "noise", "layout"),
+    [
+        (ORIENTATIONS[0], 0.01, torch.contiguous_format),
+        (ORIENTATIONS[13], 0.1, torch.channels_last_3d),
+        (ORIENTATIONS[38], 0.1, torch.contiguous_format),
+        (ORIENTATIONS[0], 2.0, torch.channels_last_3d),
+    ],
+    ids=["ijk", "ikj channels-last", "kij", "noise"],
+)
+def test_what_lies_between_network_voxels_of_one_class_equals_the_argmax_of_resampled_logits(
+    orientation, noise, layout, monkeypatch
+):
+    affine, shape = oriented((47, 39, 53), orientation)
+    target = (17, 15, 20)
+    one = structures(target, chain_grid(shape, affine, target), noise=noise, layout=layout)
+    whole = []
+    restore_slice = transforms.restore._restore_slice
+    monkeypatch.setattr(transforms.restore, "_restore_slice", lambda *a, **k: (whole.append(1), restore_slice(*a, **k)))
+    found = restore([one], shape, affine, memory_budget_mb=0.1).segmentation
+    expected = by_torch(logits_of(one), shape, affine, one.affine).argmax(0)
+    np.testing.assert_array_equal(found, expected)
+    assert len(np.unique(found)) > 4
+    assert bool(whole) == (noise == 2.0)  # noise has no two voxels alike
+    monkeypatch.undo()
+    np.testing.assert_array_equal(
+        restore([replace(one, weight=None, bias=None, features=logits_of(one))], shape, affine).segmentation, found
+    )
+    axis = slice_axis(affine, shape, one.affine)
+    stream = FeatureStream(
+        lambda start, stop: one.features.narrow(1 + axis, start, stop - start),
+        target, axis, one.affine, one.n_classes, one.weight, one.bias,
+    )  # fmt: skip
+    np.testing.assert_array_equal(restore([stream], shape, affine).segmentation, found)
