@@ -1,0 +1,121 @@
+"""What labels that annotate a part of the classes are worth: three trainings on the same phantoms, from the same seed.
+
+Half of the training cases annotate one half of the structures, the other half the others. The first training is given
+all structures in all cases, the second what is annotated and the list of it, the third the same labels and no list, so
+that it takes what is not annotated for background. The validation cases annotate everything.
+
+    python -m benchmarks.partly_labelled FOLDER --output benchmarks/results/partly_labelled.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from rich.console import Console
+
+from pipeline.config.files import from_mapping
+from pipeline.phantoms.anatomy import CLASS_NAMES
+from pipeline.phantoms.sample_dataset import write_dataset
+from pipeline.train import train
+
+HALVES = (
+    ("liver", "lung_lower_lobe_left", "kidney_left", "heart"),
+    ("spleen", "lung_lower_lobe_right", "kidney_right", "urinary_bladder"),
+)
+"""What the first and the second half of the training cases annotate."""
+
+N_TRAIN, N_VAL = 24, 8
+TRAININGS = ("everything annotated", "halves, each known to be one", "halves, the rest taken for background")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train three times, print IoU by structure on the validation cases, and write a JSON file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.partly_labelled", allow_abbrev=False)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="For phantoms, cache and runs.")
+    parser.add_argument("--epochs", type=int, default=30, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="JSON file to write.")
+    given = parser.parse_args(arguments)
+    lists = write_lists(given.folder)
+    results = [_trained(given.folder, name, path, given.epochs, given.seed) for name, path in lists.items()]
+    document = {"epochs": given.epochs, "seed": given.seed, "n_train": N_TRAIN, "n_val": N_VAL, "trainings": results}
+    if given.output is not None:
+        given.output.write_text(json.dumps(document, indent=1) + "\n")
+    names = [*HALVES[0], *HALVES[1]]
+    print(f"{'validation IoU':40}{'mean':>7}  " + " ".join(f"{name:>21}" for name in names))
+    for result in results:
+        by_class = " ".join(f"{result['iou'][name]:21.3f}" for name in names)
+        print(f"{result['training']:40}{result['mean_iou']:7.3f}  {by_class}")
+    return 0
+
+
+def write_lists(folder: Path) -> dict[str, Path]:
+    """Write phantoms, their labels in whole and in halves, and a list of cases for each training."""
+    data = folder / "data"
+    write_dataset(data, n_cases=N_TRAIN + N_VAL, seed=0, voxel_mm=8.0)
+    labels = {name: index + 1 for index, name in enumerate(name for half in HALVES for name in half)}
+    lists: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAININGS}
+    for number in range(N_TRAIN + N_VAL):
+        case = f"body_{number:03d}"
+        half = HALVES[number % 2] if number < N_TRAIN else tuple(labels)
+        whole, part = data / "whole" / f"{case}.nii.gz", data / "part" / f"{case}.nii.gz"
+        _write_label(data / "labelsTr" / f"{case}.nii.gz", whole, labels)
+        _write_label(data / "labelsTr" / f"{case}.nii.gz", part, {name: labels[name] for name in half})
+        entry = {"case": case, "image": f"imagesTr/{case}_0000.nii.gz", "split": "train" if number < N_TRAIN else "val"}
+        everything, known, taken = lists.values()
+        everything.append(entry | {"label": f"whole/{whole.name}"})
+        known.append(entry | {"label": f"part/{part.name}", "labelled": list(half)})
+        taken.append(entry | {"label": f"part/{part.name}"})
+    paths = {}
+    for number, (name, cases) in enumerate(lists.items()):
+        paths[name] = data / f"list_{number}.json"
+        content = {"cases": cases, "labels": {"background": 0, **labels}, "channel_names": ["CT"]}
+        paths[name].write_text(json.dumps(content))
+    return paths
+
+
+def _write_label(source: Path, target: Path, values: Mapping[str, int]) -> None:
+    """Write the label map of some structures; the others become background."""
+    target.parent.mkdir(exist_ok=True)
+    label = nib.Nifti1Image.from_filename(source)
+    kept = np.zeros(len(CLASS_NAMES), np.uint8)
+    for name, value in values.items():
+        kept[CLASS_NAMES.index(name)] = value
+    nib.Nifti1Image(kept[np.asarray(label.dataobj).astype(np.int64)], label.affine).to_filename(target)
+
+
+def _trained(folder: Path, name: str, cases: Path, epochs: int, seed: int) -> dict[str, Any]:
+    config = from_mapping(
+        {
+            "experiment": {"name": cases.stem, "log_dir": str(folder / "logs")},
+            "data": {
+                "dataset_root": str(cases), "cache_dir": str(folder / "cache"), "target_size": [40, 32, 56],
+                "batch_size": 2, "num_workers": 0, "window": [-200, 300],
+            },
+            "model": {"base_channels": 8},
+            "training": {
+                "max_epochs": epochs, "warmup_epochs": 1, "lr": 2e-3, "n_gpus": 0, "precision": "32", "seed": seed,
+                "validate_every": epochs, "overlay_every": 0,
+            },
+        }
+    )  # fmt: skip
+    began = time.perf_counter()
+    run = train(config, overwrite=True, say=lambda line: None, console=Console(quiet=True))
+    log = json.loads((run / "training_log.json").read_text())
+    by_class = log["per_class_iou"]
+    mean = log["training_history"]["val_mIoU"][-1]
+    seconds = round(time.perf_counter() - began, 1)
+    print(f"{name}: {seconds} s", file=sys.stderr)
+    return {"training": name, "mean_iou": mean, "iou": by_class, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
