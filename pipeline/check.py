@@ -50,6 +50,9 @@ HEADINGS = {
     "missing_label": "Images without a label",
     "missing_image": "Labels without an image",
     "missing_masks": "Structures without a mask in some cases",
+    "case_renamed": "Cases of several data sets under one name",
+    "channel_unnamed": "Channels without a name beside named ones",
+    "similar_names": "Names of classes that differ in spelling alone",
     "not_annotated": "Labels with voxels of classes that they do not annotate",
     "not_3d": "Files that are not a single 3-D volume",
     "not_grey_scale": "Files with more than one number a voxel",
@@ -167,7 +170,7 @@ def check(
     try:
         dataset, listing_findings = list_configured(config)
     except DatasetError as error:
-        root = Path(config.data.dataset_root)
+        root = Path(config.data.dataset_roots[0])
         return Report(tuple(from_error(part, file=root) for part in error.parts), None, None)
     start = _start(config, dataset, trust=trust)
     cases = check_cases(dataset.cases, dataset, fill_nan=config.data.fill_nan, workers=workers, progress=progress)
@@ -339,6 +342,7 @@ def _text_of_fingerprint(found: Fingerprint, mirrored: str) -> Iterator[str]:
     unlabelled = f"; {found.n_unlabelled} images without label were not opened" if found.n_unlabelled else ""
     cases = f"{counted(found.n_cases, 'case')} of {counted(found.n_subjects, 'subject')}"
     yield f"DATA SET: {cases}, layout {found.layout}{unlabelled}"
+    yield from (f"  data set      {words}" for words in found.data_sets)
     yield f"  split         {sizes} ({found.split_source})"
     yield f"  intensities   {found.intensity.in_words}"
     if found.window_use:

@@ -24,7 +24,7 @@ from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
 from pipeline.datasets.dataset import Folds
-from pipeline.datasets.listing import list_folds
+from pipeline.datasets.joined import list_own_folds
 from pipeline.evaluate import evaluate_study
 from pipeline.evaluation.metrics_file import write_files
 from pipeline.evaluation.options import ScoringOptions
@@ -176,10 +176,11 @@ def _state(number: int, run: RunFolder) -> FoldState:
 def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> StudyRecord:
     """Check the data once for all folds, and write the study's record, or hold an earlier one against it."""
     data = config.data
-    own = list_folds(data.dataset_root, data.layout, split_file=data.split_file)
+    own = list_own_folds(data.dataset_root, data.layout, split_file=data.split_file)
     if own and data.folds not in (0, len(own)):
+        source = data.split_file or " and ".join(data.dataset_roots)
         raise ConfigError(
-            f"data.folds is {data.folds}, but {data.split_file or data.dataset_root} has {len(own)} folds of its own; "
+            f"data.folds is {data.folds}, but {source} has {len(own)} folds of its own; "
             "leave data.folds out to use these, or take them away"
         )
     # The data set's own folds may be numbered from 1 on, and need no number.

@@ -11,10 +11,10 @@ import numpy as np
 
 from pipeline.compute.devices import choose_device
 from pipeline.console.progress import CaseProgress, Progress
-from pipeline.console.text import first_lines
+from pipeline.console.text import first_lines, some_of
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import SPLITS, Case, Dataset, Label
-from pipeline.datasets.listing import list_cases
+from pipeline.datasets.joined import list_data_sets
 from pipeline.datasets.rows import LabelReading
 from pipeline.evaluation.case_files import list_case_files
 from pipeline.evaluation.case_scores import CaseScores, Pair
@@ -286,15 +286,18 @@ def _matching_of_run(
     names = dataset.classes.names
     table = table_of_records(read_records(outputs.folder, [case.id for case in cases]))
     labels = {case.id: case.label for case in cases if case.label is not None}
-    own_tables = _differing_tables(labels, dataset.classes)
+    own_tables = _differing_tables(labels, dataset)
+    tables = {case.id: own_tables.get(case.id) or case.table for case in cases}
+    annotated = dataset.annotated_names()
     pairs = [
         Pair(
             case.id,
             outputs.label_map(case.id, "nifti"),
             labels[case.id],
             case.subject,
-            label_table=own_tables.get(case.id),
+            label_table=tables[case.id],
             image=case.image[0],
+            annotated=annotated.get(case.id),
         )
         for case in cases
         if case.id in labels
@@ -314,17 +317,19 @@ def _matching_of_run(
     )
 
 
-def _differing_tables(labels: Mapping[str, Label], classes: ClassTable) -> dict[str, ClassTable]:
+def _differing_tables(labels: Mapping[str, Label], dataset: Dataset) -> dict[str, ClassTable]:
     """The classes by a label's own header (.seg.nrrd), by case, where it gives them other values than the data set.
 
     A training refuses such a label; what was exported anew since is read by what its header says.
     """
-    own_tables = read_headers(labels, classes, "label").own_tables
+    own_tables = read_headers(labels, dataset.classes, "label").own_tables
+    listed = {case.id: case.table or dataset.classes for case in dataset.cases}
     return {
         case: own
         for case, own in own_tables.items()
         if any(
-            value <= LARGEST_VALUE and classes.class_of_value.get(value) != c  # above: a class that its header lacks
+            value <= LARGEST_VALUE
+            and listed[case].class_of_value.get(value) != c  # above: a class that its header lacks
             for c, value in enumerate(own.values[1:], start=1)
         )
     }
@@ -363,8 +368,17 @@ def _scored(
         refused=dict(sorted(refused.items())),
         labels_without_prediction=matching.labels_without_prediction,
         predictions_without_label=matching.predictions_without_label,
-        notes=(*matching.notes, *_overlapping(scores), *surface_notes),
+        notes=(*matching.notes, *_not_annotated(scores, matching.classes.names), *_overlapping(scores), *surface_notes),
     )
+
+
+def _not_annotated(scores: Sequence[CaseScores], names: Sequence[str]) -> list[str]:
+    """Say which structures are not scored in how many cases, since the labels do not annotate them."""
+    missing = len(scores) - np.sum([case.annotated for case in scores], axis=0)
+    counts = [f"{name} in {n}" for name, n in zip(names, missing, strict=True) if n]
+    if not counts:
+        return []
+    return [f"not annotated, so not scored, in some of {len(scores)} cases: {some_of(counts, 12)}"]
 
 
 def _overlapping(scores: Sequence[CaseScores]) -> list[str]:
@@ -421,7 +435,7 @@ def default_output(run: Path | None, split: SplitName, predictions: Path | None 
 
 def _dataset_of(data: Mapping[str, Any]) -> Dataset:
     """The data set that the data settings of a run name, undivided: the run says which case is in which split."""
-    return list_cases(
+    return list_data_sets(
         data["dataset_root"],
         data.get("layout", "auto"),
         fold=None,

@@ -46,7 +46,7 @@ class PlanReport:
 
 
 def plan(
-    dataset: Path | str,
+    dataset: Path | str | Sequence[Path | str],
     budget_s: float,
     output: Path,
     *,
@@ -59,7 +59,7 @@ def plan(
     """Check a data set, measure training steps on this machine, and write a config file for a training that fits.
 
     Args:
-        dataset: folder or list file of the data set.
+        dataset: folder or list file of the data set, or several.
         budget_s: seconds from the start of `bodyseg train --config FILE` to its end.
         output: the config file to write.
         name: experiment.name of the training.
@@ -81,7 +81,9 @@ def plan(
         raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
     if output.exists():
         raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
-    settings = DataConfig(str(dataset), cache_dir=cache_dir, skip_bad_cases=skip_bad_cases, split_shares=SPLIT_SHARES)
+    roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
+    root = roots[0] if len(roots) == 1 else tuple(roots)
+    settings = DataConfig(root, cache_dir=cache_dir, skip_bad_cases=skip_bad_cases, split_shares=SPLIT_SHARES)
     config = Config(data=settings)
     screened = screen(config, progress)
     devices = choose_devices(None, None, "16")
@@ -105,7 +107,7 @@ def plan(
     machine = Machine(devices.accelerator, cores, memory)
     found = make_plan(data, machine, budget_s, measure)
     found.put("experiment.name", name, "")
-    found.put("data.dataset_root", str(dataset), "")
+    found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
     found.put("data.cache_dir", cache_dir, "")
     if skip_bad_cases:
         found.put("data.skip_bad_cases", True, "")

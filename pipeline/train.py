@@ -375,6 +375,8 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
         say(f"BodyDataset [{name}]: {count} samples")
     say(f"Train samples: {counts['train']}")
     say(f"Val samples: {counts['val']}")
+    for part in prepared.dataset.parts:
+        say(f"Data set {part.in_words}")
     if prepared.dataset.is_partly_labelled:
         shown = prepared.dataset.n_annotated(prepared.split.train)
         counts_of_classes = some_of([f"{name} in {n}" for name, n in shown.items()], 12)

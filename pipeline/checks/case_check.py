@@ -222,7 +222,7 @@ def _read_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _Not
         notes.add("error", "missing_label", image, "a label beside the image", "none", "add it or remove the image")
         return None
     if isinstance(case.label, Path):
-        label = _read_label_map(case.label, dataset, grid, notes)
+        label = _read_label_map(case.label, case.table or dataset.classes, grid, notes)
     else:
         label = _read_masks(case.label, len(dataset.classes.names), grid, notes)
     if label is not None and case.annotated is not None:
@@ -247,7 +247,7 @@ def _check_annotated(case: Case, dataset: Dataset, label: LabelStatistics, notes
         )  # fmt: skip
 
 
-def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: _Notes) -> _Label | None:
+def _read_label_map(path: Path, table: ClassTable, grid: Geometry | None, notes: _Notes) -> _Label | None:
     volume = _read(path, notes)
     if volume is None:
         return None
@@ -258,7 +258,6 @@ def _read_label_map(path: Path, dataset: Dataset, grid: Geometry | None, notes: 
         if change is not None:
             array = change.apply(array)
             affine = grid.affine
-    table = dataset.classes
     if _names_differ(path, table, notes):
         return None
     try:

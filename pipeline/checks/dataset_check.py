@@ -57,14 +57,17 @@ def check_dataset(
 
 
 def _unknown_values(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
-    table = dataset.classes
     suggested = suggest_remap(cases, dataset)
+    own_tables = {case.id: case.table for case in dataset.cases}
     for case in cases:
+        table = own_tables[case.case] or dataset.classes
         unknown = {v: count for v, count in case.unknown_values.items() if v not in table.known_values}
         if not unknown:
             continue
         remedy = "check whether it is an image instead of a label"
-        if len(unknown) <= MANY_VALUES:
+        if dataset.parts and len(unknown) <= MANY_VALUES:
+            remedy = "name these values as classes in the table of its own data set, or repair the label"
+        elif len(unknown) <= MANY_VALUES:
             remedy = _remap_advice(suggested, [value for value in unknown if value not in suggested])
         yield Finding(
             "error", "label_unknown_values", case.case, label_file(case, dataset),

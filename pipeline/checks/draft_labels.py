@@ -33,7 +33,11 @@ def draft_labels(config: Config, progress: Progress | None = None) -> tuple[Path
             that no class can have. An existing file is never written over.
         FileError: the disk refuses.
     """
-    root = Path(config.data.dataset_root)
+    roots = config.data.dataset_roots
+    root = Path(roots[0])
+    if len(roots) > 1:
+        found, remedy = f"{len(roots)} of them", "write the labels.json of one after the other"
+        raise DatasetError("dataset", root, "one data set, since --write_labels is given", found, remedy)
     try:
         list_configured(config)
     except DatasetError as error:

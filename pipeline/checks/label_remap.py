@@ -27,6 +27,8 @@ def suggest_remap(cases: Sequence[CheckedCase], dataset: Dataset) -> dict[int, s
     taken for background only where it has a few stray voxels. Of everything else, and where labels disagree, nothing is
     said.
     """
+    if dataset.parts:  # a value means another class in each data set
+        return {}
     table = dataset.classes
     sizes_ml = _class_sizes_ml(cases, len(table.names))
     guesses: dict[int, set[str]] = defaultdict(set)

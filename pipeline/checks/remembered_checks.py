@@ -24,6 +24,7 @@ from pipeline.checks.histogram import Histogram
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
+from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset
 from pipeline.files.checked_lines import append_line, whole_lines
 
@@ -52,7 +53,7 @@ def check_changed_cases(
     """
     open_folder(folder)
     sources = sources or SourceIndex(folder)
-    table = _table(dataset, fill_nan)
+    table = [_table(dataset.classes), fill_nan]
     keys = _keys(cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
     known = _read(folder / INSPECTIONS, set(keys.values()))
     fresh: dict[str, CheckedCase] = {}
@@ -113,9 +114,11 @@ def _keys(
     return keys
 
 
-def _table(dataset: Dataset, fill_nan: float | None) -> list[Any]:
-    classes = dataset.classes
-    return [sorted(classes.class_of_value.items()), classes.ignore_value, list(classes.names), fill_nan]
+def _table(classes: ClassTable | None) -> list[Any] | None:
+    """What a table says of label values; None for none."""
+    if classes is None:
+        return None
+    return [sorted(classes.class_of_value.items()), classes.ignore_value, list(classes.names)]
 
 
 def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:
@@ -124,7 +127,7 @@ def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:
         content = contents_of([case.image, case.label or ()], sources)
     except OSError:
         return None
-    named = [case.id, case.subject, [str(path) for path in case.image], repr(label), case.annotated]
+    named = [case.id, case.subject, [str(path) for path in case.image], repr(label), case.annotated, _table(case.table)]
     return sha256([_version(), named, content, table])
 
 

@@ -22,7 +22,7 @@ from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.listing import list_cases
+from pipeline.datasets.joined import list_data_sets
 from pipeline.datasets.rows import LabelReading
 from pipeline.datasets.splits import fold_by_subject, split_by_subject
 from transforms.axes import LEFT_RIGHT
@@ -62,8 +62,8 @@ def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
         DatasetError: there is no data set.
     """
     data = config.data
-    dataset = list_cases(
-        Path(data.dataset_root),
+    dataset = list_data_sets(
+        data.dataset_root,
         data.layout,
         fold=data.fold,
         n_folds=data.folds,
@@ -195,10 +195,17 @@ def _divided(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> 
     seed = config.training.seed
     classes_of = {c.case: np.flatnonzero(c.label.class_voxels).tolist() for c in cases if c.label is not None}
     if config.data.folds:
+        if dataset.own_split is not None:
+            found = f"some of them alone: {dataset.own_split.source}"
+            remedy = "take these away, or leave data.folds out"
+            raise DatasetError("dataset", dataset.root, "folds of their own in all data sets or in none", found, remedy)
         folds = fold_by_subject(dataset.cases, config.data.folds, seed=seed, classes_of=classes_of)
         return folds.splits[config.data.fold], folds
     train, val, test = (percent / 100 for percent in config.data.split_shares)
-    return split_by_subject(dataset.cases, seed=seed, classes_of=classes_of, fractions=(train, val, test)), None
+    own = dataset.own_split
+    rest = [case for case in dataset.cases if own is None or own.of(case.id) is None]
+    split = split_by_subject(rest, seed=seed, classes_of=classes_of, fractions=(train, val, test))
+    return split if own is None else own.joined(split), None
 
 
 def choose_scaling(
@@ -305,4 +312,5 @@ def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
                 raise DatasetError("dataset", dataset.root, f"cases to {use}", found, remedy)
         split = Split(**kept, source=split.source)
     folds = dataset.folds.without(skipped) if dataset.folds else None
-    return replace(dataset, cases=cases, split=split, folds=folds)
+    own_split = dataset.own_split.without(skipped) if dataset.own_split else None
+    return replace(dataset, cases=cases, split=split, folds=folds, own_split=own_split)

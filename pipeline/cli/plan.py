@@ -20,7 +20,9 @@ def run(arguments: list[str]) -> int:
     reason. `bodyseg train --config FILE` then ends within the time.
     """
     parser = command_parser("plan", run, "bodyseg plan DATASET --budget 30min [--memory GB] [--output FILE]")
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="Folder or list file of a data set.")
+    parser.add_argument(
+        "dataset", nargs="+", type=str, metavar="DATASET", help="Folder or list file of a data set, or of several."
+    )
     parser.add_argument("--budget", default="1h", metavar="TIME", help="Time for the training, such as 30min or 8h.")
     parser.add_argument("--memory", type=float | None, metavar="GB", help="Memory it may take; default: what is there.")
     parser.add_argument("--output", type=Path, default=Path("plan.yaml"), metavar="FILE", help="The file to write.")

@@ -19,7 +19,7 @@ from pipeline.cli.arguments import with_value
 from pipeline.cli.kept_settings import Groups, with_kept_settings
 from pipeline.cli.plain_words import explain
 from pipeline.config.files import load_mapping
-from pipeline.config.settings import GROUPS, Config, ConfigError, tuple_and_words
+from pipeline.config.settings import GROUPS, Config, ConfigError, takes_texts, tuple_and_words
 
 SHORT_FLAGS: dict[str, str] = {
     "exp_name": "experiment.name",
@@ -67,10 +67,12 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
     default: Any = setting.default
     if hint is bool:
         return {"type": bool, "nargs": "?", "const": True, "default": default, "metavar": "true|false"}
+    if takes_texts(hint):
+        return {"type": str, "nargs": "+", "default": [default] if default else [], "metavar": setting.name.upper()}
     form = tuple_and_words(hint)
     if form is not None and form[1]:
         number = typing.get_args(form[0])[0]
-        metavar = "|".join((*form[1], "X X"))
+        metavar = "|".join((*form[1], "X X" if number in (int, float) else "…"))
         return {"type": number | Literal[form[1]], "nargs": "+", "default": [default], "metavar": metavar}
     if form is not None:
         elements = typing.get_args(hint)

@@ -13,7 +13,15 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.settings import FOUND_OUT, GROUPS, Config, ConfigError, require, tuple_and_words
+from pipeline.config.settings import (
+    FOUND_OUT,
+    GROUPS,
+    Config,
+    ConfigError,
+    require,
+    takes_texts,
+    tuple_and_words,
+)
 
 LARGEST_CONFIG = 16 * 2**20
 """Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
@@ -111,6 +119,8 @@ def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[s
     hints = typing.get_type_hints(cls)
     for key, value in kept.items():
         form = tuple_and_words(hints[key])
+        if takes_texts(hints[key]) and isinstance(value, str):
+            kept[key] = [value]
         if form is not None:
             checked = _as_tuple(f"{group}.{key}", form, value)
             kept[key] = [checked] if isinstance(checked, str) else value  # as the flag gives it
@@ -131,6 +141,8 @@ def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
         values = dict(groups.get(group, {}))
         for key, value in values.items():
             form = tuple_and_words(hints[key])
+            if takes_texts(hints[key]) and isinstance(value, list | tuple):
+                values[key] = value[0] if len(value) == 1 else tuple(value) or ""
             if form is not None:
                 values[key] = _as_tuple(f"{group}.{key}", form, value)
         built[group] = cls(**values)

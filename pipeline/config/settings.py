@@ -16,6 +16,7 @@ from transforms.axes import LEFT_RIGHT
 from transforms.io.limits import MAX_VOXELS
 
 Precision = Literal["32", "16", "bf16"]
+LayoutName = Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list"]
 
 LEAST_EDGE = 8
 """Voxels of data.target_size along every axis, at least."""
@@ -74,10 +75,11 @@ class ExperimentConfig:
 class DataConfig:
     """Which volumes are read and how they are prepared."""
 
-    dataset_root: str = ""
-    """Folder of the data set, or a JSON/CSV file that lists its cases."""
-    layout: Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list"] = "auto"
-    """How the data set is laid out; auto recognises it."""
+    dataset_root: str | tuple[str, ...] = ""
+    """Folder of the data set, or a JSON/CSV file that lists its cases; or several, whose classes are joined by name: a
+    class that one of them does not name is not annotated in its cases."""
+    layout: LayoutName | tuple[LayoutName, ...] = "auto"
+    """How the data set is laid out; auto recognises it. Of several data sets one for all, or one each."""
     folds: int = 0
     """Divide the cases by subject into so many folds, of which data.fold validates and the others train (`bodyseg
     cross-validate` trains them all); a data set's own folds come first, its test cases stay apart; 0 = one split."""
@@ -175,6 +177,7 @@ class DataConfig:
         require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
         require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
         self._check_folds()
+        self._check_data_sets()
         self._check_intensities()
         require(set(self.flips) <= {0, 1, 2}, f"data.flips {list(self.flips)}: axes are 0, 1 and 2")
         require(
@@ -206,6 +209,26 @@ class DataConfig:
             not self.folds or self.fold < self.folds,
             f"data.fold is {self.fold}, but data.folds {self.folds} makes folds 0 to {self.folds - 1}",
         )
+
+    @property
+    def dataset_roots(self) -> tuple[str, ...]:
+        """The data sets, also where it is one."""
+        return (self.dataset_root,) if isinstance(self.dataset_root, str) else self.dataset_root
+
+    def _check_data_sets(self) -> None:
+        """Refuse what belongs to one data set where there are several."""
+        if isinstance(self.layout, tuple):
+            require(
+                len(self.layout) == len(self.dataset_roots),
+                f"data.layout: expected one layout, or one for each of {len(self.dataset_roots)} data sets, got "
+                f"{len(self.layout)}",
+            )
+        for name in ("class_names", "label_remap", "split_file"):
+            require(
+                len(self.dataset_roots) == 1 or not getattr(self, name),
+                f"data.{name} is for one data set, data.dataset_root names {len(self.dataset_roots)}; remove it: each "
+                "data set brings its own names, values and split (labels.json beside it, or a list of its cases)",
+            )
 
     def _check_intensities(self) -> None:
         if not isinstance(self.mean_std, str):
@@ -441,7 +464,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require(
-            self.data.dataset_root != "",
+            bool(self.data.dataset_root) and "" not in self.data.dataset_roots,
             "data.dataset_root is missing; name the folder of your scans with --dataset_root DIR",
         )
         name = _network_name(self.model)
@@ -506,6 +529,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
             "n_cases",
             "skipped_cases",
             "annotated",
+            "data_sets",
         }
     ),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
@@ -513,6 +537,11 @@ FOUND_OUT: dict[str, frozenset[str]] = {
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
 }
 """Keys of training_config.json that a run finds out by itself; they are no settings."""
+
+
+def takes_texts(hint: Any) -> bool:
+    """Whether a setting is a text or several."""
+    return set(typing.get_args(hint)) == {str, tuple[str, ...]}
 
 
 def tuple_and_words(hint: Any) -> tuple[Any, tuple[str, ...]] | None:

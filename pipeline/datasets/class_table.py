@@ -42,11 +42,14 @@ class ClassTable:
     values to ignore are `ignore_index(len(names))`."""
     states_values: bool = field(default=True, compare=False, repr=False)
     """Whether the data set wrote the values down; False for a bare list of names, which may be meant as an order."""
+    lacking: tuple[int, ...] = ()
+    """Classes that the data set does not name, of several that were joined; their values stand in no file."""
 
     @cached_property
     def class_of_value(self) -> dict[int, int]:
         """The class index of every known value of a label map; the ignore value has none."""
-        values = {value: index for index, value in enumerate(self.values)} | dict(self.remap)
+        own = {value: index for index, value in enumerate(self.values) if index not in self.lacking}
+        values = own | dict(self.remap)
         return dict(sorted(values.items()))
 
     @cached_property

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.errors import DatasetError
 
@@ -58,6 +59,8 @@ class Case:
     annotated: tuple[int, ...] | None = None
     """Classes, background left out, that the label shows where they are; voxels of the others may be anything that the
     label calls background. None: all."""
+    table: ClassTable | None = None
+    """The classes with their values in its own label map, where these are not the data set's; None: they are."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,11 @@ class Split:
         """Leave some cases out."""
         kept = {name: tuple(case for case in ids if case not in cases) for name, ids in self.items()}
         return Split(**kept, source=self.source)
+
+    def joined(self, other: Split) -> Split:
+        """Put the division of other cases beside this one."""
+        both = {name: tuple(sorted((*ids, *getattr(other, name)))) for name, ids in self.items()}
+        return Split(**both, source=f"{self.source}; the others {other.source}")
 
     @cached_property
     def _name_of(self) -> dict[str, str]:
@@ -129,11 +137,32 @@ class Folds:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One of several data sets that were joined."""
+
+    name: str
+    """What it is called in names of cases and in messages."""
+    root: Path
+    layout: str
+    n_cases: int
+    class_names: tuple[str, ...]
+    """Of the classes that it names, without the background; the others are not annotated in its cases."""
+    split_source: str
+    """Where its own division comes from, in words."""
+
+    @property
+    def in_words(self) -> str:
+        """What it brings."""
+        classes = some_of(self.class_names, 8)
+        return f"{self.name}: {self.n_cases} cases, layout {self.layout}, split {self.split_source}; names {classes}"
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A listed and checked data set."""
 
     root: Path
-    """Its folder, or the file that lists its cases."""
+    """Its folder, or the file that lists its cases; of several data sets the folder that holds them all."""
     layout: str
     """How it lies on disk, as `data.layout` names it."""
     cases: tuple[Case, ...]
@@ -146,12 +175,16 @@ class Dataset:
     """The data set's own division, None where it has none."""
     folds: Folds | None = None
     """The data set's own division for cross-validation, of which `split` is a fold; None where it has none."""
+    own_split: Split | None = None
+    """Of several data sets the division of those that have one, where others have none and are to be divided."""
     unlabelled: tuple[Case, ...] = ()
     """Images that the data set keeps for testing without a label."""
     refused: tuple[DatasetError, ...] = ()
     """What is wrong with each case, or entry, that was left out."""
     warnings: tuple[DatasetError, ...] = ()
     """What is odd about it, but keeps no case from being used."""
+    parts: tuple[Part, ...] = ()
+    """The data sets that were joined; none where it is one."""
 
     @property
     def is_partly_labelled(self) -> bool:
@@ -169,6 +202,15 @@ class Dataset:
     def annotated_in(self, case: str) -> frozenset[int]:
         """The classes, background left out, that the label of a case annotates."""
         return self._annotated_in[case]
+
+    def annotated_names(self) -> dict[str, frozenset[str]]:
+        """By case the names of the classes that its label annotates, for the cases that do not annotate all."""
+        names = self.classes.names
+        return {
+            case.id: frozenset(names[index] for index in case.annotated)
+            for case in self.cases
+            if case.annotated is not None
+        }
 
     def n_annotated(self, cases: Collection[str]) -> dict[str, int]:
         """How many of these cases annotate each class but the background, by its name."""

@@ -51,6 +51,8 @@ class CaseFiles:
     """By case, structures of other cases for which it has no mask."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """By case of a data set, why its files cannot serve."""
+    annotated: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """By case, names of the classes that its label annotates, where these are not all."""
     notes: tuple[str, ...] = ()
     """What a reader has to know about where they come from."""
 
@@ -90,7 +92,16 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         refused = {error.case: str(error) for error in dataset.refused if error.kind != "missing_image"}
         notes = tuple(first_lines(lines, "and {} more cases without an image"))
         return CaseFiles(
-            kind, path, files, dataset.classes, subjects, images, headers=headers, refused=refused, notes=notes
+            kind,
+            path,
+            files,
+            dataset.classes,
+            subjects,
+            images,
+            headers=headers,
+            refused=refused,
+            annotated=dataset.annotated_names(),
+            notes=notes,
         )
     label_maps = _label_maps(path)
     folders = {} if label_maps else _mask_folders(path)
@@ -187,7 +198,8 @@ def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseF
         ClassTable.in_order(["background", *names], path),
         is_one_case=len(folders) == 1 and path in own_folders,
         are_masks=True,
-        missing_masks=missing,
+        missing_masks=missing if kind == "prediction" else {},
+        annotated={} if kind == "prediction" else {case: frozenset(names) - set(of) for case, of in missing.items()},
         notes=notes_on_networks(records, kind),
     )
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Integer
 
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label
@@ -58,6 +58,8 @@ class Pair:
     """The same for the label."""
     image: Path | None = None
     """The image to which the label belongs, where a data set says so."""
+    annotated: frozenset[str] | None = None
+    """Names of the classes that the label annotates; the others are not scored. None: all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,9 @@ class CaseScores:
     false_negatives: Int[np.ndarray, " C"]
     reference_ml: Float[np.ndarray, " C"]
     prediction_ml: Float[np.ndarray, " C"]
+    annotated: Bool[np.ndarray, " C"]
+    """Whether the label annotates the class. What is predicted of others is neither right nor wrong: it counts neither
+    in the voxels nor in the volumes above."""
 
     @property
     def case(self) -> str:
@@ -107,6 +112,12 @@ class CaseScores:
         held = self.reference_ml > 0
         if absent == "left_out":
             return np.where(held, scores, np.nan)
+        return np.where(self.annotated, self._scored(metric, scores, held), np.nan)
+
+    def _scored(
+        self, metric: str, scores: Float[np.ndarray, " C"], held: Bool[np.ndarray, " C"]
+    ) -> Float[np.ndarray, " C"]:
+        """A metric with the scores of classes that the label lacks."""
         if metric in VOLUMES:
             return scores
         if metric == "volume_difference_ml":
@@ -144,6 +155,8 @@ def score_case(
     advance(SHARE_OF_READING)
     grid = maps.grid
     overlap = _overlap(maps.reference, maps.predicted, classes, grid.affine)
+    annotated = np.array([pair.annotated is None or name in pair.annotated for name in classes.names])
+    annotated[0] = True
     shear = grid.shear_degrees
     surface = options.surface if shear <= MAX_SHEAR_DEGREES else None
     hd95_mm, surface_dice = np.full((2, len(classes.names)), np.nan)
@@ -160,7 +173,7 @@ def score_case(
             surface=surface,
         )
     advance(1.0)
-    reference_ml, prediction_ml = overlap.reference_ml.numpy(), overlap.prediction_ml.numpy()
+    reference_ml, prediction_ml = overlap.reference_ml.numpy(), np.where(annotated, overlap.prediction_ml.numpy(), 0.0)
     return CaseScores(
         pair=pair,
         label_sha256=maps.label_sha256,
@@ -175,10 +188,11 @@ def score_case(
         surface_dice=surface_dice,
         volume_difference_ml=np.where(reference_ml > 0, prediction_ml - reference_ml, np.nan),
         true_positives=overlap.true_positives.numpy(),
-        false_positives=overlap.false_positives.numpy(),
+        false_positives=np.where(annotated, overlap.false_positives.numpy(), 0),
         false_negatives=overlap.false_negatives.numpy(),
         reference_ml=reference_ml,
         prediction_ml=prediction_ml,
+        annotated=annotated,
     )
 
 

@@ -136,8 +136,10 @@ def _totals(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:
 
 
 def _case_document(case: CaseScores, evaluation: Evaluation) -> dict[str, Any]:
-    """A case with the structures that its label or its prediction holds; the others are in neither."""
-    return {
+    """A case with the structures that label or prediction holds; the others are in neither, or not annotated."""
+    names = evaluation.class_names
+    not_annotated = [name for name, shown in zip(names, case.annotated.tolist(), strict=True) if not shown]
+    return ({"not_annotated": not_annotated} if not_annotated else {}) | {
         "case": case.case,
         "subject": case.pair.subject,
         "prediction": _path(case.pair.prediction),

@@ -53,12 +53,7 @@ def match(
     refused = {case: labels.refused[case] for case in predictions.files if case in labels.refused}
     pairs = []
     for case, prediction, label in named:
-        if missing := labels.missing_masks.get(label):
-            refused[case] = (
-                f"case {case}: expected a mask for each structure that other cases have, found none for "
-                f"{some_of(missing, 5)}; write an empty mask where it is absent from the body"
-            )
-        elif reason := predictions.headers.refused.get(prediction) or labels.headers.refused.get(label):
+        if reason := predictions.headers.refused.get(prediction) or labels.headers.refused.get(label):
             refused[case] = reason
         else:
             pairs.append(
@@ -70,6 +65,7 @@ def match(
                     predictions.headers.own_tables.get(prediction),
                     labels.headers.own_tables.get(label),
                     labels.images.get(label),
+                    labels.annotated.get(label),
                 )
             )
     classes, notes = find_classes(predictions, labels, class_names, pairs, progress)

@@ -67,6 +67,8 @@ class Fingerprint:
     n_unlabelled: int
     """Images that the data set keeps for testing without a label."""
     layout: str
+    data_sets: tuple[str, ...]
+    """What each of several data sets brings, in words; empty where it is one."""
     splits: dict[str, int]
     """How many cases train, validate and test; empty where they could not be divided."""
     split_source: str
@@ -108,6 +110,7 @@ def take_fingerprint(
         n_subjects=len({case.subject for case in dataset.cases}),
         n_unlabelled=len(dataset.unlabelled),
         layout=dataset.layout,
+        data_sets=tuple(part.in_words for part in dataset.parts),
         splits={name: len(cases) for name, cases in split.items()} if split else {},
         split_source=split.source if split else "none",
         sizes=_spread([image.shape for image in first_channels]),

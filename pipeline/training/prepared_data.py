@@ -18,10 +18,13 @@ from pipeline.checks.screening import Screened, screen
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
+from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset, Folds, Split
 from pipeline.planning.scan_range import ScanRange, scan_range
 from pipeline.training.patch_schedule import PatchSchedule
 from transforms.chains import Chain, augmentation_chain, preprocessing_chain
+from transforms.io.label_values import ignore_index
+from transforms.io.load import ValuedLabel
 from transforms.patches import RandomPatchd
 
 
@@ -306,8 +309,16 @@ def _items(cases: Sequence[Case], n_classes: int) -> list[dict[str, Any]]:
 
 def _item(case: Case) -> dict[str, Any]:
     label: Any = case.label
-    if isinstance(label, Path):
+    if isinstance(label, Path) and case.table is not None:
+        label = ValuedLabel(str(label), _pairs(case.table))
+    elif isinstance(label, Path):
         label = str(label)
     elif label is not None:
         label = [(index, str(path)) for index, path in label]
     return {"image": [str(path) for path in case.image], "label": label, "case": case.id}
+
+
+def _pairs(table: ClassTable) -> tuple[tuple[int, int], ...]:
+    """The class index of every value of a table, ignored values included."""
+    ignored = dict.fromkeys(table.ignored_values, ignore_index(len(table.names)))
+    return tuple(sorted((table.class_of_value | ignored).items()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -88,10 +88,12 @@ class RunRecord:
 
     def _data_facts(self) -> dict[str, Any]:
         split = {name: list(cases) for name, cases in self.split.items()}
-        partly = {}
+        partly: dict[str, Any] = {}
+        if self.dataset.parts:
+            partly["data_sets"] = [asdict(part) | {"root": str(part.root)} for part in self.dataset.parts]
         if self.dataset.is_partly_labelled:
             counts = {name: self.dataset.n_annotated(cases) for name, cases in self.split.items() if name != "test"}
-            partly = {"annotated": counts}
+            partly["annotated"] = counts
         return partly | {
             "intensity_found": self.intensity.to_document(),
             "intensity_scaling": self.preprocessing.scaling,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.case_files import CaseFiles
+from pipeline.evaluation.case_scores import METRICS
+from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.pairing import match
 from tests.support.evaluation import TABLE, blobs, save_masks, three_cases
@@ -19,23 +22,28 @@ def map_of(seed):
     return blobs(seed, len(NAMES), (24, 22, 16))
 
 
-def test_a_missing_mask_is_nothing_predicted_but_no_label(tmp_path):
+def test_a_missing_mask_is_nothing_predicted_but_not_annotated_in_a_label(tmp_path):
+    """The label of s3 says nothing of the spleen: what is predicted of it is neither right nor wrong."""
     for case in ("s1", "s2", "s3"):
         for kind in ("predictions", "labels"):
             save_masks(map_of(1), tmp_path / kind / case, NAMES)
     (tmp_path / "predictions" / "s2" / "liver.nii.gz").unlink()
     (tmp_path / "labels" / "s3" / "spleen.nii.gz").unlink()
     result = evaluate(tmp_path / "predictions", tmp_path / "labels")
-    assert [case.case for case in result.cases] == ["s2", "s1"]
-    worst = result.cases[0]
-    assert worst.dice[result.class_names.index("liver")] == 0
-    assert worst.dice[result.class_names.index("spleen")] == 1
+    liver, spleen = (result.class_names.index(name) for name in ("liver", "spleen"))
+    scores = {case.case: case for case in result.cases}
+    assert (scores["s2"].dice[liver], scores["s2"].dice[spleen]) == (0, 1)
     assert "case s2: no predicted mask of liver; counted as nothing predicted" in result.notes
-    assert (
-        "case s3: expected a mask for each structure that other cases have, found none for spleen"
-        in (result.refused["s3"])
-    )
-    assert result.exit_code == 1
+    assert scores["s3"].mean_dice == 1
+    for absent in ("left_out", "scored"):
+        assert all(np.isnan(scores["s3"].score(metric, absent)[spleen]) for metric in METRICS)
+        assert result.summaries[absent]["spleen"]["dice"].n == 2
+    assert (scores["s3"].false_positives[spleen], scores["s3"].prediction_ml[spleen]) == (0, 0)
+    assert "not annotated, so not scored, in some of 3 cases: spleen in 1" in result.notes
+    document = {case["case"]: case for case in to_document(result)["cases"]}
+    assert document["s3"]["not_annotated"] == ["spleen"]
+    assert ("spleen" in document["s3"]["classes"], "not_annotated" in document["s1"]) == (False, False)
+    assert result.exit_code == 0
 
 
 def files(root, kind, *cases):

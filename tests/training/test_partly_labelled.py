@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from pipeline.check import check, to_text
+from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import ConfigError
+from pipeline.evaluate import evaluate_run
 from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.train import train
 from pipeline.training.datamodule import BodyData
 from pipeline.training.prepared_data import prepare_data
 from pipeline.training.resume import refuse_changed_cases
 from tests.support.tiny_module import module
-from tests.support.volumes import Folder, configured, organs, save
+from tests.support.volumes import Folder, configured, hounsfield, organs, save
 
 LABELLED = {"a": ("kidney_left",), "b": ("kidney_right", "liver"), "c": ("liver",), "d": None}
 """What the cases annotate of kidney_left, kidney_right and liver; a and b train, c and d validate."""
@@ -82,18 +86,68 @@ def test_the_losses_of_training_and_validation_are_those_of_the_merged_classes(f
     assert float(network.val_loss.compute()) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_run_says_what_was_annotated(folder, tmp_path):
-    said = []
+def another(root):
+    """Four cases of the same names: a spleen at 1 where the others have the left kidney, a liver at 7, 9 to ignore."""
+    root.mkdir()
+    made = Folder(root)
+    made.labels = {"spleen": 1, "liver": 7, "ignore": 9}
+    for name, seed in zip("abcd", "efgh", strict=True):
+        save(made.image(name), hounsfield(seed))
+        label = np.array([0, 1, 9, 7], np.uint8)[organs()]
+        save(made.label(name), label)
+    return made
+
+
+def test_labels_of_two_data_sets_are_read_by_their_own_values(folder, tmp_path):
+    """Prepared at the labels' own spacing, so that nothing is resampled: voxels are those of the files."""
+    two = another(tmp_path / "two")
+    data = {"dataset_root": [str(folder.write()), str(two.write())], "cache_dir": str(tmp_path / "cache")}
+    config = configured(folder.root, data=PATCHES | {"num_workers": 0} | data)
+    prepared = prepare_data(config)
+    assert prepared.dataset.classes.names == ("background", "kidney_left", "kidney_right", "liver", "spleen")
+    assert prepared.split.val == ("data_c", "data_d", "two_c", "two_d")
+    items = {item["case"]: item for item in prepared.val}
+    assert {case: item["annotated"] for case, item in items.items()} == {
+        "data_c": (3,), "data_d": (1, 2, 3), "two_c": (3, 4), "two_d": (3, 4)
+    }  # fmt: skip
+    assert np.array_equal(items["data_d"]["label"][0], organs())
+    assert np.array_equal(items["two_d"]["label"][0], np.array([0, 4, 255, 3], np.uint8)[organs()])
+    report = check(config, measure=False)
+    assert [finding.kind for finding in report.findings] == ["case_renamed"]
+    counts = {c.name: (c.n_annotated, c.n_cases) for c in report.fingerprint.classes}
+    assert counts["liver"] == (7, 7)
+    assert counts["spleen"] == (4, 4)
+    assert counts["kidney_left"] == (2, 2)
+    assert "two: 4 cases, layout list, split the data set's own; names spleen, liver" in to_text(report)
+
+
+def test_a_run_on_two_data_sets_says_what_was_annotated_and_is_evaluated_by_it(folder, tmp_path):
+    two = another(tmp_path / "two")
+    roots = {"dataset_root": [str(folder.write()), str(two.write())], "cache_dir": str(tmp_path / "cache")}
     groups = {"experiment": {"log_dir": str(tmp_path / "logs")}, "model": {"base_channels": 2}}
-    config = settings(folder, training={"max_epochs": 1, "overlay_every": 0}, **groups)
-    run = train(config, say=said.append)
-    counts = "the training cases annotate kidney_left in 1, kidney_right in 1, liver in 1"
-    assert f"Partly labelled: {counts}" in said
+    training = {"max_epochs": 1, "overlay_every": 0}
+    said = []
+    run = train(settings(folder, data=roots, training=training, **groups), say=said.append)
+    counts = "kidney_left in 1, kidney_right in 1, liver in 3, spleen in 2"
+    assert f"Partly labelled: the training cases annotate {counts}" in said
     record = json.loads((run / "training_config.json").read_text())
-    assert record["data"]["annotated"] == {
-        "train": {"kidney_left": 1, "kidney_right": 1, "liver": 1},
-        "val": {"kidney_left": 1, "kidney_right": 1, "liver": 2},
-    }
+    assert record["data"]["annotated"]["val"] == {"kidney_left": 1, "kidney_right": 1, "liver": 4, "spleen": 2}
+    assert [part["name"] for part in record["data"]["data_sets"]] == ["data", "two"]
+    assert from_mapping(load_mapping(run / "training_config.json")).data.dataset_roots == tuple(roots["dataset_root"])
+    result = evaluate_run(run, "val", device="cpu")
+    names = np.array(result.class_names)
+    assert {case.case: names[~case.annotated].tolist() for case in result.cases} == {
+        "data_c": ["kidney_left", "kidney_right", "spleen"], "data_d": ["spleen"],
+        "two_c": ["kidney_left", "kidney_right"], "two_d": ["kidney_left", "kidney_right"],
+    }  # fmt: skip
+    predicted = nib.load(run / "evaluation/val/predictions/two_d.nii.gz").get_fdata()
+    scored = next(case for case in result.cases if case.case == "two_d")
+    here = organs() != 2  # ignored voxels do not count
+    for index, value in ((3, 3), (4, 1)):
+        overlap = 2 * np.sum((predicted == index) & (organs() == value))
+        assert scored.dice[index] == pytest.approx(
+            overlap / (np.sum((predicted == index) & here) + np.sum(organs() == value))
+        )
 
 
 def test_a_resumed_run_refuses_another_annotation(folder):

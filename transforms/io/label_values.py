@@ -82,7 +82,24 @@ class LabelLookup:
         ignored = ignore_index(self.n_classes)
         if strange := [index for index in remap.values() if not 0 <= index < self.n_classes and index != ignored]:
             raise ValueError(f"label_remap: expected class indices of 0 to {self.n_classes - 1}, found {strange[0]}")
-        index_of = dict(zip(values, classes, strict=True)) | remap
+        self._fill(dict(zip(values, classes, strict=True)) | remap)
+
+    @classmethod
+    def of_values(cls, class_of_value: Mapping[int, int], n_classes: int) -> LabelLookup:
+        """Return the lookup of values that are given one by one; `ignore_index(n_classes)` is that of ignored voxels.
+
+        Raises:
+            ValueError: as the class does.
+
+        >>> LabelLookup.of_values({0: 0, 5: 2}, n_classes=3).indices(np.array([[[5, 0]]]), "label.nii").tolist()
+        [[[2, 0]]]
+        """
+        lookup = cls(range(n_classes), None)
+        lookup._fill(class_of_value)
+        return lookup
+
+    def _fill(self, index_of: Mapping[int, int]) -> None:
+        """Make the table of the class index of each value."""
         values = list(index_of)
         if not 1 <= self.n_classes <= 65535 or max(values) - min(values) > _MAX_SPAN:
             raise ValueError(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from transforms.io.nifti import open_nifti
 __all__ = [
     "Geometry",
     "LoadVolumed",
+    "ValuedLabel",
     "Volume",
     "VolumeError",
     "disagreeing_forms",
@@ -173,13 +174,22 @@ def _mode(path: Path) -> int | None:
         raise
 
 
+class ValuedLabel(NamedTuple):
+    """A label map with a table of its own: of a case whose data set writes classes down in other values than others."""
+
+    path: str
+    class_of_value: tuple[tuple[int, int], ...]
+    """(value in the file, class index) pairs, those of ignored values with `ignore_index`."""
+
+
 class LoadVolumed(MapTransform):
     """Load the image and the label of a case onto the image's voxel grid.
 
     `data["image"]` is a path or a sequence of paths, one a channel; it becomes a float32 MetaTensor (C, I, J, K).
-    `data["label"]` is the path of a label map, or a sequence of (class index, mask path) of which later ones win where
-    masks overlap; it becomes an integer MetaTensor (1, I, J, K) of class indices: uint8 up to 255 classes and int32
-    above (torch cannot flip or index uint16; at rest it fits uint16). `data["case"]` names the case in errors.
+    `data["label"]` is the path of a label map, a `ValuedLabel`, or a sequence of (class index, mask path) of which
+    later ones win where masks overlap; it becomes an integer MetaTensor (1, I, J, K) of class indices: uint8 up to 255
+    classes and int32 above (torch cannot flip or index uint16; at rest it fits uint16). `data["case"]` names the case
+    in errors.
 
     A label stored with other axes than its image (LAS beside a DICOM series, say) is permuted and flipped onto the
     image's axes when the two describe the same voxels; resampling never happens here. The tensors' meta holds
@@ -244,7 +254,11 @@ class LoadVolumed(MapTransform):
     def _open_label(self, source: Any, grid: Geometry | None) -> Callable[[], MetaTensor]:
         """Open the files of a label and check their grids; what is returned reads them."""
         masks: list[tuple[int, Path]] | None = None
-        if isinstance(source, str | PathLike):
+        lookup = self.lookup
+        if isinstance(source, ValuedLabel):
+            paths = [Path(source.path)]
+            lookup = LabelLookup.of_values(dict(source.class_of_value), self.lookup.n_classes)
+        elif isinstance(source, str | PathLike):
             paths = [Path(source)]
         else:
             masks = [(int(index), Path(path)) for index, path in source]
@@ -262,7 +276,7 @@ class LoadVolumed(MapTransform):
         def read() -> MetaTensor:
             arrays = (change.apply(volume.read()) for change, volume in zip(changes, volumes, strict=True))
             if masks is None:
-                indices = self.lookup.indices(next(arrays), str(paths[0]))
+                indices = lookup.indices(next(arrays), str(paths[0]))
             else:
                 indices = self.lookup.merge(target.shape[:3], masks, arrays)
             return _tensor(indices, target.affine, str(paths[0]) if paths else "", "")
