@@ -22,7 +22,16 @@ from networks.body_net import BodyNet
 from networks.sliding_window import gaussian_weights, window_starts
 from pipeline.predict import PredictionOptions, predict
 from tests.support.paths import ROOT
-from tests.support.tiny_training import EPOCHS, after_epochs, differences, ended, strict_json, tiny_training, train
+from tests.support.tiny_training import (
+    EPOCHS,
+    WHOLE,
+    after_epochs,
+    differences,
+    ended,
+    strict_json,
+    tiny_training,
+    train,
+)
 from transforms.chains import validation_chain
 from transforms.restore import FeatureMap, restore
 
@@ -164,8 +173,11 @@ def test_a_scan_is_predicted_through_the_window_of_the_training_on_its_own_grid(
 
 def test_two_processes_train_as_one_does_on_the_same_patches(work):
     histories = []
+    # An encoder that is frozen at first: its gradients are left out in one process, and computed for nothing in several
+    started = {"training.start_from": str(work / "logs" / WHOLE), "training.freeze_epochs": "1"}
     for name, batch, growth, n_processes in (("one", "2", "[8,8,8,4,1]", "1"), ("two", "1", "[8,8,8,2,1]", "2")):
         settings = SETTINGS | {"data.patch_growth": growth, "batch_size": batch, "training.n_processes": n_processes}
+        settings |= started
         command, run = tiny_training(work, name, max_epochs=2, **settings)
         # A command line of its own: the second process is started with it
         subprocess.run([sys.executable, "-m", "pipeline", *command], check=True, capture_output=True, cwd=ROOT)
