@@ -128,6 +128,7 @@ def train(
             setup = _set_up(config, devices, folder, state, fitting, trust=trust, say=say, console=console)
         except Stopped as stop:
             raise Stopped(str(stop), "nothing was trained yet: repeat the command; prepared cases are kept") from stop
+        del fitting  # its weights are the network's now
         if state is not None:
             refuse_changed_data(folder, setup.document)
             refuse_changed_cases(folder, state, setup.recorder.contents)

@@ -62,11 +62,15 @@ def _of_resumed_run(parse: Parse, groups: Groups) -> Config | None:
 def _over(parse: Parse, groups: Groups, kept: Groups, start_from: str) -> Config:
     """Put the given settings over the kept ones, as far as they go together.
 
-    A network that is given stands alone; a spacing or a proportion is of no use in another mode.
+    A network that is given stands alone; a spacing or a proportion is of no use in another mode, nor a window for
+    intensities that are scaled in another way.
     """
     layer = {group: dict(values) for group, values in kept.items()}
     if groups["model"].get("network") is not None:
         layer.pop("model", None)
+    for key, way in (("window", "ct"), ("mean_std", "ct"), ("percentiles", "mr")):
+        if groups["data"]["intensity"] not in ("auto", way):
+            layer.get("data", {}).pop(key, None)
     found = parse(_checked(layer, start_from))
     mode = layer.get("data", {}).get("mode")
     if mode is not None and found["data"]["mode"] != mode:

@@ -57,6 +57,7 @@ def test_flags_and_config_files_win_over_what_is_kept_also_where_they_say_the_de
     resized = started(old, "--data.mode", "resize")
     assert (resized.data.mode, resized.data.spacing_mm, resized.data.target_size) == ("resize", (), (160, 160, 256))
     assert resized.data.window == (-200.0, 300.0)
+    assert (started(old, "--data.intensity", "mr").data.window, resized.data.mean_std) == ("auto", (40.0, 90.0))
 
 
 def test_a_network_that_is_given_stands_alone(old):
