@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.cache.case_store import CaseStore
 from pipeline.cache.entry import CacheError, CannotWriteError
 from pipeline.cache.folder import cache_info, prune
-from pipeline.compute.memory import workers_that_fit
+from pipeline.compute.memory import MORE_SHARED_MEMORY, lacks_shared_memory, workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.console.text import first_lines, gigabytes
 
@@ -150,8 +150,9 @@ class _Build:
 
     def _in_parallel(self, waiting: list[int]) -> Iterator[_Outcome]:
         workers = min(self.workers, len(waiting))
+        one_by_one = (self.prepare(position, wait=False) for position in waiting)
         if workers <= 1:
-            yield from (self.prepare(position, wait=False) for position in waiting)
+            yield from one_by_one
             return
         # A generator of its own: otherwise the first start, which builds, would train from other random numbers than
         # the second. Out of order, so that one large case does not hold up the others.
@@ -164,7 +165,17 @@ class _Build:
             generator=torch.Generator(),
         )
         try:
-            yield from loader
+            outcomes = iter(loader)
+        except OSError as error:
+            if not lacks_shared_memory(error):
+                raise
+            log.warning(
+                "the shared memory (/dev/shm) is full, so one process prepares all cases; %s", MORE_SHARED_MEMORY
+            )
+            yield from one_by_one
+            return
+        try:
+            yield from outcomes
         except RuntimeError as error:
             advice = f"what is done is kept; build with fewer workers than {workers}"
             raise CacheError(f"a process that prepares cases died (out of memory?); {advice}: {error}") from error

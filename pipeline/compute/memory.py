@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import platform
 import re
@@ -106,6 +107,18 @@ def control_group_memory(folder: Path) -> tuple[int | None, int]:
 def available_cores() -> int:
     """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+SHARED_RESERVE = 2**20
+"""Bytes of shared memory for semaphores and small tensors, each a page."""
+
+MORE_SHARED_MEMORY = "give it more (docker run --shm-size 8g; mount -o remount,size=8g /dev/shm)"
+
+
+def lacks_shared_memory(error: OSError) -> bool:
+    """Whether an error comes from a shared memory that has no room left, not even for a semaphore."""
+    shared = shared_memory()
+    return error.errno == errno.ENOSPC and shared is not None and shared[0] < SHARED_RESERVE
 
 
 def shared_memory() -> tuple[int, int] | None:

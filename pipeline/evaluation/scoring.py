@@ -16,7 +16,7 @@ from multiprocessing import forkserver
 
 import torch
 
-from pipeline.compute.memory import workers_that_fit
+from pipeline.compute.memory import MORE_SHARED_MEMORY, lacks_shared_memory, workers_that_fit
 from pipeline.compute.signals import handling
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.console.text import one_line
@@ -82,7 +82,15 @@ def _one_by_one(score: Callable[..., CaseScores], pairs: Sequence[Pair], case_pr
 
 def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_workers: int) -> Results:
     """Score in processes of their own: most of a case's time is Python's and numpy's, which threads would wait for."""
-    pool = ProcessPoolExecutor(n_workers, mp_context=_context(), initializer=_begin_worker)
+    try:
+        pool = ProcessPoolExecutor(n_workers, mp_context=_context(), initializer=_begin_worker)
+    except OSError as error:
+        if not lacks_shared_memory(error):
+            raise
+        raise EvaluationError(
+            f"the shared memory (/dev/shm) has no room for {n_workers} processes that score; use --workers 1, or "
+            f"{MORE_SHARED_MEMORY}"
+        ) from error
     waiting: dict[Future[CaseScores], Pair] = {}
     try:
         with _signals_later():  # a worker that is being started when the pool ends would print a traceback

@@ -6,17 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.compute.memory import MORE_SHARED_MEMORY, SHARED_RESERVE
 from pipeline.config.settings import ConfigError
 from pipeline.console.text import gigabytes
 from transforms.slabs import segmentation_dtype
 
 PREFETCHED = 2
 """Batches that each worker prepares ahead, where the shared memory suffices; torch's own default."""
-
-RESERVE = 2**20
-"""Bytes of shared memory for semaphores and small tensors, each a page."""
-
-MORE_SHARED_MEMORY = "give it more (docker run --shm-size 8g; mount -o remount,size=8g /dev/shm)"
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,11 @@ def choose_data_workers(asked: int, n_bytes: int, *, cores: int, shared_free: in
     """
     number = min(asked, cores)
     note = "" if number == asked else f"Data workers: {number}, not {asked}: this process may use {cores} cores"
-    if number == 0 or shared_free is None or (number * PREFETCHED + 1) * n_bytes <= shared_free - RESERVE:
+    if number == 0 or shared_free is None or (number * PREFETCHED + 1) * n_bytes <= shared_free - SHARED_RESERVE:
         return DataWorkers(number, note=note)
     free = gigabytes(shared_free, 3)
     found = f"a batch takes {gigabytes(n_bytes, 3)}, and the shared memory (/dev/shm) has {free} free"
-    most = max(0, shared_free - RESERVE) // n_bytes - 1
+    most = max(0, shared_free - SHARED_RESERVE) // n_bytes - 1
     if most < 1:
         raise ConfigError(f"data.num_workers is {asked}: {found}; start with --num_workers 0, or {MORE_SHARED_MEMORY}")
     number = min(number, most)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import resource
 from dataclasses import dataclass
 
 import torch
 
-from pipeline.compute.memory import free_memory_bytes, memory_bytes, ran_out_of_memory, shared_memory
+from pipeline.compute.memory import (
+    MORE_SHARED_MEMORY,
+    free_memory_bytes,
+    lacks_shared_memory,
+    memory_bytes,
+    ran_out_of_memory,
+    shared_memory,
+)
 from pipeline.compute.ranks import ProcessError
 from pipeline.console.text import gigabytes
 from pipeline.files.atomic import FileError, disk_error
-from pipeline.training.data_workers import MORE_SHARED_MEMORY, RESERVE
 from pipeline.training.lightning_module import TrainingError
 
 _ASKED_FOR = re.compile(
@@ -87,8 +92,7 @@ def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> 
     refusal = disk_error(error)
     if refusal is None or refusal.errno is None:
         return None
-    shared = shared_memory()
-    if refusal.errno == errno.ENOSPC and shared is not None and shared[0] < RESERVE:  # not even for a semaphore
+    if lacks_shared_memory(refusal):
         return _shared_memory_sentence(settings, epoch)
     file = f" ({refusal.filename})" if refusal.filename else ""
     reason = f"{refusal.strerror or refusal}{file} in epoch {epoch}"

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.cache import build
 from pipeline.cache import entry as cache_entry
 from pipeline.cache import folder as cache_folder
 from pipeline.cache.build import CacheBuildError, build_entries
 from pipeline.cache.entry import CacheError
 from pipeline.cache.folder import prune
+from pipeline.compute import memory
 from tests.support.cached_cases import Note, build_in_process, entries
 
 
@@ -115,6 +117,22 @@ def test_a_full_disk_ends_the_build_without_blaming_a_case(make, monkeypatch):
         dataset.build()
     assert not isinstance(caught.value, CacheBuildError)
     assert [path.name for path in dataset.folder.iterdir()] == ["CACHEDIR.TAG"]
+
+
+@pytest.mark.fault(
+    "a /dev/shm without room for the semaphores of another process, while the cache is built",
+    "one warning with what helps; one process prepares all cases",
+)
+def test_a_full_shared_memory_leaves_the_work_to_this_process(make, met, monkeypatch, caplog):
+    class Refused(build.DataLoader):
+        def __iter__(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(build, "DataLoader", Refused)
+    monkeypatch.setattr(memory, "shared_memory", lambda: (0, 64 << 20))
+    make().build(workers=2)
+    assert len(met()) == 5
+    assert "the shared memory (/dev/shm) is full" in caplog.text
 
 
 def test_a_disk_that_is_too_small_is_refused_before_the_work(make, met, monkeypatch):

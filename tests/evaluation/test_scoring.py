@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
+from pipeline.compute import memory
 from pipeline.evaluate import evaluate
 from pipeline.evaluation import scoring
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
@@ -31,6 +33,20 @@ def killed(pair, **settings):
 def test_a_killed_process_is_reported_and_ends_the_evaluation(folders, monkeypatch):
     monkeypatch.setattr(scoring, "score_case", killed)
     with pytest.raises(EvaluationError, match=r"one of 2 processes that score was killed.*fewer --workers"):
+        evaluate(folders / "predictions", folders / "labels", ScoringOptions(workers=2))
+
+
+@pytest.mark.fault(
+    "a /dev/shm without room for the semaphores of another process, in `evaluate --workers N`",
+    "one line that says so, with what helps, exit 2",
+)
+def test_a_full_shared_memory_is_said_as_such(folders, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(scoring, "ProcessPoolExecutor", full)
+    monkeypatch.setattr(memory, "shared_memory", lambda: (0, 64 << 20))
+    with pytest.raises(EvaluationError, match=r"\(/dev/shm\) has no room for 2 processes that score; use --workers 1"):
         evaluate(folders / "predictions", folders / "labels", ScoringOptions(workers=2))
 
 
