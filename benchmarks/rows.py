@@ -301,6 +301,17 @@ def startup(scale: str, data: str | None) -> Row:
     return Row("start-up", [Comparison("whole process", methods, [{"n": _n(scale, 3, 3)}], repeats=1, memory=None)])
 
 
+def scale_of_starts(scale: str, data: str | None) -> Row:
+    """What a start costs by the number of cases."""
+    n_masks = 3 if scale == TOY else 117
+    counts = {FULL: (10, 1000), REDUCED: (10, 100), TOY: (4, 6)}[scale]
+    methods = {f"{n:,} cases": Job("scale.second_start", {"n_cases": n, "n_masks": n_masks}) for n in counts}
+    return Row(
+        f"a start of a training that finds nothing changed, {n_masks} masks a case",
+        [Comparison("second start", methods, folder=True, repeats=1, memory=None)],
+    )
+
+
 def growth(scale: str, data: str | None) -> Row:
     """Memory that is not given back."""
     settings = {"n": 4 if scale == TOY else 200}
@@ -378,6 +389,7 @@ ROWS: dict[str, Callable[[str, Any], Row]] = {
     "augmentation": augmentation,
     "epoch": epoch,
     "startup": startup,
+    "scale": scale_of_starts,
     "growth": growth,
     "curve": curve,
     "gpu": gpu,
