@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
@@ -26,14 +27,45 @@ _EXPECTED = {
 
 
 class CommandParser(ArgumentParser):
-    """A parser of one command: wrong arguments raise ConfigError with one plain line."""
+    """A parser of one command: wrong arguments raise ConfigError with one plain line, and paths may stand anywhere."""
 
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse as `ArgumentParser` does. Raises ConfigError."""
+        if args and any(not action.option_strings for action in self._actions):
+            flags = {name: action for action in self._actions for name in action.option_strings}
+            args = (_paths_in_front(args[0], flags), *args[1:])
         try:
             return super().parse_args(*args, **kwargs)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), self)) from None
+
+
+def _paths_in_front(arguments: Sequence[str], flags: Mapping[str, argparse.Action]) -> list[str]:
+    """Move what belongs to no flag to the front: argparse takes such arguments only where they stand together.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> roi = parser.add_argument("--roi", nargs=3)
+    >>> _paths_in_front(["run", "--roi", "9", "9", "9", "scans"], {"--roi": roi})
+    ['run', 'scans', '--roi', '9', '9', '9']
+    """
+    front: list[str] = []
+    behind: list[str] = []
+    n_values = 0.0
+    for word in arguments:
+        if re.match(r"-(?![\d.])", word):
+            behind.append(word)
+            flag, n_values = flags.get(word), math.inf  # what follows an unknown flag stays where it is
+            if "=" in word:
+                n_values = 0
+            elif flag is not None:
+                nargs = 1 if flag.nargs is None else flag.nargs
+                n_values = nargs if isinstance(nargs, int) else 1 if nargs == "?" else math.inf
+        elif n_values > 0:
+            behind.append(word)
+            n_values -= 1
+        else:
+            front.append(word)
+    return [*front, *behind]
 
 
 class PlainHelp(DefaultHelpFormatter):
@@ -64,6 +96,8 @@ def _unknown(found: re.Match, parser: ArgumentParser) -> str:
     arguments = found[1].split(" ")
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
     if not flags:
+        if "--dataset_root" in parser._option_string_actions:
+            return f"unexpected {arguments[0]!r}; did you mean --dataset_root {arguments[0]}?"
         return f"unexpected {arguments[0]!r}; {parser.prog} --help explains what is expected"
     flag = flags[0]
     known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]

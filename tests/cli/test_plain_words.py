@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from pipeline.cli import predict
+from pipeline.cli.arguments import with_value
 from pipeline.cli.main import COMMANDS, main
 
 SETTINGS = "train --dataset_root d"
@@ -18,6 +20,7 @@ SETTINGS = "train --dataset_root d"
         (f"{SETTINGS} --batchsize 2", "unknown flag --batchsize; did you mean --batch_size?"),
         (f"{SETTINGS} --zzz", "unknown flag --zzz; bodyseg train --help lists the known ones"),
         ("predict r s --ouput=o", "unknown flag --ouput; did you mean --output?"),
+        ("train d --lr 1", "unexpected 'd'; did you mean --dataset_root d?"),
         ("evaluate a b", "unexpected 'b'; bodyseg evaluate --help explains what is expected"),
         (f"{SETTINGS} --lr fast", "training.lr: expected a number, found 'fast'"),
         (f"{SETTINGS} --n_gpus x", "training.n_gpus: expected a whole number, found 'x'"),
@@ -38,19 +41,33 @@ def test_a_wrong_argument_is_explained_in_one_plain_line(arguments, words, capsy
     assert words in line
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "run scan1 scan2 --output o --roi 9 9 9 --json",
+        "run --output o --roi 9 9 9 --json scan1 scan2",
+        "--output=o run --json scan1 --roi 9 9 9 scan2",
+        "run --tta --json --output o scan1 --roi 9 9 9 scan2",
+    ],
+)
+def test_paths_may_stand_anywhere_among_the_flags(given):
+    parser = predict._parser()
+    found = parser.parse_args(with_value(given.split(), "--tta", "auto|[xyz,]+", "auto"))
+    assert [str(path) for path in found.paths] == ["run", "scan1", "scan2"]
+    assert (str(found.output), found.roi, found.json) == ("o", [9, 9, 9], True)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_help_names_a_python_type(command, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
+    assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert not re.search(r"type:|<class|NoneType|Union|Literal|\bnull\)|\| None|dict\[", text)
 
 
 def test_help_says_the_defaults_that_say_something(capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
+    assert main(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "every volume is resized to. (default: 160 160 256)" in text
-    assert "is the validation set. (default: 0)" in text
+    assert re.search(r"--data.fold FOLD [^(]*\(default: 0\)", text)
     assert "(default: None)" not in text
     assert "(default: False)" not in text
