@@ -148,7 +148,12 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "status": f"{n_ended} of {len(numbers)} folds",
         "time": _in_hours(sum(map(_in_seconds, times))) if times else None,
     }
-    shared = {key: value for key, value in configs[0].items() if all(config.get(key) == value for config in configs)}
+    shared = {
+        key: value
+        for key, value in configs[0].items()
+        if all(config.get(key) == value for config in configs)
+        and not (key == "data.fold" or key.startswith("data.split."))  # of a fold, also where one alone was begun
+    }
     return row, shared
 
 

@@ -198,6 +198,8 @@ def test_a_cross_validation_is_a_row_of_its_own(tmp_path):
         assert row["training.lr"] == 0.5
         assert "data.fold" not in row or row["data.fold"] is None
     assert [row["run"] for row in compare([study.path / "fold_0", study.path / "fold_1"]).rows] == ["fold_1", "fold_0"]
+    study.write_record(StudyRecord({}, "3 folds", "ab", {0: folds[0]}))
+    assert compare([tmp_path]).rows[1]["data.fold"] is None  # where one fold alone was begun
     study.record.unlink()
     study.write_record(StudyRecord({}, "3 folds", "ab", {9: folds[0]}))
     (line,) = compare([tmp_path]).skipped
