@@ -30,12 +30,33 @@ def ours(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) 
     return _measure(lambda x, head, label: criterion(x, head, label).loss, size, n_classes, n_features, n)
 
 
+def partly(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
+    """The loss in slabs and all gradients of a label that annotates half of the classes."""
+    criterion, shown = SlabDiceCELoss(), range(1, (n_classes + 1) // 2)
+
+    def loss_of(x: Tensor, head: nn.Conv3d, label: Tensor) -> Tensor:
+        return criterion(x, head, label, annotated=[shown]).loss
+
+    return _measure(loss_of, size, n_classes, n_features, n, kept=len(shown))
+
+
 def _measure(
-    loss_of: Callable[[Tensor, nn.Conv3d, Tensor], Tensor], size: Sequence[int], n_classes: int, n_features: int, n: int
+    loss_of: Callable[[Tensor, nn.Conv3d, Tensor], Tensor],
+    size: Sequence[int],
+    n_classes: int,
+    n_features: int,
+    n: int,
+    *,
+    kept: int | None = None,
 ) -> Measurement:
+    """kept: the highest class that the label keeps; those above become background. None: all."""
     features, head, label = _tensors(WARM_UP, n_classes, n_features)
+    if kept is not None:
+        label[label > kept] = 0
     _backward(loss_of(features, head, label), features, head)
     features, head, label = _tensors(size, n_classes, n_features)
+    if kept is not None:
+        label[label > kept] = 0
     return measure(lambda: _backward(loss_of(features, head, label), features, head), n=n)
 
 

@@ -30,7 +30,11 @@ def losses(scale: str, data: str | None) -> Row:
         [
             Comparison(
                 f"{count} classes",
-                {"conv + DiceCELoss": Job("losses.plain"), "slabs": Job("losses.ours")},
+                {
+                    "conv + DiceCELoss": Job("losses.plain"),
+                    "slabs, half of the classes annotated": Job("losses.partly"),
+                    "slabs": Job("losses.ours"),
+                },
                 [{"size": SIZES[scale], "n_classes": count, "n": _n(scale, 1, 3)}],
                 repeats=_n(scale, 3, 2),
                 same_value=("conv + DiceCELoss", "slabs"),

@@ -15,7 +15,8 @@ def median_frequency_weights(
     array([0.73, 1.  , 4.  ])
 
     f_c is the share of class c among the voxels of the cases that hold it, the median is over the classes that
-    occur (Eigen & Fergus 2015, section 6.3.2).
+    occur (Eigen & Fergus 2015, section 6.3.2). A case that does not annotate a class does not hold it, so that its
+    voxels do not make the class rarer; as the loss has it, what its label calls background is background.
 
     Args:
         class_voxels: Voxels of each class in each case.

@@ -14,6 +14,9 @@ from pipeline.metrics.overlap import dice_of, mean_iou
 class ValidationIoU(Metric):
     """Mean IoU over cases and foreground classes, see `mean_iou`; each case enters as its joint histogram.
 
+    A class that a label does not annotate is not in it, so it has no IoU there: what is predicted of it in the label's
+    background is neither right nor wrong, and what is predicted of it in an annotated structure is missing there.
+
     The joint histogram of a volume with 71 classes takes a hundredth of the time that monai.metrics.DiceMetric needs
     to compare it class by class, and gives the same Dice. Every process needs at least one case in an epoch: a
     histogram of zeros counts for nothing.

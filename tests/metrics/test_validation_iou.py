@@ -9,7 +9,7 @@ import torch
 from monai.metrics import DiceMetric
 from torch import multiprocessing
 
-from pipeline.metrics.overlap import mean_iou
+from pipeline.metrics.overlap import joint_histogram, mean_iou
 from pipeline.metrics.validation_iou import ValidationIoU
 from tests.support.label_maps import N_CLASSES, cases, histograms
 
@@ -61,3 +61,14 @@ def test_two_processes_together_find_what_one_finds(tmp_path):
         mean, per_class = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert mean.item() == pytest.approx(expected_mean, abs=1e-6)
         assert torch.allclose(per_class, expected, 0, 1e-6, equal_nan=True)
+
+
+def test_what_a_label_does_not_annotate_is_neither_right_nor_wrong():
+    """The label shows class 1 alone; class 2 is predicted beside it, and once in its place."""
+    label = torch.tensor([0, 0, 0, 1, 1, 1, 1])
+    alone, both = ValidationIoU(), ValidationIoU()
+    alone.update(joint_histogram(label, torch.tensor([0, 0, 0, 1, 1, 1, 0]), 3))
+    both.update(joint_histogram(label, torch.tensor([2, 2, 0, 1, 1, 1, 2]), 3))
+    (mean, per_class), (expected, _) = both.compute(), alone.compute()
+    assert float(mean) == float(expected) == pytest.approx(3 / 4)
+    assert math.isnan(per_class[1])
