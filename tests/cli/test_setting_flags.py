@@ -128,3 +128,24 @@ def test_the_defaults_hold_for_every_setting():
     config = Config(data=dataclasses.replace(settings("--dataset_root", "d").data))
     assert settings("--dataset_root", "d") == config
     assert yaml.safe_load(to_yaml(config)) == as_mapping(config)
+
+
+def test_several_data_sets_are_a_list_in_flags_and_files_and_one_stays_a_text(tmp_path):
+    config = settings("--dataset_root", "one", "two", "--data.layout", "nnunet", "auto", "--seed", "1")
+    assert (config.data.dataset_root, config.data.layout) == (("one", "two"), ("nnunet", "auto"))
+    assert config.data.dataset_roots == ("one", "two")
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config))
+    assert settings("--config", str(path)) == config
+    assert (
+        settings("--config", str(path), "--dataset_root", "three", "--data.layout", "auto").data.dataset_root == "three"
+    )
+    assert as_mapping(settings("--dataset_root", "one"))["data"]["layout"] == "auto"
+    for flags, message in (
+        (["--data.layout", "auto", "auto", "auto"], "one for each of 2 data sets, got 3"),
+        (["--data.label_remap", "{7: liver}"], "data.label_remap is for one data set, data.dataset_root names 2"),
+        (["--data.class_names", "background", "liver"], "data.class_names is for one data set"),
+        (["--data.layout", "nnunet", "nnu"], "data.layout"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            settings("--dataset_root", "one", "two", *flags)
