@@ -29,7 +29,7 @@ def run_measurement(
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
         [sys.executable, "-m", module],
-        input=json.dumps(request),
+        input=json.dumps({"asked_by": os.getpid(), "request": request}),
         capture_output=True,
         text=True,
         env=environment,
@@ -39,11 +39,16 @@ def run_measurement(
 
 
 def begin_measurement() -> dict[str, Any]:
-    """Return the request of `run_measurement`; called first by the process that measures."""
+    """Return the request of `run_measurement`; called first by the process that measures.
+
+    From then on it ends with the one that asked: nobody would read the answer, and it holds much memory. That one may
+    have ended already, in the seconds that imports took.
+    """
     with contextlib.suppress(OSError):  # when memory ends, the kernel is to end this process and no other
         Path("/proc/self/oom_score_adj").write_text("1000")
-    end_with_parent(os.getppid())  # nobody would read the answer, and it holds much memory
-    return json.load(sys.stdin)
+    asked = json.load(sys.stdin)
+    end_with_parent(asked["asked_by"])
+    return asked["request"]
 
 
 def peak_bytes() -> int:

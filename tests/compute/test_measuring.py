@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.compute.launcher import EXIT_LOST
 from pipeline.compute.measuring import run_measurement
+from tests.support.paths import ROOT
 
 PROGRAM = """
 import json
@@ -40,3 +44,16 @@ def test_the_process_that_measures_is_the_first_that_the_kernel_ends(answer: Cal
 def test_the_peak_is_not_that_of_the_process_that_asks(answer: Callable[[], dict[str, Any]]) -> None:
     np.ones(10**9, np.uint8)
     assert answer()["peak"] < 10**9
+
+
+@pytest.mark.fault(
+    "`bodyseg check` or `plan` killed (SIGKILL) while the process that takes a trial step still imports",
+    "that process ends, too",
+)
+def test_no_measurement_begins_for_a_process_that_is_gone() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    code = "import time; from pipeline.compute.measuring import begin_measurement; begin_measurement(); time.sleep(100)"
+    asked = json.dumps({"asked_by": ended.pid, "request": {}})
+    left = subprocess.run([sys.executable, "-c", code], input=asked, text=True, cwd=ROOT, check=False, timeout=90)
+    assert left.returncode == EXIT_LOST
