@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import deadline, gpu, loading, report, runner, way_back
+from benchmarks import deadline, gpu, loading, report, runner, scale, way_back
 from benchmarks.__main__ import main
 from benchmarks.measure import Measurement, measure
 from benchmarks.rows import FULL, REDUCED, ROWS, TOY
 from benchmarks.runner import Comparison, Goal, Job, Row, largest_difference, run_comparison, run_job, run_row
 from benchmarks.worker import call
+from pipeline.cache import key
 
 IN_PROCESS = (
     "losses", "metric", "surfaces", "restore", "window", "step", "loading", "patches", "augmentation", "curve",
@@ -170,6 +171,13 @@ def test_no_time_is_taken_where_gradients_are_wrong(tmp_path, monkeypatch):
     assert found.reason == "gradients on cpu differ from the CPU's by 100.0%: no time is worth taking"
 
 
+def test_a_start_asks_at_most_twice_about_each_file_of_a_further_case(tmp_path, monkeypatch):
+    monkeypatch.setattr(scale, "SETTLED_S", 0.0)
+    monkeypatch.setattr(key, "SETTLED_NS", 0)
+    asked = {n: scale.second_start(str(tmp_path), n, 3).facts["stat_calls_a_file"] * n * 4 for n in (5, 10)}
+    assert 5 * 4 <= asked[10] - asked[5] <= 5 * (2 * 4 + 4)  # each of four files twice, and the case's own entry
+
+
 def test_without_a_gpu_the_row_says_so_and_nothing_else(in_this_process, monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
     found = run_row(ROWS["gpu"](FULL, None), lambda line: None)
@@ -177,12 +185,12 @@ def test_without_a_gpu_the_row_says_so_and_nothing_else(in_this_process, monkeyp
     assert report.lines_of(found)[0][1:] == ("", "", "", "", "", "no GPU: not measured")
 
 
-@pytest.mark.parametrize("scale", [FULL, REDUCED])
-def test_every_row_names_functions_that_exist(scale):
+@pytest.mark.parametrize("size", [FULL, REDUCED])
+def test_every_row_names_functions_that_exist(size):
     import importlib
 
     for make in ROWS.values():
-        for comparison in make(scale, "anywhere").comparisons:
+        for comparison in make(size, "anywhere").comparisons:
             for job in (*comparison.methods.values(), *filter(None, [comparison.prepare])):
                 module, name = job.function.split(".")
                 assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), name))
