@@ -156,8 +156,10 @@ def _channels_taken(model: Model) -> str:
 
 
 def _other_channels(model: Model, n_images: int) -> str:
-    remedy = "predict with a run that was trained on such scans"
-    if n_images < model.n_channels:
+    remedy = "add the missing ones, or predict with a run that was trained on such scans"
+    if n_images > model.n_channels:
+        remedy = "predict with a run that was trained on such scans"
+    if n_images == 1:
         named = some_of([f"CASE_{name}" for name in model.channel_names], 4)
         remedy = (
             f"name the files CASE_0000, CASE_0001, … in this order, or after the channels ({named}, or without CASE_ "

@@ -85,10 +85,8 @@ class ScanFacts(NamedTuple):
 
 def warnings_about(scan: ScanFacts, model: Model) -> list[str]:
     """Say in a line each what is unusual about a scan for a network; nothing for most scans."""
-    warnings = []
-    if not scan.lowest < scan.ranges[0][1]:
-        warnings.append(f"every voxel of the scan is {scan.lowest:g}: nothing can be seen in it")
-    else:
+    warnings = [*_constant_warnings(scan, model)]
+    if scan.lowest < scan.ranges[0][1]:
         warnings += _kind_warnings(scan, model)
     warnings += _range_warnings(scan, model)
     warnings += _label_warnings(scan, model)
@@ -148,6 +146,14 @@ def _range_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
         if end and (lowest < 0 or highest > end or 0 < highest <= 1 < end):
             values = f"values from {lowest:g} to {highest:g}"
             yield f"channel {name} of the scan has {values}, that of the training from 0 to {end:g}"
+
+
+def _constant_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
+    """Warn of channels without any contrast; a mask may be empty."""
+    for name, way, (lowest, highest) in zip(model.channel_names, _ways(scan, model), scan.ranges, strict=True):
+        if not lowest < highest and way not in FIXED_RANGES:
+            where = "the scan" if len(scan.ranges) == 1 else f"channel {name} of the scan"
+            yield f"every voxel of {where} is {lowest:g}: nothing can be seen in it"
 
 
 def _label_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:

@@ -97,6 +97,13 @@ def test_a_mask_in_other_numbers_than_those_of_the_training_is_warned_of(tmp_pat
     assert found == ((words,) if is_unlike else ())
 
 
+def test_a_channel_without_contrast_is_warned_of(tmp_path):
+    files = [saved(tmp_path / "ct.nii"), saved(tmp_path / "pet.nii", value=0.0), saved(tmp_path / "m.nii", value=0.0)]
+    run = checkpoint(tmp_path / "run.ckpt", channels=("CT", "PET", "mask"), intensity=["ct", "zscore", "0to1"])
+    found = prepare(load_models([run], torch.device("cpu")), files, "case").warnings
+    assert found == ("every voxel of channel PET of the scan is 0: nothing can be seen in it",)
+
+
 @pytest.mark.parametrize("kind", ["T2w", "seg-subreg", "seg-vert"])
 def test_a_label_map_in_the_place_of_a_scan_is_warned_of(shared_data, tmp_path, kind):
     (path,) = (shared_data / "spine_crops" / "sample_mri").glob(f"*{kind}*")
