@@ -189,6 +189,8 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
     make_folder(study.path)
     with _alone(study.preparing_lock, console) if is_first_process() else nullcontext():
         earlier = study.read_record() if study.record.exists() else None
+        if earlier is not None and not any(study.fold(number).path.exists() for number in earlier.folds):
+            earlier = None  # nothing was trained yet: other settings are welcome
         if earlier is not None:
             _refuse_changed_settings(study, earlier, config)
         with Bar("Checking", console) as bar:

@@ -257,6 +257,9 @@ def test_a_signal_says_how_to_go_on(work, tmp_path, monkeypatch, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     expected = "bodyseg: stopped by SIGTERM; 0 of 2 folds are finished; the same command goes on with fold 0"
     assert line == expected
+    # No fold was begun, so that the settings may still be corrected.
+    assert main(study_command(work, "stopped", lr="0.1", log_dir=str(tmp_path))) == 143
+    assert StudyFolder(tmp_path, "stopped").read_record().settings["training"]["lr"] == 0.1
 
 
 @pytest.mark.fault(
