@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.console.text import one_line, printable, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
+from pipeline.runs.setting_differences import differing_settings, flat_settings
 from pipeline.runs.study import StudyFolder, is_study_folder
 
 COLUMNS = {
@@ -33,22 +34,6 @@ COLUMNS = {
     "time": "time",
 }
 """The columns that every comparison has, and their headings on the screen."""
-
-NOT_COMPARED = (
-    "experiment.",
-    "system.",
-    "loss.class_weights_stats",
-    "loss.classes_that_never_occur",
-    "data.intensity_found",
-    "data.split.train",
-    "data.split.val",
-    "data.split.test",
-    "data.cross_validation.fold",
-    "model.base_channels",
-    "model.total_parameters",
-    "model.network_settings",
-)
-"""Beginnings of the keys that name the run, were found out by it, or have a column or hash of their own."""
 
 LONGEST_CELL = 60
 """Characters of a setting's name or value that the screen shows; files get all of them."""
@@ -91,7 +76,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         configs.append(config)
     if not rows:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
-    settings = _differing(configs)
+    settings = differing_settings(configs)
     for row, config in zip(rows, configs, strict=True):
         row.update({key: config.get(key) for key in settings})
     return Comparison(tuple(sorted(rows, key=_best_first)), tuple(settings), tuple(skipped))
@@ -110,7 +95,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "total_parameters": config["model"].get("total_parameters"),
         "time": _time_between(config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)),
     }
-    return null_for_undefined(row), dict(_flat(null_for_undefined(config)))
+    return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
 
 
 def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
@@ -173,20 +158,6 @@ def _time_between(start: Any, end: Any) -> str | None:
     except (TypeError, ValueError):
         return None
     return _in_hours(seconds) if seconds >= 0 else None
-
-
-def _flat(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _differing(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """List the keys with more than one value, in the configs' own order; an absent key counts as null."""
-    keys = {key: None for config in configs for key in config if not key.startswith(NOT_COMPARED)}
-    return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
 
 
 def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:

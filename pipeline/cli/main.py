@@ -26,6 +26,7 @@ from pipeline.cli import (
     plan,
     plot,
     predict,
+    report,
     sample,
     train,
 )
@@ -165,6 +166,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "check-geometry": check_geometry.run,
     "plot": plot.run,
     "compare": compare.run,
+    "report": report.run,
     "sample": sample.run,
     "cache": cache.run,
 }

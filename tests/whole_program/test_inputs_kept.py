@@ -33,6 +33,7 @@ from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.phantoms.anatomy import draw_body
 from pipeline.phantoms.shapes import Ellipsoid, Loft, Tube, Warp
+from pipeline.report_page.case_volumes import CaseVolumes
 from pipeline.training.tensorboard import EventsLogger
 from pipeline.training.weighted_mean import WeightedMean
 from pipeline.visualisation.planes import cut_planes
@@ -317,6 +318,9 @@ CALLS: dict[str, Call] = {
     "pipeline.phantoms.shapes.Ellipsoid.placed": _placed(Ellipsoid(np.zeros(3), *ROUND)),
     "pipeline.phantoms.shapes.Tube.placed": _placed(Tube(PATH, np.array([5.0, 5]), np.ones(3))),
     "pipeline.phantoms.shapes.Loft.placed": _placed(Loft(LEVELS, PLANE)),
+    "pipeline.report_page.case_volumes.viewer_data": lambda f, g: f(
+        CaseVolumes(g.array(*SIZE), *[g.label_array(*SIZE)] * 2, g.affine()), 1, g.label_array(4, 3), "abcd"
+    ),
     "pipeline.training.build.build_module": lambda f, g: f(
         ModelConfig(base_channels=2),
         TrainingConfig(),

@@ -1,0 +1,104 @@
+"""Cut a case to the surroundings of one structure, small enough to be looked at inside a page."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, io_orientation
+from numpy.typing import NDArray
+
+from pipeline.visualisation.display_window import display_window
+from transforms.io.grid import voxel_edges_mm
+
+MARGIN_MM = 15.0
+"""What is shown around the structure."""
+
+MOST_VOXELS = 1_200_000
+"""Of one case: six of them, packed, keep a page below 15 MB. A larger part is shown in every second voxel or fewer."""
+
+
+@dataclass(frozen=True, eq=False)
+class CaseVolumes:
+    """A case on the grid of its label."""
+
+    image: NDArray | None
+    """(I, J, K) intensities; None where it was not found."""
+    label: NDArray[np.integer]
+    """(I, J, K) class indices."""
+    prediction: NDArray[np.integer]
+    """(I, J, K) class indices."""
+    affine: NDArray[np.float64]
+    """4×4, voxel index -> world mm (RAS+)."""
+
+
+def viewer_data(volumes: CaseVolumes, focus: int, colours: NDArray[np.uint8], names: Sequence[str]) -> dict[str, Any]:
+    """What the page's viewer shows of a case: bytes with the patient's right, front and head last along their axes.
+
+    Args:
+        volumes: the case.
+        focus: index of the class that is shown with `MARGIN_MM` around it, in label or prediction.
+        colours: (n_classes, 3) from `class_colours`.
+        names: of the classes, background first.
+    """
+    towards_ras = io_orientation(volumes.affine)
+
+    def turned(array: NDArray) -> NDArray:
+        return np.asarray(apply_orientation(array, towards_ras))
+
+    order = np.argsort(towards_ras[:, 0])
+    edges_mm = np.array(voxel_edges_mm(volumes.affine))[order]
+    label, prediction = turned(volumes.label), turned(volumes.prediction)
+    box = _box((label == focus) | (prediction == focus), edges_mm)
+    step = _steps(tuple(part.stop - part.start for part in box), edges_mm)
+    cut = tuple(slice(part.start, part.stop, n) for part, n in zip(box, step, strict=True))
+    parts: dict[str, Any] = {
+        "label": _packed(label[cut].astype(np.uint16)),
+        "prediction": _packed(prediction[cut].astype(np.uint16)),
+    }
+    words = "no image was found"
+    if volumes.image is not None:
+        window = display_window(volumes.image)
+        grey = np.nan_to_num((turned(volumes.image)[cut].astype(np.float64) - window.low) / (window.high - window.low))
+        parts["image"] = _packed((255 * grey.clip(0, 1)).round().astype(np.uint8))
+        words = window.name
+    present = sorted({int(c) for array in (label[cut], prediction[cut]) for c in np.unique(array)} - {0})
+    inside = np.argwhere(((label == focus) | (prediction == focus))[cut])
+    every = "" if set(step) == {1} else f", every {' × '.join(map(str, step))}th voxel"
+    return parts | {
+        "shape": [len(range(*part.indices(n))) for part, n in zip(cut, label.shape, strict=True)],
+        "edges_mm": [float(edge * n) for edge, n in zip(edges_mm, step, strict=True)],
+        "start": [int(value) for value in np.median(inside, axis=0)] if len(inside) else [0, 0, 0],
+        "about": f"{words}; voxels {' × '.join(f'{edge:.3g}' for edge in edges_mm)} mm{every}",
+        "classes": [[c, names[c], [int(part) for part in colours[c]]] for c in present],
+    }
+
+
+def _box(mask: NDArray[np.bool_], edges_mm: NDArray[np.float64]) -> list[slice]:
+    """The structure's bounding box with its margin; all of a volume without it."""
+    box = []
+    for axis, n in enumerate(mask.shape):
+        used = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
+        extra = int(np.ceil(MARGIN_MM / edges_mm[axis]))
+        first, last = (int(used[0]), int(used[-1]) + 1) if used.size else (0, n)
+        box.append(slice(max(0, first - extra), min(n, last + extra)))
+    return box
+
+
+def _steps(shape: tuple[int, ...], edges_mm: NDArray[np.float64]) -> list[int]:
+    """Every how many voxels are taken along each axis: the finest axes are thinned out first."""
+    steps = [1, 1, 1]
+    while np.prod([-(-n // step) for n, step in zip(shape, steps, strict=True)]) > MOST_VOXELS:
+        finest = min(edge * step for edge, step in zip(edges_mm, steps, strict=True))
+        steps = [step + 1 if edge * step < 1.3 * finest else step for edge, step in zip(edges_mm, steps, strict=True)]
+    return steps
+
+
+def _packed(array: NDArray) -> str:
+    """Bytes with the first index fastest, little-endian, packed and as text."""
+    stored = array.astype(array.dtype.newbyteorder("<")).tobytes(order="F")
+    return base64.b64encode(gzip.compress(stored, 6, mtime=0)).decode("ascii")

@@ -1,0 +1,122 @@
+"""The command "report": runs and their scores as one HTML page that can be sent to somebody."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.console.text import one_line
+from pipeline.evaluation.metrics_file import metrics_path, read_metrics
+from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.scored_case import read_scored_case
+from pipeline.files.atomic import FileError, write_atomically
+from pipeline.files.json_files import read_json
+from pipeline.report_page.case_volumes import CaseVolumes, viewer_data
+from pipeline.report_page.page import CaseView, RunFacts, Scores, page
+from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
+from pipeline.runs.study import StudyFolder, is_study_folder
+from pipeline.visualisation.class_colours import class_colours
+from transforms.io.errors import VolumeError
+
+N_CASES = 6
+"""Worst cases that can be looked at, of all metrics.json files together."""
+
+SPLITS = ("test", "val", "train")
+"""Evaluations that a run's folder may hold; the page shows all there are."""
+
+
+def report(sources: Sequence[Path | str], output: Path | str, *, images: bool = True, n_cases: int = N_CASES) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        sources: run folders, folders of runs, cross-validations, and metrics.json files; of runs and cross-validations
+            their evaluations are found.
+        output: an .html file.
+        images: False leaves out all images, labels and predictions.
+        n_cases: worst cases that can be looked at.
+
+    Raises:
+        FileError: a source that is none of these or is damaged, or the disk refuses. EvaluationError: a metrics.json of
+            another kind.
+    """
+    output = Path(output)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise FileError(f'--output {output}: expected a file ending in .html, found "{output.suffix}"')
+    if n_cases < 0:
+        raise FileError(f"--cases must be 0 or more, got {n_cases}")
+    folders, metrics = _found(sources)
+    runs = [_facts(name, folder) for name, folder in zip(distinct_names(folders), folders, strict=True)]
+    scores, left = [], n_cases if images else 0
+    for number, path in enumerate(metrics):
+        one = _scores(path, -(-left // (len(metrics) - number)))  # an equal share of what is left
+        left -= len(one.views)
+        scores.append(one)
+    content = page(runs, scores).encode("utf-8", errors="replace")
+    write_atomically(output, lambda stream: stream.write(content))
+    return output
+
+
+def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[Path]]:
+    """The runs and metrics.json files that the sources name, each once."""
+    runs: dict[Path, RunFolder] = {}
+    metrics: dict[Path, Path] = {}
+    for source in map(Path, sources):
+        if source.is_file():
+            metrics.setdefault(source.resolve(), source)
+            continue
+        if is_study_folder(source):
+            study = StudyFolder.at(source)
+            folders = list_runs([source])
+            found = [study.metrics] if study.metrics.is_file() else []
+        elif metrics_path(source).is_file() and not is_run_folder(source):
+            folders, found = [], [metrics_path(source)]
+        else:
+            folders = list_runs([source])
+            found = [path for folder in folders for path in _evaluations(folder)]
+        runs |= {folder.path.resolve(): folder for folder in folders}
+        metrics |= {path.resolve(): path for path in found}
+    return list(runs.values()), list(metrics.values())
+
+
+def _evaluations(folder: RunFolder) -> Iterator[Path]:
+    for split in SPLITS:
+        path = metrics_path(folder.path / "evaluation" / split)
+        if path.is_file():
+            yield path
+
+
+def _facts(name: str, folder: RunFolder) -> RunFacts:
+    summary = folder.read_summary() if folder.summary.exists() else {}
+    return RunFacts(name, folder.read_config(), folder.read_log(), summary)
+
+
+def _scores(path: Path, n_views: int) -> Scores:
+    read_metrics(path)  # refuses what is not one
+    document = read_json(path, largest=None)
+    name = str(path.parent) if path.name == "metrics.json" else str(path)
+    try:
+        views = tuple(_view(case, document["class_names"]) for case in document["cases"][:n_views])
+        scores = Scores(name, document, views)
+        page([], [scores])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = one_line(error, 100)
+        raise EvaluationError(
+            f"{path}: expected a metrics.json of bodyseg evaluate, found another ({reason})"
+        ) from error
+    return scores
+
+
+def _view(case: Mapping[str, Any], class_names: Sequence[str]) -> CaseView:
+    """The worst structure of a case, with its surroundings."""
+    scored = {name: one["dice"] for name, one in case["classes"].items() if one["dice"] is not None}
+    if not scored:
+        return CaseView(case["case"], "no structure", None, None, "its label holds no structure")
+    worst = min(scored, key=lambda name: scored[name])
+    try:
+        read = read_scored_case(case, class_names)
+    except (EvaluationError, VolumeError, FileError, OSError) as error:
+        return CaseView(case["case"], worst, scored[worst], None, one_line(error))
+    volumes = CaseVolumes(read.image, read.label, read.prediction, read.affine)
+    data = viewer_data(volumes, list(class_names).index(worst), class_colours(class_names), class_names)
+    return CaseView(case["case"], worst, scored[worst], data)

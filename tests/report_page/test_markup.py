@@ -1,0 +1,78 @@
+"""Foreign text is text in the page, and its tables sort."""
+
+from __future__ import annotations
+
+import math
+from html.parser import HTMLParser
+
+from pipeline.report_page.markup import data, facts, number, section, table, text, words
+from tests.support.page_script import run_script
+
+EVIL = '</script><img src=x onerror="alert(1)">\x1b[2J&amp;'
+
+
+class Elements(HTMLParser):
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(content)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_names_are_shown_and_make_no_elements():
+    page = Elements(section(EVIL, table([EVIL], [[words(EVIL)]]), facts([(EVIL, EVIL), ("empty", None)])))
+    assert "img" not in page.tags
+    assert not any(name.startswith("on") for name, _ in page.attributes)
+    shown = EVIL.replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+    assert page.words.count(shown) == 5
+    assert text(EVIL).count("<") == 0
+
+
+def test_data_cannot_end_its_element():
+    page = Elements(data("a", {"name": EVIL, "more": "<!--"}))
+    assert page.tags == ["script"]
+
+
+def test_undefined_numbers_are_dashes():
+    assert number(None).shown == number(math.nan).shown == "–"
+    assert number(0.5, 2) == ("0.50", 0.5)
+
+
+def test_a_section_without_content_is_left_out():
+    assert section("a", "") == ""
+
+
+def test_the_script_sorts_numbers_as_numbers_and_puts_undefined_ones_last():
+    """Twice: up, then down."""
+    orders = run_script(
+        """
+        const cell = (order, kind) => ({ className: kind, getAttribute: () => order });
+        const attributes = {};
+        const heading = {
+          getAttribute: (name) => attributes[name] ?? null,
+          setAttribute: (name, value) => { attributes[name] = value; },
+          removeAttribute: (name) => { delete attributes[name]; },
+        };
+        const rows = values.map((value) => ({ cells: [cell(value, "number")] }));
+        const move = (row) => { body.rows = body.rows.filter((one) => one !== row).concat([row]); };
+        const body = { rows, appendChild: move };
+        const table = { tHead: { rows: [{ cells: [heading] }] }, tBodies: [body] };
+        const found = [];
+        for (let n = 0; n < 2; n++) {
+          const before = attributes["aria-sort"];
+          page.sortTable(table, 0);
+          found.push(body.rows.map((row) => row.cells[0].getAttribute()));
+        }
+        return found;
+        """,
+        values=["10", "9", "", "-1", "0.5"],
+    )
+    assert orders[0] == ["-1", "0.5", "9", "10", ""]
