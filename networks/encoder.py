@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from networks.errors import NetworkError
 from networks.probe import Size, outputs
 
+ENLARGED = 4
+"""Times that the volume to watch is larger than those to come, along each axis: of small ones several levels may have
+one voxel. It costs nothing."""
+
 
 def encoder_weights(network: nn.Module, in_channels: int, size: Size) -> frozenset[str]:
     """Return the names, in the network's state_dict, of the weights and buffers of its encoder.
@@ -32,24 +36,21 @@ def encoder_weights(network: nn.Module, in_channels: int, size: Size) -> frozens
     Raises:
         NetworkError: If the network has no coarser level, or cannot run without values.
     """
-    copied: Any = copy.deepcopy(network).to("meta")
-    calls: list[tuple[nn.Module, int]] = []
-    handles = [
-        module.register_forward_hook(lambda module, _inputs, out: calls.append((module, _n_voxels(out))))
-        for module in copied.modules()
-    ]
+    copied: Any = copy.deepcopy(network).to("meta").eval()
     name = str(getattr(network, "settings", {}).get("_target_", type(network).__name__)).rpartition(".")[2]
+    i, j, k = size
+    large = (i * ENLARGED, j * ENLARGED, k * ENLARGED)
     try:
-        copied.eval()(torch.empty(1, in_channels, *size, device="meta"))
-    except Exception as error:  # whatever it is that it does with values
-        reason = " ".join(str(error).split())[:200]
-        raise NetworkError(
-            f"training.freeze_epochs: the encoder of {name} cannot be found ({type(error).__name__}: {reason}); "
-            "leave it out"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+        calls, n_image = _calls(copied, in_channels, large), math.prod(large)
+    except Exception:  # it takes one size only
+        try:
+            calls, n_image = _calls(copied, in_channels, size), math.prod(size)
+        except Exception as error:  # whatever it is that it does with values
+            reason = " ".join(str(error).split())[:200]
+            raise NetworkError(
+                f"training.freeze_epochs: the encoder of {name} cannot be found ({type(error).__name__}: {reason}); "
+                "leave it out"
+            ) from error
     own = copied.state_dict(keep_vars=True)
     names: dict[int, list[str]] = {}
     for key, value in own.items():
@@ -65,9 +66,24 @@ def encoder_weights(network: nn.Module, in_channels: int, size: Size) -> frozens
             if id(value) not in seen:
                 seen.add(id(value))
                 found.update(names.get(id(value), ()) if time <= last else ())
-    if coarsest == math.prod(size) or len(found) == len(own):
+    if coarsest == n_image or len(found) == len(own):
         raise NetworkError(f"training.freeze_epochs: {name} has no encoder, only one resolution; leave it out")
     return frozenset(found)
+
+
+def _calls(network: Any, in_channels: int, size: Size) -> list[tuple[nn.Module, int]]:
+    """The modules in the order in which they are done, with the voxels of what each returns."""
+    calls: list[tuple[nn.Module, int]] = []
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, out: calls.append((module, _n_voxels(out))))
+        for module in network.modules()
+    ]
+    try:
+        network(torch.empty(1, in_channels, *size, device="meta"))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
 
 
 def _n_voxels(out: Any) -> int:

@@ -18,6 +18,7 @@ from pipeline.console.text import aligned, some_of
 from pipeline.datasets.class_table import plain_name
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.rows import are_named
+from pipeline.files.atomic import FileError
 from pipeline.training.optimisation import TakenWeights
 from pipeline.training.start_source import Fitting, Source
 
@@ -258,9 +259,16 @@ def treatment(
 
     Raises:
         NetworkError: an encoder is to be frozen and the network has none.
+        FileError: the record is damaged.
     """
     state = network.state_dict(keep_vars=True)
-    others = {*document["weights_in_part"], *document["weights_anew"]}
+    try:
+        others = {*document["weights_in_part"], *document["weights_anew"]}
+    except (KeyError, TypeError) as error:
+        raise FileError(
+            "training_config.json: training.started_from: expected the lists weights_in_part and weights_anew, found "
+            "none; restore the file from a copy"
+        ) from error
     whole = {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and name not in others}
     frozen, norms = [], []
     if training.freeze_epochs:

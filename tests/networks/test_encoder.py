@@ -4,59 +4,71 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from networks.body_net import BodyNet
 from networks.encoder import encoder_weights
 from networks.errors import NetworkError
 from networks.registry import build_network
 from tests.support.monai_networks import DYN, SMALL
 
+SIZE = (16, 16, 16)
 
-def parts(spec, size=(32, 32, 32), depth=1):
-    network = build_network(spec, n_classes=2, base_channels=2, target_size=size)
-    names = encoder_weights(network, 1, size)
-    others = network.state_dict().keys() - names
-    return tuple({".".join(name.split(".")[:depth]) for name in each} for each in (names, others))
+
+class OfSequences(nn.Module):
+    """A network whose coarsest level is a sequence of tokens, as in MONAI's UNETR."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv3d(1, 4, 4, stride=4)
+        self.layer = nn.Linear(4, 4)
+        self.fine = nn.Conv3d(1, 2, 3, padding=1)
+        self.up = nn.ConvTranspose3d(4, 2, 4, stride=4)
+        self.head = nn.Conv3d(2, 2, 1)
+
+    def forward(self, x):
+        coarse = self.patches(x)
+        tokens = self.layer(coarse.flatten(2).transpose(1, 2))
+        return self.head(self.fine(x) + self.up(tokens.transpose(1, 2).reshape(coarse.shape)))
 
 
 @pytest.mark.parametrize(
-    ("spec", "encoder", "rest"),
+    ("network", "encoder", "rest"),
     [
-        (None, {"stem", "encoder"}, {"decoder", "last", "head"}),
+        (lambda: BodyNet(base_channels=2), {"stem", "encoder"}, {"decoder", "last", "head"}),
         (
-            "BasicUNet",
+            lambda: build_network({"_target_": "BasicUNet", "features": [2] * 6}, n_classes=2, target_size=SIZE),
             {"conv_0", "down_1", "down_2", "down_3", "down_4"},
-            {"final_conv", *(f"upcat_{n}" for n in (1, 2, 3, 4))},
+            {"final_conv", "upcat_1", "upcat_2", "upcat_3", "upcat_4"},
         ),
-        (SMALL["SegResNetDS"], {"encoder"}, {"up_layers"}),
-        (
-            SMALL["UNETR"],
-            {"vit"},
-            {"encoder1", "encoder2", "encoder3", "encoder4", "out", *(f"decoder{n}" for n in (2, 3, 4, 5))},
-        ),
+        (OfSequences, {"patches", "layer"}, {"fine", "up", "head"}),
     ],
+    ids=["BodyNet", "BasicUNet", "tokens"],
 )
-def test_the_encoder_is_what_is_computed_until_the_coarsest_level_is_done(spec, encoder, rest):
-    found, others = parts(spec)
-    assert (found, others - found) == (encoder, rest)  # of MONAI's ViT some weights take no part
+def test_the_encoder_is_what_is_computed_until_the_coarsest_level_is_done(network, encoder, rest):
+    built = network()
+    names = encoder_weights(built, 1, SIZE)
+    assert {name.partition(".")[0] for name in names} == encoder
+    assert {name.partition(".")[0] for name in built.state_dict().keys() - names} == rest
 
 
 def test_a_weight_with_two_names_has_both():
-    network = build_network({"_target_": "DynUNet", **DYN}, n_classes=2, target_size=(32, 32, 32))
-    names = encoder_weights(network, 1, (32, 32, 32))
+    network = build_network({"_target_": "DynUNet", **DYN}, n_classes=2, target_size=SIZE)
+    names = encoder_weights(network, 1, SIZE)
     assert {"input_block.conv1.conv.weight", "skip_layers.downsample.conv1.conv.weight"} <= names
     assert not any("upsample" in name or "output" in name for name in names)
 
 
 def test_buffers_of_batch_normalisations_belong_to_it():
-    network = build_network(SMALL["AttentionUnet"], n_classes=2, target_size=(16, 16, 16))
-    names = encoder_weights(network, 1, (16, 16, 16))
+    network = build_network(SMALL["AttentionUnet"], n_classes=2, target_size=SIZE)
+    names = encoder_weights(network, 1, SIZE)
     assert "model.0.conv.0.adn.N.running_mean" in names
     assert not any("attention" in name for name in names)
 
 
 def test_a_network_of_one_resolution_has_none():
-    network = build_network(SMALL["HighResNet"], n_classes=2, target_size=(16, 16, 16))
+    network = build_network(SMALL["HighResNet"], n_classes=2, target_size=SIZE)
     before = [p.clone() for p in network.parameters()]
     with pytest.raises(NetworkError, match="HighResNet has no encoder"):
-        encoder_weights(network, 1, (16, 16, 16))
+        encoder_weights(network, 1, SIZE)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))

@@ -124,17 +124,20 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_then_moves(tmp_path):
     assert not torch.equal(before["stem.weight"], weights.after[2]["stem.weight"])
 
 
+def test_a_damaged_record_of_a_start_is_refused():
+    with pytest.raises(FileError, match=r"training\.started_from: expected the lists weights_in_part"):
+        treatment({}, module().network, TrainingConfig(), in_channels=1, size=SIZE)
+
+
 def test_batch_normalisations_of_a_frozen_encoder_keep_their_means(tmp_path):
-    trained = module()
     spec = {"_target_": "BasicUNet", "features": [2, 2, 2, 2, 2, 2], "norm": "batch"}
-    trained.network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
+    network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
     document = {"weights_in_part": [], "weights_anew": []}
     training = TrainingConfig(start_from="r", freeze_epochs=1)
-    taken = treatment(document, trained.network, training, in_channels=1, size=(16, 16, 16))
-    own = trained.network.state_dict(keep_vars=True)
+    taken = treatment(document, network, training, in_channels=1, size=(16, 16, 16))
+    own = network.state_dict(keep_vars=True)
     norms = [name for name in own if name.endswith("running_mean") and name.startswith(("conv_0", "down"))]
     assert {id(norm.running_mean) for norm in taken.frozen_norms} == {id(own[name]) for name in norms}
-    trained.taken = taken
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
