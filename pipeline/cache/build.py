@@ -150,9 +150,13 @@ class _Build:
 
     def _in_parallel(self, waiting: list[int]) -> Iterator[_Outcome]:
         workers = min(self.workers, len(waiting))
-        one_by_one = (self.prepare(position, wait=False) for position in waiting)
+        if workers > 1 and lacks_shared_memory():
+            log.warning(
+                "the shared memory (/dev/shm) is full, so one process prepares all cases; %s", MORE_SHARED_MEMORY
+            )
+            workers = 1
         if workers <= 1:
-            yield from one_by_one
+            yield from (self.prepare(position, wait=False) for position in waiting)
             return
         # A generator of its own: otherwise the first start, which builds, would train from other random numbers than
         # the second. Out of order, so that one large case does not hold up the others.
@@ -165,17 +169,7 @@ class _Build:
             generator=torch.Generator(),
         )
         try:
-            outcomes = iter(loader)
-        except OSError as error:
-            if not lacks_shared_memory(error):
-                raise
-            log.warning(
-                "the shared memory (/dev/shm) is full, so one process prepares all cases; %s", MORE_SHARED_MEMORY
-            )
-            yield from one_by_one
-            return
-        try:
-            yield from outcomes
+            yield from loader
         except RuntimeError as error:
             advice = f"what is done is kept; build with fewer workers than {workers}"
             raise CacheError(f"a process that prepares cases died (out of memory?); {advice}: {error}") from error

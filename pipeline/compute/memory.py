@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import platform
 import re
@@ -115,10 +114,10 @@ SHARED_RESERVE = 2**20
 MORE_SHARED_MEMORY = "give it more (docker run --shm-size 8g; mount -o remount,size=8g /dev/shm)"
 
 
-def lacks_shared_memory(error: OSError) -> bool:
-    """Whether an error comes from a shared memory that has no room left, not even for a semaphore."""
+def lacks_shared_memory() -> bool:
+    """Whether the shared memory has no room for what processes share, not even for semaphores."""
     shared = shared_memory()
-    return error.errno == errno.ENOSPC and shared is not None and shared[0] < SHARED_RESERVE
+    return shared is not None and shared[0] < SHARED_RESERVE
 
 
 def shared_memory() -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import multiprocessing
 import os
@@ -85,7 +86,7 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
     try:
         pool = ProcessPoolExecutor(n_workers, mp_context=_context(), initializer=_begin_worker)
     except OSError as error:
-        if not lacks_shared_memory(error):
+        if error.errno != errno.ENOSPC or not lacks_shared_memory():
             raise
         raise EvaluationError(
             f"the shared memory (/dev/shm) has no room for {n_workers} processes that score; use --workers 1, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import resource
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> 
     refusal = disk_error(error)
     if refusal is None or refusal.errno is None:
         return None
-    if lacks_shared_memory(refusal):
+    if refusal.errno == errno.ENOSPC and lacks_shared_memory():
         return _shared_memory_sentence(settings, epoch)
     file = f" ({refusal.filename})" if refusal.filename else ""
     reason = f"{refusal.strerror or refusal}{file} in epoch {epoch}"
