@@ -402,9 +402,12 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
 
 
 def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say: Say) -> DataWorkers:
+    size, batch_size = config.data.target_size, config.data.batch_size
+    if prepared.patches is not None:  # an early stage may have larger batches than the last
+        size, batch_size = prepared.patches.largest_batch
     n_bytes = batch_bytes(
-        config.data.target_size,
-        batch_size=config.data.batch_size,
+        size,
+        batch_size=batch_size,
         in_channels=prepared.in_channels,
         n_classes=prepared.n_classes,
     )

@@ -47,6 +47,12 @@ class PatchSchedule:
         """Batches of each process in every epoch."""
         return n_batches(n_cases, self.patches_per_case, self.batch_size, n_processes)
 
+    @property
+    def largest_batch(self) -> tuple[Triple, int]:
+        """Patch and batch size of the stage whose batches have the most voxels."""
+        stages = [(patch, batch) for patch, batch, _ in self.growth]
+        return max([*stages, (self.patch, self.batch_size)], key=lambda stage: math.prod(stage[0]) * stage[1])
+
     def mean_voxels(self, n_epochs: int) -> float:
         """Voxels in a batch of each process, mean over a training of so many epochs."""
         return fmean(math.prod(self.patch_of(epoch)) * self.batch_of(epoch) for epoch in range(n_epochs))

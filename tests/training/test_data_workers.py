@@ -5,14 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pipeline.config.settings import ConfigError
+from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.train import _data_workers
 from pipeline.training.data_workers import choose_data_workers
 from pipeline.training.failures import MemorySettings, in_one_sentence
+from pipeline.training.patch_schedule import PatchSchedule
 from tests.support.tiny_training import complaint, ended, start, summary, tiny_training, train
 
 DOCKER = 64 * 2**20
@@ -42,6 +45,17 @@ def test_as_many_workers_as_cores_and_shared_memory_allow(asked, batch, cores, f
 def test_docker_at_the_documented_size_is_told_what_helps():
     with pytest.raises(ConfigError, match=r"a batch takes 0.066 GB, .* has 0.067 GB free; start with --num_workers 0"):
         choose_data_workers(4, 65_536_000, cores=8, shared_free=DOCKER)
+
+
+def test_an_early_stage_of_larger_batches_decides_how_many_workers_there_are(monkeypatch):
+    """64×64×64 voxels in batches of 30, before patches of 96×96×96 in batches of 2: 39.3 MB, 8.8 MB."""
+    monkeypatch.setattr("pipeline.train.shared_memory", lambda: (DOCKER, DOCKER))
+    monkeypatch.setattr("pipeline.train.available_cores", lambda: 8)
+    config = Config(data=DataConfig("scans", target_size=(96, 96, 96), batch_size=2, num_workers=4))
+    patches = PatchSchedule.from_settings((96, 96, 96), 2, 1.0, [[64, 64, 64, 30, 5]])
+    prepared, devices = SimpleNamespace(patches=patches, in_channels=1, n_classes=3), SimpleNamespace(per_machine=1)
+    with pytest.raises(ConfigError, match=r"a batch takes 0\.039 GB, and the shared memory"):
+        _data_workers(config, devices, prepared, print)
 
 
 def with_shared_memory_of(size):

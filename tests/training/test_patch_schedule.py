@@ -13,6 +13,12 @@ def test_stages_follow_each_other_and_the_final_patch_has_the_rest():
     assert [GROWING.batch_of(epoch) for epoch in range(7)] == [8, 8, 8, 4, 4, 2, 2]
 
 
+def test_the_largest_batch_may_be_that_of_an_early_stage():
+    assert GROWING.largest_batch == ((40, 56, 40), 2)  # 179,200 voxels, before 49,152 and 73,728
+    early = PatchSchedule.from_settings((40, 56, 40), 1, 1.0, [[32, 32, 32, 8, 3], [24, 32, 24, 4, 2]])
+    assert early.largest_batch == ((32, 32, 32), 8)  # 262,144 voxels
+
+
 def test_without_growth_every_epoch_is_alike():
     schedule = PatchSchedule((16, 16, 16), 3, 2.0)
     assert {(schedule.patch_of(epoch), schedule.batch_of(epoch)) for epoch in range(5)} == {((16, 16, 16), 3)}
