@@ -6,8 +6,10 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from pipeline.cli.plain_words import CommandParser, PlainHelp
+from pipeline.config.settings import ConfigError
 from pipeline.console.text import one_line, printable
 
 EXIT_DONE_IN_PART = 1
@@ -30,10 +32,17 @@ def command_parser(command: str, function: Callable, usage: str | None = None) -
 
 
 def with_value(arguments: list[str], flag: str, values: str, default: str) -> list[str]:
-    """Give a flag that stands alone its default: argparse would take the next path for its value."""
+    """Give a flag that stands alone its default: argparse would take the next path for its value.
+
+    Raises:
+        ConfigError: what follows is neither one of its values nor a flag or path.
+    """
     result = []
     for argument, following in itertools.pairwise([*arguments, ""]):
         alone = argument == flag and not re.fullmatch(values, following)
+        if alone and re.fullmatch(r"\w+", following) and not Path(following).exists():
+            *others, last = values.removeprefix("(?i)").replace("[xyz,]+", "axes of x, y and z").split("|")
+            raise ConfigError(f"{flag}: expected {', '.join(others)} or {last}, found {following!r}")
         result.append(f"{flag}={default}" if alone else argument)
     return result
 

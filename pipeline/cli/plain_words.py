@@ -108,7 +108,7 @@ def _unknown(found: re.Match, parser: ArgumentParser) -> str:
 
 def _missing(found: re.Match, parser: ArgumentParser) -> str:
     names = [_written(name, parser) for name in found[1].split(", ")]
-    return f"expected {' and '.join(names)}; {parser.prog} --help explains them"
+    return f"expected {' and '.join(names)}; {parser.prog} --help explains"
 
 
 def _number_of_values(found: re.Match, parser: ArgumentParser) -> str:
@@ -156,13 +156,16 @@ def closest(word: str, known: Sequence[str]) -> str | None:
     '--data.learning_rate'
     >>> closest("--cache_dir", ["--data.cache_dir", "--data.cache_limit"])
     '--data.cache_dir'
+    >>> closest("--out", ["--output", "--overwrite"])
+    '--output'
     """
     wanted = word.lstrip("-").casefold()
     forms = {option.lstrip("-"): option for option in known}
     for option in known:
         forms.setdefault(option.lstrip("-").rpartition(".")[2], option)
     found = difflib.get_close_matches(wanted, forms, n=1, cutoff=0.7)
-    return forms[found[0]] if found else None
+    longer = sorted((form for form in forms if wanted and form.startswith(wanted)), key=len)
+    return forms[(found + longer)[0]] if found or longer else None
 
 
 def _written(name: str, parser: ArgumentParser) -> str:

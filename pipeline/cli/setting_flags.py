@@ -128,14 +128,19 @@ def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None
     """The values of all flags, with a data set behind the values of a list in its place. Raises ConfigError."""
     apart = _with_dataset_in_front(arguments)
     may_be_apart = apart != arguments and any(action.dest == "dataset" for action in parser._actions)
+    as_written: ConfigError | None = None
     try:
         parsed: dict[str, Any] = parser.parse_args(arguments, namespace=copy.deepcopy(base)).as_dict()
         if not may_be_apart or parsed["dataset"] or parsed["data"]["dataset_root"]:
             return parsed
-    except ConfigError:
+    except ConfigError as error:
         if not may_be_apart:
             raise
-    return parser.parse_args(apart, namespace=base).as_dict()
+        as_written = error
+    try:
+        return parser.parse_args(apart, namespace=base).as_dict()
+    except ConfigError as error:
+        raise as_written or error from None
 
 
 def _with_dataset_in_front(arguments: list[str]) -> list[str]:

@@ -83,6 +83,8 @@ def _what_else(root: Path, files: FileIndex) -> tuple[str, str]:
     if lists := [path for path in lists if path.name not in TABLE_FILES]:
         remedy = f"if it lists the cases, name the file itself: {lists[0]}"
         return f"{some_of([path.name for path in lists], 3)}, but ", remedy
+    if there := [path.name for path in files.visible(root) if files.is_file(path)]:
+        return f"only {some_of(there, 3)}, ", "name the folder that holds one of these, or a list file"
     return "", "name the folder that holds one of these, or a list file"
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.console.text import some_of
 from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
@@ -206,7 +207,9 @@ def list_volumes(
     if twice := [name for name, count in Counter(case.id for case in cases).items() if count > 1]:
         same = " and ".join(str(case.images[0]) for case in cases if case.id == twice[0])
         equal = f"two that would both be called {twice[0]}"
-        raise VolumeError("same_name", same, "names that differ", equal, "pass the common parent folder instead")
+        folders = {case.images[0].parent for case in cases if case.id == twice[0]}
+        remedy = "rename one or move it away" if len(folders) == 1 else "pass the common parent folder instead"
+        raise VolumeError("same_name", same, "names that differ", equal, remedy)
     return tuple(cases)
 
 
@@ -310,8 +313,19 @@ def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> li
         known_kind(path)  # says what it is instead
     if not found:
         expected = "NIfTI, NRRD, MetaImage or a DICOM folder"
-        raise VolumeError("missing_file", path, expected, "none", "name the file or folder that holds the scan")
+        there = _other_files(path)
+        remedy = "convert the scans, or name the folder that holds them" if there else "name the folder with the scan"
+        raise VolumeError("missing_file", path, expected, there or "none", remedy)
     return found
+
+
+def _other_files(folder: Path) -> str:
+    """Name what lies in a folder without volumes: "only a.mgz, b.vtk"; "" where it is empty or cannot be read."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    except OSError:
+        return ""
+    return f"only {some_of(names, 3)}" if names else ""
 
 
 def _exists(path: Path) -> bool:

@@ -71,7 +71,8 @@ class OutputOptions:
     def __post_init__(self) -> None:
         unknown = [name for name in self.formats if name not in FORMATS]
         if unknown or not (self.formats or self.per_structure):
-            raise SegmentationError(f"formats: expected some of {', '.join(FORMATS)}, found {unknown or 'none'}")
+            found = ", ".join(unknown) or "none"
+            raise SegmentationError(f"formats: expected some of {', '.join(FORMATS)}, found {found}")
 
     def files(self, case: str) -> list[OutputFile]:
         """List every file of a case but its record, in the order of writing."""

@@ -61,7 +61,7 @@ def test_the_documented_script_and_the_module_are_the_same_command():
         (["evaluate"], "--predictions DIR and --labels DIR"),
         (["predict", "nowhere", "scan.nii.gz", "--output", "out"], "nowhere"),
         (["sample"], "expected FOLDER; bodyseg sample --help"),
-        (["predict"], "expected RUN INPUT and --output; bodyseg predict --help explains them"),
+        (["predict"], "expected RUN INPUT and --output; bodyseg predict --help explains"),
         (["cache"], "expected info|prune"),
         (["cache", "prune"], "expected --max_gb GB, how much to keep; --max_gb 0 empties the folder"),
         (["cache", "prune", "--max_gb", "-1"], "--max_gb: expected a number of 0 or more, found -1"),

@@ -18,6 +18,10 @@ SETTINGS = "train --dataset_root d"
     [
         (f"{SETTINGS} --cache_dir x", "unknown flag --cache_dir; did you mean --data.cache_dir?"),
         (f"{SETTINGS} --batchsize 2", "unknown flag --batchsize; did you mean --batch_size?"),
+        ("predict r s --out=o", "unknown flag --out; did you mean --output?"),
+        ("predict r s --output o --tta diagonal", "--tta: expected auto or axes of x, y and z, found 'diagonal'"),
+        (f"{SETTINGS} --data_aug maybe", "--data_aug: expected true, false, yes or no, found 'maybe'"),
+        ("check d --data.flips left", "data.flips element 1: expected a whole number, found 'left'"),
         (f"{SETTINGS} --zzz", "unknown flag --zzz; bodyseg train --help lists the known ones"),
         ("predict r s --ouput=o", "unknown flag --ouput; did you mean --output?"),
         ("train d --lr 1", "unexpected 'd'; did you mean --dataset_root d?"),

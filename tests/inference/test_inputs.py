@@ -236,9 +236,11 @@ def test_a_single_file_that_is_no_volume_hears_what_it_is(tmp_path):
     one = min((tmp_path / "series").iterdir())
     with pytest.raises(VolumeError, match=rf"one DICOM file of it; name its folder, {tmp_path / 'series'}"):
         list_inputs([one])
-    (tmp_path / "scan.mat").write_text("x")
-    with pytest.raises(VolumeError, match=r"found a file named scan\.mat"):
-        list_inputs([tmp_path / "scan.mat"])
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "scan.mat").write_text("x")
+    for path, words in (("a/scan.mat", "a file named scan.mat; "), ("a", "only scan.mat; convert the scans")):
+        with pytest.raises(VolumeError, match=words):
+            list_inputs([tmp_path / path])
 
 
 def test_a_dicom_seg_in_a_folder_hides_no_series_or_volume_below_it(shared_data):
@@ -263,8 +265,11 @@ def test_paths_without_volumes_are_refused(tree):
 
 
 def test_two_volumes_never_share_a_name(tree):
-    with pytest.raises(VolumeError, match="would both be called ct"):
+    with pytest.raises(VolumeError, match="would both be called ct; pass the common parent"):
         list_volumes([tree / "a/ct.nii.gz", tree / "b/ct.nii.gz"])
+    save(tree / "b/ct.nii")
+    with pytest.raises(VolumeError, match="would both be called ct; rename one or move it away"):
+        list_volumes([tree / "b"])
 
 
 def test_inputs_are_data_sets_trees_and_files(tmp_path):

@@ -212,14 +212,30 @@ def _read_slice(path: Path) -> _Slice | str:
         raise VolumeError("unreadable", path, "a DICOM header", found, "export the series again") from error
 
 
+def refuse_many_frames(path: Path) -> None:
+    """Raise VolumeError for a DICOM file of several frames: no folder makes a series of it."""
+    try:
+        with pydicom.config.disable_value_validation():
+            header = pydicom.dcmread(path, specific_tags=["NumberOfFrames"], stop_before_pixels=True)
+            n_frames = int(header.get("NumberOfFrames") or 1)
+    except (OSError, *_DAMAGE):
+        return
+    if n_frames > 1:
+        raise _many_frames(path, n_frames)
+
+
+def _many_frames(path: Path, n_frames: int) -> VolumeError:
+    found, remedy = f"a multi-frame object of {n_frames} frames", "convert it to NIfTI (dcm2niix does)"
+    return VolumeError("not_grey_scale", path, "one grey-scale slice a file", found, remedy)
+
+
 def _check_single_grey_slice(header: pydicom.Dataset, path: Path) -> None:
     """Raise VolumeError for several frames, for colour, and where an element that places the slice is missing."""
     n_frames = int(header.get("NumberOfFrames") or 1)
     n_samples = int(header.get("SamplesPerPixel") or 1)
     expected = "one grey-scale slice a file"
     if n_frames > 1:
-        found, remedy = f"a multi-frame object of {n_frames} frames", "convert it to NIfTI (dcm2niix does)"
-        raise VolumeError("not_grey_scale", path, expected, found, remedy)
+        raise _many_frames(path, n_frames)
     if n_samples > 1:
         found = f"a colour picture ({n_samples} samples a pixel), such as a screenshot"
         raise VolumeError("not_grey_scale", path, expected, found, "remove it, or export the grey-scale series")

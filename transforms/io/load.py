@@ -20,7 +20,7 @@ from jaxtyping import Float32, Shaped
 from monai.data import MetaTensor
 from monai.transforms import MapTransform
 
-from transforms.io.dicom import holds_dicom, is_dicom, open_series
+from transforms.io.dicom import holds_dicom, is_dicom, open_series, refuse_many_frames
 from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.grid import Affine, Geometry, OpenVolume, check_affine, check_shape, onto_grid
@@ -154,6 +154,7 @@ def known_kind(path: Path) -> str:
         remedy = "save it as NIfTI or NRRD with the values of the class table (3D Slicer does)"
         raise VolumeError("unreadable", path, "a volume", "a DICOM SEG, which only evaluate reads", remedy)
     if kind is None and is_dicom(path):
+        refuse_many_frames(path)
         remedy = f"name its folder, {path.parent}, with all slices of the series"
         raise VolumeError("dicom_too_few_slices", path, "the folder of a DICOM series", "one DICOM file of it", remedy)
     if kind is None:

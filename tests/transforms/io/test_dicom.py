@@ -16,7 +16,7 @@ from tests.support.volume_files import (
     write_series,
 )
 from transforms.io.errors import VolumeError
-from transforms.io.load import read_volume
+from transforms.io.load import known_kind, read_volume
 
 
 @pytest.mark.parametrize("folder", ["abdomen_ct_dicom/series", "dicom_seg/ct-3slice", "dicom_compressed/rle"])
@@ -238,3 +238,13 @@ def test_the_odd_slice_is_named_and_not_the_good_ones(tmp_path, odd):
 
     write_series(tmp_path / "series", n=4, change=localiser)
     refused(tmp_path / "series", f"found another in 1 of 4 slices, slice{4 - odd} for one")
+
+
+def test_a_single_file_of_several_frames_is_not_sent_to_its_folder(tmp_path):
+    write_series(tmp_path)
+    path = min(tmp_path.iterdir())
+    header = pydicom.dcmread(path)
+    header.NumberOfFrames = 3
+    header.save_as(path)
+    with pytest.raises(VolumeError, match=r"a multi-frame object of 3 frames; convert it to NIfTI"):
+        known_kind(path)
