@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
+from pipeline.console.text import decimals
 from pipeline.report_page.charts import RUN_COLOURS, Line, curves, distribution
 from pipeline.report_page.markup import Cell, data, facts, number, section, table, text, words
 from pipeline.runs.history import TrainingLog
@@ -218,10 +219,12 @@ def _structures(document: Mapping[str, Any]) -> str:
     classes = document["summary"]["left_out"]["classes"]
     headings = ["structure", "cases", "Dice", "95 % interval", "median", "IoU", "HD95 mm", "missed", "surface Dice"]
     headings += ["reference ml", "predicted ml", "difference ml"]
-    return table(headings, (_structure_row(name, one) for name, one in classes.items()))
+    volumes = (one[key]["mean"] for one in classes.values() for key in ("reference_ml", "prediction_ml"))
+    digits = decimals(volume for volume in volumes if volume is not None)
+    return table(headings, (_structure_row(name, one, digits) for name, one in classes.items()))
 
 
-def _structure_row(name: str, one: Mapping[str, Any]) -> list[Cell]:
+def _structure_row(name: str, one: Mapping[str, Any], digits: int) -> list[Cell]:
     dice, (low, high) = one["dice"], one["dice"]["ci95"]
     interval = Cell("–", float("nan")) if low is None or high is None else Cell(f"{low:.3f} – {high:.3f}", low)
     return [
@@ -234,9 +237,9 @@ def _structure_row(name: str, one: Mapping[str, Any]) -> list[Cell]:
         number(one["hd95_mm"]["mean"], 2),
         Cell(str(one["hd95_mm"]["n_infinite"]), float(one["hd95_mm"]["n_infinite"])),
         number(one["surface_dice"]["mean"], 4),
-        number(one["reference_ml"]["mean"], 2),
-        number(one["prediction_ml"]["mean"], 2),
-        number(one["volume_difference_ml"]["mean"], 2),
+        number(one["reference_ml"]["mean"], digits),
+        number(one["prediction_ml"]["mean"], digits),
+        number(one["volume_difference_ml"]["mean"], digits),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from base64 import b64encode
@@ -177,3 +178,12 @@ def test_wrong_sources_are_refused_by_name(scored, tmp_path):
     with pytest.raises(EvaluationError, match=r"other.json: expected a metrics.json of bodyseg evaluate"):
         report([tmp_path / "other.json"], tmp_path / "page.html")
     assert not (tmp_path / "page.html").exists()
+
+
+def test_volumes_of_a_mouse_have_digits_too(scored, tmp_path):
+    document = json.loads(scored.read_text("utf-8"))
+    for one in document["summary"]["left_out"]["classes"].values():
+        one["reference_ml"]["mean"] = one["prediction_ml"]["mean"] = 0.00123
+    scored.write_text(json.dumps(document))
+    content = report([scored], tmp_path / "page.html", images=False).read_text("utf-8")
+    assert content.count(">0.00123</td>") == 2 * len(document["summary"]["left_out"]["classes"])
