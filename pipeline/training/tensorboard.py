@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,13 +35,18 @@ class EventsLogger(TensorBoardLogger):
     Where its folder is gone, full or may not be written, one warning says so; the next epoch tries a new file.
     """
 
+    _has_opened = False
     _has_warned = False
 
     @property
     def experiment(self) -> SummaryWriter | None:
-        """The writer; the first access opens its file. None where that is refused."""
+        """The writer; the first access opens its file. None where that is refused, or the run folder is gone."""
         with self._lasting():
-            return super().experiment
+            if self._has_opened and not Path(self.log_dir).parent.is_dir():  # is not made again for curves alone
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            writer = super().experiment
+            self._has_opened = True
+            return writer
         return None
 
     def save(self) -> None:

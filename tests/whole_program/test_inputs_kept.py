@@ -23,6 +23,7 @@ from torch import Tensor
 
 from networks.body_net import BodyNet, DecoderLevel, EncoderLevel, ResidualBlock
 from networks.deep_supervision import CoarseHeads, Level
+from networks.growing_axes import Axis, Growing
 from networks.norm_act import NormAct, NormActConv
 from networks.registry import build_network
 from pipeline.cache.entry import encode
@@ -39,6 +40,7 @@ from pipeline.training.weighted_mean import WeightedMean
 from pipeline.visualisation.planes import cut_planes
 from pipeline.writers.outputs import OutputOptions
 from tests.support import tiny_module
+from tests.support.given_arrays import Given
 from tests.support.monai_networks import SMALL
 from tests.support.paths import ROOT
 from tests.support.segmentations import save_source, segmentation_of
@@ -74,6 +76,8 @@ INTEGERS = ("uint8", "uint16", "int16", "int32", "int64")
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 Call = Callable[[Callable, "Given"], Any]
 
+GROWING = Growing({"head": (4, 5)}, {"head": (Axis(0, "class", is_input=False),)}, frozenset())
+
 
 def takers() -> Iterator[str]:
     """Public functions, and public methods of public classes, one of whose arguments is said to be an array."""
@@ -87,45 +91,6 @@ def takers() -> Iterator[str]:
                     arguments = (*function.args.args, *function.args.kwonlyargs)
                     if any(a.annotation and _ARRAYS.search(ast.unparse(a.annotation)) for a in arguments):
                         yield f"{module}.{owner}{function.name}"
-
-
-class Given:
-    """Makes arrays of one integer type, one floating type and one memory order, and remembers what they held."""
-
-    def __init__(self, integer: str, floating: str, *, reverse: bool, folder: Path) -> None:
-        self.integer, self.floating, self.reverse, self.folder = integer, floating, reverse, folder
-        self.kept: list[tuple[Any, Any]] = []
-        self.types: set[str] = set()  # of the two, those that were asked for
-
-    def keep(self, values: Tensor) -> Tensor:
-        if self.reverse:  # the axes from the last to the first in memory: Fortran's order
-            axes = list(range(values.ndim))[::-1]
-            values = values.permute(axes).contiguous().permute(axes)
-        self.kept.append((values, values.clone()))
-        return values
-
-    def floats(self, *shape: int, only: str = "") -> Tensor:
-        self.types |= set() if only else {self.floating}
-        return self.keep(torch.rand(shape).mul(3).sub(1).to(getattr(torch, only or self.floating)))
-
-    def labels(self, *shape: int, n_classes: int = 4, only: str = "") -> Tensor:
-        self.types |= set() if only else {self.integer}
-        return self.keep(torch.randint(0, n_classes, shape).to(getattr(torch, only or self.integer)))
-
-    def array(self, *shape: int, only: str = "") -> np.ndarray:
-        """Floating numbers for numpy, which has no bfloat16."""
-        numbers = self.floats(*shape, only=only or ("float16" if self.floating == "bfloat16" else ""))
-        self.types |= set() if only else {self.floating}
-        return numbers.numpy()
-
-    def label_array(self, *shape: int, n_classes: int = 4, only: str = "") -> np.ndarray:
-        return self.labels(*shape, n_classes=n_classes, only=only).numpy()
-
-    def as_array(self, values: Any) -> np.ndarray:
-        return self.keep(torch.as_tensor(np.asarray(values))).numpy()
-
-    def affine(self, *edges: float) -> np.ndarray:
-        return self.as_array(np.diag([*(edges or (2.0, 2, 3)), 1.0]))
 
 
 def _image(g: Given) -> Tensor:
@@ -256,6 +221,12 @@ CALLS: dict[str, Call] = {
         _fine(g), *(g.floats(*shape, only="float32") for shape in ((2,), (2,), (3, 2, 3, 3, 3)))
     ),
     "networks.onednn_workaround.needs_float32": lambda f, g: f(g.floats(1, 2, *SIZE), (3, 3, 3), (1, 1, 1)),
+    "networks.transfer.count_of": lambda f, g: f({"head": g.floats(4, 5)}, GROWING, "class"),
+    "networks.transfer.fit": lambda f, g: f({"head": g.floats(4, 5)}, GROWING),
+    "networks.transfer.named_alike": lambda f, g: f({"module.head": g.floats(4, 5)}, GROWING)["head"],
+    "networks.transfer.transfer": lambda f, g: f(
+        {"head": g.floats(4, 5)}, {"head": g.floats(4, 5)}, GROWING, {"class": (1, 0, None, 2), "channel": ()}
+    ),
     "pipeline.cache.entry.write_entry": _entry,
     "pipeline.checks.class_check.TargetGrid.spacing_mm": lambda f, g: f(
         TargetGrid(SIZE, True), g.as_array([9.0, 8, 7])
@@ -360,7 +331,10 @@ CALLS: dict[str, Call] = {
     "transforms.io.grid.AxisChange.apply": lambda f, g: f(TURNED, g.label_array(*SIZE)),
     "transforms.io.grid.AxisChange.undo": lambda f, g: f(TURNED, g.label_array(*SIZE)),
     "transforms.io.grid.check_affine": lambda f, g: f(g.affine(), "a"),
-    **{f"transforms.io.grid.{name}": lambda f, g: f(g.affine()) for name in ("orientation", "skew", "voxel_edges_mm")},
+    **{
+        f"transforms.io.grid.{name}": lambda f, g: f(g.affine())
+        for name in ("orientation", "shear_degrees", "skew", "voxel_edges_mm")
+    },
     "transforms.io.grid.voxel_ml": lambda f, g: f(g.affine()),
     "transforms.io.load.fill_nan_voxels": _with_nan,
     "transforms.io.load.volume_tensor": lambda f, g: f(g.array(2, *SIZE), g.affine()).zero_(),
