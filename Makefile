@@ -37,7 +37,7 @@ test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type ch
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 3
 
 faults: $(VENV)/.test-ready  ## write the table of docs/reliability.md from the tests that inject the faults
 	$(BIN)/pytest -n 2 -m fault --write-faults

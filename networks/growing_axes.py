@@ -58,7 +58,7 @@ def growing_axes(specification: Specification, most_parameters: int | None = Non
     >>> from networks.registry import read_specification
     >>> body_net = read_specification({"_target_": "BodyNet", "n_classes": 3, "base_channels": 4})
     >>> growing_axes(body_net).axes["head.bias"]
-        (Axis(number=0, kind='class', is_input=False),)
+    (Axis(number=0, kind='class', is_input=False),)
 
         Args:
             specification: With complete arguments, the size of the images included where the network asks for it.

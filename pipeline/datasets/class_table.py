@@ -100,7 +100,7 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
         DatasetError: overlapping regions ({"tumour": [1, 2]}), a name or value twice, no names at all.
 
     >>> parse_table({"liver": 1, "spleen": 3, "ignore": 9}, Path("labels.json"))
-    ClassTable(names=('background', 'liver', 'spleen'), values=(0, 1, 3), ignore_value=9, remap={})
+    ClassTable(names=('background', 'liver', 'spleen'), values=(0, 1, 3), ignore_value=9, remap={}, lacking=())
     """
     if isinstance(labels, list):
         pairs = _in_order(labels, source)
