@@ -17,6 +17,9 @@ from pipeline.phantoms.anatomy import CLASS_NAMES
 from pipeline.phantoms.nifti import write_nifti
 from pipeline.phantoms.phantom import ORIENTATIONS, PhantomError, make_body
 
+UNFINISHED = ".unfinished_phantoms"
+"""A file that lies in the folder while phantoms are written: without dataset.json it alone says whose the files are."""
+
 
 def write_dataset(
     folder: str | Path, *, n_cases: int = 24, seed: int = 0, voxel_mm: float = 7.0, progress: Progress | None = None
@@ -36,7 +39,13 @@ def write_dataset(
     found = _found_recipe(folder)
     if found == recipe and all(path.is_file() for n in range(n_cases) for path in _case_paths(folder, n)):
         return False
+    unfinished = folder / UNFINISHED
+    if found is None and not unfinished.exists() and (others := sorted(folder.glob("*Tr/body_*.nii.gz"))):
+        expected, remedy = "only phantoms under such names", "choose another folder"
+        raise PhantomError(f"{folder}: expected {expected}, found {others[0].name} without a dataset.json; {remedy}")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
         _clear(folder)
         codes = np.random.default_rng(seed).permutation(ORIENTATIONS)
         for n in range(n_cases):
@@ -49,6 +58,7 @@ def write_dataset(
     except OSError as error:
         raise write_error(folder, error) from error
     write_json(folder / "dataset.json", recipe)
+    unfinished.unlink(missing_ok=True)
     return True
 
 

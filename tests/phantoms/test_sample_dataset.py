@@ -123,6 +123,16 @@ def test_somebody_elses_data_set_is_not_touched(tmp_path: Path) -> None:
         sample_dataset.write_dataset(tmp_path, n_cases=1)
 
 
+def test_scans_of_somebody_else_are_not_removed(tmp_path: Path) -> None:
+    theirs = tmp_path / "imagesTr" / "body_001_0000.nii.gz"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"mine")
+    with pytest.raises(PhantomError, match="found body_001_0000"):
+        sample_dataset.write_dataset(tmp_path, n_cases=1, voxel_mm=20)
+    assert theirs.read_bytes() == b"mine"
+    assert list(tmp_path.iterdir()) == [theirs.parent]
+
+
 def test_progress_counts_every_case(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     sample_dataset.write_dataset(tmp_path, n_cases=3, voxel_mm=20, progress=lambda *counts: seen.append(counts))
