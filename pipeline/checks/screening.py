@@ -301,16 +301,15 @@ def _reasons(findings: Sequence[Finding]) -> dict[str, str]:
 def _without(dataset: Dataset, skipped: Mapping[str, str]) -> Dataset:
     """The data set without some cases. Raises DatasetError where its own split then has none to train or validate."""
     cases = tuple(case for case in dataset.cases if case.id not in skipped)
-    split = dataset.split
-    if split is not None:
-        kept = {name: tuple(case for case in ids if case not in skipped) for name, ids in split.items()}
+    before, split = dataset.split, None
+    if before is not None:
+        split = before.without(skipped)
         for name, use in (("train", "train on"), ("val", "validate with")):
-            if not kept[name]:
-                first = next(f"case {case}: {skipped[case]}" for case in getattr(split, name))
+            if not getattr(split, name):
+                first = next(f"case {case}: {skipped[case]}" for case in getattr(before, name))
                 found = f"that every {name} case has errors and would be left out"
                 remedy = f"repair one at least, such as {first}"
                 raise DatasetError("dataset", dataset.root, f"cases to {use}", found, remedy)
-        split = Split(**kept, source=split.source)
     folds = dataset.folds.without(skipped) if dataset.folds else None
     own_split = dataset.own_split.without(skipped) if dataset.own_split else None
     return replace(dataset, cases=cases, split=split, folds=folds, own_split=own_split)

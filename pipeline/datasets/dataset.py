@@ -73,6 +73,16 @@ class Split:
     source: str
     """Where the division comes from, in words."""
 
+    @classmethod
+    def of_parts(cls, part_of: Mapping[str, str], source: str) -> Split:
+        """Return the split of cases each of which is said to be in "train", "val" or "test".
+
+        >>> Split.of_parts({"b": "train", "a": "train", "c": "val"}, source="by hand").train
+        ('a', 'b')
+        """
+        ids = {name: tuple(sorted(case for case, part in part_of.items() if part == name)) for name in SPLITS}
+        return cls(**ids, source=source)
+
     def items(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         """Iterate over ("train", ids), ("val", ids), ("test", ids)."""
         return ((name, getattr(self, name)) for name in SPLITS)

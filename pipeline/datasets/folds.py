@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.text import some_of
-from pipeline.datasets.dataset import SPLITS, Folds, Split
+from pipeline.datasets.dataset import Folds, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json
 from pipeline.datasets.rows import Listing, Row
@@ -52,8 +52,7 @@ class OwnFolds:
         splits = {}
         for number, split_of in self.split_of.items():
             usable = {case: part for case, part in split_of.items() if case in self.labelled and case not in refused}
-            ids = {name: tuple(sorted(case for case, part in usable.items() if part == name)) for name in SPLITS}
-            splits[number] = split if number == fold else Split(**ids, source=self.name_of(number))
+            splits[number] = split if number == fold else Split.of_parts(usable, self.name_of(number))
         return Folds(splits, self.source)
 
 

@@ -326,8 +326,7 @@ def _joined_split(owners: Sequence[tuple[str, Split, Mapping[str, str]]]) -> Spl
     """The splits of several data sets as one; None without any."""
     if not owners:
         return None
-    parts = {
-        part: tuple(sorted(ids[case] for _, split, ids in owners for case in getattr(split, part) if case in ids))
-        for part in ("train", "val", "test")
+    part_of = {
+        ids[case]: part for _, split, ids in owners for part, cases in split.items() for case in cases if case in ids
     }
-    return Split(**parts, source="; ".join(f"{name}: {split.source}" for name, split, _ in owners))
+    return Split.of_parts(part_of, "; ".join(f"{name}: {split.source}" for name, split, _ in owners))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.console.text import counted, some_of
 from pipeline.datasets.class_table import ClassTable, resolve_remap
-from pipeline.datasets.dataset import SPLITS, Case, Dataset, Split, label_files, label_path
+from pipeline.datasets.dataset import Case, Dataset, Split, label_files, label_path
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.folds import OwnFolds, own_folds
@@ -472,8 +472,7 @@ def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:
     if undivided:
         expected, remedy = "a split for every case or for none", "complete the split or remove it"
         raise DatasetError("dataset", root, expected, f"none for case {undivided[0]}", remedy)
-    ids = {name: tuple(sorted(row.id for row in rows if row.split == name)) for name in SPLITS}
-    split = Split(**ids, source=source)
+    split = Split.of_parts({row.id: row.split for row in rows if row.split is not None}, source)
     if not split.train or not split.val:
         found = f"{len(split.train)} cases to train and {len(split.val)} to validate"
         remedy = "complete the split, or remove it (test cases may stay marked) to have the other cases divided"

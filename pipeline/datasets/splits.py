@@ -48,10 +48,9 @@ def split_by_subject(
     split_of = _deal(order, subjects, classes_of or {}, capacity, _share_of_class)
     _fill_empty_splits(split_of, order, SPLITS, ("train", "val") if validates else ("train",))
     split_of.update(dict.fromkeys(held_out, "test"))
-    ids = {name: tuple(sorted(case.id for case in cases if split_of[case.subject] == name)) for name in SPLITS}
     shares = "/".join(f"{100 * fraction:g}" for fraction in fractions)
     source = f"{shares} by subject, seed {seed}" + (", test cases as the data set holds them out" if held_out else "")
-    return Split(**ids, source=source)
+    return Split.of_parts({case.id: split_of[case.subject] for case in cases}, source)
 
 
 def fold_by_subject(
@@ -88,16 +87,17 @@ def fold_by_subject(
     capacity = {str(n): (n_cases + n_folds - 1 - n) // n_folds for n in range(n_folds)}
     fold_of = _deal(order, subjects, classes_of or {}, capacity, _equal_share_of_class)
     _fill_empty_splits(fold_of, order, list(capacity), list(capacity))
-    test = tuple(sorted(case.id for case in cases if case.subject in held_out))
+    test = {case.id: "test" for case in cases if case.subject in held_out}
     source = f"{n_folds} folds by subject, seed {seed}"
     source += ", test cases as the data set holds them out" if held_out else ""
     splits = {}
     for number in range(n_folds):
-        parts: dict[str, list[str]] = {"train": [], "val": []}
-        for subject, fold in fold_of.items():
-            parts["val" if fold == str(number) else "train"] += [case.id for case in subjects[subject]]
-        train, val = (tuple(sorted(ids)) for ids in parts.values())
-        splits[number] = Split(train, val, test, source=f"fold {number} of {source}")
+        part_of = {
+            case.id: "val" if fold == str(number) else "train"
+            for subject, fold in fold_of.items()
+            for case in subjects[subject]
+        }
+        splits[number] = Split.of_parts(part_of | test, f"fold {number} of {source}")
     return Folds(splits, source)
 
 
