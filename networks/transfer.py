@@ -31,8 +31,8 @@ class Transfer:
     """Those that hold the old network's numbers alone."""
     in_part: tuple[str, ...]
     """Those that hold some of the old network's numbers: there are new classes or channels."""
-    anew: tuple[str, ...]
-    """Those that begin as they were drawn."""
+    initialised: tuple[str, ...]
+    """Those that are newly initialised: they stay as they were drawn."""
     dropped: tuple[str, ...]
     """Weights of the old network that found no place."""
 
@@ -100,9 +100,9 @@ def transfer(fresh: Mapping[str, Tensor], old: Mapping[str, Tensor], growing: Gr
     counts: dict[Kind, int | None] = {kind: count_of(old, growing, kind) for kind in ("class", "channel")}
     unchanged = all(list(source) == list(range(counts[kind] or 0)) for kind, source in sources.items())
     weights: dict[str, Tensor] = {}
-    became: dict[str, list[str]] = {"taken": [], "in_part": [], "anew": []}
+    became: dict[str, list[str]] = {"taken": [], "in_part": [], "initialised": []}
     for name, value in fresh.items():
-        how, weights[name] = "anew", value
+        how, weights[name] = "initialised", value
         axes = growing.axes.get(name, ())
         if (
             name in old
@@ -111,9 +111,10 @@ def transfer(fresh: Mapping[str, Tensor], old: Mapping[str, Tensor], growing: Gr
         ):
             how, weights[name] = _mapped(value, old[name].to(value), axes, sources)
         became[how].append(name)
-    unused = {*became["anew"]}
+    unused = {*became["initialised"]}
     dropped = tuple(name for name in old if name not in fresh or name in unused)
-    return Transfer(weights, tuple(became["taken"]), tuple(became["in_part"]), tuple(became["anew"]), dropped)
+    taken, in_part, initialised = (tuple(became[how]) for how in ("taken", "in_part", "initialised"))
+    return Transfer(weights, taken, in_part, initialised, dropped)
 
 
 def _old_shape(fresh: Tensor, axes: Sequence[Axis], counts: Mapping[Kind, int | None]) -> tuple[int, ...]:
@@ -130,7 +131,7 @@ def _mapped(fresh: Tensor, old: Tensor, axes: Sequence[Axis], sources: Sources) 
     for axis in sorted(axes, key=lambda axis: not axis.is_input):
         pairs = [(now, before) for now, before in enumerate(sources[axis.kind]) if before is not None]
         if not pairs:
-            return "anew", fresh
+            return "initialised", fresh
         kept_all &= len(pairs) == len(sources[axis.kind])
         now, before = (torch.tensor(each, device=old.device) for each in zip(*pairs, strict=True))
         shape = list(old.shape)

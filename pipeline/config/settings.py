@@ -363,14 +363,14 @@ class TrainingConfig:
     start_from: str | None = None
     """Run folder, best_model.ckpt or file with a network's state_dict to begin with. What fits is taken over: the head
     by class name, the first convolution by channel name. Of a run the network and the preprocessing are taken over,
-    too, where no flag and no config file says otherwise. null = begin anew."""
+    too, where no flag and no config file says otherwise. null = all weights are newly initialised."""
     start_classes: dict[Any, Any] | None = None
     """Classes that have other names now, such as {hippocampus: anterior}: name in the run that is started from, and
     name in the data set."""
     freeze_epochs: int = 0
     """Epochs in which the encoder that was taken over is not trained, only the rest of the network."""
     taken_lr_factor: float = 1.0
-    """Factor on the learning rate of weights that were taken over whole; what began anew learns at the full rate."""
+    """Factor on the learning rate of weights that were taken over whole; all others learn at the full rate."""
 
     def __post_init__(self) -> None:
         self._check_start()

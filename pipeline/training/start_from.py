@@ -57,12 +57,12 @@ class Match:
         }
 
     def in_words(self, of_new: str) -> str:
-        """What became of all of them; `of_new` says how new ones begin."""
+        """What became of all of them; `of_new` says what new ones are."""
         old = self.to_document()
         taken = [name if name == old[name] else f"{name} (there {old[name]})" for name in self.names if old[name]]
         parts = [some_of(taken, 12) if taken else "none is known there"]
         if self.new:
-            parts.append(f"new, {of_new}: {some_of(self.new, 12)}")
+            parts.append(f"{of_new}: {some_of(self.new, 12)}")
         if self.lost:
             parts.append(f"dropped: {some_of(self.lost, 12)}")
         return "; ".join(parts) + (" (in their order, since names are missing)" if self.by_position else "")
@@ -200,7 +200,7 @@ def take_over(start: Start, network: nn.Module, config: Config) -> Started:
         "lost_channels": list(start.channels.lost),
         "n_weights_taken": len(result.taken),
         "weights_in_part": list(result.in_part),
-        "weights_anew": list(result.anew),
+        "weights_initialised": list(result.initialised),
         "weights_dropped": list(result.dropped),
     }
     heading = f"Starting from {source.name}" + (f" ({source.score})" if source.score else "")
@@ -211,14 +211,14 @@ def take_over(start: Start, network: nn.Module, config: Config) -> Started:
 def _rows(start: Start, result: Transfer, config: Config) -> Iterator[tuple[str, str]]:
     n_taken, n_all = (_n_numbers(result.weights, names) for names in (result.taken, result.weights))
     yield "taken", f"{len(result.taken)} of {len(result.weights)} weights, {n_taken:,} of {n_all:,} numbers"
-    anew = list(result.anew)
+    initialised = list(result.initialised)
     if config.training.deep_supervision:
-        anew.append("the heads of deep supervision, which no run keeps")
-    for title, names in (("in part", result.in_part), ("anew", anew), ("dropped", result.dropped)):
+        initialised.append("the heads of deep supervision, which no run keeps")
+    for title, names in (("in part", result.in_part), ("newly initialised", initialised), ("dropped", result.dropped)):
         if names:
             yield title, some_of(names, NAMES_LISTED)
-    yield "classes", start.classes.in_words("begin anew")
-    yield "channels", start.channels.in_words("without effect at first")
+    yield "classes", start.classes.in_words("newly initialised")
+    yield "channels", start.channels.in_words("new, without effect at first")
 
 
 def _n_numbers(weights: Mapping[str, Tensor], names: Any) -> int:
@@ -263,11 +263,11 @@ def treatment(
     """
     state = network.state_dict(keep_vars=True)
     try:
-        others = {*document["weights_in_part"], *document["weights_anew"]}
+        others = {*document["weights_in_part"], *document["weights_initialised"]}
     except (KeyError, TypeError) as error:
         raise FileError(
-            "training_config.json: training.started_from: expected the lists weights_in_part and weights_anew, found "
-            "none; restore the file from a copy"
+            "training_config.json: training.started_from: expected the lists weights_in_part and "
+            "weights_initialised, found none; restore the file from a copy"
         ) from error
     whole = {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and name not in others}
     frozen, norms = [], []

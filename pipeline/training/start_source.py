@@ -217,11 +217,12 @@ def _other_network(source: Source, specification: Specification, share: str) -> 
     if known is None:
         names = some_of([f"{name[:60]} {tuple(value.shape)}" for name, value in source.weights.items()], 2)
         ours, found = _in_words(settings, {}), f"{len(source.weights)} weights, {names}"
-        remedy = "describe its network in model.network, or begin anew"
+        remedy = "describe its network in model.network, or leave training.start_from out"
     else:
         ours, found = _in_words(settings, known), _in_words(known, settings)
         remedy = (
-            "leave model.network, --base_channels and --use_light_model out to take its network over, or begin anew"
+            "leave model.network, --base_channels and --use_light_model out to take its network over, or leave "
+            "training.start_from out"
         )
     return NetworkError(
         f"training.start_from {source.name}: expected weights of the network of the settings, {ours}, found {found}; "

@@ -42,7 +42,7 @@ def predictions(network, image):
 def test_permuted_classes_give_permuted_logits_exactly(name):
     old, new = build(NETWORKS[name]), build(NETWORKS[name], seed=1)
     result = taken(new, old, classes=(2, 0, 1))
-    assert not result.in_part + result.anew + result.dropped
+    assert not result.in_part + result.initialised + result.dropped
     image = torch.rand(1, 1, *SIZE)
     found, expected = predictions(new, image), predictions(old, image)[:, [2, 0, 1]]
     if name == "UNet":  # its last layer adds the classes up, in another order
@@ -56,7 +56,7 @@ def test_the_first_prediction_with_another_channel_is_the_old_networks(name):
     old, new = build(NETWORKS[name], in_channels=2), build(NETWORKS[name], in_channels=3, seed=1)
     result = taken(new, old, classes=(0, 1, 2), channels=(1, None, 0))
     assert result.in_part
-    assert not result.anew
+    assert not result.initialised
     image = torch.rand(1, 3, *SIZE)
     torch.testing.assert_close(predictions(new, image), predictions(old, image[:, [2, 0]]), rtol=1e-5, atol=1e-5)
 
@@ -77,14 +77,14 @@ def test_known_classes_keep_their_logits_beside_new_ones_and_without_lost_ones(n
         assert torch.equal(new.state_dict()[bias][1], drawn[bias][1])  # as it was drawn
 
 
-def test_lost_channels_are_left_out_and_a_network_without_any_known_one_begins_its_first_convolution_anew():
+def test_lost_channels_are_left_out_and_a_network_without_any_known_one_initialises_its_first_convolution():
     old = build(None, in_channels=2)
     new = build(None, in_channels=1, seed=1)
     taken(new, old, classes=(0, 1, 2), channels=(1,))
     assert torch.equal(new.state_dict()["stem.weight"], old.state_dict()["stem.weight"][:, 1:])
     other = build(None, in_channels=1, seed=1)
     drawn = other.state_dict()["stem.weight"].clone()
-    assert taken(other, old, classes=(0, 1, 2), channels=(None,)).anew == ("stem.weight",)
+    assert taken(other, old, classes=(0, 1, 2), channels=(None,)).initialised == ("stem.weight",)
     assert torch.equal(other.state_dict()["stem.weight"], drawn)
 
 

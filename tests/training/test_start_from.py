@@ -103,7 +103,7 @@ class Weights(tiny_module.pl.Callback):
 
 
 def begin(network: nn.Module, **settings):
-    document = {"weights_in_part": ["head.weight"], "weights_anew": ["head.bias"]}
+    document = {"weights_in_part": ["head.weight"], "weights_initialised": ["head.bias"]}
     training = TrainingConfig(start_from="r", **settings)
     return treatment(document, network, training, in_channels=1, size=SIZE)
 
@@ -132,7 +132,7 @@ def test_a_damaged_record_of_a_start_is_refused():
 def test_batch_normalisations_of_a_frozen_encoder_keep_their_means(tmp_path):
     spec = {"_target_": "BasicUNet", "features": [2, 2, 2, 2, 2, 2], "norm": "batch"}
     network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
-    document = {"weights_in_part": [], "weights_anew": []}
+    document = {"weights_in_part": [], "weights_initialised": []}
     training = TrainingConfig(start_from="r", freeze_epochs=1)
     taken = treatment(document, network, training, in_channels=1, size=(16, 16, 16))
     own = network.state_dict(keep_vars=True)
@@ -200,7 +200,7 @@ def test_a_finished_run_is_continued_by_the_flags_that_resume_names(work):
     after = strict_json(run / "training_log.json")["training_history"]["val_loss"]
     assert after[0] == pytest.approx(before[best], rel=1e-4)
     record = strict_json(run / "training_config.json")["training"]["started_from"]
-    assert (record["weights_in_part"], record["weights_anew"], record["changed"]) == ([], [], {})
+    assert (record["weights_in_part"], record["weights_initialised"], record["changed"]) == ([], [], {})
     assert record["classes"]["liver"] == "liver"
 
 
