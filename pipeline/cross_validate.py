@@ -19,7 +19,7 @@ from pipeline.checks.screening import Screened, choose_scaling, list_configured,
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
@@ -32,6 +32,7 @@ from pipeline.evaluation.summary import Evaluation
 from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.setting_differences import changed_settings
 from pipeline.runs.study import StudyFolder, StudyRecord
 from pipeline.train import train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME
@@ -260,13 +261,10 @@ def _refuse_cases_scored_twice(folds: Folds) -> None:
 
 def _refuse_changed_settings(study: StudyFolder, record: StudyRecord, config: Config) -> None:
     """Raise ConfigError with every setting that would make the next fold unlike those before."""
-    defaults = as_mapping(Config(data=DataConfig(dataset_root=".")))
-    changed = []
-    for group, values in as_mapping(config).items():
-        for key, value in values.items():
-            before = record.settings.get(group, {}).get(key, defaults[group][key])
-            if before != value and f"{group}.{key}" not in MAY_CHANGE:
-                changed.append(f"{group}.{key} {json.dumps(before)}, now {json.dumps(value)}")
+    changed = [
+        f"{name} {json.dumps(before)}, now {json.dumps(value)}"
+        for name, before, value, _ in changed_settings(record.settings, as_mapping(config), MAY_CHANGE)
+    ]
     if changed:
         raise ConfigError(
             f"{study.path} was begun with other settings: {'; '.join(changed)}; give the old values to go on with it, "

@@ -1,9 +1,12 @@
-"""The settings in which runs differ."""
+"""The settings in which runs differ, and those that are no longer what a run was begun with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, DataConfig
 
 NOT_COMPARED = (
     "experiment.",
@@ -20,6 +23,17 @@ NOT_COMPARED = (
     "model.network_settings",
 )
 """Beginnings of the keys that name the run, were found out by it, or have a column or hash of their own."""
+
+
+class ChangedSetting(NamedTuple):
+    """A setting that is no longer what it was when a run was begun."""
+
+    name: str
+    """As "training.lr"."""
+    before: Any
+    now: Any
+    was_there: bool
+    """Whether the version of then had it; else `before` is its default."""
 
 
 def flat_settings(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -43,3 +57,25 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     keys = {key: None for config in configs for key in config if not key.startswith(NOT_COMPARED)}
     return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
+
+
+def changed_settings(
+    before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]], may_change: Collection[str]
+) -> Iterator[ChangedSetting]:
+    """Find the settings that are no longer those of then, but for those that may change.
+
+    A setting that the version of then did not have yet counts as its default: a new setting's default is what was done
+    before it came. Where that is no longer so, the default of then must be named here.
+
+    Args:
+        before: the settings, or a run's training_config.json.
+        now: as `config.files.as_mapping` gives them.
+        may_change: names of settings.
+    """
+    defaults = as_mapping(Config(data=DataConfig(dataset_root=".")))
+    for group, values in now.items():
+        then = before.get(group, {})
+        for key, value in values.items():
+            changed = ChangedSetting(f"{group}.{key}", then.get(key, defaults[group][key]), value, key in then)
+            if changed.before != value and changed.name not in may_change:
+                yield changed

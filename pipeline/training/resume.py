@@ -14,8 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from pipeline.checks.modality import IntensityChoice
-from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.text import one_line, some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
@@ -23,6 +22,7 @@ from pipeline.files.lock import is_locked
 from pipeline.files.regular import open_regular
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.setting_differences import changed_settings
 from pipeline.training.lightning_module import SegmentationModule
 
 RESUME_FORMAT = 2
@@ -96,32 +96,23 @@ def refuse_changed_settings(
 ) -> None:
     """Raise ConfigError where the settings of this start would make another run of the one in `folder`.
 
-    A setting that the run's version did not have yet counts as its default: a new setting's default is what was done
-    before it came. Where that is no longer so, the default of then must be named here.
-
     Args:
         folder: the run's.
         settings: as `config.files.as_mapping` gives them.
         may_move_data: accept another data.dataset_root; the cases are compared by content, see `refuse_changed_cases`.
     """
-    before = folder.read_config()
-    defaults = as_mapping(Config(data=DataConfig(dataset_root=".")))
-    for group, values in settings.items():
-        for key, value in values.items():
-            old = before[group].get(key, defaults[group][key])
-            if f"{group}.{key}" in MAY_CHANGE_ON_RESUME or old == value:
-                continue
-            if value is None and (group, key) in {("model", "n_classes"), ("training", "n_gpus")}:
-                continue  # left to the data and the machine, then as now
-            if may_move_data and (group, key) == ("data", "dataset_root"):
-                continue
-            if value == "auto" and (group, key) in {("data", "window"), ("data", "mean_std")}:
-                continue  # the run has found its numbers, see `keep_window`
-            of_then = "" if key in before[group] else " (the version of then had no such setting)"
-            raise ConfigError(
-                f"{group}.{key} is {value!r}, but the run in {folder.path} was started with {old!r}{of_then}; "
-                "a resumed run keeps it: give the old value, or start another run"
-            )
+    for name, old, value, was_there in changed_settings(folder.read_config(), settings, MAY_CHANGE_ON_RESUME):
+        if value is None and name in {"model.n_classes", "training.n_gpus"}:
+            continue  # left to the data and the machine, then as now
+        if may_move_data and name == "data.dataset_root":
+            continue
+        if value == "auto" and name in {"data.window", "data.mean_std"}:
+            continue  # the run has found its numbers, see `keep_window`
+        of_then = "" if was_there else " (the version of then had no such setting)"
+        raise ConfigError(
+            f"{name} is {value!r}, but the run in {folder.path} was started with {old!r}{of_then}; "
+            "a resumed run keeps it: give the old value, or start another run"
+        )
 
 
 def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mapping[str, str]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pipeline.runs.setting_differences import differing_settings, flat_settings
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, DataConfig, TrainingConfig
+from pipeline.runs.setting_differences import changed_settings, differing_settings, flat_settings
 
 
 def test_only_settings_that_differ_and_are_no_names_or_facts_are_listed():
@@ -10,3 +12,14 @@ def test_only_settings_that_differ_and_are_no_names_or_facts_are_listed():
     second = dict(flat_settings({"training": {"lr": 3, "seed": 2}, "experiment": {"name": "b"}, "loss": {"x": None}}))
     assert first["data.list"] == {}
     assert differing_settings([first, second]) == ["training.lr", "data.list"]
+
+
+def test_a_setting_that_the_version_of_then_did_not_have_counts_as_its_default():
+    now = as_mapping(Config(data=DataConfig(dataset_root="."), training=TrainingConfig(lr=0.1, seed=3, max_epochs=7)))
+    before = {group: dict(values) for group, values in as_mapping(Config(data=DataConfig(dataset_root="."))).items()}
+    before["training"]["lr"] = 0.2
+    del before["training"]["seed"]
+    found = {changed.name: changed for changed in changed_settings(before, now, {"training.max_epochs"})}
+    assert found.keys() == {"training.lr", "training.seed"}
+    assert found["training.lr"][1:] == (0.2, 0.1, True)
+    assert found["training.seed"][1:] == (TrainingConfig().seed, 3, False)
