@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,25 +14,31 @@ from numpy.typing import NDArray
 from pipeline.datasets.class_table import ClassTable, find_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
-from pipeline.evaluation.label_maps import LabelMap, onto_label, read_label_map
+from pipeline.evaluation.label_maps import LabelMap, covering, is_seg, onto_label, read_label_map
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.records import read_records, table_of_records
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
 from transforms.io.errors import VolumeError
-from transforms.io.grid import axes_onto
+from transforms.io.grid import axes_onto, part_of
+from transforms.io.label_values import ignore_index
 from transforms.io.load import read_volume
+
+Fitting = TypeVar("Fitting")
+
+_IGNORED = 65535
+"""In a label as it is read, where it counts for nothing."""
 
 
 class ScoredCase(NamedTuple):
-    """A case on its label's grid."""
+    """A case on its label's grid, or on the prediction's where the label was cropped to a part of that."""
 
     image: NDArray | None
     """(I, J, K) intensities of the first channel; None where no record names it, or where it cannot be read."""
     label: NDArray[np.integer]
-    """(I, J, K) indices of the classes of the metrics.json."""
+    """(I, J, K) indices of the classes of the metrics.json; 0 also where voxels are ignored."""
     prediction: NDArray[np.integer]
-    """As `label`."""
+    """As `label`; 0 also where the label's voxels are ignored."""
     affine: NDArray[np.float64]
     """4×4, voxel index -> world mm (RAS+)."""
 
@@ -48,10 +54,55 @@ def read_scored_case(case: Mapping[str, Any], class_names: Sequence[str]) -> Sco
         EvaluationError, VolumeError: files that are gone, or no longer those that were scored; one line each.
     """
     paths = {kind: Path(case[kind]) for kind in ("label", "prediction")}
-    label = _as_scored(paths["label"], case, class_names, "label", _tables(paths, case, class_names))
-    prediction = _as_scored(paths["prediction"], case, class_names, "prediction", _tables(paths, case, class_names))
-    found, _ = onto_label(prediction, label, (paths["prediction"], paths["label"]), case["case"], resample=True)
-    return ScoredCase(_image(paths["prediction"], case["case"], label), label.indices, found, label.affine)
+    counted = _counted(case, class_names)
+    compared = [c for c, name in enumerate(class_names) if c and name not in case.get("not_annotated", ())]
+
+    def as_label(found: LabelMap) -> LabelMap | None:
+        counts = _counts(found.indices, len(class_names))
+        return found if np.array_equal(counts[1:], counted["label"][1:]) else None
+
+    label = _first_that_fits("label", paths, case, class_names, as_label)
+
+    def beside_label(found: LabelMap) -> tuple[LabelMap, NDArray[np.integer]] | None:
+        reference, predicted = _on_one_grid(label, found, paths, case)
+        predicted[reference.indices == _IGNORED] = 0
+        both = np.where(predicted == reference.indices, predicted, 0)
+        fits = all(
+            np.array_equal(_counts(array, len(class_names))[compared], counted[kind][compared])
+            for array, kind in ((predicted, "prediction"), (both, "both"))
+        )
+        return (reference, predicted) if fits else None
+
+    reference, predicted = _first_that_fits("prediction", paths, case, class_names, beside_label)
+    reference.indices[reference.indices == _IGNORED] = 0
+    image = _image(paths["prediction"], case["case"], reference)
+    return ScoredCase(image, reference.indices, predicted, reference.affine)
+
+
+def _counted(case: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Voxels by class, as they were counted: of the label, of the prediction, and where both have the class."""
+    counted = {kind: np.zeros(len(class_names), np.int64) for kind in ("label", "prediction", "both")}
+    for name, one in case["classes"].items():
+        c = list(class_names).index(name)
+        counted["both"][c] = one["true_positives"]
+        counted["label"][c] = one["true_positives"] + one["false_negatives"]
+        counted["prediction"][c] = one["true_positives"] + one["false_positives"]
+    return counted
+
+
+def _on_one_grid(
+    label: LabelMap, prediction: LabelMap, paths: Mapping[str, Path], case: Mapping[str, Any]
+) -> tuple[LabelMap, NDArray[np.integer]]:
+    """The label, extended where it was cropped to its content, and the prediction on its grid, as they were scored."""
+    if is_seg(paths["label"]):
+        label = covering(label, prediction)
+    if is_seg(paths["prediction"]):
+        prediction = covering(prediction, label)
+    if not case["resampled"] and axes_onto(prediction.geometry, label.geometry) is None:
+        change = part_of(label.geometry, prediction.geometry)
+        label = label if change is None else LabelMap(change.apply(label.indices), prediction.affine)
+    sources = paths["prediction"], paths["label"]
+    return label, onto_label(prediction, label, sources, case["case"], resample=True)[0].copy()
 
 
 def _tables(paths: Mapping[str, Path], case: Mapping[str, Any], class_names: Sequence[str]) -> Iterator[ClassTable]:
@@ -74,32 +125,32 @@ def _folder(prediction: Path) -> Path:
     return prediction.parent.parent if prediction.is_dir() else prediction.parent
 
 
-def _as_scored(
-    path: Path, case: Mapping[str, Any], class_names: Sequence[str], kind: str, tables: Iterator[ClassTable]
-) -> LabelMap:
-    """Read a label map by the first table that gives what was counted; the indices are those of `class_names`."""
-    expected = np.zeros(len(class_names), np.int64)
-    missed = "false_negatives" if kind == "label" else "false_positives"
-    for name, one in case["classes"].items():
-        expected[list(class_names).index(name)] = one["true_positives"] + one[missed]
+def _first_that_fits(
+    kind: str,
+    paths: Mapping[str, Path],
+    case: Mapping[str, Any],
+    class_names: Sequence[str],
+    fitting: Callable[[LabelMap], Fitting | None],
+) -> Fitting:
+    """Read a label map by the first table with which it is what was scored; indices are those of `class_names`."""
+    path = paths[kind]
     reason = f"the {kind} {path} no longer holds what was scored; evaluate again"
-    for table in tables:
+    for table in _tables(paths, case, class_names):
         try:
             found = read_label_map(_source(path, table), case["case"], table)
         except VolumeError as error:
             reason = str(error)
             continue
-        index = np.array([list(class_names).index(name) if name in class_names else 0 for name in table.names])
-        index = np.append(index, np.zeros(max(0, int(found.indices.max()) + 1 - len(index)), index.dtype))
-        indices = index[found.indices]
-        if _counts(indices, len(class_names))[1:].tolist() == expected[1:].tolist() or _is_resampled(case, kind):
-            return LabelMap(indices.astype(np.uint16), found.affine)
+        index = [list(class_names).index(name) if name in class_names else 0 for name in table.names]
+        highest = max(int(found.indices.max()), ignore_index(len(index)))
+        lookup = np.zeros(highest + 1, np.uint16)
+        lookup[: len(index)] = index
+        if kind == "label" and table.ignores_voxels:
+            lookup[ignore_index(len(index))] = _IGNORED
+        fitted = fitting(LabelMap(lookup[found.indices], found.affine))
+        if fitted is not None:
+            return fitted
     raise EvaluationError(reason)
-
-
-def _is_resampled(case: Mapping[str, Any], kind: str) -> bool:
-    """Whether counts are of another grid than the file's."""
-    return kind == "prediction" and bool(case["resampled"])
 
 
 def _source(path: Path, table: ClassTable) -> Label:
@@ -110,9 +161,10 @@ def _source(path: Path, table: ClassTable) -> Label:
 
 
 def _counts(indices: NDArray[np.integer], n_classes: int) -> NDArray[np.int64]:
+    """Voxels of each class; ignored ones are of none."""
     counts = np.zeros(n_classes, np.int64)
     for plane in np.moveaxis(indices, 2, 0):  # slice by slice: bincount needs 64-bit integers
-        counts += np.bincount(plane.ravel(), minlength=n_classes)
+        counts += np.bincount(plane.ravel(), minlength=n_classes)[:n_classes]
     return counts
 
 

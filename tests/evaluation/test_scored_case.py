@@ -13,7 +13,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.scored_case import read_scored_case
-from tests.support.evaluation import AFFINE, TABLE, save, three_cases
+from tests.support.evaluation import AFFINE, TABLE, save, save_masks, three_cases, write_names
 
 OPTIONS = ScoringOptions(surface=None, workers=1)
 
@@ -65,3 +65,64 @@ def test_a_label_that_has_changed_is_refused(scored):
     Path(case["label"]).unlink()
     with pytest.raises(EvaluationError, match="no such file"):
         read_scored_case(case, scored["class_names"])
+
+
+def scored_and_read(root, **options):
+    """The first case, and by structure its Dice in metrics.json and in what is read again."""
+    document = to_document(
+        evaluate(root / "predictions", root / "labels", ScoringOptions(surface=None, workers=1, **options))
+    )
+    case, names = document["cases"][0], document["class_names"]
+    read = read_scored_case(case, names)
+    return {
+        name: (one["dice"], dice(read.label, read.prediction, names.index(name)))
+        for name, one in case["classes"].items()
+        if one["dice"] is not None
+    }
+
+
+def two_boxes():
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[2:6, 2:14, 2:14], label[10:14, 2:6, 2:14] = 1, 2
+    return label
+
+
+def test_a_resampled_prediction_is_read_by_its_own_names_of_values(tmp_path):
+    label = two_boxes()
+    save(label, tmp_path / "labels" / "a.nii.gz", np.eye(4))
+    write_names(tmp_path / "labels", {"background": 0, "liver": 1, "spleen": 2})
+    coarse = np.array([0, 2, 1], np.uint8)[label[::2, ::2, ::2]]
+    save(coarse, tmp_path / "predictions" / "a.nii.gz", np.diag([2.0, 2, 2, 1]))
+    write_names(tmp_path / "predictions", {"background": 0, "spleen": 1, "liver": 2})
+    for scored, shown in scored_and_read(tmp_path, resample=True).values():
+        assert shown == pytest.approx(scored)
+
+
+def test_what_is_predicted_outside_of_a_cropped_label_is_shown(tmp_path):
+    cropped = np.eye(4)
+    cropped[:3, 3] = 2
+    predicted = np.pad(two_boxes(), 2)
+    predicted[18:] = 1
+    save(np.zeros((20, 20, 20), np.uint8), tmp_path / "labels" / "images" / "a.nii.gz", np.eye(4))
+    save(two_boxes(), tmp_path / "labels" / "labels" / "a.nii.gz", cropped)
+    save(predicted, tmp_path / "predictions" / "a.nii.gz", np.eye(4))
+    write_names(tmp_path / "labels", {"background": 0, "liver": 1, "spleen": 2})
+    write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2})
+    scored, shown = scored_and_read(tmp_path)["liver"]
+    assert shown == pytest.approx(scored) == pytest.approx(2 * 576 / (576 + 576 + 2 * 20 * 20))
+
+
+def test_ignored_voxels_and_structures_that_are_not_annotated_do_not_make_a_case_another(tmp_path):
+    label = two_boxes()
+    label[:, :, 8:10] = 9
+    for folder, array in (("labels", label), ("predictions", two_boxes())):
+        save(array, tmp_path / "ignored" / folder / "a.nii.gz", np.eye(4))
+    write_names(tmp_path / "ignored" / "labels", {"background": 0, "liver": 1, "spleen": 2, "ignore": 9})
+    assert scored_and_read(tmp_path / "ignored") == {"liver": (1, 1), "spleen": (1, 1)}
+    masks = tmp_path / "masks"
+    save_masks(two_boxes(), masks / "labels" / "a", ("background", "liver"))
+    save_masks(two_boxes(), masks / "labels" / "b", ("background", "liver", "spleen"))
+    for case in "ab":
+        save(two_boxes(), masks / "predictions" / f"{case}.nii.gz")
+    write_names(masks / "predictions", {"background": 0, "liver": 1, "spleen": 2})
+    assert scored_and_read(masks) == {"liver": (1, 1)}
