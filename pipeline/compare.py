@@ -78,11 +78,13 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
     settings = differing_settings(configs)
     for row, config in zip(rows, configs, strict=True):
+        row["time"] = None if row["time"] is None else _in_hours(row["time"])
         row.update({key: config.get(key) for key in settings})
     return Comparison(tuple(sorted(rows, key=_best_first)), tuple(settings), tuple(skipped))
 
 
 def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a run, its time in seconds, and its settings and facts."""
     config, log = folder.read_config(), folder.read_log()
     summary = folder.read_summary() if folder.summary.exists() else {}
     row = {
@@ -93,7 +95,9 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "status": summary.get("status", "unfinished"),
         "base_channels": config["model"].get("base_channels"),
         "total_parameters": config["model"].get("total_parameters"),
-        "time": _time_between(config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)),
+        "time": _seconds_between(
+            config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)
+        ),
     }
     return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
 
@@ -116,7 +120,7 @@ def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
 
 
 def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a cross-validation, and the settings and facts in which its folds agree."""
+    """The row of a cross-validation, its time in seconds, and the settings and facts in which its folds agree."""
     numbers = list(study.read_record().folds)
     begun = [run for run in map(study.fold, numbers) if run.config.exists()]
     if not begun:
@@ -131,7 +135,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "best_epoch": None,
         "total_epochs": sum(row["total_epochs"] for row in rows),
         "status": f"{n_ended} of {len(numbers)} folds",
-        "time": _in_hours(sum(map(_in_seconds, times))) if times else None,
+        "time": sum(times) if times else None,
     }
     shared = {
         key: value
@@ -142,22 +146,17 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
     return row, shared
 
 
-def _in_seconds(time: str) -> int:
-    hours, minutes, seconds = map(int, time.split(":"))
-    return 3600 * hours + 60 * minutes + seconds
-
-
 def _in_hours(seconds: int) -> str:
     return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
-def _time_between(start: Any, end: Any) -> str | None:
-    """Write the time between two time stamps of a run as hh:mm:ss; None where one is damaged or the clock went back."""
+def _seconds_between(start: Any, end: Any) -> int | None:
+    """The time between two time stamps of a run; None where one is damaged or the clock went back."""
     try:
         seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
     except (TypeError, ValueError):
         return None
-    return _in_hours(seconds) if seconds >= 0 else None
+    return seconds if seconds >= 0 else None
 
 
 def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:
