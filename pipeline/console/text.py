@@ -70,6 +70,15 @@ def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
     return ", ".join(texts[:most]) + (f" and {left} {more}" if left > 0 else "")
 
 
+def shortened(name: str, most: int) -> str:
+    """Cut a longer name in its middle: names differ in their beginnings and in their ends.
+
+    >>> shortened("lung_upper_lobe_left", 10)
+    'lung…_left'
+    """
+    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+
+
 def counted(number: int, what: str) -> str:
     """Write how many of something there are.
 

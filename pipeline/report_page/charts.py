@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.console.text import shortened
 from pipeline.report_page.markup import text
 
 WIDTH, HEIGHT = 520, 250
@@ -20,6 +21,7 @@ _MOST_DOTS = 4000
 
 _ROW = 16
 _NAMES = 190
+_LONGEST_NAME = 28
 
 RUN_COLOURS = (
     "#1f77b4",
@@ -118,7 +120,8 @@ def distribution(scores: Mapping[str, Sequence[tuple[str, float]]], colours: Map
         y = 12 + _ROW * number
         values = [score for _, score in scores[name]]
         low, middle, high = (_across(float(q), width) for q in np.percentile(values, (25, 50, 75)))
-        parts.append(f'<text x="{_NAMES - 8}" y="{y + 4}" text-anchor="end">{text(_short(name))}</text>')
+        shown = text(shortened(name, _LONGEST_NAME))
+        parts.append(f'<text x="{_NAMES - 8}" y="{y + 4}" text-anchor="end">{shown}</text>')
         parts.append(f'<line x1="{low}" x2="{high}" y1="{y}" y2="{y}" class="quartiles"/>')
         if with_dots:
             for case, score in scores[name]:
@@ -136,7 +139,3 @@ def distribution(scores: Mapping[str, Sequence[tuple[str, float]]], colours: Map
 
 def _across(score: float, width: int) -> float:
     return round(_NAMES + (width - _NAMES - 20) * score, 1)
-
-
-def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"

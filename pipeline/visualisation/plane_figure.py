@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from pipeline.console.text import printable
+from pipeline.console.text import printable, shortened
 from pipeline.visualisation.overlay import enlarged, overlay_slice
 from pipeline.visualisation.planes import Plane
 
@@ -89,8 +89,8 @@ def draw_planes(
     lines = min(_MOST_LINES, math.ceil(len(legend) / columns))
     width, height = right + 2 * _GAP, _HEADER + bottom + _GAP + lines * _LEGEND_LINE + _GAP
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
-    _text(figure, _GAP, 20, _shortened(title, right // 11), size=13, weight="bold")
-    _text(figure, _GAP, 42, _shortened(subtitle, int(right / 6.6)), size=9, color="0.35")
+    _text(figure, _GAP, 20, shortened(title, right // 11), size=13, weight="bold")
+    _text(figure, _GAP, 42, shortened(subtitle, int(right / 6.6)), size=9, color="0.35")
     for box in boxes:
         _draw_box(figure, box, colours, window)
     _draw_legend(figure, legend, columns, lines, _HEADER + bottom + _GAP)
@@ -200,7 +200,7 @@ def _draw_legend(figure: Figure, legend: Sequence[LegendEntry], columns: int, li
         )  # fmt: skip
         figure.add_artist(swatch)
         volume = "" if entry.volume_ml is None else f"   {volume_in_words(entry.volume_ml)}"
-        _text(figure, x + 20, y + 8, f"{_shortened(entry.name, 30)}{volume}", size=8.5)
+        _text(figure, x + 20, y + 8, f"{shortened(entry.name, 30)}{volume}", size=8.5)
     if len(shown) < len(legend):
         x, y = _GAP + (columns - 1) * _LEGEND_COLUMN, top + (lines - 1) * _LEGEND_LINE
         _text(figure, x + 20, y + 8, f"and {len(legend) - len(shown)} more", size=8.5, color="0.35")
@@ -211,10 +211,6 @@ def _text(figure: Figure, x: float, y: float, words: str, *, size: float, **look
     text = figure.text(x / width, 1 - y / height, printable(words), fontsize=size, va="center", **look)  # type: ignore[arg-type]
     text.set_parse_math(False)  # a name may hold dollar signs
     return text
-
-
-def _shortened(name: str, most: int) -> str:
-    return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
 
 
 def volume_in_words(volume_ml: float) -> str:

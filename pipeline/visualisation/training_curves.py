@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.console.text import shortened
 from pipeline.runs.history import TrainingLog
 
 LineStyle = Literal["-", "--"]
@@ -39,7 +40,7 @@ def draw_curves(names: Sequence[str], logs: Sequence[TrainingLog]) -> Figure:
         names: of the runs, in the legend.
         logs: their histories, at least one with an epoch.
     """
-    labels = [f"{_shortened(name)}  {_headline(log)}" for name, log in zip(names, logs, strict=True)]
+    labels = [f"{shortened(name, LONGEST_NAME)}  {_headline(log)}" for name, log in zip(names, logs, strict=True)]
     columns = 2 if len(labels) > 3 and max(map(len, labels)) <= LABEL_OF_HALF_WIDTH else 1
     # a Figure of its own, not pyplot's: no global state, no window system, and a notebook's backend stays as it is
     figure = Figure(figsize=(11.0, 7.6 + 0.24 * math.ceil(len(labels) / columns)), layout="constrained")
@@ -106,9 +107,3 @@ def _headline(log: TrainingLog) -> str:
     if not len(log):
         return "(no finished epoch)"
     return "" if log.best_val_miou is None else f"(best mIoU {log.best_val_miou:.4f}, epoch {log.best_epoch})"
-
-
-def _shortened(name: str) -> str:
-    """Cut a long name in its middle: runs differ in their beginnings and in their ends."""
-    half = LONGEST_NAME // 2
-    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
