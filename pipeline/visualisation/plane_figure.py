@@ -99,21 +99,21 @@ def draw_planes(
 
 def _layout(planes: Sequence[Plane]) -> list[_Box]:
     """Pictures of one height side by side; where some are strips, these beside or below the largest picture."""
-    shape = {id(plane): plane.size_mm for plane in planes}
     largest = max(planes, key=lambda plane: math.prod(plane.size_mm))
-    flat = [p for p in planes if p is not largest and shape[id(p)][0] < _FLAT * shape[id(p)][1]]
-    tall = [p for p in planes if p is not largest and shape[id(p)][1] < _FLAT * shape[id(p)][0]]
-    beside = [plane for plane in planes if not any(plane is strip for strip in (*flat, *tall))]
+    flat = [p for p in planes if p is not largest and p.size_mm[0] < _FLAT * p.size_mm[1]]
+    tall = [p for p in planes if p is not largest and p.size_mm[1] < _FLAT * p.size_mm[0]]
+    beside = [plane for plane in planes if plane not in (*flat, *tall)]
     boxes = []
     side = max(_pixels(plane)[0] for plane in beside)
-    across = sum(side * shape[id(plane)][1] / shape[id(plane)][0] for plane in [*beside, *tall])
+    across = sum(side * plane.size_mm[1] / plane.size_mm[0] for plane in [*beside, *tall])
     if across > _WIDEST:
         side = max(*(plane.image.shape[0] for plane in beside), round(side * _WIDEST / across))
     elif flat or tall:
         side = round(side * max(1.0, _LEAST_WIDTH / across))
     x = 0
     for plane in [*beside, *tall]:
-        boxes.append(_Box(plane, max(24, round(side * shape[id(plane)][1] / shape[id(plane)][0])), side, x, _CAPTION))
+        tall_mm, wide_mm = plane.size_mm
+        boxes.append(_Box(plane, max(24, round(side * wide_mm / tall_mm)), side, x, _CAPTION))
         x += max(boxes[-1].width, 170) + _GAP
     y = side + _CAPTION
     full = x - _GAP
