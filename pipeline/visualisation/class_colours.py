@@ -44,12 +44,12 @@ def class_colours(class_names: Sequence[str]) -> NDArray[np.uint8]:
 def _colours(class_names: tuple[str, ...]) -> tuple[Colour, ...]:
     sides = find_sides(class_names)
     side_of = {index: "left" for index, _ in sides.pairs} | {index: "right" for _, index in sides.pairs}
-    partner_of = dict(sides.pairs) | {right: left for left, right in sides.pairs}
+    partners = sides.partners(len(class_names))
     found: dict[int, Colour] = {0: (0, 0, 0)}
     for index, name in enumerate(class_names[1:], start=1):
         words = name_words(name)
-        if index in partner_of:
-            words = (words & name_words(class_names[partner_of[index]])) | {side_of[index]}
+        if index in side_of:
+            words = (words & name_words(class_names[partners[index]])) | {side_of[index]}
         candidates = (words, words | {"right"}, words | {"left"})
         known = (colours_by_words().get(key) for key in candidates)
         colour = next((one for one in known if one is not None and one not in found.values()), None)

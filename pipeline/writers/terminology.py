@@ -71,14 +71,14 @@ def terms(class_names: Sequence[str]) -> tuple[Term, ...]:
     ('Liver', True, 'Left')
     """
     sides = find_sides(class_names)
-    partner_of = dict(sides.pairs) | {right: left for left, right in sides.pairs}
+    partners = sides.partners(len(class_names))
     found: list[Term] = []
     taken: set[tuple[str, ...]] = set()
     for index, name in enumerate(class_names):
         words = _words(name)
         side = _side(index, words, sides)
-        if index in partner_of:
-            words = _without_side(words, _words(class_names[partner_of[index]]))
+        if partners[index] != index:
+            words = _without_side(words, _words(class_names[partners[index]]))
         elif side and words[-1] in _LETTERS:
             words = words[:-1]
         words = [word for word in words if word not in STATED]
