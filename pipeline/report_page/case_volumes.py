@@ -13,7 +13,8 @@ from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from pipeline.visualisation.display_window import display_window
-from transforms.io.grid import voxel_edges_mm
+from pipeline.visualisation.overlay import grey_values
+from transforms.io.grid import along_world_axes, orientation, voxel_edges_mm
 
 MARGIN_MM = 15.0
 """What is shown around the structure."""
@@ -50,10 +51,10 @@ def viewer_data(volumes: CaseVolumes, focus: int, colours: NDArray[np.uint8], na
     def turned(array: NDArray) -> NDArray:
         return np.asarray(apply_orientation(array, towards_ras))
 
-    order = np.argsort(towards_ras[:, 0])
-    edges_mm = np.array(voxel_edges_mm(volumes.affine))[order]
+    edges_mm = np.array(along_world_axes(voxel_edges_mm(volumes.affine), orientation(volumes.affine)))
     label, prediction = turned(volumes.label), turned(volumes.prediction)
-    box = _box((label == focus) | (prediction == focus), edges_mm)
+    structure = (label == focus) | (prediction == focus)
+    box = _box(structure, edges_mm)
     step = _steps(tuple(part.stop - part.start for part in box), edges_mm)
     cut = tuple(slice(part.start, part.stop, n) for part, n in zip(box, step, strict=True))
     parts: dict[str, Any] = {
@@ -63,11 +64,11 @@ def viewer_data(volumes: CaseVolumes, focus: int, colours: NDArray[np.uint8], na
     words = "no image was found"
     if volumes.image is not None:
         window = display_window(volumes.image)
-        grey = np.nan_to_num((turned(volumes.image)[cut].astype(np.float64) - window.low) / (window.high - window.low))
-        parts["image"] = _packed((255 * grey.clip(0, 1)).round().astype(np.uint8))
+        grey = grey_values(turned(volumes.image)[cut], (window.low, window.high))
+        parts["image"] = _packed((255 * grey).round().astype(np.uint8))
         words = window.name
     present = sorted({int(c) for array in (label[cut], prediction[cut]) for c in np.unique(array)} - {0})
-    inside = np.argwhere(((label == focus) | (prediction == focus))[cut])
+    inside = np.argwhere(structure[cut])
     every = "" if set(step) == {1} else f", every {' × '.join(map(str, step))}th voxel"
     return parts | {
         "shape": [len(range(*part.indices(n))) for part, n in zip(cut, label.shape, strict=True)],

@@ -30,9 +30,7 @@ def overlay_slice(
     Returns:
         (H, W, 3) RGB, 0…255.
     """
-    low, high = window
-    grey = np.nan_to_num((image.astype(np.float64) - low) / (high - low), nan=0.0).clip(0, 1)
-    picture = np.repeat(255.0 * grey[..., None], 3, axis=-1)
+    picture = np.repeat(255.0 * grey_values(image, window)[..., None], 3, axis=-1)
     table = np.vstack([colours, [_UNKNOWN]]).astype(np.float64)
     index = np.minimum(segmentation, len(colours))
     inside = segmentation > 0
@@ -41,6 +39,16 @@ def overlay_slice(
         border = inside & contours(segmentation, line)
         picture[border] = table[index[border]]
     return np.round(picture).astype(np.uint8)
+
+
+def grey_values(image: NDArray, window: tuple[float, float]) -> NDArray[np.float64]:
+    """How bright intensities are drawn, from 0 (black) to 1 (white); NaN is black.
+
+    >>> grey_values(np.array([-500, 40, np.nan]), (-160, 240)).tolist()
+    [0.0, 0.5, 0.0]
+    """
+    low, high = window
+    return np.nan_to_num((image.astype(np.float64) - low) / (high - low), nan=0.0).clip(0, 1)
 
 
 def contours(segmentation: NDArray[np.integer], line: int) -> NDArray[np.bool_]:
