@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any
 
-from pipeline.console.text import decimals
+from pipeline.console.text import decimals, first_lines
 from pipeline.report_page.charts import RUN_COLOURS, Line, curves, distribution
 from pipeline.report_page.markup import Cell, data, facts, number, section, table, text, words
 from pipeline.runs.history import TrainingLog
@@ -198,8 +198,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
     surface = document["settings"].get("surface")
     interval = document["settings"]["interval"]
     notes = [*document["notes"], *(f"{one['case']}: not scored: {one['reason']}" for one in document["refused"])]
-    lines = "".join(f"<li>{text(note)}</li>" for note in notes[:_MOST_NOTES])
-    more = f"<li>and {len(notes) - _MOST_NOTES} more</li>" if len(notes) > _MOST_NOTES else ""
+    lines = "".join(f"<li>{text(note)}</li>" for note in first_lines(notes, "and {} more", _MOST_NOTES))
     return facts(
         [
             ("cases", f"{document['n_cases']} of {document['n_subjects']} subjects"),
@@ -212,7 +211,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
                 f"{surface['definition']}; tolerance {document['settings']['tolerance_mm']:g} mm" if surface else None,
             ),
         ]
-    ) + (f'<ul class="notes">{lines}{more}</ul>' if notes else "")
+    ) + (f'<ul class="notes">{lines}</ul>' if notes else "")
 
 
 def _structures(document: Mapping[str, Any]) -> str:
@@ -269,11 +268,17 @@ def _views(index: int, scores: Scores) -> Iterator[str]:
             yield f'<div class="case">{head}{button}</div>'
 
 
+def scored_structures(case: Mapping[str, Any]) -> dict[str, float]:
+    """Dice of the structures that a case's label holds, the worst first."""
+    dice = {name: one["dice"] for name, one in case["classes"].items() if one["dice"] is not None}
+    return dict(sorted(dice.items(), key=lambda item: item[1]))
+
+
 def _cases(document: Mapping[str, Any]) -> str:
     rows = []
     for case in document["cases"]:
-        scored = {name: one["dice"] for name, one in case["classes"].items() if one["dice"] is not None}
-        worst = min(scored, key=lambda name: scored[name], default=None)
+        scored = scored_structures(case)
+        worst = next(iter(scored), None)
         rows.append(
             [
                 words(case["case"]),

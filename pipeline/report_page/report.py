@@ -13,7 +13,7 @@ from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.files.atomic import FileError, write_atomically
 from pipeline.files.json_files import read_json
 from pipeline.report_page.case_volumes import CaseVolumes, viewer_data
-from pipeline.report_page.page import CaseView, RunFacts, Scores, page
+from pipeline.report_page.page import CaseView, RunFacts, Scores, page, scored_structures
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.visualisation.class_colours import class_colours
@@ -96,23 +96,22 @@ def _scores(path: Path, n_views: int) -> Scores:
     document = read_json(path, largest=None)
     name = str(path.parent) if path.name == "metrics.json" else str(path)
     try:
+        page([], [Scores(name, document)])  # before any volume is read
         views = tuple(_view(case, document["class_names"]) for case in document["cases"][:n_views])
-        scores = Scores(name, document, views)
-        page([], [scores])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = one_line(error, 100)
         raise EvaluationError(
             f"{path}: expected a metrics.json of bodyseg evaluate, found another ({reason})"
         ) from error
-    return scores
+    return Scores(name, document, views)
 
 
 def _view(case: Mapping[str, Any], class_names: Sequence[str]) -> CaseView:
     """The worst structure of a case, with its surroundings."""
-    scored = {name: one["dice"] for name, one in case["classes"].items() if one["dice"] is not None}
+    scored = scored_structures(case)
     if not scored:
         return CaseView(case["case"], "no structure", None, None, "its label holds no structure")
-    worst = min(scored, key=lambda name: scored[name])
+    worst = next(iter(scored))
     try:
         read = read_scored_case(case, class_names)
     except (EvaluationError, VolumeError, FileError, OSError) as error:
