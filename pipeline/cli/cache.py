@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from pipeline.cli.arguments import command_parser
+from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import ConfigError
 from pipeline.console.text import BYTES_PER_GB, gigabytes
 
@@ -23,7 +24,8 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(arguments)
-    from pipeline.cache.folder import cache_info, prune
+    with quick_imports():
+        from pipeline.cache.folder import cache_info, prune
 
     if given.action == "prune":
         if given.max_gb is None:

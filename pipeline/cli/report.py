@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.cli.arguments import command_parser
+from pipeline.cli.quick_imports import quick_imports
 
 
 def run(arguments: list[str]) -> int:
@@ -22,7 +23,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--no_images", action="store_true", help="Leave images, labels and predictions out.")
     parser.add_argument("--cases", type=int, default=6, metavar="N", help="Worst cases that can be looked at.")
     given = parser.parse_args(arguments)
-    from pipeline.report_page.report import report
+    with quick_imports():
+        from pipeline.report_page.report import report
 
     print(report(given.sources, given.output, images=not given.no_images, n_cases=given.cases))
     return 0

@@ -12,7 +12,7 @@ COMMANDS = """
 import gc, importlib, sys
 from pipeline.cli.quick_imports import NOT_USED, quick_imports
 with quick_imports():
-    import pipeline.check, pipeline.predict
+    import pipeline.check, pipeline.predict, pipeline.report_page.report, pipeline.cache.folder
 found = [name for name in NOT_USED if name in sys.modules]
 assert not found, found
 assert gc.isenabled() and gc.get_freeze_count() > 100_000
@@ -22,7 +22,7 @@ for name in {installed}:
 """
 
 
-def test_predict_and_check_start_without_packages_that_they_do_not_use_and_that_can_be_imported_later():
+def test_commands_start_without_packages_that_they_do_not_use_and_that_can_be_imported_later():
     installed = [name for name in NOT_USED if name in ("matplotlib.pyplot", "scipy.signal", "torch.utils.tensorboard")]
     assert len(installed) == 3
     subprocess.run([sys.executable, "-c", COMMANDS.format(installed=installed)], check=True, timeout=300)
