@@ -31,8 +31,15 @@ def command_parser(command: str, function: Callable, usage: str | None = None) -
     )
 
 
-def with_value(arguments: list[str], flag: str, values: str, default: str) -> list[str]:
+def with_value(arguments: list[str], flag: str, values: str, default: str, expected: str) -> list[str]:
     """Give a flag that stands alone its default: argparse would take the next path for its value.
+
+    Args:
+        arguments: the command line.
+        flag: with its dashes.
+        values: pattern of what may follow it as its value.
+        default: its value where it stands alone.
+        expected: its values in words.
 
     Raises:
         ConfigError: what follows is neither one of its values nor a flag or path.
@@ -41,8 +48,7 @@ def with_value(arguments: list[str], flag: str, values: str, default: str) -> li
     for argument, following in itertools.pairwise([*arguments, ""]):
         alone = argument == flag and not re.fullmatch(values, following)
         if alone and re.fullmatch(r"\w+", following) and not Path(following).exists():
-            *others, last = values.removeprefix("(?i)").replace("[xyz,]+", "axes of x, y and z").split("|")
-            raise ConfigError(f"{flag}: expected {', '.join(others)} or {last}, found {following!r}")
+            raise ConfigError(f"{flag}: expected {expected}, found {following!r}")
         result.append(f"{flag}={default}" if alone else argument)
     return result
 

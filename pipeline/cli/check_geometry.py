@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
         help="Pad instead of stretching (or not), whatever run or settings say.",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="Print JSON.")
-    given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true"))
+    given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true", "true or false"))
     with quick_imports():
         from pipeline.check_geometry import check_geometry, to_json, to_text
 

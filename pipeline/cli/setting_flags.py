@@ -183,7 +183,7 @@ def _with_true(arguments: Sequence[str]) -> list[str]:
         if typing.get_type_hints(cls)[setting.name] is bool
     }
     for name in sorted(full_names | {short for short, full in SHORT_FLAGS.items() if full in full_names}):
-        given = with_value(given, f"--{name}", r"(?i)true|false|yes|no", "true")
+        given = with_value(given, f"--{name}", r"(?i)true|false|yes|no", "true", "true, false, yes or no")
     return given
 
 

@@ -17,7 +17,7 @@ from pipeline.cli.arguments import complain, warn, with_value
     ],
 )
 def test_a_flag_alone_does_not_take_the_next_path_for_its_value(given, expected):
-    assert with_value(given, "--tta", "auto|[xyz,]+", "auto") == expected
+    assert with_value(given, "--tta", "auto|[xyz,]+", "auto", "auto or axes") == expected
 
 
 def test_an_error_is_one_line_and_hands_its_code_through(capsys):

@@ -56,7 +56,7 @@ def test_a_wrong_argument_is_explained_in_one_plain_line(arguments, words, capsy
 )
 def test_paths_may_stand_anywhere_among_the_flags(given):
     parser = predict._parser()
-    found = parser.parse_args(with_value(given.split(), "--tta", "auto|[xyz,]+", "auto"))
+    found = parser.parse_args(with_value(given.split(), "--tta", "auto|[xyz,]+", "auto", "auto or axes"))
     assert [str(path) for path in found.paths] == ["run", "scan1", "scan2"]
     assert (str(found.output), found.roi, found.json) == ("o", [9, 9, 9], True)
 
