@@ -50,21 +50,22 @@ def _measure(
     kept: int | None = None,
 ) -> Measurement:
     """kept: the highest class that the label keeps; those above become background. None: all."""
-    features, head, label = _tensors(WARM_UP, n_classes, n_features)
-    if kept is not None:
-        label[label > kept] = 0
+    features, head, label = _tensors(WARM_UP, n_classes, n_features, kept)
     _backward(loss_of(features, head, label), features, head)
-    features, head, label = _tensors(size, n_classes, n_features)
-    if kept is not None:
-        label[label > kept] = 0
+    features, head, label = _tensors(size, n_classes, n_features, kept)
     return measure(lambda: _backward(loss_of(features, head, label), features, head), n=n)
 
 
-def _tensors(size: Sequence[int], n_classes: int, n_features: int) -> tuple[Tensor, nn.Conv3d, Tensor]:
+def _tensors(
+    size: Sequence[int], n_classes: int, n_features: int, kept: int | None
+) -> tuple[Tensor, nn.Conv3d, Tensor]:
     torch.manual_seed(0)
     head = nn.Conv3d(n_features, n_classes, 1)
     features = torch.randn(1, n_features, *size).requires_grad_()
-    return features, head, blocky_label(size, n_classes)
+    label = blocky_label(size, n_classes)
+    if kept is not None:
+        label[label > kept] = 0
+    return features, head, label
 
 
 def _backward(loss: Tensor, features: Tensor, head: nn.Conv3d) -> list[float]:

@@ -97,9 +97,8 @@ def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> Prepa
             raise NetworkError(f"case {case}: {_other_channels(model, len(images))}")
 
     def load(chain: Compose) -> MetaTensor:
-        image: MetaTensor = chain({"image": list(images), "case": case}, end=1)[
-            "image"
-        ]  # every chain's first part reads
+        read = chain({"image": list(images), "case": case}, end=1)  # every chain's first part reads
+        image: MetaTensor = read["image"]
         return image
 
     return _prepared(models, load, case)

@@ -152,8 +152,7 @@ def _constant_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
     """Warn of channels without any contrast; a mask may be empty."""
     for name, way, (lowest, highest) in zip(model.channel_names, _ways(scan, model), scan.ranges, strict=True):
         if not lowest < highest and way not in FIXED_RANGES:
-            where = "the scan" if len(scan.ranges) == 1 else f"channel {name} of the scan"
-            yield f"every voxel of {where} is {lowest:g}: nothing can be seen in it"
+            yield f"every voxel of {_called(name, scan)} is {lowest:g}: nothing can be seen in it"
 
 
 def _label_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
@@ -162,11 +161,14 @@ def _label_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
         model.channel_names, _ways(scan, model), scan.like_labels, scan.ranges, strict=True
     ):
         if is_like and way not in FIXED_RANGES:
-            what = "the scan" if len(scan.ranges) == 1 else f"channel {name} of the scan"
             yield (
-                f"{what} looks like a label map (whole numbers from 0 to {highest:g}, in regions of one value): was "
-                "a segmentation taken for a scan?"
+                f"{_called(name, scan)} looks like a label map (whole numbers from 0 to {highest:g}, in regions of one "
+                "value): was a segmentation taken for a scan?"
             )
+
+
+def _called(channel_name: str, scan: ScanFacts) -> str:
+    return "the scan" if len(scan.ranges) == 1 else f"channel {channel_name} of the scan"
 
 
 def _ways(scan: ScanFacts, model: Model) -> Sequence[str]:
