@@ -12,8 +12,8 @@ _LABEL_SUFFIX = re.compile(rf"(?P<case>.+?)[._-](?:{_LABEL})", re.IGNORECASE)
 
 
 def _role(words: str) -> re.Pattern[str]:
-    """Names that begin or end with one of the words: segmentation-0, label0001, c0_ct."""
-    return re.compile(rf"(?:{words})(?:[._ -]+(.+)|(\d.*))|(.+?)[._ -]+(?:{words})", re.IGNORECASE)
+    """Names that begin or end with one of the words: segmentation-0, label0001, c0_ct; but t12 is no 2 of T1."""
+    return re.compile(rf"(?:{words})(?:[._ -]+(.+)|(?<!\d)(\d.*))|(.+?)[._ -]+(?:{words})", re.IGNORECASE)
 
 
 _LABEL_ROLE, _IMAGE_ROLE = _role(_LABEL), _role(_IMAGE)

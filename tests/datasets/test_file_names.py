@@ -16,6 +16,6 @@ def test_image_and_label_of_a_case_have_one_key(image, label):
     assert image_key(image) != image
 
 
-@pytest.mark.parametrize("name", ["liver", "segment", "labelled", "ctr", "octopus", "seg"])
+@pytest.mark.parametrize("name", ["liver", "segment", "labelled", "ctr", "octopus", "seg", "t12", "T2001", "t1"])
 def test_words_that_only_begin_alike_say_nothing(name):
     assert case_of(name) == label_key(name) == image_key(name) == name

@@ -105,3 +105,14 @@ def test_names_that_several_images_may_mean_are_not_guessed(tmp_path):
     volume(tmp_path / "labels/c0_seg.nii.gz")
     write_json(tmp_path / "labels.json", LABELS)
     refused(tmp_path, "case c0_seg", "an image beside the label")
+
+
+def test_the_label_of_case_1_is_not_that_of_image_t11(tmp_path):
+    """t11 is no number 1 of a T1."""
+    for image, label in (("a", "a"), ("t11", "seg1"), ("t23", "seg3")):
+        volume(tmp_path / f"images/{image}.nii.gz")
+        volume(tmp_path / f"labels/{label}.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    found = list_cases(tmp_path, strict=False)
+    assert [case.id for case in found.cases] == ["a"]
+    assert sorted(error.case for error in found.refused) == ["seg1", "seg3", "t11", "t23"]
