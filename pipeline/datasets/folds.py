@@ -76,10 +76,11 @@ def own_folds(listing: Listing, root: Path, split_file: str = "") -> OwnFolds | 
         folds = OwnFolds(str(path), {n: tests | split_of for n, split_of in enumerate(_read_splits(path))}, labelled)
         _check_cases(folds, listing)
         return folds
-    numbers = sorted({row.fold for row in listing.rows if row.fold is not None})
+    alike = {row.id: row.split for row in listing.rows if row.fold is None and row.split == "val"}
+    alike |= {row.id: row.split for row in listing.rows if row.split == "test"}  # a list may number these, too
+    numbers = sorted({row.fold for row in listing.rows if row.fold is not None and row.id not in alike})
     if not numbers:
         return None
-    alike = {row.id: row.split for row in listing.rows if row.fold is None and row.split in ("val", "test")}
     pool = [row for row in listing.rows if row.id not in alike]
     without = [row.id for row in pool if row.fold is None]
     if without:

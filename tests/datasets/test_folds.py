@@ -61,6 +61,15 @@ def test_a_fold_column_divides_and_test_cases_stay_apart(tmp_path):
     refused(tmp_path, "case c9", "expected a fold of 0, 1, 2, …, found 'first'", fold=1)
 
 
+def test_a_test_case_that_has_the_number_of_a_fold_trains_none(tmp_path):
+    rows = [f"c{n},a.nii.gz,a.nii.gz,{'test' if n > 3 else 'train'},{n % 2 if n < 5 else 7}" for n in range(6)]
+    folds = list_cases(listed(tmp_path, *rows)).folds.splits
+    assert {number: (split.train, split.val, split.test) for number, split in folds.items()} == {
+        0: (("c1", "c3"), ("c0", "c2"), ("c4", "c5")),
+        1: (("c0", "c2"), ("c1", "c3"), ("c4", "c5")),
+    }
+
+
 def test_a_subject_in_two_parts_of_a_fold_is_refused(tmp_path):
     rows = [f"c{n},p{n // 2},a.nii.gz,a.nii.gz,{fold}" for n, fold in enumerate((0, 0, 1, 2))]
     listed(tmp_path, *rows, header="case,subject,image,label,fold")
