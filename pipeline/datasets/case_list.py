@@ -144,7 +144,9 @@ def _row(entry: Any, place: str, path: Path, classes: ClassTable | None) -> Row:
 
 def _annotated(labelled: Any, case: str, path: Path, classes: ClassTable) -> tuple[str, ...] | None:
     """The classes that a label annotates; None for all. Raises DatasetError for anything but names of classes."""
-    names = labelled.split("|") if isinstance(labelled, str) else labelled or []
+    if labelled is None or labelled == "":
+        return None
+    names = labelled.split("|") if isinstance(labelled, str) else labelled
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         found, remedy = f"{str(labelled)[:80]!r}", "write texts"
         raise DatasetError("dataset", path, "labelled to be names of classes", found, remedy, case)
@@ -154,7 +156,10 @@ def _annotated(labelled: Any, case: str, path: Path, classes: ClassTable) -> tup
         raise DatasetError(
             "dataset", path, f"classes under labelled ({known})", repr(unknown[0]), "correct the name", case
         )
-    return tuple(name for name in classes.names if name in given) if given else None
+    if not given:
+        expected, remedy = "a class beside the background under labelled", "leave labelled out if all are annotated"
+        raise DatasetError("dataset", path, expected, f"{str(labelled)[:80]!r}", f"{remedy}, else the case", case)
+    return tuple(name for name in classes.names if name in given)
 
 
 def _file(name: str, path: Path) -> Path:

@@ -125,6 +125,9 @@ def test_a_list_says_which_classes_a_label_annotates(tmp_path):
     refused(tmp_path, "case a", "liver, spleen", "'lever'")
     write_json(path, {"cases": [entries[0] | {"labelled": {"liver": 1}}], "labels": LABELS})
     refused(path, "case a", "labelled to be names of classes")
+    for nothing in ([], ["background"], " | "):  # not what a missing one means, all classes
+        write_json(path, {"cases": [entries[0] | {"labelled": nothing}], "labels": LABELS})
+        refused(path, "case a", "a class beside the background under labelled", "leave labelled out if all")
 
 
 def test_a_table_without_images_is_refused_once_and_names_its_columns(tmp_path):
