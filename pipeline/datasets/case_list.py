@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.text import some_of
-from pipeline.datasets.class_table import ClassTable, find_table, parse_table
+from pipeline.datasets.class_table import ClassTable, table_of_list
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.decathlon import is_datalist, read_msd
 from pipeline.datasets.entry_keys import KEYS, with_usual_keys
@@ -54,7 +54,7 @@ def read_list(request: Request) -> Listing:
     if is_datalist(content):
         return read_msd(replace(request, root=path))
     problems: list[DatasetError] = []
-    classes = None if request.images_only else request.classes(_own_table(content, path))
+    classes = None if request.images_only else request.classes(table_of_list(content, path))
     rows = collect(lambda entry: _row(entry[1], entry[0], path, classes), content["cases"], problems)
     channel_names = content.get("channel_names") or list(unnamed_channels(rows))
     if not isinstance(channel_names, list) or not all(isinstance(name, str) for name in channel_names):
@@ -102,11 +102,6 @@ def _refuse_without_images(cases: list[tuple[str, Any]], path: Path) -> None:
     if entries and len(entries) == len(cases) and not any("image" in with_usual_keys(e, path) for e in entries):
         found, remedy = some_of(names, 8) or "none", "rename the one that names the images to image"
         raise DatasetError("dataset", path, f"columns or keys of {', '.join(KEYS)}", found, remedy)
-
-
-def _own_table(content: dict[str, Any], path: Path) -> ClassTable | None:
-    labels = content.get("labels")
-    return parse_table(labels, path) if labels else find_table(path.parent)
 
 
 def _row(entry: Any, place: str, path: Path, classes: ClassTable | None) -> Row:

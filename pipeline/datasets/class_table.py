@@ -207,6 +207,16 @@ def find_table(folder: Path) -> ClassTable | None:
     return None
 
 
+def table_of_list(content: Mapping[str, Any], path: Path) -> ClassTable | None:
+    """Return the table under "labels" of a list of cases, else that of a file beside it; None if absent.
+
+    Raises:
+        DatasetError: see `parse_table` and `find_table`.
+    """
+    labels = content.get("labels")
+    return parse_table(labels, path) if labels else find_table(path.parent)
+
+
 def reconcile(found: ClassTable | None, given: Sequence[str], root: Path) -> ClassTable:
     """Join the data set's own table with the names that the settings give (empty: none).
 

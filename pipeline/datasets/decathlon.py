@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
-from pipeline.datasets.class_table import ClassTable, find_table, parse_table
+from pipeline.datasets.class_table import table_of_list
 from pipeline.datasets.entry_keys import with_usual_keys
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
@@ -51,7 +51,7 @@ def read_msd(request: Request) -> Listing:
         rows = [replace(row, split=None if row.split == "train" else row.split) for row in rows]
     channels = description.get("modality", description.get("channel_names"))
     channel_names = parse_channel_names(channels, source) if channels else unnamed_channels(rows)
-    classes = None if request.images_only else request.classes(_own_table(description, source))
+    classes = None if request.images_only else request.classes(table_of_list(description, source))
     return Listing(tuple(rows), classes, channel_names, tuple(problems))
 
 
@@ -76,11 +76,6 @@ def _entries(description: dict[str, Any], part: str, source: Path) -> list[Any]:
 
 def _has_fold(entry: Any) -> bool:
     return isinstance(entry, dict) and "fold" in entry
-
-
-def _own_table(description: dict[str, Any], source: Path) -> ClassTable | None:
-    labels = description.get("labels")
-    return parse_table(labels, source) if labels else find_table(source.parent)
 
 
 def _row(source: Path, split: str | None, has_folds: bool, entry: Any) -> Row:
