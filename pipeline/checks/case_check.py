@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, m
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
 from pipeline.console.text import some_of
-from pipeline.datasets.class_table import ClassTable, plain_name
+from pipeline.datasets.class_table import ClassTable, only_ones, plain_name
 from pipeline.datasets.dataset import Case, Dataset, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import MAX_SHEAR_DEGREES, SHEAR_IN_ITK, AxisChange, Geometry, onto_grid
@@ -304,10 +303,9 @@ def _named_classes(segments: Sequence[str], class_names: Sequence[str]) -> dict[
     """The class of each segment that is called as one: in full but for the case, or else as the only one so, both
     among the segments and the classes, without regard to blanks and punctuation ("Kidney left", kidney_left)."""
     in_full = {name.lower(): c for c, name in enumerate(class_names)}
-    count = Counter(map(plain_name, segments)), Counter(map(plain_name, class_names))
-    plain = {plain_name(name): c for c, name in enumerate(class_names) if count[1][plain_name(name)] == 1}
-    plain = {form: c for form, c in plain.items() if count[0][form] == 1}
-    found = {name: in_full.get(name.lower(), plain.get(plain_name(name))) for name in segments}
+    segment_of, class_of = only_ones(segments, plain_name), only_ones(class_names, plain_name)
+    plain = {segments[segment]: class_of[form] for form, segment in segment_of.items() if form in class_of}
+    found = {name: in_full.get(name.lower(), plain.get(name)) for name in segments}
     return {name: c for name, c in found.items() if c is not None}
 
 

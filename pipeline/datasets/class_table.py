@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,6 +88,17 @@ def plain_name(name: str) -> str:
     ('left_kidney', 'left_kidney')
     """
     return re.sub(r"[\W_]+", "_", name).strip("_").casefold()
+
+
+def only_ones(names: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:
+    """Return the index of each name by its form; forms that several names have are left out.
+
+    >>> only_ones(["Left kidney", "left_kidney", "Liver"], plain_name)
+    {'liver': 2}
+    """
+    forms = [form(name) for name in names]
+    count = Counter(forms)
+    return {name: index for index, name in enumerate(forms) if count[name] == 1}
 
 
 def parse_table(labels: Any, source: Path) -> ClassTable:

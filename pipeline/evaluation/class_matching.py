@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pipeline.console.text import some_of
-from pipeline.datasets.class_table import ClassTable, plain_name
+from pipeline.datasets.class_table import ClassTable, only_ones, plain_name
 from pipeline.datasets.errors import DatasetError
 from pipeline.writers.segmentation import segment_label
 from transforms.io.label_values import ignore_index, label_dtype
@@ -127,15 +126,8 @@ def match_names(wanted: Sequence[str], found: Sequence[str]) -> dict[int, int]:
     matched = {index: indices[name] for index, name in enumerate(wanted) if name in indices}
     in_full = set(wanted)
     for form in (plain_name, lambda name: plain_name(segment_label(name))):
-        others = _only_ones(found, form)
-        for name, index in _only_ones(wanted, form).items():
+        others = only_ones(found, form)
+        for name, index in only_ones(wanted, form).items():
             if index not in matched and name in others and found[others[name]] not in in_full:
                 matched[index] = others[name]
     return matched
-
-
-def _only_ones(names: Sequence[str], form: Callable[[str], str]) -> dict[str, int]:
-    """Index of each name by its form; forms of two names are left out."""
-    forms = [form(name) for name in names]
-    count = Counter(forms)
-    return {name: index for index, name in enumerate(forms) if count[name] == 1}

@@ -15,7 +15,7 @@ from pipeline.checks.modality import IntensityChoice
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, ConfigError, TrainingConfig
 from pipeline.console.text import aligned, some_of
-from pipeline.datasets.class_table import plain_name
+from pipeline.datasets.class_table import only_ones, plain_name
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.rows import are_named
 from pipeline.files.atomic import FileError
@@ -143,12 +143,12 @@ def match_classes(
     sources: dict[str, int] = {new: old_names.index(old) for old, new in renamed.items()}
     free = [name for name in old_names[1:] if name not in renamed]
     for form in (str, plain_name):
-        forms = [form(name) for name in free]
+        index_of = only_ones(free, form)
         for name in names[1:]:
-            taken = name in sources or forms.count(form(name)) != 1
-            position = None if taken else old_names.index(free[forms.index(form(name))])
-            if position is not None and position not in sources.values():
-                sources[name] = position
+            if name not in sources and form(name) in index_of:
+                position = old_names.index(free[index_of[form(name)]])
+                if position not in sources.values():
+                    sources[name] = position
     found = (0, *(sources.get(name) for name in names[1:]))
     return Match(tuple(names), tuple(old_names), found)
 
