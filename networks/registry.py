@@ -115,12 +115,12 @@ def build_network(
 
 
 def specify(
-    spec: Mapping[str, Any] | str | None = None,
+    spec: Mapping[str, Any] | str | None,
     *,
-    in_channels: int = 1,
-    n_classes: int = 71,
-    base_channels: int = 32,
-    light: bool = False,
+    in_channels: int,
+    n_classes: int,
+    base_channels: int,
+    light: bool,
     checkpointing: bool = False,
     trust: bool = False,
 ) -> Specification:
