@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from networks.errors import NetworkError
-from networks.parameter_limit import ParameterLimitError, limit_parameters
-from networks.registry import IN_CHANNELS, N_CLASSES, Specification
+from networks.parameter_limit import ParameterLimitError
+from networks.registry import IN_CHANNELS, N_CLASSES, Specification, call_constructor
 
 Kind = Literal["class", "channel"]
 
@@ -60,15 +60,15 @@ def growing_axes(specification: Specification, most_parameters: int | None = Non
     >>> growing_axes(body_net).axes["head.bias"]
     (Axis(number=0, kind='class', is_input=False),)
 
-        Args:
-            specification: With complete arguments, the size of the images included where the network asks for it.
-            most_parameters: Numbers that a network may have which must be built for real; None: any.
+    Args:
+        specification: With complete arguments, the size of the images included where the network asks for it.
+        most_parameters: Numbers that a network may have which must be built for real; None: any.
 
-        Raises:
-            ParameterLimitError: If it has far more than `most_parameters`.
-            NetworkError: If the network cannot be built.
+    Raises:
+        ParameterLimitError: If it has far more than `most_parameters`.
+        NetworkError: If the network cannot be built.
     """
-    network = _built(specification, specification.arguments, most_parameters)
+    network = _built(specification, most_parameters)
     shapes = _shapes(network)
     axes: dict[str, tuple[Axis, ...]] = {}
     otherwise: set[str] = set()
@@ -100,27 +100,25 @@ def _twins(
     if count is None:
         return
     for other in (count + 1, 2 * count, count - 1):
+        arguments = specification.arguments | dict.fromkeys(counts, other)
         try:
-            twin = _built(specification, specification.arguments | dict.fromkeys(counts, other), most_parameters)
+            twin = _built(specification._replace(arguments=arguments), most_parameters)
         except NetworkError:
             continue
         yield count, other, twin
         return
 
 
-def _built(specification: Specification, arguments: Mapping[str, Any], most_parameters: int | None) -> nn.Module:
+def _built(specification: Specification, most_parameters: int | None) -> nn.Module:
     """Call the constructor where it costs no memory, or for real where it computes with its weights."""
-    reason: Exception = ValueError()
-    for device, most in (("meta", MOST_NUMBERS), ("cpu", most_parameters or MOST_NUMBERS)):
+    with torch.random.fork_rng(devices=[]):
         try:
-            with torch.random.fork_rng(devices=[]), torch.device(device), limit_parameters(most):
-                return specification.network_class(**arguments)
+            with torch.device("meta"):
+                return call_constructor(specification, MOST_NUMBERS)
         except ParameterLimitError:
             raise
-        except Exception as error:  # whatever a constructor says to its arguments
-            reason = error
-    text = " ".join(str(reason).split())[:300]
-    raise NetworkError(f"network {specification.name}: {type(reason).__name__}: {text}") from reason
+        except NetworkError:
+            return call_constructor(specification, most_parameters or MOST_NUMBERS)
 
 
 def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:

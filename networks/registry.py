@@ -304,7 +304,7 @@ def construct(
     size_key = _size_key(network_class)
     if size_key is not None:
         target_size = [arguments[size_key]] * 3 if isinstance(arguments[size_key], int) else arguments[size_key]
-    network = _call(specification, arguments, most_parameters)
+    network = call_constructor(specification, most_parameters)
     in_channels = _first(arguments, IN_CHANNELS)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
         return_coarse_outputs(network)
@@ -314,7 +314,7 @@ def construct(
             in_channels=in_channels,
             n_classes=_first(arguments, N_CLASSES),
             target_size=target_size,
-            build_at=_builder(specification, arguments, size_key) if size_key else None,
+            build_at=_builder(specification, size_key) if size_key else None,
         )
     i, j, k = target_size
     unused = freeze_unused_parameters(network, in_channels, (i, j, k))
@@ -343,12 +343,15 @@ def _size_key(network_class: type[nn.Module]) -> str | None:
     return next((key for key in IMAGE_SIZE if key in inspect.signature(network_class).parameters), None)
 
 
-def _call(specification: Specification, arguments: dict[str, Any], most_parameters: int | None = None) -> nn.Module:
-    """Call the constructor; whatever it raises is about its arguments and becomes a NetworkError."""
+def call_constructor(specification: Specification, most_parameters: int | None = None) -> nn.Module:
+    """Call the constructor; whatever it raises is about its arguments and becomes a NetworkError.
+
+    most_parameters: See `construct`; one that makes far more raises ParameterLimitError.
+    """
     limit = contextlib.nullcontext() if most_parameters is None else limit_parameters(most_parameters)
     try:
         with limit:
-            return specification.network_class(**arguments)
+            return specification.network_class(**specification.arguments)
     except NetworkError:
         raise
     except Exception as error:
@@ -356,8 +359,9 @@ def _call(specification: Specification, arguments: dict[str, Any], most_paramete
         raise NetworkError(f"network {specification.name}: {type(error).__name__}: {text}") from error
 
 
-def _builder(specification: Specification, arguments: dict[str, Any], size_key: str) -> Callable[[Size], nn.Module]:
-    return lambda size: _call(specification, arguments | {size_key: list(size)})
+def _builder(specification: Specification, size_key: str) -> Callable[[Size], nn.Module]:
+    arguments = specification.arguments
+    return lambda size: call_constructor(specification._replace(arguments=arguments | {size_key: list(size)}))
 
 
 def _first(arguments: Mapping[str, Any], names: Sequence[str]) -> int:
