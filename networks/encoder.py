@@ -88,5 +88,5 @@ def _calls(network: Any, in_channels: int, size: Size) -> list[tuple[nn.Module, 
 
 def _n_voxels(out: Any) -> int:
     """Voxels of a module's output; 0 where it is no volume."""
-    first = outputs(out)[0] if not isinstance(out, Tensor) else out
+    first = outputs(out)[0]
     return math.prod(first.shape[2:]) if isinstance(first, Tensor) and first.ndim == 5 else 0

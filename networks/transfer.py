@@ -45,8 +45,6 @@ class Fit:
     """Share of the old network's numbers that fit into the new one."""
     of_new: float
     """Share of the new network's numbers that the old one has."""
-    other_shapes: tuple[str, ...]
-    """Weights that both have, in different shapes."""
 
 
 def named_alike(old: Mapping[str, Tensor], growing: Growing) -> dict[str, Tensor]:
@@ -75,8 +73,7 @@ def fit(old: Mapping[str, Tensor], growing: Growing) -> Fit:
     shapes = {name: tuple(value.shape) for name, value in old.items() if name not in depends}
     same = sum(math.prod(shape) for name, shape in shapes.items() if fixed.get(name) == shape)
     n_old, n_new = (sum(map(math.prod, each.values())) for each in (shapes, fixed))
-    other = tuple(name for name, shape in shapes.items() if fixed.get(name, shape) != shape)
-    return Fit(same / n_old if n_old else 0.0, same / n_new if n_new else 0.0, other)
+    return Fit(same / n_old if n_old else 0.0, same / n_new if n_new else 0.0)
 
 
 def count_of(old: Mapping[str, Tensor], growing: Growing, kind: Kind) -> int | None:
