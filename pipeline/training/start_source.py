@@ -157,14 +157,13 @@ def _data_settings(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_settings(network: Mapping[str, Any]) -> dict[str, Any]:
-    given = {*IN_CHANNELS, *N_CLASSES, *SPATIAL_DIMS, *IMAGE_SIZE, "base_channels", "light"}
-    arguments = {name: value for name, value in network.items() if name not in given or name == "_target_"}
-    if network.get("_target_") != BODY_NET:
-        own = {name: value for name, value in network.items() if name in ("base_channels", "light")}
-        return {"network": arguments | own}
+    of_data = {*IN_CHANNELS, *N_CLASSES, *SPATIAL_DIMS, *IMAGE_SIZE}
+    arguments = {name: value for name, value in network.items() if name not in of_data}
+    if arguments.get("_target_") != BODY_NET:
+        return {"network": arguments}
     return {
-        "base_channels": network.get("base_channels"),
-        "use_light_model": bool(network.get("light", False)),
+        "base_channels": arguments.pop("base_channels", None),
+        "use_light_model": bool(arguments.pop("light", False)),
         "network": arguments if len(arguments) > 1 else None,
     }
 
