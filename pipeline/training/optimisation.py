@@ -50,13 +50,13 @@ class Optimisation:
 
         Where what was taken over learns at another rate it is a group of its own, with that factor as "lr_factor".
         """
-        groups: Any = list(parameters)
+        every = list(parameters)
+        groups: Any = every
         if taken.lr_factor != 1:
             whole = {id(parameter) for parameter in taken.whole}
-            parts = ([p for p in groups if id(p) not in whole], [p for p in groups if id(p) in whole])
             groups = [
-                {"params": part, "lr_factor": factor}
-                for part, factor in zip(parts, (1.0, taken.lr_factor), strict=True)
+                {"params": [p for p in every if id(p) not in whole], "lr_factor": 1.0},
+                {"params": [p for p in every if id(p) in whole], "lr_factor": taken.lr_factor},
             ]
         if self.optimizer == "sgd":
             return torch.optim.SGD(
