@@ -120,8 +120,8 @@ def test_a_full_disk_ends_the_build_without_blaming_a_case(make, monkeypatch):
 
 
 @pytest.mark.fault(
-    "a /dev/shm without room for the semaphores of another process, while the cache is built",
-    "one warning with what helps; one process prepares all cases",
+    "a shared memory (/dev/shm) too full to start another process, while the cache is built",
+    "one warning that says how to enlarge it; the cases are prepared all the same, by one process",
 )
 def test_a_full_shared_memory_leaves_the_work_to_this_process(make, met, monkeypatch, caplog):
     monkeypatch.setattr(build, "DataLoader", None)  # which would start processes

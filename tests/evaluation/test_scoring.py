@@ -37,8 +37,8 @@ def test_a_killed_process_is_reported_and_ends_the_evaluation(folders, monkeypat
 
 
 @pytest.mark.fault(
-    "a /dev/shm without room for the semaphores of another process, in `evaluate --workers N`",
-    "one line that says so, with what helps, exit 2",
+    "a shared memory (/dev/shm) too full to start another process, in `evaluate --workers N`",
+    "one line that says to use `--workers 1`, or how to enlarge it, exit 2",
 )
 def test_a_full_shared_memory_is_said_as_such(folders, monkeypatch):
     def full(*_, **__):
