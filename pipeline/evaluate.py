@@ -124,6 +124,8 @@ def evaluate_run(
     data = folder.read_config()["data"]
     dataset = _dataset_of(data)
     cases = _cases_of(folder, data, dataset, split)
+    for other in runs[1:]:
+        _refuse_trained_on(cases, RunFolder.at(other), dataset)
     models = load_models(runs, choose_device(device), trust=trust)
     target = default_output(Path(run), split) if output is None else Path(output)
     outputs, failed = _predicted(
@@ -231,6 +233,22 @@ def _refuse_seen(
                     f"{run.config}: case {case}: expected its only score to be of a network that has not seen it, "
                     f"found that {why}; correct the folds or the subjects and begin another study"
                 )
+
+
+def _refuse_trained_on(cases: Sequence[Case], run: RunFolder, dataset: Dataset) -> None:
+    """Raise EvaluationError for a test case of one fold that another trained or validated on, or one of its subject.
+
+    A file of folds may name in one fold a case that the data set holds out for testing.
+    """
+    split = run.read_config()["data"]["split"]
+    used = {case for part in ("train", "val") for case in split.get(part, ())}
+    subjects = {case.subject for case in dataset.cases if case.id in used}
+    for case in cases:
+        if case.id in used or case.subject in subjects:
+            raise EvaluationError(
+                f"{run.config}: case {case.id}: expected a test case that no fold has seen, found that this fold "
+                "trained or validated on a scan of that subject; evaluate one of the runs, or correct the folds"
+            )
 
 
 def _part_of(progress: Progress | None, begun: int, n_all: int, part: str) -> Progress | None:

@@ -19,7 +19,7 @@ from pipeline.checks import case_check
 from pipeline.cli.main import main
 from pipeline.compute.signals import Stopped
 from pipeline.config.settings import ConfigError
-from pipeline.evaluate import evaluate_study
+from pipeline.evaluate import evaluate_run, evaluate_study
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.atomic import FileError
 from pipeline.predict import PredictionOptions, predict
@@ -277,6 +277,18 @@ def test_a_network_is_not_scored_on_what_it_was_trained_on(study):
     path.write_text(json.dumps(document))
     with pytest.raises(EvaluationError, match="expected fold 0 of the folds of 2 folds by subject, seed 42, found"):
         evaluate_study(study)
+
+
+def test_a_test_case_of_one_fold_that_another_was_trained_on_is_not_scored_by_all(study):
+    """As a file of folds may have it, which names a case of imagesTs in one of them."""
+    path = study / "fold_0" / "training_config.json"
+    document = strict_json(path)
+    case = document["data"]["split"]["val"].pop()
+    document["data"]["split"]["test"] = [case]
+    path.write_text(json.dumps(document))
+    assert case in strict_json(study / "fold_1" / "training_config.json")["data"]["split"]["train"]
+    with pytest.raises(EvaluationError, match=f"fold_1.*case {case}: expected a test case that no fold has seen"):
+        evaluate_run(study, "test", device="cpu")
 
 
 def test_weights_to_start_from_that_may_have_seen_the_cases_are_noted_beside_the_scores(study, work, monkeypatch):
