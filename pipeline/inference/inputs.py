@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from pipeline.console.text import some_of
 from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
+from pipeline.datasets.rows import are_named
 from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind, is_data_half
@@ -123,7 +124,7 @@ def list_inputs(
         if output is not None and path.is_dir() and path.resolve() == output.resolve():
             raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
         listing = find_images(path, n_channels=len(channel_names), follow_links=follow_links)
-        if listing is not None:
+        if listing is not None and not _counts_cases(listing, channel_names):
             found += _of_dataset(listing, path, channel_names, output, follow_links=follow_links)
         else:
             plain.append(path)
@@ -133,6 +134,13 @@ def list_inputs(
         same = " and ".join(str(case.images[0]) for case in found if case.id.lower() == twice[0] and case.images)
         raise SegmentationError(f"{same}: both would be called {twice[0]}; predict them into two folders")
     return tuple(found)
+
+
+def _counts_cases(listing: ImageListing, channel_names: Sequence[str]) -> bool:
+    """Whether the numbers in CT_0000, CT_0001, PET_0000, PET_0001 are those of cases: channels are named in front."""
+    names = {channel.lower() for channel in channel_names}
+    is_own = are_named(listing.channel_names)
+    return len(channel_names) > 1 and not is_own and {case.lower() for case in listing.images} <= names
 
 
 def _of_dataset(
@@ -268,9 +276,11 @@ def _case_and_channel(stem: str, channel_names: Sequence[str]) -> tuple[str, int
 
     >>> _case_and_channel("pat0_PET", ["CT", "PET"]), _case_and_channel("0000", ["CT", "PET"])
     (('pat0', 1), ('', 0))
+    >>> _case_and_channel("PET_0000", ["CT", "PET"])
+    ('0000', 1)
     """
     numbered = re.fullmatch(r"(?:(.+)_)?(\d{4})", stem)
-    if numbered:
+    if numbered and (numbered[1] or "").lower() not in [channel.lower() for channel in channel_names]:
         return numbered[1] or "", int(numbered[2])
     for form in (r"(?:(.*)[ _.-])?{}", r"{}[ _.-](.*)"):
         for number, name in enumerate(channel_names):
