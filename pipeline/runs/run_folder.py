@@ -60,6 +60,13 @@ def check_name(name: str) -> None:
         raise FileError(f'run name "{shown}" {fault}; choose a plain one, as in --exp_name body_unet')
 
 
+def parent_and_name(path: str | Path) -> tuple[Path, str]:
+    """Return the folder that holds an existing folder, and its name there, that of "." included."""
+    path = Path(path)
+    path = path if path.name not in ("", "..") else path.resolve()
+    return path.parent, path.name
+
+
 class RunFolder:
     """One run's folder, log_dir/name, which need not exist yet; its paths are relative where log_dir is.
 
@@ -88,9 +95,7 @@ class RunFolder:
     @classmethod
     def at(cls, path: str | Path) -> RunFolder:
         """Take an existing folder for a run, "." included."""
-        path = Path(path)
-        path = path if path.name not in ("", "..") else path.resolve()
-        return cls(path.parent, path.name)
+        return cls(*parent_and_name(path))
 
     @property
     def state(self) -> State:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import now, read_json, write_json
-from pipeline.runs.run_folder import RunFolder, check_name, is_run_folder
+from pipeline.runs.run_folder import RunFolder, check_name, is_run_folder, parent_and_name
 
 FORMAT = 1
 """Of study.json."""
@@ -103,9 +103,7 @@ class StudyFolder:
     @classmethod
     def at(cls, path: str | Path) -> StudyFolder:
         """Take an existing folder for a study, "." included."""
-        path = Path(path)
-        path = path if path.name not in ("", "..") else path.resolve()
-        return cls(path.parent, path.name)
+        return cls(*parent_and_name(path))
 
     def fold(self, number: int) -> RunFolder:
         """The run folder of a fold."""
