@@ -58,9 +58,8 @@ def check_dataset(
 
 def _unknown_values(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
     suggested = suggest_remap(cases, dataset)
-    own_tables = {case.id: case.table for case in dataset.cases}
     for case in cases:
-        table = own_tables[case.case] or dataset.classes
+        table = dataset.case(case.case).table or dataset.classes
         unknown = {v: count for v, count in case.unknown_values.items() if v not in table.known_values}
         if not unknown:
             continue
