@@ -11,6 +11,12 @@ from pathlib import Path
 from transforms.io.errors import VolumeError
 from transforms.io.itk_header import data_file_name
 
+_PAIR = (".hdr", ".img")
+"""Header and voxels of a pair: of one name."""
+
+_HEADERS = (".mhd", ".nhdr")
+"""Headers that may name the file of their voxels."""
+
 
 def beside(header: Path, name: str) -> Path:
     """Return the file that a header names, which has to be in the header's own folder or below.
@@ -45,7 +51,7 @@ def is_data_half(path: Path) -> bool:
 
 def may_need_others(path: Path) -> bool:
     """Say whether a file of this name is a header, or half of a pair, whose volume lies in another file, too."""
-    return path.suffix.lower() in (".hdr", ".img", ".mhd", ".nhdr")
+    return path.suffix.lower() in (*_PAIR, *_HEADERS)
 
 
 def files_behind(path: Path) -> list[Path]:
@@ -59,9 +65,9 @@ def files_behind(path: Path) -> list[Path]:
     if path.is_dir():
         return sorted(Path(root) / name for root, _, names in os.walk(path) for name in names)
     suffix = path.suffix.lower()
-    if suffix in (".hdr", ".img"):
-        return [file for file in (path.with_suffix(".hdr"), path.with_suffix(".img")) if file == path or file.exists()]
-    if suffix in (".mhd", ".nhdr"):
+    if suffix in _PAIR:
+        return [file for file in map(path.with_suffix, _PAIR) if file == path or file.exists()]
+    if suffix in _HEADERS:
         try:
             name = data_file_name(path)
         except VolumeError:
