@@ -24,7 +24,6 @@ def write_nifti(path: Path, array: NDArray[Any], affine: Points) -> Path:
     content = picture.to_bytes()
     if path.suffix == ".gz":
         content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
-    path.write_bytes(
-        content
-    )  # nib.save leaves a file open that a full disk refuses, for the interpreter to stumble over
+    # nib.save leaves a file open that a full disk refuses, for the interpreter to stumble over.
+    path.write_bytes(content)
     return path
