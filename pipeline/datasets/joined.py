@@ -187,14 +187,12 @@ def _joined_table(datasets: Sequence[Dataset]) -> ClassTable:
         one_each = list(range(1, len(names)))
     ignore_value = None
     if any(dataset.classes.ignores_voxels for dataset in datasets):
-        ignore_value = max(255, *one_each) if 255 not in one_each else max(one_each) + 1
-        ignore_value = next(v for v in range(ignore_value, ignore_value + 2) if v not in one_each)
+        ignore_value = max(255, max(one_each) + 1)  # of no class
     return ClassTable(tuple(names), (0, *one_each), ignore_value)
 
 
-def _own_table(own: ClassTable, joined: ClassTable) -> ClassTable:
-    """The joined classes with the values that they have in the label files of one data set."""
-    place = _place_of(own, joined)
+def _own_table(own: ClassTable, joined: ClassTable, place: Mapping[int, int]) -> ClassTable:
+    """The joined classes with the values that they have in the label files of one data set; place: see `_place_of`."""
     value_of = {place[index]: value for index, value in enumerate(own.values)}
     free = (value for value in range(_FIRST_PLACEHOLDER, 2 * _FIRST_PLACEHOLDER) if value not in own.known_values)
     values = tuple(value_of[c] if c in value_of else next(free) for c in range(len(joined.names)))
@@ -237,8 +235,8 @@ def _joined_cases(
     new_subject = _without_clashes([[case.subject for case in dataset.cases] for dataset in datasets], names, "/")
     joined = []
     for n, dataset in enumerate(datasets):
-        own = _own_table(dataset.classes, table)
         place = _place_of(dataset.classes, table)
+        own = _own_table(dataset.classes, table, place)
         everything = tuple(sorted(place[index] for index in range(1, len(dataset.classes.names))))
         lacks = len(everything) < len(table.names) - 1
         joined.append(
