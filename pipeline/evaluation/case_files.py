@@ -199,7 +199,7 @@ def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseF
         is_one_case=len(folders) == 1 and path in own_folders,
         are_masks=True,
         missing_masks=missing if kind == "prediction" else {},
-        annotated={} if kind == "prediction" else {case: frozenset(names) - set(of) for case, of in missing.items()},
+        annotated={} if kind == "prediction" else {case: frozenset(masks[case]) for case in missing},
         notes=notes_on_networks(records, kind),
     )
 
