@@ -207,6 +207,8 @@ def _complete(instance: pydicom.Dataset, step_mm: float) -> list[str]:
     _write_in_utf8(instance)
     if not _is_positive(instance.get("SliceThickness")):
         instance.SliceThickness = step_mm  # a voxel of the segmentation is as thick as that, whatever the beam was
+    if "SpacingBetweenSlices" in instance:  # some headers have the gap or a rounded number; readers place frames by it
+        instance.SpacingBetweenSlices = step_mm
     emptied = [keyword for keyword in MAY_BE_EMPTY if not _is_allowed(keyword, instance.get(keyword))]
     for keyword in MAY_BE_EMPTY:
         if keyword not in instance or keyword in emptied:

@@ -201,6 +201,21 @@ def test_odd_values_of_a_series_are_repaired_and_named(tmp_path, caplog, edit, w
     assert word in caplog.text
 
 
+@pytest.mark.parametrize("spacing_mm", [5.0, 0.5, -2.5])
+def test_frames_lie_as_far_apart_as_the_slices_whatever_a_header_says_of_their_spacing(tmp_path, spacing_mm):
+    write_series(tmp_path / "plain", [0, 2.5, 5, 7.5])
+    series = edited(
+        tmp_path / "plain", tmp_path / "series", lambda part, _: setattr(part, "SpacingBetweenSlices", spacing_mm)
+    )
+    segmentation = segmentation_of(series)
+    write_dicom_seg(segmentation, tmp_path / "seg.dcm")
+    theirs = hd.seg.segread(tmp_path / "seg.dcm")
+    volume = theirs.get_volume(combine_segments=True, allow_missing_positions=True)
+    assert sorted(volume.spacing) == [2, 2, 2.5]
+    measures = theirs.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    assert measures.SpacingBetweenSlices == 2.5
+
+
 def test_slices_that_share_one_uid_are_refused_before_anything_is_computed(tmp_path):
     write_series(tmp_path / "plain", [0, 3, 6])
     series = edited(tmp_path / "plain", tmp_path / "odd", lambda header, _: setattr(header, "SOPInstanceUID", "1.2.3"))
