@@ -5,10 +5,12 @@ Ids are unique and safe as file names, every file is there, every image has its 
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 from pipeline.console.text import counted, some_of
@@ -273,8 +275,9 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
         raise DatasetError("dataset", root, expected, "none", "name the folder that holds them, or set data.layout")
     rows = []
     refused = list(listing.problems)
+    named = cache(partial(_named_files, listing.rows))
     for listed in listing.rows:
-        row = _with_other_spellings(listed, files)
+        row = _with_other_spellings(listed, files, named)
         try:
             _check_id(row, root)
             _check_parts(row, len(listing.channel_names))
@@ -289,8 +292,17 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
     return _Trusted(tuple(rows), tuple(refused))
 
 
-def _with_other_spellings(row: Row, files: FileIndex) -> Row:
-    """Take a.nii for a missing a.nii.gz, or A.nii.gz, where it is the only volume of that name."""
+def _named_files(rows: Sequence[Row]) -> frozenset[str]:
+    """The images and label maps of all rows, as absolute paths."""
+    of_rows = ((*row.image, row.label) if isinstance(row.label, Path) else row.image for row in rows)
+    return frozenset(os.path.abspath(path) for paths in of_rows for path in paths)  # noqa: PTH100  (links stay)
+
+
+def _with_other_spellings(row: Row, files: FileIndex, named: Callable[[], Collection[str]]) -> Row:
+    """Take a.nii for a missing a.nii.gz, or A.nii.gz, where it is the only volume of that name.
+
+    named: the files of all rows, as `_named_files` has them: none of these is another one's.
+    """
 
     def found(path: Path) -> Path:
         try:
@@ -300,7 +312,8 @@ def _with_other_spellings(row: Row, files: FileIndex) -> Row:
             alike = [other for other in files.volume_files(path.parent) if volume_stem(other).lower() == name]
         except OSError:
             return path
-        return alike[0] if len(alike) == 1 else path
+        is_free = len(alike) == 1 and os.path.abspath(alike[0]) not in named()  # noqa: PTH100  (links stay)
+        return alike[0] if is_free else path
 
     label = found(row.label) if isinstance(row.label, Path) else row.label
     return replace(row, image=tuple(found(path) for path in row.image), label=label)

@@ -149,3 +149,16 @@ def test_a_path_may_begin_with_the_users_own_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (case,) = list_cases(written(tmp_path, "a,~/a.nii.gz,~/a.nii.gz,")).cases
     assert case.image == (tmp_path / "a.nii.gz",)
+
+
+def test_a_missing_file_is_not_replaced_by_one_that_the_list_names_for_something_else(tmp_path):
+    """The image of a case is never its own label, nor its label that of a case whose name differs in case alone."""
+    for name in ("a.nii.gz", "b.nii.gz", "C.nii.gz", "d.nii.gz", "e.nii"):
+        volume(tmp_path / name)
+    path = written(
+        tmp_path, "1,a.nrrd,a.nii.gz", "2,b.nii.gz,c.nii.gz", "3,d.nii.gz,C.nii.gz", "4,d.nii.gz,e.nii.gz",
+        header="case,image,label",
+    )  # fmt: skip
+    found = list_cases(path, strict=False)
+    assert [(case.id, case.label.name) for case in found.cases] == [("3", "C.nii.gz"), ("4", "e.nii")]
+    assert [(error.kind, error.case) for error in found.refused] == [("missing_file", "1"), ("missing_file", "2")]
