@@ -240,9 +240,12 @@ def _set_up(
     before = folder.read_config() if state is not None else None
     if before is not None:
         config = keep_window(config, before)
-    start = plan_start(fitting, config, list_configured(config)[0]) if fitting is not None else None
+    listed = start = None
+    if fitting is not None:
+        listed = list_configured(config)
+        start = plan_start(fitting, config, listed[0])
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
-        prepared = prepare_data(config, bar.update, **_as_before(before, start))
+        prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
     _say_data(prepared, say)
     if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names

@@ -55,7 +55,11 @@ class Screened:
     """By case, why it was left out of `dataset`, `split` and `cases`."""
 
 
-def list_configured(config: Config) -> tuple[Dataset, tuple[Finding, ...]]:
+Listed = tuple[Dataset, tuple[Finding, ...]]
+"""A data set, none of whose files was opened, and what is wrong with it so far."""
+
+
+def list_configured(config: Config) -> Listed:
     """List the data set of the settings, and say what is wrong with it or with the chains before any file is opened.
 
     Raises:
@@ -230,6 +234,7 @@ def screen(
     config: Config,
     progress: Progress | None = None,
     *,
+    listed: Listed | None = None,
     skipped_before: Mapping[str, str] | None = None,
     kept: IntensityChoice | None = None,
     sources: SourceIndex | None = None,
@@ -239,6 +244,7 @@ def screen(
     Args:
         config: the settings; data.skip_bad_cases leaves cases with errors out instead of refusing.
         progress: called after each case.
+        listed: what `list_configured` has returned for these settings; None: it is called.
         skipped_before: a resumed run's cases that were left out when it began, with the reasons: they stay out, and
             no others may go.
         kept: how a resumed run scales intensities, see `assess`.
@@ -252,11 +258,11 @@ def screen(
         DatasetError: there is no data set, or nothing is left to train on or to validate with.
         CacheError: the cache folder cannot be used.
     """
-    dataset, listed = list_configured(config)
+    dataset, findings = listed or list_configured(config)
     skipped = dict(skipped_before or {})
     if config.data.skip_bad_cases:
-        refuse_errors([finding for finding in listed if not finding.case], _NOT_OF_A_CASE)
-    skipped |= _to_drop([finding for finding in listed if finding.case not in skipped], config, skipped_before)
+        refuse_errors([finding for finding in findings if not finding.case], _NOT_OF_A_CASE)
+    skipped |= _to_drop([finding for finding in findings if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
     cases = check_changed_cases(
         dataset.cases,

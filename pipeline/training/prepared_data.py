@@ -14,7 +14,7 @@ from pipeline.cache.build import build_entries
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.cache.key import SourceIndex
 from pipeline.checks.modality import IntensityChoice
-from pipeline.checks.screening import Screened, screen
+from pipeline.checks.screening import Listed, Screened, screen
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
@@ -160,6 +160,7 @@ def prepare_data(
     config: Config,
     progress: Progress | None = None,
     *,
+    listed: Listed | None = None,
     skipped_before: Mapping[str, str] | None = None,
     kept: IntensityChoice | None = None,
     scaling: str = "centred",
@@ -169,6 +170,7 @@ def prepare_data(
     Args:
         config: the settings.
         progress: called while cases are checked and preprocessed.
+        listed: the data set where it has been listed, see `screening.screen`.
         skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
         kept: how a resumed run scales intensities, see `screening.assess`.
         scaling: the range of intensities; a resumed run keeps the one that it began with.
@@ -178,7 +180,7 @@ def prepare_data(
         CacheError, VolumeError: a case cannot be prepared.
     """
     sources = SourceIndex(Path(config.data.cache_dir))
-    screened = screen(config, progress, skipped_before=skipped_before, kept=kept, sources=sources)
+    screened = screen(config, progress, listed=listed, skipped_before=skipped_before, kept=kept, sources=sources)
     assert screened.split is not None  # a data set that cannot be split was refused
     dataset = replace(screened.dataset, split=screened.split)
     data = config.data

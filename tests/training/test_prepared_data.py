@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pipeline.cache import key as cache_key
+from pipeline.checks.screening import Listed, list_configured
 from pipeline.cli.main import main
 from pipeline.config.settings import Config, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
@@ -107,7 +108,7 @@ def _masks_of(folder: Path, n_cases: int, n_masks: int) -> Path:
     return folder / "data"
 
 
-def _questions_of_a_second_start(config: Config, monkeypatch) -> Counter[str]:
+def _questions_of_a_second_start(config: Config, monkeypatch, listed: Listed | None = None) -> Counter[str]:
     """How often the system is asked about paths and folders, and how many lines of the index are read."""
     prepare_data(config)
     asked: Counter[str] = Counter()
@@ -120,7 +121,7 @@ def _questions_of_a_second_start(config: Config, monkeypatch) -> Counter[str]:
         counted(os, name)
     lines = cache_key._index_lines
     monkeypatch.setattr(cache_key, "_index_lines", lambda path: (asked.update(["line"]) or one for one in lines(path)))
-    prepare_data(config).contents()
+    prepare_data(config, listed=listed).contents()
     monkeypatch.undo()
     return asked
 
@@ -128,6 +129,7 @@ def _questions_of_a_second_start(config: Config, monkeypatch) -> Counter[str]:
 def test_a_start_asks_at_most_twice_about_a_file_once_about_a_folder_and_reads_one_index(tmp_path, monkeypatch):
     monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
     found = {}
+    listed_before = {}
     for n_cases in (2, 5):
         folder = tmp_path / f"{n_cases}"
         folder.mkdir()
@@ -135,8 +137,11 @@ def test_a_start_asks_at_most_twice_about_a_file_once_about_a_folder_and_reads_o
         monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
         config = Config(data=DataConfig(str(_masks_of(folder, n_cases, n_masks=12)), **data))
         found[n_cases] = _questions_of_a_second_start(config, monkeypatch)
+        monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
+        listed_before[n_cases] = _questions_of_a_second_start(config, monkeypatch, list_configured(config))
     more = {name: (found[5][name] - found[2][name]) / 3 for name in found[5]}
     n_files = 12 + 1
     assert more["line"] == n_files
     assert more["scandir"] == 2
+    assert listed_before[5]["scandir"] == listed_before[2]["scandir"]  # folders are not listed again
     assert more["stat"] + more.get("lstat", 0) <= 2 * n_files + 4  # what else is asked of a case: its entry, label map
