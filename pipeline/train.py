@@ -254,17 +254,7 @@ def _set_up(
     if config.loss.use_class_weights:
         class_weights = _class_weights(prepared, float(config.loss.weight_alpha or 0.0), say)
     module = _build(config, prepared, class_weights, trust=trust, say=say)
-    started_from = before["training"].get("started_from") if before else None
-    if start is not None:
-        started_from = _take_over(start, module, prepared, config, say)
-    if started_from is not None:
-        module.taken = treatment(
-            started_from,
-            module.network,
-            config.training,
-            in_channels=prepared.in_channels,
-            size=config.data.target_size,
-        )
+    started_from = _take_over(start, before, module, prepared, config, say)
     record = run_record(prepared, module.network, devices, class_weights, started_from)
     return _Setup(
         module=module,
@@ -316,15 +306,29 @@ def _as_before(before: Mapping[str, Any] | None, start: Start | None) -> dict[st
 
 
 def _take_over(
-    start: Start, module: SegmentationModule, prepared: PreparedData, config: Config, say: Say
-) -> Mapping[str, Any]:
-    """Put trained weights into the network and say what was taken; returns the record."""
-    started = take_over(start, module.network, config)
-    for line in started.lines:
-        say(line)
-    if warning := seen_before(start.source, prepared.split.val):
-        say(warning)
-    return started.document
+    start: Start | None,
+    before: Mapping[str, Any] | None,
+    module: SegmentationModule,
+    prepared: PreparedData,
+    config: Config,
+    say: Say,
+) -> Mapping[str, Any] | None:
+    """Put trained weights into the network, say what was taken, and set how it learns; returns the record.
+
+    before: training_config.json of the run that is resumed: its record is kept, its weights are restored later.
+    """
+    document = before["training"].get("started_from") if before else None
+    if start is not None:
+        started = take_over(start, module.network, config)
+        document = started.document
+        for line in started.lines:
+            say(line)
+        if warning := seen_before(start.source, prepared.split.val):
+            say(warning)
+    if document is not None:
+        in_channels, size = prepared.in_channels, config.data.target_size
+        module.taken = treatment(document, module.network, config.training, in_channels=in_channels, size=size)
+    return document
 
 
 def _build(
