@@ -32,13 +32,8 @@ def test_classes_are_joined_by_name_and_each_set_keeps_its_values(tmp_path):
     three = totalsegmentator(tmp_path / "three", structures=("kidney", "spleen"))
     joined = list_data_sets([one, tmp_path / "two", three], "auto")
     assert joined.classes.names == ("background", "liver", "spleen", "tumour", "kidney")
-    assert joined.classes.values == (
-        0,
-        1,
-        2,
-        3,
-        4,
-    )  # spleen and tumour are both 2, and the masks have values of their own
+    # Spleen and tumour are both 2, and the masks have values of their own.
+    assert joined.classes.values == (0, 1, 2, 3, 4)
     case = {case.id: case for case in joined.cases}
     assert [case[name].annotated for name in ("a", "x", "s1")] == [(1, 2), (1, 3), (2, 4)]
     assert case["a"].table.class_of_value == {0: 0, 1: 1, 2: 2}
