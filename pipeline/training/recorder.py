@@ -97,7 +97,8 @@ class RunRecorder(pl.Callback):
             if isinstance(trainer.logger, EventsLogger):
                 settings = {name: self.folder.read_config()[name] for name in SETTINGS}
                 best = self.history.best_val_miou
-                trainer.logger.write_settings(settings, math.nan if best is None else best)
+                best_epoch = self.history.best_epoch or 0
+                trainer.logger.write_settings(settings, math.nan if best is None else best, best_epoch)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""

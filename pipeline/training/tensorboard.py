@@ -112,12 +112,13 @@ class EventsLogger(TensorBoardLogger):
             events.add_image(tag, picture, epoch, dataformats="HWC")
             events.flush()
 
-    def write_settings(self, settings: Mapping[str, Any], best: float) -> None:
+    def write_settings(self, settings: Mapping[str, Any], best: float, epoch: int = 0) -> None:
         """Write the settings of a run and its best val_mIoU so far, for TensorBoard's table of runs (HParams).
 
         Args:
             settings: groups of settings by name; lists are written as text.
             best: NaN while there is none; `write_best` writes the next ones.
+            epoch: the epoch of the best.
         """
         flat = {
             f"{group}.{name}": value if isinstance(value, bool | int | float) else _encodable(str(value))[:LONGEST_TEXT]
@@ -130,7 +131,7 @@ class EventsLogger(TensorBoardLogger):
         with self._lasting():
             for summary in hparams(flat, {BEST_TAG: 0.0}):
                 events._get_file_writer().add_summary(summary)
-        self.write_best(best, 0)
+        self.write_best(best, epoch)
 
     def write_best(self, best: float, epoch: int) -> None:
         """Write the best val_mIoU so far; nothing for NaN."""

@@ -9,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.train import train as run_training
-from tests.support.tiny_training import ended, settings_of, strict_json, train
+from tests.support.tiny_training import ended, interrupted_run, resumed, settings_of, strict_json, train
 
 
 def test_the_files_of_a_run_are_readable_by_the_group(work):
@@ -41,3 +41,17 @@ def test_pictures_are_of_epochs_that_were_validated(work, validate_every, overla
         if loss
     ]
     assert set(expected) <= set(validated)
+
+
+def test_the_best_of_a_resumed_training_stands_at_its_own_epoch(work):
+    run = interrupted_run(work, "best_curve")
+    resumed(work, "best_curve")
+    scores = strict_json(run / "training_log.json")["training_history"]["val_mIoU"]
+    points = []
+    for folder in sorted(run.glob("version_*")):
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        points += [(event.step, event.value) for event in events.Scalars("best_val_mIoU")]
+    assert len(points) > 1
+    for step, value in points:
+        assert value == pytest.approx(scores[step])
