@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,7 @@ def read_source(start_from: str | Path) -> Source:
         if checkpoint is None:
             return Source(path, str(path), weights, None, None, None, None, "", frozenset())
         preprocessing = _checked_preprocessing(checkpoint, path)
+        _refuse_other_channels(checkpoint, preprocessing or {}, path)
     except NetworkError as error:
         raise NetworkError(f"training.start_from: {error}") from error
     names, channels = checkpoint.get("class_names"), checkpoint.get("channel_names")
@@ -126,6 +127,25 @@ def _checked_preprocessing(checkpoint: Mapping[str, Any], path: Path) -> Mapping
         reason = " ".join(str(error).split())[:200]
         raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
     return found
+
+
+def _refuse_other_channels(checkpoint: Mapping[str, Any], preprocessing: Mapping[str, Any], path: Path) -> None:
+    """Raise NetworkError where the file says something of more or fewer channels than its network has."""
+    n_channels = _argument(checkpoint["network"], IN_CHANNELS, None)
+    for name, each in (
+        ("channel_names", checkpoint.get("channel_names")),
+        ("preprocessing.intensity", preprocessing.get("intensity")),
+    ):
+        if n_channels is not None and isinstance(each, list | tuple) and each and len(each) != n_channels:
+            raise NetworkError(
+                f"{path}: {name}: expected {n_channels}, one for each of the network's channels, found {len(each)}; it "
+                "is damaged, copy it again from its run"
+            )
+
+
+def _argument(network: Mapping[str, Any], names: Sequence[str], default: int | None) -> Any:
+    """The argument that has one of these names, which differ between networks."""
+    return next((network[name] for name in names if name in network), default)
 
 
 def _cases_of(checkpoint: Path) -> frozenset[str]:
@@ -190,8 +210,8 @@ def refuse_other_network(source: Source, config: Config, *, trust: bool = False)
     specification = for_size(
         specify(
             model.network,
-            in_channels=next((known[name] for name in IN_CHANNELS if name in known), 1),
-            n_classes=next((known[name] for name in N_CLASSES if name in known), 2),
+            in_channels=_argument(known, IN_CHANNELS, 1),
+            n_classes=_argument(known, N_CLASSES, 2),
             base_channels=model.base_channels,
             light=model.use_light_model,
             trust=trust,

@@ -110,6 +110,8 @@ def test_a_plain_file_may_hold_the_encoder_alone_but_must_fit(tmp_path):
     [
         ({"preprocessing": {"window": [1, 0]}}, "the preprocessing of a training"),
         ({"format": 9}, "checkpoint format 9"),
+        ({"channel_names": ["CT", "T1", "T2"]}, "channel_names: expected 2, one for each of the network's channels"),
+        ({"preprocessing": PREPROCESSING | {"intensity": ["ct"]}}, r"preprocessing\.intensity: expected 2, .*found 1"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused(tmp_path, old, damage, words):
