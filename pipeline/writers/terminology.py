@@ -81,7 +81,8 @@ def terms(class_names: Sequence[str]) -> tuple[Term, ...]:
             words = _without_side(words, _words(class_names[partners[index]]))
         elif side and words[-1] in _LETTERS:
             words = words[:-1]
-        words = [word for word in words if word not in STATED]
+        if side:  # the words of a name that states both sides all count
+            words = [word for word in words if word not in STATED]
         candidates = list(_candidates(name, words, side))
         term = next((term for term in candidates if _key(term) not in taken), candidates[-1])
         taken.add(_key(term))
@@ -90,14 +91,14 @@ def terms(class_names: Sequence[str]) -> tuple[Term, ...]:
 
 
 def _side(index: int, words: Sequence[str], sides: Sides) -> str:
-    """ "left" or "right" where a name says so, as one of a pair or alone; else ""."""
+    """ "left" or "right" where a name says so, as one of a pair or alone; else "", also where it says both."""
     for pair in sides.pairs:
         if index in pair:
             return "left" if index == pair[0] else "right"
     if index in sides.without_partner and len(words) > 1 and words[-1] in _LETTERS:
         return _LETTERS[words[-1]]
-    stated = next((word for word in words if word in STATED), "")
-    return _LETTERS.get(stated, stated)
+    stated = {_LETTERS.get(word, word) for word in words if word in STATED}
+    return stated.pop() if len(stated) == 1 else ""
 
 
 def _key(term: Term) -> tuple[str, ...]:

@@ -180,3 +180,11 @@ def test_the_category_is_that_of_dicoms_lists(name, category):
 def test_a_side_counts_without_its_partner():
     (lung,) = terms(["Lung_L"])
     assert (lung.code, lung.laterality) == (codes.SCT.Lung, codes.SCT.Left)
+
+
+@pytest.mark.parametrize("name", ["left and right kidney", "kidneys_left_right", "lung_right_tumor_left"])
+def test_a_name_of_both_sides_is_of_neither(name):
+    (term,) = terms([name])
+    assert term.laterality is None
+    assert term.code.scheme_designator == PRIVATE_SCHEME
+    assert {"left", "right"} <= set(term.code.meaning.split())
