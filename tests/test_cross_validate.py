@@ -307,6 +307,8 @@ def test_cases_of_no_fold_are_scored_by_all_networks_together(study, work, capsy
     for fold in ("fold_0", "fold_1"):
         path = study / fold / "training_config.json"
         document = strict_json(path)
+        split = document["data"]["split"]
+        document["data"]["split"] = {part: [case for case in split[part] if case != held_out] for part in split}
         document["data"]["split"]["test"] = [held_out]
         path.write_text(json.dumps(document))
     assert main(["evaluate", str(study), "--split", "test", "--json", "--workers", "1", "--surface", "none"]) == 0

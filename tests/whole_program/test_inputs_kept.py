@@ -306,6 +306,7 @@ CALLS: dict[str, Call] = {
         EventsLogger(g.folder), "a", 0, g.label_array(4, 5, 3, only="uint8")
     ),
     "pipeline.training.weighted_mean.WeightedMean.update": lambda f, g: f(WeightedMean(), g.floats(), g.floats()),
+    "pipeline.visualisation.overlay.grey_values": lambda f, g: f(g.array(*SIZE), (-1, 1)),
     "pipeline.visualisation.overlay.overlay_slice": lambda f, g: f(
         g.array(9, 8), g.label_array(9, 8), g.label_array(4, 3, only="uint8"), (0.0, 3.0)
     ),
