@@ -338,7 +338,7 @@ def _matching_of_run(
 def _differing_tables(labels: Mapping[str, Label], dataset: Dataset) -> dict[str, ClassTable]:
     """The classes by a label's own header (.seg.nrrd), by case, where it gives them other values than the data set.
 
-    A training refuses such a label; what was exported anew since is read by what its header says.
+    A training refuses such a label; what was exported again since is read by what its header says.
     """
     own_tables = read_headers(labels, dataset.classes, "label").own_tables
     listed = {case.id: case.table or dataset.classes for case in dataset.cases}
