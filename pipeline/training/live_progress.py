@@ -1,9 +1,13 @@
-"""The Lightning callback that shows a training as it runs: a bar on a terminal, a line an epoch elsewhere."""
+"""The Lightning callback that shows a training as it runs: a line an epoch, on a terminal with a bar below them.
+
+Epochs are called by their numbers in training_log.json, from 0.
+"""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,28 +15,32 @@ from rich.console import Console
 
 from pipeline.console.progress import Bar
 from pipeline.training.lightning_module import metrics_of_epoch
+from pipeline.training.recorder import RunRecorder
 
 _IN_THE_LINE = {"loss": "train_loss", "accuracy": "train_accuracy", "val loss": "val_loss", "val mIoU": "val_mIoU"}
 """What the line of an epoch calls the metrics."""
 
+_BESIDE_A_BAR = ("loss", "val loss", "val mIoU")
+"""Those that fit into the 80 columns of a terminal, whose bar shows accuracy and time left."""
 
 NOTE_EVERY_S = 0.5
 """Seconds between two readings of loss and accuracy, for each of which the processor waits for the GPU."""
 
 
 class LiveProgress(pl.Callback):
-    """Show one bar over all steps of the training with loss, accuracy, mIoU and time left.
+    """Print a line an epoch, and show on a terminal one bar over all steps with loss, accuracy and time left.
 
     Args:
         console: where to show it.
+        recorder: says which epoch is the best; it must have recorded an epoch that this is told of.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, recorder: RunRecorder) -> None:
         self.console = console
+        self.recorder = recorder
         self._bar: Bar | None = None
         self._epoch_began = time.monotonic()
         self._epoch_seconds: list[float] = []
-        self._score = ""
         self._note = ""
         self._noted = -NOTE_EVERY_S
 
@@ -53,7 +61,7 @@ class LiveProgress(pl.Callback):
             return
         steps = int(trainer.num_training_batches)
         done = trainer.current_epoch * steps + batch_idx + 1
-        title = f"Epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        title = _epoch_in_words(trainer)
         now = time.monotonic()
         if now - self._noted > NOTE_EVERY_S or batch_idx + 1 == steps:
             self._noted = now
@@ -62,24 +70,26 @@ class LiveProgress(pl.Callback):
             accuracy = float(sums.total / sums.weight)
             loss = float(trainer.callback_metrics.get("loss", float("nan")))  # absent while every step was left out
             self._note = f"loss {loss:.3f} accuracy {accuracy:.3f}"
-        self._bar.update(done, steps * int(trainer.max_epochs or 1), title, self._note + self._score)
+        self._bar.update(done, steps * int(trainer.max_epochs or 1), title, self._note)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Print the epoch's line, unless there is a bar."""
+        """Print the epoch's line."""
         if not trainer.is_global_zero:
             return
         values = metrics_of_epoch(trainer, pl_module)
-        if "val_mIoU" in values:
-            self._score = f" mIoU {values['val_mIoU']:.3f}"
-        if self._bar is not None:
-            return
+        shown = {words: values[key] for words, key in _IN_THE_LINE.items() if key in values}
+        is_best = bool(shown.keys() & {"val loss", "val mIoU"})
+        is_best &= self.recorder.history.best_epoch == trainer.current_epoch
         seconds = time.monotonic() - self._epoch_began
         self._epoch_seconds.append(seconds)
-        max_epochs = int(trainer.max_epochs or 1)
-        left = statistics.median(self._epoch_seconds) * (max_epochs - trainer.current_epoch - 1)
-        line = "  ".join(f"{words} {values[key]:.4f}" for words, key in _IN_THE_LINE.items() if key in values)
+        if self._bar is not None:
+            parts = [f"Epoch {trainer.current_epoch:3}", *_in_words(shown, _BESIDE_A_BAR, is_best), f"{seconds:.1f} s"]
+            self.console.print("  ".join(parts), highlight=False, markup=False)
+            return
+        left = statistics.median(self._epoch_seconds) * (int(trainer.max_epochs or 1) - trainer.current_epoch - 1)
+        parts = [_epoch_in_words(trainer), *_in_words(shown, tuple(shown), is_best)]
         self.console.print(
-            f"Epoch {trainer.current_epoch + 1}/{max_epochs}  {line}  {seconds:.1f} s  left {left:.0f} s",
+            "  ".join([*parts, f"{seconds:.1f} s", f"left {left:.0f} s"]),
             highlight=False,
             markup=False,
             soft_wrap=True,
@@ -90,3 +100,13 @@ class LiveProgress(pl.Callback):
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
+
+
+def _epoch_in_words(trainer: pl.Trainer) -> str:
+    """Its number, and how many have begun of how many."""
+    return f"Epoch {trainer.current_epoch} ({trainer.current_epoch + 1}/{trainer.max_epochs})"
+
+
+def _in_words(values: Mapping[str, float], names: Sequence[str], is_best: bool) -> list[str]:
+    """The values of these names as "loss 0.5000", and "best" behind them where the epoch is."""
+    return [*(f"{name} {values[name]:.4f}" for name in names if name in values), *(["best"] if is_best else [])]

@@ -46,7 +46,7 @@ def build_trainer(
         gradient_clip: largest norm of the gradient; 0 = no clipping.
         validate_every: epochs from one validation to the next; the last epoch is always validated; 0 = none is.
     """
-    callbacks: list[pl.Callback] = [_SameEverywhere(folder, recorder), recorder, LiveProgress(console)]
+    callbacks: list[pl.Callback] = [_SameEverywhere(folder, recorder), recorder, LiveProgress(console, recorder)]
     if validate_every:
         callbacks.insert(1, _ValidateEvery(validate_every))
     trainer = pl.Trainer(
