@@ -30,6 +30,7 @@ from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
 from pipeline.losses.class_weights import median_frequency_weights
+from pipeline.runs.console_log import ConsoleLog
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
 from pipeline.training.build import build_module
@@ -108,7 +109,9 @@ def train(
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_network(config.model.network, trust=trust)
     alone = only_training_in(folder) if is_first_process() else nullcontext()
-    with stop_at_once_on_signals(), alone, shared_threads(devices.per_machine):
+    console_log = ConsoleLog(folder.console_log if is_first_process() else None)
+    say = console_log.beside(say)
+    with console_log.recording(), stop_at_once_on_signals(), alone, shared_threads(devices.per_machine):
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
         fitting = _weights_to_start_from(folder, config, trust=trust) if state is None else None
         _say_beginning(folder, state, resume, say)
@@ -135,7 +138,8 @@ def train(
             _say_other_threads(folder, setup.document, say)
         if is_first_process():
             folder.make_ready(keep=state is not None)
-        _fit(config, devices, folder, setup, say=say, console=console)
+        console_log.begin()
+        _fit(config, devices, folder, setup, say=say, console=console, record=console_log.line)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     return folder.path
 
@@ -447,7 +451,16 @@ def _say_parameters(network: torch.nn.Module, say: Say) -> None:
 # Fit: from the first file in the run folder to the summary ------------------------------------------------------------
 
 
-def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, say: Say, console: Console) -> None:
+def _fit(
+    config: Config,
+    devices: Devices,
+    folder: RunFolder,
+    setup: _Setup,
+    *,
+    say: Say,
+    console: Console,
+    record: Say,
+) -> None:
     recorder = setup.recorder
     with (
         record_ending(folder, recorder, _memory_settings(config)),
@@ -469,6 +482,7 @@ def _fit(config: Config, devices: Devices, folder: RunFolder, setup: _Setup, *, 
             accumulate=config.training.accumulate,
             gradient_clip=config.training.gradient_clip,
             validate_every=config.training.validate_every if len(setup.data.prepared.val) else 0,
+            record=record,
         )
         trainer.fit(setup.module, datamodule=setup.data)
 

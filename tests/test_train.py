@@ -100,14 +100,24 @@ def test_the_run_folder_keeps_its_contract(run, shared_spec):
     assert run.name == "tiny_bs2_lr0.003_ch4_cw0.5_aug"
 
 
-def test_a_completed_run_holds_nothing_beside_the_documented_files(run):
+def test_a_completed_run_holds_nothing_beside_the_documented_files_and_what_it_printed(run, lines):
     found = sorted(p.relative_to(run).as_posix().split(".tfevents")[0] for p in run.rglob("*") if p.is_file())
     assert found == [
         "checkpoints/best_model.ckpt",
+        "console.log",
         "training_config.json",
         "training_log.json",
         "training_summary.json",
         "version_0/events.out",
+    ]
+    printed = (run / "console.log").read_text().splitlines()[1:]
+    assert [line for line in printed if not line.startswith("Epoch ")] == lines
+    epochs = [line.split("  ")[:5] for line in printed if line.startswith("Epoch ")]
+    log = history(run)
+    keys = {"loss": "train_loss", "accuracy": "train_accuracy", "val loss": "val_loss", "val mIoU": "val_mIoU"}
+    assert epochs == [
+        [f"Epoch {epoch} ({epoch + 1}/3)", *(f"{word} {log[key][epoch]:.4f}" for word, key in keys.items())]
+        for epoch in log["epoch"]
     ]
 
 

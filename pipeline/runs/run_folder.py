@@ -81,6 +81,7 @@ class RunFolder:
         self.log = self.path / "training_log.json"
         self.summary = self.path / "training_summary.json"
         self.curves = self.path / "training_curves.png"
+        self.console_log = self.path / "console.log"
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best_model.ckpt"
         self.resume = self.path / "resume"
@@ -134,7 +135,8 @@ class RunFolder:
         otherwise all files of the run before are. TensorBoard's version_X stay, since X counts the starts.
         """
         # In this order: what a kill leaves in between never claims more than is there, see _occupied.
-        old = (self.resume_checkpoint, self.summary, self.best_checkpoint, self.log, self.config, self.curves)
+        state = (self.resume_checkpoint, self.summary, self.best_checkpoint, self.log, self.config)
+        old = (*state, self.curves, self.console_log)
         try:
             for path in (self.summary,) if keep else old:
                 path.unlink(missing_ok=True)

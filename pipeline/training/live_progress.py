@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -33,11 +33,13 @@ class LiveProgress(pl.Callback):
     Args:
         console: where to show it.
         recorder: says which epoch is the best; it must have recorded an epoch that this is told of.
+        record: takes the whole lines, also where a terminal shows shorter ones.
     """
 
-    def __init__(self, console: Console, recorder: RunRecorder) -> None:
+    def __init__(self, console: Console, recorder: RunRecorder, record: Callable[[str], object]) -> None:
         self.console = console
         self.recorder = recorder
+        self.record = record
         self._bar: Bar | None = None
         self._epoch_began = time.monotonic()
         self._epoch_seconds: list[float] = []
@@ -82,18 +84,15 @@ class LiveProgress(pl.Callback):
         is_best &= self.recorder.history.best_epoch == trainer.current_epoch
         seconds = time.monotonic() - self._epoch_began
         self._epoch_seconds.append(seconds)
+        left = statistics.median(self._epoch_seconds) * (int(trainer.max_epochs or 1) - trainer.current_epoch - 1)
+        parts = [_epoch_in_words(trainer), *_in_words(shown, tuple(shown), is_best)]
+        line = "  ".join([*parts, f"{seconds:.1f} s", f"left {left:.0f} s"])
+        self.record(line)
         if self._bar is not None:
             parts = [f"Epoch {trainer.current_epoch:3}", *_in_words(shown, _BESIDE_A_BAR, is_best), f"{seconds:.1f} s"]
             self.console.print("  ".join(parts), highlight=False, markup=False)
-            return
-        left = statistics.median(self._epoch_seconds) * (int(trainer.max_epochs or 1) - trainer.current_epoch - 1)
-        parts = [_epoch_in_words(trainer), *_in_words(shown, tuple(shown), is_best)]
-        self.console.print(
-            "  ".join([*parts, f"{seconds:.1f} s", f"left {left:.0f} s"]),
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        else:
+            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Close the bar, however the training ended."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytorch_lightning as pl
@@ -33,6 +33,7 @@ def build_trainer(
     accumulate: int = 1,
     gradient_clip: float = 0.0,
     validate_every: int = 1,
+    record: Callable[[str], object] = log.debug,
 ) -> pl.Trainer:
     """Build the Trainer of one run.
 
@@ -45,8 +46,13 @@ def build_trainer(
         accumulate: batches in one optimiser step.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
         validate_every: epochs from one validation to the next; the last epoch is always validated; 0 = none is.
+        record: takes the lines of the epochs, which the console gets, too.
     """
-    callbacks: list[pl.Callback] = [_SameEverywhere(folder, recorder), recorder, LiveProgress(console, recorder)]
+    callbacks: list[pl.Callback] = [
+        _SameEverywhere(folder, recorder),
+        recorder,
+        LiveProgress(console, recorder, record),
+    ]
     if validate_every:
         callbacks.insert(1, _ValidateEvery(validate_every))
     trainer = pl.Trainer(

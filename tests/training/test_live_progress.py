@@ -26,7 +26,8 @@ def trained(console, scores=SCORES):
     sums = SimpleNamespace(total=torch.tensor(6.0), weight=torch.tensor(8.0))
     module = SimpleNamespace(train_accuracy=sums, validated_epoch=None)
     recorder = SimpleNamespace(history=TrainingLog())
-    progress = LiveProgress(console, recorder)
+    lines = []
+    progress = LiveProgress(console, recorder, lines.append)
     progress.on_train_start(trainer, module)
     for epoch, score in enumerate(scores):
         trainer.current_epoch = epoch
@@ -39,7 +40,7 @@ def trained(console, scores=SCORES):
         recorder.history.append_epoch(epoch, val_mIoU=score, learning_rate=1e-3, **losses)
         progress.on_train_epoch_end(trainer, module)
     progress.teardown(trainer, module, "fit")
-    return recorder.history
+    return recorder.history, lines
 
 
 def on_a_terminal(width, scores=SCORES):
@@ -50,7 +51,8 @@ def on_a_terminal(width, scores=SCORES):
 
 def test_a_file_gets_a_line_an_epoch_with_all_four_values():
     file = io.StringIO()
-    trained(Console(file=file, width=40))
+    _, recorded = trained(Console(file=file, width=40))
+    assert file.getvalue().splitlines() == recorded
     first, second, third = file.getvalue().splitlines()
     assert first.startswith("Epoch 0 (1/3)  loss 0.5000  accuracy 0.7500  val loss 1.2500  val mIoU 0.1250  best  ")
     assert second.startswith("Epoch 1 (2/3) ")
@@ -77,6 +79,6 @@ def test_an_epoch_that_was_not_validated_shows_no_score_of_an_earlier_one():
 
 
 def test_an_epoch_is_called_by_its_number_in_the_log():
-    history = trained(Console(file=io.StringIO(), width=80))
+    history, _ = trained(Console(file=io.StringIO(), width=80))
     best = next(line for line in reversed(on_a_terminal(80)) if "best" in line)
     assert int(best.split()[1]) == history.best_epoch == history.to_dict()["best_metrics"]["best_epoch"]
