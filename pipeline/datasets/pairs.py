@@ -62,11 +62,14 @@ def pair_of_folders(root: Path, files: FileIndex) -> tuple[Path, Path] | None:
 
 
 def are_paired_by_name(root: Path, files: FileIndex) -> bool:
-    """Say whether a folder holds, by their names, one label for every image, as LiTS has them."""
+    """Say whether more than half of a folder's images and of its labels are pairs by their names, as LiTS has them.
+
+    What is left over is then named: an image that lacks its label is no reason to take label maps for images.
+    """
     images, labels = _divided(files.volume_files(root))
     cases = _images_by_case(images, labels, [])
-    found = _labels_by_case(labels, cases, [])
-    return bool(cases) and found.keys() == cases.keys() and len(labels) == len(cases)
+    n_pairs = len(cases.keys() & _labels_by_case(labels, cases, []).keys())
+    return 2 * n_pairs > max(len(cases), len(labels))
 
 
 def _divided(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:

@@ -90,6 +90,25 @@ def test_a_folder_of_scans_some_of_which_have_a_mask_is_no_data_set(tmp_path):
     refused(tmp_path, "3 volumes")
 
 
+@pytest.mark.parametrize(("image", "label"), [("volume-{}", "segmentation-{}"), ("a{}", "a{}_seg")])
+def test_an_image_without_its_label_among_pairs_in_one_folder_is_named(tmp_path, image, label):
+    for number in range(3):
+        volume(tmp_path / f"{image.format(number)}.nii.gz")
+        if number != 1:
+            volume(tmp_path / f"{label.format(number)}.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    refused(tmp_path, f"case {image.format(1)}: ", "expected a label beside the image, found none")
+    images = find_images(tmp_path).images
+    assert [paths[0].name for paths in images.values()] == [f"{image.format(n)}.nii.gz" for n in range(3)]
+
+
+def test_a_label_without_its_image_among_pairs_in_one_folder_is_named(tmp_path):
+    for name in ("volume-0", "segmentation-0", "volume-1", "segmentation-1", "segmentation-2"):
+        volume(tmp_path / f"{name}.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    refused(tmp_path, "case segmentation-2: ", "expected an image beside the label, found none")
+
+
 def test_channels_of_nnunet_without_a_description_are_those_of_a_case(tmp_path):
     nnunet(tmp_path, cases=("F_0001", "F_0002"), channels=2)
     (tmp_path / "dataset.json").unlink()
