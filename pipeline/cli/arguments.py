@@ -47,7 +47,7 @@ def with_value(arguments: list[str], flag: str, values: str, default: str, expec
     result = []
     for argument, following in itertools.pairwise([*arguments, ""]):
         alone = argument == flag and not re.fullmatch(values, following)
-        if alone and re.fullmatch(r"\w+", following) and not Path(following).exists():
+        if alone and re.fullmatch(r"(-\d|\w)[\w,;+ ]*", following) and not Path(following).exists():
             raise ConfigError(f"{flag}: expected {expected}, found {following!r}")
         result.append(f"{flag}={default}" if alone else argument)
     return result

@@ -17,7 +17,8 @@ def run(arguments: list[str]) -> int:
     finished scans are skipped when the command is repeated. Exit code 0: all done; 1: some failed.
     """
     parser = _parser()
-    given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto", "auto or axes of x, y and z"))
+    axes = "auto or some of the letters x, y and z"
+    given = parser.parse_args(with_value(arguments, "--tta", r"auto|[xyz,]+", "auto", axes))
     with quick_imports():
         from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
 
