@@ -23,6 +23,10 @@ from pipeline.config.settings import (
     tuple_and_words,
 )
 
+OTHER_ROOTS = "other_dataset_roots"
+"""Key of the data group in a run's training_config.json: the data sets behind the first, where there are several. Its
+data.dataset_root is documented as one text."""
+
 LARGEST_CONFIG = 16 * 2**20
 """Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
 
@@ -109,6 +113,11 @@ def _opened(name: str, flags: int) -> int:
 
 def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[str, Any]:
     require(isinstance(values, Mapping), f"--config {path}: group {group} must hold settings, found {values!r:.60}")
+    if group == "data":
+        try:
+            values = with_roots_together(values)
+        except ConfigError as error:
+            raise ConfigError(f"--config {path}: {error}") from None
     known = [f.name for f in fields(cls)]
     for key in values:
         require(
@@ -167,6 +176,42 @@ def _as_tuple(key: str, form: tuple[Any, tuple[str, ...]], value: Any) -> tuple 
 def as_mapping(config: Config) -> dict[str, dict[str, Any]]:
     """Every setting as plain JSON types, in the documented order; nulls stay."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def with_roots_apart(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data group as training_config.json has it: data.dataset_root a text, the other data sets under OTHER_ROOTS.
+
+    >>> with_roots_apart({"dataset_root": ["a", "b", "c"], "fold": 0})
+    {'dataset_root': 'a', 'other_dataset_roots': ['b', 'c'], 'fold': 0}
+    """
+    written: dict[str, Any] = {}
+    for key, value in data.items():
+        written[key] = value
+        if key == "dataset_root" and isinstance(value, list | tuple):
+            written |= {key: value[0], OTHER_ROOTS: list(value[1:])}
+    return written
+
+
+def with_roots_together(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `with_roots_apart`; runs of earlier versions have their data sets in one list already.
+
+    >>> with_roots_together({"dataset_root": "a", "other_dataset_roots": ["b", "c"], "fold": 0})
+    {'dataset_root': ['a', 'b', 'c'], 'fold': 0}
+
+    Raises:
+        ConfigError: no first data set, or others that are no list of texts.
+    """
+    read = dict(data)
+    if OTHER_ROOTS not in read:
+        return read
+    others, first = read.pop(OTHER_ROOTS), read.get("dataset_root")
+    is_right = isinstance(others, list) and all(isinstance(root, str) for root in (first, *others))
+    require(
+        is_right,
+        f"data.{OTHER_ROOTS}: expected a list of the data sets behind the one of data.dataset_root, found "
+        f"{others!r:.60} behind {first!r:.60}",
+    )
+    return read | {"dataset_root": [first, *others]} if others else read
 
 
 def to_yaml(config: Config) -> str:

@@ -116,7 +116,7 @@ def _run_facts(run: RunFacts) -> str:
             ("how it ended", f"{status}: {reason}" if reason else status),
             ("best validation mIoU", None if best is None else f"{best:.4f} after epoch {run.log.best_epoch} (from 0)"),
             ("epochs", f"{len(run.log)} of {training.get('max_epochs')}"),
-            ("trained on", f"{run.config['data'].get('dataset_root')} ({sizes})" if sizes else None),
+            ("trained on", f"{_roots(run)} ({sizes})" if sizes else None),
             ("structures", max(0, len(model.get("class_names", [])) - 1) or None),
             ("network", _network(model)),
             (
@@ -125,6 +125,11 @@ def _run_facts(run: RunFacts) -> str:
             ),
         ]
     )
+
+
+def _roots(run: RunFacts) -> str:
+    found = run.config["data"].get("dataset_root")
+    return " and ".join(map(str, found)) if isinstance(found, list) else str(found)
 
 
 def _sizes(run: RunFacts) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pipeline.config.files import with_roots_apart, with_roots_together
+from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError, remove_half_written, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
 from pipeline.runs.history import TrainingLog
@@ -197,7 +199,7 @@ class RunFolder:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write training_config.json from its groups."""
-        write_json(self.config, config)
+        write_json(self.config, {**config, "data": with_roots_apart(config["data"])})
 
     def write_log(self, log: TrainingLog) -> None:
         """Write training_log.json."""
@@ -246,7 +248,10 @@ class RunFolder:
         for name in ("experiment", "data", "model", "training", "loss", "system"):
             if not isinstance(group := config.get(name), dict):
                 raise FileError(f"{self.config}: {name}: expected a group, found {kind_of(group)}; {RESTORE_ADVICE}")
-        return config
+        try:
+            return config | {"data": with_roots_together(config["data"])}
+        except ConfigError as error:
+            raise FileError(f"{self.config}: {error}; {RESTORE_ADVICE}") from error
 
     def read_log(self) -> TrainingLog:
         """Read training_log.json, an empty history while there is none; raises FileError when it is damaged."""

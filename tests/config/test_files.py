@@ -32,8 +32,25 @@ def test_a_runs_own_record_is_a_valid_config(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "data",
+    [
+        {"dataset_root": "d", "other_dataset_roots": ["e", "f"]},
+        {"dataset_root": ["d", "e", "f"]},  # as earlier versions wrote it
+    ],
+)
+def test_several_data_sets_of_a_runs_record_are_read_together_and_a_flag_names_others(tmp_path, data):
+    path = tmp_path / "training_config.json"
+    path.write_text(json.dumps({"data": data}))
+    assert settings("--config", str(path)).data.dataset_roots == ("d", "e", "f")
+    assert settings("--config", str(path), "--dataset_root", "g").data.dataset_roots == ("g",)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("data: {other_dataset_roots: [e]}", "expected a list of the data sets behind the one of data.dataset_root"),
+        ("data: {dataset_root: [d], other_dataset_roots: [e]}", "data.other_dataset_roots: expected a list"),
+        ("data: {dataset_root: d, other_dataset_roots: e}", "data.other_dataset_roots: expected a list"),
         ("training: {lrr: 1}", "unknown setting training.lrr; known are lr,"),
         ("trainng: {lr: 1}", "unknown group ['trainng']"),
         ("training: 5", "group training must hold settings"),

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pandas as pd
 import pytest
 
@@ -185,6 +186,21 @@ def test_a_file_in_the_runs_place_is_named(tmp_path):
     (tmp_path / "run").write_text("")
     with pytest.raises(FileError, match="run: cannot be written"):
         start(RunFolder(tmp_path, "run"))
+
+
+def test_several_data_sets_are_written_as_the_documented_text_and_a_list_of_the_others(tmp_path, shared_spec):
+    config = json.loads(json.dumps(documented_config()))
+    config["data"]["dataset_root"] = ["one", "two", "three"]
+    folder = finished_run(tmp_path, config)
+    written = json.loads(folder.config.read_text())
+    jsonschema.validate(written, json.loads((shared_spec / "training_config.schema.json").read_text()))
+    assert (written["data"]["dataset_root"], written["data"]["other_dataset_roots"]) == ("one", ["two", "three"])
+    assert folder.read_config()["data"] == config["data"]
+    folder.config.write_text(json.dumps(config))  # as earlier versions wrote it
+    assert folder.read_config()["data"] == config["data"]
+    folder.config.write_text(json.dumps(config | {"data": {"dataset_root": "one", "other_dataset_roots": 2}}))
+    with pytest.raises(FileError, match="other_dataset_roots: expected a list of the data sets behind"):
+        folder.read_config()
 
 
 def test_other_damage_is_named_too(tmp_path):

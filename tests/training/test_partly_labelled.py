@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -15,6 +16,7 @@ from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import ConfigError
 from pipeline.evaluate import evaluate_run
 from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
+from pipeline.report_page.report import report
 from pipeline.train import train
 from pipeline.training.datamodule import BodyData
 from pipeline.training.prepared_data import prepare_data
@@ -112,16 +114,16 @@ def test_labels_of_two_data_sets_are_read_by_their_own_values(folder, tmp_path):
     }  # fmt: skip
     assert np.array_equal(items["data_d"]["label"][0], organs())
     assert np.array_equal(items["two_d"]["label"][0], np.array([0, 4, 255, 3], np.uint8)[organs()])
-    report = check(config, measure=False)
-    assert [finding.kind for finding in report.findings] == ["case_renamed"]
-    counts = {c.name: (c.n_annotated, c.n_cases) for c in report.fingerprint.classes}
+    found = check(config, measure=False)
+    assert [finding.kind for finding in found.findings] == ["case_renamed"]
+    counts = {c.name: (c.n_annotated, c.n_cases) for c in found.fingerprint.classes}
     assert counts["liver"] == (7, 7)
     assert counts["spleen"] == (4, 4)
     assert counts["kidney_left"] == (2, 2)
-    assert "two: 4 cases, layout list, split the data set's own; names spleen, liver" in to_text(report)
+    assert "two: 4 cases, layout list, split the data set's own; names spleen, liver" in to_text(found)
 
 
-def test_a_run_on_two_data_sets_says_what_was_annotated_and_is_evaluated_by_it(folder, tmp_path):
+def test_a_run_on_two_data_sets_says_what_was_annotated_and_is_evaluated_by_it(folder, tmp_path, shared_spec):
     two = another(tmp_path / "two")
     roots = {"dataset_root": [str(folder.write()), str(two.write())], "cache_dir": str(tmp_path / "cache")}
     groups = {"experiment": {"log_dir": str(tmp_path / "logs")}, "model": {"base_channels": 2}}
@@ -134,6 +136,9 @@ def test_a_run_on_two_data_sets_says_what_was_annotated_and_is_evaluated_by_it(f
     assert record["data"]["annotated"]["val"] == {"kidney_left": 1, "kidney_right": 1, "liver": 4, "spleen": 2}
     assert [part["name"] for part in record["data"]["data_sets"]] == ["data", "two"]
     assert from_mapping(load_mapping(run / "training_config.json")).data.dataset_roots == tuple(roots["dataset_root"])
+    assert runpy.run_path(str(shared_spec / "check_run.py"))["faults"](run, True)[0] == []
+    page = report([run], tmp_path / "r.html", images=False).read_text()
+    assert f"<dd>{' and '.join(roots['dataset_root'])} (" in page
     result = evaluate_run(run, "val", device="cpu")
     names = np.array(result.class_names)
     assert {case.case: names[~case.annotated].tolist() for case in result.cases} == {
