@@ -15,7 +15,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.tables import empty_table, natural_width, rendered, screen_width
+from pipeline.console.tables import empty_table, natural_width, rendered
+from pipeline.console.terminal import screen_width
 from pipeline.console.text import one_line, printable, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined

@@ -18,7 +18,8 @@ from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
-from pipeline.console.tables import PAGE_WIDTH, screen_width, wrapped
+from pipeline.console.tables import PAGE_WIDTH, wrapped
+from pipeline.console.terminal import screen_width
 from pipeline.console.text import BYTES_PER_GB, gigabytes, printable
 from pipeline.files.atomic import write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from pipeline.cli.plain_words import CommandParser, PlainHelp
 from pipeline.config.settings import ConfigError
-from pipeline.console.text import one_line, printable
+from pipeline.console.terminal import screen_width
+from pipeline.console.text import fitted, one_line, printable
 
 EXIT_DONE_IN_PART = 1
 EXIT_WRONG_INPUT = 2
@@ -54,8 +55,8 @@ def with_value(arguments: list[str], flag: str, values: str, default: str, expec
 
 
 def complain(message: str, code: int = EXIT_WRONG_INPUT) -> int:
-    """Print one line to standard error; the exit code is handed through."""
-    print(f"bodyseg: {printable(one_line(message))}", file=sys.stderr)
+    """Print one line to standard error, on a terminal wrapped between words; the exit code is handed through."""
+    print(fitted(f"bodyseg: {printable(one_line(message))}", screen_width(sys.stderr)), file=sys.stderr)
     return code
 
 
@@ -65,5 +66,10 @@ def warn(message: str) -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
-    print(printable(line), flush=True)
+    """Print a line at once, on a terminal wrapped between words."""
+    show(printable(line))
+
+
+def show(text: str) -> None:
+    """Print lines at once, on a terminal wrapped between words."""
+    print(fitted(text, screen_width()), flush=True)

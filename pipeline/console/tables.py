@@ -1,11 +1,9 @@
-"""Tables on a screen whose cells go on in the next line where they are too wide."""
+"""Tables on a screen of any width: too wide ones in parts, or with cells that go on in the next line."""
 
 from __future__ import annotations
 
 import io
-import shutil
-import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,15 +11,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.text import printable
+from pipeline.console.text import printable, shortened
 
 PAGE_WIDTH = 100
 """Columns of a table of sentences where the output is no terminal."""
-
-
-def screen_width() -> int | None:
-    """Columns of the terminal; None where the output is none."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def empty_table() -> Table:
@@ -44,6 +37,59 @@ def wrapped(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     return rendered(table, width)
+
+
+def in_parts(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, left: Collection[int] = (0,)
+) -> str:
+    """Write a table whose rows have a line each, in parts one below the other where the screen is too narrow for it.
+
+    Args:
+        headings: of the columns; a line break in one is one on the screen.
+        rows: texts; a column without any is left out.
+        width: columns of the screen; None: as many as it takes.
+        left: columns that are aligned on the left. Each part begins with the first column, whose names are cut in their
+            middle where they are too long.
+
+    >>> print(in_parts(["structure", "Dice", "IoU"], [["liver", "0.9000", "0.8182"]], 18))
+    structure    Dice
+    ──────────────────
+    liver      0.9000
+    <BLANKLINE>
+    structure     IoU
+    ──────────────────
+    liver      0.8182
+    """
+    shown = [c for c in range(1, len(headings)) if any(row[c] for row in rows)]
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if width is not None and shown:
+        others = max(_cell_width(headings[c], [row[c] for row in rows]) for c in shown)
+        rows = [[shortened(row[0], max(8, width - others - 4)), *row[1:]] for row in rows]
+    parts: list[list[int]] = [[]]
+    for c in shown:
+        if (
+            parts[-1]
+            and width is not None
+            and natural_width(_columns(headings, rows, [0, *parts[-1], c], left)) > width
+        ):
+            parts.append([])
+        parts[-1].append(c)
+    return "\n\n".join(rendered(_columns(headings, rows, [0, *part], left), width) for part in parts)
+
+
+def _columns(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int], left: Collection[int]
+) -> Table:
+    table = empty_table()
+    for c in columns:
+        table.add_column(Text(headings[c]), justify="left" if c in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(row[c]) for c in columns))
+    return table
+
+
+def _cell_width(heading: str, cells: Sequence[str]) -> int:
+    return max(map(len, [*heading.split("\n"), *cells]))
 
 
 def natural_width(table: Table) -> int:

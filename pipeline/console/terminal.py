@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -98,6 +99,15 @@ def _fill_closed_descriptors() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
+def screen_width(stream: TextIO | None = None) -> int | None:
+    """Columns of the terminal that a stream (None: standard output) goes to; None where it goes elsewhere."""
+    stream = sys.stdout if stream is None else stream
+    try:
+        return (shutil.get_terminal_size().columns if stream.isatty() else None) or None
+    except (AttributeError, ValueError):  # no stream at all, or a closed one
+        return None
 
 
 def standard_error() -> Console:

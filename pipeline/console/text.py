@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 
 BYTES_PER_GB = 10**9
@@ -48,6 +49,16 @@ def decimals(values: Iterable[float]) -> int:
     """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     return min(6, max(2, 2 - math.floor(math.log10(largest)))) if largest > 0 else 2
+
+
+def volume_unit(volumes_ml: Iterable[float]) -> tuple[str, float]:
+    """The unit in which some volumes are best read, and how many of it are a ml; a µl is a mm³.
+
+    >>> volume_unit([1534.2, 0.3]), volume_unit([0.45, 0.0004])
+    (('ml', 1.0), ('µl', 1000.0))
+    """
+    largest = max((abs(volume) for volume in volumes_ml if math.isfinite(volume)), default=0.0)
+    return ("µl", 1000.0) if 0 < largest < 1 else ("ml", 1.0)
 
 
 def gigabytes(n_bytes: float, digits: int = 2) -> str:
@@ -113,6 +124,32 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
         )
         lines.append("  ".join(cells).rstrip())
     return lines
+
+
+def fitted(text: str, width: int | None) -> str:
+    """Let lines that are wider than a screen go on in the next one, between two words and below their last column.
+
+    A word that is wider than the screen, as a path may be, stays whole; width None changes nothing.
+
+    >>> print(fitted("  split   train 8, val 1 by subject", 24))
+      split   train 8, val 1
+              by subject
+    """
+    if width is None:
+        return text
+    lines: list[str] = []
+    for line in text.split("\n"):
+        label = re.match(r" *(\S+( \S+)*  +)?", line)
+        indent = label.end() if label and label.end() <= width // 2 else 0
+        inside = len(line) > width and line.strip()
+        lines += _wrapped(line, width, indent) if inside else [line]
+    return "\n".join(lines)
+
+
+def _wrapped(line: str, width: int, indent: int) -> list[str]:
+    """The first `indent` characters, spaces included, stay as they are."""
+    parts = textwrap.wrap(line[indent:], width - indent, break_long_words=False, break_on_hyphens=False)
+    return [(line[:indent] if number == 0 else " " * indent) + part for number, part in enumerate(parts)]
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.console.tables import wrapped
+from pipeline.console.tables import in_parts, wrapped
 
 ROWS = [["data.patch_growth", "[[16, 24, 16, 5, 33], [24, 32, 24, 3, 23]]", "small patches first, in equal shares"]]
 
@@ -19,3 +19,28 @@ def test_a_table_is_as_wide_as_the_screen_and_holds_every_letter(width):
 
 def test_no_cell_steers_the_terminal():
     assert "\x1b" not in wrapped(("run",), [["liver\x1b[2J"]], 40)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200, None])
+def test_a_table_in_parts_has_every_number_whole_beside_the_name_of_its_row(width):
+    headings = ["structure", *(f"score\n{n}" for n in range(12)), "nothing"]
+    rows = [[name, *(f"{n}.{r}000" for n in range(12)), ""] for r, name in enumerate(("liver", "lung_lower_left"))]
+    text = in_parts(headings, rows, width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= (width or 200)
+    assert "nothing" not in text
+    for row in rows:
+        found = [cell for line in lines if line.startswith(row[0]) for cell in line.split()[1:]]
+        assert found == row[1:-1]
+
+
+def test_a_name_that_leaves_no_room_for_numbers_is_cut_in_its_middle():
+    text = in_parts(["structure", "Dice"], [["a" * 60 + "_left", "0.9000"]], 30)
+    assert max(map(len, text.splitlines())) <= 30
+    assert "…" in text
+    assert "_left" in text
+    assert "0.9000" in text
+
+
+def test_a_table_without_rows_has_its_headings():
+    assert in_parts(["structure", "Dice"], [], 30).splitlines()[0] == "structure"

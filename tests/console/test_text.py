@@ -7,7 +7,7 @@ import unicodedata
 
 import pytest
 
-from pipeline.console.text import aligned, gigabytes, number, printable, some_of, words
+from pipeline.console.text import aligned, fitted, gigabytes, number, printable, some_of, volume_unit, words
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,26 @@ def test_columns_are_aligned_and_lines_end_without_spaces():
 def test_words_are_what_lies_between_commas():
     assert words(" liver, spleen,,aorta ") == ["liver", "spleen", "aorta"]
     assert words("") == []
+
+
+def test_lines_go_on_between_words_below_their_last_column():
+    line = "  split         train 8, val 1, test 1 (80/10/10 by subject, seed 42)"
+    lines = fitted(line, 40).split("\n")
+    assert max(map(len, lines)) <= 40
+    assert [line[:16].strip() for line in lines] == ["split", "", ""]
+    assert " ".join(" ".join(lines).split()) == " ".join(line.split())
+    assert fitted(line, None) == line
+
+
+def test_a_path_stays_whole_and_short_lines_stay_as_they_are():
+    path = "/data/" + "folder-with-hyphens/" * 5
+    assert path in fitted(f"written to {path}; next: train", 40)
+    table = "a    b\n\n  1    2"
+    assert fitted(table, 40) == table
+
+
+@pytest.mark.parametrize(
+    ("volumes", "unit"), [([1500.0, 0.0], "ml"), ([0.45, 0.0001], "µl"), ([], "ml"), ([math.nan, 0.0], "ml")]
+)
+def test_volumes_of_a_mouse_are_in_microlitres(volumes, unit):
+    assert volume_unit(volumes)[0] == unit
