@@ -12,7 +12,8 @@ from pipeline.cli.arguments import TRUST, command_parser, say, warn
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.compute.signals import Stopped
 from pipeline.config.settings import ConfigError, without_effect
-from pipeline.console.text import printable
+from pipeline.console.terminal import screen_width
+from pipeline.console.text import fitted, printable
 
 if TYPE_CHECKING:  # what computes is imported when the command runs: help answers without torch
     from pipeline.cross_validate import StudyReport
@@ -96,10 +97,11 @@ def _text(report: StudyReport) -> str:
                 f"Fold {missing} is missing: run the same command again, or let the others finish; whoever is last "
                 "segments and scores all cases"
             )
-        return "\n".join(map(printable, lines))
+        return fitted("\n".join(map(printable, lines)), screen_width())
     folder = report.folder
     lines += [
         f"Scores: {folder.metrics}; segmentations: {folder.predictions}",
         f"All {len(report.folds)} networks together: bodyseg predict {folder.path} SCANS --output DIR",
     ]
-    return "\n".join([evaluation_text(report.evaluation), *map(printable, lines)])
+    width = screen_width()
+    return "\n".join([evaluation_text(report.evaluation, width), fitted("\n".join(map(printable, lines)), width)])

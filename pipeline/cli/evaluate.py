@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from pipeline.cli.arguments import LINKS, TRUST, command_parser
+from pipeline.cli.arguments import LINKS, TRUST, command_parser, show
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
+from pipeline.console.terminal import screen_width
+from pipeline.console.text import counted, printable, some_of
 from pipeline.files.atomic import check_writable
 
 if TYPE_CHECKING:  # what computes is imported when the command runs: help answers without torch
@@ -61,10 +63,23 @@ def run(arguments: list[str]) -> int:
     if given.json:
         print(_as_json(metrics, compared))
     else:
-        print(evaluation_text(evaluation))
+        width = screen_width()
+        print(evaluation_text(evaluation, width))
         if compared is not None:
-            print("\n" + comparison_text(compared))
+            print("\n" + comparison_text(compared, width))
+        show("\n" + _where(evaluation, metrics, predictions=folder / "predictions" if given.run is not None else None))
     return evaluation.exit_code
+
+
+def _where(evaluation: Evaluation, metrics: Path, predictions: Path | None) -> str:
+    """The last lines: where the results lie, and how many failed."""
+    lines = [f"Scores: {metrics} and {metrics.with_suffix('.csv').name} beside it"]
+    if predictions is not None:
+        lines.append(f"Segmentations: {predictions}")
+    if evaluation.refused:
+        failed = some_of(evaluation.refused, 5)
+        lines.append(f"{counted(len(evaluation.refused), 'case')} could not be scored, see above: {failed}")
+    return "\n".join(map(printable, lines))
 
 
 def _parser() -> ArgumentParser:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.console.text import aligned, counted, decimals, number, printable, some_of
+from pipeline.console.tables import in_parts
+from pipeline.console.text import aligned, counted, decimals, fitted, number, printable, some_of, volume_unit
 from pipeline.evaluation.case_scores import SURFACE_METRICS, CaseScores
 from pipeline.evaluation.comparison import SIGNIFICANT, ClassDifference, MetricsComparison
 from pipeline.evaluation.summary import Evaluation, mean_over_classes, n_missed
@@ -16,37 +18,61 @@ from pipeline.metrics.statistics import LEAST_SUBJECTS, Summary
 N_WORST = 10
 """Cases that the table names; the files have all."""
 
-_IN_UNITS = ("hd95_mm", "volume_difference_ml")
-"""Columns whose size depends on the scans: those of a mouse need more decimals."""
-
 _HEADINGS = (
-    "structure", "n", "Dice", "± std", "median", "95 % interval", "IoU", "HD95 mm", "missed", "surface", "Δ ml",
-    "scored",
+    "structure", "cases", "Dice", "std", "median", "95 % interval", "IoU", "HD95\nmm", "cases\nmissed",
+    "surface\nDice", "volume\nerror {}", "Dice,\nabsent\nscored",
 )  # fmt: skip
 
 
-def evaluation_text(evaluation: Evaluation) -> str:
-    """Write each structure over the cases, the worst cases, and what was left out."""
+def evaluation_text(evaluation: Evaluation, width: int | None = None) -> str:
+    """Write each structure over the cases, the worst cases, and what was left out, for a screen of `width` columns."""
     left_out, scored = evaluation.summaries["left_out"], evaluation.summaries["scored"]
     shown = [name for name in left_out if scored[name]["dice"].n]
-    digits = {metric: decimals(left_out[name][metric].mean for name in shown) for metric in _IN_UNITS}
-    rows = [_table_row(name, left_out[name], scored[name], digits) for name in shown]
+    unit, per_ml = volume_unit(left_out[name]["reference_ml"].mean for name in shown)
+    scales = _Scales(
+        decimals(left_out[name]["hd95_mm"].mean for name in shown),
+        per_ml,
+        decimals(left_out[name]["volume_difference_ml"].mean * per_ml for name in shown),
+    )
+    rows = [_table_row(name, left_out[name], scored[name], scales) for name in shown]
+    worst = evaluation.cases[:N_WORST]
     lines = [
-        f'{_counted(evaluation)}; averages over the cases whose label holds the structure ("left_out");',
-        'the last column counts a rightly absent structure as 1, a wrongly predicted one as 0 ("scored").',
-        f"95 % intervals of the mean draw whole subjects; there are none for fewer than {LEAST_SUBJECTS}.",
-        _about_surfaces(evaluation),
+        _counted(evaluation),
+        *_about_columns(evaluation),
         "",
-        *aligned([_HEADINGS, *rows]),
+        *in_parts([heading.format(unit) for heading in _HEADINGS], rows, width).split("\n"),
         "",
         _means(evaluation),
         "",
-        f"Worst cases ({min(N_WORST, len(evaluation.cases))} of {len(evaluation.cases)}):",
-        *aligned([_worst_row(case, evaluation.class_names) for case in evaluation.cases[:N_WORST]]),
+        f"Worst cases ({len(worst)} of {len(evaluation.cases)}):",
+        *aligned([_worst_row(case, evaluation.class_names) for case in worst]),
     ]
     if left_over := _left_over(evaluation):
         lines += ["", *left_over]
-    return "\n".join(map(printable, lines))
+    return fitted("\n".join(map(printable, lines)), width)
+
+
+class _Scales(NamedTuple):
+    """How the numbers of a table are written that depend on the size of the scans."""
+
+    mm_digits: int
+    """Decimals of a distance in mm."""
+    per_ml: float
+    """How many of the unit of volumes are a ml."""
+    volume_digits: int
+
+
+def _about_columns(evaluation: Evaluation) -> list[str]:
+    """What the numbers of the table are."""
+    lines = [
+        "Dice, std, median, IoU, HD95, surface Dice and volume error (predicted minus reference): over the cases whose "
+        'label holds the structure ("left_out" in metrics.json)',
+        f"95 % interval: of the mean Dice; whole subjects are drawn, there are none for fewer than {LEAST_SUBJECTS}",
+    ]
+    if evaluation.options.surface is not None:
+        lines.append("cases missed: the structure is in the label and was not found at all; they are in no mean HD95")
+    lines.append('Dice, absent scored: a rightly absent structure counts 1, a wrongly predicted one 0 ("scored")')
+    return [*(f"- {line}" for line in lines), f"- {_about_surfaces(evaluation)}"]
 
 
 def _counted(evaluation: Evaluation) -> str:
@@ -59,9 +85,9 @@ def _counted(evaluation: Evaluation) -> str:
 def _about_surfaces(evaluation: Evaluation) -> str:
     surface = evaluation.options.surface
     if surface is None:
-        return "HD95 and surface Dice were left out (--surface none)."
+        return "HD95 and surface Dice were left out (--surface none)"
     counted = {"voxels": "counted in voxels", "area": "weighted by area"}[surface]
-    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {counted}."
+    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {counted}"
 
 
 def _means(evaluation: Evaluation) -> str:
@@ -77,7 +103,7 @@ def _means(evaluation: Evaluation) -> str:
 
 
 def _table_row(
-    name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary], digits: Mapping[str, int]
+    name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary], scales: _Scales
 ) -> tuple[str, ...]:
     dice, distance = left_out["dice"], left_out["hd95_mm"]
     return (
@@ -88,10 +114,10 @@ def _table_row(
         number(dice.median),
         _interval("–", *map(number, dice.ci95)),
         number(left_out["iou"].mean),
-        number(distance.mean, digits["hd95_mm"]),
+        number(distance.mean, scales.mm_digits),
         str(distance.n_infinite or ""),
         number(left_out["surface_dice"].mean),
-        number(left_out["volume_difference_ml"].mean, digits["volume_difference_ml"]),
+        number(left_out["volume_difference_ml"].mean * scales.per_ml, scales.volume_digits),
         number(scored["dice"].mean),
     )
 
@@ -125,27 +151,27 @@ def _left_over(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def comparison_text(comparison: MetricsComparison) -> str:
+def comparison_text(comparison: MetricsComparison, width: int | None = None) -> str:
     """Write a table of the classes of two evaluations; significant differences are marked."""
     shown = [row for row in comparison.classes if row.n or row.n_left_out]
     n_tested = sum(row.n > 0 for row in shown)
     with_counts = any(row.n_left_out for row in shown)
     counts = ("left out", "missed by first", "by second") if with_counts else ()
     scores = ("first", "second", "difference", "95 % interval", "p", "p (Holm)", "")
-    headings = ("structure", "cases", "subjects", *counts, *scores)
+    rows = [_difference_row(row, with_counts=with_counts) for row in shown]
+    table = in_parts(
+        ("structure", "cases", "subjects", *counts, *scores),
+        [*rows, *([_mean_row(comparison, counts)] if n_tested else [])],
+        width,
+    )
     lines = [
         f"{comparison.metric} of {comparison.n_cases} cases of {comparison.n_subjects} subjects; "
         f"first {comparison.first}, second {comparison.second}",
         "Wilcoxon's signed-rank test on the subjects' mean differences, Holm's correction over "
         f"{n_tested} structures; * below {SIGNIFICANT}",
+        f"difference: second minus first, with the interval of its mean; none for fewer than {LEAST_SUBJECTS} subjects",
         "",
-        *aligned(
-            [
-                headings,
-                *(_difference_row(row, with_counts=with_counts) for row in shown),
-                *([_mean_row(comparison, counts)] if n_tested else []),
-            ]
-        ),
+        *table.split("\n"),
     ]
     if not comparison.subjects_are_known:
         lines += ["", "nothing says whose scans these are: each case is taken for a subject of its own"]
@@ -160,7 +186,7 @@ def comparison_text(comparison: MetricsComparison) -> str:
         ]
     if comparison.only_in_one:
         lines += ["", f"known to one of them only: {', '.join(comparison.only_in_one)}"]
-    return "\n".join(map(printable, lines))
+    return fitted("\n".join(map(printable, lines)), width)
 
 
 def _difference_row(row: ClassDifference, *, with_counts: bool) -> tuple[str, ...]:

@@ -85,7 +85,7 @@ def test_missed_structures_are_left_out_of_distances_and_counted(two, tmp_path):
     lines = comparison_text(result).splitlines()
     assert "Holm's correction over 2 structures" in lines[1]
     headings = ["structure", "cases", "subjects", "left", "out", "missed", "by", "first", "by", "second"]
-    assert lines[3].split()[:10] == headings
+    assert lines[4].split()[:10] == headings
     assert [line.split()[1:6] for line in lines if line.startswith("organ_1")] == [["18", "18", "2", "1", "2"]]
     assert [line.split() for line in lines if line.startswith("organ_2")] == [["organ_2", "0", "0", "20", "1", "20"]]
     assert "left out: the label holds the structure, and one of the two has no hd95_mm" in comparison_text(result)
