@@ -12,6 +12,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
+from pipeline.console.text import printable
 from pipeline.visualisation.display_window import display_window
 from pipeline.visualisation.overlay import grey_values
 from transforms.io.grid import along_world_axes, orientation, voxel_edges_mm
@@ -75,7 +76,7 @@ def viewer_data(volumes: CaseVolumes, focus: int, colours: NDArray[np.uint8], na
         "edges_mm": [float(edge * n) for edge, n in zip(edges_mm, step, strict=True)],
         "start": [int(value) for value in np.median(inside, axis=0)] if len(inside) else [0, 0, 0],
         "about": f"{words}; voxels {' × '.join(f'{edge:.3g}' for edge in edges_mm)} mm{every}",
-        "classes": [[c, names[c], [int(part) for part in colours[c]]] for c in present],
+        "classes": [[c, printable(names[c]), [int(part) for part in colours[c]]] for c in present],
     }
 
 

@@ -11,7 +11,7 @@ from pipeline.evaluation.metrics_file import metrics_path, read_metrics
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.files.atomic import FileError, write_atomically
-from pipeline.files.json_files import read_json
+from pipeline.files.json_files import RESTORE_ADVICE, read_json
 from pipeline.report_page.case_volumes import CaseVolumes, viewer_data
 from pipeline.report_page.page import CaseView, RunFacts, Scores, page, scored_structures
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
@@ -24,6 +24,9 @@ N_CASES = 6
 
 SPLITS = ("test", "val", "train")
 """Evaluations that a run's folder may hold; the page shows all there are."""
+
+_OF_ANOTHER_KIND = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What writing the page raises of a document with other values than ours have, such as numbers beyond float's range."""
 
 
 def report(sources: Sequence[Path | str], output: Path | str, *, images: bool = True, n_cases: int = N_CASES) -> Path:
@@ -88,7 +91,15 @@ def _evaluations(folder: RunFolder) -> Iterator[Path]:
 
 def _facts(name: str, folder: RunFolder) -> RunFacts:
     summary = folder.read_summary() if folder.summary.exists() else {}
-    return RunFacts(name, folder.read_config(), folder.read_log(), summary)
+    facts = RunFacts(name, folder.read_config(), folder.read_log(), summary)
+    try:
+        page([facts], [])
+    except _OF_ANOTHER_KIND as error:
+        raise FileError(
+            f"{folder.config}: expected the settings and facts of a training, found others ({one_line(error, 100)}); "
+            f"{RESTORE_ADVICE}"
+        ) from error
+    return facts
 
 
 def _scores(path: Path, n_views: int) -> Scores:
@@ -98,7 +109,7 @@ def _scores(path: Path, n_views: int) -> Scores:
     try:
         page([], [Scores(name, document)])  # before any volume is read
         views = tuple(_view(case, document["class_names"]) for case in document["cases"][:n_views])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except _OF_ANOTHER_KIND as error:
         reason = one_line(error, 100)
         raise EvaluationError(
             f"{path}: expected a metrics.json of bodyseg evaluate, found another ({reason})"

@@ -18,7 +18,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from pipeline.console.text import one_line
+from pipeline.console.text import one_line, printable
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class EventsLogger(TensorBoardLogger):
             scalars = {**values, **{f"val_IoU/{name}": iou for name, iou in iou_per_class.items()}}
             for name, value in scalars.items():
                 if math.isfinite(value):
-                    events.add_scalar(_encodable(name), value, epoch)
+                    events.add_scalar(printable(name), value, epoch)
             total = sum(seconds.values()) or 1.0
             for part, spent in seconds.items():
                 events.add_scalar(f"time_share/{part}", spent / total, epoch)
@@ -121,7 +121,7 @@ class EventsLogger(TensorBoardLogger):
             epoch: the epoch of the best.
         """
         flat = {
-            f"{group}.{name}": value if isinstance(value, bool | int | float) else _encodable(str(value))[:LONGEST_TEXT]
+            f"{group}.{name}": value if isinstance(value, bool | int | float) else printable(str(value))[:LONGEST_TEXT]
             for group, values in settings.items()
             for name, value in values.items()
         }
@@ -139,8 +139,3 @@ class EventsLogger(TensorBoardLogger):
         if events is not None and math.isfinite(best):
             with self._lasting():
                 events.add_scalar(BEST_TAG, best, epoch)
-
-
-def _encodable(name: str) -> str:
-    """Replace what UTF-8 cannot write, such as a lone surrogate in a class name of a JSON file."""
-    return name.encode("utf-8", errors="replace").decode("utf-8")

@@ -180,6 +180,41 @@ def test_wrong_sources_are_refused_by_name(scored, tmp_path):
     assert not (tmp_path / "page.html").exists()
 
 
+@pytest.mark.parametrize(("group", "name"), [("model", "class_names"), ("data", "channel_names")])
+def test_a_run_with_facts_of_another_kind_is_refused_by_name(tmp_path, group, name):
+    run = a_run(tmp_path / "logs")
+    run.write_config({"system": {}} | documented_config(**{f"{group}.{name}": 5}))
+    with pytest.raises(FileError, match=r"training_config.json: expected the settings and facts of a training, found"):
+        report([run.path], tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("name", ["dice", "true_positives"])
+def test_scores_beyond_any_number_of_a_computer_are_refused_by_name(scored, tmp_path, name):
+    document = json.loads(scored.read_text("utf-8"))
+    document["cases"][0]["classes"]["liver"][name] = 10**400
+    scored.write_text(json.dumps(document))
+    with pytest.raises(EvaluationError, match=r"metrics.json: expected a metrics.json of bodyseg evaluate, found anot"):
+        report([scored], tmp_path / "page.html")
+
+
+@pytest.mark.fault(
+    "names of classes, cases and subjects with control characters or marks that reorder text, in a report's page",
+    "replaced everywhere, also in what the page's script shows",
+)
+def test_no_name_reorders_or_steers_what_the_page_shows(scored, tmp_path):
+    odd = "\x1b\x9b\u202e\u2066"
+    text = scored.read_text("utf-8").replace('"liver"', json.dumps(f"liver{odd}"))
+    document = json.loads(text)
+    document["cases"][0] |= {"case": f"a{odd}", "subject": f"s{odd}"}
+    document["notes"] = [f"n{odd}"]
+    scored.write_text(json.dumps(document))
+    page = report([scored], tmp_path / "page.html")
+    assert not set(odd) & set(page.read_text("utf-8"))
+    names = {name for volume in volumes_of(page) for _, name, _ in volume["classes"]}
+    assert "liver\ufffd\ufffd\ufffd\ufffd" in names
+    assert not set(odd) & set("".join(names))
+
+
 def test_volumes_of_a_mouse_have_digits_too(scored, tmp_path):
     document = json.loads(scored.read_text("utf-8"))
     for one in document["summary"]["left_out"]["classes"].values():

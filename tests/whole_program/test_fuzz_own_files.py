@@ -20,12 +20,17 @@ from pipeline.cache.key import SourceIndex
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.cli.main import main
 from pipeline.datasets.listing import list_cases
+from pipeline.evaluate import evaluate
 from pipeline.evaluation.comparison import compare_metrics
+from pipeline.evaluation.metrics_file import write_files
+from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.records import notes_on_networks, read_records, table_of_records
 from pipeline.files.checked_lines import checked_line, whole_lines
 from pipeline.files.json_files import read_json
 from pipeline.inference.record import CaseRecord
+from pipeline.report_page.report import report
 from pipeline.runs.run_folder import RunFolder
+from tests.support.evaluation import three_cases
 from tests.support.finished_run import documented_config, finished_run
 from tests.support.mutations import EXAMPLES, FUZZ, changed, expected_or, mutated, within_limits
 from tests.support.screening import plain
@@ -39,10 +44,15 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-@pytest.mark.fault("the JSON files of a run mutated at random", "plot and compare name the file, or work")
+@pytest.mark.fault("the JSON files of a run mutated at random", "plot, compare and report name the file, or work")
 @pytest.mark.parametrize("name", ["training_config.json", "training_log.json", "training_summary.json"])
 def test_a_mutated_run_is_read_or_refused(tmp_path: Path, name: str) -> None:
-    config = json.loads(json.dumps(documented_config()))
+    more = {
+        "model.class_names": ["background", "liver"],
+        "data.channel_names": ["CT"],
+        "data.split": {"sizes": {"val": 1}},
+    }
+    config = json.loads(json.dumps(documented_config(**more)))
     first = finished_run(tmp_path / "logs", config)
     shutil.copytree(first.path, tmp_path / "logs" / "second")
     path = tmp_path / "logs" / "second" / name
@@ -59,29 +69,28 @@ def test_a_mutated_run_is_read_or_refused(tmp_path: Path, name: str) -> None:
         expected_or(read_all)
         with within_limits(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert main(["compare", str(tmp_path / "logs")]) in (0, 2)
+            assert main(["report", str(path.parent), "--output", str(tmp_path / "page.html")]) in (0, 2)
             if name == "training_log.json" and EXAMPLES:  # a picture takes half a second
                 assert main(["plot", str(path.parent)]) in (0, 2)
 
     try_one()
 
 
-@pytest.mark.fault("the JSON files of a run mutated at random", "plot and compare name the file, or work")
-def test_mutated_metrics_are_compared_or_refused(tmp_path: Path) -> None:
-    scores = {"dice": 0.5, "iou": 0.4, "hd95_mm": 3.0, "surface_dice": 0.6}
-    document = {
-        "format": 3,
-        "class_names": ["background", "liver"],
-        "settings": {"tolerance_mm": 2.0},
-        "cases": [{"case": n, "label_sha256": "0", "subject": n, "classes": {"liver": scores}} for n in "abc"],
-    }
-    (tmp_path / "first.json").write_text(json.dumps(document))
-    whole = json.dumps(document).encode()
+@pytest.mark.fault("the JSON files of a run mutated at random", "plot, compare and report name the file, or work")
+def test_mutated_metrics_are_compared_and_reported_or_refused(tmp_path: Path) -> None:
+    three_cases(tmp_path)
+    options = ScoringOptions(surface=None, workers=1)
+    scores = evaluate(tmp_path / "predictions", tmp_path / "labels", options)
+    first, _ = write_files(scores, tmp_path / "scores")
+    whole = first.read_bytes()
 
     @FUZZ
-    @given(changed(document).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
+    @given(changed(json.loads(whole)).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
     def try_one(content: bytes) -> None:
-        (tmp_path / "second.json").write_bytes(content)
-        expected_or(lambda: compare_metrics(tmp_path / "first.json", tmp_path / "second.json"))
+        second = tmp_path / "second.json"
+        second.write_bytes(content)
+        expected_or(lambda: compare_metrics(first, second))
+        expected_or(lambda: report([second], tmp_path / "page.html", n_cases=1))
 
     try_one()
 
