@@ -7,12 +7,14 @@ real command line in a process of its own, forked from a server that has paid fo
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,6 +34,8 @@ from tests.support.tiny_training import (
 FILES = ("training_config.json", "training_log.json", "training_summary.json")
 SHARE_OF_EARLY_KILLS = 0.25
 """Of the kills, how many come before the first batch; the others come while the network trains or files are written."""
+MOST_EPOCHS = 2
+"""Epochs that are trained between two kills: a machine that others left in the meantime would train all of them."""
 
 
 def follow(run: Path, stop: Any, found: Any) -> None:
@@ -82,7 +86,8 @@ class Figures:
 def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Callable[[str], None] = print) -> Figures:
     """Kill and resume; raises RuntimeError where a training ends otherwise than by a kill or complete.
 
-    max_epochs must be more than the kills leave unfinished, about one for two kills.
+    max_epochs must be more than are trained between the kills, about one for four kills; never more than MOST_EPOCHS
+    for each.
     """
     began, moments, figures = time.monotonic(), random.Random(seed), Figures(epochs=max_epochs)
     # The first training pays for the server's imports and fills the cache; the others all start alike.
@@ -91,31 +96,40 @@ def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Calla
     startup_s, epoch_s = _uninterrupted(whole, run_whole, folder / "whole.txt")
     say(f"uninterrupted: {startup_s:.2f} s to the first batch, {epoch_s:.2f} s an epoch")
     killed, run = tiny_training(folder, "killed", max_epochs=max_epochs)
-    stop, found = SERVER.Event(), SERVER.Queue()
-    reader = SERVER.Process(target=follow, args=(run, stop, found))
-    reader.start()
-    while figures.kills < kills:
-        process = start([*killed, "--resume"], folder / "killed.txt")
-        if moments.random() < SHARE_OF_EARLY_KILLS:
-            process.join(moments.uniform(0, startup_s))
-        else:
-            _wait_for_training(process, run)
-            process.join(moments.uniform(0, 1.5 * epoch_s))
-        process.kill()
-        process.join()
-        if process.exitcode != -signal.SIGKILL:
-            raise RuntimeError(f"exit code {process.exitcode}: {(folder / 'killed.txt').read_text()[-2000:]}")
-        figures.kills += 1
-        figures.in_mid_write += any(run.rglob(".*.writing"))
-        if figures.kills % 10 == 0:
-            say(f"{figures.kills} kills, {n_epochs(run)} of {max_epochs} epochs")
-    finish([*killed, "--resume"], folder / "killed.txt")
-    stop.set()
-    figures.reads, figures.faults = found.get(timeout=60)
-    reader.join()
+    with _followed(run, figures):
+        while figures.kills < kills:
+            process = start([*killed, "--resume"], folder / "killed.txt")
+            if moments.random() < SHARE_OF_EARLY_KILLS:
+                startup_s = min(startup_s, _wait(process, run, moments.uniform(0, startup_s)))
+            else:
+                _wait_for_training(process, run)
+                epoch_s = min(epoch_s, _wait(process, run, moments.uniform(0, 1.5 * epoch_s)) / MOST_EPOCHS)
+            process.kill()
+            process.join()
+            if process.exitcode != -signal.SIGKILL:
+                raise RuntimeError(f"exit code {process.exitcode}: {(folder / 'killed.txt').read_text()[-2000:]}")
+            figures.kills += 1
+            figures.in_mid_write += any(run.rglob(".*.writing"))
+            if figures.kills % 10 == 0:
+                say(f"{figures.kills} kills, {n_epochs(run)} of {max_epochs} epochs")
+        finish([*killed, "--resume"], folder / "killed.txt")
     figures.differences = differences(run_whole, run)
     figures.minutes = (time.monotonic() - began) / 60
     return figures
+
+
+@contextmanager
+def _followed(run: Path, figures: Figures) -> Iterator[None]:
+    """Let another process `follow` the run meanwhile, and put what it found into the figures."""
+    stop, found = SERVER.Event(), SERVER.Queue()
+    reader = SERVER.Process(target=follow, args=(run, stop, found))
+    reader.start()
+    try:
+        yield
+    finally:  # a process that is left would keep this one from ending
+        stop.set()
+        figures.reads, figures.faults = found.get(timeout=60)
+        reader.join()
 
 
 def _uninterrupted(arguments: list[str], run: Path, output: Path) -> tuple[float, float]:
@@ -128,6 +142,13 @@ def _uninterrupted(arguments: list[str], run: Path, output: Path) -> tuple[float
     if process.exitcode:
         raise RuntimeError(f"exit code {process.exitcode}: {output.read_text()[-2000:]}")
     return first_batch - began, (time.monotonic() - first_batch) / n_epochs(run)
+
+
+def _wait(process: BaseProcess, run: Path, seconds: float) -> float:
+    """Wait so long, or until MOST_EPOCHS more are finished; seconds that these took, infinite where they were not."""
+    began, most = time.monotonic(), n_epochs(run) + MOST_EPOCHS
+    wait_until(lambda: time.monotonic() - began >= seconds or n_epochs(run) >= most, process, seconds + 60)
+    return time.monotonic() - began if n_epochs(run) >= most else math.inf
 
 
 def _wait_for_training(process: BaseProcess, run: Path) -> None:

@@ -78,7 +78,7 @@ def works(folder: Path) -> Iterator[Work]:
 
 
 def soak(folder: Path, *, seconds: float, kills_a_round: int, seed: int = 0) -> list[Figures]:
-    """Kill and continue each command for a third of the time, and at least one round.
+    """Kill and continue each command for a third of the time, and until one was killed at least.
 
     Raises RuntimeError where a command ends otherwise than by a kill or well.
     """
@@ -95,7 +95,7 @@ def _soak(work: Work, folder: Path, seconds: float, kills_a_round: int, moments:
     lasts_s = time.monotonic() - began
     expected = work.outcome(f"{work.name}_whole")
     began = time.monotonic()
-    while not figures.rounds or time.monotonic() - began < seconds:
+    while not figures.kills or time.monotonic() - began < seconds:
         name = f"{work.name}_{figures.rounds}"
         for _ in range(kills_a_round):
             started = time.monotonic()

@@ -33,7 +33,7 @@ INTERRUPTED = 'stops after the batch at hand as "interrupted", exit {}; `--resum
     "no unparsable read, arrays of equal length, weights and history bit for bit those of an uninterrupted run",
 )
 def test_a_training_killed_five_times_ends_as_one_never_interrupted(tmp_path):
-    figures = soak.soak(tmp_path, kills=5, max_epochs=10, seed=3)
+    figures = soak.soak(tmp_path, kills=5, max_epochs=12, seed=3)
     assert (figures.kills, figures.faults, figures.differences) == (5, [], [])
     assert figures.reads > 100
 

@@ -14,4 +14,5 @@ from tests import soak_commands
 )
 def test_what_was_killed_ends_as_what_nobody_disturbed(tmp_path):
     for figures in soak_commands.soak(tmp_path, seconds=0, kills_a_round=1, seed=2):
-        assert (figures.rounds, figures.faults, figures.differences) == (1, [], []), str(figures)
+        assert figures.kills >= 1
+        assert (figures.faults, figures.differences) == ([], []), str(figures)
