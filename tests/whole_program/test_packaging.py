@@ -18,6 +18,13 @@ def test_every_package_is_installed():
     assert found == {".".join(folder.relative_to(ROOT).parts) for folder in folders}
 
 
+def test_every_top_package_says_that_it_is_typed():
+    assert "py.typed" in TOOLS["package-data"]["*"]
+    for path in ROOT.glob("*/__init__.py"):
+        if path.parent.name in {"pipeline", "transforms", "networks", "pasco"}:
+            assert (path.parent / "py.typed").is_file()
+
+
 def test_every_shipped_config_is_installed():
     installed = {
         path for patterns in TOOLS["data-files"].values() for pattern in patterns for path in ROOT.glob(pattern)
