@@ -41,6 +41,13 @@ def test_a_prediction_equals_the_argmax_of_full_logits_on_the_scans_own_grid(run
     assert report.n_done == 1
 
 
+def test_the_network_is_read_once_for_all_scans_of_a_command(run, tmp_path, monkeypatch):
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **options: read.append(options) or load(*args, **options))
+    assert predicted([run], [scans(tmp_path / "in", 3)], tmp_path / "out").n_done == 3
+    assert [options["weights_only"] for options in read] == [True]
+
+
 def test_results_hold_the_label_values_of_the_training_or_the_class_indices_on_request(tmp_path, capsys):
     path = scan(tmp_path / "case.nii.gz")
     run = str(checkpoint(tmp_path / "m.ckpt", label_values=[0, 3, 207, 300]))
