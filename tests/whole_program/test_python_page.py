@@ -17,9 +17,22 @@ from transforms.io.grid import voxel_ml
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
 
 
+SAVE = """
+    nib.save(nib.Nifti1Image(labels, scan.affine), "labels.nii")
+    train_on.set_random_state(seed=0)
+    for item in (case, train_on(files)):
+        assert item["image"].shape == item["label"].shape == (1, 160, 160, 256)
+        assert [str(item[key].dtype) for key in ("image", "label")] == ["torch.float32", "torch.uint8"]
+    assert -1 <= float(case["image"].min()) < float(case["image"].max()) <= 1
+    assert (infer_on({"image": files["image"]})["image"] == case["image"]).all()
+    assert not model.training
+"""
+"""What is added to the program of the page: it writes and asserts what the page says of its results."""
+
+
 def test_the_program_of_the_page_runs_and_a_segmenter_gives_what_predict_writes(tmp_path):
     program = "".join(re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL))
-    (tmp_path / "program.py").write_text(f"{program}    nib.save(nib.Nifti1Image(labels, scan.affine), 'labels.nii')\n")
+    (tmp_path / "program.py").write_text(f"{program}{SAVE}")
     there = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env=there, check=True)
     files = "labels.nii", "predictions/body_000.nii.gz"
