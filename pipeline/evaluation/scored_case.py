@@ -43,17 +43,25 @@ class ScoredCase(NamedTuple):
     """4×4, voxel index -> world mm (RAS+)."""
 
 
-def read_scored_case(case: Mapping[str, Any], class_names: Sequence[str]) -> ScoredCase:
+def read_scored_case(
+    case: Mapping[str, Any], class_names: Sequence[str], metrics: Path | str | None = None
+) -> ScoredCase:
     """Read a case of a metrics.json.
 
     The file does not say which value is which class: what is read must have the numbers of voxels that were counted
     when it was scored, class by class, or it is refused. So no structure is shown under another's name, and no label
     that has changed since.
 
+    Args:
+        case: as it stands there.
+        class_names: of the metrics.json.
+        metrics: its path: relative paths in it are those of the folder where it was scored, which is looked for above.
+
     Raises:
         EvaluationError, VolumeError: files that are gone, or no longer those that were scored; one line each.
     """
-    paths = {kind: Path(case[kind]) for kind in ("label", "prediction")}
+    root = _where_it_was_scored(case, metrics)
+    paths = {kind: root / case[kind] for kind in ("label", "prediction")}
     counted = _counted(case, class_names)
     compared = [c for c, name in enumerate(class_names) if c and name not in case.get("not_annotated", ())]
 
@@ -75,8 +83,19 @@ def read_scored_case(case: Mapping[str, Any], class_names: Sequence[str]) -> Sco
 
     reference, predicted = _first_that_fits("prediction", paths, case, class_names, beside_label)
     reference.indices[reference.indices == _IGNORED] = 0
-    image = _image(paths["prediction"], case["case"], reference)
+    image = _image(root, paths["prediction"], case["case"], reference)
     return ScoredCase(image, reference.indices, predicted, reference.affine)
+
+
+def _where_it_was_scored(case: Mapping[str, Any], metrics: Path | str | None) -> Path:
+    """The folder that the case's paths are relative to: this one, or one above the metrics.json."""
+    above = () if metrics is None else Path(metrics).resolve().parents
+    for folder in (Path(), *above):
+        if all((folder / case[kind]).exists() for kind in ("label", "prediction")):
+            return folder
+    missing = next(case[kind] for kind in ("label", "prediction") if not Path(case[kind]).exists())
+    remedy = "evaluate again" if Path(missing).is_absolute() else "start this where bodyseg evaluate was started"
+    raise EvaluationError(f"{missing} is not found: no such file or folder; {remedy}")
 
 
 def _counted(case: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
@@ -168,14 +187,14 @@ def _counts(indices: NDArray[np.integer], n_classes: int) -> NDArray[np.int64]:
     return counts
 
 
-def _image(prediction: Path, case: str, label: LabelMap) -> NDArray | None:
-    """The image that the prediction's record names, turned onto the label's axes."""
+def _image(root: Path, prediction: Path, case: str, label: LabelMap) -> NDArray | None:
+    """The first channel of the image that the prediction's record names, turned onto the label's axes."""
     try:
         source = read_json(_folder(prediction) / f"{case}.json").get("source")
-        volume = read_volume(str(source[0])) if isinstance(source, list) and source else None
+        volume = read_volume(root / str(source[0])) if isinstance(source, list) and source else None
     except (FileError, VolumeError):
         return None
-    if volume is None or volume.array.ndim != 3:
+    change = None if volume is None else axes_onto(volume.geometry, label.geometry)
+    if volume is None or change is None:
         return None
-    change = axes_onto(volume.geometry, label.geometry)
-    return None if change is None else change.apply(volume.array)
+    return change.apply(volume.array if volume.array.ndim == 3 else volume.array[..., 0])

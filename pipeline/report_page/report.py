@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, l
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.visualisation.class_colours import class_colours
 from transforms.io.errors import VolumeError
+
+log = logging.getLogger(__name__)
 
 N_CASES = 6
 """Worst cases that can be looked at, of all metrics.json files together."""
@@ -108,7 +111,7 @@ def _scores(path: Path, n_views: int) -> Scores:
     name = str(path.parent) if path.name == "metrics.json" else str(path)
     try:
         page([], [Scores(name, document)])  # before any volume is read
-        views = tuple(_view(case, document["class_names"]) for case in document["cases"][:n_views])
+        views = tuple(_view(case, document["class_names"], path) for case in document["cases"][:n_views])
     except _OF_ANOTHER_KIND as error:
         reason = one_line(error, 100)
         raise EvaluationError(
@@ -117,15 +120,16 @@ def _scores(path: Path, n_views: int) -> Scores:
     return Scores(name, document, views)
 
 
-def _view(case: Mapping[str, Any], class_names: Sequence[str]) -> CaseView:
+def _view(case: Mapping[str, Any], class_names: Sequence[str], metrics: Path) -> CaseView:
     """The worst structure of a case, with its surroundings."""
     scored = scored_structures(case)
     if not scored:
         return CaseView(case["case"], "no structure", None, None, "its label holds no structure")
     worst = next(iter(scored))
     try:
-        read = read_scored_case(case, class_names)
+        read = read_scored_case(case, class_names, metrics)
     except (EvaluationError, VolumeError, FileError, OSError) as error:
+        log.warning("the page cannot show case %s: %s", case["case"], one_line(error))
         return CaseView(case["case"], worst, scored[worst], None, one_line(error))
     volumes = CaseVolumes(read.image, read.label, read.prediction, read.affine)
     data = viewer_data(volumes, list(class_names).index(worst), class_colours(class_names), class_names)

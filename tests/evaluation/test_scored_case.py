@@ -13,7 +13,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.scored_case import read_scored_case
-from tests.support.evaluation import AFFINE, TABLE, save, save_masks, three_cases, write_names
+from tests.support.evaluation import AFFINE, TABLE, blobs, save, save_masks, three_cases, write_names
 
 OPTIONS = ScoringOptions(surface=None, workers=1)
 
@@ -52,6 +52,24 @@ def test_the_image_is_the_one_of_the_record_on_the_labels_axes(scored, tmp_path)
     (tmp_path / "predictions" / f"{case['case']}.json").write_text(json.dumps(record))
     read = read_scored_case(case, scored["class_names"])
     assert np.array_equal(read.image, image)
+
+
+def test_relative_paths_are_found_above_the_metrics_file(tmp_path, monkeypatch):
+    """Scored in one folder, shown in another; the image of two channels is that of the record, its first one."""
+    root = three_cases(tmp_path / "project")
+    monkeypatch.chdir(root)
+    save(np.stack([blobs(7), blobs(8)], axis=-1), Path("image.nii.gz"))
+    classes = [{"value": v, "name": n} for v, n in zip(TABLE.values, TABLE.names, strict=True)]
+    record = {"case": "a", "source": ["image.nii.gz"], "classes": classes, "files": []}
+    Path("predictions/a.json").write_text(json.dumps(record))
+    document = to_document(evaluate(Path("predictions"), Path("labels"), OPTIONS))
+    (case,) = [one for one in document["cases"] if one["case"] == "a"]
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EvaluationError, match="start this where bodyseg evaluate was started"):
+        read_scored_case(case, document["class_names"])
+    read = read_scored_case(case, document["class_names"], root / "predictions" / "metrics.json")
+    assert np.array_equal(read.label, blobs(1))
+    assert np.array_equal(read.image, blobs(7))
 
 
 def test_a_label_that_has_changed_is_refused(scored):
