@@ -122,8 +122,8 @@ def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
 
 def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of a cross-validation, its time in seconds, and the settings and facts in which its folds agree."""
-    numbers = list(study.read_record().folds)
-    begun = [run for run in map(study.fold, numbers) if run.config.exists()]
+    record = study.read_record()
+    begun = [run for run in (study.run_of(record, number) for number in record.folds) if run.config.exists()]
     if not begun:
         raise FileError(f"{study.path}: expected a fold that was begun, found none; run bodyseg cross-validate")
     read = [_read_row(name, run) for run in begun]
@@ -135,7 +135,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "best_val_mIoU": sum(scores) / len(scores) if scores else None,
         "best_epoch": None,
         "total_epochs": sum(row["total_epochs"] for row in rows),
-        "status": f"{n_ended} of {len(numbers)} folds",
+        "status": f"{n_ended} of {len(record.folds)} folds",
         "time": sum(times) if times else None,
     }
     shared = {

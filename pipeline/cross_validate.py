@@ -19,7 +19,7 @@ from pipeline.checks.screening import Screened, choose_scaling, list_configured,
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.settings import Config, ConfigError, ExperimentConfig
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
@@ -33,8 +33,8 @@ from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.setting_differences import changed_settings
-from pipeline.runs.study import StudyFolder, StudyRecord
-from pipeline.train import train
+from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
+from pipeline.train import name_of, train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME
 from pipeline.training.start_from import seen_before
 from pipeline.training.start_source import read_source
@@ -133,8 +133,7 @@ def cross_validate(
         FileError: the folder holds something else, or the disk refuses. What `train` and `evaluate_study` raise.
         Stopped: a signal asked to stop; the same call goes on.
     """
-    if config.data.fold:
-        raise ConfigError(f"data.fold is {config.data.fold}: leave it out, and name folds to train with --folds")
+    _refuse_fold(config)
     console = console or standard_error()
     if not is_first_process():
         say, console.quiet = log.debug, True
@@ -148,10 +147,23 @@ def cross_validate(
         _train_folds(config, study, record, _chosen(folds, list(record.folds), say), trust=trust, say=say, out=console)
         if not is_first_process():
             return StudyReport(study, (), None)
-        report = StudyReport(study, tuple(_state(number, study.fold(number)) for number in record.folds), None)
+        states = tuple(_state(number, study.run_of(record, number)) for number in record.folds)
+        report = StudyReport(study, states, None)
         if report.unfinished:
             return report
         return replace(report, evaluation=_score(study, workers, trust=trust, say=say, console=console))
+
+
+def _refuse_fold(config: Config) -> None:
+    """Raise ConfigError for the settings of one fold, as its training_config.json has them."""
+    log_dir = config.experiment.log_dir
+    if is_study_folder(Path(log_dir)):
+        raise ConfigError(
+            f"experiment.log_dir {log_dir} is a cross-validation, of which these may be the settings of a fold: give "
+            "the settings that it was begun with to go on with it, or another --log_dir to begin another one"
+        )
+    if config.data.fold:
+        raise ConfigError(f"data.fold is {config.data.fold}: leave it out, and name folds to train with --folds")
 
 
 @contextmanager
@@ -190,7 +202,7 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
     make_folder(study.path)
     with _alone(study.preparing_lock, console) if is_first_process() else nullcontext():
         earlier = study.read_record() if study.record.exists() else None
-        if earlier is not None and not any(study.fold(number).path.exists() for number in earlier.folds):
+        if earlier is not None and not any(study.run_of(earlier, n).path.exists() for n in earlier.folds):
             earlier = None  # nothing was trained yet: other settings are welcome
         if earlier is not None:
             _refuse_changed_settings(study, earlier, config)
@@ -200,7 +212,7 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
             list_configured(replace(config, data=replace(config.data, fold=number)))
         assert screened.folds is not None  # the cases were divided into folds, or refused
         _refuse_cases_scored_twice(screened.folds)
-        record = _record(config, screened, screened.folds)
+        record = _record(config, study, screened, screened.folds)
         if earlier is None:
             if is_first_process():
                 study.write_record(record)
@@ -218,7 +230,7 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
     return record
 
 
-def _record(config: Config, screened: Screened, folds: Folds) -> StudyRecord:
+def _record(config: Config, study: StudyFolder, screened: Screened, folds: Folds) -> StudyRecord:
     shared: dict[str, Any] = {}
     if "ct" in screened.intensity.by_channel:
         # One window for all folds, so that they share the prepared cases: nnU-Net's fingerprint is of all cases, too.
@@ -235,6 +247,7 @@ def _record(config: Config, screened: Screened, folds: Folds) -> StudyRecord:
         folds={number: dict(split.items()) for number, split in folds.splits.items()},
         shared=shared,
         notes=_about_start(config, folds),
+        run_names={n: name_of(replace(config, experiment=_experiment_of(study, n))) for n in folds.splits},
     )
 
 
@@ -342,7 +355,7 @@ def _train_folds(
     out: Console,
 ) -> None:
     for number in chosen:
-        run = study.fold(number)
+        run = study.run_of(record, number)
         if run.has_ended:
             say(f"Fold {number}: finished, kept")
             continue
@@ -353,13 +366,14 @@ def _train_folds(
         say(f"Fold {number}: {len(parts['train'])} cases train, {len(parts['val'])} validate and are scored")
         try:
             with _told_to_other_processes(number):
-                train(of_fold(config, record, number), resume=True, trust=trust, folder=run, say=say, console=out)
+                fold = of_fold(config, study, record, number)
+                train(fold, resume=True, trust=trust, folder=run, say=say, console=out)
         except FileError:
             if not (run.has_ended or _is_in_training(run)):
                 raise
             say(f"Fold {number}: another process has begun it in the meantime; left to that")
         except Stopped as stop:
-            n_ended = sum(study.fold(other).has_ended for other in record.folds)
+            n_ended = sum(study.run_of(record, other).has_ended for other in record.folds)
             advice = f"{n_ended} of {len(record.folds)} folds are finished; the same command goes on with fold {number}"
             raise Stopped(str(stop), advice) from stop
 
@@ -371,13 +385,19 @@ def _is_in_training(run: RunFolder) -> bool:
         raise write_error(run.path, error) from error
 
 
-def of_fold(config: Config, record: StudyRecord, number: int) -> Config:
-    """The settings of one fold's training."""
+def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int) -> Config:
+    """The settings of one fold's training, which name its folder as those of any training do."""
     shared: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record.shared.items()
     }
     n_folds = record.settings["data"].get("folds", 0)
+    if record.run_names:
+        config = replace(config, experiment=_experiment_of(study, number))
     return replace(config, data=replace(config.data, folds=n_folds, fold=number, **shared))
+
+
+def _experiment_of(study: StudyFolder, number: int) -> ExperimentConfig:
+    return ExperimentConfig(name=f"fold_{number}", log_dir=str(study.path))
 
 
 @contextmanager
@@ -395,7 +415,8 @@ def _told_to_other_processes(number: int) -> Iterator[None]:
 def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: Console) -> None:
     """Be one more process of a training that the first process of this machine has begun."""
     number, record = int(os.environ[_FOLD_IN_TRAINING]), study.read_record()
-    train(of_fold(config, record, number), resume=True, trust=trust, folder=study.fold(number), console=console)
+    fold, run = of_fold(config, study, record, number), study.run_of(record, number)
+    train(fold, resume=True, trust=trust, folder=run, console=console)
 
 
 # The end: every case by the network that has not seen it --------------------------------------------------------------

@@ -33,6 +33,7 @@ from pipeline.losses.class_weights import median_frequency_weights
 from pipeline.runs.console_log import ConsoleLog
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
+from pipeline.runs.study import is_study_folder
 from pipeline.training.build import build_module
 from pipeline.training.checkpoint import CheckpointDescription
 from pipeline.training.data_workers import DataWorkers, batch_bytes, choose_data_workers
@@ -167,6 +168,7 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
             folder.tidy()
         continues = folder.may_start(resume=resume, overwrite=overwrite)
         if resume and folder.state == "absent":
+            _refuse_study(config, folder)
             refuse_interrupted_neighbours(folder, as_mapping(config))
     else:
         continues = resume and folder.resume_checkpoint.exists()
@@ -177,6 +179,16 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
     if is_first_process():
         refuse_other_best(folder, state)
     return state
+
+
+def _refuse_study(config: Config, folder: RunFolder) -> None:
+    """Raise ConfigError where the run to resume may be a fold of a cross-validation, as earlier versions named them."""
+    study = Path(config.experiment.log_dir, config.experiment.name)
+    if is_study_folder(study) and folder.path.parent != study:
+        raise ConfigError(
+            f"--resume: there is no run in {folder.path}, but a cross-validation in {study}: go on with its folds by "
+            "bodyseg cross-validate and the settings it was begun with; leave --resume out to start a run beside it"
+        )
 
 
 def _weights_to_start_from(folder: RunFolder, config: Config, *, trust: bool) -> Fitting | None:

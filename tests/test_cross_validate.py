@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from pipeline.evaluate import evaluate_run, evaluate_study
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.atomic import FileError
 from pipeline.predict import PredictionOptions, predict
-from pipeline.runs.study import StudyFolder
+from pipeline.runs.study import StudyFolder, runs_at
 from tests.support.paths import ROOT
 from tests.support.settings import settings
 from tests.support.tiny_study import study_command, without_structures_but_the_largest
@@ -64,6 +65,17 @@ def study(work, calls, tmp_path):
     return tmp_path / "study"
 
 
+def fold_of(study, number):
+    (run,) = study.glob(f"fold_{number}_*")
+    return run
+
+
+def test_each_fold_is_a_run_as_the_contract_of_run_folders_has_it(work, calls, shared_spec):
+    faults = runpy.run_path(str(shared_spec / "check_run.py"))["faults"]
+    for number in (0, 1):
+        assert faults(fold_of(work / "logs" / "study", number), True)[0] == []
+
+
 def test_every_case_is_scored_once_by_a_network_that_has_not_seen_it(work, calls):
     """By what the files say: whose weights made a prediction, and on which cases these were trained."""
     study = work / "logs" / "study"
@@ -99,7 +111,7 @@ def test_what_folds_share_is_done_once(work, calls):
     assert again == []
     assert entries == still
     assert len(entries) == 4
-    data = [strict_json(work / f"logs/study/fold_{k}/training_config.json")["data"] for k in (0, 1)]
+    data = [strict_json(fold_of(work / "logs/study", k) / "training_config.json")["data"] for k in (0, 1)]
     assert data[0]["window"] == data[1]["window"] == strict_json(work / "logs/study/study.json")["shared"]["window"]
     assert data[0]["cross_validation"]["hash"] == data[1]["cross_validation"]["hash"]
     assert (data[0]["split"]["val"], data[1]["split"]["val"]) == (data[1]["split"]["train"], data[0]["split"]["train"])
@@ -109,7 +121,7 @@ def test_a_study_predicts_with_the_networks_of_all_its_folds(work, calls, tmp_pa
     study, scan = work / "logs" / "study", next((work / "data" / "imagesTr").iterdir())
     by_name = predict([study], [scan], tmp_path / "one", PredictionOptions(probabilities=("liver",)))
     assert by_name.is_complete
-    runs = [study / "fold_0", study / "fold_1"]
+    runs = [fold_of(study, 0), fold_of(study, 1)]
     by_hand = predict(runs, [scan], tmp_path / "two", PredictionOptions(probabilities=("liver",)))
     networks = [record.made_by["runs"] for report in (by_name, by_hand) for record in report.cases]
     assert networks[0] == networks[1]
@@ -119,7 +131,7 @@ def test_a_study_predicts_with_the_networks_of_all_its_folds(work, calls, tmp_pa
     for file in files:
         np.testing.assert_array_equal(_voxels(tmp_path / "one" / file), _voxels(tmp_path / "two" / file))
     shutil.copytree(study, tmp_path / "begun")
-    (tmp_path / "begun" / "fold_1" / "training_summary.json").unlink()
+    (fold_of(tmp_path / "begun", 1) / "training_summary.json").unlink()
     with pytest.raises(FileError, match="expected 2 trained folds, found that fold 1 is not finished"):
         predict([tmp_path / "begun"], [scan], tmp_path / "three")
 
@@ -130,29 +142,74 @@ def _voxels(path):
     return np.asarray(nib.load(path).dataobj)
 
 
+@pytest.fixture(scope="module")
+def killed_study(work, calls, tmp_path_factory):
+    """A study of the same settings that was killed after the first epoch of fold 1, for copies of it."""
+    folder = tmp_path_factory.mktemp("killed")
+    process = start(study_command(work, "killed", log_dir=str(folder)), folder / "out.txt", _die_in_fold_1)
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, (folder / "out.txt").read_text()
+    return folder / "killed"
+
+
+@pytest.fixture
+def killed(killed_study, tmp_path):
+    """The study that was killed, in a log folder of its own."""
+    return Path(shutil.copytree(killed_study, tmp_path / "logs" / "killed"))
+
+
 @pytest.mark.fault(
     "SIGKILL of a cross-validation in the middle of a fold",
     "the same command keeps the finished folds and ends bit for bit as one that was never killed",
 )
-def test_a_killed_study_goes_on_where_it_stood(work, calls, tmp_path, capsys):
-    process = start(study_command(work, "killed"), tmp_path / "out.txt", _die_in_fold_1)
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL, (tmp_path / "out.txt").read_text()
-    killed = work / "logs" / "killed"
-    kept = (killed / "fold_0" / "training_log.json").stat().st_mtime_ns
-    assert (killed / "fold_1" / "resume" / "last.ckpt").exists()
+def test_a_killed_study_goes_on_where_it_stood(work, killed, capsys):
+    kept = (fold_of(killed, 0) / "training_log.json").stat().st_mtime_ns
+    assert (fold_of(killed, 1) / "resume" / "last.ckpt").exists()
     assert not (killed / "metrics.json").exists()
-    assert main([*study_command(work, "killed"), "--json"]) == 0
+    assert main([*study_command(work, "killed", log_dir=str(killed.parent)), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["is_finished"]
     assert [fold["status"] for fold in report["folds"]] == ["finished", "finished"]
-    assert (killed / "fold_0" / "training_log.json").stat().st_mtime_ns == kept
-    for fold in ("fold_0", "fold_1"):
-        assert differences(work / "logs" / "study" / fold, killed / fold) == []
+    assert (fold_of(killed, 0) / "training_log.json").stat().st_mtime_ns == kept
+    for number in (0, 1):
+        assert differences(fold_of(work / "logs" / "study", number), fold_of(killed, number)) == []
     # Equal networks make equal scores, which comparing the two studies finds; each stands for its metrics.json.
     assert main(["evaluate", str(killed), "--compare", str(work / "logs" / "study"), "--json", "--workers", "1"]) == 0
     compared = json.loads(capsys.readouterr().out)["comparison"]
     assert (compared["n_cases"], compared["mean_difference"]) == (4, 0.0)
+
+
+def test_a_fold_is_a_run_of_its_own_that_its_settings_resume(work, killed, capsys):
+    fold = fold_of(killed, 1)
+    again = ["--config", str(fold / "training_config.json"), "--log_dir", str(killed)]
+    assert main(["cross-validate", *again]) == 2
+    assert f"experiment.log_dir {killed} is a cross-validation" in capsys.readouterr().err
+    assert main(["train", "--resume", *again]) == 0
+    assert differences(fold_of(work / "logs" / "study", 1), fold) == []
+    assert len([path for path in killed.iterdir() if path.is_dir()]) == 2
+
+
+def test_a_study_of_an_earlier_version_goes_on_in_its_folders(work, killed, capsys, monkeypatch):
+    """They were called fold_0 and fold_1, and each fold's settings had the name and log folder of the study."""
+    record = strict_json(killed / "study.json")
+    record["format"] = 1
+    del record["runs"]
+    (killed / "study.json").write_text(json.dumps(record))
+    for number in (0, 1):
+        fold = fold_of(killed, number).rename(killed / f"fold_{number}")
+        document = strict_json(fold / "training_config.json")
+        document["experiment"] |= record["settings"]["experiment"] | {"log_dir": str(killed.parent)}
+        (fold / "training_config.json").write_text(json.dumps(document))
+    resume = ["train", "--resume", "--config", str(killed / "fold_1" / "training_config.json")]
+    assert main(resume) == 2
+    assert f"but a cross-validation in {killed}: go on with its folds by bodyseg cross-vali" in capsys.readouterr().err
+    scored = []
+    monkeypatch.setattr(command, "_score", lambda study, *_, **__: scored.extend(runs_at(study.path)))
+    assert main([*study_command(work, "killed", "--folds", "1", log_dir=str(killed.parent))]) == 0
+    assert differences(fold_of(work / "logs" / "study", 1), killed / "fold_1") == []
+    assert (
+        scored == sorted(path for path in killed.iterdir() if path.is_dir()) == [killed / "fold_0", killed / "fold_1"]
+    )
 
 
 def _die_in_fold_1():
@@ -163,7 +220,7 @@ def _die_in_fold_1():
 
     def write_and_die(folder, log):
         write(folder, log)
-        if folder.name == "fold_1" and len(log):
+        if folder.name.startswith("fold_1_") and len(log):
             os.kill(os.getpid(), signal.SIGKILL)
 
     RunFolder.write_log = write_and_die
@@ -223,8 +280,10 @@ def test_a_number_of_a_job_array_without_a_fold_says_which_there_are(work, calls
 )
 def test_a_fold_that_another_process_trains_is_left_to_it(study, work):
     for name in ("training_summary.json", "training_log.json", "training_config.json"):
-        (study / "fold_0" / name).unlink()
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(study)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        (fold_of(study, 0) / name).unlink()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(study), fold_of(study, 0).name], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     said = []
     try:
         assert holder.stdout.readline() == "locked\n"
@@ -242,7 +301,7 @@ HOLDER = """
 import sys, time
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.run_lock import only_training_in
-with only_training_in(RunFolder(sys.argv[1], "fold_0")):
+with only_training_in(RunFolder(sys.argv[1], sys.argv[2])):
     print("locked", flush=True)
     time.sleep(60)
 """
@@ -266,7 +325,7 @@ def test_a_signal_says_how_to_go_on(work, tmp_path, monkeypatch, capsys):
     "a fold's record that names a case which its network was trained on", "no score is given, and the case is named"
 )
 def test_a_network_is_not_scored_on_what_it_was_trained_on(study):
-    path = study / "fold_0" / "training_config.json"
+    path = fold_of(study, 0) / "training_config.json"
     document = strict_json(path)
     case = document["data"]["split"]["val"][0]
     document["data"]["split"]["train"].append(case)
@@ -281,12 +340,12 @@ def test_a_network_is_not_scored_on_what_it_was_trained_on(study):
 
 def test_a_test_case_of_one_fold_that_another_was_trained_on_is_not_scored_by_all(study):
     """As a file of folds may have it, which names a case of imagesTs in one of them."""
-    path = study / "fold_0" / "training_config.json"
+    path = fold_of(study, 0) / "training_config.json"
     document = strict_json(path)
     case = document["data"]["split"]["val"].pop()
     document["data"]["split"]["test"] = [case]
     path.write_text(json.dumps(document))
-    assert case in strict_json(study / "fold_1" / "training_config.json")["data"]["split"]["train"]
+    assert case in strict_json(fold_of(study, 1) / "training_config.json")["data"]["split"]["train"]
     with pytest.raises(EvaluationError, match=f"fold_1.*case {case}: expected a test case that no fold has seen"):
         evaluate_run(study, "test", device="cpu")
 
@@ -295,17 +354,19 @@ def test_weights_to_start_from_that_may_have_seen_the_cases_are_noted_beside_the
     """Fold 0's network was trained on the two cases of fold 1."""
     monkeypatch.setattr(command, "train", lambda *arguments, **named: None)
     said: list[str] = []
-    start = ("--training.start_from", str(study / "fold_0"), "--log_dir", str(study.parent))
+    start = ("--training.start_from", str(fold_of(study, 0)), "--log_dir", str(study.parent))
     command.cross_validate(settings(*study_command(work, "started", *start)[1:]), folds=[0], say=said.append)
     (warning,) = StudyFolder.at(study.parent / "started").read_record().notes
-    assert warning.startswith("Warning: 2 of 4 validation cases bear names of cases that fold_0 was trained on")
+    assert warning.startswith(
+        "Warning: 2 of 4 validation cases bear names of cases that fold_0_bs1_lr0.003_ch2_aug was trained"
+    )
     assert warning in said
 
 
 def test_cases_of_no_fold_are_scored_by_all_networks_together(study, work, capsys):
     held_out = "body_003"
-    for fold in ("fold_0", "fold_1"):
-        path = study / fold / "training_config.json"
+    for number in (0, 1):
+        path = fold_of(study, number) / "training_config.json"
         document = strict_json(path)
         split = document["data"]["split"]
         document["data"]["split"] = {part: [case for case in split[part] if case != held_out] for part in split}
@@ -314,7 +375,7 @@ def test_cases_of_no_fold_are_scored_by_all_networks_together(study, work, capsy
     assert main(["evaluate", str(study), "--split", "test", "--json", "--workers", "1", "--surface", "none"]) == 0
     assert [case["case"] for case in json.loads(capsys.readouterr().out)["cases"]] == [held_out]
     record = strict_json(study / "evaluation" / "test" / "predictions" / f"{held_out}.json")
-    assert [network["name"] for network in record["made_by"]["runs"]] == ["fold_0", "fold_1"]
+    assert [network["name"] for network in record["made_by"]["runs"]] == [fold_of(study, k).name for k in (0, 1)]
     assert main(["evaluate", str(study), "--split", "train"]) == 2
     assert "networks of this cross-validation saw its train cases" in capsys.readouterr().err
     assert main(["evaluate", str(study), "--output", str(study / "x")]) == 2
@@ -334,7 +395,7 @@ def test_a_case_that_validates_in_two_folds_and_a_runs_folder_are_refused(work, 
         ConfigError, match=r"data.folds is 5, but .*folds.json has 2 folds of its own; leave data.folds"
     ):
         command.cross_validate(settings(*study_command(work, "five", **(own | {"data.folds": "5"}))[1:]))
-    shutil.copytree(work / "logs" / "study" / "fold_0", tmp_path / "run")
+    shutil.copytree(fold_of(work / "logs" / "study", 0), tmp_path / "run")
     with pytest.raises(FileError, match="expected a study or nothing, found the run of one training"):
         command.cross_validate(settings(*study_command(work, "run", "--log_dir", str(tmp_path))[1:]))
 

@@ -1,9 +1,10 @@
 """logs/<study>/, what a cross-validation leaves behind: a run folder for each fold, its record, predictions, scores.
 
-study.json          every setting, the folds case by case with a hash, what all folds share; written before the first
-fold_0/ … fold_4/   run folders
-predictions/        every case, segmented by the network that has not seen it
-metrics.json, .csv  their scores
+study.json                 every setting, the folds case by case with a hash, what all folds share; written before the
+                           first fold begins
+fold_0_bs2_lr0.0001_ch32/  … fold_4_bs2_lr0.0001_ch32/: run folders, named as those of any training are
+predictions/               every case, segmented by the network that has not seen it
+metrics.json, .csv         their scores
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pipeline.files.atomic import FileError
 from pipeline.files.json_files import now, read_json, write_json
 from pipeline.runs.run_folder import RunFolder, check_name, is_run_folder, parent_and_name
 
-FORMAT = 1
-"""Of study.json."""
+FORMAT = 2
+"""Of study.json. In format 1 the run folders were called fold_0, fold_1, …"""
 
 _PARTS = ("train", "val", "test")
 
@@ -40,6 +41,8 @@ class StudyRecord:
     notes: tuple[str, ...] = ()
     """What a reader of the scores has to know about how the networks began."""
     created: str = field(default_factory=now)
+    run_names: Mapping[int, str] = field(default_factory=dict)
+    """By the number of each fold the name of its run folder; empty in format 1."""
 
     @property
     def cases(self) -> set[str]:
@@ -49,11 +52,12 @@ class StudyRecord:
     def to_document(self) -> dict[str, Any]:
         """Return the content of study.json."""
         return {
-            "format": FORMAT,
+            "format": FORMAT if self.run_names else 1,
             "created": self.created,
             "settings": self.settings,
             "shared": self.shared,
             "notes": list(self.notes),
+            "runs": {str(number): name for number, name in self.run_names.items()},
             "cross_validation": {
                 "source": self.source,
                 "hash": self.hash,
@@ -74,15 +78,18 @@ class StudyRecord:
             source, digest = str(division["source"]), str(division["hash"])
             shared, created = dict(document["shared"]), str(document["created"])
             notes = tuple(map(str, document.get("notes", ())))
-            if document["format"] != FORMAT or not folds:
+            if document["format"] not in (1, FORMAT) or not folds:
                 raise ValueError(f"format {document['format']!r:.20} with {len(folds)} folds")
+            run_names = {}
+            if document["format"] == FORMAT:
+                run_names = {number: str(document["runs"][str(number)]) for number in folds}
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise FileError(
                 f"{path}: expected the record of a cross-validation, found another document ({reason}); restore the "
                 "file from a copy, or begin another study with another --exp_name"
             ) from error
-        return cls(settings, source, digest, folds, shared, notes, created)
+        return cls(settings, source, digest, folds, shared, notes, created, run_names)
 
 
 class StudyFolder:
@@ -105,9 +112,9 @@ class StudyFolder:
         """Take an existing folder for a study, "." included."""
         return cls(*parent_and_name(path))
 
-    def fold(self, number: int) -> RunFolder:
-        """The run folder of a fold."""
-        return RunFolder(self.path, f"fold_{number}")
+    def run_of(self, record: StudyRecord, number: int) -> RunFolder:
+        """The run folder of a fold of the study's record. Raises FileError for an unsafe name."""
+        return RunFolder(self.path, record.run_names.get(number, f"fold_{number}"))
 
     def read_record(self) -> StudyRecord:
         """Read study.json; raises FileError when it is missing or damaged."""
@@ -127,7 +134,8 @@ class StudyFolder:
 
     def ended_runs(self) -> dict[int, RunFolder]:
         """The runs of all folds by number; raises FileError where one has not been trained to its end."""
-        runs = {number: self.fold(number) for number in self.read_record().folds}
+        record = self.read_record()
+        runs = {number: self.run_of(record, number) for number in record.folds}
         if unfinished := [number for number, run in runs.items() if not run.has_ended]:
             raise FileError(
                 f"{self.path}: expected {len(runs)} trained folds, found that fold "
