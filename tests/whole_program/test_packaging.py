@@ -1,6 +1,10 @@
 """What an installation holds: every package, and the shipped configs."""
 
+import shutil
+import subprocess
+import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 from setuptools import find_packages
@@ -23,6 +27,18 @@ def test_every_top_package_says_that_it_is_typed():
     for path in ROOT.glob("*/__init__.py"):
         if path.parent.name in {"pipeline", "transforms", "networks", "pasco"}:
             assert (path.parent / "py.typed").is_file()
+
+
+def test_an_editable_installation_is_a_path_that_type_checkers_can_follow(tmp_path):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("pipeline", "transforms", "networks", "pasco", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    build = "from setuptools.build_meta import build_editable; print(build_editable('.'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True, text=True)
+    with zipfile.ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        (path,) = (name for name in wheel.namelist() if name.endswith(".pth"))
+        assert wheel.read(path).decode().strip() == str(tmp_path)  # and no import hook, which mypy does not run
 
 
 def test_every_shipped_config_is_installed():
