@@ -15,13 +15,13 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.tables import empty_table, natural_width, rendered
+from pipeline.console.tables import empty_table, in_parts, rendered
 from pipeline.console.terminal import screen_width
-from pipeline.console.text import one_line, printable, spreadsheet_text
+from pipeline.console.text import counted, fitted, one_line, printable, some_of, spreadsheet_text
 from pipeline.files.atomic import FileError
-from pipeline.files.json_files import null_for_undefined
+from pipeline.files.json_files import null_for_undefined, read_json
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
-from pipeline.runs.setting_differences import differing_settings, flat_settings
+from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
 from pipeline.runs.study import StudyFolder, is_study_folder
 
 COLUMNS = {
@@ -36,6 +36,9 @@ COLUMNS = {
 }
 """The columns that every comparison has, and their headings on the screen."""
 
+SCORES = {f"{split}_dice": f"{split} Dice" for split in ("train", "val", "test")}
+"""Columns of runs that were evaluated: the mean over structures of `bodyseg evaluate RUN --split …`."""
+
 LONGEST_CELL = 60
 """Characters of a setting's name or value that the screen shows; files get all of them."""
 
@@ -45,9 +48,11 @@ class Comparison:
     """Runs beside each other, best first."""
 
     rows: tuple[dict[str, Any], ...]
-    """One a run: a value under every key of COLUMNS and of `settings`; None where a run has none."""
+    """One a run: a value under every key of COLUMNS, `scores` and `settings`; None where a run has none."""
     settings: tuple[str, ...]
     """The settings that differ between the runs, as "training.lr"."""
+    scores: tuple[str, ...]
+    """The keys of SCORES that any run has; every row has all of these."""
     skipped: tuple[str, ...]
     """One line for each run that could not be read."""
 
@@ -81,7 +86,9 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     for row, config in zip(rows, configs, strict=True):
         row["time"] = None if row["time"] is None else _in_hours(row["time"])
         row.update({key: config.get(key) for key in settings})
-    return Comparison(tuple(sorted(rows, key=_best_first)), tuple(settings), tuple(skipped))
+    scores = tuple(key for key in SCORES if any(row[key] is not None for row in rows))
+    rows = [{key: value for key, value in row.items() if key not in SCORES or key in scores} for row in rows]
+    return Comparison(tuple(sorted(rows, key=_best_first)), tuple(settings), scores, tuple(skipped))
 
 
 def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -100,7 +107,18 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
             config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)
         ),
     }
+    for split, key in zip(("train", "val", "test"), SCORES, strict=True):
+        row[key] = _mean_dice(folder.path / "evaluation" / split / "metrics.json")
     return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
+
+
+def _mean_dice(metrics: Path) -> float | None:
+    """The mean Dice over structures of an evaluation; None where there is none that can be read."""
+    try:
+        mean = read_json(metrics)["summary"]["left_out"]["mean_over_classes"]["dice"] if metrics.is_file() else None
+    except (FileError, OSError, KeyError, TypeError):
+        return None
+    return float(mean) if isinstance(mean, int | float) else None
 
 
 def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
@@ -137,6 +155,8 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "total_epochs": sum(row["total_epochs"] for row in rows),
         "status": f"{n_ended} of {len(record.folds)} folds",
         "time": sum(times) if times else None,
+        **dict.fromkeys(SCORES),
+        "val_dice": _mean_dice(study.metrics),
     }
     shared = {
         key: value
@@ -175,7 +195,7 @@ def to_csv(comparison: Comparison) -> str:
     """Write one line a run after a line of keys; an empty field is null, a list is JSON."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    keys = [*COLUMNS, *comparison.settings]
+    keys = [*COLUMNS, *comparison.scores, *comparison.settings]
     writer.writerow([_csv_field(key) for key in keys])
     writer.writerows([_csv_field(row[key]) for key in keys] for row in comparison.rows)
     return stream.getvalue().rstrip("\n")
@@ -187,53 +207,75 @@ def _csv_field(value: Any) -> Any:
     return spreadsheet_text(value) if isinstance(value, str) else value
 
 
-def to_text(comparison: Comparison, width: int | None = None) -> str:
+def to_text(comparison: Comparison, width: int | None = None, *, all_settings: bool = False) -> str:
     """Write an aligned table for a screen of `width` columns; where it is too wide, in parts with the runs numbered.
 
-    Width None: the terminal's; where the output is not a terminal, as wide as it takes, one line a run.
+    Width None: the terminal's; where the output is not a terminal, as wide as it takes, one line a run. Settings that
+    seldom explain a score (SELDOM_COMPARED) are only counted, unless all are asked for.
     """
     width = width or screen_width()
-    tables = [_table(COLUMNS | {key: key for key in comparison.settings}, comparison.rows)]
-    if width is not None and natural_width(tables[0]) > width:
-        tables = _narrow_tables(comparison)
-    parts = [rendered(table, width) for table in tables]
-    return "\n\n".join([*parts, *(f"skipped: {printable(line)}" for line in comparison.skipped)])
+    is_shown = {key: all_settings or not key.startswith(SELDOM_COMPARED) for key in comparison.settings}
+    settings = [key for key, shown in is_shown.items() if shown]
+    headings = COLUMNS | {key: SCORES[key] for key in comparison.scores}
+    parts = [_table({**headings, **{key: key for key in settings}}, comparison.rows, None)]
+    if width is not None and max(map(len, parts[0].split("\n"))) > width:
+        parts = _narrow_tables(comparison, headings, settings, width)
+    notes = [f"skipped: {printable(line)}" for line in comparison.skipped]
+    if len(settings) < len(is_shown):
+        left_out = [key for key, shown in is_shown.items() if not shown]
+        settings_in_words = f"{counted(len(left_out), 'more setting')} ({some_of(left_out, 3)})"
+        notes.insert(0, f"{settings_in_words} differ{'s' if len(left_out) == 1 else ''}: --all shows everything")
+    if "data.split.hash" in comparison.settings:
+        notes.insert(0, "the runs divided the cases in different ways: their scores are not of the same scans")
+    return "\n\n".join([*parts, *(fitted(note, width) for note in notes)])
 
 
-def _narrow_tables(comparison: Comparison) -> list[Table]:
+def _narrow_tables(
+    comparison: Comparison, headings: Mapping[str, str], settings: Sequence[str], width: int
+) -> list[str]:
     """Lay out names, results and settings one below the other; settings have a line each if they outnumber the runs."""
     rows = [{"#": number} | row for number, row in enumerate(comparison.rows, start=1)]
-    results = {"#": "#"} | {key: heading for key, heading in COLUMNS.items() if key != "run"}
-    tables = [_table({"#": "#", "run": "run"}, rows), _table(results, rows)]
-    if len(comparison.settings) > len(rows):
-        turned = [{"setting": key} | {f"#{row['#']}": row[key] for row in rows} for key in comparison.settings]
-        tables.append(_table({key: key for key in turned[0]}, turned))
-    elif comparison.settings:
-        tables.append(_table({key: key for key in ("#", *comparison.settings)}, rows))
+    results = {"#": "#"} | {key: heading for key, heading in headings.items() if key != "run"}
+    tables = [rendered(_names(rows), width), _table(results, rows, width)]
+    if len(settings) > len(rows):
+        turned = [{"setting": key} | {f"#{row['#']}": row[key] for row in rows} for key in settings]
+        tables.append(_table({key: key for key in turned[0]}, turned, width))
+    elif settings:
+        tables.append(_table({key: key for key in ("#", *settings)}, rows, width))
     return tables
 
 
-def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> Table:
+def _names(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Numbers and names of the runs; a name goes on in the next line rather than being cut."""
     table = empty_table()
-    for key, heading in headings.items():
-        numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
-        right = numbers or key == "time"
-        table.add_column(Text(_shortened(printable(heading))), justify="right" if right else "left", overflow="fold")
+    for heading in ("#", "run"):
+        table.add_column(heading, justify="right" if heading == "#" else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(key, row[key])) for key in headings))
+        table.add_row(str(row["#"]), Text(_cell("run", row["run"])))
     return table
 
 
-def _cell(key: str, value: Any) -> str:
+def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    left = set()
+    for position, key in enumerate(headings):
+        numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
+        if not numbers and key != "time":
+            left.add(position)
+    cells = [[_cell(key, row[key], width) for key in headings] for row in rows]
+    return in_parts([_shortened(printable(heading), width) for heading in headings.values()], cells, width, left=left)
+
+
+def _cell(key: str, value: Any, width: int | None = None) -> str:
     if value is None:
         return "–"
-    if key == "best_val_mIoU":
+    if key == "best_val_mIoU" or key in SCORES:
         return f"{value:.4f}"
     if key == "total_parameters" and isinstance(value, int):
         return f"{value:,}"
     text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return text if key == "run" else _shortened(text)
+    return text if key == "run" else _shortened(text, width)
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_CELL else f"{text[: LONGEST_CELL - 1]}…"
+def _shortened(text: str, width: int | None) -> str:
+    most = min(LONGEST_CELL, LONGEST_CELL if width is None else width - 8)
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from pipeline.cli.main import main
 from pipeline.compare import compare, to_csv, to_json, to_text
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
@@ -204,3 +205,50 @@ def test_a_cross_validation_is_a_row_of_its_own(tmp_path):
     study.write_record(StudyRecord({}, "3 folds", "ab", {9: folds[0]}))
     (line,) = compare([tmp_path]).skipped
     assert "expected a fold that was begun, found none" in line
+
+
+def test_settings_that_seldom_explain_a_score_are_counted_and_shown_on_request(tmp_path, capsys):
+    for i, name in enumerate("ab"):
+        more = {"data__cache_dir": f"cache{i}", "data__num_workers": i, "training__overlay_every": i}
+        a_run(tmp_path, name, training__lr=1e-4 * (i + 1), data__split={"hash": name}, **more)
+    assert main(["compare", str(tmp_path)]) == 0
+    short = capsys.readouterr().out
+    assert "training.lr" in short
+    assert "num_workers  " not in short
+    assert "the runs divided the cases in different ways" in short
+    assert "4 more settings (data.num_workers, " in short or "4 more settings (data.split.hash, " in short
+    assert main(["compare", str(tmp_path), "--all"]) == 0
+    whole = capsys.readouterr().out
+    assert {"data.cache_dir", "data.num_workers", "training.overlay_every", "training.lr"} <= set(whole.split())
+    assert "more setting" not in whole
+    assert main(["compare", str(tmp_path), "--csv"]) == 0
+    assert "data.cache_dir" in capsys.readouterr().out
+
+
+def test_runs_that_were_evaluated_show_their_dice(tmp_path):
+    a_run(tmp_path, "a")
+    run = a_run(tmp_path, "b")
+    for split, dice in (("val", 0.75), ("test", None), ("train", "x")):
+        folder = run.path / "evaluation" / split
+        folder.mkdir(parents=True)
+        document = {"summary": {"left_out": {"mean_over_classes": {"dice": dice}}}}
+        (folder / "metrics.json").write_text(json.dumps(document))
+    table = compare([tmp_path])
+    assert table.scores == ("val_dice",)
+    assert {row["run"]: row["val_dice"] for row in table.rows} == {"a": None, "b": 0.75}
+    assert pd.read_csv(io.StringIO(to_csv(table))).set_index("run").val_dice["b"] == 0.75
+    heading, _, *lines = to_text(table).splitlines()
+    assert [line.split()[heading.split().index("val") - 2] for line in lines] == ["–", "0.7500"]
+    (run.path / "evaluation" / "val" / "metrics.json").write_text("{")
+    assert compare([tmp_path]).scores == ()
+
+
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("n_runs", [2, 9])
+def test_a_narrow_screen_breaks_no_word_and_no_number(tmp_path, width, n_runs):
+    for i in range(n_runs):
+        more = {"training__warmup_epochs": i, "data__target_size": [160, 160, 16 * i], "training__lr": 1e-5 / (i + 3)}
+        a_run(tmp_path, f"run_{i}", (i / 10,), **more)
+    table = compare([tmp_path])
+    whole, narrow = to_text(table).split(), to_text(table, width).split()
+    assert {word for word in whole if not word.startswith("─")} <= {*narrow, *(f"#{n}" for n in range(1, 10))}

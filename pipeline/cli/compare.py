@@ -8,10 +8,16 @@ from pipeline.cli.arguments import command_parser
 
 
 def run(arguments: list[str]) -> int:
-    """Compare runs: best mIoU, epochs, parameters, time, and the settings that differ."""
+    """Compare runs: best mIoU, Dice where evaluated, epochs, parameters, time, and settings that differ.
+
+    Epochs are numbered from 0, as in training_log.json.
+    """
     parser = command_parser("compare", run)
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN", help="Run folders, cross-validations, or a folder of them."
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="Show every setting that differs, also those that seldom explain a score."
     )
     parser.add_argument("--csv", action="store_true", help="Print comma-separated values.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
@@ -19,5 +25,5 @@ def run(arguments: list[str]) -> int:
     from pipeline.compare import compare, to_csv, to_json, to_text
 
     table = compare(given.paths)
-    print(to_json(table) if given.json else to_csv(table) if given.csv else to_text(table))
+    print(to_json(table) if given.json else to_csv(table) if given.csv else to_text(table, all_settings=given.all))
     return 0

@@ -25,6 +25,33 @@ NOT_COMPARED = (
 """Beginnings of the keys that name the run, were found out by it, or have a column or hash of their own."""
 
 
+SELDOM_COMPARED = (
+    "data.augment_on_device",
+    "data.cache_dir",
+    "data.cache_limit_gb",
+    "data.channel_names",
+    "data.follow_links",
+    "data.intensity_scaling",
+    "data.layout",
+    "data.num_workers",
+    "data.skipped_cases",
+    "data.split.",
+    "data.subject_pattern",
+    "model.checkpointing",
+    "model.class_names",
+    "model.in_channels",
+    "training.compile",
+    "training.effective_precision",
+    "training.n_gpus",
+    "training.n_nodes",
+    "training.n_processes",
+    "training.on_nan_loss",
+    "training.overlay_every",
+    "training.started_from",
+)
+"""Beginnings of the keys that say where and how fast a run was computed, or follow from data and other settings."""
+
+
 class ChangedSetting(NamedTuple):
     """A setting that is no longer what it was when a run was begun."""
 
