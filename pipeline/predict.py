@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from statistics import median
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from networks.errors import NetworkError
 from networks.sliding_window import STEP
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
-from pipeline.console.text import first_lines, printable
+from pipeline.console.tables import in_parts
+from pipeline.console.terminal import standard_error
+from pipeline.console.text import counted, first_lines, fitted, printable, some_of, volume_unit
 from pipeline.files.atomic import check_writable, make_folder, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
@@ -83,6 +86,8 @@ class PredictionReport:
     """One record a case, in the order of listing."""
     exchanged: str = ""
     """Which classes mirrored passes exchanged, in words; "" where nothing was mirrored from left to right."""
+    output: str = ""
+    """Folder of the results, as given."""
 
     @property
     def n_done(self) -> int:
@@ -119,8 +124,8 @@ class PredictionReport:
         """Whether every case has every file that was asked for."""
         return not any(record.status == "failed" or record.not_written for record in self.cases)
 
-    def to_text(self) -> str:
-        """What a person reads at the end: how many, and which failed and why."""
+    def to_text(self, width: int | None = None) -> str:
+        """What a person reads at the end: how many, which failed and why, the volumes, and where the results lie."""
         lines = [f"{self.n_done} done, {self.n_skipped} skipped, {self.n_failed} failed"]
         if self.exchanged:
             lines.append(printable(self.exchanged))
@@ -128,7 +133,46 @@ class PredictionReport:
             if record.status == "failed":
                 lines.append(f"  {record.case}: {record.error}")
             lines += [f"  {record.case}: {name} was not written: {why}" for name, why in record.not_written.items()]
-        return "\n".join([*lines, *self._warnings()])
+        lines += self._warnings()
+        if volumes := self._volumes(width):
+            lines += ["", *volumes, ""]
+        return fitted("\n".join([*lines, *self._where()]), width)
+
+    def _volumes(self, width: int | None) -> list[str]:
+        """A table of the volumes of each structure over the scans, and the structures that no scan shows."""
+        found: dict[str, list[float]] = {}
+        for record in self.cases:
+            for one in record.classes[1:]:
+                found.setdefault(one.name, []).append(one.volume_ml)
+        present = {name: [volume for volume in volumes if volume] for name, volumes in found.items()}
+        unit, per_ml = volume_unit(volume for volumes in present.values() for volume in volumes)
+        rows = []
+        for name, volumes in present.items():
+            if volumes:
+                numbers = (median(volumes), min(volumes), max(volumes))
+                median_text, *range_text = (f"{volume * per_ml:.4g}" for volume in numbers)
+                rows.append([name, str(len(volumes)), median_text, *(range_text if len(volumes) > 1 else ("", ""))])
+        absent = [name for name, volumes in present.items() if not volumes]
+        lines = []
+        if rows:
+            headings = ["structure", "scans", f"median\n{unit}", f"smallest\n{unit}", f"largest\n{unit}"]
+            lines = in_parts(headings, rows, width).split("\n")
+        if absent:
+            lines += ["", f"in no scan: {printable(some_of(absent))}"]
+        return lines
+
+    def _where(self) -> list[str]:
+        """Where the results lie, and at the very end what is missing."""
+        finished = [record for record in self.cases if record.status != "failed"]
+        lines = []
+        if finished:
+            files = some_of([PurePath(name).name for name in finished[0].files], 3)
+            others = f"; the same for {counted(len(finished) - 1, 'other scan')}" if len(finished) > 1 else ""
+            record = f"with its record {finished[0].case}.json"
+            lines.append(printable(f"Results in {self.output}: {files}, {record}{others}"))
+        if failed := [record.case for record in self.cases if record.status == "failed"]:
+            lines.append(printable(f"{counted(len(failed), 'scan')} failed, see above: {some_of(failed, 5)}"))
+        return lines
 
     def _warnings(self) -> list[str]:
         lines = [f"  {record.case}: warning: {text}" for record in self.cases for text in record.warnings]
@@ -155,7 +199,7 @@ def predict(
         inputs: volumes, DICOM folders, folder trees, data sets.
         output: folder for the results.
         options: everything else.
-        console: where the progress bar goes; None: standard error.
+        console: where the progress bar goes, and which networks are averaged; None: standard error.
 
     Raises:
         ConfigError, NetworkError, FileError, VolumeError, DatasetError, SegmentationError: what makes the whole batch
@@ -166,7 +210,10 @@ def predict(
     _check_options(options, output)
     device = choose_device(options.device)
     choose_precision(options.precision, device)  # a wrong name is said before networks are loaded
-    models = load_models([path for run in runs for path in runs_at(Path(run))], device, trust=options.trust)
+    networks = [path for run in runs for path in runs_at(Path(run))]
+    console = console or standard_error()
+    _announce_ensemble(networks, console)
+    models = load_models(networks, device, trust=options.trust)
     cases = list_inputs(inputs, models[0].channel_names, follow_links=options.follow_links, output=output)
     names = models[0].class_names
     outputs = OutputOptions(
@@ -200,7 +247,21 @@ def predict(
             case_progress=bar.update_part,
         )
     exchanged = exchanged_in_words(inference.mirrored, models)
-    return PredictionReport(tuple(str(run) for run in runs), names, tuple(records), exchanged)
+    return PredictionReport(tuple(str(run) for run in runs), names, tuple(records), exchanged, str(output))
+
+
+def _announce_ensemble(networks: Sequence[Path], console: Console) -> None:
+    """Say which networks are averaged: a glob such as logs/* may name more of them than was meant."""
+    if len(networks) > 1:
+        named = some_of([_name_of(path) for path in networks], 6)
+        line = f"Averaging the probabilities of {len(networks)} networks: {printable(named)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+
+def _name_of(network: Path) -> str:
+    """The run of a network, with the folder above where that tells folds apart."""
+    run = network.parent.parent if network.suffix == ".ckpt" and network.parent.name == "checkpoints" else network
+    return "/".join(run.parts[-2:])
 
 
 def check_report_path(path: Path) -> None:

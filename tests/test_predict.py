@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 import torch
+from rich.console import Console
 
 from networks.errors import NetworkError
 from pipeline.cli.main import main
 from pipeline.compute.devices import choose_device
 from pipeline.config.settings import ConfigError
-from pipeline.predict import split_runs
+from pipeline.predict import PredictionOptions, predict, split_runs
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.tiny_prediction import NAMES, checkpoint, logits_by_torch, predicted, run_folder, scan, scans, voxels
 from transforms.io.dicom import series_files
@@ -119,11 +121,13 @@ def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, cap
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 done, 0 skipped, 1 failed"
     assert lines[1].startswith("  case1: ")
+    assert lines[-1] == "1 scan failed, see above: case1"
+    assert lines[-2].endswith(f"Results in {tmp_path / 'out'}: case0.nii.gz, with its record case0.json")
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["cases"][0]["made_by"]["settings"]["passes"]["mirrored"] == ""
     (tmp_path / "in" / "case1.nii.gz").unlink()
     assert main(command) == 0
-    assert capsys.readouterr().out == "0 done, 1 skipped, 0 failed\n"
+    assert capsys.readouterr().out.startswith("0 done, 1 skipped, 0 failed\n")
 
 
 @pytest.mark.parametrize(
@@ -183,7 +187,7 @@ def test_a_report_that_the_disk_refuses_does_not_lose_the_table(run, tmp_path, c
     report = tmp_path / "out" / "case.nii.gz" / "r.json"  # a folder to be made that becomes a file meanwhile
     assert main([*command, "--output", str(tmp_path / "out"), "--report", str(report)]) == 2
     said = capsys.readouterr()
-    assert said.out == "1 done, 0 skipped, 0 failed\n"
+    assert said.out.startswith("1 done, 0 skipped, 0 failed\n")
     assert f"{report.parent}: cannot be written" in said.err.splitlines()[-1]
 
 
@@ -282,3 +286,38 @@ def test_a_network_with_two_channels_is_applied_to_the_two_files_of_a_new_patien
     assert "expected an image of each channel (CT, PET), found pat_0000.nii.gz in" in report.cases[0].error
     report = predicted([run], [scan(tmp_path / "other.nii.gz")], tmp_path / "d")
     assert report.cases[0].error.startswith("run0 takes 2 channels (CT, PET), found 1; name the files CASE_0000")
+
+
+@pytest.mark.parametrize("width", [40, 80, None])
+def test_the_volumes_at_the_end_are_those_of_the_label_maps(run, tmp_path, width):
+    scans(tmp_path / "in", 3)
+    text = predicted([run], [tmp_path / "in"], tmp_path / "out").to_text(width)
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= (width or 80)
+    maps = [nib.load(tmp_path / "out" / f"case{number}.nii.gz") for number in range(3)]
+    unit = 1000.0 if "µl" in text else 1.0
+    for value, name in enumerate(NAMES[1:], start=1):
+        ml = [np.sum(np.asarray(m.dataobj) == value) * abs(np.linalg.det(m.affine[:3, :3])) / 1000 for m in maps]
+        ml = [volume for volume in ml if volume]
+        cells = [cell for line in text.splitlines() if line.split()[:1] == [name] for cell in line.split()[1:]]
+        if not ml:
+            assert name in text.split("in no scan:")[1]
+            continue
+        assert cells[0] == str(len(ml)) == "3"
+        assert [float(cell) for cell in cells[1:]] == pytest.approx(
+            [unit * np.median(ml), unit * min(ml), unit * max(ml)], rel=1e-3
+        )
+
+
+def test_several_networks_are_announced_before_they_compute_and_one_is_not(run, tmp_path):
+    other = run_folder(tmp_path / "logs" / "other")
+    path = scan(tmp_path / "case.nii.gz")
+    for width, is_terminal in ((200, False), (60, True)):
+        said = io.StringIO()
+        console = Console(file=said, width=width, force_terminal=is_terminal, color_system=None)
+        predict([run, other], [path], tmp_path / f"out{width}", PredictionOptions(device="cpu"), console=console)
+        first = " ".join(said.getvalue().split()).split("Predicting")[0]
+        expected = f"Averaging the probabilities of 2 networks: {run.parent.name}/run, logs/other"
+        assert expected in first
+    said = io.StringIO()
+    predict([run], [path], tmp_path / "alone", PredictionOptions(device="cpu"), console=Console(file=said))
+    assert "Averaging" not in said.getvalue()

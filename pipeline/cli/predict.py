@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, CommandParser, command_parser, with_value
 from pipeline.cli.quick_imports import quick_imports
+from pipeline.console.terminal import screen_width
 from pipeline.console.text import words
 
 
@@ -44,7 +45,7 @@ def run(arguments: list[str]) -> int:
     if given.report is not None:
         check_report_path(given.report)
     report = predict(runs, inputs, given.output, options)
-    print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text())
+    print(json.dumps(report.to_document(), indent=2) if given.json else report.to_text(screen_width()))
     if given.report is not None:  # after the text: the disk may refuse
         report.write(given.report)
     return 0 if report.is_complete else EXIT_DONE_IN_PART

@@ -128,7 +128,7 @@ def test_warnings_are_printed_and_recorded(tmp_path, capsys):
     run = checkpoint(tmp_path / "m.ckpt", intensity="mr")
     path = saved(tmp_path / "case.nii")
     assert main(["predict", str(run), str(path), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    counts, line = capsys.readouterr().out.splitlines()
+    counts, line, *_ = capsys.readouterr().out.splitlines()
     assert counts == "1 done, 0 skipped, 0 failed"
     assert line.startswith("  case: warning: the scan is CT")
     (recorded,) = json.loads((tmp_path / "out" / "case.json").read_text())["warnings"]
