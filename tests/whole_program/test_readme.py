@@ -110,6 +110,8 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
     assert re.search(r"one H200 \| 0\.11 s a scan and epoch \| 4\.2 GB of the GPU's", README)
     assert rounds_to(gpu["seconds"], "0.11")
     assert rounds_to(gpu["peak_bytes"] / 1e9, "4.2")
+    assert "100 whole bodies take that GPU 55 minutes for 300 epochs" in README
+    assert rounds_to(100 * 300 * gpu["seconds"] / 60, "55")
     step = comparison("step", "the same network, batch 1")["methods"]["BodyNet, ours"]
     assert "| the same | 2 processor cores | 23 s a scan and epoch | 7.9 GB |" in README
     assert rounds_to(step["seconds"], "23")
