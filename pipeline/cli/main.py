@@ -32,7 +32,7 @@ from pipeline.cli import (
 )
 from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
 from pipeline.cli.plain_words import closest
-from pipeline.compute.signals import Stopped, stop_at_once_on_signals
+from pipeline.compute.signals import Stopped, quiet_end, stop_at_once_on_signals
 from pipeline.console.terminal import PlainFormatter, lasting_output
 from pipeline.files.atomic import full_disk_error
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [argument for argument in given if argument != "--debug"]
     _name_the_user()
     _let_waiting_threads_sleep()
-    with lasting_output() as output:
+    with lasting_output() as output, quiet_end():
         _log_to_stderr(logging.DEBUG if debug else logging.WARNING)
         try:
             with stop_at_once_on_signals():
@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return complain("; ".join([f"stopped by {stop}", *_what_was_done(stop)]), stop.exit_code)
         except KeyboardInterrupt as stop:
             return complain("; ".join(["stopped", *_what_was_done(stop)]), 130)
-    return _after_output(code, output.error, given)
+        output.flush()
+        return _after_output(code, output.error, given)
 
 
 def _run(given: Sequence[str]) -> int:
@@ -132,12 +133,13 @@ def _log_to_stderr(level: int) -> None:
 def _after_output(code: int, error: OSError | None, given: Sequence[str]) -> int:
     """Return the exit code, which must not be 0 where the result that was to be printed is lost.
 
-    A reader that has gone (`bodyseg compare logs | head`) had enough; what a training prints is not its result.
+    A reader that has gone (`bodyseg compare logs | head`) had enough; what a training or cross-validation prints is not
+    its result.
     """
     if error is None or isinstance(error, BrokenPipeError):
         return code
     lost = f"standard output cannot be written ({error.strerror or error})"
-    if given[0] == "train" and "--print_config" not in given:
+    if given[0] in ("train", "cross-validate") and not {"--print_config", "--json"} & set(given):
         warn(f"{lost}; the training went on without it")
         return code
     return complain(f"{lost}; redirect it to another file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -40,6 +41,15 @@ def stop_at_once_on_signals() -> Iterator[None]:
 
     with handling(stop):
         yield
+
+
+@contextmanager
+def quiet_end() -> Iterator[None]:
+    """Let Ctrl-C after the block end the process at once: a second one would be a traceback of what still ends."""
+    try:
+        yield
+    finally:
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)  # called first, since registered last
 
 
 @contextmanager

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from pipeline.compute.signals import STOPPING, Stopped, handling, stop_at_once_on_signals
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("number", STOPPING)
@@ -35,6 +38,23 @@ def test_a_hangup_that_is_ignored_stays_ignored():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.fault(
+    "Ctrl-C a second time, while the process ends after the first",
+    "it ends at once, without a traceback",
+)
+def test_a_second_interrupt_while_the_process_ends_is_no_traceback():
+    code = (
+        "import atexit, os, signal, sys\n"
+        "def slow_end():\n    os.kill(os.getpid(), signal.SIGINT)\n    raise RuntimeError('went on')\n"
+        "atexit.register(slow_end)\n"
+        "from pipeline.cli.main import main\nsys.exit(main(['compare', 'nowhere']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == -signal.SIGINT
+    assert done.stderr.startswith("bodyseg: nowhere: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_thread_leaves_the_signals_alone():

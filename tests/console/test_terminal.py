@@ -98,6 +98,8 @@ def run(arguments: str, **options) -> subprocess.CompletedProcess:
     [
         (">/dev/full", 2, "bodyseg: standard output cannot be written (No space left on device); redirect it"),
         ("2>/dev/full", 0, ""),
+        (">/dev/full 2>&1", 2, ""),
+        (">/dev/full 2>&-", 2, ""),
         (">&-", 0, ""),
         ("2>&-", 0, ""),
         ("| true", 0, ""),
