@@ -8,7 +8,6 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from pipeline.files.json_files import null_for_undefined, read_json
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
 from pipeline.runs.study import StudyFolder, is_study_folder
+from pipeline.runs.time_stamps import in_hours, seconds_between
 
 COLUMNS = {
     "run": "run",
@@ -84,7 +84,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
     settings = differing_settings(configs)
     for row, config in zip(rows, configs, strict=True):
-        row["time"] = None if row["time"] is None else _in_hours(row["time"])
+        row["time"] = None if row["time"] is None else in_hours(row["time"])
         row.update({key: config.get(key) for key in settings})
     scores = tuple(key for key in SCORES if any(row[key] is not None for row in rows))
     rows = [{key: value for key, value in row.items() if key not in SCORES or key in scores} for row in rows]
@@ -103,7 +103,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "status": summary.get("status", "unfinished"),
         "base_channels": config["model"].get("base_channels"),
         "total_parameters": config["model"].get("total_parameters"),
-        "time": _seconds_between(
+        "time": seconds_between(
             config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)
         ),
     }
@@ -165,19 +165,6 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         and not (key == "data.fold" or key.startswith("data.split."))  # of a fold, also where one alone was begun
     }
     return row, shared
-
-
-def _in_hours(seconds: int) -> str:
-    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
-
-
-def _seconds_between(start: Any, end: Any) -> int | None:
-    """The time between two time stamps of a run; None where one is damaged or the clock went back."""
-    try:
-        seconds = int((datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds())
-    except (TypeError, ValueError):
-        return None
-    return seconds if seconds >= 0 else None
 
 
 def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:

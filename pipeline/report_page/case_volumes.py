@@ -69,15 +69,24 @@ def viewer_data(volumes: CaseVolumes, focus: int, colours: NDArray[np.uint8], na
         parts["image"] = _packed((255 * grey).round().astype(np.uint8))
         words = window.name
     present = sorted({int(c) for array in (label[cut], prediction[cut]) for c in np.unique(array)} - {0})
-    inside = np.argwhere(structure[cut])
     every = "" if set(step) == {1} else f", every {' × '.join(map(str, step))}th voxel"
     return parts | {
         "shape": [len(range(*part.indices(n))) for part, n in zip(cut, label.shape, strict=True)],
         "edges_mm": [float(edge * n) for edge, n in zip(edges_mm, step, strict=True)],
-        "start": [int(value) for value in np.median(inside, axis=0)] if len(inside) else [0, 0, 0],
+        "focus": focus,
+        "start": _start(structure[cut]),
         "about": f"{words}; voxels {' × '.join(f'{edge:.3g}' for edge in edges_mm)} mm{every}",
         "classes": [[c, printable(names[c]), [int(part) for part in colours[c]]] for c in present],
     }
+
+
+def _start(mask: NDArray[np.bool_]) -> list[int]:
+    """The voxel of a structure next to its middle, which may lie beside it."""
+    inside = np.argwhere(mask)
+    if not len(inside):
+        return [n // 2 for n in mask.shape]
+    middle = np.median(inside, axis=0).astype(int)
+    return [int(index) for index in inside[np.abs(inside - middle).sum(axis=1).argmin()]]
 
 
 def _box(mask: NDArray[np.bool_], edges_mm: NDArray[np.float64]) -> list[slice]:

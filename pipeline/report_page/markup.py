@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pipeline.console.text import printable
@@ -47,13 +47,25 @@ def number(value: float | None, digits: int = 3) -> Cell:
     return Cell(f"{value:.{digits}f}", value)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table whose columns are sorted by a click on their heading."""
-    head = "".join(f'<th><button type="button">{text(heading)}</button></th>' for heading in headings)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+def table(headings: Sequence[str], rows: Iterable[Sequence[Cell]], meanings: Mapping[str, str] | None = None) -> str:
+    """A table whose columns are sorted by a click on their heading.
+
+    Args:
+        headings: of the columns.
+        rows: a cell a column.
+        meanings: what a heading means, shown where the mouse rests on it.
+    """
+    written = [list(row) for row in rows]
+    heads = []
+    for column, heading in enumerate(headings):
+        is_number = any(not isinstance(row[column].order, str) for row in written)
+        meaning = (meanings or {}).get(heading)
+        kind = ' class="number"' if is_number else ""
+        title = f' title="{text(meaning)}"' if meaning else ""
+        heads.append(f'<th scope="col"{kind}><button type="button"{title}>{text(heading)}</button></th>')
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in written)
+    head = f"<thead><tr>{''.join(heads)}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table class="sortable">{head}<tbody>{body}</tbody></table></div>'
 
 
 def _cell(cell: Cell) -> str:
@@ -63,10 +75,63 @@ def _cell(cell: Cell) -> str:
     return f'<td class="number" data-order="{order}">{cell.shown}</td>'
 
 
-def facts(pairs: Iterable[tuple[str, object]]) -> str:
-    """Names and values, one a line; what is None or empty is left out."""
-    lines = (f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in pairs if value not in (None, "", [], {}))
+def plain(value: object) -> str:
+    """A value of a JSON document in words.
+
+    >>> plain(True), plain([40, 32.0]), plain({"torch": "2.13", "threads": 2})
+    ('yes', '40, 32', 'torch: 2.13, threads: 2')
+    """
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {plain(one)}" for key, one in value.items())
+    return ", ".join(map(plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
+Facts = Iterable[tuple[str, object]]
+"""Names and values; what is None or empty is left out."""
+
+
+def facts(pairs: Facts) -> str:
+    """Names and values, one a line."""
+    lines = (f"<dt>{text(name)}</dt><dd>{text(value)}</dd>" for name, value in _there(pairs).items())
     return f"<dl>{''.join(lines)}</dl>"
+
+
+def _there(pairs: Facts) -> dict[str, str]:
+    return {name: plain(value) for name, value in pairs if value not in (None, "", [], {})}
+
+
+def side_by_side(columns: Mapping[str, Facts]) -> str:
+    """Facts of several runs in a table, those in which all agree once; of one run as `facts` shows them.
+
+    Args:
+        columns: by name of the run.
+    """
+    found = {name: _there(pairs) for name, pairs in columns.items()}
+    if len(found) == 1:
+        ((name, one),) = found.items()
+        return f"<h3>{text(name)}</h3>{facts(one.items())}"
+    heads = "".join(f'<th scope="col">{text(name)}</th>' for name in ("", *found))
+    rows = []
+    for fact in dict.fromkeys(fact for one in found.values() for fact in one):
+        values = [one.get(fact, "–") for one in found.values()]
+        if len(set(values)) == 1:
+            cells = f'<td colspan="{len(values)}">{text(values[0])}</td>'
+        else:
+            cells = "".join(f"<td>{text(value)}</td>" for value in values)
+        rows.append(f'<tr><th scope="row">{text(fact)}</th>{cells}</tr>')
+    head = f"<thead><tr>{heads}</tr></thead>"
+    return f'<div class="scroll" tabindex="0"><table class="facts">{head}<tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def legend(colours: Iterable[tuple[str, str]]) -> str:
+    """Pairs of name and colour, in lines that break between them."""
+    swatch = '<svg class="swatch" viewBox="0 0 12 12" aria-hidden="true"><rect width="12" height="12" fill="{}"/></svg>'
+    keys = (f"<li>{swatch.format(text(colour))}{text(name)}</li>" for name, colour in colours)
+    return f'<ul class="legend">{"".join(keys)}</ul>'
 
 
 def section(title: str, *parts: str) -> str:

@@ -1,5 +1,5 @@
 "use strict";
-// Sorting of tables, and a viewer of small volumes in three planes. Nothing is fetched: volumes lie in the page.
+// Sorting of tables, values of charts under the mouse, and the buttons that load volumes. Nothing is fetched.
 
 function sortTable(table, column) {
   const heading = table.tHead.rows[0].cells[column];
@@ -18,135 +18,67 @@ function sortTable(table, column) {
   for (const row of rows) table.tBodies[0].appendChild(row);
 }
 
-// World axes of a plane: the one that it stands on, that from right to left of the picture, that from bottom to top.
-const PLANES = [
-  { name: "axial", on: 2, across: 0, up: 1, letters: "RLAP" },
-  { name: "coronal", on: 1, across: 0, up: 2, letters: "RLSI" },
-  { name: "sagittal", on: 0, across: 1, up: 2, letters: "APSI" },
-];
-
-async function unpack(text, Kind) {
-  const packed = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Kind(await new Response(stream).arrayBuffer());
+// Points of a chart that are meant at a place of it: all of the nearest epoch, or the nearest dot.
+function nearestPoints(points, x, y, byEpoch) {
+  const distance = (point) => (byEpoch ? Math.abs(point.x - x) : Math.hypot(point.x - x, point.y - y));
+  let nearest = null;
+  for (const point of points) if (nearest === null || distance(point) < distance(nearest)) nearest = point;
+  if (nearest === null || (!byEpoch && distance(nearest) > 16)) return [];
+  return byEpoch ? points.filter((point) => point.x === nearest.x) : [nearest];
 }
 
-async function unpackCase(packed) {
-  const [label, prediction] = await Promise.all([unpack(packed.label, Uint16Array), unpack(packed.prediction, Uint16Array)]);
-  const image = packed.image ? await unpack(packed.image, Uint8Array) : null;
-  return { ...packed, image, label, prediction };
-}
-
-// RGBA bytes of one slice; both the patient's right, or front, and the head are the last index of their axis.
-function paintSlice(volume, plane, index, shown) {
-  const width = volume.shape[plane.across], height = volume.shape[plane.up];
-  const strides = [1, volume.shape[0], volume.shape[0] * volume.shape[1]];
-  const colours = new Map(volume.classes.map(([value, , rgb]) => [value, rgb]));
-  const bytes = new Uint8ClampedArray(4 * width * height);
-  const at = (column, row) =>
-    index * strides[plane.on] + (width - 1 - column) * strides[plane.across] + (height - 1 - row) * strides[plane.up];
-  for (let row = 0; row < height; row++) {
-    for (let column = 0; column < width; column++) {
-      const voxel = at(column, row);
-      const grey = volume.image ? volume.image[voxel] : 40;
-      let rgb = [grey, grey, grey];
-      const found = shown.prediction ? volume.prediction[voxel] : 0;
-      if (found && colours.has(found)) rgb = rgb.map((part, c) => 0.62 * part + 0.38 * colours.get(found)[c]);
-      const truth = shown.label ? volume.label[voxel] : 0;
-      if (truth && colours.has(truth)) {
-        const outside = (c, r) => c < 0 || r < 0 || c >= width || r >= height || volume.label[at(c, r)] !== truth;
-        const border = outside(column - 1, row) || outside(column + 1, row) || outside(column, row - 1) || outside(column, row + 1);
-        if (border) rgb = colours.get(truth);
-      }
-      bytes.set([rgb[0], rgb[1], rgb[2], 255], 4 * (row * width + column));
-    }
-  }
-  return { bytes, width, height };
-}
-
-function showCase(box, volume) {
-  const place = volume.start.slice();
-  const shown = { label: true, prediction: true };
-  const planes = document.createElement("div");
-  planes.className = "planes";
-  const longest = Math.max(...volume.shape.map((n, axis) => n * volume.edges_mm[axis]));
-  const scale = 350 / longest; // pixels of the screen a millimetre
-  const redraw = () => views.forEach((view) => view());
-  const views = PLANES.map((plane) => {
-    const frame = document.createElement("div");
-    frame.className = "plane";
-    const canvas = document.createElement("canvas");
-    canvas.width = volume.shape[plane.across];
-    canvas.height = volume.shape[plane.up];
-    const wide = Math.max(60, canvas.width * volume.edges_mm[plane.across] * scale);
-    const tall = (wide * canvas.height * volume.edges_mm[plane.up]) / (canvas.width * volume.edges_mm[plane.across]);
-    canvas.style.width = `${wide}px`;
-    canvas.style.height = `${tall}px`;
-    frame.appendChild(canvas);
-    const spots = [["left", "2px", "top", "45%"], ["right", "2px", "top", "45%"], ["left", "48%", "top", "0"], ["left", "48%", "bottom", "0"]];
-    [...plane.letters].forEach((letter, n) => {
-      const mark = document.createElement("span");
-      mark.textContent = letter;
-      mark.style[spots[n][0]] = spots[n][1];
-      mark.style[spots[n][2]] = spots[n][3];
-      frame.appendChild(mark);
-    });
-    const where = document.createElement("span");
-    where.style.left = "2px";
-    where.style.bottom = "2px";
-    frame.appendChild(where);
-    const move = (event) => {
-      const area = canvas.getBoundingClientRect();
-      const column = Math.floor(((event.clientX - area.left) / area.width) * canvas.width);
-      const row = Math.floor(((event.clientY - area.top) / area.height) * canvas.height);
-      place[plane.across] = canvas.width - 1 - Math.min(canvas.width - 1, Math.max(0, column));
-      place[plane.up] = canvas.height - 1 - Math.min(canvas.height - 1, Math.max(0, row));
-      redraw();
-    };
-    canvas.addEventListener("pointerdown", move);
-    canvas.addEventListener("pointermove", (event) => event.buttons && move(event));
-    canvas.addEventListener("wheel", (event) => {
-      event.preventDefault();
-      const next = place[plane.on] - Math.sign(event.deltaY);
-      place[plane.on] = Math.min(volume.shape[plane.on] - 1, Math.max(0, next));
-      redraw();
-    }, { passive: false });
-    planes.appendChild(frame);
-    return () => {
-      const slice = paintSlice(volume, plane, place[plane.on], shown);
-      canvas.getContext("2d").putImageData(new ImageData(slice.bytes, slice.width, slice.height), 0, 0);
-      where.textContent = `${place[plane.on] + 1}/${volume.shape[plane.on]}`;
-    };
+// Values under the mouse, or step by step with the arrow keys.
+function sayValues(svg, tip) {
+  const byEpoch = svg.parentElement.classList.contains("by-epoch");
+  const points = Array.from(svg.querySelectorAll("circle"), (circle) => ({
+    x: Number(circle.getAttribute("cx")), y: Number(circle.getAttribute("cy")), says: circle.firstChild.textContent,
+  }));
+  if (!points.length) return;
+  const stops = byEpoch ? Array.from(new Set(points.map((point) => point.x))).sort((a, b) => a - b) : points;
+  const mark = document.createElementNS("http://www.w3.org/2000/svg", byEpoch ? "line" : "circle");
+  mark.setAttribute("class", "mark");
+  let step = -1;
+  const scale = () => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
+  const hide = () => { tip.hidden = true; mark.remove(); };
+  const show = (found) => {
+    if (!found.length) return hide();
+    const area = svg.getBoundingClientRect(), [{ x, y }] = found;
+    const place = byEpoch ? { x1: x, x2: x, y1: 10, y2: svg.viewBox.baseVal.height - 34 } : { cx: x, cy: y, r: 6 };
+    for (const [name, value] of Object.entries(place)) mark.setAttribute(name, value);
+    svg.appendChild(mark);
+    tip.textContent = found.map((point) => point.says).join("\n");
+    tip.hidden = false;
+    const left = area.left + x * scale() + 14, top = area.top + Math.min(...found.map((point) => point.y)) * scale() + 10;
+    tip.style.left = `${Math.max(4, left + tip.offsetWidth > innerWidth - 4 ? left - tip.offsetWidth - 28 : left)}px`;
+    tip.style.top = `${Math.max(4, Math.min(top, innerHeight - tip.offsetHeight - 4))}px`;
+  };
+  svg.classList.add("says");
+  svg.setAttribute("tabindex", "0");
+  svg.addEventListener("pointermove", (event) => {
+    const area = svg.getBoundingClientRect();
+    show(nearestPoints(points, (event.clientX - area.left) / scale(), (event.clientY - area.top) / scale(), byEpoch));
   });
-  const controls = document.createElement("div");
-  controls.className = "controls";
-  for (const [part, words] of [["label", "reference (contour)"], ["prediction", "prediction (fill)"]]) {
-    const choice = document.createElement("label");
-    const tick = document.createElement("input");
-    tick.type = "checkbox";
-    tick.checked = true;
-    tick.addEventListener("change", () => { shown[part] = tick.checked; redraw(); });
-    choice.append(tick, ` ${words}`);
-    controls.appendChild(choice);
-  }
-  const keys = document.createElement("div");
-  for (const [, name, rgb] of volume.classes) {
-    const key = document.createElement("span");
-    key.className = "key";
-    key.style.background = `rgb(${rgb.join(",")})`;
-    keys.append(key, name);
-  }
-  const about = document.createElement("div");
-  about.className = "soft";
-  about.textContent = `${volume.about}. Click to move, turn the wheel for the next slice.`;
-  box.append(planes, controls, keys, about);
-  redraw();
+  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("blur", hide);
+  svg.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") return hide();
+    if (event.key !== "ArrowLeft" && event.key !== "ArrowRight") return;
+    event.preventDefault();
+    step = Math.min(stops.length - 1, Math.max(0, step + (event.key === "ArrowRight" ? 1 : -1)));
+    show(byEpoch ? points.filter((point) => point.x === stops[step]) : [stops[step]]);
+  });
 }
 
 function start() {
   for (const table of document.querySelectorAll("table.sortable")) {
     Array.from(table.tHead.rows[0].cells).forEach((cell, column) => cell.addEventListener("click", () => sortTable(table, column)));
   }
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.setAttribute("role", "status");
+  tip.hidden = true;
+  document.body.appendChild(tip);
+  for (const svg of document.querySelectorAll("figure.chart svg")) sayValues(svg, tip);
   for (const button of document.querySelectorAll(".case button")) {
     button.addEventListener("click", async () => {
       button.disabled = true;
@@ -161,5 +93,5 @@ function start() {
   }
 }
 
-if (typeof document === "undefined") module.exports = { sortTable, unpackCase, paintSlice, PLANES };
+if (typeof document === "undefined") module.exports = { sortTable, nearestPoints };
 else start();

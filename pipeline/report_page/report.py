@@ -7,14 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.text import one_line
+from pipeline.console.text import one_line, some_of
 from pipeline.evaluation.metrics_file import metrics_path, read_metrics
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.files.atomic import FileError, write_atomically
 from pipeline.files.json_files import RESTORE_ADVICE, read_json
 from pipeline.report_page.case_volumes import CaseVolumes, viewer_data
-from pipeline.report_page.page import CaseView, RunFacts, Scores, page, scored_structures
+from pipeline.report_page.page import page
+from pipeline.report_page.run_sections import RunFacts
+from pipeline.report_page.score_sections import CaseView, Scores, scored_structures
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.visualisation.class_colours import class_colours
@@ -58,9 +60,15 @@ def report(sources: Sequence[Path | str], output: Path | str, *, images: bool = 
         one = _scores(path, -(-left // (len(metrics) - number)))  # an equal share of what is left
         left -= len(one.views)
         scores.append(one)
-    content = page(runs, scores).encode("utf-8", errors="replace")
+    content = page(runs, scores, _title(sources)).encode("utf-8", errors="replace")
     write_atomically(output, lambda stream: stream.write(content))
     return output
+
+
+def _title(sources: Sequence[Path | str]) -> str:
+    """Names of what the page was asked for."""
+    named = [path.parent if path.is_file() else path for path in map(Path, sources)]
+    return some_of(dict.fromkeys(path.resolve().name for path in named), most=3)
 
 
 def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[Path]]:
@@ -94,7 +102,7 @@ def _evaluations(folder: RunFolder) -> Iterator[Path]:
 
 def _facts(name: str, folder: RunFolder) -> RunFacts:
     summary = folder.read_summary() if folder.summary.exists() else {}
-    facts = RunFacts(name, folder.read_config(), folder.read_log(), summary)
+    facts = RunFacts(name, folder.read_config(), folder.read_log(), summary, folder.path.as_posix())
     try:
         page([facts], [])
     except _OF_ANOTHER_KIND as error:

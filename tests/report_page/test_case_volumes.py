@@ -52,6 +52,16 @@ def test_native_voxels_around_the_structure_are_kept_in_ras(codes):
     assert found["start"] == [13, 12, 9]
 
 
+def test_the_viewer_starts_on_the_structure():
+    """Of a ring, whose middle is empty."""
+    label = np.zeros((20, 20, 9), np.uint8)
+    label[2:18, 2:18, 4] = 1
+    label[4:16, 4:16, 4] = 0
+    found = viewer_data(CaseVolumes(None, label, label, np.eye(4)), 1, COLOURS, NAMES)
+    assert unpacked(found["label"], "<u2", found["shape"])[tuple(found["start"])] == 1
+    assert found["focus"] == 1
+
+
 def test_large_structures_are_thinned_out_and_that_is_said():
     shape = (300, 300, 60)
     label = np.ones(shape, np.uint8)
@@ -62,6 +72,35 @@ def test_large_structures_are_thinned_out_and_that_is_said():
     assert "every 3 × 3 × 1th voxel" in found["about"]
     assert "no image was found" in found["about"]
     assert "image" not in found
+
+
+def test_voxels_are_painted_in_cells_with_contours_inside_and_one_structure_alone():
+    found = viewer_data(case_in("RAS"), 1, COLOURS, NAMES)
+    height, width, values = run_script(
+        """
+        const volume = await page.unpackCase(packed);
+        const shown = { label: true, prediction: false, only: 2 };
+        const slice = page.paintSlice(volume, page.PLANES[0], packed.start[2], shown, [4, 8]);
+        return [slice.height, slice.width, Array.from(slice.bytes)];
+        """,
+        packed=found,
+    )
+    shape = found["shape"]
+    assert (height, width) == (8 * shape[1], 4 * shape[0])
+    picture = np.array(values).reshape(height, width, 4)[:, :, :3]
+    label = unpacked(found["label"], "<u2", shape)[::-1, ::-1, found["start"][2]].T
+    image = unpacked(found["image"], "u1", shape)[::-1, ::-1, found["start"][2]].T
+    spleen = np.repeat(np.repeat(label == 2, 8, 0), 4, 1)
+    inside = spleen.copy()
+    for step in (1, 2):  # two pixels wide
+        inside &= (
+            np.roll(spleen, step, 0) & np.roll(spleen, -step, 0) & np.roll(spleen, step, 1) & np.roll(spleen, -step, 1)
+        )
+    contour = spleen & ~inside
+    assert contour.any()
+    assert (picture[contour] == COLOURS[2]).all()
+    grey = np.repeat(np.repeat(image, 8, 0), 4, 1)
+    assert np.array_equal(picture[~contour], np.repeat(grey[~contour][:, None], 3, 1))
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS"])

@@ -45,3 +45,25 @@ def test_of_very_many_cases_only_quartiles_are_drawn():
     chart = parsed(distribution({"liver": [(str(n), n / 5000) for n in range(5000)]}, {}))
     assert not list(chart.iter("circle"))
     assert any((title.text or "").startswith("liver: median 0.4999 of 5000") for title in chart.iter("title"))
+
+
+def test_axes_have_round_numbers_and_the_best_epoch_a_ring():
+    chart = parsed(curves("mIoU", [[0, 1, 2, 3]], [Line("a", [0.213, 0.9, 1.16, 1.1], "#111", best=2)]))
+    numbers = [text.text for text in chart.iter("text")]
+    assert numbers == ["0.2", "0.4", "0.6", "0.8", "1", "1.2", "0", "1", "2", "3", "epoch"]
+    best = list(chart.iter("circle"))[2]
+    ring = list(chart.iter("path"))[1].get("d", "")
+    x, y = (float(number) for number in ring[1:].split(" ")[0].split(","))
+    assert (x + 6, y) == (float(best.get("cx", 0)), float(best.get("cy", 0)))
+
+
+@pytest.mark.parametrize("values", [[1e-7, 1.1e-7], [5.0, 5.0], [-3.0, 2.0], [0.0, 0.0], [1e9, 3e9]])
+def test_every_point_lies_within_the_axes(values):
+    chart = parsed(curves("a", [[0, 1]], [Line("a", values, "#111")]))
+    lines = [float(line.get("y1", 0)) for line in chart.iter("line")]
+    assert all(min(lines) <= float(point.get("cy", 0)) <= max(lines) for point in chart.iter("circle"))
+
+
+def test_equal_scores_of_few_structures_are_dots_of_their_own():
+    chart = parsed(distribution({"liver": [(str(n), 0.5) for n in range(5)]}, {}))
+    assert len({dot.get("cy") for dot in chart.iter("circle")}) == 5

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from html.parser import HTMLParser
 
-from pipeline.report_page.markup import data, facts, number, section, table, text, words
+from pipeline.report_page.markup import data, facts, legend, number, section, side_by_side, table, text, words
 from tests.support.page_script import run_script
 
 EVIL = '</script><img src=x onerror="alert(1)">\x1b[2J&amp;'
@@ -76,3 +77,25 @@ def test_the_script_sorts_numbers_as_numbers_and_puts_undefined_ones_last():
         values=["10", "9", "", "-1", "0.5"],
     )
     assert orders[0] == ["-1", "0.5", "9", "10", ""]
+
+
+def test_facts_are_in_words_and_those_of_several_runs_beside_each_other():
+    assert "<dd>yes</dd>" in facts([("augmentation", True)])
+    content = side_by_side({"a<1>": [("seed", 42), ("lr", 0.1)], "b": [("seed", 42), ("threads", 2)]})
+    assert '<td colspan="2">42</td>' in content
+    assert "<td>0.1</td><td>–</td>" in content
+    assert "<td>–</td><td>2</td>" in content
+    assert "a&lt;1&gt;" in content
+    assert side_by_side({"a": [("seed", 42)]}) == "<h3>a</h3><dl><dt>seed</dt><dd>42</dd></dl>"
+
+
+def test_a_legend_gives_each_name_its_colour():
+    assert re.findall(r'fill="(.*?)"/></svg>(.*?)</li>', legend([("a<1>", "#ff0000")])) == [("#ff0000", "a&lt;1&gt;")]
+
+
+def test_the_script_finds_the_points_under_the_mouse():
+    """Of curves all of the nearest epoch; of dots the nearest one, and none far from all."""
+    points = [{"x": 10, "y": 10}, {"x": 10, "y": 90}, {"x": 50, "y": 10}]
+    body = "return places.map(([x, y, byEpoch]) => page.nearestPoints(points, x, y, byEpoch));"
+    found = run_script(body, points=points, places=[[25, 50, True], [12, 88, False], [30, 50, False]])
+    assert found == [points[:2], [points[1]], []]

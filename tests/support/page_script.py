@@ -1,4 +1,4 @@
-"""Run functions of the report page's script in node, where there is one, without a browser."""
+"""Run functions of the report page's scripts in node, where there is one, without a browser."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import pytest
 
 from tests.support.paths import ROOT
 
-SCRIPT = ROOT / "pipeline" / "report_page" / "page.js"
+SCRIPTS = [str(ROOT / "pipeline" / "report_page" / name) for name in ("viewer.js", "page.js")]
 
 
 def run_script(body: str, **values: Any) -> Any:
-    """What `body` returns; it is the inside of an async function that has `page`, the script, and the values."""
+    """What `body` returns, the inside of an async function that has the values, and the scripts as `page`."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed: the page's script is not executed")
     program = (
-        f"const page = require({json.dumps(str(SCRIPT))});"
+        f"const page = Object.assign({{}}, ...{json.dumps(SCRIPTS)}.map(require));"
         "let text = ''; process.stdin.on('data', (part) => (text += part)).on('end', async () => {"
         f"const {{ {', '.join(values)} }} = JSON.parse(text);"
         f"console.log(JSON.stringify(await (async () => {{ {body} }})())); }});"

@@ -1,0 +1,203 @@
+"""What the page says of runs: how they ended, their curves, what differs, their data, time, and how to repeat them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from pipeline.report_page.charts import RUN_COLOURS, Line, curves
+from pipeline.report_page.markup import Facts, legend, plain, section, side_by_side, table, text, words
+from pipeline.runs.history import TrainingLog
+from pipeline.runs.setting_differences import differing_settings, flat_settings
+from pipeline.runs.time_stamps import in_hours, seconds_between
+
+_LONGEST_VALUE = 300
+_LONGEST_HASH = 12
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the three files of a run say."""
+
+    name: str
+    config: Mapping[str, Any]
+    """training_config.json."""
+    log: TrainingLog
+    summary: Mapping[str, Any]
+    """training_summary.json; empty while the run trains."""
+    path: str
+    """Of its folder, as it was given."""
+
+
+def sections_before_scores(runs: Sequence[RunFacts]) -> str:
+    """How the runs ended, their curves, and what differs between them."""
+    return "".join(
+        [
+            section("Runs", _in_columns(runs, _ending)),
+            section("Curves", _curves(runs)),
+            section("What differs between the runs", _differences(runs)),
+        ]
+    )
+
+
+def sections_after_scores(runs: Sequence[RunFacts]) -> str:
+    """The data, time and machine, and how to repeat the runs."""
+    return "".join(
+        [
+            section("Data", _in_columns(runs, _data)),
+            section("Time and machine", _in_columns(runs, _time_and_machine)),
+            section("How to repeat it", _repeat(runs)),
+        ]
+    )
+
+
+def _in_columns(runs: Sequence[RunFacts], of: Any) -> str:
+    return side_by_side({run.name: of(run) for run in runs}) if runs else ""
+
+
+def _ending(run: RunFacts) -> Facts:
+    model, training, sizes = run.config["model"], run.config["training"], _sizes(run)
+    best = run.log.best_val_miou
+    status = run.summary.get("status", "unfinished")
+    reason = run.summary.get("reason")
+    parameters = model.get("total_parameters")
+    return [
+        ("how it ended", f"{status}: {reason}" if reason else status),
+        ("best validation mIoU", None if best is None else f"{best:.4f} after epoch {run.log.best_epoch} (from 0)"),
+        ("epochs", f"{len(run.log)} of {training.get('max_epochs')}"),
+        ("trained on", f"{_roots(run)} ({sizes})" if sizes else None),
+        ("structures", max(0, len(model.get("class_names", [])) - 1) or None),
+        ("network", _network(model)),
+        ("parameters", f"{parameters:,}" if isinstance(parameters, int) else None),
+    ]
+
+
+def _roots(run: RunFacts) -> str:
+    found = run.config["data"].get("dataset_root")
+    return " and ".join(map(str, found)) if isinstance(found, list) else str(found)
+
+
+def _sizes(run: RunFacts) -> str:
+    split = run.config["data"].get("split")
+    sizes = split.get("sizes") if isinstance(split, dict) else None
+    return ", ".join(f"{n} {name}" for name, n in sizes.items()) if isinstance(sizes, dict) else ""
+
+
+def _network(model: Mapping[str, Any]) -> str:
+    network = model.get("network_settings")
+    return str(network.get("_target_", "")) if isinstance(network, dict) else ""
+
+
+def _curves(runs: Sequence[RunFacts]) -> str:
+    shown = [run for run in runs if len(run.log)]
+    epochs = [run.log.history["epoch"] for run in shown]
+    colours = [RUN_COLOURS[n % len(RUN_COLOURS)] for n in range(len(shown))]
+
+    def lines(key: str, kind: str, *, dashed: bool = False, marked: bool = False) -> list[Line]:
+        return [
+            Line(
+                f"{run.name}, {kind}" if len(shown) > 1 else kind,
+                run.log.history[key],
+                colour,
+                dashed,
+                run.log.best_epoch if marked else None,
+            )
+            for run, colour in zip(shown, colours, strict=True)
+        ]
+
+    charts = [
+        curves(
+            "loss (dashed: training, solid: validation)",
+            epochs * 2,
+            [*lines("train_loss", "training", dashed=True), *lines("val_loss", "validation")],
+        ),
+        curves("validation mIoU (ringed: the best)", epochs, lines("val_mIoU", "mIoU", marked=True)),
+        curves("training accuracy", epochs, lines("train_accuracy", "accuracy")),
+        curves("learning rate", epochs, lines("learning_rate", "rate")),
+    ]
+    if not any(charts):
+        return ""
+    names = legend((run.name, colour) for run, colour in zip(shown, colours, strict=True)) if len(shown) > 1 else ""
+    return f'{names}<div class="curves">{"".join(charts)}</div>'
+
+
+def _differences(runs: Sequence[RunFacts]) -> str:
+    if len(runs) < 2:
+        return ""
+    configs = [dict(flat_settings(run.config)) for run in runs]
+    keys = differing_settings(configs)
+    rows = [[words(key), *(words(_value(key, config.get(key))) for config in configs)] for key in keys]
+    return table(["setting", *(run.name for run in runs)], rows) if rows else "<p>Their settings are the same.</p>"
+
+
+def _value(key: str, value: Any) -> str:
+    written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    longest = _LONGEST_HASH if key.endswith("hash") else _LONGEST_VALUE
+    return written if len(written) <= longest else f"{written[:longest]}…"
+
+
+def _data(run: RunFacts) -> Facts:
+    group = run.config["data"]
+    split = group.get("split") if isinstance(group.get("split"), dict) else {}
+    found = group.get("intensity_found")
+    if isinstance(found, dict) and {"intensity", "because"} <= found.keys():
+        found = f"{plain(found['intensity'])}, because {found['because']}"
+    size = " × ".join(map(plain, group.get("target_size") or []))
+    size = f"{size} voxels" if size else ""
+    if size and group.get("mode") == "patch":
+        size = f"patches of {size}, resampled to {' × '.join(map(plain, group.get('spacing_mm') or []))} mm"
+    return [
+        ("cases", _sizes(run)),
+        ("split", split.get("source")),
+        ("data sets", [one.get("root") for one in group.get("data_sets", []) if isinstance(one, dict)]),
+        ("cases that annotate a structure", group.get("annotated")),
+        ("channels", list(group.get("channel_names", []))),
+        ("intensities", found),
+        ("window", group.get("window") if "ct" in str(group.get("intensity_found")) else None),
+        ("voxels that were NaN became", group.get("fill_nan")),
+        ("label values changed", group.get("label_remap")),
+        ("size of the network's input", size),
+        ("augmentation", group.get("data_aug")),
+        ("left out", group.get("skipped_cases")),
+        ("structures in no training case", run.config["loss"].get("classes_that_never_occur")),
+    ]
+
+
+def _time_and_machine(run: RunFacts) -> Facts:
+    training, system = run.config["training"], run.config["system"]
+    start = run.config["experiment"].get("start_time")
+    end = run.summary.get("completion_time") or run.log.last_update
+    seconds = seconds_between(start, end)
+    names = {"n_gpus": "GPUs", "n_nodes": "machines", "n_processes": "processes", "effective_precision": "precision"}
+    return [
+        ("started", start),
+        ("ended", end),
+        ("from start to end", None if seconds is None else in_hours(seconds)),
+        ("for each epoch", f"{seconds / len(run.log):.1f} s" if seconds is not None and len(run.log) else None),
+        *((name, training.get(key)) for key, name in names.items()),
+        *((str(name).replace("_", " "), value) for name, value in system.items()),
+    ]
+
+
+def _repeat(runs: Sequence[RunFacts]) -> str:
+    if not runs:
+        return ""
+    lines = [f"bodyseg train --config {_config(run)} --exp_name again" for run in runs]
+    if all(isinstance(run.config["data"].get("cross_validation"), dict) for run in runs) and len(runs) > 1:
+        lines = [f"bodyseg cross-validate --config {_config(runs[0])} --data.fold 0 --exp_name again"]
+    seeds = ", ".join(dict.fromkeys(str(run.config["training"].get("seed")) for run in runs))
+    relative = [root for run in runs if not PurePath(root := _roots(run)).is_absolute()]
+    where = f" Start it where {relative[0]} lies: that path is relative." if relative else ""
+    about = (
+        f"<p>training_config.json holds every setting and the split; seed {text(seeds)} decides everything random."
+        f"{text(where)}</p>"
+    )
+    return about + "".join(f"<pre>{text(line)}</pre>" for line in lines)
+
+
+def _config(run: RunFacts) -> str:
+    return shlex.quote(f"{run.path}/training_config.json")

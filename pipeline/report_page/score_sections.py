@@ -1,0 +1,179 @@
+"""What the page says of scores: by structure, their distribution, and the worst cases, which can be looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.console.text import decimals, first_lines
+from pipeline.metrics.statistics import LEAST_SUBJECTS
+from pipeline.report_page.charts import distribution
+from pipeline.report_page.markup import Cell, facts, number, section, table, text, words
+from pipeline.visualisation.class_colours import class_colours
+
+_MOST_NOTES = 40
+
+_MEANINGS = {
+    "cases": "cases whose label holds the structure",
+    "Dice": "mean over these cases",
+    "IoU": "mean over these cases",
+    "HD95 mm": "95th percentile of the distances between the surfaces; mean over the cases where both are there",
+    "missed": "cases with an infinite distance: either label or prediction holds none of it",
+    "surface Dice": "share of the surfaces that is no farther from the other than the tolerance",
+    "reference ml": "mean volume in the labels",
+    "predicted ml": "mean volume in the predictions",
+    "difference ml": "predicted minus reference",
+}
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """A case that can be looked at."""
+
+    case: str
+    structure: str
+    """What is shown of it: its worst structure."""
+    dice: float | None
+    """Of that structure."""
+    volumes: Mapping[str, Any] | None
+    """See `case_volumes.viewer_data`; None where it cannot be shown."""
+    reason: str = ""
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a metrics.json says, and pictures of its worst cases."""
+
+    name: str
+    document: Mapping[str, Any]
+    views: Sequence[CaseView] = field(default_factory=tuple)
+
+
+def score_sections(index: int, scores: Scores) -> str:
+    """Everything about one metrics.json, the page's `index`-th."""
+    document, name = scores.document, scores.name
+    return "".join(
+        [
+            section(f"Scores by structure: {name}", _about_scores(document), _structures(document)),
+            section(f"Distribution of Dice: {name}", _distribution(document)),
+            section(f"Worst cases first: {name}", *_views(index, scores), _cases(document)),
+        ]
+    )
+
+
+def volumes_by_id(scores: Sequence[Scores]) -> dict[str, Mapping[str, Any]]:
+    """What the page's viewer shows, by the name under which a button asks for it."""
+    return {
+        _volumes_id(n, m): view.volumes
+        for n, one in enumerate(scores)
+        for m, view in enumerate(one.views)
+        if view.volumes is not None
+    }
+
+
+def _volumes_id(index: int, number_of_view: int) -> str:
+    return f"volumes-{index}-{number_of_view}"
+
+
+def _about_scores(document: Mapping[str, Any]) -> str:
+    mean = document["summary"]["left_out"]["mean_over_classes"]
+    surface = document["settings"].get("surface")
+    interval = document["settings"]["interval"]
+    few = "" if document["n_subjects"] >= LEAST_SUBJECTS else f"; none below {LEAST_SUBJECTS} subjects"
+    notes = [*document["notes"], *(f"{one['case']}: not scored: {one['reason']}" for one in document["refused"])]
+    lines = "".join(f"<li>{text(note)}</li>" for note in first_lines(notes, "and {} more", _MOST_NOTES))
+    return facts(
+        [
+            ("cases", f"{document['n_cases']} of {document['n_subjects']} subjects"),
+            ("mean Dice over structures", None if mean["dice"] is None else f"{mean['dice']:.4f}"),
+            ("predictions", document["predictions"]),
+            ("labels", document["labels"]),
+            ("interval", f"{interval['confidence']:.0%}, {interval['method']}{few}"),
+            (
+                "surfaces",
+                f"{surface['definition']}; tolerance {document['settings']['tolerance_mm']:g} mm" if surface else None,
+            ),
+        ]
+    ) + (f'<ul class="notes">{lines}</ul>' if notes else "")
+
+
+def _structures(document: Mapping[str, Any]) -> str:
+    classes = document["summary"]["left_out"]["classes"]
+    interval = f"{document['settings']['interval']['confidence']:.0%} interval"
+    headings = ["structure", "cases", "Dice", interval, "median", "IoU", "HD95 mm", "missed", "surface Dice"]
+    headings += ["reference ml", "predicted ml", "difference ml"]
+    volumes = (one[key]["mean"] for one in classes.values() for key in ("reference_ml", "prediction_ml"))
+    digits = decimals(volume for volume in volumes if volume is not None)
+    return table(headings, (_structure_row(name, one, digits) for name, one in classes.items()), _MEANINGS)
+
+
+def _structure_row(name: str, one: Mapping[str, Any], digits: int) -> list[Cell]:
+    dice, (low, high) = one["dice"], one["dice"]["ci95"]
+    interval = Cell("–", float("nan")) if low is None or high is None else Cell(f"{low:.3f} – {high:.3f}", low)
+    return [
+        words(name),
+        Cell(str(dice["n"]), float(dice["n"])),
+        number(dice["mean"], 4),
+        interval,
+        number(dice["median"], 4),
+        number(one["iou"]["mean"], 4),
+        number(one["hd95_mm"]["mean"], 2),
+        Cell(str(one["hd95_mm"]["n_infinite"]), float(one["hd95_mm"]["n_infinite"])),
+        number(one["surface_dice"]["mean"], 4),
+        number(one["reference_ml"]["mean"], digits),
+        number(one["prediction_ml"]["mean"], digits),
+        number(one["volume_difference_ml"]["mean"], digits),
+    ]
+
+
+def _distribution(document: Mapping[str, Any]) -> str:
+    names = document["class_names"]
+    colours = {
+        name: f"#{red:02x}{green:02x}{blue:02x}"
+        for name, (red, green, blue) in zip(names, class_colours(names).tolist(), strict=True)
+    }
+    scores: dict[str, list[tuple[str, float]]] = {name: [] for name in names[1:]}
+    for case in document["cases"]:
+        for name, one in case["classes"].items():
+            if name in scores and one["dice"] is not None:
+                scores[name].append((case["case"], one["dice"]))
+    return distribution(scores, colours)
+
+
+def _views(index: int, scores: Scores) -> Iterator[str]:
+    for number_of_view, view in enumerate(scores.views):
+        dice = "" if view.dice is None else f", Dice {view.dice:.4f}"
+        head = f"<h3>{text(view.case)}: {text(view.structure)}{dice}</h3>"
+        if view.volumes is None:
+            yield f'<div class="case">{head}<p class="soft">Not shown: {text(view.reason)}</p></div>'
+        else:
+            name = _volumes_id(index, number_of_view)
+            button = f'<button type="button" data-volumes="{name}">Show image, reference and prediction</button>'
+            yield f'<div class="case">{head}{button}</div>'
+
+
+def scored_structures(case: Mapping[str, Any]) -> dict[str, float]:
+    """Dice of the structures that a case's label holds, the worst first."""
+    dice = {name: one["dice"] for name, one in case["classes"].items() if one["dice"] is not None}
+    return dict(sorted(dice.items(), key=lambda item: item[1]))
+
+
+def _cases(document: Mapping[str, Any]) -> str:
+    rows = []
+    for case in document["cases"]:
+        scored = scored_structures(case)
+        worst = next(iter(scored), None)
+        rows.append(
+            [
+                words(case["case"]),
+                words(case.get("subject") or ""),
+                number(case["mean_dice"], 4),
+                Cell(str(len(scored)), float(len(scored))),
+                words("" if worst is None else worst),
+                number(None if worst is None else scored[worst], 4),
+                words(" × ".join(f"{edge:.3g}" for edge in case["spacing_mm"])),
+            ]
+        )
+    return table(["case", "subject", "mean Dice", "structures", "worst structure", "its Dice", "voxel mm"], rows)
