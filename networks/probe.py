@@ -143,6 +143,8 @@ def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -
         total = copied(x).sum()
         if hasattr(copied, "supervised_levels"):
             total += sum(level.features.sum() for level in copied.supervised_levels(x)[1:])
+        if len(_leaves_of(total)) == sum(parameter.requires_grad for parameter in copied.parameters()):
+            return []  # all of them stand in the graph: nothing that a backward pass could find
         total.backward()
     except Exception:  # whatever it is that it does with values
         return []
@@ -150,6 +152,20 @@ def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -
     for name in unused:
         network.get_parameter(name).requires_grad_(False)
     return unused
+
+
+def _leaves_of(result: Tensor) -> set[Any]:
+    """Return the nodes of the autograd graph behind a tensor that collect a gradient, one a parameter."""
+    seen, left, leaves = set(), [result.grad_fn], set()
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.add(node)
+        left.extend(following for following, _ in node.next_functions)
+    return leaves
 
 
 def outputs(out: Any) -> list[Any]:

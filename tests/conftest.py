@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 from tests.support import fault_table
 from tests.support.fault_table import Fault
 from tests.support.paths import ROOT, SHARED
 
-# The shapes in these modules' annotations are executed: one that nothing checks becomes false in silence.
+# The shapes in these modules' annotations are executed by the tests of their packages: one that nothing checks becomes
+# false in silence. Elsewhere they would take a third of the time.
 _PURE = ("slabs", "warp", "separable", "resize", "restore", "intensity", "left_right", "patches")
 install_import_hook(
     ["pipeline.losses", "pipeline.metrics", "networks", *(f"transforms.{module}" for module in _PURE)],
     "beartype.beartype",
 )
+_CHECKED = tuple(ROOT / "tests" / package for package in ("losses", "metrics", "networks", "transforms"))
 
 pytest_plugins = ["pytester"]  # sessions inside a test: tests/whole_program/test_fault_table.py
 
@@ -29,6 +32,11 @@ RELIABILITY = ROOT / "docs" / "reliability.md"
 
 # The last bits of a sum depend on the number of threads; several test processes share the machine.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _shapes_are_checked_where_they_are_tested(request):
+    jaxtyping_config.update("jaxtyping_disable", not any(map(request.path.is_relative_to, _CHECKED)))
 
 
 @pytest.fixture(autouse=True)

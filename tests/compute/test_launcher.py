@@ -35,8 +35,7 @@ from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
 from tests.support.paths import ROOT
-
-FORK = multiprocessing.get_context("fork")
+from tests.support.tiny_training import SERVER
 
 N_EPOCHS = 3
 
@@ -113,6 +112,7 @@ TORCHRUN = (
 def run_task(arguments, environment, output):
     """What one task of srun does, in a process that has imported everything already."""
     os.environ.update(environment)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that was not started by a server
     sys.stdout = sys.stderr = output.open("w")  # multiprocessing flushes them
     sys.exit(main(arguments))
 
@@ -126,7 +126,7 @@ def start_tasks(config, *flags):
     tasks = []
     for rank, output in enumerate(outputs):
         environment = job | nodes | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        tasks.append(FORK.Process(target=run_task, args=(arguments, environment, output)))
+        tasks.append(SERVER.Process(target=run_task, args=(arguments, environment, output)))
         tasks[-1].start()
     return tasks, outputs
 
@@ -243,10 +243,10 @@ def told_by_the_first(reason):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    queue = FORK.Queue()
+    queue = SERVER.Queue()
     for rank in range(2):
-        FORK.Process(target=lose_the_second, args=(rank, port, reason, queue)).start()
-    return queue.get(timeout=60)
+        SERVER.Process(target=lose_the_second, args=(rank, port, reason, queue)).start()
+    return queue.get(timeout=240)
 
 
 def test_the_reason_of_another_process_is_told():
@@ -264,7 +264,7 @@ def wait_for_nobody(told):
 
 def test_a_process_that_waits_for_one_that_never_came_is_ended(tmp_path):
     told = tmp_path / "told.txt"
-    process = FORK.Process(target=wait_for_nobody, args=(told,))
+    process = SERVER.Process(target=wait_for_nobody, args=(told,))
     process.start()
     process.join(50)
     assert process.exitcode == EXIT_LOST

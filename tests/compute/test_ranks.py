@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,8 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.compute.ranks import ProcessError, Rank, first_node, gathered, highest, read_rank
 from pipeline.losses.dice_ce import SlabDiceCELoss
-
-FORK = multiprocessing.get_context("fork")
+from tests.support.tiny_training import SERVER
 
 GRID = (9, 10, 11)
 
@@ -129,11 +126,11 @@ def train_a_step(rank, world_size, rendezvous, queue):
 
 
 def test_two_processes_have_the_loss_and_gradients_of_one_with_all_samples(tmp_path):
-    queue = FORK.Queue()
-    processes = [FORK.Process(target=train_a_step, args=(r, 2, tmp_path / "rendezvous", queue)) for r in range(2)]
+    queue = SERVER.Queue()
+    processes = [SERVER.Process(target=train_a_step, args=(r, 2, tmp_path / "rendezvous", queue)) for r in range(2)]
     for process in processes:
         process.start()
-    got = sorted((queue.get(timeout=60) for _ in processes), key=lambda one: one[0])
+    got = sorted((queue.get(timeout=240) for _ in processes), key=lambda one: one[0])
     for process in processes:
         process.join(30)
         assert process.exitcode == 0

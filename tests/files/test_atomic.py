@@ -48,7 +48,7 @@ def test_a_reader_never_meets_a_half_written_log(tmp_path):
     start(folder)
     folder.write_log(TrainingLog())
     lengths = []
-    with writer(tmp_path, 500) as process:
+    with writer(tmp_path, 150) as process:
         while process.poll() is None:
             history = json.loads(folder.log.read_bytes())["training_history"]
             assert len({len(values) for values in history.values()}) == 1
@@ -56,7 +56,7 @@ def test_a_reader_never_meets_a_half_written_log(tmp_path):
     assert process.returncode == 0
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 20
-    assert len(folder.read_log()) == 500
+    assert len(folder.read_log()) == 150
 
 
 def test_a_log_is_whole_after_a_kill_at_any_moment(tmp_path):

@@ -55,7 +55,7 @@ def _evaluate_on_one_of_two(rank: int, folder: str) -> None:
 
 
 def test_two_processes_together_find_what_one_finds(tmp_path):
-    multiprocessing.spawn(_evaluate_on_one_of_two, (str(tmp_path),), nprocs=2)
+    multiprocessing.start_processes(_evaluate_on_one_of_two, (str(tmp_path),), 2, start_method="forkserver")
     expected_mean, expected = monais()
     for rank in range(2):
         mean, per_class = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -14,20 +14,13 @@ from networks.checkpoint import load_network
 from networks.errors import NetworkError
 from networks.registry import build_network, check_network, network_settings
 from pipeline.config.files import from_mapping, load_mapping
-from tests.support.monai_networks import WIDTHS, plain
+from tests.support.monai_networks import WIDTHS, narrowed, plain
 from tests.support.paths import ROOT
 
 CONFIGS = ROOT / "configs"
 SHIPPED = sorted(
     ["body_unet.yaml", "body_unet_light.yaml", *(f"networks/{p.name}" for p in CONFIGS.glob("networks/*"))]
 )
-NARROW = {
-    "channels": [4, 8, 8, 16, 16],
-    "filters": [4, 8, 8, 16, 16, 16],
-    "init_filters": 8,
-    "feature_size": 12,
-    "blocks_down": [1, 1, 1, 1],
-}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -35,8 +28,7 @@ def test_every_shipped_config_is_accepted_and_equals_its_plain_network(name):
     config = from_mapping(load_mapping(CONFIGS / name))
     spec = config.model.network
     if spec:
-        spec = {key: NARROW.get(key, value) for key, value in spec.items()}
-        spec |= {"depths": [1, 1, 1, 1]} if "swin" in name else {}
+        spec = narrowed(spec)
     size = (64, 64, 64) if "swin" in name or "dynunet" in name else (32, 32, 32)
     light = config.model.use_light_model
     network = build_network(spec, n_classes=5, base_channels=4, light=light, target_size=size).eval()

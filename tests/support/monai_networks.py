@@ -59,6 +59,21 @@ SMALL: dict[str, Any] = {
 for _spec, _ in MONAI:
     SMALL.setdefault(_spec["_target_"], {key: value for key, value in _spec.items() if key != "img_size"})
 
+NARROW = {
+    "channels": [4, 8, 8, 16, 16],
+    "filters": [4, 8, 8, 16, 16, 16],
+    "init_filters": 8,
+    "feature_size": 12,
+    "blocks_down": [1, 1, 1, 1],
+}
+"""Arguments of a network that trains in a moment in place of those in a shipped configuration."""
+
+
+def narrowed(settings: dict[str, Any]) -> dict[str, Any]:
+    """The network of a shipped configuration with few channels and blocks."""
+    few = {key: NARROW.get(key, value) for key, value in settings.items()}
+    return few | ({"depths": [1, 1, 1, 1]} if settings["_target_"].endswith("SwinUNETR") else {})
+
 
 def plain(network: nn.Module) -> nn.Module:
     """The same network as plain MONAI, with the weights of ours, strictly by name, in evaluation mode."""
