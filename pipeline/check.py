@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,13 +18,15 @@ from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
-from pipeline.console.text import aligned, counted, gigabytes, printable, some_of
+from pipeline.console.tables import in_parts
+from pipeline.console.text import aligned, counted, fitted, gigabytes, printable, some_of, volume_unit
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
+from pipeline.training.first_training import FirstTraining, suggest_training
 from pipeline.training.network import network_of_settings
 from pipeline.training.start_from import plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Source, read_source, refuse_other_network
@@ -110,7 +113,7 @@ HEADINGS = {
 """What each kind of finding is called in the text."""
 
 
-_COUNTED = ("cases", "train", "val", "voxels", "median ml")
+_COUNTED = ("cases", "train", "val", "voxels")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ class Report:
     """Which classes a mirror from left to right exchanges; "" where the training has no such mirror."""
     start_from: tuple[str, ...] = ()
     """What a training takes over from another, a line each; empty where it starts from none."""
+    first_training: FirstTraining | None = None
+    """What could be trained first; None where that was not asked for, or errors refuse a training."""
 
     @property
     def exit_code(self) -> int:
@@ -139,6 +144,7 @@ def check(
     target: Config | Path | str,
     *,
     costs: bool | None = None,
+    suggest: bool = False,
     measure: bool = True,
     workers: int | None = None,
     trust: bool = False,
@@ -153,7 +159,8 @@ def check(
     Args:
         target: the settings of a training, or the path of a data set.
         costs: estimate what the training costs; None: of settings yes, of a path no.
-        measure: take one real training step, in a process of its own, for memory and time of the estimate.
+        suggest: where costs are not estimated, suggest what to train first, and estimate the costs of that.
+        measure: take real training steps, in a process of its own, for memory and time of the estimates.
         workers: cases opened at once; None: by cores and memory.
         trust: take network classes from any package in the step.
         progress: called after each step.
@@ -184,7 +191,10 @@ def check(
     sides = sides_under_a_mirror(config.data, names)
     mirrored = sides.in_words(names) if sides else ""
     if not costs:
-        return Report(findings, fingerprint, None, mirrored, start.lines)
+        first = None
+        if suggest and config.data.mode == "resize" and not errors(findings):
+            first = suggest_training(config, screened, measure=measure, progress=progress)
+        return Report(findings, fingerprint, None, mirrored, start.lines, first)
     estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
     return Report((*findings, *cost_findings), fingerprint, estimate, mirrored, start.lines)
 
@@ -271,19 +281,68 @@ def to_json(report: Report) -> str:
     return json.dumps(null_for_undefined(document), indent=1, ensure_ascii=False)
 
 
-def to_text(report: Report) -> str:
-    """Write the report as plain lines: errors, warnings, the data set in tables, the costs, the result.
+def to_text(report: Report, width: int | None = None) -> str:
+    """Write the report as plain lines: errors, warnings, the data set in tables, the costs, the result, what is next.
 
     Names in it come from files that anybody may have written: what could steer a terminal is replaced.
+
+    width: columns of the screen that lines must fit; None: any.
     """
     parts: list[Iterable[str]] = [_text_of_findings(report.findings)]
     if report.fingerprint is not None:
-        parts.append(_text_of_fingerprint(report.fingerprint, report.mirrored))
-        parts.append(_text_of_estimate(report.estimate))
+        parts.append(_text_of_fingerprint(report.fingerprint, report.mirrored, width))
+        if report.first_training is None:
+            parts.append(_text_of_estimate(report.estimate))
         if report.start_from:
             parts.append(report.start_from)
     parts.append([_result(report)])
-    return "\n\n".join("\n".join(printable(line) for line in lines) for lines in parts)
+    if next_steps := _text_of_next_steps(report):
+        parts.append(next_steps)
+    return fitted("\n\n".join("\n".join(printable(line) for line in lines) for lines in parts), width)
+
+
+_PLAN_INSTEAD = 1.5
+"""A size whose voxels are coarser by more than this loses detail that patches keep."""
+
+
+def _text_of_next_steps(report: Report) -> list[str]:
+    """What to type next, and what it will cost."""
+    first = report.first_training
+    if errors(report.findings):
+        return [
+            "NEXT",
+            "  repair        what is named above, each finding says how; then check again",
+            "  or leave out  bodyseg train … --skip_bad_cases trains without the cases that have errors",
+        ]
+    if first is None:
+        return []
+    target = first.target
+    roots = shlex.join(first.dataset_roots)
+    size = " ".join(map(str, target.size))
+    mm = " × ".join(f"{edge:.3g}" for edge in target.voxel_mm)
+    coarser = f"{target.times_coarser:.2g} times coarser than" if target.times_coarser > 1.05 else "no coarser than"
+    whole = [
+        f"  whole scans, in voxels of {mm} mm, {coarser} the scans' own:",
+        f"    bodyseg train --dataset_root {roots} --target_size {size} --exp_name first",
+    ]
+    if first.lost:
+        whole.insert(1, f"    too coarse for some classes: {first.lost}")
+    patches = [
+        "  patches, at the scans' own resolution or near it; writes plan.yaml for the time you have:",
+        f"    bodyseg plan {roots} --budget 1h",
+    ]
+    advised = patches if first.lost or target.times_coarser > _PLAN_INSTEAD else whole
+    lines = [
+        "NEXT: one of these; the first suits the data better",
+        *advised,
+        *(whole if advised is patches else patches),
+    ]
+    if first.has_other_settings:
+        lines.append("  Settings of the data that were given to this check belong to the command, too.")
+    lines += ["", "COST of training on whole scans at that size, on this machine"]
+    lines += list(_text_of_estimate(first.estimate, "estimated from other sizes"))[1:]
+    lines += [f"  missing       {finding.expected}, found {finding.found}" for finding in first.shortages]
+    return lines
 
 
 def _result(report: Report) -> str:
@@ -337,7 +396,7 @@ def _cause(finding: Finding) -> tuple[str, ...]:
     return tuple(left_out.sub("#", text) for text in (finding.expected, finding.found, finding.remedy))
 
 
-def _text_of_fingerprint(found: Fingerprint, mirrored: str) -> Iterator[str]:
+def _text_of_fingerprint(found: Fingerprint, mirrored: str, width: int | None) -> Iterator[str]:
     sizes = ", ".join(f"{name} {count}" for name, count in found.splits.items()) or "not divided"
     unlabelled = f"; {found.n_unlabelled} images without label were not opened" if found.n_unlabelled else ""
     cases = f"{counted(found.n_cases, 'case')} of {counted(found.n_subjects, 'subject')}"
@@ -359,19 +418,32 @@ def _text_of_fingerprint(found: Fingerprint, mirrored: str) -> Iterator[str]:
         yield f"  channel {channel.name}: {extremes}; medians of the cases' percentiles: {inner}"
     yield ""
     is_partial = any(c.n_annotated < found.classes[0].n_annotated for c in found.classes)
-    rows = [("value", "class", *(["annotated"] if is_partial else []), *_COUNTED)]
+    if is_partial:
+        yield "  annotated: cases whose label says where the class is; of these, cases: those in which it is present"
+    rows = _class_rows(found, is_partial)
+    lines = [f"  {line}" for line in aligned(rows, left=(1,))]
+    if width is not None and max(map(len, lines)) > width:
+        names_first = [(name, value, *rest) for value, name, *rest in rows]
+        lines = in_parts(names_first[0], names_first[1:], width).split("\n")
+    yield from lines
+
+
+def _class_rows(found: Fingerprint, is_partial: bool) -> list[tuple[str, ...]]:
+    """A heading and a row for each class."""
+    unit, per_ml = volume_unit(c.median_ml for c in found.classes[1:] if c.median_ml is not None)
+    rows: list[tuple[str, ...]] = [
+        ("value", "class", *(["annotated"] if is_partial else []), *_COUNTED, f"median {unit}")
+    ]
     for c in found.classes:
-        median_ml = "" if c.median_ml is None else f"{c.median_ml:.4g}"
+        median = "" if c.median_ml is None else f"{c.median_ml * per_ml:.4g}"
         annotated = [str(c.n_annotated)] if is_partial else []
         counts = (str(n) for n in (c.n_cases, c.n_train, c.n_val, c.n_voxels))
-        rows.append((str(c.value), c.name, *annotated, *counts, median_ml))
+        rows.append((str(c.value), c.name, *annotated, *counts, median))
     if found.ignored_values:
         values = some_of([str(value) for value in found.ignored_values], 3)
         blank = [""] * (4 if is_partial else 3)
         rows.append((values, "(left out of loss and scores)", *blank, str(found.n_ignored_voxels), ""))
-    if is_partial:
-        yield "  annotated: cases whose label says where the class is; of these, cases: those in which it is present"
-    yield from (f"  {line}" for line in aligned(rows, left=(1,)))
+    return rows
 
 
 def _counts(counts: dict[str, int]) -> str:
@@ -385,7 +457,7 @@ def _spread(spread: Spread | None, digits: int) -> str:
     return "; ".join(f"{name} {' × '.join(f'{value:.{digits}f}' for value in row)}" for name, row in rows)
 
 
-def _text_of_estimate(estimate: Estimate | None) -> Iterator[str]:
+def _text_of_estimate(estimate: Estimate | None, how: str = "measured") -> Iterator[str]:
     if estimate is None:
         yield "TRAINING: costs are not estimated; name the settings of a training for that (--config FILE, …)"
         return
@@ -396,7 +468,7 @@ def _text_of_estimate(estimate: Estimate | None) -> Iterator[str]:
     if trial is None:
         yield "  step          not measured"
         return
-    yield f"  step          {trial.step_s:.2f} s a batch, measured on {trial.device} in {trial.precision}"
+    yield f"  step          {trial.step_s:.2f} s a batch, {how} on {trial.device} in {trial.precision}"
     yield f"  memory        {gigabytes(estimate.peak_bytes)} at its peak, {gigabytes(estimate.memory_bytes)} there"
     counts = f"{estimate.steps_per_epoch} steps, no validation"
     if estimate.n_val:

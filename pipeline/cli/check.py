@@ -9,6 +9,7 @@ from pipeline.cli.arguments import TRUST, command_parser, warn
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig, without_effect
 from pipeline.console.progress import Bar
+from pipeline.console.terminal import screen_width
 from pipeline.console.text import some_of
 
 _COST_SETTINGS = ("target_size", "batch_size", "num_workers", "cache_dir", "cache_limit_gb")
@@ -17,13 +18,13 @@ _COST_SETTINGS = ("target_size", "batch_size", "num_workers", "cache_dir", "cach
 def run(arguments: list[str]) -> int:
     """Open every case of a data set once and say what is wrong with it, and what training on it will cost.
 
-    Costs are estimated for the settings of a training: those of --config, or flags that change them. Exit code 0:
-    nothing found; 1: warnings only; 2: errors.
+    Costs are estimated for the settings of a training: those of --config, or flags that change them; of a data set
+    alone for a first training that is suggested. Exit code 0: nothing found; 1: warnings only; 2: errors.
     """
     parser = command_parser("check", run, "bodyseg check [DATASET] [--config FILE] [SETTING ...]")
     parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
-    parser.add_argument("--no_measure", action="store_true", help="Estimate costs without a real training step.")
+    parser.add_argument("--no_measure", action="store_true", help="Estimate costs without real training steps.")
     parser.add_argument(
         "--write_labels",
         action="store_true",
@@ -48,11 +49,12 @@ def run(arguments: list[str]) -> int:
         report = check(
             settings,
             costs=describes_training,
+            suggest=True,
             measure=not flags["no_measure"],
             trust=flags["trust_config"],
             progress=bar.update,
         )
-    print(to_json(report) if flags["json"] else to_text(report))
+    print(to_json(report) if flags["json"] else to_text(report, screen_width()))
     return report.exit_code
 
 

@@ -62,11 +62,13 @@ def volume_unit(volumes_ml: Iterable[float]) -> tuple[str, float]:
 
 
 def gigabytes(n_bytes: float, digits: int = 2) -> str:
-    """Write a size in GB of 10**9 bytes.
+    """Write a size in GB of 10**9 bytes, a small one in MB.
 
-    >>> gigabytes(1_234_000_000)
-    '1.23 GB'
+    >>> gigabytes(1_234_000_000), gigabytes(1_234_000)
+    ('1.23 GB', '1.2 MB')
     """
+    if 0 < n_bytes < BYTES_PER_GB / 100:
+        return f"{n_bytes / 10**6:.1f} MB"
     return f"{n_bytes / BYTES_PER_GB:.{digits}f} GB"
 
 
@@ -129,7 +131,8 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> list
 def fitted(text: str, width: int | None) -> str:
     """Let lines that are wider than a screen go on in the next one, between two words and below their last column.
 
-    A word that is wider than the screen, as a path may be, stays whole; width None changes nothing.
+    A word that is wider than the screen, as a path may be, stays whole, and so does a line that is a command to copy;
+    width None changes nothing.
 
     >>> print(fitted("  split   train 8, val 1 by subject", 24))
       split   train 8, val 1
@@ -141,8 +144,8 @@ def fitted(text: str, width: int | None) -> str:
     for line in text.split("\n"):
         label = re.match(r" *(\S+( \S+)*  +)?", line)
         indent = label.end() if label and label.end() <= width // 2 else 0
-        inside = len(line) > width and line.strip()
-        lines += _wrapped(line, width, indent) if inside else [line]
+        stays = len(line) <= width or not line.strip() or line.lstrip().startswith("bodyseg ")
+        lines += [line] if stays else _wrapped(line, width, indent)
     return "\n".join(lines)
 
 

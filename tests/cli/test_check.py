@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import shlex
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
+from pipeline.check import check, to_text
 from pipeline.cli.main import main
+from pipeline.training import first_training
+from pipeline.training.step_times import StepTime
 from tests.support.volumes import Folder
 
 
@@ -19,7 +27,7 @@ def dataset(tmp_path: Path) -> str:
 
 
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
-    main(["check", *arguments, "--json"])
+    main(["check", *arguments, "--no_measure", "--json"])
     return json.loads(capsys.readouterr().out)
 
 
@@ -47,7 +55,7 @@ def test_a_data_set_behind_the_values_of_a_list_is_none_of_them(
     folder = Folder(tmp_path / "2024_scans")
     folder.write()
     for behind in ((), ("--batch_size", "1")):
-        found = report(capsys, *values, str(folder.root), *behind, "--no_measure")
+        found = report(capsys, *values, str(folder.root), *behind)
         assert found["fingerprint"]["n_cases"] == 4
 
 
@@ -57,9 +65,7 @@ def test_a_setting_that_contradicts_the_data_is_an_error(dataset: str, capsys: p
 
 
 def test_costs_are_estimated_for_settings_they_depend_on(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", dataset, "--training.seed", "7"]) == 0
-    assert "TRAINING: costs are not estimated" in capsys.readouterr().out
-    small = ["--target_size", "16", "24", "16", "--no_measure"]
+    small = ["--target_size", "16", "24", "16"]
     found = report(capsys, dataset, *small)
     # 4 cases of 16×24×16 voxels, 2 bytes for the image and 1 for the label each
     assert 4 * 16 * 24 * 16 * 3 <= found["estimate"]["cache_bytes"] < 2 * 4 * 16 * 24 * 16 * 3
@@ -77,8 +83,65 @@ def test_a_data_set_is_named_once(dataset: str, capsys: pytest.CaptureFixture[st
 
 
 def test_what_a_mirror_exchanges_is_said(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["check", dataset, "--data.flips", "0", "--data_aug"])
+    main(["check", dataset, "--data.flips", "0", "--data_aug", "--no_measure"])
     assert "mirrored      from left to right: 1 pair of classes is exchanged (kidney_left with kidney_right)" in (
         capsys.readouterr().out
     )
     assert report(capsys, dataset, "--data.flips", "1", "--data_aug")["mirrored"] == ""
+
+
+def commands(text: str) -> list[list[str]]:
+    """The commands that the end of a check says to type, as a shell reads them."""
+    lines = text.partition("\nNEXT")[2].splitlines()
+    return [shlex.split(line) for line in lines if line.strip().startswith("bodyseg ")]
+
+
+@pytest.mark.parametrize("width", [60, 80, None])
+def test_the_end_says_what_to_type_and_what_is_typed_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], width: int | None
+) -> None:
+    (tmp_path / "my scans of 2024").mkdir()
+    folder = Folder(tmp_path / "my scans of 2024")
+    folder.write()
+    report = check(folder.root / "cases.json", suggest=True, measure=False, workers=1)
+    text = to_text(report, width)
+    assert max(len(line) for line in text.splitlines() if str(tmp_path) not in line) <= (width or 1000)
+    training, plan = commands(text)
+    assert main([*training[1:], "--print_config"]) == 0
+    data = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert data["dataset_root"] == str(folder.root / "cases.json")
+    assert tuple(data["target_size"]) == report.first_training.target.size == (16, 16, 16)  # of 16×14×12 voxels
+    assert plan[:3] == ["bodyseg", "plan", str(folder.root / "cases.json")]
+
+
+def test_the_cost_of_what_is_suggested_is_measured_here(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of 2 × 16³ voxels, where a voxel is said to take 1 ms and 10 kB beside 1 s and 1 GB."""
+    sizes = [(patch, math.prod(patch)) for patch, _ in first_training.PROBES]
+    measured = [StepTime(patch, 1, (1 + 1e-3 * n, 0.1), None, 10**9 + 10**4 * n) for patch, n in sizes]
+    monkeypatch.setattr(first_training, "measure_steps", lambda request: measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    text = to_text(check(dataset, suggest=True, workers=1))
+    cost = text.partition("COST of training on whole scans")[2]
+    assert "step          9.19 s a batch, estimated from other sizes on the CPU" in cost
+    assert "memory        1.08 GB at its peak" in cost
+
+
+def test_errors_are_repaired_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Folder(tmp_path)
+    folder.image().unlink()
+    folder.write()
+    assert main(["check", str(folder.root / "cases.json")]) == 2
+    last = capsys.readouterr().out.partition("\nNEXT")[2]
+    assert "--skip_bad_cases" in last
+    assert "--target_size" not in last
+
+
+def test_detail_that_whole_scans_lose_is_kept_by_patches_which_are_named_first(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    report = check(folder.write(), suggest=True, measure=False, workers=1)
+    assert [words[1] for words in commands(to_text(report))] == ["train", "plan"]
+    target = dataclasses.replace(report.first_training.target, times_coarser=3.0)
+    first = dataclasses.replace(report.first_training, target=target)
+    text = to_text(dataclasses.replace(report, first_training=first))
+    assert [words[1] for words in commands(text)] == ["plan", "train"]
+    assert "3 times coarser than the scans' own" in text

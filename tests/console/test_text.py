@@ -61,6 +61,7 @@ def test_the_rest_of_a_list_can_be_named():
 def test_a_gigabyte_is_a_thousand_million_bytes():
     assert gigabytes(1e9) == "1.00 GB"
     assert gigabytes(2**30, 3) == "1.074 GB"
+    assert (gigabytes(10**7), gigabytes(43_008), gigabytes(0)) == ("0.01 GB", "0.0 MB", "0.00 GB")
 
 
 def test_a_number_that_is_not_there_leaves_its_cell_empty():
@@ -93,6 +94,8 @@ def test_lines_go_on_between_words_below_their_last_column():
 def test_a_path_stays_whole_and_short_lines_stay_as_they_are():
     path = "/data/" + "folder-with-hyphens/" * 5
     assert path in fitted(f"written to {path}; next: train", 40)
+    command = "    bodyseg train --dataset_root data --target_size 32 24 56 --exp_name first"
+    assert fitted(command, 40) == command
     table = "a    b\n\n  1    2"
     assert fitted(table, 40) == table
 

@@ -131,4 +131,4 @@ def listed(**changes: object) -> list[str]:
     cases = [{"case": n, "image": f"data/imagesTr/{n}_0000.nii.gz", "label": f"data/labelsTr/{n}.nii.gz"} for n in "ab"]
     cases[1] |= changes
     write_json(Path("cases.json"), {"cases": cases, "labels": CLASSES})
-    return ["check", "cases.json"]
+    return ["check", "cases.json", "--no_measure"]

@@ -1,0 +1,99 @@
+"""What a first training on a data set could be: a target size for its whole scans, and what that costs here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from pipeline.checks.findings import Finding
+from pipeline.checks.screening import Screened, assess
+from pipeline.compute.devices import choose_devices
+from pipeline.config.settings import Config, DataConfig
+from pipeline.console.progress import Progress, one_step
+from pipeline.planning.network_shape import Triple
+from pipeline.planning.target_size import TargetSuggestion, suggest_target_size
+from pipeline.training.cost import Estimate, Trial, estimate_training
+from pipeline.training.step_times import StepRequest, StepTime, measure_steps
+
+PROBES: tuple[tuple[Triple, int], ...] = (((32, 32, 32), 1), ((48, 48, 48), 1))
+"""Patches and batches that are measured; what a step of more voxels takes follows from them in seconds."""
+
+
+@dataclass(frozen=True)
+class FirstTraining:
+    """A training of the default network on whole scans at a suggested size."""
+
+    target: TargetSuggestion
+    lost: str
+    """Which classes are likely to vanish at that size, in words; "" for none."""
+    estimate: Estimate
+    shortages: tuple[Finding, ...]
+    """What this machine lacks for it."""
+    dataset_roots: tuple[str, ...]
+    has_other_settings: bool
+    """Whether settings of the data were given beside them, which the training needs, too."""
+
+
+def suggest_training(
+    config: Config, screened: Screened, *, measure: bool = True, progress: Progress | None = None
+) -> FirstTraining | None:
+    """Suggest a first training; None where no image could be read.
+
+    Args:
+        config: the settings, of which the target size is replaced.
+        screened: the data set and what was found in it.
+        measure: take training steps on small patches, in a process of its own, for time and memory.
+        progress: called before and after these steps.
+    """
+    roots = config.data.dataset_roots
+    has_other_settings = config.data != DataConfig(config.data.dataset_root)
+    images = [case.images[0] for case in screened.cases if case.images]
+    if not images:
+        return None
+    target = suggest_target_size([image.world_size for image in images], [image.world_spacing_mm for image in images])
+    config = replace(config, data=replace(config.data, target_size=target.size))
+    trial = _trial(config, screened, progress) if measure else None
+    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial)
+    found = assess(config, screened.dataset, screened.cases).findings
+    lost = next((finding.found for finding in found if finding.kind == "class_lost"), "")
+    return FirstTraining(target, lost, estimate, shortages, roots, has_other_settings)
+
+
+def _trial(config: Config, screened: Screened, progress: Progress | None) -> Trial | None:
+    training = config.training
+    request = StepRequest(
+        network={},
+        in_channels=len(screened.dataset.channel_names),
+        n_classes=len(screened.dataset.classes.names),
+        base_channels=config.model.base_channels,
+        precision=training.precision,
+        n_gpus=training.n_gpus,
+        steps=PROBES,
+    )
+    with one_step(progress, "measuring training steps"):
+        measured = measure_steps(request)
+    if len(measured) < len(PROBES):  # memory has ended, even for these
+        return None
+    devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
+    name = "the GPU" if devices.accelerator == "gpu" else "the CPU"
+    return trial_of(measured, config.data.target_size, config.data.batch_size, name, devices.precision)
+
+
+def trial_of(measured: Sequence[StepTime], size: Triple, batch: int, device: str, precision: str) -> Trial:
+    """What a step of one process takes at a size and batch, from two of fewer voxels, on the line through both."""
+    small, large = measured
+    small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in measured)
+    voxels = math.prod(size)
+
+    def at(n_voxels: int, at_small: float, at_large: float) -> float:
+        slope = max(0.0, (at_large - at_small) / (large_voxels - small_voxels))
+        return max(at_small * min(1.0, n_voxels / small_voxels), at_small + slope * (n_voxels - small_voxels))
+
+    return Trial(
+        step_s=at(batch * voxels, small.all_threads[0], large.all_threads[0]),
+        validation_s=at(voxels, small.all_threads[1], large.all_threads[1]),
+        peak_bytes=int(at(batch * voxels, small.peak_bytes, large.peak_bytes)),
+        device=device,
+        precision=precision,
+    )
