@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -274,10 +273,7 @@ def _refuse_cases_scored_twice(folds: Folds) -> None:
 
 def _refuse_changed_settings(study: StudyFolder, record: StudyRecord, config: Config) -> None:
     """Raise ConfigError with every setting that would make the next fold unlike those before."""
-    changed = [
-        f"{name} {json.dumps(before)}, now {json.dumps(value)}"
-        for name, before, value, _ in changed_settings(record.settings, as_mapping(config), MAY_CHANGE)
-    ]
+    changed = [setting.in_words for setting in changed_settings(record.settings, as_mapping(config), MAY_CHANGE)]
     if changed:
         raise ConfigError(
             f"{study.path} was begun with other settings: {'; '.join(changed)}; give the old values to go on with it, "

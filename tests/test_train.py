@@ -274,7 +274,7 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_one_never_interrupted(conf
     assert 3 <= len(history(folder)["epoch"]) < 8
     with pytest.raises(FileError, match="--resume"):
         train(killed)
-    with pytest.raises(ConfigError, match=r"training.seed is 7, but the run in .* was started with 42"):
+    with pytest.raises(ConfigError, match=r"begun with other settings: training.seed 42, now 7; a resumed run"):
         train(replace(killed, training=replace(killed.training, seed=7)), resume=True)
     resumed = train(killed, resume=True)
     assert history(resumed) == history(whole)

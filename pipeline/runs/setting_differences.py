@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -61,6 +62,12 @@ class ChangedSetting(NamedTuple):
     now: Any
     was_there: bool
     """Whether the version of then had it; else `before` is its default."""
+
+    @property
+    def in_words(self) -> str:
+        """As "training.lr 0.1, now 0.2"."""
+        of_then = "" if self.was_there else " (the version of then had no such setting)"
+        return f"{self.name} {json.dumps(self.before)}{of_then}, now {json.dumps(self.now)}"
 
 
 def flat_settings(settings: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

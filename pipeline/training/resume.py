@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,33 +46,24 @@ MAY_CHANGE_ON_RESUME = frozenset(
 """Settings that do not change what the run is; the others are refused by name when a run is resumed."""
 
 
-IN_THE_NAME = (
-    "data.batch_size",
-    "training.lr",
-    "model.base_channels",
-    "loss.use_class_weights",
-    "loss.weight_alpha",
-    "data.data_aug",
-    "model.use_light_model",
-)
-"""Settings that the name of a run folder is made of, beside experiment.name."""
-
-
 def refuse_interrupted_neighbours(folder: RunFolder, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ConfigError where the run to resume is not in `folder`, but interrupted under other settings beside it.
 
-    A changed batch size or learning rate changes the folder's name, and the training would begin from nothing. Runs
-    that another process is training now are no reason to refuse.
+    A changed batch size or learning rate changes the folder's name, and the training would begin from nothing. A run that
+    failed counts, where it can be resumed. Runs
+    that another process is training now, and those that stopped early, are no reason to refuse.
     """
     found = []
     for path in sorted(folder.path.parent.glob(f"{glob.escape(settings['experiment']['name'])}_bs*")):
         other = RunFolder.at(path)
         with contextlib.suppress(FileError, OSError):  # damaged runs are not asked for
-            if other.name == folder.name or other.state != "interrupted" or is_locked(other.lock):
+            if other.name == folder.name or other.state not in ("interrupted", "failed"):
+                continue
+            if other.has_ended or is_locked(other.lock) or not other.resume_checkpoint.exists():
                 continue
             before = other.read_config()
-            if before["experiment"].get("name") == settings["experiment"]["name"] and len(other.read_log()):
-                found.append(f"{other.name} ({_changes(before, settings)})")
+            if before["experiment"].get("name") == settings["experiment"]["name"]:
+                found.append(f"{other.name} ({'; '.join(_changes(before, settings))})")
     if found:
         raise ConfigError(
             f"--resume: there is no run in {folder.path}, but interrupted ones beside it: {some_of(found, 3)}; "
@@ -81,38 +71,35 @@ def refuse_interrupted_neighbours(folder: RunFolder, settings: Mapping[str, Mapp
         )
 
 
-def _changes(before: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Mapping[str, Any]]) -> str:
-    changes = []
-    for name in IN_THE_NAME:
-        group, key = name.split(".")
-        old, now = before[group].get(key), settings[group][key]
-        if old != now:
-            changes.append(f"{name} {json.dumps(old)}, now {json.dumps(now)}")
-    return "; ".join(changes)
-
-
 def refuse_changed_settings(
     folder: RunFolder, settings: Mapping[str, Mapping[str, Any]], *, may_move_data: bool = False
 ) -> None:
-    """Raise ConfigError where the settings of this start would make another run of the one in `folder`.
+    """Raise ConfigError with all settings of this start that would make another run of the one in `folder`.
 
     Args:
         folder: the run's.
         settings: as `config.files.as_mapping` gives them.
         may_move_data: accept another data.dataset_root; the cases are compared by content, see `refuse_changed_cases`.
     """
-    for name, old, value, was_there in changed_settings(folder.read_config(), settings, MAY_CHANGE_ON_RESUME):
-        if value is None and name in {"model.n_classes", "training.n_gpus"}:
-            continue  # left to the data and the machine, then as now
-        if may_move_data and name == "data.dataset_root":
-            continue
-        if value == "auto" and name in {"data.window", "data.mean_std"}:
-            continue  # the run has found its numbers, see `keep_window`
-        of_then = "" if was_there else " (the version of then had no such setting)"
+    if changes := _changes(folder.read_config(), settings, may_move_data=may_move_data):
         raise ConfigError(
-            f"{name} is {value!r}, but the run in {folder.path} was started with {old!r}{of_then}; "
-            "a resumed run keeps it: give the old value, or start another run"
+            f"{folder.path} was begun with other settings: {'; '.join(changes)}; a resumed run keeps them: give the "
+            "old values, or start another run with another --exp_name"
         )
+
+
+def _changes(
+    before: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Mapping[str, Any]], *, may_move_data: bool = False
+) -> list[str]:
+    """What no longer is as when a run was begun, in words; before: its training_config.json."""
+    changes = []
+    for changed in changed_settings(before, settings, MAY_CHANGE_ON_RESUME):
+        is_left_open = changed.now is None and changed.name in {"model.n_classes", "training.n_gpus"}
+        is_found = changed.now == "auto" and changed.name in {"data.window", "data.mean_std"}  # see `keep_window`
+        is_moved = may_move_data and changed.name == "data.dataset_root"
+        if not (is_left_open or is_found or is_moved):
+            changes.append(changed.in_words)
+    return changes
 
 
 def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mapping[str, str]) -> None:

@@ -16,13 +16,20 @@ import pytest
 import torch
 
 from networks.deep_supervision import CoarseHeads
+from pipeline.config.files import as_mapping
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train as run_training
 from pipeline.training.checkpoint import write_tensors
-from pipeline.training.resume import read_resume, refuse_changed_data, restore, resume_state
+from pipeline.training.resume import (
+    read_resume,
+    refuse_changed_data,
+    refuse_interrupted_neighbours,
+    restore,
+    resume_state,
+)
 from tests.support import tiny_module
 from tests.support.tiny_module import loader, module
 from tests.support.tiny_training import (
@@ -148,13 +155,13 @@ def test_what_may_change_on_resuming_is_applied_also_in_a_moved_log_folder(work,
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"model.network._target_": "monai.networks.nets.BasicUNet"}, r"model\.network is"),
-        ({"data.class_names": "background a"}, r"data\.class_names is \['background', 'a'\]"),
-        ({"target_size": "16 16 32"}, r"data\.target_size is \[16, 16, 32\].*was started with \[16, 16, 24\]"),
-        ({"seed": "7"}, r"training\.seed is 7, but the run in .* was started with 42"),
-        ({"data.fold": "1"}, r"data\.fold is 1"),
-        ({"weight_decay": "0.1"}, r"training\.weight_decay is 0\.1"),
-        ({"training.optimizer": "sgd"}, r"training\.optimizer is 'sgd', .* was started with 'adamw'"),
+        ({"model.network._target_": "monai.networks.nets.BasicUNet"}, r"model\.network null, now \{"),
+        ({"data.class_names": "background a"}, r'data\.class_names .*, now \["background", "a"\]'),
+        ({"target_size": "16 16 32"}, r"data\.target_size \[16, 16, 24\], now \[16, 16, 32\]"),
+        ({"seed": "7"}, r"begun with other settings: training\.seed 42, now 7; a resumed run keeps them"),
+        ({"data.fold": "1"}, r"data\.fold 0, now 1"),
+        ({"weight_decay": "0.1", "seed": "7"}, r"training\.weight_decay 0\.0, now 0\.1; training\.seed 42, now 7"),
+        ({"training.optimizer": "sgd"}, r'training\.optimizer "adamw", now "sgd"'),
     ],
 )
 def test_what_may_not_change_on_resuming_is_refused_by_name(work, interrupted, tmp_path, settings, words):
@@ -184,13 +191,13 @@ NEW_SETTINGS = {
     [
         (
             {"data.mode": "patch", "data.spacing_mm": "24 24 24"},
-            r"data\.mode is 'patch', .* started with 'resize' \(the v",
+            r'data\.mode "resize" \(the version of then had no such setting\), now "patch"; data\.spacing_mm',
         ),
         (
             {"training.validate_every": "2"},
-            r"training\.validate_every is 2, but .* started with 1 \(the version of then",
+            r"training\.validate_every 1 \(the version of then had no such setting\), now 2",
         ),
-        ({"data.split_shares": "60 30 10"}, r"data\.split_shares is \[60.*started with \[80\.0, 10\.0, 10\.0\]"),
+        ({"data.split_shares": "60 30 10"}, r"data\.split_shares \[80\.0, 10\.0, 10\.0\] \(the .*, now \[60"),
         ({}, None),
     ],
 )
@@ -281,11 +288,19 @@ def test_a_case_that_is_gone_is_named_when_the_division_is_no_longer_the_runs(wo
 )
 def test_resuming_under_another_name_is_refused_and_names_what_differs(work, interrupted, tmp_path):
     place = moved(interrupted, tmp_path)
-    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, batch_size="2", lr="0.001")
-    words = rf"no run in {run}, but .*{interrupted.name} \(data.batch_size 1, now 2; training.lr 0.003, now 0.001\)"
+    config, run = settings_of(work, "pause", max_epochs=EPOCHS, **place, batch_size="2", lr="0.001", seed="7")
+    changes = "data.batch_size 1, now 2; training.lr 0.003, now 0.001; training.seed 42, now 7"
+    words = rf"no run in {run}, but .*{interrupted.name} \({changes}\)"
     with pytest.raises(ConfigError, match=words):
         run_training(config, resume=True)
     assert not run.exists()
+    ending = tmp_path / interrupted.name / "training_summary.json"
+    stopped = strict_json(ending)
+    ending.write_text(json.dumps(stopped | {"status": "failed", "reason": "out of memory"}))
+    with pytest.raises(ConfigError, match=words):  # it can be resumed as well
+        run_training(config, resume=True)
+    ending.write_text(json.dumps(stopped | {"stopped_early": True}))
+    refuse_interrupted_neighbours(RunFolder.at(run), as_mapping(config))  # nothing is left to resume: this may begin
     other, begun = settings_of(work, "another", max_epochs="1", **place)
     run_training(other, resume=True)  # a job that repeats its command line begins, whatever lies beside it
     assert summary(begun)["status"] == "completed"
