@@ -49,9 +49,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
 def refuse_interrupted_neighbours(folder: RunFolder, settings: Mapping[str, Mapping[str, Any]]) -> None:
     """Raise ConfigError where the run to resume is not in `folder`, but interrupted under other settings beside it.
 
-    A changed batch size or learning rate changes the folder's name, and the training would begin from nothing. A run that
-    failed counts, where it can be resumed. Runs
-    that another process is training now, and those that stopped early, are no reason to refuse.
+    A changed batch size or learning rate changes the folder's name, and the training would begin from nothing. A run
+    that failed counts where it can be resumed; one that stopped early, or is trained now, does not.
     """
     found = []
     for path in sorted(folder.path.parent.glob(f"{glob.escape(settings['experiment']['name'])}_bs*")):
