@@ -46,6 +46,8 @@ _DAMAGE = (
 )  # fmt: skip
 _NO_IMAGES = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC", "DICOMDIR"}
 """Modalities of objects that hold no picture of a patient."""
+_COLOURS = ("PALETTE", "RGB", "YBR", "HSV", "ARGB", "CMYK")
+"""Beginnings of the values of PhotometricInterpretation that make colours of a sample."""
 _REQUIRED = ("Rows", "Columns", "PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient")
 _MAX_SLICE_PIXELS = 2**26  # 8192 × 8192; what a header claims beyond, the decoder would allocate first
 _META_START = 144  # preamble, "DICM", and the element with the length of the file meta information (DICOM PS3.10, 7.1)
@@ -238,6 +240,9 @@ def _check_single_grey_slice(header: pydicom.Dataset, path: Path) -> None:
         raise _many_frames(path, n_frames)
     if n_samples > 1:
         found = f"a colour picture ({n_samples} samples a pixel), such as a screenshot"
+        raise VolumeError("not_grey_scale", path, expected, found, "remove it, or export the grey-scale series")
+    if (meaning := str(header.get("PhotometricInterpretation"))).startswith(_COLOURS):
+        found = f"a picture whose stored values are colours (PhotometricInterpretation {meaning:.40})"
         raise VolumeError("not_grey_scale", path, expected, found, "remove it, or export the grey-scale series")
     missing = [keyword for keyword in _REQUIRED if header.get(keyword) in (None, "")]
     if missing:

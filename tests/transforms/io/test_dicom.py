@@ -196,6 +196,13 @@ def test_white_as_the_lowest_of_signed_values_changes_no_value_or_is_refused(tmp
     refused(tmp_path / "twelve", "slice2", "cannot be decoded")
 
 
+@pytest.mark.parametrize("meaning", ["PALETTE COLOR", "RGB"])
+def test_stored_values_that_stand_for_colours_are_refused(tmp_path, meaning):
+    """GDCM looks them up: three values a pixel, where the header says one."""
+    write_series(tmp_path / "series", change=_set(PhotometricInterpretation=meaning))
+    refused(tmp_path / "series", "one grey-scale slice a file", f"colours (PhotometricInterpretation {meaning})")
+
+
 def test_a_folder_of_another_modality_says_which(tmp_path):
     write_series(tmp_path / "pet", n=3, change=lambda header, k: setattr(header, "Modality", "PT"))
     refused(tmp_path / "pet", "found none, but 3 of modality PT", "CT or MR series")
