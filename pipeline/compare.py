@@ -203,7 +203,8 @@ def to_text(comparison: Comparison, width: int | None = None, *, all_settings: b
     width = width or screen_width()
     is_shown = {key: all_settings or not key.startswith(SELDOM_COMPARED) for key in comparison.settings}
     settings = [key for key, shown in is_shown.items() if shown]
-    headings = COLUMNS | {key: SCORES[key] for key in comparison.scores}
+    beside_miou = {"run": "run", "best_val_mIoU": COLUMNS["best_val_mIoU"]}
+    headings = beside_miou | {key: SCORES[key] for key in comparison.scores} | COLUMNS
     parts = [_table({**headings, **{key: key for key in settings}}, comparison.rows, None)]
     if width is not None and max(map(len, parts[0].split("\n"))) > width:
         parts = _narrow_tables(comparison, headings, settings, width)

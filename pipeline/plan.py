@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import PAGE_WIDTH, wrapped
 from pipeline.console.terminal import screen_width
-from pipeline.console.text import BYTES_PER_GB, gigabytes, printable
+from pipeline.console.text import BYTES_PER_GB, fitted, gigabytes, printable
 from pipeline.files.atomic import write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
 from pipeline.planning.machine import BETWEEN_STEPS_S, Cost, Machine
@@ -223,16 +224,17 @@ def to_text(report: PlanReport, budget_s: float) -> str:
     for name, because in report.plan.because.items():
         group, key = name.split(".")
         rows.append((name, json.dumps(report.plan.settings[group][key], ensure_ascii=False), because))
-    return "\n".join(
-        [
-            wrapped(("setting", "value", "because"), rows, screen_width() or PAGE_WIDTH),
-            "",
-            f"expected: {_minutes(report.plan.preparing_s)} of preparing cases that are not in the cache and "
-            f"{_minutes(report.plan.expected_s)} of training in a budget of {_minutes(budget_s)}, "
-            f"{gigabytes(report.plan.expected_bytes, 1)} of memory; planning took {report.seconds:.0f} s",
-            f"written to {printable(str(report.path))}; next: bodyseg train --config {printable(str(report.path))}",
-        ]
-    )
+    width = screen_width()
+    path = printable(str(report.path))
+    lines = [
+        f"expected: {_minutes(report.plan.preparing_s)} of preparing cases that are not in the cache and "
+        f"{_minutes(report.plan.expected_s)} of training in a budget of {_minutes(budget_s)}, "
+        f"{gigabytes(report.plan.expected_bytes, 1)} of memory; planning took {report.seconds:.0f} s",
+        f"written to {path}; next:",
+        f"  bodyseg train --config {printable(shlex.quote(str(report.path)))}",
+    ]
+    table = wrapped(("setting", "value", "because"), rows, width or PAGE_WIDTH)
+    return "\n".join([table, "", fitted("\n".join(lines), width)])
 
 
 def to_json(report: PlanReport) -> str:

@@ -8,7 +8,7 @@ import math
 import time
 from pathlib import Path
 
-from pipeline.cli.arguments import command_parser
+from pipeline.cli.arguments import command_parser, show
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import ConfigError
 from pipeline.console.text import BYTES_PER_GB, gigabytes
@@ -41,9 +41,9 @@ def run(arguments: list[str]) -> int:
         print(json.dumps(dataclasses.asdict(found), default=str))
         return 0
     size, free = gigabytes(found.n_bytes), gigabytes(found.free_bytes, 1)
-    print(f"{found.folder}: {found.n_entries} cases, {size}; {free} free on its disk")
+    show(f"{found.folder}: {found.n_entries} cases, {size}; {free} free on its disk")
     for chain in found.chains:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(chain.last_used))
         size = gigabytes(chain.n_bytes)
-        print(f"  {chain.chain}  {chain.n_entries} cases  {size}  last used {used}  {chain.parameters}")
+        show(f"  {chain.chain}  {chain.n_entries} cases  {size}  last used {used}  {chain.parameters}")
     return 0

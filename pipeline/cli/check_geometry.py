@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.cli.arguments import command_parser, with_value
+from pipeline.cli.arguments import command_parser, show, with_value
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.console.progress import Bar
 
@@ -33,5 +33,8 @@ def run(arguments: list[str]) -> int:
         report = check_geometry(
             given.target, target_size=given.target_size, keep_aspect=given.keep_aspect, progress=bar.update
         )
-    print(to_json(report) if given.json else to_text(report))
+    if given.json:
+        print(to_json(report))
+    else:
+        show(to_text(report))
     return report.exit_code
