@@ -21,8 +21,10 @@ def run(arguments: list[str]) -> int:
     Costs are estimated for the settings of a training: those of --config, or flags that change them; of a data set
     alone for a first training that is suggested. Exit code 0: nothing found; 1: warnings only; 2: errors.
     """
-    parser = command_parser("check", run, "bodyseg check [DATASET] [--config FILE] [SETTING ...]")
-    parser.add_argument("dataset", nargs="?", type=str, metavar="DATASET", help="Folder or list file of a data set.")
+    parser = command_parser("check", run, "bodyseg check [DATASET ...] [--config FILE] [SETTING ...]")
+    parser.add_argument(
+        "dataset", nargs="*", type=str, metavar="DATASET", help="Folder or list file of a data set, or of several."
+    )
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without real training steps.")
     parser.add_argument(

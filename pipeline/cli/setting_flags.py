@@ -88,7 +88,8 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
 def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = False) -> tuple[Config, dict[str, Any]]:
     """Read flags (and the files named by `--config`, under the flags) into a Config.
 
-    A parser may have an argument "dataset" without dashes, anywhere among the flags: it is data.dataset_root.
+    A parser may have an argument "dataset" of any number of words without dashes, anywhere among the flags: they are
+    data.dataset_root.
 
     Args:
         parser: made with `exit_on_error=False`, `add_settings` and a `--config` that may be given several times.
@@ -114,9 +115,10 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         except ArgumentError as error:
             raise ConfigError(explain(str(error), parser)) from None
         groups = {name: parsed.pop(name) for name in GROUPS}
-        if parsed.get("dataset") is not None:
+        if parsed.get("dataset"):
             if any(argument.split("=")[0] in ("--dataset_root", "--data.dataset_root") for argument in arguments):
-                raise ConfigError(f"{parsed['dataset']} and --dataset_root both name a data set; leave one out")
+                found = " ".join(parsed["dataset"])
+                raise ConfigError(f"{found} and --dataset_root both name a data set; leave one out")
             groups["data"]["dataset_root"] = parsed["dataset"]
         others.update(parsed)
         return groups

@@ -47,21 +47,30 @@ def list_data_sets(roots: str | Path | Sequence[str | Path], layout: str | Seque
     twice = [str(root) for n, root in enumerate(roots) if places[n] in places[:n]]
     if twice:
         raise DatasetError("dataset", twice[0], "every data set once", "it twice", "leave one of them out")
+    fold = options.get("fold")
+    if fold and not options.get("n_folds") and not list_own_folds(roots, layouts):
+        remedy = "have their cases divided into folds with --data.folds 5, or leave data.fold out"
+        raise DatasetError("dataset", roots[0], f"folds in all data sets, since data.fold is {fold}", "none", remedy)
     return join([list_cases(root, of_set, **options) for root, of_set in zip(roots, layouts, strict=True)])
 
 
 def list_own_folds(
     roots: str | Path | Sequence[str | Path], layout: str | Sequence[str], *, split_file: str = ""
 ) -> tuple[int, ...]:
-    """Return the numbers of the folds that the data sets bring; none where they bring none, or not the same.
+    """Return the numbers of the folds that the data sets bring; none where none of them brings any.
 
     Raises:
-        DatasetError: see `list_folds`.
+        DatasetError: folds that not all of several data sets bring, or others in each; see `list_folds`, too.
     """
-    numbers = {
-        list_folds(root, of_set, split_file=split_file) for root, of_set in zip(*_each(roots, layout), strict=True)
-    }
-    return numbers.pop() if len(numbers) == 1 else ()
+    roots, layouts = _each(roots, layout)
+    found = {root: list_folds(root, of_set, split_file=split_file) for root, of_set in zip(roots, layouts, strict=True)}
+    if len(set(found.values())) > 1:
+        shown = [f"{root}: {', '.join(map(str, numbers)) or 'none'}" for root, numbers in found.items()]
+        raise DatasetError(
+            "dataset", roots[0], "folds of their own, of the same numbers, in all data sets or in none",
+            some_of(shown, 4), "give them to the others, too, or take them away (splits_final.json, a column of folds)",
+        )  # fmt: skip
+    return next(iter(found.values()))
 
 
 def _each(

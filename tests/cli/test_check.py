@@ -59,6 +59,18 @@ def test_a_data_set_behind_the_values_of_a_list_is_none_of_them(
         assert found["fingerprint"]["n_cases"] == 4
 
 
+def test_several_data_sets_are_checked_together(
+    dataset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = Folder(tmp_path / "other")
+    other.write()
+    places = [dataset, str(other.root)]
+    found = report(capsys, "--no_measure", *places)["fingerprint"]
+    assert found == report(capsys, "--no_measure", "--dataset_root", *places)["fingerprint"]
+    assert [line.partition(": ")[2][:7] for line in found["data_sets"]] == ["4 cases"] * 2
+
+
 def test_a_setting_that_contradicts_the_data_is_an_error(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", dataset, "--model.n_classes", "71", "--no_measure"]) == 2
     assert "71 classes with the background (model.n_classes)" in capsys.readouterr().out

@@ -77,7 +77,11 @@ def test_a_division_of_their_own_is_kept_beside_one_that_is_to_be_made(tmp_path)
     assert both.folds.splits[0].val == ("c", "two_b")
     assert both.split.source.startswith("one: fold 1 of ")
     assert list_own_folds([one, two], "auto") == (0, 1)
-    assert list_own_folds([one, three], ["nnunet", "pairs"]) == ()
+    with pytest.raises(DatasetError, match=r"in all data sets or in none, found .*one: 0, 1, .*three: none; give them"):
+        list_own_folds([one, three], ["nnunet", "pairs"])
+    with pytest.raises(DatasetError, match="in all data sets or in none"):
+        list_data_sets([one, three], "auto", fold=1)
+    assert list_own_folds([three], "pairs") == ()
     write_json(three / "dataset.json", {"channel_names": ["CT"]})
     mixed = list_data_sets([one, three], "auto")
     assert (mixed.split, mixed.folds, mixed.own_split.val) == (None, None, ("c",))
@@ -118,3 +122,7 @@ def test_what_cannot_be_joined_is_refused_by_name(tmp_path):
     refused([one, two], "one for each data set", "3 for 2", layout=["auto"] * 3)
     refused([one, one], "every data set once")
     refused([one, tmp_path / "missing"], "no such file or folder")
+    with pytest.raises(
+        DatasetError, match=r"since data\.fold is 1, found none; have their cases divided into folds with"
+    ):
+        list_data_sets([one, two], "auto", fold=1)
