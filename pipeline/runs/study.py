@@ -9,6 +9,7 @@ metrics.json, .csv         their scores
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ FORMAT = 2
 """Of study.json. In format 1 the run folders were called fold_0, fold_1, …"""
 
 _PARTS = ("train", "val", "test")
+_SHARED = ("window", "mean_std")
 
 
 @dataclass(frozen=True)
@@ -76,20 +78,29 @@ class StudyRecord:
             }
             settings = {str(group): dict(values) for group, values in document["settings"].items()}
             source, digest = str(division["source"]), str(division["hash"])
-            shared, created = dict(document["shared"]), str(document["created"])
+            shared, created = _checked_shared(document["shared"]), str(document["created"])
             notes = tuple(map(str, document.get("notes", ())))
             if document["format"] not in (1, FORMAT) or not folds:
                 raise ValueError(f"format {document['format']!r:.20} with {len(folds)} folds")
             run_names = {}
             if document["format"] == FORMAT:
                 run_names = {number: str(document["runs"][str(number)]) for number in folds}
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise FileError(
                 f"{path}: expected the record of a cross-validation, found another document ({reason}); restore the "
                 "file from a copy, or begin another study with another --exp_name"
             ) from error
         return cls(settings, source, digest, folds, shared, notes, created, run_names)
+
+
+def _checked_shared(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that all folds share. Raises ValueError, TypeError or OverflowError for others than a study's."""
+    for name, value in found.items():
+        numbers = isinstance(value, list) and len(value) == 2 and all(map(math.isfinite, value))
+        if name not in _SHARED or not (numbers or value == "none"):
+            raise ValueError(f"shared {name!r:.40}: {value!r:.40}")
+    return dict(found)
 
 
 class StudyFolder:

@@ -54,6 +54,9 @@ def test_the_runs_of_a_record_are_those_it_names(study, tmp_path):
         ("cross_validation", {"source": "x", "hash": "y", "folds": {"0": ["a"]}}, "study.json: expected the record"),
         ("settings", ["a"], "study.json: expected the record"),
         ("format", 9, "format 9"),
+        ("shared", {"window": 5}, "shared 'window': 5"),
+        ("shared", {"mean_std": [1, 10**400]}, "too large"),
+        ("shared", {"batch_size": [1, 2]}, "shared 'batch_size'"),
     ],
 )
 def test_another_document_is_refused(study, key, value, words):

@@ -19,6 +19,10 @@ from pipeline.cache.folder import INSPECTIONS, SOURCES
 from pipeline.cache.key import SourceIndex
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.cli.main import main
+from pipeline.compare import compare
+from pipeline.config.files import as_mapping
+from pipeline.config.settings import Config, DataConfig
+from pipeline.cross_validate import of_fold
 from pipeline.datasets.listing import list_cases
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.comparison import compare_metrics
@@ -30,6 +34,7 @@ from pipeline.files.json_files import read_json
 from pipeline.inference.record import CaseRecord
 from pipeline.report_page.report import report
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.study import StudyFolder, StudyRecord
 from tests.support.evaluation import three_cases
 from tests.support.finished_run import documented_config, finished_run
 from tests.support.mutations import EXAMPLES, FUZZ, changed, expected_or, mutated, within_limits
@@ -91,6 +96,35 @@ def test_mutated_metrics_are_compared_and_reported_or_refused(tmp_path: Path) ->
         second.write_bytes(content)
         expected_or(lambda: compare_metrics(first, second))
         expected_or(lambda: report([second], tmp_path / "page.html", n_cases=1))
+
+    try_one()
+
+
+@pytest.mark.fault("the record of a cross-validation mutated at random", "read, or refused in one line that names it")
+def test_a_mutated_record_of_a_study_is_read_or_refused(tmp_path: Path) -> None:
+    config = Config(data=DataConfig(dataset_root="."))
+    study = StudyFolder(tmp_path, "study")
+    study.path.mkdir()
+    folds = {n: {"train": ("a",), "val": (case,), "test": ()} for n, case in enumerate("bc")}
+    names = {n: f"fold_{n}_bs2" for n in folds}
+    shared = {"window": [-100.0, 200.0], "mean_std": "none"}
+    study.write_record(StudyRecord(as_mapping(config), "2 folds", "ab12", folds, shared, ("a note",), run_names=names))
+    whole = study.record.read_bytes()
+
+    def read_all() -> None:
+        record = study.read_record()
+        for number in record.folds:
+            study.run_of(record, number)
+            of_fold(config, study, record, number)
+
+    read_all()
+
+    @FUZZ
+    @given(changed(json.loads(whole)).map(lambda d: json.dumps(d).encode()) | mutated(whole, len(whole)))
+    def try_one(content: bytes) -> None:
+        study.record.write_bytes(content)
+        expected_or(read_all)
+        expected_or(lambda: compare([study.path]))
 
     try_one()
 
