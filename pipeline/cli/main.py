@@ -124,7 +124,9 @@ def _log_to_stderr(level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
-    if level > logging.DEBUG:  # they speak of odd values in headers, once for every slice of a series
+    if level > logging.DEBUG:
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where a user's home cannot be written, in every start
+        # They speak of odd values in headers, once for every slice of a series.
         for library in ("pydicom", "highdicom"):
             logging.getLogger(library).setLevel(logging.ERROR)
             warnings.filterwarnings("ignore", category=UserWarning, module=library)
