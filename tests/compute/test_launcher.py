@@ -189,8 +189,9 @@ def test_two_processes_stopped_and_resumed_train_as_one_does_with_the_same_batch
     checker = [sys.executable, str(shared_spec / "check_run.py"), str(folder_of(two).path), "--no-torch"]
     checked = subprocess.run(checker, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stdout
-    documented = ["checkpoints/best_model.ckpt", *(f"training_{part}.json" for part in ("config", "log", "summary"))]
-    assert files_of(two) == [*documented, "version_0/events.out", "version_1/events.out"]
+    records = [f"training_{part}.json" for part in ("config", "log", "summary")]
+    events = [f"version_{n}/events.out" for n in range(2)]
+    assert files_of(two) == ["checkpoints/best_model.ckpt", "console.log", *records, *events]
 
     train(config)
     alone, together = history(config), history(two)
