@@ -58,6 +58,8 @@ from pipeline.training.resume import (
 from pipeline.training.run_record import absent_classes, run_record, weight_stats
 from pipeline.training.start_from import Start, plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
+from pipeline.training.tracked_run import TrackedRun
+from pipeline.training.trackers import Trackers, refuse_missing
 from pipeline.training.trainer import build_trainer, quiet_lightning
 from transforms.axes import LEFT_RIGHT
 from transforms.left_right import find_sides
@@ -109,6 +111,8 @@ def train(
     folder = folder or RunFolder(Path(config.experiment.log_dir), name_of(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_network(config.model.network, trust=trust)
+    if is_first_process():
+        refuse_missing(config.experiment.logger)
     alone = only_training_in(folder) if is_first_process() else nullcontext()
     console_log = ConsoleLog(folder.console_log if is_first_process() else None)
     say = console_log.beside(say)
@@ -236,6 +240,7 @@ class _Setup:
     module: SegmentationModule
     data: BodyData
     recorder: RunRecorder
+    trackers: Trackers
     document: dict[str, dict[str, Any]]
     """training_config.json."""
 
@@ -272,8 +277,10 @@ def _set_up(
     module = _build(config, prepared, class_weights, trust=trust, say=say)
     started_from = _take_over(start, before, module, prepared, config, say)
     record = run_record(prepared, module.network, devices, class_weights, started_from)
+    trackers = _trackers(config, folder, prepared)
     return _Setup(
         module=module,
+        trackers=trackers,
         data=BodyData(
             prepared,
             batch_size=config.data.batch_size,
@@ -298,10 +305,17 @@ def _set_up(
             patience=config.training.early_stopping_patience,
             resume=state,
             contents=prepared.contents(),
+            trackers=trackers,
         ),
         # A resumed run was started when it was first started.
         document=record.document(config, start_time=before["experiment"].get("start_time") if before else None),
     )
+
+
+def _trackers(config: Config, folder: RunFolder, prepared: PreparedData) -> Trackers:
+    settings = config.experiment
+    run = TrackedRun(folder, Path(settings.log_dir), settings.name, prepared.dataset.classes.names)
+    return Trackers(settings.logger if is_first_process() else (), run)
 
 
 def _as_before(before: Mapping[str, Any] | None, start: Start | None) -> dict[str, Any]:
@@ -475,6 +489,7 @@ def _fit(
 ) -> None:
     recorder = setup.recorder
     with (
+        setup.trackers.closing(),
         record_ending(folder, recorder, _memory_settings(config)),
         launch(devices.per_machine, partial(record_lost, folder, recorder), orderly=Stopped),
         quiet_lightning(),
@@ -483,7 +498,7 @@ def _fit(
         if is_first_process():
             folder.write_config(setup.document)
         say(f"Training configuration saved to: {folder.config}")
-        for line in (RULE, "Starting training...", RULE):
+        for line in (*setup.trackers.in_words, RULE, "Starting training...", RULE):
             say(line)
         trainer = build_trainer(
             folder,

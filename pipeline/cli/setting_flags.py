@@ -78,7 +78,8 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
         elements = typing.get_args(hint)
         count = "*" if elements[-1] is Ellipsis else len(elements)
         # A list: jsonargparse checks the elements in place.
-        return {"type": elements[0], "nargs": count, "default": list(default), "metavar": _METAVARS[elements[0]]}
+        metavar = _METAVARS.get(elements[0], setting.name.upper())
+        return {"type": elements[0], "nargs": count, "default": list(default), "metavar": metavar}
     argument: dict[str, Any] = {"type": hint, "default": default}
     if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is Literal:
         return argument

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from pipeline.config.trackers import TrackerName, read_trackers
 from transforms.axes import LEFT_RIGHT
 from transforms.io.limits import MAX_VOXELS
 
@@ -69,6 +70,16 @@ class ExperimentConfig:
     """First part of the run folder's name."""
     log_dir: str = "logs"
     """Folder that holds the run folders."""
+    logger: tuple[TrackerName | dict[str, Any], ...] = ()
+    """Trackers beside TensorBoard: csv, mlflow, wandb, each by its name or with its options, such as
+    {mlflow: {tracking_uri: "http://host:5000"}}; they write to this machine alone unless options say otherwise
+    (docs/trackers.md)."""
+
+    def __post_init__(self) -> None:
+        try:
+            read_trackers(self.logger)
+        except ValueError as error:
+            raise ConfigError(f"experiment.logger: {error}") from None
 
 
 @dataclass(frozen=True)

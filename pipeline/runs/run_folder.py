@@ -84,6 +84,10 @@ class RunFolder:
         self.summary = self.path / "training_summary.json"
         self.curves = self.path / "training_curves.png"
         self.console_log = self.path / "console.log"
+        self.trackers = self.path / "trackers.json"
+        """What trackers call the run; there only where experiment.logger names some."""
+        self.epoch_table = self.path / "csv" / "metrics.csv"
+        """The tracker csv."""
         self.checkpoints = self.path / "checkpoints"
         self.best_checkpoint = self.checkpoints / "best_model.ckpt"
         self.resume = self.path / "resume"
@@ -138,7 +142,7 @@ class RunFolder:
         """
         # In this order: what a kill leaves in between never claims more than is there, see _occupied.
         state = (self.resume_checkpoint, self.summary, self.best_checkpoint, self.log, self.config)
-        old = (*state, self.curves, self.console_log)
+        old = (*state, self.curves, self.console_log, self.trackers, self.epoch_table)
         try:
             for path in (self.summary,) if keep else old:
                 path.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from pipeline.training.pictures import ValidationPictures
 from pipeline.training.resume import ResumeState, restore, resume_state
 from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import EventsLogger
+from pipeline.training.trackers import Trackers
 
 SETTINGS = ("data", "model", "training", "loss")
 """Groups of training_config.json that TensorBoard shows beside the scores of runs."""
@@ -45,6 +46,7 @@ class RunRecorder(pl.Callback):
         patience: validated epochs without a better val_mIoU after which training stops; 0 = never.
         resume: the state to go on from, or None for a new training.
         contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
+        trackers: where the training is followed beside TensorBoard; None: nowhere.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class RunRecorder(pl.Callback):
         patience: int = 0,
         resume: ResumeState | None = None,
         contents: Mapping[str, str] | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.folder = folder
         self.description = description
@@ -63,6 +66,7 @@ class RunRecorder(pl.Callback):
         self.patience = patience
         self.resume = resume
         self.contents = contents or {}
+        self.trackers = trackers
         self.history = resume.log if resume else TrainingLog()
         """The finished epochs."""
         self.early_stop: str | None = None
@@ -99,6 +103,8 @@ class RunRecorder(pl.Callback):
                 best = self.history.best_val_miou
                 best_epoch = self.history.best_epoch or 0
                 trainer.logger.write_settings(settings, math.nan if best is None else best, best_epoch)
+            if self.trackers is not None:
+                self.trackers.begin(self.folder.read_config(), self.history)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clocks."""
@@ -169,6 +175,8 @@ class RunRecorder(pl.Callback):
                     is_best=is_best,
                     is_last=bool(self.early_stop) or epoch + 1 == trainer.max_epochs,
                 )
+        if trainer.is_global_zero and self.trackers is not None:
+            self.trackers.after_epoch(history, iou_per_class)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the picture of the best epoch."""

@@ -30,6 +30,7 @@ RESUME_FORMAT = 2
 MAY_CHANGE_ON_RESUME = frozenset(
     {
         "experiment.log_dir",
+        "experiment.logger",
         "data.num_workers",
         "data.cache_dir",
         "data.cache_limit_gb",
