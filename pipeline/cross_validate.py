@@ -35,7 +35,7 @@ from pipeline.runs.setting_differences import changed_settings
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
 from pipeline.train import name_of, train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME
-from pipeline.training.start_from import seen_before
+from pipeline.training.start_from import keep_scaling, seen_before
 from pipeline.training.start_source import read_source
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,7 @@ def cross_validate(
     folds: Sequence[int] | Literal["all"] | None = None,
     trust: bool = False,
     workers: int | None = 1,
+    auto_is_new: bool = False,
     say: Say = log.info,
     console: Console | None = None,
 ) -> StudyReport:
@@ -124,6 +125,7 @@ def cross_validate(
         folds: those that this call may train; None: that of the job array's variable, if set, else all.
         trust: as `train` has it.
         workers: processes that score, see `ScoringOptions`.
+        auto_is_new: as `train` has it.
         say: takes the lines that are printed.
         console: where progress goes.
 
@@ -138,6 +140,8 @@ def cross_validate(
         say, console.quiet = log.debug, True
     study = StudyFolder(config.experiment.log_dir, config.experiment.name)
     study.refuse_other_contents()
+    if config.training.start_from is not None and not auto_is_new:
+        config = keep_scaling(config, read_source(config.training.start_from))
     if read_rank().started_by == THIS_PROGRAM:
         _join_training(config, study, trust=trust, console=console)
         return StudyReport(study, (), None)
@@ -363,7 +367,7 @@ def _train_folds(
         try:
             with _told_to_other_processes(number):
                 fold = of_fold(config, study, record, number)
-                train(fold, resume=True, trust=trust, folder=run, say=say, console=out)
+                train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, say=say, console=out)
         except FileError:
             if not (run.has_ended or _is_in_training(run)):
                 raise
@@ -412,7 +416,7 @@ def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: 
     """Be one more process of a training that the first process of this machine has begun."""
     number, record = int(os.environ[_FOLD_IN_TRAINING]), study.read_record()
     fold, run = of_fold(config, study, record, number), study.run_of(record, number)
-    train(fold, resume=True, trust=trust, folder=run, console=console)
+    train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, console=console)
 
 
 # The end: every case by the network that has not seen it --------------------------------------------------------------

@@ -56,7 +56,7 @@ from pipeline.training.resume import (
     refuse_other_best,
 )
 from pipeline.training.run_record import absent_classes, run_record, weight_stats
-from pipeline.training.start_from import Start, plan_start, seen_before, take_over, treatment
+from pipeline.training.start_from import Start, keep_scaling, plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
 from pipeline.training.tracked_run import TrackedRun
 from pipeline.training.trackers import Trackers, refuse_missing
@@ -76,6 +76,7 @@ def train(
     overwrite: bool = False,
     trust: bool = False,
     folder: RunFolder | None = None,
+    auto_is_new: bool = False,
     say: Say = log.info,
     console: Console | None = None,
 ) -> Path:
@@ -90,6 +91,8 @@ def train(
         overwrite: delete an earlier run of the same name first.
         trust: import network classes from outside the registry's allow-list; their package's code then runs.
         folder: the run's; None: as the settings name it.
+        auto_is_new: whether "auto" in data.window and data.mean_std asks for another choice than that of the run which
+            training.start_from names, as it does on the command line, where what is not given is that run's already.
         say: takes the lines that training prints.
         console: where the progress bar goes.
 
@@ -119,6 +122,8 @@ def train(
     with console_log.recording(), stop_at_once_on_signals(), alone, shared_threads(devices.per_machine):
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
         fitting = _weights_to_start_from(folder, config, trust=trust) if state is None else None
+        if fitting is not None and not auto_is_new:
+            config = keep_scaling(config, fitting.source)
         _say_beginning(folder, state, resume, say)
         if state is not None and (early_stop := _early_stop(config, state)):
             if is_first_process():

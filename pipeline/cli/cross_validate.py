@@ -60,6 +60,7 @@ def run(arguments: list[str]) -> int:
             folds=chosen,
             trust=flags["trust_config"],
             workers=None,
+            auto_is_new=True,
             say=_say_on_standard_error if flags["json"] else say,
         )
     except Stopped as stop:

@@ -35,7 +35,14 @@ def run(arguments: list[str]) -> int:
         for note in without_effect(settings):
             warn(note)
     try:
-        train(settings, resume=flags["resume"], overwrite=flags["overwrite"], trust=flags["trust_config"], say=say)
+        train(
+            settings,
+            resume=flags["resume"],
+            overwrite=flags["overwrite"],
+            trust=flags["trust_config"],
+            auto_is_new=True,
+            say=say,
+        )
     except Stopped as stop:
         if not is_first_process():
             return stop.exit_code

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -112,6 +112,21 @@ def plan_start(fitting: Fitting, config: Config, dataset: Dataset) -> Start:
         kept = tuple("unknown" if position is None else ways[position] for position in channels.sources)
         intensity = IntensityChoice(kept, f"as in {source.name}")
     return Start(fitting, classes, channels, intensity)
+
+
+def keep_scaling(config: Config, source: Source) -> Config:
+    """Put the numbers by which the run scales CT in the place of "auto", as its kinds of intensities are."""
+    data, kept = config.data, source.kept.get("data", {})
+    if data.intensity not in ("auto", "ct") or "window" not in kept:
+        return config
+    window: Any = tuple(kept["window"])
+    mean_std: Any = kept["mean_std"] if kept["mean_std"] == "none" else tuple(kept["mean_std"])
+    data = replace(
+        data,
+        window=window if data.window == "auto" else data.window,
+        mean_std=mean_std if data.mean_std == "auto" else data.mean_std,
+    )
+    return replace(config, data=data)
 
 
 def match_classes(

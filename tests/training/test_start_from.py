@@ -15,7 +15,14 @@ from torch import nn
 
 from networks.registry import build_network
 from pipeline.check import check, to_text
-from pipeline.config.settings import Config, ConfigError, DataConfig, ModelConfig, TrainingConfig
+from pipeline.config.settings import (
+    Config,
+    ConfigError,
+    DataConfig,
+    ExperimentConfig,
+    ModelConfig,
+    TrainingConfig,
+)
 from pipeline.files.atomic import FileError
 from pipeline.train import train as run_training
 from pipeline.training.start_from import match_channels, match_classes, seen_before, treatment
@@ -202,6 +209,28 @@ def test_a_finished_run_is_continued_by_the_flags_that_resume_names(work):
     record = strict_json(run / "training_config.json")["training"]["started_from"]
     assert (record["weights_in_part"], record["weights_initialised"], record["changed"]) == ([], [], {})
     assert record["classes"]["liver"] == "liver"
+
+
+def test_settings_made_in_python_keep_the_window_of_the_old_run_where_they_say_auto(work, monkeypatch):
+    """As they keep its kinds of intensities; on the command line "auto" is only there where somebody gave it."""
+    seen = []
+
+    def halt(config, *_, **__):
+        seen.append((config.data.window, config.data.mean_std))
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr("pipeline.train._set_up", halt)
+    old = strict_json(work / "logs" / WHOLE / "training_config.json")["data"]
+    data = DataConfig(dataset_root=str(work / "data"), target_size=(16, 16, 24), cache_dir=str(work / "cache"))
+    start = TrainingConfig(start_from=str(work / "logs" / WHOLE), n_gpus=0)
+    config = Config(ExperimentConfig("kept", str(work / "logs")), data, ModelConfig(base_channels=2), start)
+    given = replace(config, data=replace(data, window=(-50.0, 250.0)))
+    other = replace(config, data=replace(data, intensity="zscore"))
+    for each, auto_is_new in ((config, False), (given, False), (config, True), (other, False)):
+        with pytest.raises(ConfigError, match="far enough"):
+            run_training(each, auto_is_new=auto_is_new)
+    assert seen == [(tuple(old["window"]), "none"), ((-50.0, 250.0), "none"), ("auto", "auto"), ("auto", "auto")]
+    assert old["window"] != "auto"
 
 
 def test_a_run_cannot_be_replaced_by_one_that_starts_from_it(work):
