@@ -19,7 +19,7 @@ from pipeline.checks.screening import Screened, assess, list_configured, sides_u
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import in_parts
-from pipeline.console.text import aligned, counted, fitted, gigabytes, printable, some_of, volume_unit
+from pipeline.console.text import aligned, counted, fitted, four_digits, gigabytes, printable, some_of, volume_unit
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
@@ -340,7 +340,7 @@ def _text_of_next_steps(report: Report) -> list[str]:
     if first.has_other_settings:
         lines.append("  Settings of the data that were given to this check belong to the command, too.")
     lines += ["", "COST of training on whole scans at that size, on this machine"]
-    lines += list(_text_of_estimate(first.estimate, "estimated from other sizes"))[1:]
+    lines += list(_text_of_estimate(first.estimate, is_rough=True))[1:]
     lines += [f"  missing       {finding.expected}, found {finding.found}" for finding in first.shortages]
     return lines
 
@@ -435,7 +435,7 @@ def _class_rows(found: Fingerprint, is_partial: bool) -> list[tuple[str, ...]]:
         ("value", "class", *(["annotated"] if is_partial else []), *_COUNTED, f"median {unit}")
     ]
     for c in found.classes:
-        median = "" if c.median_ml is None else f"{c.median_ml * per_ml:.4g}"
+        median = "" if c.median_ml is None else four_digits(c.median_ml * per_ml)
         annotated = [str(c.n_annotated)] if is_partial else []
         counts = (str(n) for n in (c.n_cases, c.n_train, c.n_val, c.n_voxels))
         rows.append((str(c.value), c.name, *annotated, *counts, median))
@@ -457,7 +457,7 @@ def _spread(spread: Spread | None, digits: int) -> str:
     return "; ".join(f"{name} {' × '.join(f'{value:.{digits}f}' for value in row)}" for name, row in rows)
 
 
-def _text_of_estimate(estimate: Estimate | None, how: str = "measured") -> Iterator[str]:
+def _text_of_estimate(estimate: Estimate | None, *, is_rough: bool = False) -> Iterator[str]:
     if estimate is None:
         yield "TRAINING: costs are not estimated; name the settings of a training for that (--config FILE, …)"
         return
@@ -468,8 +468,10 @@ def _text_of_estimate(estimate: Estimate | None, how: str = "measured") -> Itera
     if trial is None:
         yield "  step          not measured"
         return
-    yield f"  step          {trial.step_s:.2f} s a batch, {how} on {trial.device} in {trial.precision}"
-    yield f"  memory        {gigabytes(estimate.peak_bytes)} at its peak, {gigabytes(estimate.memory_bytes)} there"
+    about, how = ("about ", "from steps of other sizes") if is_rough else ("", "measured")
+    yield f"  step          {about}{trial.step_s:.2f} s a batch, {how} on {trial.device} in {trial.precision}"
+    peak = f"{about}{gigabytes(estimate.peak_bytes)} at its peak"
+    yield f"  memory        {peak}, {gigabytes(estimate.memory_bytes)} there"
     counts = f"{estimate.steps_per_epoch} steps, no validation"
     if estimate.n_val:
         validated = f"{estimate.n_validations} of {estimate.max_epochs}"

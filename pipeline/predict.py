@@ -17,7 +17,7 @@ from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import Bar
 from pipeline.console.tables import in_parts
 from pipeline.console.terminal import standard_error
-from pipeline.console.text import counted, first_lines, fitted, printable, some_of, volume_unit
+from pipeline.console.text import counted, first_lines, fitted, four_digits, printable, some_of, volume_unit
 from pipeline.files.atomic import check_writable, make_folder, write_error
 from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
@@ -150,7 +150,7 @@ class PredictionReport:
         for name, volumes in present.items():
             if volumes:
                 numbers = (median(volumes), min(volumes), max(volumes))
-                median_text, *range_text = (f"{volume * per_ml:.4g}" for volume in numbers)
+                median_text, *range_text = (four_digits(volume * per_ml) for volume in numbers)
                 rows.append([name, str(len(volumes)), median_text, *(range_text if len(volumes) > 1 else ("", ""))])
         absent = [name for name, volumes in present.items() if not volumes]
         lines = []

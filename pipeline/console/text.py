@@ -51,6 +51,19 @@ def decimals(values: Iterable[float]) -> int:
     return min(6, max(2, 2 - math.floor(math.log10(largest)))) if largest > 0 else 2
 
 
+def four_digits(value: float) -> str:
+    """Write a number with four digits, or all of its whole ones, never as a power of ten.
+
+    >>> four_digits(14238.4), four_digits(3.14159), four_digits(0.00012)
+    ('14238', '3.142', '0.00012')
+    """
+    if not math.isfinite(value) or not value:
+        return f"{value:g}"
+    digits = max(0, 3 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{digits}f}"
+    return text.rstrip("0").rstrip(".") if digits else text
+
+
 def volume_unit(volumes_ml: Iterable[float]) -> tuple[str, float]:
     """The unit in which some volumes are best read, and how many of it are a ml; a µl is a mm³.
 
@@ -142,7 +155,7 @@ def fitted(text: str, width: int | None) -> str:
         return text
     lines: list[str] = []
     for line in text.split("\n"):
-        label = re.match(r" *(\S+( \S+)*  +)?", line)
+        label = re.match(r" *(- |\S+( \S+)*  +)?", line)
         indent = label.end() if label and label.end() <= width // 2 else 0
         stays = len(line) <= width or not line.strip() or line.lstrip().startswith("bodyseg ")
         lines += [line] if stays else _wrapped(line, width, indent)

@@ -7,7 +7,17 @@ import unicodedata
 
 import pytest
 
-from pipeline.console.text import aligned, fitted, gigabytes, number, printable, some_of, volume_unit, words
+from pipeline.console.text import (
+    aligned,
+    fitted,
+    four_digits,
+    gigabytes,
+    number,
+    printable,
+    some_of,
+    volume_unit,
+    words,
+)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +108,18 @@ def test_a_path_stays_whole_and_short_lines_stay_as_they_are():
     assert fitted(command, 40) == command
     table = "a    b\n\n  1    2"
     assert fitted(table, 40) == table
+
+
+def test_the_second_line_of_a_list_item_begins_below_its_first_word():
+    assert fitted("- one two three four", 12).split("\n") == ["- one two", "  three four"]
+
+
+@pytest.mark.parametrize("value", [195_812.4, 12_345.0, 100.0, 99.96, 8.0, 0.5, 0.0123, 1.5e-7, 0.0])
+def test_four_digits_say_a_number_within_half_a_thousandth_and_without_a_power_of_ten(value):
+    text = four_digits(value)
+    assert float(text) == pytest.approx(value, rel=5e-4)
+    assert "e" not in text
+    assert not text.endswith(".0")
 
 
 @pytest.mark.parametrize(
