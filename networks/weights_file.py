@@ -41,7 +41,7 @@ def read_weights(path: Path) -> WeightsFile:
     try:
         content = load_safely(path, remedy)
     except NetworkError:
-        if _is_of_nnunet(path):
+        if path.is_file() and _is_of_nnunet(path):  # opening a pipe would wait for its other end
             raise _nnunet_error(path) from None
         raise
     if isinstance(content, dict) and NNUNET_KEY in content:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -65,6 +67,19 @@ def test_what_holds_no_weights_or_more_than_weights_is_refused(tmp_path, content
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(NetworkError, match=words):
         read_weights(tmp_path / "a.pt")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.fault(
+    "a pipe or an endless device in the place of the weights that a training starts from",
+    "refused in one line; nothing hangs",
+)
+def test_what_is_no_file_is_refused_without_reading_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe.pt")
+    (tmp_path / "endless.pt").symlink_to("/dev/zero")
+    for name in ("pipe.pt", "endless.pt"):
+        with pytest.raises(NetworkError, match=f"{name}: expected a file, found a folder, pipe or device"):
+            read_weights(tmp_path / name)
 
 
 def test_what_torch_did_not_write_is_refused(tmp_path):
