@@ -6,9 +6,13 @@ import html
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 from pipeline.console.text import printable
+
+_MOST_COLUMNS = 6
+"""Of facts of runs beside each other: what a page of paper has room for."""
 
 
 def text(value: object) -> str:
@@ -108,23 +112,28 @@ def side_by_side(columns: Mapping[str, Facts]) -> str:
     """Facts of several runs in a table, those in which all agree once; of one run as `facts` shows them.
 
     Args:
-        columns: by name of the run.
+        columns: by name of the run; of very many, the runs are lines.
     """
     found = {name: _there(pairs) for name, pairs in columns.items()}
     if len(found) == 1:
         ((name, one),) = found.items()
         return f"<h3>{text(name)}</h3>{facts(one.items())}"
+    rows = {key: [one.get(key, "–") for one in found.values()] for key in dict.fromkeys(chain(*found.values()))}
+    if len(found) > _MOST_COLUMNS:
+        shared = {key: values[0] for key, values in rows.items() if len(set(values)) == 1}
+        others = [key for key in rows if key not in shared]
+        lines = ([words(name), *(words(one.get(key, "–")) for key in others)] for name, one in found.items())
+        return facts(shared.items()) + (table(["run", *others], lines) if others else "")
     heads = "".join(f'<th scope="col">{text(name)}</th>' for name in ("", *found))
-    rows = []
-    for fact in dict.fromkeys(fact for one in found.values() for fact in one):
-        values = [one.get(fact, "–") for one in found.values()]
-        if len(set(values)) == 1:
-            cells = f'<td colspan="{len(values)}">{text(values[0])}</td>'
-        else:
-            cells = "".join(f"<td>{text(value)}</td>" for value in values)
-        rows.append(f'<tr><th scope="row">{text(fact)}</th>{cells}</tr>')
+    body = "".join(f'<tr><th scope="row">{text(key)}</th>{_cells(values)}</tr>' for key, values in rows.items())
     head = f"<thead><tr>{heads}</tr></thead>"
-    return f'<div class="scroll" tabindex="0"><table class="facts">{head}<tbody>{"".join(rows)}</tbody></table></div>'
+    return f'<div class="scroll" tabindex="0"><table class="facts">{head}<tbody>{body}</tbody></table></div>'
+
+
+def _cells(values: Sequence[str]) -> str:
+    if len(set(values)) == 1:
+        return f'<td colspan="{len(values)}">{text(values[0])}</td>'
+    return "".join(f"<td>{text(value)}</td>" for value in values)
 
 
 def legend(colours: Iterable[tuple[str, str]]) -> str:

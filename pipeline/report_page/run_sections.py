@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any
 
 from pipeline.report_page.charts import RUN_COLOURS, Line, curves
-from pipeline.report_page.markup import Facts, legend, plain, section, side_by_side, table, text, words
+from pipeline.report_page.markup import Facts, legend, plain, section, side_by_side, text
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.setting_differences import differing_settings, flat_settings
 from pipeline.runs.time_stamps import in_hours, seconds_between
@@ -130,8 +130,10 @@ def _differences(runs: Sequence[RunFacts]) -> str:
         return ""
     configs = [dict(flat_settings(run.config)) for run in runs]
     keys = differing_settings(configs)
-    rows = [[words(key), *(words(_value(key, config.get(key))) for config in configs)] for key in keys]
-    return table(["setting", *(run.name for run in runs)], rows) if rows else "<p>Their settings are the same.</p>"
+    if not keys:
+        return "<p>Their settings are the same.</p>"
+    pairs = ([(key, _value(key, config.get(key))) for key in keys] for config in configs)
+    return side_by_side(dict(zip((run.name for run in runs), pairs, strict=True)))
 
 
 def _value(key: str, value: Any) -> str:

@@ -89,6 +89,14 @@ def test_facts_are_in_words_and_those_of_several_runs_beside_each_other():
     assert side_by_side({"a": [("seed", 42)]}) == "<h3>a</h3><dl><dt>seed</dt><dd>42</dd></dl>"
 
 
+def test_very_many_runs_are_lines_of_a_table_below_what_they_share():
+    content = side_by_side({f"run_{n}": [("seed", 42), ("lr", n)] for n in range(9)})
+    assert content.startswith("<dl><dt>seed</dt><dd>42</dd></dl>")
+    assert re.findall("<tr><td.*?>(.*?)</td><td.*?>(.*?)</td></tr>", content) == [
+        (f"run_{n}", str(n)) for n in range(9)
+    ]
+
+
 def test_a_legend_gives_each_name_its_colour():
     assert re.findall(r'fill="(.*?)"/></svg>(.*?)</li>', legend([("a<1>", "#ff0000")])) == [("#ff0000", "a&lt;1&gt;")]
 
