@@ -108,5 +108,10 @@ def rendered(table: Table, width: int | None) -> str:
 
 def _console(width: int | None) -> Console:
     return Console(
-        file=io.StringIO(), width=width or 10_000, color_system=None, force_terminal=False, legacy_windows=False
+        file=io.StringIO(),
+        width=width or 10_000,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,  # in a notebook, too, the text is returned and not displayed
+        legacy_windows=False,
     )

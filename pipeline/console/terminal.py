@@ -111,8 +111,8 @@ def screen_width(stream: TextIO | None = None) -> int | None:
 
 
 def standard_error() -> Console:
-    """A rich console on standard error that lasts."""
-    return Console(file=lasting(sys.stderr))
+    """A rich console on standard error that lasts, plain lines in a notebook."""
+    return Console(file=lasting(sys.stderr), force_jupyter=False)
 
 
 class PlainFormatter(logging.Formatter):

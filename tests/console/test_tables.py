@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.console.tables import in_parts, wrapped
+from tests.support.notebook import in_a_notebook
 
 ROWS = [["data.patch_growth", "[[16, 24, 16, 5, 33], [24, 32, 24, 3, 23]]", "small patches first, in equal shares"]]
 
@@ -15,6 +16,12 @@ def test_a_table_is_as_wide_as_the_screen_and_holds_every_letter(width):
     lines = table.splitlines()
     assert max(map(len, lines)) <= width
     assert sorted("".join(lines[2:]).replace(" ", "")) == sorted("".join(ROWS[0]).replace(" ", ""))
+
+
+def test_a_table_is_the_same_text_in_a_notebook(monkeypatch):
+    text = wrapped(("setting", "value", "because"), ROWS, 40)
+    in_a_notebook(monkeypatch)
+    assert wrapped(("setting", "value", "because"), ROWS, 40) == text
 
 
 def test_no_cell_steers_the_terminal():

@@ -15,6 +15,7 @@ import pytest
 from pipeline.cli.main import main
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import LastingStream, PlainFormatter, lasting, lasting_output, standard_error
+from tests.support.notebook import in_a_notebook
 from tests.support.paths import ROOT
 
 
@@ -77,6 +78,13 @@ def test_a_bar_goes_on_without_its_terminal(monkeypatch):
         for done in range(1, 4):
             bar.update(done, 3)
     terminal.close()
+
+
+def test_progress_in_a_notebook_is_plain_lines(monkeypatch, capsys):
+    in_a_notebook(monkeypatch)
+    with Bar("Working", standard_error()) as bar:
+        bar.update(3, 3)
+    assert capsys.readouterr().err == "Working: 3/3\n"
 
 
 def test_log_lines_steer_nothing():
