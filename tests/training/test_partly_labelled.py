@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import signal
 from types import SimpleNamespace
 
 import nibabel as nib
@@ -12,17 +14,21 @@ import pytest
 import torch
 
 from pipeline.check import check, to_text
+from pipeline.compute.signals import Stopped
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import ConfigError
+from pipeline.cross_validate import cross_validate
 from pipeline.evaluate import evaluate_run
 from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.report_page.report import report
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train
 from pipeline.training.datamodule import BodyData
 from pipeline.training.prepared_data import prepare_data
 from pipeline.training.resume import refuse_changed_cases
 from tests.support.tiny_module import module
-from tests.support.volumes import Folder, configured, hounsfield, organs, save
+from tests.support.tiny_training import differences
+from tests.support.volumes import CLASSES, Folder, configured, hounsfield, organs, save
 
 LABELLED = {"a": ("kidney_left",), "b": ("kidney_right", "liver"), "c": ("liver",), "d": None}
 """What the cases annotate of kidney_left, kidney_right and liver; a and b train, c and d validate."""
@@ -165,3 +171,40 @@ def test_a_resumed_run_refuses_another_annotation(folder):
     run, state = SimpleNamespace(path="logs/run"), SimpleNamespace(contents=before)
     with pytest.raises(ConfigError, match="case a: image, label or annotated classes changed"):
         refuse_changed_cases(run, state, after)
+
+
+def test_folds_of_two_data_sets_in_patches_are_scored_by_what_each_case_annotates_also_when_stopped(
+    folder, tmp_path, monkeypatch, shared_spec
+):
+    """Then fold 1 alone, stopped by a signal and called again."""
+    two = another(tmp_path / "two")
+    for case in (*folder.cases, *two.cases):
+        del case["split"]
+    roots = {"dataset_root": [str(folder.write()), str(two.write())], "cache_dir": str(tmp_path / "cache"), "folds": 2}
+    training = {"max_epochs": 2, "overlay_every": 0}
+
+    def study(name, folds="all"):
+        experiment = {"name": name, "log_dir": str(tmp_path / "logs")}
+        groups = {"experiment": experiment, "model": {"base_channels": 2}, "training": training}
+        return cross_validate(settings(folder, data=PATCHES | roots, **groups), folds=folds)
+
+    whole = study("whole")
+    names = np.array(whole.evaluation.class_names)
+    shown = {case.case: {*names[case.annotated]} - {"background"} for case in whole.evaluation.cases}
+    expected = {f"data_{name}": {*(classes or CLASSES)} - {"background"} for name, classes in LABELLED.items()}
+    assert shown == expected | {f"two_{name}": {"spleen", "liver"} for name in "abcd"}
+    write = RunFolder.write_log
+
+    def write_and_stop(run, log):
+        write(run, log)
+        if len(log) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunFolder, "write_log", write_and_stop)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        study("stopped", [1])
+    monkeypatch.setattr(RunFolder, "write_log", write)
+    assert study("stopped", [1]).unfinished == (0,)
+    run = whole.folds[1].run.path
+    assert differences(run, tmp_path / "logs" / "stopped" / run.name) == []
+    assert runpy.run_path(str(shared_spec / "check_run.py"))["faults"](run, True)[0] == []
