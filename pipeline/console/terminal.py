@@ -111,8 +111,11 @@ def screen_width(stream: TextIO | None = None) -> int | None:
 
 
 def standard_error() -> Console:
-    """A rich console on standard error that lasts, plain lines in a notebook."""
-    return Console(file=lasting(sys.stderr), force_jupyter=False)
+    """A rich console on standard error that lasts; no terminal in a notebook, whose cells keep every state of a bar."""
+    console = Console(file=lasting(sys.stderr))
+    if console.is_jupyter:
+        return Console(file=lasting(sys.stderr), force_jupyter=False, force_terminal=False)
+    return console
 
 
 class PlainFormatter(logging.Formatter):

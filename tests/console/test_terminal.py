@@ -82,6 +82,7 @@ def test_a_bar_goes_on_without_its_terminal(monkeypatch):
 
 def test_progress_in_a_notebook_is_plain_lines(monkeypatch, capsys):
     in_a_notebook(monkeypatch)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)  # as a kernel's standard error says
     with Bar("Working", standard_error()) as bar:
         bar.update(3, 3)
     assert capsys.readouterr().err == "Working: 3/3\n"
