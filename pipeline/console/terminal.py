@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
@@ -105,8 +104,13 @@ def screen_width(stream: TextIO | None = None) -> int | None:
     """Columns of the terminal that a stream (None: standard output) goes to; None where it goes elsewhere."""
     stream = sys.stdout if stream is None else stream
     try:
-        return (shutil.get_terminal_size().columns if stream.isatty() else None) or None
-    except (AttributeError, ValueError):  # no stream at all, or a closed one
+        if not stream.isatty():
+            return None
+        wished = os.environ.get("COLUMNS", "")
+        return (
+            int(wished) if wished.isdecimal() and int(wished) else os.get_terminal_size(stream.fileno()).columns or None
+        )
+    except (AttributeError, OSError, ValueError):  # no stream at all, a closed one, or one that says no width
         return None
 
 

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import logging
 import os
 import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
 
+from pipeline.cli.arguments import complain, say
 from pipeline.cli.main import main
 from pipeline.console.progress import Bar
-from pipeline.console.terminal import LastingStream, PlainFormatter, lasting, lasting_output, standard_error
+from pipeline.console.terminal import (
+    LastingStream,
+    PlainFormatter,
+    lasting,
+    lasting_output,
+    screen_width,
+    standard_error,
+)
 from tests.support.notebook import in_a_notebook
 from tests.support.paths import ROOT
 
@@ -86,6 +98,52 @@ def test_progress_in_a_notebook_is_plain_lines(monkeypatch, capsys):
     with Bar("Working", standard_error()) as bar:
         bar.update(3, 3)
     assert capsys.readouterr().err == "Working: 3/3\n"
+
+
+@contextlib.contextmanager
+def narrow_terminal(monkeypatch):
+    """Standard output and error on a terminal of 60 columns; gives a function that says what it received."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 60, 0, 0))
+    stream = os.fdopen(slave, "w")
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+
+    def shown(n_lines):
+        stream.flush()
+        received = b""
+        while received.count(b"\n") < n_lines:
+            received += os.read(master, 65536)
+        return received.decode().replace("\r\n", "\n").splitlines()
+
+    try:
+        yield shown
+    finally:
+        monkeypatch.undo()
+        stream.close()
+        os.close(master)
+
+
+def test_what_is_said_on_a_terminal_goes_on_between_words(monkeypatch):
+    line = "Warning: of class adrenal_gland_left, which 6 cases hold, nothing is left; raise --target_size"
+    with narrow_terminal(monkeypatch) as shown:
+        width = screen_width()
+        say(line)
+        complain(line)
+        first, second, third, fourth = shown(4)
+    assert width == 60
+    assert f"{first} {second}" == line
+    assert f"{third} {fourth}" == f"bodyseg: {line}"
+    assert max(map(len, (first, second, third, fourth))) <= 60
+
+
+def test_no_stream_and_a_file_have_no_width(tmp_path, monkeypatch):
+    with (tmp_path / "file").open("w") as file:
+        assert screen_width(file) is None
+    assert screen_width(file) is None  # closed
+    monkeypatch.setattr(sys, "stdout", None)
+    assert screen_width() is None
 
 
 def test_log_lines_steer_nothing():
