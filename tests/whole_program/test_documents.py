@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import re
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -21,6 +22,12 @@ DOCS = ROOT / "docs"
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
     for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
+}
+PAGES |= {
+    str(path.relative_to(ROOT)): "\n\n".join(
+        "".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+    )
+    for path in DOCS.glob("*.ipynb")
 }
 OURS = re.compile(r"\b(?:bodyseg|train_body\.py|docs/\w+\.sbatch)\b[^`\n#│]*")
 FOREIGN = {"--kill-on-bad-exit", "--signal", "--requeue", "--gpus-per-node", "--gpus-per-task", "--array", "--ntasks"}
@@ -88,7 +95,8 @@ def test_every_link_of_a_page_leads_somewhere(page):
 
 
 def test_every_page_of_docs_is_linked_from_the_readme():
-    assert {path.name for path in DOCS.glob("*.md")} <= set(re.findall(r"\(docs/([\w.]+\.md)", PAGES["README.md"]))
+    linked = set(re.findall(r"\((docs/[\w.]+)", PAGES["README.md"]))
+    assert {page for page in PAGES if page.startswith("docs/")} <= linked
 
 
 def functions() -> list[str]:
