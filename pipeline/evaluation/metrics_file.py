@@ -16,8 +16,9 @@ from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.case_scores import METRICS, VOLUMES, CaseScores
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.summary import CONVENTIONS, Evaluation, mean_over_classes, n_missed
-from pipeline.files.atomic import make_folder, remove_half_written, write_atomically
+from pipeline.files.atomic import make_folder, remove_half_written, write_atomically, write_error
 from pipeline.files.json_files import now, null_for_undefined, read_json
+from pipeline.files.lock import alone
 from pipeline.metrics.statistics import CONFIDENCE, N_RESAMPLES
 from pipeline.metrics.surface_elements import SurfaceKind
 
@@ -46,14 +47,19 @@ def metrics_path(folder: Path) -> Path:
 def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
     """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises FileError.
 
-    What an evaluation that was killed had begun to write of them is removed.
+    Of several evaluations that write there at a time, one comes after the other: the two files are always of one of
+    them. What an evaluation that was killed had begun to write of them is removed.
     """
     make_folder(folder)
     json_path, csv_path = metrics_path(folder), folder / "metrics.csv"
-    _write_lines(json_path, _json_lines(evaluation))
-    _write_lines(csv_path, _csv_lines(evaluation))
-    for path in (json_path, csv_path):
-        remove_half_written(path)
+    try:
+        with alone(folder / ".metrics.lock"):
+            _write_lines(json_path, _json_lines(evaluation))
+            _write_lines(csv_path, _csv_lines(evaluation))
+            for path in (json_path, csv_path):
+                remove_half_written(path)
+    except OSError as error:  # of the lock: files have words of their own
+        raise write_error(folder, error) from error
     return json_path, csv_path
 
 

@@ -8,6 +8,8 @@ import fcntl
 import logging
 import os
 import socket
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,26 @@ def take_lock(path: Path) -> Lock | None:
                 return None
             log.warning("%s: this file system has no locks; let one process at a time write there", path)
         if _is_still(path, descriptor):
-            was_left = os.fstat(descriptor).st_size > 0
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} (since {now()})".encode())
-            return Lock(path, descriptor, was_left)
+            lock = Lock(path, descriptor, was_left=os.fstat(descriptor).st_size > 0)
+            holder = f"process {os.getpid()} on {socket.gethostname()} (since {now()})".encode()
+            try:
+                os.ftruncate(descriptor, os.write(descriptor, holder))
+            except OSError:  # a full disk
+                lock.release()
+                raise
+            return lock
         os.close(descriptor)  # its last holder ended, and removed it, between our opening and locking it
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one process in at a time, for what takes moments; the others wait. Raises OSError as `take_lock` does."""
+    while (lock := take_lock(path)) is None:
+        time.sleep(_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_locked(path: Path) -> bool:

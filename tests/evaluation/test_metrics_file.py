@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import sys
+import threading
 
 import jsonschema
 import nibabel as nib
@@ -132,6 +133,37 @@ def test_subjects_of_a_data_set_lie_beside_their_cases(folders):
     found = {row["case"]: row["subject"] for row in csv.DictReader(io.StringIO(csv_path.read_text("utf-8")))}
     assert found == {"a": "p1", "b": "p1", "c": "p2"}
     assert read_metrics(path).cases["b"].subject == "p1"
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from pipeline.files.lock import take_lock
+lock = take_lock(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+lock.release()
+"""
+
+
+@pytest.mark.fault(
+    "two `evaluate` that write into one folder at a time",
+    "one after the other: metrics.json and metrics.csv are of the same evaluation",
+)
+def test_an_evaluation_waits_until_another_has_written_both_of_its_files(folders, tmp_path):
+    result = evaluate(folders / "predictions", folders / "labels", ScoringOptions(surface=None, workers=1))
+    out = tmp_path / "out"
+    out.mkdir()
+    command = [sys.executable, "-c", HOLDER, str(out / ".metrics.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as other:
+        assert other.stdout.readline() == b"held\n"
+        ours = threading.Thread(target=write_files, args=(result, out))
+        ours.start()
+        ours.join(0.2)
+        assert [path.name for path in out.iterdir()] == [".metrics.lock"]
+        other.stdin.close()
+        ours.join(30)
+    assert sorted(path.name for path in out.iterdir()) == ["metrics.csv", "metrics.json"]
 
 
 @pytest.mark.fault(

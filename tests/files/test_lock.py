@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 
+import pytest
+
 from pipeline.files.lock import lock_holder, take_lock
 from tests.support.paths import ROOT
+from tests.support.small_disk import small_disk
 
 HOLDS = """
 import sys
@@ -38,3 +42,13 @@ def test_another_process_is_kept_out_and_named_until_it_ends_however_it_ends(tmp
 def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
     (tmp_path / "a.lock").write_bytes(b"\x1b]0;title\x07")
     assert lock_holder(tmp_path / "a.lock") == lock_holder(tmp_path / "absent") == "another process"
+
+
+def test_a_lock_that_a_full_disk_refuses_leaves_nothing(tmp_path):
+    with small_disk(tmp_path / "disk", "16k") as disk:
+        with contextlib.suppress(OSError), (disk / "full").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        with pytest.raises(OSError, match="No space left"):
+            take_lock(disk / "a.lock")
+        assert [path.name for path in disk.iterdir()] == ["full"]
