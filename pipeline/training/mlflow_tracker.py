@@ -24,6 +24,9 @@ _ENVIRONMENT = {
 }
 """Set before MLflow is imported, unless the user has set them."""
 
+_TALKATIVE = ("mlflow", "alembic", "sqlalchemy", "pytorch_lightning.loggers.mlflow")
+"""Loggers that write a dozen lines for a new database, and tracebacks of errors that they raise as well."""
+
 _STATUS = {"completed": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 
 
@@ -45,12 +48,8 @@ class MlflowTracker:
             os.environ.setdefault(name, value)
         import mlflow  # noqa: F401  optional, and takes seconds: imported by those who asked for it
 
-        for name in (
-            "mlflow",
-            "alembic",
-            "pytorch_lightning.loggers.mlflow",
-        ):  # a new database is a dozen lines on the terminal
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if not self._options.tracking_uri:
             run.log_dir.mkdir(parents=True, exist_ok=True)
         self._names = distinct(run.metric_names, _metric_name)

@@ -42,10 +42,15 @@ def refuse_missing(entries: Sequence[str | Mapping[str, Any]]) -> None:
         needed = {"csv": (), "mlflow": ("mlflow",), "wandb": ("wandb",)}[name]
         if isinstance(options, MlflowOptions) and not options.tracking_uri:
             needed = ("mlflow", "sqlalchemy")  # mlflow-skinny has no databases
-        if any(importlib.util.find_spec(module) is None for module in needed):
+        if not all(map(_is_installed, needed)):
             raise ConfigError(
                 f"experiment.logger: {name} is not installed here; install it (pip install {name}), or leave it out"
             )
+
+
+def _is_installed(module: str) -> bool:
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None  # a folder wandb/ in the working directory has no origin
 
 
 def _tracker(options: TrackerOptions, run: TrackedRun) -> Tracker:
@@ -185,12 +190,15 @@ class Trackers:
             log.debug("tracker %s", followed.name, exc_info=error)
             if not followed.has_failed:
                 reason = printable(one_line(f"{type(error).__name__}: {error}", 300))
+                remedy = followed.tracker.remedy
+                if isinstance(error, ImportError):
+                    remedy = f"see whether python -c 'import {followed.name}' works"
                 log.warning(
                     "tracker %s fails (%s); the training goes on without it, training_log.json has every number; %s, "
                     "it is tried again every %d minutes and at the end, and gets what it has missed",
                     followed.name,
                     reason,
-                    followed.tracker.remedy,
+                    remedy,
                     RETRY_S / 60,
                 )
             followed.before, followed.is_open, followed.has_failed = self._as_remembered(followed), False, True

@@ -46,6 +46,10 @@ class WandbTracker:
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb  # optional, and takes seconds: imported by those who asked for it
 
+        if (
+            not self._is_offline and wandb.run is None and not wandb.login(prompt=False)
+        ):  # at a terminal, init would ask and wait
+            raise PermissionError("no login is known here")
         self._names = distinct(run.metric_names, printable)
         run.log_dir.mkdir(parents=True, exist_ok=True)
         same = before if before is not None and before.place == self.place else None

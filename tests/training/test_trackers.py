@@ -204,3 +204,11 @@ def test_a_tracker_that_is_not_installed_is_refused_before_anything_is_read(work
         with pytest.raises(ConfigError, match=rf"experiment.logger: {name} is not installed .*pip install {name}\)"):
             run_training(config)
         assert not run.exists()
+
+
+def test_a_folder_that_a_tracker_left_in_the_working_directory_is_no_installation(tmp_path, monkeypatch):
+    (tmp_path / "left_by_wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert importlib.util.find_spec("left_by_wandb") is not None
+    assert not module._is_installed("left_by_wandb")
+    assert module._is_installed("pytorch_lightning")

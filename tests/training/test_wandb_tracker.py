@@ -48,3 +48,16 @@ def test_a_resumed_training_goes_on_in_the_same_run(tmp_path, caplog, is_killed)
     assert rows[-1]["val_IoU/=1+1"] == rows[-1]["val_mIoU"] == 0.75
     assert first.config["training.lr"] == second.config["training.lr"] == 1e-4
     assert [record.getMessage() for record in caplog.records if record.name.startswith("pipeline")] == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_training_online_without_a_login_is_not_asked_for_one(tmp_path, caplog, monkeypatch):
+    pytest.importorskip("wandb", reason="Weights & Biases is an optional extra that is not installed here")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    trackers = Trackers([{"wandb": {"mode": "online"}}], tracked_run(tmp_path))
+    with trackers.closing():
+        follow(trackers, SCORES)
+    (named,) = [record.getMessage() for record in caplog.records if record.name.startswith("pipeline")]
+    assert "tracker wandb fails (PermissionError: no login is known here)" in named
+    assert "log in with `wandb login`" in named
