@@ -22,7 +22,7 @@ from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import PAGE_WIDTH, wrapped
 from pipeline.console.terminal import screen_width
 from pipeline.console.text import BYTES_PER_GB, fitted, gigabytes, printable
-from pipeline.files.atomic import write_atomically
+from pipeline.files.atomic import check_writable, make_folder, write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
 from pipeline.planning.machine import BETWEEN_STEPS_S, Cost, Machine
 from pipeline.planning.network_shape import Triple, target_spacing
@@ -83,6 +83,7 @@ def plan(
         raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
     if output.exists():
         raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
+    check_writable(output.parent)  # before minutes of measuring
     roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
     root = roots[0] if len(roots) == 1 else tuple(roots)
     settings = DataConfig(root, cache_dir=cache_dir, skip_bad_cases=skip_bad_cases, split_shares=SPLIT_SHARES)
@@ -119,6 +120,7 @@ def plan(
     assessed = assess(planned, screened.dataset, screened.cases)
     _put_ct_scaling(found, assessed)
     text = to_yaml(found, budget_s)
+    make_folder(output.parent)
     write_atomically(output, lambda file: file.write(text.encode()))
     return PlanReport(found, output, time.monotonic() - began, _warnings(found, planned.data, assessed))
 

@@ -92,6 +92,12 @@ def test_a_file_that_exists_is_not_overwritten(dataset, tmp_path, capsys):
     assert (tmp_path / "p.yaml").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["plan", str(tmp_path / "nowhere"), "--output", str(tmp_path / "file" / "p.yaml")]) == 2
+    assert f"{tmp_path / 'file'}: cannot be written (expected a folder" in capsys.readouterr().err
+
+
 def step(patch, batch, step_s, one_thread_s, peak_bytes):
     return StepTime(patch, batch, (step_s, 0.1), (one_thread_s, 0.15), peak_bytes)
 
