@@ -7,6 +7,8 @@ file.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.console.text import some_of
@@ -101,6 +103,43 @@ def _is_dataset(root: Path, files: FileIndex) -> bool:
         return find_layout(root, files) is not None
     except (DatasetError, OSError):
         return False
+
+
+def data_sets_below(root: Path, files: FileIndex, *, follow_links: bool = False) -> Iterator[Path]:
+    """Yield the folders below a folder, sorted, that are data sets by themselves; not what lies inside of these.
+
+    A folder whose dataset.json cannot be read is one, and so are imagesTr and imagesTs without a dataset.json. A list
+    in such a folder makes none: it may name any file, and is to be named itself. Nor do images/ and labels/ without a
+    volume directly in images/. Folders that cannot be read are passed over.
+    """
+    seen = {root.resolve()}
+
+    def below(folder: Path) -> Iterator[Path]:
+        with contextlib.suppress(OSError):
+            for inner in files.folders(folder):
+                real = inner.resolve()
+                if real in seen or (inner.is_symlink() and not follow_links):
+                    continue
+                seen.add(real)
+                if _holds_cases(inner, files):
+                    yield inner
+                else:
+                    yield from below(inner)
+
+    yield from below(root)
+
+
+def _holds_cases(root: Path, files: FileIndex) -> bool:
+    try:
+        layout = find_layout(root, files)
+        folders = pair_of_folders(root, files) if layout == "pairs" else None
+        if folders is not None:
+            return bool(files.volumes(folders[0]))
+    except DatasetError:
+        return True
+    except OSError:
+        return False
+    return layout not in (None, "list") or any(files.is_folder(root / name) for name in ("imagesTr", "imagesTs"))
 
 
 def find_layout(root: Path, files: FileIndex) -> str | None:

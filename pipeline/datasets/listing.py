@@ -21,6 +21,7 @@ from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.folds import OwnFolds, own_folds
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.nnunet import read_numbered, read_undescribed
+from pipeline.datasets.pairs import pair_of_folders
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
@@ -228,8 +229,11 @@ def _image_rows(path: Path, layout: str | None, n_channels: int | None, files: F
         listing = READERS[layout](Request(path, with_folds=False, images_only=True, files=files))
     except OSError as error:
         raise _unreadable(path, error) from error
-    if layout == "folders" and listing.problems and n_channels not in (None, len(listing.channel_names)):
+    has_others = n_channels not in (None, len(listing.channel_names))
+    if layout == "folders" and listing.problems and has_others:
         return None
+    if layout == "pairs" and has_others and pair_of_folders(path, files) is None:
+        return None  # a_mask beside a_ct may be a channel
     return listing, layout
 
 

@@ -9,12 +9,15 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.console.text import some_of
+from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.layouts import data_sets_below
 from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.datasets.rows import are_named
 from pipeline.inference.channel_order import channel_order
@@ -103,10 +106,10 @@ def list_inputs(
 
     Of a data set all images are taken, labelled or not, with the data set's own case ids; also of the folders that
     nnU-Net predicts (CASE_0000, CASE_0001, …) and of list files. Where the data set names its channels, they are
-    brought into the network's order by name (`channel_order`). Elsewhere the images of a case with several channels
-    are put together by `list_volumes`. What cannot be listed or accessed becomes a case with an error. A link that
-    leads out of a path is refused unless `follow_links`; the path itself may be one. What lies in the folder `output`
-    is passed over, as it may be results of the same command.
+    brought into the network's order by name (`channel_order`). The same holds for data sets below a folder. Elsewhere
+    the images of a case with several channels are put together by `list_volumes`. What cannot be listed or accessed
+    becomes a case with an error. A link that leads out of a path is refused unless `follow_links`; the path itself may
+    be one. What lies in the folder `output` is passed over, as it may be results of the same command.
 
     Args:
         paths: files, folders, data sets.
@@ -119,7 +122,8 @@ def list_inputs(
             one name, or a path that is the output folder.
     """
     found: list[InputCase] = []
-    plain: list[Path] = []
+    plain: dict[Path, bool] = {}  # whether it holds data sets
+    leave_out = [] if output is None else [output]
     for path in map(Path, paths):
         if output is not None and path.is_dir() and path.resolve() == output.resolve():
             raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
@@ -127,13 +131,43 @@ def list_inputs(
         if listing is not None and not _counts_cases(listing, channel_names):
             found += _of_dataset(listing, path, channel_names, output, follow_links=follow_links)
         else:
-            plain.append(path)
+            inner = _data_sets_in(path, channel_names, output, follow_links=follow_links)
+            found += [case for cases in inner.values() for case in cases]
+            leave_out += inner
+            plain[path] = bool(inner)
     if plain:
-        found += list_volumes(plain, channel_names, follow_links=follow_links, leave_out=output)
+        may_lack = [path for path, holds_data_sets in plain.items() if holds_data_sets]
+        found += list_volumes(plain, channel_names, follow_links=follow_links, leave_out=leave_out, may_lack=may_lack)
     if twice := [name for name, n in Counter(case.id.lower() for case in found).items() if n > 1]:
         same = " and ".join(str(case.images[0]) for case in found if case.id.lower() == twice[0] and case.images)
         raise SegmentationError(f"{same}: both would be called {twice[0]}; predict them into two folders")
     return tuple(found)
+
+
+def _data_sets_in(
+    root: Path, channel_names: Sequence[str], output: Path | None, *, follow_links: bool
+) -> dict[Path, list[InputCase]]:
+    """The cases of the data sets below a folder, by their folder: their label maps are no scans.
+
+    An id is the data set's own, below the folders that lead to it. A data set with other channels than the network's is
+    left to `list_volumes`.
+    """
+    found: dict[Path, list[InputCase]] = {}
+    for folder in data_sets_below(root, FileIndex(), follow_links=follow_links):
+        if output is not None and folder.resolve().is_relative_to(output.resolve()):
+            continue
+        above = "_".join(folder.relative_to(root).parts)
+        try:
+            listing = find_images(folder, n_channels=len(channel_names), follow_links=follow_links)
+            if listing is None or _counts_cases(listing, channel_names):
+                continue
+            cases = _of_dataset(listing, folder, channel_names, output, follow_links=follow_links)
+        except DatasetError as error:
+            cases = [InputCase(above, (), str(error))]
+        else:
+            cases = [replace(case, id=_plain(f"{above}_{case.id}")) for case in cases]
+        found[folder] = cases
+    return found
 
 
 def _counts_cases(listing: ImageListing, channel_names: Sequence[str]) -> bool:
@@ -173,7 +207,8 @@ def list_volumes(
     channel_names: Sequence[str] = ("image",),
     *,
     follow_links: bool = False,
-    leave_out: Path | None = None,
+    leave_out: Collection[Path] = (),
+    may_lack: Collection[Path] = (),
 ) -> tuple[InputCase, ...]:
     """List the scans that paths stand for: a volume file, a DICOM folder, or a folder tree with any of these.
 
@@ -190,14 +225,18 @@ def list_volumes(
         paths: may themselves be links.
         channel_names: image channels in the network's order.
         follow_links: take what links in a tree fetch from outside it, files and folders, each folder once.
-        leave_out: a folder that is passed over, wherever it lies: that of the results.
+        leave_out: folders that are passed over, wherever they lie: that of the results, data sets.
+        may_lack: those of the paths that need not hold a volume.
 
     Raises:
         VolumeError: a path that does not exist or is not a volume, a folder without any, a link that leaves the tree.
     """
     found: dict[Path, _Volume] = {}
     for path in map(Path, paths):
-        for volume in _volumes_at(path, leave_out, follow_links=follow_links):
+        there = _volumes_at(path, leave_out, follow_links=follow_links)
+        if not there and path not in may_lack:
+            raise _nothing_at(path)
+        for volume in there:
             found.setdefault(volume.path, volume)
     cases = [volume.alone() for volume in found.values() if volume.error]
     by_folder: dict[tuple[Path, Path], dict[Path, str]] = {}
@@ -311,7 +350,7 @@ class _Volume(NamedTuple):
         return folder.parent, name if name.lower() == folder.name.lower() else f"{name}_{folder.name}"
 
 
-def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> list[_Volume]:
+def _volumes_at(path: Path, leave_out: Collection[Path], *, follow_links: bool) -> list[_Volume]:
     if not _exists(path):
         raise VolumeError("missing_file", path, "a volume or a folder", "no such file or folder", "correct the path")
     found = []
@@ -321,12 +360,14 @@ def _volumes_at(path: Path, leave_out: Path | None, *, follow_links: bool) -> li
         found = [_Volume(path, path.parent)]
     if not found and path.is_file():
         known_kind(path)  # says what it is instead
-    if not found:
-        expected = "NIfTI, NRRD, MetaImage or a DICOM folder"
-        there = _other_files(path)
-        remedy = "convert the scans, or name the folder that holds them" if there else "name the folder with the scan"
-        raise VolumeError("missing_file", path, expected, there or "none", remedy)
     return found
+
+
+def _nothing_at(path: Path) -> VolumeError:
+    expected = "NIfTI, NRRD, MetaImage or a DICOM folder"
+    there = _other_files(path)
+    remedy = "convert the scans, or name the folder that holds them" if there else "name the folder with the scan"
+    return VolumeError("missing_file", path, expected, there or "none", remedy)
 
 
 def _other_files(folder: Path) -> str:
@@ -349,17 +390,17 @@ def _exists(path: Path) -> bool:
 class _Tree:
     """A walk through a folder tree that knows where it has been."""
 
-    def __init__(self, root: Path, leave_out: Path | None, *, follow_links: bool) -> None:
+    def __init__(self, root: Path, leave_out: Collection[Path], *, follow_links: bool) -> None:
         self.root = root
         self.real_root = root.resolve()
         self.follow_links = follow_links
-        self.leave_out = None if leave_out is None else leave_out.resolve()
+        self.leave_out = {folder.resolve() for folder in leave_out}
         self.seen: set[Path] = set()  # links may lead in circles
 
     def volumes(self, folder: Path) -> Iterator[_Volume]:
         """The volumes in and below a folder, sorted."""
         real = folder.resolve()
-        if real == self.leave_out or real in self.seen:
+        if real in self.leave_out or real in self.seen:
             return
         self.seen.add(real)
         kind = None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.listing import list_cases
+from pipeline.inference.inputs import list_inputs
 from tests.support.datasets import decathlon, nnunet, pairs, refused, totalsegmentator, volume
 from tests.support.volumes import write_series
 
@@ -78,3 +81,57 @@ def test_a_layout_that_is_asked_for_must_be_there(tmp_path, layout):
 @pytest.mark.parametrize("layout", ["pairs", "folders"])
 def test_cases_that_are_asked_for_must_be_there(tmp_path, layout):
     refused(tmp_path, f"expected cases in the {layout} layout", layout=layout, class_names=["background", "organ"])
+
+
+def test_label_maps_of_data_sets_below_a_folder_are_no_scans(tmp_path):
+    root = tmp_path / "in"
+    for name in ("volume-0", "segmentation-0", "volume-1", "segmentation-1", "volume-2"):
+        volume(root / "lits" / f"{name}.nii.gz")
+    for name in ("Dataset001_X/imagesTr/a_0000", "Dataset001_X/labelsTr/a", "deep/p/images/b", "deep/p/labels/b"):
+        volume(root / "more" / f"{name}.nii.gz")
+    volume(root / "mr" / "imagesTs" / "c_0000.nii.gz")
+    volume(root / "mr" / "labelsTs" / "c.nii.gz")
+    volume(root / "tree" / "images" / "day1" / "f.nii.gz")
+    (root / "tree" / "labels").mkdir()
+    volume(root / "broken" / "labelsTr" / "d.nii.gz")
+    (root / "broken" / "dataset.json").write_text("{")
+    expected = [
+        "broken",
+        "lits_volume-0",
+        "lits_volume-1",
+        "lits_volume-2",
+        "more_Dataset001_X_a",
+        "more_deep_p_b",
+        "mr_c",
+        "tree_images_day1_f",
+    ]
+    cases = list_inputs([root])
+    assert [case.id for case in list_inputs([root / "more"])] == [
+        "Dataset001_X_a",
+        "deep_p_b",
+    ]  # no scan beside the data sets
+    assert sorted(case.id for case in cases) == expected
+    assert [case.id for case in cases if case.error] == ["broken"]
+    volume(root / "single.nii.gz")
+    volume(root / "out" / "images" / "e.nii.gz")
+    volume(root / "out" / "labels" / "e.nii.gz")
+    assert sorted(case.id for case in list_inputs([root], output=root / "out")) == sorted([*expected, "single"])
+
+
+def test_data_sets_below_a_folder_are_read_in_the_order_of_the_networks_channels(tmp_path):
+    for name in ("imagesTr/a_0000", "imagesTr/a_0001", "labelsTr/a"):
+        volume(tmp_path / "in" / "set" / f"{name}.nii.gz")
+    description = {"channel_names": {"0": "PET", "1": "CT"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    (tmp_path / "in" / "set" / "dataset.json").write_text(json.dumps(description))
+    (case,) = list_inputs([tmp_path / "in"], ("CT", "PET"))
+    assert (case.id, [path.name for path in case.images]) == ("set_a", ["a_0001.nii.gz", "a_0000.nii.gz"])
+    (case,) = list_inputs([tmp_path / "in"], ("T1", "T2"))
+    assert "T1" in case.error
+
+
+def test_a_mask_beside_a_scan_may_be_a_channel(tmp_path):
+    for name in ("a_CT", "a_mask", "b_CT", "b_mask"):
+        volume(tmp_path / "in" / f"{name}.nii.gz")
+    for folder in (tmp_path / "in", tmp_path):
+        found = [[path.name for path in case.images] for case in list_inputs([folder], ("CT", "mask"))]
+        assert found == [[f"{c}_CT.nii.gz", f"{c}_mask.nii.gz"] for c in "ab"]
