@@ -73,6 +73,8 @@ class NormActConv(nn.Module):
     def forward(self, x: Volume) -> Float[Tensor, "B D I2 J2 K2"]:
         # What autocast would do, and where the weight's gradient comes back in float32
         kernel = self.conv.weight.to(x.dtype)
+        if _is_exporting():  # padding and stride as numbers: a traced kernel's sizes are none
+            return F.conv3d(self.norm(x), kernel, stride=self.conv.stride, padding=self.conv.padding)
         return norm_act_conv(x, self.norm.weight, self.norm.bias, kernel, self.conv.stride)
 
 
@@ -85,7 +87,9 @@ def norm_act(x: Volume, weight: PerChannel, bias: PerChannel) -> Volume:
         bias: Shift of the normalised values.
     """
     if _is_exporting():
-        return F.leaky_relu(F.instance_norm(x, weight=weight, bias=bias, eps=EPSILON), NEGATIVE_SLOPE)
+        # Not functional.instance_norm, which refuses what the deepest level of a small image has: a single voxel
+        normalised = torch.instance_norm(x, weight, bias, None, None, True, 0.0, EPSILON, False)
+        return F.leaky_relu(normalised, NEGATIVE_SLOPE)
     return _NormAct.apply(x, weight, bias)
 
 
@@ -101,15 +105,14 @@ def norm_act_conv(
         kernel: In x's dtype, of odd sizes.
         stride: Steps of the convolution along I, J, K; I2 = ⌈I / step⌉.
     """
-    if _is_exporting():
-        return F.conv3d(norm_act(x, weight, bias), kernel, stride=tuple(stride), padding=half_of(kernel.shape[2:]))
     return _NormActConv.apply(x, weight, bias, kernel, tuple(stride))
 
 
 def _is_exporting() -> bool:
-    """Return whether torch.export (and so torch.onnx) is looking: its graphs hold torch's own layers, and no memory is
-    to be saved in them. (torch.compiler.is_exporting is newer than the oldest torch that is supported.)"""
-    return getattr(torch.compiler, "is_exporting", bool)()
+    """Return whether torch.export or torch.jit.trace (and so torch.onnx, either way) is looking: their graphs hold
+    torch's own layers, and no memory is to be saved in them. (torch.compiler.is_exporting is newer than the oldest
+    torch that is supported.)"""
+    return getattr(torch.compiler, "is_exporting", bool)() or torch.jit.is_tracing()
 
 
 class _NormAct(torch.autograd.Function):

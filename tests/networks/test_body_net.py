@@ -274,3 +274,17 @@ def test_it_can_be_exported_as_torchs_own_operations():
     names = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
     assert "aten.instance_norm.default" in names
     assert not any("native_batch_norm" in name for name in names)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_it_can_be_traced_as_torchs_own_operations():
+    """As torch.onnx does without dynamo, its default before torch 2.9, and MONAI for its bundles.
+
+    The deepest level has a single voxel.
+    """
+    network, image, other = BodyNet(n_classes=3, base_channels=4).eval(), *torch.rand(2, 1, 1, 16, 16, 16)
+    traced = torch.jit.trace(network, image, check_trace=False)
+    torch.testing.assert_close(traced(other), network(other))
+    kinds = {node.kind() for node in traced.inlined_graph.nodes()}
+    assert {"aten::instance_norm", "aten::_convolution"} <= kinds
+    assert not any("Python" in kind for kind in kinds)
