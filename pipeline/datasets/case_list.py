@@ -20,6 +20,7 @@ from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.decathlon import is_datalist, read_msd
 from pipeline.datasets.entry_keys import KEYS, with_usual_keys
 from pipeline.datasets.errors import DatasetError
+from pipeline.datasets.file_index import has_volume_name
 from pipeline.datasets.json_document import read_json
 from pipeline.datasets.rows import (
     Listing,
@@ -101,6 +102,8 @@ def _refuse_without_images(cases: list[tuple[str, Any]], path: Path) -> None:
     names = list(dict.fromkeys(str(key) for entry in entries for key in entry))
     if entries and len(entries) == len(cases) and not any("image" in with_usual_keys(e, path) for e in entries):
         found, remedy = some_of(names, 8) or "none", "rename the one that names the images to image"
+        if any(has_volume_name(Path(name)) for name in names):
+            remedy = "write a line above the first file that names the columns, such as case,image,label"
         raise DatasetError("dataset", path, f"columns or keys of {', '.join(KEYS)}", found, remedy)
 
 

@@ -133,6 +133,8 @@ def test_a_list_says_which_classes_a_label_annotates(tmp_path):
 def test_a_table_without_images_is_refused_once_and_names_its_columns(tmp_path):
     path = written(tmp_path, "a,a.nii.gz,a.nii.gz,", "b,a.nii.gz,a.nii.gz,", header="case,file,label,split")
     refused(path, "found case, file, label, split; rename the one that names the images to image")
+    path = written(tmp_path, "b.nii.gz,b_seg.nii.gz", header="a.nii.gz,a_seg.nii.gz")
+    refused(path, "found a.nii.gz, a_seg.nii.gz; write a line above the first file that names the columns")
     with pytest.raises(DatasetError) as error:
         list_cases(path)
     assert len(error.value.lines) == 1
