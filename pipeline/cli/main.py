@@ -73,10 +73,10 @@ def _run(given: Sequence[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0 if given else EXIT_WRONG_INPUT
-    if given[0] in ("--version", "-V"):
+    command = COMMANDS.get(given[0])
+    if given[0] in ("--version", "-V") or (command is not None and "--version" in given):
         print(f"bodyseg {_version()}")
         return 0
-    command = COMMANDS.get(given[0])
     if command is None:
         meant = closest(given[0], list(COMMANDS))
         guess = f"did you mean {meant}? " if meant else ""

@@ -76,8 +76,9 @@ def test_what_is_wrong_is_said_in_one_line_with_exit_code_2(arguments, words, tm
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_the_version_is_that_of_the_package(capsys):
-    assert main(["--version"]) == 0
+@pytest.mark.parametrize("given", ["--version", "-V", "train --version", "predict --version", "cache prune --version"])
+def test_the_version_is_that_of_the_package(given, capsys):
+    assert main(given.split()) == 0
     assert capsys.readouterr().out == f"bodyseg {importlib.metadata.version('bodyseg')}\n"
 
 
