@@ -141,9 +141,12 @@ def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None
             raise
         as_written = error
     try:
-        return parser.parse_args(apart, namespace=base).as_dict()
+        parsed = parser.parse_args(apart, namespace=base).as_dict()
     except ConfigError as error:
         raise as_written or error from None
+    if as_written and len(parsed["dataset"]) > 1 and not Path(apart[0]).exists():
+        raise as_written  # a wrong value behind a data set that is named already
+    return parsed
 
 
 def _with_dataset_in_front(arguments: list[str]) -> list[str]:
