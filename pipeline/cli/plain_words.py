@@ -179,8 +179,10 @@ def _written(name: str, parser: ArgumentParser) -> str:
 
 
 def _expected(text: str) -> str:
-    """Say in words what a type check expected; of several types the first."""
-    if choices := re.search(r"Literal\[([^]]*)\]", text):
-        return f"one of {choices[1].replace(chr(39), '')}"
+    """Say in words what a type check expected: words, a number beside them, or the first of several types."""
     kind = re.search(r"(?:<class '(?:\w+\.)*|Expected an? |Subtypes: \[)(int|float|bool|str|dict|Path)\b", text)
+    if choices := re.search(r"Literal\[([^]]*)\]", text):
+        number = f"{_EXPECTED[kind[1]]} or " if kind and kind[1] in ("int", "float") else ""
+        words = choices[1].replace(chr(39), "")
+        return f"{number}{words if number and ',' not in words else f'one of {words}'}"
     return _EXPECTED[kind[1]] if kind else "another value"

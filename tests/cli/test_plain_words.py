@@ -33,6 +33,7 @@ SETTINGS = "train --dataset_root d"
         ("train d --lr 1", "unexpected 'd'; did you mean --dataset_root d?"),
         ("evaluate a b", "unexpected 'b'; bodyseg evaluate --help explains what is expected"),
         (f"{SETTINGS} --lr fast", "training.lr: expected a number, found 'fast'"),
+        (f"{SETTINGS} --data.window a b", "data.window element 1: expected a number or auto, found 'a'"),
         (f"{SETTINGS} --n_gpus x", "training.n_gpus: expected a whole number, found 'x'"),
         (f"{SETTINGS} --precision 8", "training.precision: expected one of 32, 16, bf16, found '8'"),
         (f"{SETTINGS} --target_size a b c", "data.target_size element 1: expected a whole number, found 'a'"),
