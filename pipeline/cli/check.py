@@ -23,7 +23,12 @@ def run(arguments: list[str]) -> int:
     """
     parser = command_parser("check", run, "bodyseg check [DATASET ...] [--config FILE] [SETTING ...]")
     parser.add_argument(
-        "dataset", nargs="*", type=str, metavar="DATASET", help="Folder or list file of a data set, or of several."
+        "dataset",
+        nargs="*",
+        type=str,
+        default=[],
+        metavar="DATASET",
+        help="Folder or list file of a data set, or of several.",
     )
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
     parser.add_argument("--no_measure", action="store_true", help="Estimate costs without real training steps.")

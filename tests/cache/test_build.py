@@ -135,7 +135,7 @@ def test_a_disk_that_is_too_small_is_refused_before_the_work(make, met, monkeypa
     size = 4096 * 3
     usage = shutil.disk_usage("/")._replace(free=size)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CacheError, match=r"for 4 cases, its disk has 0\.00 GB free; free some"):
+    with pytest.raises(CacheError, match=r"for 4 cases, its disk has 0\.0 MB free; free some"):
         make().build()
     assert len(met()) == 1
 

@@ -27,7 +27,7 @@ def folder(tmp_path):
 def test_info_says_cases_size_and_chain(folder, capsys):
     assert main(["cache", "info", "--cache_dir", str(folder)]) == 0
     text = capsys.readouterr().out
-    assert "3 cases, 0.00 GB;" in text
+    assert "3 cases, 0.0 MB;" in text
     assert "free on its disk" in text
     assert "{'size': 8}" in text
     assert main(["cache", "info", "--cache_dir", str(folder), "--json"]) == 0

@@ -79,7 +79,7 @@ def test_a_training_whose_batches_do_not_fit_the_shared_memory_is_refused_before
     needs_an_administrator()
     process, run, output = train(work, "cramped", num_workers="1", before=partial(with_shared_memory_of, "40k"))
     said = complaint(ended(process, run, output, code=2))
-    assert "the shared memory (/dev/shm) has 0.000 GB free; start with --num_workers 0, or give it more" in said
+    assert "the shared memory (/dev/shm) has 0.0 MB free; start with --num_workers 0, or give it more" in said
     assert not run.exists()
 
 
@@ -87,7 +87,7 @@ def test_a_training_uses_fewer_workers_where_the_shared_memory_suffices_for_some
     needs_an_administrator()
     process, run, output = train(work, "narrow", num_workers="2", before=partial(with_shared_memory_of, "1140k"))
     said = ended(process, run, output, code=0)
-    assert "with one batch each, not 2: a batch takes 0.000 GB" in said
+    assert "with one batch each, not 2: a batch takes 0.0 MB" in said
     assert summary(run)["status"] == "completed"
 
 
@@ -107,5 +107,5 @@ def test_full_shared_memory_is_said_as_such(work):
     output = work / "exhausted.txt"
     process = start(tiny_training(work, "exhausted", max_epochs=1)[0], output, exhaust_shared_memory)
     said = ended(process, None, output, code=7)
-    assert "the shared memory (/dev/shm) of the data workers ran out in epoch 3: 0.00 GB free of 0.00 GB" in said
+    assert "the shared memory (/dev/shm) of the data workers ran out in epoch 3: 0.0 MB free of 0.1 MB" in said
     assert "start with --num_workers 0, or give it more (docker run --shm-size 8g" in said
