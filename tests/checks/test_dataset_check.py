@@ -54,6 +54,7 @@ def test_a_value_of_no_class_hides_no_other_finding(folder: Folder) -> None:
     assert set(kinds(folder)) == {("error", "label_unknown_values", "a"), ("error", "voxels_in_two_splits", "c")}
 
 
+@pytest.mark.fault("a class name that cannot be written (half of a surrogate pair)", "check names it, exit 2")
 def test_names_that_nothing_can_write_are_refused(folder: Folder) -> None:
     """Half of a surrogate pair, as JSON can hold it, ended a training after its first epoch (TensorBoard)."""
     folder.labels["a\udcff"] = 4

@@ -148,15 +148,15 @@ def test_a_preemption_without_grace_costs_one_epoch_at_most(work):
     assert resumed(work, "graceless") == []
 
 
-@pytest.mark.fault("SIGTERM while cases are still prepared", "exit 143; nothing was written")
+@pytest.mark.fault("Ctrl-C while cases are still prepared", "exit 130; nothing was written, and the advice is to repeat")
 def test_a_signal_before_the_first_batch_leaves_nothing_behind(work):
     process, run, output = train(work, "early", **{"data.cache_dir": str(work / "cold")})
     lock = run / "resume" / "lock"
     assert wait_until(lock.exists, process)
     assert wait_until(lambda: "Setting up data" in output.read_text(), process)
-    os.kill(process.pid, signal.SIGTERM)
-    said = ended(process, run, output, code=143)
+    os.kill(process.pid, signal.SIGINT)
+    said = ended(process, run, output, code=130)
     assert complaint(said) == (
-        "bodyseg: training stopped by SIGTERM; nothing was trained yet: repeat the command; prepared cases are kept"
+        "bodyseg: training stopped by SIGINT; nothing was trained yet: repeat the command; prepared cases are kept"
     )
     assert not run.exists()
