@@ -79,7 +79,9 @@ def _what_else(root: Path, files: FileIndex) -> tuple[str, str]:
     if len(inner) == 1:
         return f"a folder that is a data set ({inner[0]}), but ", f"name that folder, {root / inner[0]}"
     if inner:
-        remedy = "name one of them, or list the cases of all of them in a cases.csv with the columns image,label"
+        remedy = (
+            "name one or several of them (classes are joined by name), or list all cases in a cases.csv: image,label"
+        )
         return f"folders that are data sets ({some_of(inner, 3)}), but ", remedy
     lists = [path for path in files.visible(root) if path.suffix.lower() in (".csv", ".tsv", ".json")]
     if lists := [path for path in lists if path.name not in TABLE_FILES]:

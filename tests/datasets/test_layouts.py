@@ -53,9 +53,7 @@ def test_what_lies_in_the_place_of_a_data_set_is_named(tmp_path):
     pairs(tmp_path / "tasks" / "Task1")
     refused(tmp_path / "tasks", "a folder that is a data set (Task1)", f"name that folder, {tmp_path / 'tasks/Task1'}")
     pairs(tmp_path / "tasks" / "Task2")
-    refused(
-        tmp_path / "tasks", "folders that are data sets (Task1, Task2)", "name one of them, or list the cases of all"
-    )
+    refused(tmp_path / "tasks", "folders that are data sets (Task1, Task2)", "name one or several of them")
 
 
 def test_a_list_of_another_name_is_named(tmp_path):

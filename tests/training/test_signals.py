@@ -148,7 +148,9 @@ def test_a_preemption_without_grace_costs_one_epoch_at_most(work):
     assert resumed(work, "graceless") == []
 
 
-@pytest.mark.fault("Ctrl-C while cases are still prepared", "exit 130; nothing was written, and the advice is to repeat")
+@pytest.mark.fault(
+    "Ctrl-C while cases are still prepared", "exit 130; nothing was written, and the advice is to repeat"
+)
 def test_a_signal_before_the_first_batch_leaves_nothing_behind(work):
     process, run, output = train(work, "early", **{"data.cache_dir": str(work / "cold")})
     lock = run / "resume" / "lock"
