@@ -22,6 +22,9 @@ Status = Literal["completed", "interrupted", "failed"]
 State = Literal["absent", "finished", "interrupted", "failed"]
 """What a run folder holds; "interrupted" is all that neither completed nor failed, a running training included."""
 
+START_AGAIN = "start again with --overwrite (a fold of a cross-validation: remove its folder)"
+"""What is left to do where a run cannot go on."""
+
 
 def run_name(
     *,
@@ -187,7 +190,7 @@ class RunFolder:
         if not self.resume_checkpoint.exists() and len(self.read_log()):
             raise FileError(
                 f"{self.resume_checkpoint}: expected the state after the last epoch, found nothing; "
-                "restore the file from a copy, or start again with --overwrite"
+                f"restore the file from a copy, or {START_AGAIN}"
             )
         return self.resume_checkpoint.exists()
 

@@ -20,7 +20,7 @@ from pipeline.files.json_files import null_for_undefined
 from pipeline.files.lock import is_locked
 from pipeline.files.regular import open_regular
 from pipeline.runs.history import TrainingLog
-from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_folder import START_AGAIN, RunFolder
 from pipeline.runs.setting_differences import changed_settings
 from pipeline.training.lightning_module import SegmentationModule
 
@@ -256,32 +256,31 @@ def read_resume(path: Path) -> ResumeState:
     Raises:
         FileError: the file is missing, damaged or holds more than data.
     """
-    start_again = "start again with --overwrite"
     try:
         with open_regular(path) as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the safe loader raises many kinds for a damaged file
         reason = one_line(error, 160)
-        raise FileError(f"{path}: cannot be resumed from ({reason}); {start_again}") from error
+        raise FileError(f"{path}: cannot be resumed from ({reason}); {START_AGAIN}") from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != RESUME_FORMAT:
-        raise FileError(f"{path}: expected format {RESUME_FORMAT}, found {found}; {start_again}")
+        raise FileError(f"{path}: expected format {RESUME_FORMAT}, found {found}; {START_AGAIN}")
     kinds = {"epochs_finished": int, "network": dict, "optimizer": dict, "precision": dict, "log": dict}
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
-            raise FileError(f"{path}: expected {', '.join(kinds)}, found no {key}; {start_again}")
+            raise FileError(f"{path}: expected {', '.join(kinds)}, found no {key}; {START_AGAIN}")
     skipped_steps = state.get("skipped_steps", 0)
     if not isinstance(skipped_steps, int):
-        raise FileError(f"{path}: skipped_steps: expected a number, found {skipped_steps!r:.40}; {start_again}")
+        raise FileError(f"{path}: skipped_steps: expected a number, found {skipped_steps!r:.40}; {START_AGAIN}")
     try:
         log = TrainingLog.from_dict(state["log"])
     except FileError as error:
-        raise FileError(f"{path}: {error}; {start_again}") from error
+        raise FileError(f"{path}: {error}; {START_AGAIN}") from error
     tables = {}  # states of earlier versions have none
     for key, of in (("contents", "cases"), ("coarse_heads", "weights"), ("average", "weights")):
         tables[key] = state.get(key, {})
         if not isinstance(tables[key], dict):
-            raise FileError(f"{path}: {key}: expected a table of {of}, found {tables[key]!r:.40}; {start_again}")
+            raise FileError(f"{path}: {key}: expected a table of {of}, found {tables[key]!r:.40}; {START_AGAIN}")
     known = {key: state[key] for key in kinds} | {"log": log}
     return ResumeState(**known, skipped_steps=skipped_steps, **tables)
 
@@ -304,7 +303,7 @@ def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
     if found != f"epoch {best}":
         raise FileError(
             f"{folder.best_checkpoint}: expected the weights of epoch {best}, the best one so far, found {found}; "
-            "restore the file from a copy, or start again with --overwrite"
+            f"restore the file from a copy, or {START_AGAIN}"
         )
 
 
@@ -322,9 +321,7 @@ def restore(state: ResumeState, trainer: pl.Trainer, module: SegmentationModule)
         trainer.optimizers[0].load_state_dict(state.optimizer)
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = one_line(error, 200)
-        raise FileError(
-            f"the state to resume does not fit the network ({reason}); start again with --overwrite"
-        ) from error
+        raise FileError(f"the state to resume does not fit the network ({reason}); {START_AGAIN}") from error
     module.skipped_steps = state.skipped_steps
     _restore_precision(state.precision, trainer)
     # Lightning's own checkpoints skip on_train_epoch_start in the first resumed epoch when they were written at an
@@ -343,6 +340,5 @@ def _restore_precision(state: dict[str, Any], trainer: pl.Trainer) -> None:
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise FileError(
             f"the gradient scaler's state cannot be put back: expected {', '.join(expected)}, "
-            f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or start again with "
-            "--overwrite"
+            f"found {', '.join(map(str, state))[:200]}; restore resume/last.ckpt from a copy, or {START_AGAIN}"
         ) from error
