@@ -46,7 +46,7 @@ def suggest_target_size(
     >>> suggest_target_size([(512, 512, 400)], [(0.8, 0.8, 1.5)]).size
     (160, 160, 240)
     """
-    spacing = np.array(target_spacing(sizes, spacings_mm))
+    own_mm = spacing = np.array(target_spacing(sizes, spacings_mm))
     extent_mm = np.median(np.asarray(sizes, np.float64) * np.asarray(spacings_mm, np.float64), axis=0)
     low, high = float(spacing.min()), float(max(extent_mm))
     if math.prod(_rounded(extent_mm / spacing)) > most_voxels:
@@ -57,7 +57,6 @@ def suggest_target_size(
         spacing = np.maximum(spacing, high)
     size = _rounded(extent_mm / spacing)
     voxel_mm = extent_mm / np.array(size)
-    own_mm = np.array(target_spacing(sizes, spacings_mm))
     i, j, k = (float(mm) for mm in voxel_mm)
     return TargetSuggestion(size, (i, j, k), max(1.0, float((voxel_mm / own_mm).max())))
 
