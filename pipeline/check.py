@@ -308,12 +308,11 @@ _PLAN_INSTEAD = 1.5
 def _text_of_next_steps(report: Report) -> list[str]:
     """What to type next, and what it will cost."""
     first = report.first_training
-    if errors(report.findings):
-        return [
-            "NEXT",
-            "  repair        what is named above, each finding says how; then check again",
-            "  or leave out  bodyseg train … --skip_bad_cases trains without the cases that have errors",
-        ]
+    if found := errors(report.findings):
+        lines = ["NEXT", "  repair        what is named above, each finding says how; then check again"]
+        if all(finding.case for finding in found):  # without a case there is none to leave out
+            lines.append("  or leave out  bodyseg train … --skip_bad_cases trains without the cases that have errors")
+        return lines
     if first is None:
         return []
     target = first.target

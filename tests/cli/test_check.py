@@ -146,6 +146,10 @@ def test_errors_are_repaired_first(tmp_path: Path, capsys: pytest.CaptureFixture
     last = capsys.readouterr().out.partition("\nNEXT")[2]
     assert "--skip_bad_cases" in last
     assert "--target_size" not in last
+    assert main(["check", str(tmp_path / "absent")]) == 2
+    last = capsys.readouterr().out.partition("\nNEXT")[2]
+    assert "repair" in last
+    assert "--skip_bad_cases" not in last  # which leaves out cases, and here is none
 
 
 def test_detail_that_whole_scans_lose_is_kept_by_patches_which_are_named_first(tmp_path: Path) -> None:
