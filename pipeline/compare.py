@@ -108,14 +108,16 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         ),
     }
     for split, key in zip(("train", "val", "test"), SCORES, strict=True):
-        row[key] = _mean_dice(folder.path / "evaluation" / split / "metrics.json")
+        row[key] = _mean_dice(folder.path / "evaluation" / split / "metrics.json", [folder])
     return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
 
 
-def _mean_dice(metrics: Path) -> float | None:
-    """The mean Dice over structures of an evaluation; None where there is none that can be read."""
+def _mean_dice(metrics: Path, runs: Sequence[RunFolder]) -> float | None:
+    """The mean Dice over structures of an evaluation; None where none of the runs' present weights can be read."""
+    if not all(run.has_scored(metrics) for run in runs):
+        return None
     try:
-        mean = read_json(metrics)["summary"]["left_out"]["mean_over_classes"]["dice"] if metrics.is_file() else None
+        mean = read_json(metrics)["summary"]["left_out"]["mean_over_classes"]["dice"]
     except (FileError, OSError, KeyError, TypeError):
         return None
     return float(mean) if isinstance(mean, int | float) else None
@@ -156,7 +158,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "status": f"{n_ended} of {len(record.folds)} folds",
         "time": sum(times) if times else None,
         **dict.fromkeys(SCORES),
-        "val_dice": _mean_dice(study.metrics),
+        "val_dice": _mean_dice(study.metrics, begun) if n_ended == len(record.folds) else None,
     }
     shared = {
         key: value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -240,7 +241,14 @@ def test_runs_that_were_evaluated_show_their_dice(tmp_path):
     heading, _, *lines = to_text(table).splitlines()
     assert heading.split()[:5] == ["run", "best", "mIoU", "val", "Dice"]
     assert [line.split()[:3] for line in lines] == [["a", "0.3000", "–"], ["b", "0.3000", "0.7500"]]
-    (run.path / "evaluation" / "val" / "metrics.json").write_text("{")
+    metrics = run.path / "evaluation" / "val" / "metrics.json"
+    run.best_checkpoint.parent.mkdir(exist_ok=True)
+    run.best_checkpoint.touch()
+    os.utime(run.best_checkpoint, ns=(0, metrics.stat().st_mtime_ns + 1))  # trained anew by --overwrite
+    assert compare([tmp_path]).scores == ()
+    os.utime(run.best_checkpoint, ns=(0, 0))
+    assert compare([tmp_path]).scores == ("val_dice",)
+    metrics.write_text("{")
     assert compare([tmp_path]).scores == ()
 
 

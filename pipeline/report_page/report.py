@@ -82,7 +82,8 @@ def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[Path]]:
         if is_study_folder(source):
             study = StudyFolder.at(source)
             folders = list_runs([source])
-            found = [study.metrics] if study.metrics.is_file() else []
+            is_of_these = study.metrics.is_file() and all(run.has_scored(study.metrics) for run in folders)
+            found = [study.metrics] if is_of_these else []
         elif metrics_path(source).is_file() and not is_run_folder(source):
             folders, found = [], [metrics_path(source)]
         else:
@@ -96,7 +97,7 @@ def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[Path]]:
 def _evaluations(folder: RunFolder) -> Iterator[Path]:
     for split in SPLITS:
         path = metrics_path(folder.path / "evaluation" / split)
-        if path.is_file():
+        if folder.has_scored(path):
             yield path
 
 

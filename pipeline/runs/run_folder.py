@@ -116,6 +116,13 @@ class RunFolder:
         ours = (self.config, self.log, self.best_checkpoint, self.resume_checkpoint)
         return "interrupted" if any(path.exists() for path in ours) else "absent"
 
+    def has_scored(self, metrics: Path) -> bool:
+        """Whether a metrics.json is there and not older than the best weights: a later training has replaced those."""
+        try:
+            return metrics.stat().st_mtime_ns >= self.best_checkpoint.stat().st_mtime_ns
+        except OSError:
+            return metrics.is_file()
+
     @property
     def has_ended(self) -> bool:
         """Whether nothing is left to train: completed, or stopped early; raises FileError for a damaged summary."""

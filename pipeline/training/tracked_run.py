@@ -118,5 +118,7 @@ def distinct(names: Sequence[str], clean: Callable[[str], str]) -> dict[str, str
     taken: dict[str, str] = {}
     for number, name in enumerate(names):
         cleaned = clean(name)
-        taken[name] = f"{cleaned}_{number}" if cleaned in taken.values() else cleaned
+        while cleaned in taken.values():
+            cleaned = f"{cleaned}_{number}"
+        taken[name] = cleaned
     return taken
