@@ -254,7 +254,8 @@ def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, disk)
     errors = [record.error for record in records if record.status == "failed"]
     assert n_done >= 1
     assert len(errors) >= 4
-    assert sum("No space left on device" in error and "not segmented" not in error for error in errors) <= 2
+    # the disk itself refuses the case that is written first, and at most the one computed and the two read meanwhile
+    assert 1 <= sum("not segmented" not in error for error in errors) <= 4
     assert all("No space left on device" in error for error in errors)
     assert "not segmented, since the results of another case could not be written" in errors[-1]
     assert len(set(computed)) <= n_done + 3  # those in progress when the disk refused, not all
