@@ -102,10 +102,20 @@ def plan(
         steps: Sequence[tuple[Triple, int]], strides: Sequence[Triple], kernels: Sequence[Triple], channels: int
     ) -> Cost:
         network = {"strides": [list(s) for s in strides], "kernels": [list(k) for k in kernels]}
-        request = StepRequest(network, data.n_channels, len(data.class_names), channels, "16", None, tuple(steps))
+        n = cores if devices.accelerator == "cpu" else 1
+        request = StepRequest(
+            network=network,
+            in_channels=data.n_channels,
+            n_classes=len(data.class_names),
+            base_channels=channels,
+            precision="16",
+            n_gpus=None,
+            steps=tuple(steps),
+            n_processes=n,
+            process_bytes=int(MEMORY_SHARE * memory / n),
+        )
         with one_step(progress, "measuring training steps"):
-            measured = measure_steps(request)
-        return cost_of(measured, cores if devices.accelerator == "cpu" else 1, memory)
+            return cost_of(measure_steps(request), n)
 
     machine = Machine(devices.accelerator, cores, memory)
     found = make_plan(data, machine, budget_s, measure)
@@ -125,11 +135,11 @@ def plan(
     return PlanReport(found, output, time.monotonic() - began, _warnings(found, planned.data, assessed))
 
 
-def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Cost:
+def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
     """Say what any step takes from two or three measured ones: of the smallest patch, of more of these, of the largest.
 
-    For one process with all threads, or for one thread a process where that is faster and the memory holds as many
-    processes. Raises ConfigError where fewer than two steps could be measured.
+    For one process with all threads, or for one thread a process where that is faster (it was not measured where the
+    memory does not hold as many processes). Raises ConfigError where fewer than two steps could be measured.
     """
     if len(measured) < 2:
         raise ConfigError(
@@ -137,12 +147,11 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Co
             "(bodyseg train --help) with a smaller --target_size"
         )
     small, large = measured[0], measured[-1]
-    alone_s = large.one_thread[0] if large.one_thread else math.inf
-    fits = n_cores * large.peak_bytes <= MEMORY_SHARE * memory_bytes
-    in_processes = n_cores > 1 and fits and alone_s / n_cores < large.all_threads[0]
+    each_s = large.in_processes[0] if large.in_processes else math.inf
+    in_processes = each_s / n_cores < large.all_threads[0]
 
     def seconds(one: StepTime) -> tuple[float, float]:
-        return one.one_thread if in_processes and one.one_thread else one.all_threads
+        return one.in_processes if in_processes and one.in_processes else one.all_threads
 
     (small_s, _), (large_s, validation_s) = seconds(small), seconds(large)
     small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in (small, large))
@@ -152,7 +161,8 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Co
         one_more_s = (seconds(more)[0] - small_s) / (more.batch - small.batch)
         sample_s = max(0.0, one_more_s - voxel_s * math.prod(small.patch))
     voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (large_voxels - small_voxels))
-    each = f"{alone_s:.2g} s in each of {n_cores} processes of one thread{'' if fits else ', too many for the memory'}"
+    each = f"{each_s:.2g} s in each of {n_cores} processes of one thread"
+    others = f"{each}, and " if large.in_processes else ""
     return Cost(
         fixed_s=max(0.0, small_s - voxel_s * small_voxels - sample_s * small.batch) + BETWEEN_STEPS_S,
         voxel_s=voxel_s,
@@ -160,7 +170,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, memory_bytes: int) -> Co
         voxel_bytes=voxel_bytes,
         validation_voxel_s=validation_s / math.prod(large.patch),
         n_processes=n_cores if in_processes else 1,
-        why_processes=f"a step takes {each}, and {large.all_threads[0]:.2g} s in one process",
+        why_processes=f"a step takes {others}{large.all_threads[0]:.2g} s in one process",
         sample_s=sample_s,
     )
 

@@ -98,13 +98,14 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp
     assert f"{tmp_path / 'file'}: cannot be written (expected a folder" in capsys.readouterr().err
 
 
-def step(patch, batch, step_s, one_thread_s, peak_bytes):
-    return StepTime(patch, batch, (step_s, 0.1), (one_thread_s, 0.15), peak_bytes)
+def step(patch, batch, step_s, in_processes_s, peak_bytes):
+    in_processes = (in_processes_s, 0.15) if in_processes_s else None
+    return StepTime(patch, batch, (step_s, 0.1), in_processes, peak_bytes)
 
 
 def test_the_cost_is_the_line_through_two_measured_steps():
     measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, 0.9, 4000)]
-    cost = cost_of(measured, n_cores=2, memory_bytes=10**5)  # two processes of one thread: 0.9 / 2 < 0.5
+    cost = cost_of(measured, n_cores=2)  # two processes of one thread: 0.9 / 2 < 0.5
     assert cost.n_processes == 2
     assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.9 + BETWEEN_STEPS_S)
     assert cost.step_s((30, 10, 10), 1) == pytest.approx(1.3 + BETWEEN_STEPS_S)
@@ -114,7 +115,7 @@ def test_the_cost_is_the_line_through_two_measured_steps():
 
 def test_one_process_has_all_threads_where_that_is_faster():
     measured = [step((10, 10, 10), 1, 0.3, 0.7, 1000), step((20, 10, 10), 1, 0.4, 0.9, 3000)]
-    cost = cost_of(measured, n_cores=2, memory_bytes=10**5)
+    cost = cost_of(measured, n_cores=2)
     assert cost.n_processes == 1
     assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.4 + BETWEEN_STEPS_S)
 
@@ -124,18 +125,20 @@ def test_patches_that_cost_time_for_each_however_small_are_counted():
     steps = [((24, 16, 32), 2), ((24, 16, 32), 8), ((64, 40, 104), 2), ((32, 24, 64), 5)]
     taken = {(patch, batch): 0.004 + 0.003 * batch + 1e-7 * math.prod(patch) * batch for patch, batch in steps}
     *measured, asked = taken
-    cost = cost_of([step(patch, batch, taken[patch, batch], 9.0, 1) for patch, batch in measured], 1, 10**9)
+    cost = cost_of([step(patch, batch, taken[patch, batch], 9.0, 1) for patch, batch in measured], 1)
     assert cost.step_s(*asked) == pytest.approx(taken[asked] + BETWEEN_STEPS_S)
 
 
 def test_one_process_has_all_threads_where_memory_holds_no_other():
-    measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, 0.9, 4000)]
-    assert [cost_of(measured, 2, memory).n_processes for memory in (9999, 10000)] == [1, 2]  # 8000 are 80 % of 10000
+    measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, None, 4000)]
+    cost = cost_of(measured, 2)
+    assert cost.n_processes == 1
+    assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.5 + BETWEEN_STEPS_S)
 
 
 def test_a_machine_that_takes_no_step_is_told_so():
     with pytest.raises(ConfigError, match="no training step could be measured"):
-        cost_of([], n_cores=2, memory_bytes=10**5)
+        cost_of([], n_cores=2)
 
 
 def test_a_plan_that_mirrors_classes_without_known_sides_warns(tmp_path, monkeypatch, capsys):

@@ -1,17 +1,25 @@
 """Measure training steps of several patch sizes on random voxels: `python -m pipeline.training.step_times`.
 
 Runs as a program of its own, with a JSON object on its input and one a step on its output, see `compute.measuring`.
+Where a training may take several processes of one thread each, as many run at once and exchange gradients, since
+they share caches, memory and clock rate: one alone would be faster.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
+from torch import distributed
 
 from networks.registry import build_network
 from pipeline.compute.devices import choose_devices
@@ -22,7 +30,7 @@ from pipeline.planning.network_shape import Triple
 from transforms.slabs import segmentation_dtype
 
 N_STEPS = 4
-"""Steps of a size; the first warms up, the fastest of the others counts."""
+"""Steps of a size; the first warms up, the median of the others counts."""
 
 TIME_LIMIT_S = 600.0
 
@@ -36,8 +44,8 @@ class StepTime:
     batch: int
     all_threads: tuple[float, float]
     """Seconds of a step, and of validating one patch with its loss and segmentation."""
-    one_thread: tuple[float, float] | None
-    """The same on one CPU thread; None on a GPU."""
+    in_processes: tuple[float, float] | None
+    """The same in each of `n_processes` processes of one thread that train together; None where not measured."""
     peak_bytes: int
     """Most memory in use so far: of the GPU where it trains, else of the process."""
 
@@ -57,6 +65,10 @@ class StepRequest:
     """training.n_gpus."""
     steps: tuple[tuple[Triple, int], ...]
     """Patch and batch of each measurement, cheapest first."""
+    n_processes: int = 1
+    """Processes of one thread each that are measured, too, for a training in as many; 1 for none."""
+    process_bytes: int = 0
+    """Memory that each of them may take: they take no step that needs more."""
 
 
 def measure_steps(request: StepRequest) -> list[StepTime]:
@@ -65,10 +77,11 @@ def measure_steps(request: StepRequest) -> list[StepTime]:
     Returns:
         One entry for each step that could be taken; those that memory or `TIME_LIMIT_S` ended are missing.
     """
-    try:
-        output = run_measurement("pipeline.training.step_times", asdict(request), time_limit_s=TIME_LIMIT_S).stdout
-    except subprocess.TimeoutExpired as error:
-        output = (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+    n = request.n_processes
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(n) as started:
+        rendezvous = Path(folder, "rendezvous").as_uri()
+        ranks = [started.submit(_measure, {**asdict(request), "rank": i, "rendezvous": rendezvous}) for i in range(n)]
+        output = ranks[0].result()
     found = []
     for line in output.splitlines():
         fields = json.loads(line)
@@ -77,8 +90,21 @@ def measure_steps(request: StepRequest) -> list[StepTime]:
     return found
 
 
+def _measure(request: dict[str, Any]) -> str:
+    """Run one process, and return what it printed until its end or the limit."""
+    try:
+        return run_measurement("pipeline.training.step_times", request, time_limit_s=TIME_LIMIT_S).stdout
+    except subprocess.TimeoutExpired as error:
+        return (error.stdout or b"").decode() if isinstance(error.stdout, bytes) else error.stdout or ""
+
+
 def _take_steps(request: dict[str, Any]) -> None:
-    """Print a line of JSON for each measured step."""
+    """Take the steps; the first process prints a line of JSON for each."""
+    n_processes, rank = request["n_processes"], request["rank"]
+    if n_processes > 1:
+        distributed.init_process_group(
+            "gloo", request["rendezvous"], timedelta(seconds=TIME_LIMIT_S / 2), rank=rank, world_size=n_processes
+        )
     devices = choose_devices(request["n_gpus"], None, request["precision"])
     device = torch.device("cuda" if devices.accelerator == "gpu" else "cpu")
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(devices.precision)
@@ -91,14 +117,24 @@ def _take_steps(request: dict[str, Any]) -> None:
             target_size=patch,
         ).to(device)
         work = _Work(network, patch, batch, request["in_channels"], request["n_classes"], device, dtype)
-        n_threads = torch.get_num_threads()
-        all_threads = one_thread = work.seconds()
-        if device.type == "cpu" and n_threads > 1:
+        all_threads = work.seconds() if rank == 0 else None
+        in_processes = None
+        if n_processes > 1 and _agreed(rank == 0 and peak_bytes() <= request["process_bytes"]):
+            n_threads = torch.get_num_threads()
             torch.set_num_threads(1)
-            one_thread = work.seconds()
+            in_processes = work.seconds(work.exchange_gradients)
             torch.set_num_threads(n_threads)
-        alone = one_thread if device.type == "cpu" else None
-        print(json.dumps(asdict(StepTime(tuple(patch), batch, all_threads, alone, peak_bytes()))), flush=True)
+        if all_threads:
+            print(
+                json.dumps(asdict(StepTime(tuple(patch), batch, all_threads, in_processes, peak_bytes()))), flush=True
+            )
+
+
+def _agreed(yes: bool) -> bool:
+    """Wait for what the first process says."""
+    answer = torch.tensor(yes)
+    distributed.broadcast(answer, 0)
+    return bool(answer)
 
 
 class _Work:
@@ -123,15 +159,20 @@ class _Work:
         self.optimizer = torch.optim.AdamW(network.parameters(), fused=True)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
 
-    def seconds(self) -> tuple[float, float]:
-        """Seconds of the fastest step after the first, and of the fastest validation of one patch."""
-        step_s = min([self._timed(self._step) for _ in range(N_STEPS)][1:])
+    def seconds(self, after_backward: Callable[[], None] = lambda: None) -> tuple[float, float]:
+        """Seconds of a step, and of validating one patch."""
+        step_s = median([self._timed(lambda: self._step(after_backward)) for _ in range(N_STEPS)][1:])
         return step_s, min(self._timed(self._validate) for _ in range(2))
 
-    def _step(self) -> None:
+    def exchange_gradients(self) -> None:
+        """Add up the gradients of all processes, which thereby wait for each other."""
+        distributed.all_reduce(torch.cat([p.grad.flatten() for p in self.network.parameters() if p.grad is not None]))
+
+    def _step(self, after_backward: Callable[[], None]) -> None:
         with self.autocast:
             features = self.network.features(self.image)
         self.criterion(features, self.network.head, self.label).loss.backward()
+        after_backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -141,7 +182,7 @@ class _Work:
             self.criterion(features, self.network.head, self.label[:1])
             segment_in_slabs(features, self.network.head)
 
-    def _timed(self, work: Any) -> float:
+    def _timed(self, work: Callable[[], None]) -> float:
         start = clock_s()
         work()
         return clock_s() - start

@@ -16,14 +16,16 @@ def request(**changes):
     return StepRequest(**settings | changes)
 
 
-def test_every_step_that_was_asked_for_is_measured():
-    small, large = measure_steps(request())
+def test_every_step_that_was_asked_for_is_measured_in_one_process_and_in_several_together():
+    small, large = measure_steps(request(n_processes=2, process_bytes=10**12))
     assert (small.patch, small.batch, large.patch, large.batch) == ((8, 8, 8), 1, (16, 16, 16), 2)
-    assert min(large.all_threads) > 0
+    assert min(*large.all_threads, *small.in_processes, *large.in_processes) > 0
     assert 0 < small.peak_bytes <= large.peak_bytes
-    assert min(large.one_thread) > 0
 
 
-def test_steps_after_one_that_could_not_be_taken_are_missing():
+def test_steps_that_could_not_be_taken_are_missing_and_those_too_large_for_several_processes_are_taken_in_one():
     steps = (((8, 8, 8), 1), ((100_000, 100_000, 100_000), 1))
-    assert [step.patch for step in measure_steps(request(steps=steps))] == [(8, 8, 8)]
+    (taken,) = measure_steps(request(steps=steps, n_processes=2, process_bytes=1))
+    assert taken.patch == (8, 8, 8)
+    assert min(taken.all_threads) > 0
+    assert taken.in_processes is None
