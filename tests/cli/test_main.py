@@ -7,6 +7,7 @@ import importlib.metadata
 import inspect
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -197,3 +198,16 @@ def test_pydicom_does_not_speak_once_for_every_slice(tmp_path, capfd):
     main(["--version"])  # sets the log up
     read_geometry(tmp_path / "series")
     assert "pydicom" not in capfd.readouterr().err
+
+
+@pytest.mark.fault("Ctrl-C while the program is still imported", "it ends at once, without a traceback")
+@pytest.mark.parametrize("command", [["-m", "pipeline"], ["train_body.py"]])
+def test_ctrl_c_during_the_first_imports_ends_without_a_traceback(tmp_path, command):
+    (tmp_path / "jsonargparse.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    result = subprocess.run(
+        [sys.executable, *command, "--help"], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert result.returncode == -signal.SIGINT
+    assert result.stdout + result.stderr == ""
