@@ -55,7 +55,7 @@ from pipeline.training.resume import (
     refuse_interrupted_neighbours,
     refuse_other_best,
 )
-from pipeline.training.run_record import absent_classes, run_record, weight_stats
+from pipeline.training.run_record import absent_classes, run_document, weight_stats
 from pipeline.training.start_from import Start, keep_scaling, plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
 from pipeline.training.tracked_run import TrackedRun
@@ -281,7 +281,8 @@ def _set_up(
         class_weights = _class_weights(prepared, float(config.loss.weight_alpha or 0.0), say)
     module = _build(config, prepared, class_weights, trust=trust, say=say)
     started_from = _take_over(start, before, module, prepared, config, say)
-    record = run_record(prepared, module.network, devices, class_weights, started_from)
+    started = before["experiment"].get("start_time") if before else None  # a resumed run: when it was first started
+    document = run_document(config, prepared, module.network, devices, class_weights, started_from, start_time=started)
     trackers = _trackers(config, folder, prepared)
     return _Setup(
         module=module,
@@ -312,8 +313,7 @@ def _set_up(
             contents=prepared.contents(),
             trackers=trackers,
         ),
-        # A resumed run was started when it was first started.
-        document=record.document(config, start_time=before["experiment"].get("start_time") if before else None),
+        document=document,
     )
 
 

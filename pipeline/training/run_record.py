@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
@@ -12,139 +12,92 @@ import numpy as np
 import torch
 
 from networks.registry import network_settings
-from pipeline.checks.modality import IntensityChoice
 from pipeline.compute.devices import Devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
-from pipeline.datasets.dataset import Dataset, Folds, Split
+from pipeline.datasets.dataset import Folds
 from pipeline.files.json_files import now
-from pipeline.training.prepared_data import PreparedData, Preprocessing
+from pipeline.training.prepared_data import PreparedData
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
 
 
-@dataclass(frozen=True)
-class RunRecord:
-    """What a run found out by itself, beside its settings."""
+def run_document(
+    config: Config,
+    prepared: PreparedData,
+    network: torch.nn.Module,
+    devices: Devices,
+    class_weights: np.ndarray | None = None,
+    started_from: Mapping[str, Any] | None = None,
+    *,
+    start_time: str | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return training_config.json, a valid `--config` that repeats the run, from what is known before its first batch.
 
-    dataset: Dataset
-    """The data set, without skipped cases."""
-    split: Split
-    """Case ids of train, val and test."""
-    folds: Folds | None
-    """The folds that `split` is one of; None where there is one split."""
-    intensity: IntensityChoice
-    """How intensities are scaled, and why."""
-    preprocessing: Preprocessing
-    """How cases are prepared."""
-    skipped: Mapping[str, str]
-    """Cases left out, and why."""
-    network_settings: Mapping[str, Any]
-    """Enough to build the network again."""
-    n_parameters: int
-    """Parameters of the network."""
-    devices: Devices
-    """What it was trained on."""
-    class_weights: np.ndarray | None
-    """(n_classes,) weights of the loss."""
-    absent_classes: tuple[str, ...]
-    """Classes that no training case holds."""
-    started_from: Mapping[str, Any] | None = None
-    """What was taken over from another run, see `start_from.Started`; None: nothing."""
+    Args:
+        config: every setting.
+        prepared: the data, as checked, divided and prepared.
+        network: as built by `networks.registry.build_network`.
+        devices: what it is trained on.
+        class_weights: (n_classes,) weights of the loss.
+        started_from: what was taken over from another run, see `start_from.Started`; None: nothing.
+        start_time: when the run was first started; None: now.
+    """
+    document = as_mapping(config)
+    classes = prepared.dataset.classes.names
+    document["experiment"]["start_time"] = start_time or now()
+    document["data"] |= _data_facts(prepared)
+    if prepared.folds is not None:
+        document["data"]["cross_validation"] = folds_document(prepared.folds, config.data.fold)
+    if "ct" in prepared.intensity.by_channel:
+        document["data"]["window"] = list(prepared.preprocessing.window)  # numbers where the settings say "auto"
+        mean_std = prepared.preprocessing.mean_std
+        document["data"]["mean_std"] = list(mean_std) if mean_std else "none"
+    if config.data.skip_bad_cases:
+        document["data"]["skipped_cases"] = dict(prepared.skipped)
+    document["model"] |= {
+        "n_classes": len(classes),
+        "total_parameters": sum(p.numel() for p in network.parameters()),
+        "network_settings": network_settings(network),
+        "in_channels": len(prepared.dataset.channel_names),
+        "class_names": list(classes),
+    }
+    document["training"] |= _device_facts(devices)
+    if started_from is not None:
+        document["training"]["started_from"] = dict(started_from)
+    document["loss"]["class_weights_stats"] = None if class_weights is None else weight_stats(class_weights)
+    document["loss"]["classes_that_never_occur"] = list(absent_classes(prepared))
+    document["system"] = _system_facts()
+    return document
 
-    def document(self, config: Config, *, start_time: str | None = None) -> dict[str, dict[str, Any]]:
-        """Return training_config.json, a valid `--config` that repeats the run.
 
-        Args:
-            config: every setting.
-            start_time: when the run was first started; None: now.
-        """
-        document = as_mapping(config)
-        document["experiment"]["start_time"] = start_time or now()
-        document["data"] |= self._data_facts()
-        if self.folds is not None:
-            document["data"]["cross_validation"] = folds_document(self.folds, config.data.fold)
-        if "ct" in self.intensity.by_channel:
-            document["data"]["window"] = list(self.preprocessing.window)  # numbers where the settings say "auto"
-            mean_std = self.preprocessing.mean_std
-            document["data"]["mean_std"] = list(mean_std) if mean_std else "none"
-        if config.data.skip_bad_cases:
-            document["data"]["skipped_cases"] = dict(self.skipped)
-        document["model"] |= {
-            "n_classes": len(self.dataset.classes.names),
-            "total_parameters": self.n_parameters,
-            "network_settings": dict(self.network_settings),
-            "in_channels": len(self.dataset.channel_names),
-            "class_names": list(self.dataset.classes.names),
-        }
-        document["training"] |= self._device_facts()
-        if self.started_from is not None:
-            document["training"]["started_from"] = dict(self.started_from)
-        weights = self.class_weights
-        document["loss"]["class_weights_stats"] = None if weights is None else weight_stats(weights)
-        document["loss"]["classes_that_never_occur"] = list(self.absent_classes)
-        document["system"] = _system_facts()
-        return document
+def _data_facts(prepared: PreparedData) -> dict[str, Any]:
+    dataset, split = prepared.dataset, prepared.split
+    ids = {name: list(cases) for name, cases in split.items()}
+    facts: dict[str, Any] = {}
+    if dataset.parts:
+        facts["data_sets"] = [asdict(part) | {"root": str(part.root)} for part in dataset.parts]
+    if dataset.is_partly_labelled:
+        facts["annotated"] = {name: dataset.n_annotated(cases) for name, cases in split.items() if name != "test"}
+    sizes = {name: len(cases) for name, cases in ids.items()}
+    return facts | {
+        "intensity_found": prepared.intensity.to_document(),
+        "intensity_scaling": prepared.preprocessing.scaling,
+        "channel_names": list(dataset.channel_names),
+        "split": {"source": split.source, "hash": split.hash, "sizes": sizes, **ids},
+    }
 
-    def _data_facts(self) -> dict[str, Any]:
-        split = {name: list(cases) for name, cases in self.split.items()}
-        partly: dict[str, Any] = {}
-        if self.dataset.parts:
-            partly["data_sets"] = [asdict(part) | {"root": str(part.root)} for part in self.dataset.parts]
-        if self.dataset.is_partly_labelled:
-            counts = {name: self.dataset.n_annotated(cases) for name, cases in self.split.items() if name != "test"}
-            partly["annotated"] = counts
-        return partly | {
-            "intensity_found": self.intensity.to_document(),
-            "intensity_scaling": self.preprocessing.scaling,
-            "channel_names": list(self.dataset.channel_names),
-            "split": {
-                "source": self.split.source,
-                "hash": self.split.hash,
-                "sizes": {name: len(cases) for name, cases in split.items()},
-                **split,
-            },
-        }
 
-    def _device_facts(self) -> dict[str, Any]:
-        devices = self.devices
-        facts = {
-            "n_gpus": devices.n_gpus,
-            "n_nodes": devices.n_machines,
-            "effective_precision": devices.precision,
-        }
-        if not devices.n_gpus and devices.per_machine > 1:
-            facts["n_processes"] = devices.per_machine
-        return facts
+def _device_facts(devices: Devices) -> dict[str, Any]:
+    facts = {"n_gpus": devices.n_gpus, "n_nodes": devices.n_machines, "effective_precision": devices.precision}
+    if not devices.n_gpus and devices.per_machine > 1:
+        facts["n_processes"] = devices.per_machine
+    return facts
 
 
 def folds_document(folds: Folds, fold: int) -> dict[str, Any]:
     """What training_config.json says of the folds of a cross-validation, of which this run trains one."""
     return {"source": folds.source, "numbers": list(folds.splits), "fold": fold, "hash": folds.hash}
-
-
-def run_record(
-    prepared: PreparedData,
-    network: torch.nn.Module,
-    devices: Devices,
-    class_weights: np.ndarray | None,
-    started_from: Mapping[str, Any] | None = None,
-) -> RunRecord:
-    """Collect what is known about a run before its first batch."""
-    return RunRecord(
-        dataset=prepared.dataset,
-        split=prepared.split,
-        folds=prepared.folds,
-        intensity=prepared.intensity,
-        preprocessing=prepared.preprocessing,
-        skipped=prepared.skipped,
-        network_settings=network_settings(network),
-        n_parameters=sum(p.numel() for p in network.parameters()),
-        devices=devices,
-        class_weights=class_weights,
-        absent_classes=absent_classes(prepared),
-        started_from=started_from,
-    )
 
 
 def _system_facts() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,13 +16,13 @@ from pipeline.config.settings import Config, DataConfig, LossConfig
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.training.prepared_data import Preprocessing
-from pipeline.training.run_record import RunRecord, weight_stats
+from pipeline.training.run_record import run_document, weight_stats
 
 CONFIG = Config(data=DataConfig(dataset_root="scans"), loss=LossConfig(use_class_weights=True))
 WEIGHTS = np.array([0.5, 0.0, 2.0])
 
 
-def record(**changes):
+def document_of(config=CONFIG, class_weights=WEIGHTS, start_time=None, **changes):
     dataset = Dataset(
         root=Path("scans"),
         layout="pairs",
@@ -36,17 +37,16 @@ def record(**changes):
         "intensity": IntensityChoice(("ct", "zscore"), "data.intensity says so"),
         "preprocessing": Preprocessing((16, 16, 16), ("ct", "zscore"), (-20.0, 150.0), (0.5, 99.5), False, (0, 1, 2)),
         "skipped": {"d": "unreadable"},
-        "network_settings": {"_target_": "x"},
-        "n_parameters": 12,
-        "devices": choose_devices(0, None, "32"),
-        "class_weights": WEIGHTS,
-        "absent_classes": ("liver",),
+        "class_voxels": np.array([[5, 0, 1], [7, 0, 0]]),
     }
-    return RunRecord(**facts | changes)
+    network = torch.nn.Linear(3, 3)
+    network.settings = {"_target_": "x"}
+    prepared = SimpleNamespace(**facts | changes)
+    return run_document(config, prepared, network, choose_devices(0, None, "32"), class_weights, start_time=start_time)
 
 
 def test_the_document_holds_every_setting_and_what_the_run_found():
-    document = record().document(CONFIG, start_time="2024-01-15 10:30:00")
+    document = document_of(start_time="2024-01-15 10:30:00")
     assert json.loads(json.dumps(document)) == document
     for group, settings in as_mapping(CONFIG).items():
         kept = {
@@ -70,11 +70,11 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
 
 
 def test_the_document_says_which_fold_of_which_division_a_run_trains():
-    assert "cross_validation" not in record().document(CONFIG)["data"]
+    assert "cross_validation" not in document_of()["data"]
     splits = {0: Split(("c",), ("a", "b"), (), "x"), 1: Split(("a", "b"), ("c",), (), "y")}
     folds = Folds(splits, "2 folds by subject, seed 42")
     config = Config(data=DataConfig(dataset_root="scans", folds=2, fold=1))
-    document = record(folds=folds, split=splits[1]).document(config)
+    document = document_of(config, folds=folds, split=splits[1])
     assert document["data"]["cross_validation"] == {
         "source": "2 folds by subject, seed 42", "numbers": [0, 1], "fold": 1, "hash": folds.hash,
     }  # fmt: skip
@@ -83,6 +83,6 @@ def test_the_document_says_which_fold_of_which_division_a_run_trains():
 def test_statistics_of_the_weights_leave_out_classes_that_never_occur():
     used = WEIGHTS[[0, 2]]
     assert weight_stats(WEIGHTS) == {"min": 0.5, "max": 2.0, "mean": used.mean(), "std": used.std()}
-    plain = record(class_weights=None).document(Config(data=DataConfig(dataset_root="scans")))
+    plain = document_of(Config(data=DataConfig(dataset_root="scans")), None)
     assert plain["loss"]["class_weights_stats"] is None
     assert plain["loss"]["classes_that_never_occur"] == ["liver"]

@@ -70,7 +70,7 @@ WRITES_INTO_ITS_INPUT = {
 NOT_ALONE = {
     "pipeline.inference.passes.prepare_array": "needs a model; the array goes through volume_tensor",
     "pipeline.inference.passes.scan_features": "needs a model and a scan; of arrays it takes a grid's affine",
-    "pipeline.training.run_record.run_record": "needs a prepared data set; weights go through weight_stats",
+    "pipeline.training.run_record.run_document": "needs a prepared data set; weights go through weight_stats",
 }
 INTEGERS = ("uint8", "uint16", "int16", "int32", "int64")
 FLOATS = ("float32", "float64", "bfloat16", "float16")
