@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.compute.devices import choose_devices, shared_threads
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes
@@ -28,19 +28,6 @@ from pipeline.training.cost import Trial
 from transforms.slabs import segmentation_dtype
 
 N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
-
-
-class _OneItem(Dataset):
-    """One item, as often as asked."""
-
-    def __init__(self, item: dict[str, Any], n_items: int) -> None:
-        self.item, self.n_items = item, n_items
-
-    def __len__(self) -> int:
-        return self.n_items
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.item
 
 
 class _Clock(pl.Callback):
@@ -90,6 +77,7 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
         trust=trust,
     )
     item = _random_item(config.data.target_size, in_channels, n_classes)
+    items: Any = [item] * (N_STEPS * config.data.batch_size)  # a list will do for a Dataset
     clock = _Clock()
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
@@ -102,9 +90,8 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    batches = DataLoader(_OneItem(item, N_STEPS * config.data.batch_size), batch_size=config.data.batch_size)
     with shared_threads(chosen.per_machine):
-        trainer.fit(module, batches, DataLoader(_OneItem(item, 1)))
+        trainer.fit(module, DataLoader(items, batch_size=config.data.batch_size), DataLoader(items[:1]))
         return Trial(min(clock.steps_s[1:]), clock.validation_s, peak_bytes(), _device_name(), devices.precision)
 
 
