@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
 
 
+@dataclass(eq=False)
 class EpochSampler(Sampler[tuple[int, int, bool]]):
     """Yield (epoch, case index, counted) in a new order every epoch, which the seed decides.
 
@@ -16,20 +18,19 @@ class EpochSampler(Sampler[tuple[int, int, bool]]):
     batch of a single process would, if its batches were as large as theirs together. All processes get equally many
     cases, since they wait for each other; where cases are missing, the first ones of the epoch are repeated with
     counted False.
-
-    Args:
-        n_cases: number of training cases.
-        seed: decides the order.
-        epoch: the first epoch, counted from 0.
-        rank, world_size: this process among those that train together.
     """
 
-    def __init__(self, n_cases: int, *, seed: int, epoch: int = 0, rank: int = 0, world_size: int = 1) -> None:
-        self.n_cases = n_cases
-        self.seed = seed
-        self.epoch = epoch
-        self.rank = rank
-        self.world_size = world_size
+    n_cases: int
+    """Number of training cases."""
+    _: KW_ONLY
+    seed: int
+    """Decides the order."""
+    epoch: int = 0
+    """The first epoch, counted from 0, then the present one."""
+    rank: int = 0
+    """This process among those that train together."""
+    world_size: int = 1
+    """Number of processes."""
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before every one."""
@@ -45,16 +46,20 @@ class EpochSampler(Sampler[tuple[int, int, bool]]):
             yield self.epoch, int(order[position % self.n_cases]), position < self.n_cases
 
 
+@dataclass(eq=False)
 class ShareSampler(Sampler[list[int]]):
     """Yield this process's share of the validation cases as batches of one; every case occurs once over all processes.
 
     All processes get equally many batches, since they wait for each other; where cases are missing the last is empty.
     """
 
-    def __init__(self, n_cases: int, *, rank: int = 0, world_size: int = 1) -> None:
-        self.n_cases = n_cases
-        self.rank = rank
-        self.world_size = world_size
+    n_cases: int
+    """Number of validation cases."""
+    _: KW_ONLY
+    rank: int = 0
+    """As in `EpochSampler`."""
+    world_size: int = 1
+    """As in `EpochSampler`."""
 
     def __len__(self) -> int:
         return math.ceil(self.n_cases / self.world_size)
@@ -64,41 +69,28 @@ class ShareSampler(Sampler[list[int]]):
             yield [index] if index < self.n_cases else []
 
 
+@dataclass(eq=False)
 class PatchSampler(Sampler[list[tuple[int, int, int]]]):
     """Yield batches of (epoch, case index, n): the n-th patch of a case in that epoch.
 
     Every epoch has the same number of batches; how many patches are in one may differ from epoch to epoch. The cases
     take turns in an order that the seed decides, so that their numbers of patches differ by one at most. The n-th
     batches of all processes together hold what the n-th batch of a single process would, as in `EpochSampler`.
-
-    Args:
-        n_cases: number of training cases.
-        n_batches: batches of each process in an epoch.
-        batch_of: patches in a batch of one process, by epoch.
-        seed: decides the order.
-        epoch: the first epoch, counted from 0.
-        rank: this process among those that train together.
-        world_size: number of processes.
     """
 
-    def __init__(
-        self,
-        n_cases: int,
-        n_batches: int,
-        batch_of: Callable[[int], int],
-        *,
-        seed: int,
-        epoch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.n_cases = n_cases
-        self.n_batches = n_batches
-        self.batch_of = batch_of
-        self.seed = seed
-        self.epoch = epoch
-        self.rank = rank
-        self.world_size = world_size
+    n_cases: int
+    """Number of training cases."""
+    n_batches: int
+    """Batches of each process in an epoch."""
+    batch_of: Callable[[int], int]
+    """Patches in a batch of one process, by epoch."""
+    _: KW_ONLY
+    seed: int
+    """Decides the order."""
+    epoch: int = 0
+    """As in `EpochSampler`; so are the others."""
+    rank: int = 0
+    world_size: int = 1
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before every one."""
