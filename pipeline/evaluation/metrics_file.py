@@ -58,7 +58,7 @@ def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
             _write_lines(csv_path, _csv_lines(evaluation))
             for path in (json_path, csv_path):
                 remove_half_written(path)
-    except OSError as error:  # of the lock: files have words of their own
+    except OSError as error:  # of the removal: the lock and the files have words of their own
         raise write_error(folder, error) from error
     return json_path, csv_path
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.files.atomic import write_error
 from pipeline.files.json_files import now
 from pipeline.files.regular import read_regular
 
@@ -73,9 +74,12 @@ def take_lock(path: Path) -> Lock | None:
 
 @contextlib.contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Let one process in at a time, for what takes moments; the others wait. Raises OSError as `take_lock` does."""
-    while (lock := take_lock(path)) is None:
-        time.sleep(_POLL_S)
+    """Let one process in at a time, for what takes moments; the others wait. Raises FileError."""
+    try:
+        while (lock := take_lock(path)) is None:
+            time.sleep(_POLL_S)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
     try:
         yield
     finally:

@@ -10,9 +10,7 @@ OUTPUT/CASE.json                                      what was done; written las
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,9 +18,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written, write_error
+from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written
 from pipeline.files.json_files import read_json
-from pipeline.files.lock import take_lock
+from pipeline.files.lock import alone
 from pipeline.files.regular import read_regular
 from pipeline.writers.colour_table import colour_table, write_colour_table
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
@@ -236,7 +234,7 @@ def write_table(options: OutputOptions, before: str | None, *, replace: bool) ->
         SegmentationError: another process has written the table of other classes. FileError: the disk refuses.
     """
     make_folder(options.folder)
-    with _locked(options.folder / f".{options.table_file.name}.lock"):
+    with alone(options.folder / f".{options.table_file.name}.lock"):
         if not replace:  # once a batch, not for every case
             remove_half_written(options.table_file)
         found = _table_text(options.table_file)
@@ -248,20 +246,6 @@ def write_table(options: OutputOptions, before: str | None, *, replace: bool) ->
                 "into this folder; choose another --output"
             )
         write_colour_table(options.class_names, options.table_file, options.label_values)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock for a moment, waiting for other processes that do."""
-    try:
-        while (lock := take_lock(path)) is None:
-            time.sleep(0.05)
-    except OSError as error:
-        raise write_error(path.parent, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _table_text(path: Path) -> str | None:
