@@ -25,8 +25,8 @@ from monai.transforms import (
 )
 
 from benchmarks.inputs import image_and_label
-from benchmarks.measure import Measurement, forget_peak, resident_bytes
-from pipeline.compute.memory import peak_memory_bytes
+from benchmarks.measure import Measurement, resident_bytes
+from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from transforms.augment import Strengths
 from transforms.chains import augmentation_chain
 

@@ -31,9 +31,9 @@ from monai.transforms import (
 )
 
 from benchmarks.augmentation import monai_chain
-from benchmarks.measure import Measurement, forget_peak, resident_bytes
+from benchmarks.measure import Measurement, resident_bytes
 from networks.body_net import BodyNet
-from pipeline.compute.memory import peak_memory_bytes
+from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import Config
 from pipeline.datasets.dataset import Dataset as ListedDataset

@@ -6,12 +6,11 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from pipeline.compute.memory import peak_memory_bytes
+from pipeline.compute.memory import forget_peak, peak_memory_bytes
 
 
 @dataclass
@@ -53,11 +52,3 @@ def measure(work: Callable[[], list[float]], *, n: int = 1) -> Measurement:
 def resident_bytes() -> int:
     """Resident memory of this process now."""
     return int(psutil.Process().memory_info().rss)
-
-
-def forget_peak() -> None:
-    """Reset what `peak_memory_bytes` returns to what is resident now, where the system can (Linux: proc(5))."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.inputs import image_and_label
-from benchmarks.measure import Measurement, forget_peak, resident_bytes
+from benchmarks.measure import Measurement, resident_bytes
 from networks.body_net import BodyNet
 from networks.registry import build_network
 from pipeline.compute.devices import cpu_computes_in_bfloat16
-from pipeline.compute.memory import peak_memory_bytes
+from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.settings import TrainingConfig
 from pipeline.losses.dice_ce import DiceCE
 from pipeline.training.lightning_module import SegmentationModule

@@ -36,6 +36,9 @@ COLUMNS = {
 }
 """The columns that every comparison has, and their headings on the screen."""
 
+MORE_COLUMNS = {"peak_memory_gb": "memory GB", "peak_memory_of": "memory of"}
+"""Further columns of files and of `--all`: the most memory of a process of the training, and what it belongs to."""
+
 SCORES = {f"{split}_dice": f"{split} Dice" for split in ("train", "val", "test")}
 """Columns of runs that were evaluated: the mean over structures of `bodyseg evaluate RUN --split …`."""
 
@@ -48,11 +51,13 @@ class Comparison:
     """Runs beside each other, best first."""
 
     rows: tuple[dict[str, Any], ...]
-    """One a run: a value under every key of COLUMNS, `scores` and `settings`; None where a run has none."""
+    """One a run: a value under every key of COLUMNS, `more`, `scores` and `settings`; None where a run has none."""
     settings: tuple[str, ...]
     """The settings that differ between the runs, as "training.lr"."""
     scores: tuple[str, ...]
     """The keys of SCORES that any run has; every row has all of these."""
+    more: tuple[str, ...]
+    """The keys of MORE_COLUMNS that any run has."""
     skipped: tuple[str, ...]
     """One line for each run that could not be read."""
 
@@ -86,9 +91,15 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     for row, config in zip(rows, configs, strict=True):
         row["time"] = None if row["time"] is None else in_hours(row["time"])
         row.update({key: config.get(key) for key in settings})
-    scores = tuple(key for key in SCORES if any(row[key] is not None for row in rows))
-    rows = [{key: value for key, value in row.items() if key not in SCORES or key in scores} for row in rows]
-    return Comparison(tuple(sorted(rows, key=_best_first)), tuple(settings), scores, tuple(skipped))
+    empty = {key for key in (*SCORES, *MORE_COLUMNS) if all(row[key] is None for row in rows)}
+    rows = [{key: value for key, value in row.items() if key not in empty} for row in rows]
+    return Comparison(
+        tuple(sorted(rows, key=_best_first)),
+        tuple(settings),
+        scores=tuple(key for key in SCORES if key not in empty),
+        more=tuple(key for key in MORE_COLUMNS if key not in empty),
+        skipped=tuple(skipped),
+    )
 
 
 def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -106,6 +117,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "time": seconds_between(
             config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)
         ),
+        **{key: summary.get(key) for key in MORE_COLUMNS},
     }
     for split, key in zip(("train", "val", "test"), SCORES, strict=True):
         row[key] = _mean_dice(folder.path / "evaluation" / split / "metrics.json", [folder])
@@ -150,6 +162,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
     rows, configs = [row for row, _ in read], [config for _, config in read]
     scores = [row["best_val_mIoU"] for row in rows if row["best_val_mIoU"] is not None]
     times = [row["time"] for row in rows if row["time"] is not None]
+    largest = max(rows, key=lambda row: _number(row["peak_memory_gb"]))
     n_ended = sum(run.has_ended for run in begun)
     row = rows[0] | {
         "best_val_mIoU": sum(scores) / len(scores) if scores else None,
@@ -157,6 +170,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "total_epochs": sum(row["total_epochs"] for row in rows),
         "status": f"{n_ended} of {len(record.folds)} folds",
         "time": sum(times) if times else None,
+        **{key: largest[key] for key in MORE_COLUMNS},
         **dict.fromkeys(SCORES),
         "val_dice": _mean_dice(study.metrics, begun) if n_ended == len(record.folds) else None,
     }
@@ -167,6 +181,10 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         and not (key == "data.fold" or key.startswith("data.split."))  # of a fold, also where one alone was begun
     }
     return row, shared
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:
@@ -184,7 +202,7 @@ def to_csv(comparison: Comparison) -> str:
     """Write one line a run after a line of keys; an empty field is null, a list is JSON."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    keys = [*COLUMNS, *comparison.scores, *comparison.settings]
+    keys = [*COLUMNS, *comparison.more, *comparison.scores, *comparison.settings]
     writer.writerow([_csv_field(key) for key in keys])
     writer.writerows([_csv_field(row[key]) for key in keys] for row in comparison.rows)
     return stream.getvalue().rstrip("\n")
@@ -200,13 +218,15 @@ def to_text(comparison: Comparison, width: int | None = None, *, all_settings: b
     """Write an aligned table for a screen of `width` columns; where it is too wide, in parts with the runs numbered.
 
     Width None: the terminal's; where the output is not a terminal, as wide as it takes, one line a run. Settings that
-    seldom explain a score (SELDOM_COMPARED) are only counted, unless all are asked for.
+    seldom explain a score (SELDOM_COMPARED) are only counted, and MORE_COLUMNS left out, unless all are asked for.
     """
     width = width or screen_width()
     is_shown = {key: all_settings or not key.startswith(SELDOM_COMPARED) for key in comparison.settings}
     settings = [key for key, shown in is_shown.items() if shown]
     beside_miou = {"run": "run", "best_val_mIoU": COLUMNS["best_val_mIoU"]}
     headings = beside_miou | {key: SCORES[key] for key in comparison.scores} | COLUMNS
+    if all_settings:
+        headings |= {key: MORE_COLUMNS[key] for key in comparison.more}
     parts = [_table({**headings, **{key: key for key in settings}}, comparison.rows, None)]
     if width is not None and max(map(len, parts[0].split("\n"))) > width:
         parts = _narrow_tables(comparison, headings, settings, width)
@@ -262,6 +282,8 @@ def _cell(key: str, value: Any, width: int | None = None) -> str:
         return f"{value:.4f}"
     if key == "total_parameters" and isinstance(value, int):
         return f"{value:,}"
+    if key == "peak_memory_gb":
+        return f"{value:.2f}" if isinstance(value, int | float) else "–"
     text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
     return text if key == "run" else _shortened(text, width)
 

@@ -21,6 +21,7 @@ from pipeline.cache.folder import one_at_a_time
 from pipeline.checks.screening import list_configured
 from pipeline.compute.devices import Devices, choose_devices, shared_threads
 from pipeline.compute.launcher import launch
+from pipeline.compute.measuring import begin_peak
 from pipeline.compute.memory import available_cores, shared_memory
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
@@ -111,6 +112,7 @@ def train(
     console = console or standard_error()
     if not is_first_process():
         say = log.debug
+    begin_peak()
     folder = folder or RunFolder(Path(config.experiment.log_dir), name_of(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_network(config.model.network, trust=trust)
@@ -133,6 +135,7 @@ def train(
                     reason=early_stop,
                     skipped_steps=state.skipped_steps,
                     stopped_early=True,
+                    peak=state.peak_memory,
                 )
             say("Nothing is left to train; a larger --training.early_stopping_patience lets it go on")
             say_end(folder, state.log, early_stop, say)

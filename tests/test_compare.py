@@ -261,3 +261,25 @@ def test_a_narrow_screen_breaks_no_word_and_no_number(tmp_path, width, n_runs):
     table = compare([tmp_path])
     whole, narrow = to_text(table).split(), to_text(table, width).split()
     assert {word for word in whole if not word.startswith("─")} <= {*narrow, *(f"#{n}" for n in range(1, 10))}
+
+
+def test_memory_is_shown_on_request_and_of_a_study_the_largest(tmp_path, capsys):
+    """And of runs of earlier versions, which measured none, there is no column."""
+    a_run(tmp_path, "old")
+    assert "peak_memory_gb" not in compare([tmp_path]).rows[0]
+    study = StudyFolder(tmp_path, "study")
+    study.path.mkdir()
+    study.write_record(StudyRecord({}, "2 folds", "ab", {n: {"train": (), "val": (), "test": ()} for n in (0, 1)}))
+    for number, n_gb in enumerate((4.25, 3.5)):
+        fold = a_run(study.path, f"fold_{number}", data__fold=number)
+        found = {"peak_memory_gb": n_gb, "peak_memory_of": "NVIDIA H200"}
+        fold.summary.write_text(json.dumps(fold.read_summary() | found))
+    table = compare([tmp_path])
+    assert [row["peak_memory_gb"] for row in table.rows] == [None, 4.25]
+    assert pd.read_csv(io.StringIO(to_csv(table))).peak_memory_gb[1] == 4.25
+    assert "memory" not in to_text(table)
+    assert main(["compare", str(tmp_path), "--all"]) == 0
+    heading, _, old, folds, *_ = capsys.readouterr().out.splitlines()
+    assert "memory GB  memory of" in heading
+    assert "4.25  NVIDIA H200" in folds
+    assert "NVIDIA" not in old

@@ -17,8 +17,9 @@ def run(arguments: list[str]) -> int:
         "paths", nargs="+", type=Path, metavar="RUN", help="Run folders, cross-validations, or a folder of them."
     )
     parser.add_argument(
-        "--all", action="store_true", help="Show every setting that differs, also those that seldom explain a score."
-    )
+        "--all", action="store_true",
+        help="Show memory and every setting that differs, also those that seldom explain a score.",
+    )  # fmt: skip
     parser.add_argument("--csv", action="store_true", help="Print comma-separated values.")
     parser.add_argument("--json", action="store_true", help="Print JSON.")
     given = parser.parse_args(arguments)

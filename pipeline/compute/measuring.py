@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from pipeline.compute.launcher import end_with_parent
-from pipeline.compute.memory import peak_memory_bytes
+from pipeline.compute.memory import forget_peak, peak_memory_bytes
 
 
 def run_measurement(
@@ -53,7 +53,36 @@ def begin_measurement() -> dict[str, Any]:
 
 def peak_bytes() -> int:
     """Most memory in use so far: of the GPU where this process computes on one, else of the process."""
-    return torch.cuda.max_memory_reserved() if torch.cuda.is_initialized() else peak_memory_bytes()
+    return peak_memory(on_gpu=torch.cuda.is_initialized()).n_bytes
+
+
+class PeakMemory(NamedTuple):
+    """Most memory that a process has held at once; of two, the larger one compares as larger."""
+
+    n_bytes: int = 0
+    """0: nothing was measured."""
+    device: str = ""
+    """What the memory belongs to: "CPU" for the main memory of a process, else the GPU's name."""
+
+
+NOTHING_MEASURED = PeakMemory()
+
+
+def peak_memory(*, on_gpu: bool) -> PeakMemory:
+    """Most memory of the GPU, or main memory of this process, since `begin_peak`, else since the process began.
+
+    Processes that it starts, as those that load data, have memory of their own.
+    """
+    if on_gpu:
+        return PeakMemory(torch.cuda.max_memory_reserved(), torch.cuda.get_device_name())
+    return PeakMemory(peak_memory_bytes(), "CPU")
+
+
+def begin_peak() -> None:
+    """Let the peaks of what follows count from what is held now on: this process may have done other work before."""
+    forget_peak()
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def clock_s() -> float:

@@ -59,6 +59,12 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def forget_peak() -> None:
+    """Let `peak_memory_bytes` count from what is held now on, where the system can (Linux: proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _tightest_limit() -> tuple[int | None, int]:
     """Limit (None: there is none) and use of that of this process's control groups which has least left."""
     try:

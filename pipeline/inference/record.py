@@ -91,7 +91,7 @@ class CaseRecord:
     seconds: Mapping[str, float] | None = None
     """Of "read", "network", "restore" and "write"."""
     peak_memory_mb: float = 0.0
-    """MiB that this process held at most since it began."""
+    """MiB that this process held at most since it began, or last began a training."""
     peak_gpu_memory_mb: float | None = None
     """MiB that torch allocated on the GPU at most; None without one."""
     precision: tuple[str, ...] = ()

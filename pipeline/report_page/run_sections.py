@@ -49,7 +49,7 @@ def sections_after_scores(runs: Sequence[RunFacts]) -> str:
     return "".join(
         [
             section("Data", _in_columns(runs, _data)),
-            section("Time and machine", _in_columns(runs, _time_and_machine)),
+            section("Time, memory and machine", _in_columns(runs, _time_and_machine)),
             section("How to repeat it", _repeat(runs)),
         ]
     )
@@ -174,15 +174,21 @@ def _time_and_machine(run: RunFacts) -> Facts:
     start = run.config["experiment"].get("start_time")
     end = run.summary.get("completion_time") or run.log.last_update
     seconds = seconds_between(start, end)
+    peak, of = run.summary.get("peak_memory_gb"), run.summary.get("peak_memory_of")
     names = {"n_gpus": "GPUs", "n_nodes": "machines", "n_processes": "processes", "effective_precision": "precision"}
     return [
         ("started", start),
         ("ended", end),
         ("from start to end", None if seconds is None else in_hours(seconds)),
         ("for each epoch", f"{seconds / len(run.log):.1f} s" if seconds is not None and len(run.log) else None),
+        ("most memory of a process", None if peak is None else f"{peak:.3g} GB of {_memory(of)}"),
         *((name, training.get(key)) for key, name in names.items()),
         *((str(name).replace("_", " "), value) for name, value in system.items()),
     ]
+
+
+def _memory(device: object) -> str:
+    return "main memory" if device == "CPU" else f"the GPU, {device}"
 
 
 def _repeat(runs: Sequence[RunFacts]) -> str:

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory
 from pipeline.config.files import with_roots_apart, with_roots_together
 from pipeline.config.settings import ConfigError
+from pipeline.console.text import BYTES_PER_GB
 from pipeline.files.atomic import FileError, remove_half_written, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
 from pipeline.runs.history import TrainingLog
@@ -227,10 +229,17 @@ class RunFolder:
         reason: str | None = None,
         skipped_steps: int = 0,
         stopped_early: bool = False,
+        peak: PeakMemory = NOTHING_MEASURED,
     ) -> None:
         """Write training_summary.json; "completed" removes what resuming needed, "failed" needs a reason.
 
-        stopped_early: an interruption by the run's own settings, after which nothing is left to train.
+        Args:
+            status: how the training ended.
+            log: its history.
+            reason: why it did not complete.
+            skipped_steps: steps that were left out.
+            stopped_early: an interruption by the run's own settings, after which nothing is left to train.
+            peak: the most memory of any of its processes, over all parts of a resumed training.
 
         "best_by" is there where val_mIoU was undefined in all epochs: what else decided which weights were kept.
         """
@@ -248,6 +257,8 @@ class RunFolder:
         summary |= {"reason": reason} if reason else {}
         summary |= {"skipped_steps": skipped_steps} if skipped_steps else {}
         summary |= {"stopped_early": True} if stopped_early else {}
+        if peak.n_bytes:
+            summary |= {"peak_memory_gb": round(peak.n_bytes / BYTES_PER_GB, 3), "peak_memory_of": peak.device}
         write_json(self.summary, summary)
         if status == "completed":
             try:

@@ -93,6 +93,7 @@ def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, rea
             reason=reason,
             skipped_steps=recorder.skipped_steps,
             stopped_early=reason is not None and reason == recorder.early_stop,
+            peak=recorder.peak_memory,
         )
 
 

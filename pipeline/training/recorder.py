@@ -16,6 +16,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory, peak_memory
 from pipeline.compute.ranks import highest
 from pipeline.compute.signals import Stopped
 from pipeline.runs.history import TrainingLog
@@ -74,6 +75,7 @@ class RunRecorder(pl.Callback):
         self.stop_request = StopRequest()
         """Set by a signal handler; the training stops after the batch in progress."""
         self._module: SegmentationModule | None = None
+        self._peak = resume.peak_memory if resume else NOTHING_MEASURED
         self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
         self._clock = time.monotonic()
 
@@ -86,6 +88,13 @@ class RunRecorder(pl.Callback):
     def skipped_steps(self) -> int:
         """Steps that were left out because their loss or gradient was NaN or infinite."""
         return 0 if self._module is None else self._module.skipped_steps
+
+    @property
+    def peak_memory(self) -> PeakMemory:
+        """The most memory so far: of this process, and of the others and earlier parts up to the last epoch."""
+        if self._module is None:
+            return self._peak
+        return max(self._peak, peak_memory(on_gpu=self._module.device.type == "cuda"))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore weights, optimiser and epoch as the last finished epoch left them."""
@@ -145,10 +154,11 @@ class RunRecorder(pl.Callback):
             iou_per_class = dict(zip(names, pl_module.val_iou_per_class.tolist(), strict=True))
         history = copy.deepcopy(self.history)
         is_best = history.append_epoch(epoch, learning_rate=learning_rate, per_class_iou=iou_per_class, **values)
+        peak = self.peak_memory
+        self._peak = PeakMemory(highest(peak.n_bytes, pl_module.device), peak.device)
         if trainer.is_global_zero:
-            write_tensors(
-                self.folder.resume_checkpoint, resume_state(trainer, pl_module, history, self.contents).to_dict()
-            )
+            state = resume_state(trainer, pl_module, history, self.contents, peak_memory=self._peak)
+            write_tensors(self.folder.resume_checkpoint, state.to_dict())
             if is_best:
                 self._write_best(pl_module, history)
             self.folder.write_log(history)

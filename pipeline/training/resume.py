@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from pipeline.checks.modality import IntensityChoice
+from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory
 from pipeline.config.settings import Config, ConfigError
 from pipeline.console.text import one_line, some_of
 from pipeline.files.atomic import FileError
@@ -211,6 +212,8 @@ class ResumeState:
     """The state_dict of the heads of deep supervision; empty where there are none."""
     average: Mapping[str, Any] = field(default_factory=dict)
     """The state of the moving average of the weights; empty where there is none."""
+    peak_memory: PeakMemory = NOTHING_MEASURED
+    """The most memory of any process so far."""
 
     @property
     def holds_best(self) -> bool:
@@ -230,11 +233,17 @@ class ResumeState:
             "contents": dict(self.contents),
             "coarse_heads": dict(self.coarse_heads),
             "average": dict(self.average),
+            "peak_memory": self.peak_memory._asdict(),
         }
 
 
 def resume_state(
-    trainer: pl.Trainer, module: SegmentationModule, log: TrainingLog, contents: Mapping[str, str] | None = None
+    trainer: pl.Trainer,
+    module: SegmentationModule,
+    log: TrainingLog,
+    contents: Mapping[str, str] | None = None,
+    *,
+    peak_memory: PeakMemory = NOTHING_MEASURED,
 ) -> ResumeState:
     """Return the state of a training right after an epoch; `log` already counts that epoch."""
     return ResumeState(
@@ -247,6 +256,7 @@ def resume_state(
         contents=contents or {},
         coarse_heads=module.coarse_heads.state_dict() if module.coarse_heads is not None else {},
         average=module.average.state_dict() if module.average is not None else {},
+        peak_memory=peak_memory,
     )
 
 
@@ -276,12 +286,22 @@ def read_resume(path: Path) -> ResumeState:
         log = TrainingLog.from_dict(state["log"])
     except FileError as error:
         raise FileError(f"{path}: {error}; {START_AGAIN}") from error
-    tables = {}  # states of earlier versions have none
-    for key, of in (("contents", "cases"), ("coarse_heads", "weights"), ("average", "weights")):
+    tables: dict[str, Any] = {}  # states of earlier versions have none
+    for key, of in (
+        ("contents", "cases"),
+        ("coarse_heads", "weights"),
+        ("average", "weights"),
+        ("peak_memory", "bytes and device"),
+    ):
         tables[key] = state.get(key, {})
         if not isinstance(tables[key], dict):
             raise FileError(f"{path}: {key}: expected a table of {of}, found {tables[key]!r:.40}; {START_AGAIN}")
     known = {key: state[key] for key in kinds} | {"log": log}
+    peak = tables.pop("peak_memory")
+    try:
+        tables["peak_memory"] = PeakMemory(int(peak["n_bytes"]), str(peak["device"])) if peak else NOTHING_MEASURED
+    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        raise FileError(f"{path}: peak_memory: expected bytes and device, found {peak!r:.40}; {START_AGAIN}") from error
     return ResumeState(**known, skipped_steps=skipped_steps, **tables)
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from pipeline.compute.launcher import EXIT_LOST
-from pipeline.compute.measuring import run_measurement
+from pipeline.compute.measuring import PeakMemory, begin_peak, peak_memory, run_measurement
 from tests.support.paths import ROOT
 
 PROGRAM = """
@@ -44,6 +45,20 @@ def test_the_process_that_measures_is_the_first_that_the_kernel_ends(answer: Cal
 def test_the_peak_is_not_that_of_the_process_that_asks(answer: Callable[[], dict[str, Any]]) -> None:
     np.ones(10**9, np.uint8)
     assert answer()["peak"] < 10**9
+
+
+def test_a_peak_counts_from_its_beginning_on_and_keeps_what_was_freed() -> None:
+    """Against what psutil says is resident."""
+    np.ones(400_000_000, np.uint8)
+    begin_peak()
+    before = psutil.Process().memory_info().rss
+    if peak_memory(on_gpu=False).n_bytes > before + 100_000_000:
+        pytest.skip("this system does not let a process forget its peak")
+    np.ones(200_000_000, np.uint8)
+    found = peak_memory(on_gpu=False)
+    assert before + 190_000_000 < found.n_bytes < before + 300_000_000
+    assert found.device == "CPU"
+    assert max(found, PeakMemory(10**15, "another")).device == "another"
 
 
 @pytest.mark.fault(

@@ -18,4 +18,10 @@ def test_the_page_begins_with_what_it_holds_and_its_title():
     assert first_words == "This file holds no images; it holds the names of cases, settings and paths."
     assert "<h1>study &lt;1&gt;</h1>" in body
     assert "<h1>first</h1>" in page([run], [])
-    assert re.findall("<h2>(.*?)</h2>", body) == ["Runs", "Curves", "Data", "Time and machine", "How to repeat it"]
+    assert re.findall("<h2>(.*?)</h2>", body) == [
+        "Runs",
+        "Curves",
+        "Data",
+        "Time, memory and machine",
+        "How to repeat it",
+    ]

@@ -112,7 +112,7 @@ def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp
     headings = re.findall(r"<h2>(.*?)</h2>", content)
     assert [heading.split(":")[0] for heading in headings] == [
         "Runs", "Curves", "Scores by structure", "Distribution of Dice", "Worst cases first", "Data",
-        "Time and machine", "How to repeat it",
+        "Time, memory and machine", "How to repeat it",
     ]  # fmt: skip
     shown = [float(dice) for dice in re.findall(r"<h3>\w+: \w+, Dice ([\d.]+)</h3>", content)]
     assert len(shown) == 3

@@ -21,6 +21,7 @@ class Words(HTMLParser):
 
 def run(name: str, **changes) -> RunFacts:
     summary = {"status": "failed", "reason": "disk <full>", "completion_time": "2024-01-15 10:36:00"}
+    summary |= {"peak_memory_gb": 4.25, "peak_memory_of": "NVIDIA H200"}
     return RunFacts(name, documented_config(**changes), a_log(6), summary, f"logs/{name}")
 
 
@@ -38,6 +39,7 @@ def test_a_run_is_described_with_how_it_ended_and_how_long_it_took():
     assert after(words, "parameters") == "20,458,391"
     assert after(words, "from start to end") == "00:06:00"
     assert after(words, "for each epoch") == "60.0 s"
+    assert after(words, "most memory of a process") == "4.25 GB of the GPU, NVIDIA H200"
     assert after(words, "size of the network's input") == "160 × 160 × 256 voxels"
     assert after(words, "cuda version") == "12.7"
     assert "validation mIoU (ringed: the best)" in words

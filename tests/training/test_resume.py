@@ -306,6 +306,19 @@ def test_resuming_under_another_name_is_refused_and_names_what_differs(work, int
     assert summary(begun)["status"] == "completed"
 
 
+def test_the_memory_of_a_resumed_training_is_the_most_of_all_its_parts(work, interrupted, tmp_path):
+    place = moved(interrupted, tmp_path)
+    config, run = settings_of(work, "pause", max_epochs=n_epochs(interrupted), **place)
+    before = summary(interrupted)
+    assert before["peak_memory_of"] == "CPU"
+    assert 0.1 < before["peak_memory_gb"] < psutil.virtual_memory().total / 1e9
+    state = torch.load(run / "resume" / "last.ckpt", weights_only=True)
+    assert state["peak_memory"]["n_bytes"] / 1e9 <= before["peak_memory_gb"] + 0.001
+    write_tensors(run / "resume" / "last.ckpt", state | {"peak_memory": {"n_bytes": 5 * 10**15, "device": "another"}})
+    run_training(config, resume=True)
+    assert (summary(run)["peak_memory_gb"], summary(run)["peak_memory_of"]) == (5e6, "another")
+
+
 @pytest.mark.fault(
     "a data set that was moved, or whose labels changed, before `--resume`",
     "moved data go on bit for bit; changed ones are refused by case",
