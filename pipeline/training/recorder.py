@@ -102,6 +102,7 @@ class RunRecorder(pl.Callback):
         self._module = pl_module
         if self.resume:
             restore(self.resume, trainer, pl_module)
+            self.pictures.restore(self.resume.pictures)
             if trainer.is_global_zero and (self.resume.holds_best or not self.folder.best_checkpoint.exists()):
                 self._write_best(pl_module, self.history)
             self.resume = None
@@ -157,7 +158,16 @@ class RunRecorder(pl.Callback):
         peak = self.peak_memory
         self._peak = PeakMemory(highest(peak.n_bytes, pl_module.device), peak.device)
         if trainer.is_global_zero:
-            state = resume_state(trainer, pl_module, history, self.contents, peak_memory=self._peak)
+            if "val_mIoU" in metrics:
+                self.pictures.keep(epoch, pl_module.sample, is_best=is_best)
+            state = resume_state(
+                trainer,
+                pl_module,
+                history,
+                self.contents,
+                pictures=self.pictures.state(),
+                peak_memory=self._peak,
+            )
             write_tensors(self.folder.resume_checkpoint, state.to_dict())
             if is_best:
                 self._write_best(pl_module, history)
@@ -176,25 +186,17 @@ class RunRecorder(pl.Callback):
             )
             if is_best and history.best_val_miou is not None:
                 trainer.logger.write_best(history.best_val_miou, epoch)
-            if "val_mIoU" in metrics:
-                self.pictures.after_validation(
-                    trainer.logger,
-                    epoch,
-                    pl_module.sample,
-                    [validated for validated in history.validated_epochs if validated < epoch],
-                    is_best=is_best,
-                    is_last=bool(self.early_stop) or epoch + 1 == trainer.max_epochs,
-                )
+            self.pictures.write_due(trainer.logger, history.validated_epochs)
         if trainer.is_global_zero and self.trackers is not None:
             self.trackers.after_epoch(history, iou_per_class)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the picture of the best epoch."""
+        """Write the pictures of the last and of the best epoch."""
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
-            self.pictures.finish(trainer.logger)
+            self.pictures.finish(trainer.logger, self.epochs_finished)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Write the picture of the best epoch."""
+        """Write the pictures of the last and of the best epoch."""
         self.on_train_end(trainer, pl_module)
 
     def _lap(self, part: str) -> None:

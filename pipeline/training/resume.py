@@ -212,6 +212,8 @@ class ResumeState:
     """The state_dict of the heads of deep supervision; empty where there are none."""
     average: Mapping[str, Any] = field(default_factory=dict)
     """The state of the moving average of the weights; empty where there is none."""
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    """What TensorBoard's pictures of the best and the last epoch show, see `ValidationPictures.state`."""
     peak_memory: PeakMemory = NOTHING_MEASURED
     """The most memory of any process so far."""
 
@@ -233,6 +235,7 @@ class ResumeState:
             "contents": dict(self.contents),
             "coarse_heads": dict(self.coarse_heads),
             "average": dict(self.average),
+            "pictures": dict(self.pictures),
             "peak_memory": self.peak_memory._asdict(),
         }
 
@@ -243,6 +246,7 @@ def resume_state(
     log: TrainingLog,
     contents: Mapping[str, str] | None = None,
     *,
+    pictures: Mapping[str, Any] | None = None,
     peak_memory: PeakMemory = NOTHING_MEASURED,
 ) -> ResumeState:
     """Return the state of a training right after an epoch; `log` already counts that epoch."""
@@ -256,6 +260,7 @@ def resume_state(
         contents=contents or {},
         coarse_heads=module.coarse_heads.state_dict() if module.coarse_heads is not None else {},
         average=module.average.state_dict() if module.average is not None else {},
+        pictures=pictures or {},
         peak_memory=peak_memory,
     )
 
@@ -291,6 +296,7 @@ def read_resume(path: Path) -> ResumeState:
         ("contents", "cases"),
         ("coarse_heads", "weights"),
         ("average", "weights"),
+        ("pictures", "slices"),
         ("peak_memory", "bytes and device"),
     ):
         tables[key] = state.get(key, {})

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from networks.deep_supervision import CoarseHeads
 from pipeline.config.files import as_mapping
@@ -71,16 +72,23 @@ def kill_itself_before_writing(file):
 @pytest.mark.parametrize("file", ["last.ckpt", "best_model.ckpt"])
 def test_the_best_weights_are_those_of_the_log_also_where_no_epoch_is_trained_again(work, file):
     name = f"torn_{file.partition('.')[0]}"
-    process, run, output = train(work, name, before=partial(kill_itself_before_writing, file))
+    with_pictures = {"training.overlay_every": "9" if file == "last.ckpt" else "0"}
+    process, run, output = train(work, name, before=partial(kill_itself_before_writing, file), **with_pictures)
     ended(process, run, output, code=-signal.SIGKILL)
     finished = torch.load(run / "resume" / "last.ckpt", weights_only=True)["epochs_finished"]
-    process, run, output = train(work, name, "--resume", max_epochs=finished)
+    process, run, output = train(work, name, "--resume", max_epochs=finished, **with_pictures)
     ended(process, run, output, code=0)
     best = strict_json(run / "training_log.json")["best_metrics"]
     published = torch.load(run / "checkpoints" / "best_model.ckpt", weights_only=True)
     assert (published["epoch"], published["val_mIoU"]) == (best["best_epoch"], best["best_val_mIoU"])
     if file == "best_model.ckpt":
         assert best["best_epoch"] == finished - 1  # it was about to be written
+    else:
+        events = EventAccumulator(str(run / "version_1"))
+        events.Reload()
+        tags = ("validation/best", "validation/label_and_segmentation")
+        steps = [[picture.step for picture in events.Images(tag)] for tag in tags]
+        assert steps == [[best["best_epoch"]], [finished - 1]]
 
 
 @pytest.mark.fault(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from pipeline.visualisation.anatomy_colours import TABLE
-from pipeline.visualisation.validation_picture import ValidationSample, validation_picture
+from pipeline.visualisation.validation_picture import ValidationSample, cut_sample, validation_picture
 
 
 def sample(affine) -> ValidationSample:
@@ -21,7 +21,9 @@ def coloured(picture: np.ndarray, name: str) -> np.ndarray:
 
 
 def test_the_label_is_above_the_prediction_and_both_are_at_their_places():
-    picture = validation_picture(sample(np.diag([1.0, 1.0, 2.0, 1.0])), ["background", "liver", "spleen"], epoch=3)
+    picture = validation_picture(
+        cut_sample(sample(np.diag([1.0, 1.0, 2.0, 1.0]))), ["background", "liver", "spleen"], epoch=3
+    )
     assert picture.dtype == np.uint8
     half = len(picture) // 2
     liver, spleen = coloured(picture, "liver"), coloured(picture, "spleen")
@@ -36,4 +38,4 @@ def test_ignored_voxels_and_an_empty_prediction_are_drawn():
     empty = sample(np.eye(4))
     empty.segmentation[:] = 0
     empty.label[0] = 255
-    assert validation_picture(empty, ["background", "liver"], epoch=0).shape[2] == 3
+    assert validation_picture(cut_sample(empty), ["background", "liver"], epoch=0).shape[2] == 3
