@@ -79,18 +79,19 @@ class FileIndex:
 
     def leaves(self, path: Path, root: Path) -> bool:
         """Say whether a link leads a path below `root` out of it; `root` itself may be one, since the user named it."""
-        return self._leaves_folder(path.parent, root) or (self._is_link(path) and _leads_out(path, root))
+        return self._leaves_folder(path.parent, root) or (self.is_link(path) and _leads_out(path, root))
 
     def _leaves_folder(self, folder: Path, root: Path) -> bool:
         """`leaves` of a folder, asked once; what is no link lies where the folder above it does."""
         if folder == root:
             return False
         if folder not in self._leaves:
-            is_known = root in folder.parents and not self._is_link(folder)
+            is_known = root in folder.parents and not self.is_link(folder)
             self._leaves[folder] = self._leaves_folder(folder.parent, root) if is_known else _leads_out(folder, root)
         return self._leaves[folder]
 
-    def _is_link(self, path: Path) -> bool:
+    def is_link(self, path: Path) -> bool:
+        """Say whether a path is a link, wherever it leads."""
         entry = self._entry(path)
         return path.is_symlink() if entry is None else entry.is_symlink()
 

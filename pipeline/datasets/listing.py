@@ -184,7 +184,9 @@ class ImageListing:
     """What is odd about the data set."""
 
 
-def find_images(path: Path | str, *, n_channels: int | None = None, follow_links: bool = False) -> ImageListing | None:
+def find_images(
+    path: Path | str, *, n_channels: int | None = None, follow_links: bool = False, files: FileIndex | None = None
+) -> ImageListing | None:
     """List the images of a data set, whatever its splits, labels and class names say; None where a path is not one.
 
     Besides the layouts of `list_cases` that is a folder of files CASE_0000, CASE_0001, … as nnU-Net predicts them (with
@@ -197,13 +199,14 @@ def find_images(path: Path | str, *, n_channels: int | None = None, follow_links
         n_channels: image channels that are expected; decides whether CASE_0000 and CASE_0001 are two channels or two
             cases where nothing else does.
         follow_links: as in `list_cases`.
+        files: what is known of the folders already; None: nothing.
 
     Raises:
         DatasetError: there is a data set without any usable image, or with two cases of one name, or dataset.json
             cannot be read.
     """
     path = Path(path)
-    files = FileIndex()
+    files = files or FileIndex()
     layout = _find_layout(path, files)
     found = None if _is_series(path, files) else _image_rows(path, layout, n_channels, files)
     if found is None:

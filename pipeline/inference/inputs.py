@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from pipeline.console.text import some_of
 from pipeline.datasets.errors import DatasetError
-from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.file_index import FileIndex, has_volume_name
 from pipeline.datasets.layouts import data_sets_below
 from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.datasets.rows import are_named
@@ -123,21 +123,24 @@ def list_inputs(
     """
     found: list[InputCase] = []
     plain: dict[Path, bool] = {}  # whether it holds data sets
+    files = FileIndex()
     leave_out = [] if output is None else [output]
     for path in map(Path, paths):
         if output is not None and path.is_dir() and path.resolve() == output.resolve():
             raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
-        listing = find_images(path, n_channels=len(channel_names), follow_links=follow_links)
+        listing = find_images(path, n_channels=len(channel_names), follow_links=follow_links, files=files)
         if listing is not None and not _counts_cases(listing, channel_names):
             found += _of_dataset(listing, path, channel_names, output, follow_links=follow_links)
         else:
-            inner = _data_sets_in(path, channel_names, output, follow_links=follow_links)
+            inner = _data_sets_in(path, channel_names, output, files, follow_links=follow_links)
             found += [case for cases in inner.values() for case in cases]
             leave_out += inner
             plain[path] = bool(inner)
     if plain:
         may_lack = [path for path, holds_data_sets in plain.items() if holds_data_sets]
-        found += list_volumes(plain, channel_names, follow_links=follow_links, leave_out=leave_out, may_lack=may_lack)
+        found += list_volumes(
+            plain, channel_names, follow_links=follow_links, leave_out=leave_out, may_lack=may_lack, files=files
+        )
     if twice := [name for name, n in Counter(case.id.lower() for case in found).items() if n > 1]:
         same = " and ".join(str(case.images[0]) for case in found if case.id.lower() == twice[0] and case.images)
         raise SegmentationError(f"{same}: both would be called {twice[0]}; predict them into two folders")
@@ -145,7 +148,7 @@ def list_inputs(
 
 
 def _data_sets_in(
-    root: Path, channel_names: Sequence[str], output: Path | None, *, follow_links: bool
+    root: Path, channel_names: Sequence[str], output: Path | None, files: FileIndex, *, follow_links: bool
 ) -> dict[Path, list[InputCase]]:
     """The cases of the data sets below a folder, by their folder: their label maps are no scans.
 
@@ -153,12 +156,12 @@ def _data_sets_in(
     left to `list_volumes`.
     """
     found: dict[Path, list[InputCase]] = {}
-    for folder in data_sets_below(root, FileIndex(), follow_links=follow_links):
+    for folder in data_sets_below(root, files, follow_links=follow_links):
         if output is not None and folder.resolve().is_relative_to(output.resolve()):
             continue
         above = "_".join(folder.relative_to(root).parts)
         try:
-            listing = find_images(folder, n_channels=len(channel_names), follow_links=follow_links)
+            listing = find_images(folder, n_channels=len(channel_names), follow_links=follow_links, files=files)
             if listing is None or _counts_cases(listing, channel_names):
                 continue
             cases = _of_dataset(listing, folder, channel_names, output, follow_links=follow_links)
@@ -209,6 +212,7 @@ def list_volumes(
     follow_links: bool = False,
     leave_out: Collection[Path] = (),
     may_lack: Collection[Path] = (),
+    files: FileIndex | None = None,
 ) -> tuple[InputCase, ...]:
     """List the scans that paths stand for: a volume file, a DICOM folder, or a folder tree with any of these.
 
@@ -227,13 +231,15 @@ def list_volumes(
         follow_links: take what links in a tree fetch from outside it, files and folders, each folder once.
         leave_out: folders that are passed over, wherever they lie: that of the results, data sets.
         may_lack: those of the paths that need not hold a volume.
+        files: what is known of the folders already; None: nothing.
 
     Raises:
         VolumeError: a path that does not exist or is not a volume, a folder without any, a link that leaves the tree.
     """
     found: dict[Path, _Volume] = {}
+    files = files or FileIndex()
     for path in map(Path, paths):
-        there = _volumes_at(path, leave_out, follow_links=follow_links)
+        there = _volumes_at(path, leave_out, files, follow_links=follow_links)
         if not there and path not in may_lack:
             raise _nothing_at(path)
         for volume in there:
@@ -350,12 +356,12 @@ class _Volume(NamedTuple):
         return folder.parent, name if name.lower() == folder.name.lower() else f"{name}_{folder.name}"
 
 
-def _volumes_at(path: Path, leave_out: Collection[Path], *, follow_links: bool) -> list[_Volume]:
+def _volumes_at(path: Path, leave_out: Collection[Path], files: FileIndex, *, follow_links: bool) -> list[_Volume]:
     if not _exists(path):
         raise VolumeError("missing_file", path, "a volume or a folder", "no such file or folder", "correct the path")
     found = []
     if path.is_dir():
-        found = list(_Tree(path, leave_out, follow_links=follow_links).volumes(path))
+        found = list(_Tree(path, leave_out, files, follow_links=follow_links).volumes(path))
     elif volume_kind(path):
         found = [_Volume(path, path.parent)]
     if not found and path.is_file():
@@ -390,8 +396,9 @@ def _exists(path: Path) -> bool:
 class _Tree:
     """A walk through a folder tree that knows where it has been."""
 
-    def __init__(self, root: Path, leave_out: Collection[Path], *, follow_links: bool) -> None:
+    def __init__(self, root: Path, leave_out: Collection[Path], files: FileIndex, *, follow_links: bool) -> None:
         self.root = root
+        self.files = files
         self.real_root = root.resolve()
         self.follow_links = follow_links
         self.leave_out = {folder.resolve() for folder in leave_out}
@@ -403,15 +410,15 @@ class _Tree:
         if real in self.leave_out or real in self.seen:
             return
         self.seen.add(real)
-        kind = None
+        is_series = False
         try:
-            kind = volume_kind(folder)
+            is_series = self.files.is_volume(folder)
         except OSError as error:
             path = Path(error.filename or folder)
             # A file that its name makes a volume is listed below, and reading it says so by itself.
             if path == folder or volume_stem(path) == path.name:
                 yield self._unreadable(path, error)
-        if kind == "dicom":
+        if is_series:
             if not self.follow_links:
                 refuse_linked_slices(folder, self.root)
             series = _Volume(folder, self.root.parent if folder == self.root else self.root)
@@ -427,29 +434,31 @@ class _Tree:
     def _below(self, folder: Path, *, folders_only: bool = False) -> Iterator[_Volume]:
         """The volumes of what lies in a folder; of the files of a series' folder none is a scan by itself."""
         try:
-            names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+            paths = self.files.visible(folder)
         except OSError:
             return  # named above
-        for path in (folder / name for name in names):
-            if not folders_only or path.is_dir():
-                yield from self._entry(path)
+        for path in paths:
+            yield from self._entry(path, folders_only=folders_only)
 
-    def _entry(self, path: Path) -> Iterator[_Volume]:
+    def _entry(self, path: Path, *, folders_only: bool) -> Iterator[_Volume]:
         try:
-            is_folder = path.is_dir()
+            is_folder = self.files.is_folder(path)
         except OSError as error:
             yield self._unreadable(path, error)
             return
-        if path.is_symlink() and not path.suffix and not path.exists():  # by its name the link to a folder
+        if folders_only and not is_folder:
+            return
+        is_link = self.files.is_link(path)
+        if is_link and not path.suffix and not path.exists():  # by its name the link to a folder
             yield self._unreadable(path, FileNotFoundError(errno.ENOENT, f"a link to {path.readlink()}, which is gone"))
             return
-        if not is_folder and (is_data_half(path) or volume_kind(path) is None):
+        if not is_folder and (is_data_half(path) or not has_volume_name(path)):
             return
-        if path.is_symlink() and not self.follow_links:
+        if is_link and not self.follow_links:
             _refuse_outside(path, self.root, self.real_root)
         if not is_folder:
             yield _Volume(path, self.root)
-        elif not (path.is_symlink() and self._is_listed_anyway(path)):
+        elif not (is_link and self._is_listed_anyway(path)):
             yield from self.volumes(path)
 
     def _is_listed_anyway(self, link: Path) -> bool:

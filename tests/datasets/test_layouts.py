@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,9 @@ from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.listing import list_cases
 from pipeline.inference.inputs import list_inputs
 from tests.support.datasets import decathlon, nnunet, pairs, refused, totalsegmentator, volume
+from tests.support.questions import counted
 from tests.support.volumes import write_series
+from transforms.io import dicom
 
 
 @pytest.mark.parametrize(
@@ -133,3 +136,20 @@ def test_a_mask_beside_a_scan_may_be_a_channel(tmp_path):
     for folder in (tmp_path / "in", tmp_path):
         found = [[path.name for path in case.images] for case in list_inputs([folder], ("CT", "mask"))]
         assert found == [[f"{c}_CT.nii.gz", f"{c}_mask.nii.gz"] for c in "ab"]
+
+
+def test_a_folder_of_scans_is_walked_once(tmp_path, monkeypatch):
+    """A folder of 50,000 may lie on another machine's disk: it is listed, and each file only asked if it is DICOM."""
+    opened: list[Path] = []
+    is_dicom = dicom.is_dicom
+    monkeypatch.setattr(dicom, "is_dicom", lambda path: opened.append(path) or is_dicom(path))
+    asked = {}
+    for n in (3, 8):
+        for number in range(n):
+            volume(tmp_path / str(n) / "deep" / f"scan{number}.nii.gz")
+        opened.clear()
+        with counted() as asked[n]:
+            assert len(list_inputs([tmp_path / str(n)])) == n
+        assert len(opened) == n
+    assert asked[8] == asked[3]
+    assert asked[8]["scandir"] <= 6

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipeline.cli.main import main
 from pipeline.config.settings import Config, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.prepared_data import prepare_data
+from tests.support.questions import counted
 from tests.support.volumes import Folder, configured, save
 from transforms.chains import validation_chain
 
@@ -111,17 +111,12 @@ def _masks_of(folder: Path, n_cases: int, n_masks: int) -> Path:
 def _questions_of_a_second_start(config: Config, monkeypatch, listed: Listed | None = None) -> Counter[str]:
     """How often the system is asked about paths and folders, and how many lines of the index are read."""
     prepare_data(config)
-    asked: Counter[str] = Counter()
-
-    def counted(module, name):
-        original = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, **k: (asked.update([name]), original(*a, **k))[1])
-
-    for name in ("stat", "lstat", "scandir"):
-        counted(os, name)
     lines = cache_key._index_lines
-    monkeypatch.setattr(cache_key, "_index_lines", lambda path: (asked.update(["line"]) or one for one in lines(path)))
-    prepare_data(config, listed=listed).contents()
+    with counted() as asked:
+        monkeypatch.setattr(
+            cache_key, "_index_lines", lambda path: (asked.update(["line"]) or one for one in lines(path))
+        )
+        prepare_data(config, listed=listed).contents()
     monkeypatch.undo()
     return asked
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import struct
 import zlib
 from collections import Counter
@@ -127,7 +128,10 @@ def open_series(folder: Path) -> OpenVolume:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    with os.scandir(folder) as entries:  # says what an entry is without a question for each
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    paths = {folder / entry.name: entry for entry in found}
+    return sorted(path for path, entry in paths.items() if (path if entry.is_symlink() else entry).is_file())
 
 
 def is_dicom(path: Path) -> bool:
