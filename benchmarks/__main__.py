@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.report import as_markdown, as_text, lines_of, read_results, write_result
-from benchmarks.rows import FULL, REDUCED, ROWS
+from benchmarks.rows import FULL, REDUCED, ROWS, Places
 from benchmarks.runner import BenchmarkError, run_row
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,10 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.table:
         print(as_markdown(read_results(given.output, rows)))
         return 0
+    places = Places(given.hippocampus, given.nnunet)
     lines, failed = [], 0
     for row in rows:
         try:
-            result = run_row(ROWS[row](FULL if given.full else REDUCED, given.hippocampus), _say)
+            result = run_row(ROWS[row](FULL if given.full else REDUCED, places), _say)
         except BenchmarkError as error:
             print(f"benchmarks: row {row}: {error}", file=sys.stderr)
             failed = 1
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="The documented size, 160×160×256 (an hour).")
     parser.add_argument("--rows", metavar="ROW,…", help=f"Only these rows of {', '.join(ROWS)}.")
     parser.add_argument("--hippocampus", metavar="DIR", help="Folder of the hippocampus data set, for the row epoch.")
+    parser.add_argument("--nnunet", metavar="BIN", help="bin folder of an environment with nnunetv2, for prediction.")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="Where the JSON files are.")
     parser.add_argument("--table", action="store_true", help="Measure nothing: print the results there as Markdown.")
     return parser
@@ -52,7 +54,8 @@ def _parser() -> argparse.ArgumentParser:
 def _command(given: argparse.Namespace) -> str:
     """The command in general words: paths are this machine's own."""
     flags = ["--full"] * given.full + [f"--rows {given.rows}"] * bool(given.rows)
-    return " ".join(["python -m benchmarks", *flags, *["--hippocampus DIR"] * bool(given.hippocampus)])
+    places = ["--hippocampus DIR"] * bool(given.hippocampus) + ["--nnunet BIN"] * bool(given.nnunet)
+    return " ".join(["python -m benchmarks", *flags, *places])
 
 
 def _say(line: str) -> None:

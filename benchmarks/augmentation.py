@@ -25,7 +25,8 @@ from monai.transforms import (
 )
 
 from benchmarks.inputs import image_and_label
-from benchmarks.measure import Measurement, resident_bytes
+from benchmarks.measure import resident_bytes
+from benchmarks.measurement import Measurement
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from transforms.augment import Strengths
 from transforms.chains import augmentation_chain

@@ -31,7 +31,8 @@ from monai.transforms import (
 )
 
 from benchmarks.augmentation import monai_chain
-from benchmarks.measure import Measurement, resident_bytes
+from benchmarks.measure import resident_bytes
+from benchmarks.measurement import Measurement
 from networks.body_net import BodyNet
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.files import from_mapping, load_mapping

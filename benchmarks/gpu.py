@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import N_PHANTOM_CLASSES, image_and_label
 from benchmarks.loading import cached, prepare
-from benchmarks.measure import Measurement, Skipped
+from benchmarks.measurement import Measurement, Skipped
 from benchmarks.steps import fit
 from networks.body_net import BodyNet
 from pipeline.losses.dice_ce import SlabDiceCELoss

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.measure import Measurement, resident_bytes
+from benchmarks.measure import resident_bytes
+from benchmarks.measurement import Measurement
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.files import from_mapping
 from pipeline.phantoms.sample_dataset import write_dataset

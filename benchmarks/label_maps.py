@@ -7,7 +7,8 @@ from monai.metrics import DiceMetric, compute_hausdorff_distance, compute_surfac
 from monai.networks.utils import one_hot
 
 from benchmarks.inputs import N_PHANTOM_CLASSES, read_label_pair
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
 from pipeline.metrics.overlap import dice_of, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 

@@ -10,7 +10,8 @@ import torch
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, Resized, ScaleIntensityRanged
 
 from benchmarks.inputs import N_PHANTOM_CLASSES, scan_item, write_scan
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
 from pipeline.cache.cached_dataset import CachedDataset
 from transforms.chains import RAS, preprocessing_chain
 

@@ -10,7 +10,8 @@ from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from benchmarks.inputs import blocky_label, image_and_label
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
 from networks.registry import build_network
 from pipeline.losses.dice_ce import SlabDiceCELoss
 

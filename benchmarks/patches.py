@@ -16,7 +16,8 @@ import torch
 from monai.transforms import Compose
 
 from benchmarks.inputs import BLOCK, blocky_label
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
 from pipeline.cache.entry import StoredEntry, encode, write_entry
 from transforms.augment import RandomAugmentd
 from transforms.patches import RandomPatchd, Triple

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.runner import Comparison, Goal, Job, Row
@@ -22,7 +24,17 @@ SMALLER = ([160, 160, 224], [160, 160, 192], [144, 144, 192], [128, 128, 192], [
 NO_DATA = "no data set: give --hippocampus DIR (Medical Segmentation Decathlon, Task04, in the nnU-Net raw layout)"
 
 
-def losses(scale: str, data: str | None) -> Row:
+@dataclass(frozen=True)
+class Places:
+    """What is not here: a data set, and other programs."""
+
+    hippocampus: str | None = None
+    """Folder of the hippocampus data set."""
+    nnunet: str | None = None
+    """bin folder of an environment with nnunetv2."""
+
+
+def losses(scale: str, places: Places) -> Row:
     """Loss + head at few and at many classes."""
     counts = (2, 5) if scale == TOY else (2, 16, 71, 118)
     return Row(
@@ -48,7 +60,7 @@ def losses(scale: str, data: str | None) -> Row:
     )
 
 
-def metric(scale: str, data: str | None) -> Row:
+def metric(scale: str, places: Places) -> Row:
     """Dice of two label maps."""
     return Row(
         f"Dice of label maps, 71 classes, {_times(SIZES[scale])}",
@@ -68,7 +80,7 @@ def metric(scale: str, data: str | None) -> Row:
     )
 
 
-def surfaces(scale: str, data: str | None) -> Row:
+def surfaces(scale: str, places: Places) -> Row:
     """HD95 and surface Dice of two label maps."""
     return Row(
         f"HD95 + surface Dice, 70 classes, {_times(SIZES[scale])}",
@@ -87,7 +99,7 @@ def surfaces(scale: str, data: str | None) -> Row:
     )
 
 
-def way_back(scale: str, data: str | None) -> Row:
+def way_back(scale: str, places: Places) -> Row:
     """From features to a label map on the scan's grid."""
     few, many = (3, 5) if scale == TOY else (71, 118)
     kinds = {f"{few} classes": (few, False), f"{many} classes": (many, False), f"{few} classes, noise": (few, True)}
@@ -111,7 +123,7 @@ def way_back(scale: str, data: str | None) -> Row:
     )
 
 
-def window(scale: str, data: str | None) -> Row:
+def window(scale: str, places: Places) -> Row:
     """A long scan through a sliding window, at two class counts and at twice the length."""
     grids = {
         FULL: ([512, 512, 800], [320, 320, 512], [128, 128, 128]),  # 0.98 × 0.98 × 1 mm, taken to 1.6 mm
@@ -146,7 +158,58 @@ def window(scale: str, data: str | None) -> Row:
     )
 
 
-def patches(scale: str, data: str | None) -> Row:
+def prediction(scale: str, places: Places) -> Row:
+    """A scan from file to file through the same network, by each program's own inference code."""
+    source_size, window, network = {
+        FULL: ([256, 256, 200], [128, 128, 128], {}),
+        REDUCED: ([128, 128, 100], [64, 64, 64], {"base_channels": 8, "n_levels": 4}),
+        TOY: ([32, 32, 25], [16, 16, 16], {"base_channels": 4, "n_levels": 3}),
+    }[scale]
+    settings = {"source_size": source_size, "window": window}
+    methods = {"MONAI": Job("prediction.plain")}
+    if places.nnunet:
+        methods["nnU-Net"] = Job("nnunet_prediction.predict", python=str(Path(places.nnunet, "python")))
+    methods |= {"ours, bfloat16": Job("prediction.ours", {"precision": "bf16"}), "ours": Job("prediction.ours")}
+    return Row(
+        f"a scan of {_times(source_size)} from file to file, 71 classes, windows of {_times(window)}",
+        [
+            Comparison(
+                "prediction",
+                methods,
+                [settings],
+                prepare=Job("prediction.prepare", settings | network),
+                folder=True,
+                repeats=1,
+                memory="peak",
+                same_value=tuple(methods),
+                # The programs resample differently, and a network with random weights changes its mind at little.
+                tolerance=0.8 if scale == TOY else 0.35,
+            )
+        ],
+    )
+
+
+def large_scan(scale: str, places: Places) -> Row:
+    """A large scan from file to file, through BodyNet as a training on whole scans leaves it."""
+    settings = {"source_size": LARGE_SCANS[scale], "size": SIZES[scale]}
+    network = {"base_channels": 4} if scale == TOY else {}
+    return Row(
+        f"a scan of {_times(LARGE_SCANS[scale])} from file to file, 71 classes",
+        [
+            Comparison(
+                "bodyseg predict",
+                {"BodyNet, ours": Job("prediction.ours")},
+                [settings],
+                prepare=Job("prediction.prepare_whole", settings | network),
+                folder=True,
+                repeats=1,
+                memory="peak",
+            )
+        ],
+    )
+
+
+def patches(scale: str, places: Places) -> Row:
     """Patches of a large case from the cache, on one core."""
     cases = {
         FULL: {"512×512×800 at 1.5 mm": [333, 333, 533], "512×512×800 at 0.8 mm": [625, 625, 1000]},  # of 0.98 mm
@@ -173,24 +236,18 @@ def patches(scale: str, data: str | None) -> Row:
     )
 
 
-def step(scale: str, data: str | None) -> Row:
+def step(scale: str, places: Places) -> Row:
     """Full training steps."""
     width = {"base_channels": 4, "n_classes": 5} if scale == TOY else {}
-    # Ten steps: the memory that a CPU keeps grows over the first ones.
+    # Ten steps, over the first of which the memory that is kept grows; three of the plain ones, which take minutes.
     size = {"size": SIZES[scale], "n_steps": _n(scale, 10, 3), **width}
     full = scale == FULL
     smaller = [{**size, "size": s} for s in SMALLER] if full else []
-    # oneDNN's bfloat16 weight gradient is wrong where the first axis has shrunk to 2 voxels (torch 2.13, CPU).
-    precision = {"precision": "32-true"} if scale == TOY else {}
-    plain_unet, plain_body = {"network": "unet"}, {"network": "body_net"}
-    our_unet, our_body = plain_unet | precision, plain_body | precision
+    plain_unet, plain_body = ({"network": name, "n_steps": _n(scale, 3, 3)} for name in ("unet", "body_net"))
+    our_unet, our_body = ({"network": name} | _step_precision(scale) for name in ("unet", "body_net"))
     # bfloat16 against float32, in whole networks or in logits alone
     common: dict[str, Any] = {"repeats": _n(scale, 1, 2), "memory": "peak", "tolerance": 0.02}
     same_network = {"BodyNet, plain": Job("steps.plain", plain_body), "BodyNet, ours": Job("steps.ours", our_body)}
-    same_but_the_loss = {
-        "BodyNet, DiceCELoss": Job("steps.ours", our_body | {"loss": "full logits"}),
-        "BodyNet, ours": Job("steps.ours", our_body),
-    }
     other_network = {
         "UNet, plain": Job("steps.plain", plain_unet),
         "UNet, our step": Job("steps.ours", our_unet),
@@ -213,13 +270,6 @@ def step(scale: str, data: str | None) -> Row:
                 **common,
             ),
             Comparison(
-                "only the loss differs, batch 1",
-                same_but_the_loss,
-                [size, *smaller],
-                same_value=tuple(same_but_the_loss),
-                **common,
-            ),
-            Comparison(
                 "MONAI's UNet, batch 1",
                 other_network,
                 [size],
@@ -233,6 +283,36 @@ def step(scale: str, data: str | None) -> Row:
     )
 
 
+def step_loss(scale: str, places: Places) -> Row:
+    """Full training steps that differ in their loss alone."""
+    width = {"base_channels": 4, "n_classes": 5} if scale == TOY else {}
+    settings = {"size": SIZES[scale], "network": "body_net"} | width | _step_precision(scale)
+    methods = {
+        "BodyNet, DiceCELoss": Job("steps.ours", {"loss": "full logits"}),
+        "BodyNet, ours": Job("steps.ours"),
+    }
+    return Row(
+        "training step, 71 classes, AdamW included: all alike but the loss",
+        [
+            Comparison(
+                f"batch {batch}",
+                methods,
+                [settings | {"batch": batch, "n_steps": _n(scale, n_steps, 3)}],
+                repeats=1,
+                memory="peak",
+                same_value=tuple(methods),
+                tolerance=0.02,  # bfloat16 in the logits
+            )
+            for batch, n_steps in ((1, 10), (2, 3))
+        ],
+    )
+
+
+def _step_precision(scale: str) -> dict[str, str]:
+    """oneDNN's bfloat16 weight gradient is wrong where the first axis has shrunk to 2 voxels (torch 2.13, CPU)."""
+    return {"precision": "32-true"} if scale == TOY else {}
+
+
 def _compiled_step(network: str) -> Comparison:
     """What torch.compile gains; at an eighth of the size, since the gain is the same and compiling takes a minute."""
     methods = {
@@ -244,7 +324,7 @@ def _compiled_step(network: str) -> Comparison:
     )
 
 
-def loading(scale: str, data: str | None) -> Row:
+def loading(scale: str, places: Places) -> Row:
     """One case, from its files or from the cache."""
     return Row(
         f"one case from gzip NIfTI, {_times(SOURCES[scale])} with its label",
@@ -268,7 +348,7 @@ def loading(scale: str, data: str | None) -> Row:
     )
 
 
-def augmentation(scale: str, data: str | None) -> Row:
+def augmentation(scale: str, places: Places) -> Row:
     """Random variation of one prepared case."""
     kinds = {"default probabilities": (0.75, 0.2), "every operation every time": (1.0, 1.0)}
     return Row(
@@ -285,17 +365,17 @@ def augmentation(scale: str, data: str | None) -> Row:
     )
 
 
-def epoch(scale: str, data: str | None) -> Row:
+def epoch(scale: str, places: Places) -> Row:
     """A whole epoch on real scans."""
     title = "whole epoch on the hippocampus data set, validation included"
-    if data is None:
+    if places.hippocampus is None:
         return Row(title, [], skipped=NO_DATA)
     methods = {"MONAI + PyTorch loop": Job("epoch.plain"), "bodyseg train": Job("epoch.ours")}
-    settings = {"dataset_root": data, "n_epochs": _n(scale, 5, 3)}
+    settings = {"dataset_root": places.hippocampus, "n_epochs": _n(scale, 5, 3)}
     return Row(title, [Comparison("epoch", methods, [settings], folder=True, repeats=_n(scale, 2, 1), memory="peak")])
 
 
-def startup(scale: str, data: str | None) -> Row:
+def startup(scale: str, places: Places) -> Row:
     """Waiting for help, and for a command to begin."""
     methods = {
         "import monai": Job("startup.plain"),
@@ -305,7 +385,7 @@ def startup(scale: str, data: str | None) -> Row:
     return Row("start-up", [Comparison("whole process", methods, [{"n": _n(scale, 3, 3)}], repeats=1, memory=None)])
 
 
-def scale_of_starts(scale: str, data: str | None) -> Row:
+def scale_of_starts(scale: str, places: Places) -> Row:
     """What a start costs by the number of cases."""
     n_masks = 3 if scale == TOY else 117
     counts = {FULL: (10, 1000), REDUCED: (10, 100), TOY: (4, 6)}[scale]
@@ -316,7 +396,7 @@ def scale_of_starts(scale: str, data: str | None) -> Row:
     )
 
 
-def growth(scale: str, data: str | None) -> Row:
+def growth(scale: str, places: Places) -> Row:
     """Memory that is not given back."""
     settings = {"n": 4 if scale == TOY else 200}
     return Row(
@@ -328,7 +408,7 @@ def growth(scale: str, data: str | None) -> Row:
     )
 
 
-def curve(scale: str, data: str | None) -> Row:
+def curve(scale: str, places: Places) -> Row:
     """The same training with either loss."""
     # Where a level of the network is left with a voxel or two, normalising them turns rounding into noise: BodyNet,
     # of six levels, needs more than 64 voxels each way, and a toy a network of fewer levels.
@@ -351,7 +431,7 @@ def curve(scale: str, data: str | None) -> Row:
     )
 
 
-def gpu(scale: str, data: str | None) -> Row:
+def gpu(scale: str, places: Places) -> Row:
     """A GPU, where there is one."""
     size = SIZES[REDUCED if scale == REDUCED else FULL]
     prepare = Job("gpu.prepare_if_gpu", {"source_size": SOURCES[REDUCED], "size": size})
@@ -381,13 +461,16 @@ def _times(size: Sequence[int]) -> str:
     return "×".join(map(str, size))
 
 
-ROWS: dict[str, Callable[[str, Any], Row]] = {
+ROWS: dict[str, Callable[[str, Places], Row]] = {
     "losses": losses,
     "metric": metric,
     "surfaces": surfaces,
     "restore": way_back,
     "window": window,
+    "prediction": prediction,
+    "large_scan": large_scan,
     "step": step,
+    "step_loss": step_loss,
     "loading": loading,
     "patches": patches,
     "augmentation": augmentation,
@@ -398,4 +481,4 @@ ROWS: dict[str, Callable[[str, Any], Row]] = {
     "curve": curve,
     "gpu": gpu,
 }
-"""Every row by name: called with the scale and the folder of the hippocampus data set, or None."""
+"""Every row by name: called with the scale and what is not here."""

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ class Job:
 
     function: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    python: str = ""
+    """The interpreter that runs it: another program's environment, or "" for this one."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def _in_turn(
             if any("seconds" not in run for run in runs[method]):
                 continue  # it was killed or skipped: it would be again
             say(f"{comparison.name}: {method}, {repeat + 1} of {comparison.repeats}")
-            found = run_job(Job(job.function, settings | job.arguments))
+            found = run_job(replace(job, arguments=settings | job.arguments))
             runs[method].append(found)
             if "killed" in found and stop_when_killed:
                 return None
@@ -151,7 +153,7 @@ def run_job(job: Job) -> dict[str, Any]:
     """
     limit = psutil.virtual_memory().available - SPARE_BYTES
     asked = json.dumps({"function": job.function, "arguments": job.arguments})
-    command, pipe = [sys.executable, "-m", "benchmarks.worker", asked], subprocess.PIPE
+    command, pipe = [job.python or sys.executable, "-m", "benchmarks.worker", asked], subprocess.PIPE
     process, started = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True), time.monotonic()
     watched, above = psutil.Process(process.pid), 0
     while True:

@@ -13,7 +13,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from benchmarks.measure import Measurement
+from benchmarks.measurement import Measurement
 from pipeline.config.settings import Config, DataConfig
 from pipeline.training.prepared_data import prepare_data
 

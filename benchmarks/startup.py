@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.measure import Measurement
+from benchmarks.measurement import Measurement
 
 
 def plain(n: int = 1) -> Measurement:

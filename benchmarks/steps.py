@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from benchmarks.inputs import image_and_label
-from benchmarks.measure import Measurement, resident_bytes
+from benchmarks.measure import resident_bytes
+from benchmarks.measurement import Measurement
 from networks.body_net import BodyNet
 from networks.registry import build_network
 from pipeline.compute.devices import cpu_computes_in_bfloat16
@@ -44,7 +45,7 @@ def plain(
         torch.optim.AdamW(net.parameters(), lr=LR),
     )
     image, label = image_and_label(size, n_classes, batch)
-    seconds, losses = [], []
+    seconds, losses, peaks = [], [], []
     forget_peak()
     before = resident_bytes()
     for _ in range(n_steps):
@@ -55,8 +56,9 @@ def plain(
         optimiser.step()
         seconds.append(time.perf_counter() - start)
         losses.append(loss.item())
+        peaks.append(peak_memory_bytes())
     facts = {"parameters": _n_parameters(net), "precision": "float32"}
-    return _measurement(seconds, before, losses, facts)
+    return _measurement(seconds, before, losses, peaks, facts)
 
 
 def ours(
@@ -86,11 +88,14 @@ def ours(
     criterion = FullLogitsLoss() if loss == "full logits" else None
     clock = fit(net, loader, n_classes=n_classes, compiled=compiled, criterion=criterion, **machine)
     facts = {"parameters": _n_parameters(net), "precision": precision}
-    return _measurement(clock.seconds, before, clock.losses, facts)
+    return _measurement(clock.seconds, before, clock.losses, clock.peaks, facts)
 
 
-def _measurement(seconds: list[float], before: int, losses: list[float], facts: dict[str, Any]) -> Measurement:
+def _measurement(
+    seconds: list[float], before: int, losses: list[float], peaks: list[int], facts: dict[str, Any]
+) -> Measurement:
     peak = peak_memory_bytes()
+    facts |= {"steps": len(seconds), "GB_after_2_steps": peaks[min(1, len(peaks) - 1)] / 1e9}
     return Measurement(seconds[1:] or seconds, max(0, peak - before), peak, losses[:1], facts)
 
 
@@ -131,12 +136,13 @@ class FullLogitsLoss(nn.Module):
 
 
 class Clock(pl.Callback):
-    """Takes every step's time and loss, and how long the step waited for its batch."""
+    """Takes every step's time and loss, how long it waited for its batch, and the peak of memory until its end."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.waits: list[float] = []
         self.losses: list[float] = []
+        self.peaks: list[int] = []
         self._started = self._ended = 0.0
 
     def on_train_epoch_start(self, *_: Any) -> None:
@@ -150,6 +156,7 @@ class Clock(pl.Callback):
         self._ended = _now()
         self.seconds.append(self._ended - self._started)
         self.losses.append(float(outputs["loss"]))
+        self.peaks.append(peak_memory_bytes())
 
 
 def fit(

@@ -15,7 +15,8 @@ from monai.transforms import Compose, Invertd, Orientationd, Resized
 from torch import Tensor, nn
 
 from benchmarks.inputs import phantom
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
 from transforms.chains import RAS
 from transforms.resize import align_grids
 from transforms.restore import FeatureMap, restore

@@ -14,7 +14,8 @@ import torch
 from monai.inferers import sliding_window_inference
 from torch import Tensor, nn
 
-from benchmarks.measure import Measurement, measure
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
 from benchmarks.way_back import agreement
 from networks.sliding_window import SlidingWindow, gaussian_weights
 from transforms.resize import align_grids

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import Measurement, Skipped
+from benchmarks.measurement import Measurement, Skipped
 
 
 def call(function: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,16 @@ import pytest
 
 from benchmarks import deadline, gpu, loading, report, runner, scale, way_back
 from benchmarks.__main__ import main
-from benchmarks.measure import Measurement, measure
-from benchmarks.rows import FULL, REDUCED, ROWS, TOY
+from benchmarks.measure import measure
+from benchmarks.measurement import Measurement
+from benchmarks.rows import FULL, REDUCED, ROWS, TOY, Places
 from benchmarks.runner import Comparison, Goal, Job, Row, largest_difference, run_comparison, run_job, run_row
 from benchmarks.worker import call
 from pipeline.cache import key
 
 IN_PROCESS = (
-    "losses", "metric", "surfaces", "restore", "window", "step", "loading", "patches", "augmentation", "curve",
+    "losses", "metric", "surfaces", "restore", "window", "prediction", "large_scan", "step", "step_loss",
+    "loading", "patches", "augmentation", "curve",
 )  # fmt: skip
 PEERS_WARNINGS = (
     "ignore:.*does not have many workers.*",
@@ -60,12 +62,12 @@ A_AND_B = {"A": Job("row.a"), "B": Job("row.b")}
 @pytest.mark.filterwarnings(*PEERS_WARNINGS)
 @pytest.mark.parametrize("name", IN_PROCESS)
 def test_both_methods_of_every_row_run_and_agree(name, in_this_process):
-    row = ROWS[name](TOY, None)
+    row = ROWS[name](TOY, Places())
     found = run_row(row, lambda line: None)
     assert len(found["comparisons"]) == len(row.comparisons)
     for comparison, asked in zip(found["comparisons"], row.comparisons, strict=True):
         assert all(method["seconds"] > 0 for method in comparison["methods"].values())
-        if name not in ("augmentation", "patches"):  # random draws differ, and two networks of other layers do
+        if name not in ("augmentation", "patches", "large_scan"):  # random draws, or only one program
             assert asked.same_value or asked.name == "MONAI's UNet, batch 2"
         if asked.same_value:
             assert comparison["difference"] <= asked.tolerance
@@ -180,7 +182,7 @@ def test_a_start_asks_at_most_twice_about_each_file_of_a_further_case(tmp_path, 
 
 def test_without_a_gpu_the_row_says_so_and_nothing_else(in_this_process, monkeypatch):
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    found = run_row(ROWS["gpu"](FULL, None), lambda line: None)
+    found = run_row(ROWS["gpu"](FULL, Places()), lambda line: None)
     assert found["comparisons"] == []
     assert report.lines_of(found)[0][1:] == ("", "", "", "", "", "no GPU: not measured")
 
@@ -190,15 +192,15 @@ def test_every_row_names_functions_that_exist(size):
     import importlib
 
     for make in ROWS.values():
-        for comparison in make(size, "anywhere").comparisons:
+        for comparison in make(size, Places("anywhere", "anywhere")).comparisons:
             for job in (*comparison.methods.values(), *filter(None, [comparison.prepare])):
                 module, name = job.function.split(".")
                 assert callable(getattr(importlib.import_module(f"benchmarks.{module}"), name))
 
 
 def test_the_documented_size_is_the_full_one():
-    assert all(c.settings[0]["size"] == [160, 160, 256] for c in ROWS["step"](FULL, None).comparisons[:4])
-    assert [c.settings[0]["n_classes"] for c in ROWS["losses"](FULL, None).comparisons] == [2, 16, 71, 118]
+    assert all(c.settings[0]["size"] == [160, 160, 256] for c in ROWS["step"](FULL, Places()).comparisons[:3])
+    assert [c.settings[0]["n_classes"] for c in ROWS["losses"](FULL, Places()).comparisons] == [2, 16, 71, 118]
 
 
 # Processes --------------------------------------------------------------------------------------------------------
@@ -207,6 +209,28 @@ def test_the_documented_size_is_the_full_one():
 def test_a_process_of_its_own_measures():
     found = run_job(Job("startup._seconds", {"command": [sys.executable, "-c", "pass"], "n": 2}))
     assert len(found["seconds"]) == 2
+
+
+def test_another_program_is_measured_by_its_own_interpreter(monkeypatch, tmp_path):
+    started = []
+    start = runner.subprocess.Popen
+    monkeypatch.setattr(
+        runner.subprocess,
+        "Popen",
+        lambda command, **options: started.append(command) or start(["echo", "{}"], **options),
+    )
+    (comparison,) = ROWS["prediction"](TOY, Places(nnunet=str(tmp_path))).comparisons
+    job = comparison.methods["nnU-Net"]
+    assert run_job(job) == {}
+    assert started[0][:3] == [str(tmp_path / "python"), "-m", "benchmarks.worker"]
+
+
+def test_what_runs_in_another_programs_environment_needs_none_of_ours():
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(['monai', 'psutil', 'jaxtyping', 'pytorch_lightning', 'pipeline']);"
+        "import benchmarks.worker, benchmarks.nnunet_prediction, benchmarks.plain_unet"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=runner.ROOT, check=True)
 
 
 def test_a_process_that_takes_too_much_memory_is_killed_and_said_so(monkeypatch):
