@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from networks.errors import NetworkError
 from pipeline.checks.case_check import CheckedCase, check_cases
-from pipeline.checks.findings import Finding, errors, from_error
+from pipeline.checks.findings import HEADINGS, Finding, by_cause, errors, from_error
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
 from pipeline.config.settings import Config, ConfigError, DataConfig
@@ -34,84 +33,6 @@ from transforms.resize import align_to_spacing
 
 _LISTED_PER_KIND = 20
 """Causes of one kind of finding in the text; the JSON has every finding."""
-
-_NUMBER = re.compile(r"(?<![\w/])[-+]?\d+(\.\d+)?(?![\w/])")
-"""A number that stands alone: no part of a name or path."""
-
-_COUNT = re.compile(r"\(\d+ voxels?\)")
-"""How many voxels hold a value, behind the value."""
-
-_NUMBERS_MATTER = frozenset({"label_unknown_values", "label_not_integral", "segment_values"})
-"""Kinds of findings whose numbers are label values, which are a cause each."""
-
-HEADINGS = {
-    "unreadable": "Files that cannot be read whole",
-    "missing_file": "Files that do not exist",
-    "not_a_volume": "Files of another kind than volumes",
-    "outside_folder": "Files that lie outside their folder",
-    "missing_case": "Cases that are named but do not exist",
-    "missing_label": "Images without a label",
-    "missing_image": "Labels without an image",
-    "missing_masks": "Structures without a mask in some cases",
-    "case_renamed": "Cases of several data sets under one name",
-    "channel_unnamed": "Channels without a name beside named ones",
-    "similar_names": "Names of classes that differ in spelling alone",
-    "not_annotated": "Labels with voxels of classes that they do not annotate",
-    "not_3d": "Files that are not a single 3-D volume",
-    "not_grey_scale": "Files with more than one number a voxel",
-    "too_large": "Files that do not fit into memory",
-    "no_orientation": "Files that do not say where left and right are",
-    "bad_affine": "Files whose header does not say where the voxels lie",
-    "grid_mismatch": "Files of one case on different voxel grids",
-    "label_cropped": "Labels of a part of their image",
-    "not_finite": "Images with NaN or infinite voxels",
-    "nan_labelled": "NaN in labelled voxels",
-    "label_not_integral": "Labels with values that are not whole numbers",
-    "label_unknown_values": "Labels with values that belong to no class",
-    "bad_rescale": "DICOM series whose values are unknown",
-    "dicom_duplicate_slices": "DICOM series with slices at the same position",
-    "dicom_missing_slices": "DICOM series with slices missing",
-    "dicom_uneven_slices": "DICOM series with unevenly spaced slices",
-    "dicom_gantry_tilt": "DICOM series with gantry tilt",
-    "dicom_shifted_slice": "DICOM series with a slice out of line",
-    "dicom_mixed_series": "DICOM folders with several series",
-    "dicom_too_few_slices": "DICOM folders without a series",
-    "suspected_subjects": "Cases that look like scans of one subject",
-    "subject_pattern": "Names that data.subject_pattern does not match",
-    "subject_in_two_splits": "Subjects in two splits",
-    "voxels_in_two_splits": "The same volume in two splits",
-    "voxels_of_two_subjects": "The same volume under two subjects",
-    "dataset": "The data set itself",
-    "setting": "Settings that do not fit the data set",
-    "mask_channel": "Channels that are masks by their names",
-    "label_in_channel": "Channels that show the label",
-    "no_class_names": "Classes without names",
-    "segment_values": "Labels whose header gives the classes other values",
-    "segments": "Segmentations in several layers, or with impossible values",
-    "equal_volumes": "The same volume twice",
-    "class_absent": "Classes that are absent",
-    "class_not_annotated": "Classes that no case of a split annotates",
-    "constant_image": "Images without any contrast",
-    "empty_label": "Labels without any structure",
-    "odd_intensities": "Unusual intensities",
-    "odd_spacing": "Unusual voxel sizes",
-    "sform_qform": "Headers that describe two different positions",
-    "sides_swapped": "Left and right exchanged",
-    "sides_unknown": "Left and right are mirrored without a partner for every side",
-    "channel_lost": "Channels of one value once they are scaled",
-    "channel_squeezed": "Channels with hardly any contrast once they are scaled",
-    "class_cut_off": "Classes beyond the range of intensities",
-    "class_lost": "Classes too thin for the target size",
-    "masks_overlap": "Masks that overlap",
-    "label_axes": "Labels along other axes than their images",
-    "sheared": "Sheared voxel grids",
-    "disk": "Disk space for prepared cases",
-    "memory": "Memory for training",
-    "step_failed": "A trial step of the training",
-    "start_from": "Trained weights to start from",
-}
-"""What each kind of finding is called in the text."""
-
 
 _COUNTED = ("cases", "train", "val", "voxels")
 
@@ -371,10 +292,7 @@ def _text_of_findings(findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _text_of_kind(group: Sequence[Finding]) -> Iterator[str]:
-    by_cause: dict[tuple[str, ...], list[Finding]] = defaultdict(list)
-    for finding in group:
-        by_cause[_cause(finding)].append(finding)
-    causes = list(by_cause.values())
+    causes = by_cause(group)
     for findings in causes[:_LISTED_PER_KIND]:
         first = findings[0]
         others = [finding.case or finding.file for finding in findings[1:]]
@@ -387,12 +305,6 @@ def _text_of_kind(group: Sequence[Finding]) -> Iterator[str]:
     if len(causes) > _LISTED_PER_KIND:
         left = sum(map(len, causes[_LISTED_PER_KIND:]))
         yield f"    and {left} more of this kind; --json lists all"
-
-
-def _cause(finding: Finding) -> tuple[str, ...]:
-    """What findings of one cause have in common: their words, and of label values the numbers, too."""
-    left_out = _COUNT if finding.kind in _NUMBERS_MATTER else _NUMBER
-    return tuple(left_out.sub("#", text) for text in (finding.expected, finding.found, finding.remedy))
 
 
 def _text_of_fingerprint(found: Fingerprint, mirrored: str, width: int | None) -> Iterator[str]:

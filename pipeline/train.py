@@ -414,8 +414,8 @@ def _alone_on_this_machine(cache_dir: Path, console: Console) -> Iterator[None]:
 def _say_data(prepared: PreparedData, say: Say) -> None:
     for case, reason in prepared.skipped.items():
         say(f"Skipping case {case}: {reason}")
-    if prepared.n_warnings:
-        say(f"Warnings about the data: {prepared.n_warnings}; bodyseg check explains them")
+    if prepared.findings:
+        say(f"Warnings about the data: {len(prepared.findings)}; bodyseg check explains them")
     counts = {"train": len(prepared.train), "val": len(prepared.val)}
     for name, count in counts.items():
         say(f"BodyDataset [{name}]: {count} samples")

@@ -51,6 +51,7 @@ class Screened:
     scaling: Scaling
     """The window and percentiles that channels are scaled by."""
     findings: tuple[Finding, ...]
+    """Those of `assess`, and of `screen` the warnings of the listing, too."""
     skipped: Mapping[str, str] = field(default_factory=dict)
     """By case, why it was left out of `dataset`, `split` and `cases`."""
 
@@ -280,7 +281,8 @@ def screen(
         skipped |= dropped
         good = [case for case in screened.cases if case.case not in dropped]
         screened = assess(config, _without(screened.dataset, dropped), good, kept=kept)
-    return replace(screened, skipped=dict(sorted(skipped.items())))
+    warnings = [finding for finding in findings if finding.severity == "warning" and finding.case not in skipped]
+    return replace(screened, findings=(*warnings, *screened.findings), skipped=dict(sorted(skipped.items())))
 
 
 def _to_drop(findings: Sequence[Finding], config: Config, skipped_before: Mapping[str, str] | None) -> dict[str, str]:

@@ -532,6 +532,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
     "experiment": frozenset({"start_time", "command"}),
     "data": frozenset(
         {
+            "check",
             "intensity_found",
             "intensity_scaling",
             "split",

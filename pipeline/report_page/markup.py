@@ -143,6 +143,16 @@ def legend(colours: Iterable[tuple[str, str]]) -> str:
     return f'<ul class="legend">{"".join(keys)}</ul>'
 
 
+def listing(lines: Iterable[str]) -> str:
+    """Lines of HTML, one below the other."""
+    return f'<ul class="notes">{"".join(f"<li>{line}</li>" for line in lines)}</ul>'
+
+
+def folded(summary: str, content: str) -> str:
+    """HTML that a click on a line of text opens; on paper it is open."""
+    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+
+
 def section(title: str, *parts: str) -> str:
     """A section with its heading; "" where it has no content."""
     content = "".join(parts)

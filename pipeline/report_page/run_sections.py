@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from pipeline.report_page.charts import RUN_COLOURS, Line, curves
-from pipeline.report_page.markup import Facts, legend, plain, section, side_by_side, text
+from pipeline.report_page.data_sections import data_section, split_sizes
+from pipeline.report_page.markup import Facts, legend, section, side_by_side, text
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.setting_differences import differing_settings, flat_settings
 from pipeline.runs.time_stamps import in_hours, seconds_between
@@ -48,7 +49,7 @@ def sections_after_scores(runs: Sequence[RunFacts]) -> str:
     """The data, time and machine, and how to repeat the runs."""
     return "".join(
         [
-            section("Data", _in_columns(runs, _data)),
+            data_section({run.name: run.config for run in runs}),
             section("Time, memory and machine", _in_columns(runs, _time_and_machine)),
             section("How to repeat it", _repeat(runs)),
         ]
@@ -60,7 +61,7 @@ def _in_columns(runs: Sequence[RunFacts], of: Any) -> str:
 
 
 def _ending(run: RunFacts) -> Facts:
-    model, training, sizes = run.config["model"], run.config["training"], _sizes(run)
+    model, training, sizes = run.config["model"], run.config["training"], split_sizes(run.config)
     best = run.log.best_val_miou
     status = run.summary.get("status", "unfinished")
     reason = run.summary.get("reason")
@@ -79,12 +80,6 @@ def _ending(run: RunFacts) -> Facts:
 def _roots(run: RunFacts) -> str:
     found = run.config["data"].get("dataset_root")
     return " and ".join(map(str, found)) if isinstance(found, list) else str(found)
-
-
-def _sizes(run: RunFacts) -> str:
-    split = run.config["data"].get("split")
-    sizes = split.get("sizes") if isinstance(split, dict) else None
-    return ", ".join(f"{n} {name}" for name, n in sizes.items()) if isinstance(sizes, dict) else ""
 
 
 def _network(model: Mapping[str, Any]) -> str:
@@ -140,33 +135,6 @@ def _value(key: str, value: Any) -> str:
     written = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     longest = _LONGEST_HASH if key.endswith("hash") else _LONGEST_VALUE
     return written if len(written) <= longest else f"{written[:longest]}…"
-
-
-def _data(run: RunFacts) -> Facts:
-    group = run.config["data"]
-    split = group.get("split") if isinstance(group.get("split"), dict) else {}
-    found = group.get("intensity_found")
-    if isinstance(found, dict) and {"intensity", "because"} <= found.keys():
-        found = f"{plain(found['intensity'])}, because {found['because']}"
-    size = " × ".join(map(plain, group.get("target_size") or []))
-    size = f"{size} voxels" if size else ""
-    if size and group.get("mode") == "patch":
-        size = f"patches of {size}, resampled to {' × '.join(map(plain, group.get('spacing_mm') or []))} mm"
-    return [
-        ("cases", _sizes(run)),
-        ("split", split.get("source")),
-        ("data sets", [one.get("root") for one in group.get("data_sets", []) if isinstance(one, dict)]),
-        ("cases that annotate a structure", group.get("annotated")),
-        ("channels", list(group.get("channel_names", []))),
-        ("intensities", found),
-        ("window", group.get("window") if "ct" in str(group.get("intensity_found")) else None),
-        ("voxels that were NaN became", group.get("fill_nan")),
-        ("label values changed", group.get("label_remap")),
-        ("size of the network's input", size),
-        ("augmentation", group.get("data_aug")),
-        ("left out", group.get("skipped_cases")),
-        ("structures in no training case", run.config["loss"].get("classes_that_never_occur")),
-    ]
 
 
 def _time_and_machine(run: RunFacts) -> Facts:

@@ -9,7 +9,7 @@ from typing import Any
 from pipeline.console.text import decimals, first_lines
 from pipeline.metrics.statistics import LEAST_SUBJECTS
 from pipeline.report_page.charts import distribution
-from pipeline.report_page.markup import Cell, facts, number, section, table, text, words
+from pipeline.report_page.markup import Cell, facts, listing, number, section, table, text, words
 from pipeline.visualisation.class_colours import class_colours
 
 _MOST_NOTES = 40
@@ -83,7 +83,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
     interval = document["settings"]["interval"]
     few = "" if document["n_subjects"] >= LEAST_SUBJECTS else f"; none below {LEAST_SUBJECTS} subjects"
     notes = [*document["notes"], *(f"{one['case']}: not scored: {one['reason']}" for one in document["refused"])]
-    lines = "".join(f"<li>{text(note)}</li>" for note in first_lines(notes, "and {} more", _MOST_NOTES))
+    lines = map(text, first_lines(notes, "and {} more", _MOST_NOTES))
     return facts(
         [
             ("cases", f"{document['n_cases']} of {document['n_subjects']} subjects"),
@@ -96,7 +96,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
                 f"{surface['definition']}; tolerance {document['settings']['tolerance_mm']:g} mm" if surface else None,
             ),
         ]
-    ) + (f'<ul class="notes">{lines}</ul>' if notes else "")
+    ) + (listing(lines) if notes else "")
 
 
 def _structures(document: Mapping[str, Any]) -> str:

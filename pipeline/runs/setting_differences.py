@@ -14,6 +14,7 @@ NOT_COMPARED = (
     "system.",
     "loss.class_weights_stats",
     "loss.classes_that_never_occur",
+    "data.check.",
     "data.intensity_found",
     "data.split.train",
     "data.split.val",

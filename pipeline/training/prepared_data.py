@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.cache.build import build_entries
 from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.cache.key import SourceIndex
+from pipeline.checks.findings import Finding
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Listed, Screened, screen
 from pipeline.config.settings import Config, DataConfig
@@ -20,6 +21,7 @@ from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset, Folds, Split
+from pipeline.planning.fingerprint import Fingerprint, take_fingerprint
 from pipeline.planning.scan_range import ScanRange, scan_range
 from pipeline.training.patch_schedule import PatchSchedule
 from transforms.chains import Chain, augmentation_chain, preprocessing_chain
@@ -100,8 +102,10 @@ class PreparedData:
     """How the intensities of each channel are scaled, and why."""
     skipped: Mapping[str, str]
     """Cases left out for their errors (data.skip_bad_cases), and what is wrong with each."""
-    n_warnings: int
-    """Number of warnings that `bodyseg check` has for the data."""
+    findings: tuple[Finding, ...]
+    """The warnings that `bodyseg check` has for the data."""
+    fingerprint: Fingerprint
+    """The data in numbers."""
     scans: ScanRange | None
     """Sizes, spacings and intensities of the training cases; None where none could be measured."""
     native_holders: tuple[int, ...]
@@ -217,7 +221,14 @@ def prepare_data(
         preprocessing=preprocessing,
         intensity=screened.intensity,
         skipped=screened.skipped,
-        n_warnings=len(screened.findings),
+        findings=screened.findings,
+        fingerprint=take_fingerprint(
+            screened.cases,
+            dataset,
+            split=screened.split,
+            intensity=screened.intensity,
+            scaling=screened.scaling,
+        ),
         scans=scan_range([case.images[0] for case in screened.cases if case.images and case.case in in_training]),
         native_holders=tuple(np.sum(labels, axis=0).tolist()),
         patches=patches,

@@ -19,6 +19,7 @@ import torch
 from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory, peak_memory
 from pipeline.compute.ranks import highest
 from pipeline.compute.signals import Stopped
+from pipeline.config.settings import FOUND_OUT
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.checkpoint import CheckpointDescription, write_best, write_tensors
@@ -109,7 +110,9 @@ class RunRecorder(pl.Callback):
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
             if isinstance(trainer.logger, EventsLogger):
-                settings = {name: self.folder.read_config()[name] for name in SETTINGS}
+                config = self.folder.read_config()
+                settings = {name: config[name] for name in SETTINGS}
+                settings["data"] = {k: value for k, value in config["data"].items() if k not in FOUND_OUT["data"]}
                 best = self.history.best_val_miou
                 best_epoch = self.history.best_epoch or 0
                 trainer.logger.write_settings(settings, math.nan if best is None else best, best_epoch)

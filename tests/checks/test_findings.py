@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.check import HEADINGS, check
-from pipeline.checks.findings import BadDataError, Finding, from_error, refuse_errors
+from pipeline.check import check
+from pipeline.checks.findings import HEADINGS, BadDataError, Finding, findings_document, from_error, refuse_errors
 from tests.support.paths import ROOT
 from tests.support.volumes import Folder
 from transforms.io.errors import VolumeError
@@ -74,3 +74,13 @@ def test_every_kind_of_error_has_a_heading() -> None:
             kinds |= set(re.findall(r'(?:VolumeError|DatasetError)\(\s*"(\w+)"', text))
             kinds |= set(re.findall(r'(?:Finding|notes\.add)\(\s*"(?:error|warning)",\s*"(\w+)"', text))
     assert kinds - HEADINGS.keys() == set()
+
+
+def test_a_record_has_an_entry_for_each_cause_and_counts_its_findings() -> None:
+    """Numbers make no other cause, but for label values."""
+    spacings = [Finding("warning", "odd_spacing", f"c{n}", f"{n}.nii", "1 mm", f"{n} mm", "look") for n in range(30)]
+    values = [Finding("warning", "label_unknown_values", "a", "a.nii", "0-3", f"{n}", "remap") for n in (7, 8)]
+    whole, seven, eight = findings_document([spacings[0], values[0], *spacings[1:], values[1]])
+    assert (whole["n_findings"], whole["found"], whole["file"]) == (30, "0 mm", "0.nii")
+    assert whole["cases"] == [f"c{n}" for n in range(20)]
+    assert (seven["found"], eight["found"], eight["n_findings"]) == ("7", "8", 1)

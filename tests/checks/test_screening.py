@@ -262,13 +262,15 @@ def test_mirrored_classes_without_partners_are_warned_of(folder: Folder) -> None
     def warned(*names: str, **data: object) -> list[str]:
         folder.labels = {name: value for value, name in enumerate(names)}
         folder.write()
-        settings = configured(folder.root / "cases.json", data={"data_aug": True, "flips": (0,), **data})
-        return [finding.found for finding in list_configured(settings)[1] if finding.kind == "sides_unknown"]
+        config = configured(folder.root / "cases.json", data={"data_aug": True, "flips": (0,), **data})
+        return [finding.found for finding in list_configured(config)[1] if finding.kind == "sides_unknown"]
 
     assert warned("background", "Parotid_L", "Parotid_R", "Brain") == []
     assert warned("background", "liver", "spleen", "aorta") == ["no class is exchanged with another"]
     (found,) = warned("background", "Parotid_L", "Parotid_R", "Eye_L")
     assert found == "1 pair of classes is exchanged (Parotid_L with Parotid_R); without a partner: Eye_L"
+    found = screen(settings(folder, data_aug=True, flips=(0,))).findings  # a training counts it, too
+    assert [finding.kind for finding in found].count("sides_unknown") == 1
     assert warned("background", "liver", "spleen", "aorta", sided_pairs=[]) == []
     assert warned("background", "liver", "a", "b", sided_pairs=[["a", "b"]]) == []
     assert warned("background", "liver", "spleen", "aorta", flips=(1,)) == []

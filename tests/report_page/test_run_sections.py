@@ -72,8 +72,8 @@ def test_patches_and_joined_data_sets_are_described():
     assert after(words, "size of the network's input") == size
     assert after(words, "data sets") == "/data/a, /data/b"
     assert after(words, "cases that annotate a structure") == "train: liver: 3"
-    assert after(words, "left out") == "case_7: no label"
-    assert after(words, "intensities") == "ct, mr, because their names say so"
+    assert after(words, "Cases that were left out") == "case_7: no label"
+    assert after(words, "modality, intensities") == "ct, mr, because their names say so"
 
 
 def test_folds_are_repeated_together():

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pipeline.cache import key as cache_key
+from pipeline.check import check
 from pipeline.checks.screening import Listed, list_configured
 from pipeline.cli.main import main
 from pipeline.config.settings import Config, DataConfig
@@ -48,6 +49,13 @@ def test_a_cached_case_is_what_the_validation_chain_makes_of_its_files(prepared)
     fresh = chain({"image": [str(path) for path in case.image], "label": str(case.label), "case": case.id})
     assert torch.equal(fresh["label"].as_tensor().long(), item["label"].as_tensor().long())
     torch.testing.assert_close(fresh["image"].as_tensor(), item["image"].as_tensor(), atol=2e-5, rtol=0)
+
+
+def test_the_data_are_described_and_warned_of_as_the_check_does(config, prepared):
+    report = check(config, measure=False)
+    assert report.fingerprint == prepared.fingerprint
+    assert prepared.findings == tuple(one for one in report.findings if one.kind not in ("disk", "memory"))
+    assert prepared.fingerprint.splits == {name: len(cases) for name, cases in prepared.split.items()}
 
 
 def test_class_voxels_count_what_the_prepared_labels_hold(prepared):

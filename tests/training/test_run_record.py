@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 
+from pipeline.checks.findings import Finding
 from pipeline.checks.modality import IntensityChoice
 from pipeline.compute.devices import choose_devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, DataConfig, LossConfig
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Dataset, Folds, Split
+from pipeline.planning.fingerprint import ClassCount, Fingerprint, Spread
 from pipeline.training.prepared_data import Preprocessing
 from pipeline.training.run_record import run_document, weight_stats
 
 CONFIG = Config(data=DataConfig(dataset_root="scans"), loss=LossConfig(use_class_weights=True))
 WEIGHTS = np.array([0.5, 0.0, 2.0])
+
+
+NOTHING_THERE = Fingerprint(
+    n_cases=3, n_subjects=3, n_unlabelled=0, layout="pairs", data_sets=(), splits={}, split_source="none", sizes=None,
+    spacings_mm=Spread((1, 1, 2), (1, 1, 2.5), (1, 1, 3)), orientations={"RAS": 3}, formats={"nifti": 3},
+    dtypes={}, intensity=IntensityChoice(("ct",), "so"), window_use="", channels=(), classes=(), ignored_values=(),
+    n_ignored_voxels=0,
+)  # fmt: skip
 
 
 def document_of(config=CONFIG, class_weights=WEIGHTS, start_time=None, **changes):
@@ -37,6 +48,8 @@ def document_of(config=CONFIG, class_weights=WEIGHTS, start_time=None, **changes
         "intensity": IntensityChoice(("ct", "zscore"), "data.intensity says so"),
         "preprocessing": Preprocessing((16, 16, 16), ("ct", "zscore"), (-20.0, 150.0), (0.5, 99.5), False, (0, 1, 2)),
         "skipped": {"d": "unreadable"},
+        "findings": (Finding("warning", "odd_spacing", "a", "a.nii", "1 mm", "9 mm", "look"),),
+        "fingerprint": replace(NOTHING_THERE, n_subjects=2, classes=(ClassCount("liver", 1, 3, 2, 1, 1, 5, 0.25),)),
         "class_voxels": np.array([[5, 0, 1], [7, 0, 0]]),
     }
     network = torch.nn.Linear(3, 3)
@@ -65,6 +78,10 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
     assert document["training"]["n_gpus"] == 0
     assert document["training"]["n_processes"] is None
     assert document["loss"]["classes_that_never_occur"] == ["liver"]
+    check = document["data"]["check"]
+    assert (check["n_subjects"], check["size_voxels"], check["spacing_mm"]["max"]) == (2, None, [1, 1, 3])
+    assert check["classes"] == [{"name": "liver", "n_cases": 2, "n_train": 1, "n_val": 1, "median_ml": 0.25}]
+    assert [(one["kind"], one["cases"]) for one in check["findings"]] == [("odd_spacing", ["a"])]
     assert document["system"]["threads"] == torch.get_num_threads()
     assert "skipped_cases" not in document["data"]
 
