@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.console.text import decimals, first_lines
+from pipeline.console.text import decimals, first_lines, volume_unit
 from pipeline.metrics.statistics import LEAST_SUBJECTS
 from pipeline.report_page.charts import distribution
 from pipeline.report_page.markup import Cell, facts, listing, number, section, table, text, words
@@ -21,9 +21,9 @@ _MEANINGS = {
     "HD95 mm": "95th percentile of the distances between the surfaces; mean over the cases where both are there",
     "missed": "cases with an infinite distance: either label or prediction holds none of it",
     "surface Dice": "share of the surfaces that is no farther from the other than the tolerance",
-    "reference ml": "mean volume in the labels",
-    "predicted ml": "mean volume in the predictions",
-    "difference ml": "predicted minus reference",
+    "reference": "mean volume in the labels",
+    "predicted": "mean volume in the predictions",
+    "difference": "predicted minus reference",
 }
 
 
@@ -103,13 +103,20 @@ def _structures(document: Mapping[str, Any]) -> str:
     classes = document["summary"]["left_out"]["classes"]
     interval = f"{document['settings']['interval']['confidence']:.0%} interval"
     headings = ["structure", "cases", "Dice", interval, "median", "IoU", "HD95 mm", "missed", "surface Dice"]
-    headings += ["reference ml", "predicted ml", "difference ml"]
-    volumes = (one[key]["mean"] for one in classes.values() for key in ("reference_ml", "prediction_ml"))
-    digits = decimals(volume for volume in volumes if volume is not None)
-    return table(headings, (_structure_row(name, one, digits) for name, one in classes.items()), _MEANINGS)
+    found = (one[key]["mean"] for one in classes.values() for key in ("reference_ml", "prediction_ml"))
+    volumes_ml = [volume for volume in found if volume is not None]
+    unit, per_ml = volume_unit(volumes_ml)
+    digits = decimals(volume * per_ml for volume in volumes_ml)
+    of_volumes = {f"{name} {unit}": _MEANINGS[name] for name in ("reference", "predicted", "difference")}
+    rows = (_structure_row(name, one, per_ml, digits) for name, one in classes.items())
+    return table([*headings, *of_volumes], rows, _MEANINGS | of_volumes)
 
 
-def _structure_row(name: str, one: Mapping[str, Any], digits: int) -> list[Cell]:
+def _structure_row(name: str, one: Mapping[str, Any], per_ml: float, digits: int) -> list[Cell]:
+    def volume(key: str) -> Cell:
+        mean = one[key]["mean"]
+        return number(None if mean is None else mean * per_ml, digits)
+
     dice, (low, high) = one["dice"], one["dice"]["ci95"]
     interval = Cell("–", float("nan")) if low is None or high is None else Cell(f"{low:.3f} – {high:.3f}", low)
     return [
@@ -122,9 +129,9 @@ def _structure_row(name: str, one: Mapping[str, Any], digits: int) -> list[Cell]
         number(one["hd95_mm"]["mean"], 2),
         Cell(str(one["hd95_mm"]["n_infinite"]), float(one["hd95_mm"]["n_infinite"])),
         number(one["surface_dice"]["mean"], 4),
-        number(one["reference_ml"]["mean"], digits),
-        number(one["prediction_ml"]["mean"], digits),
-        number(one["volume_difference_ml"]["mean"], digits),
+        volume("reference_ml"),
+        volume("prediction_ml"),
+        volume("volume_difference_ml"),
     ]
 
 

@@ -222,4 +222,5 @@ def test_volumes_of_a_mouse_have_digits_too(scored, tmp_path):
         one["reference_ml"]["mean"] = one["prediction_ml"]["mean"] = 0.00123
     scored.write_text(json.dumps(document))
     content = report([scored], tmp_path / "page.html", images=False).read_text("utf-8")
-    assert content.count(">0.00123</td>") == 2 * len(document["summary"]["left_out"]["classes"])
+    assert content.count(">1.23</td>") == 2 * len(document["summary"]["left_out"]["classes"])
+    assert all(f">{name} µl</button>" in content for name in ("reference", "predicted", "difference"))
