@@ -162,9 +162,14 @@ def _memory(device: object) -> str:
 def _repeat(runs: Sequence[RunFacts]) -> str:
     if not runs:
         return ""
-    lines = [f"bodyseg train --config {_config(run)} --exp_name again" for run in runs]
-    if all(isinstance(run.config["data"].get("cross_validation"), dict) for run in runs) and len(runs) > 1:
-        lines = [f"bodyseg cross-validate --config {_config(runs[0])} --data.fold 0 --exp_name again"]
+    studies: dict[str, list[RunFacts]] = {}
+    for run in runs:
+        studies.setdefault(_study(run), []).append(run)
+    lines = [f"bodyseg train --config {_config(run)} --exp_name again" for run in studies.pop("", ())]
+    for study, folds in studies.items():
+        command = "cross-validate --data.fold 0" if len(folds) > 1 else "train"
+        log_dir = shlex.quote(str(PurePath(study).parent))  # beside the study: it is full of its folds
+        lines.append(f"bodyseg {command} --config {_config(folds[0])} --log_dir {log_dir} --exp_name again")
     seeds = ", ".join(dict.fromkeys(str(run.config["training"].get("seed")) for run in runs))
     relative = [root for run in runs if not PurePath(root := _roots(run)).is_absolute()]
     where = f" Start it where {relative[0]} lies: that path is relative." if relative else ""
@@ -173,6 +178,14 @@ def _repeat(runs: Sequence[RunFacts]) -> str:
         f"{text(where)}</p>"
     )
     return about + "".join(f"<pre>{text(line)}</pre>" for line in lines)
+
+
+def _study(run: RunFacts) -> str:
+    """The folder of the cross-validation that a run is a fold of; "" of other runs."""
+    experiment, folds = run.config["experiment"], run.config["data"].get("cross_validation")
+    if isinstance(folds, dict) and experiment.get("name") == f"fold_{folds.get('fold')}":
+        return str(experiment.get("log_dir") or "")
+    return ""
 
 
 def _config(run: RunFacts) -> str:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from html.parser import HTMLParser
 
+from pipeline import cross_validate
+from pipeline.cli.main import main
 from pipeline.report_page.run_sections import RunFacts, sections_after_scores, sections_before_scores
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.study import StudyFolder
 from tests.support.finished_run import documented_config
+from tests.support.tiny_study import study_command
 from tests.support.training_logs import a_log
 
 
@@ -77,10 +83,39 @@ def test_patches_and_joined_data_sets_are_described():
 
 
 def test_folds_are_repeated_together():
-    folds = [run(f"fold_{n}", **{"data.cross_validation": {"fold": n}, "data.dataset_root": "/data/x"}) for n in (0, 1)]
-    commands = [word for word in said(*folds) if word.startswith("bodyseg")]
-    assert commands == [
-        "bodyseg cross-validate --config logs/fold_0/training_config.json --data.fold 0 --exp_name again"
-    ]
+    def fold(n: int, study: str = "my logs/study") -> RunFacts:
+        place = {"experiment.name": f"fold_{n}", "experiment.log_dir": study}
+        return run(f"fold_{n}", **{"data.cross_validation": {"fold": n}, "data.dataset_root": "/data/x"}, **place)
+
+    folds = [fold(0), fold(1)]
+    config = "--config logs/fold_{}/training_config.json"
+    whole = f"bodyseg cross-validate --data.fold 0 {config.format(0)} --log_dir 'my logs' --exp_name again"
+    alone = f"bodyseg train {config.format(1)} --log_dir 'my logs' --exp_name again"
+    other = f"bodyseg train {config.format(0)} --log_dir . --exp_name again"
+    for runs, expected in ((folds, [whole]), ([fold(1)], [alone]), ([*folds, fold(0, "other")], [whole, other])):
+        assert [word for word in said(*runs) if word.startswith("bodyseg")] == expected
+    by_hand = run("by_hand", **{"data.cross_validation": {"fold": 0}})
+    assert "bodyseg train --config logs/by_hand/training_config.json --exp_name again" in said(by_hand)
     assert not any("relative" in word for word in said(*folds))
     assert any("Start it where merged_data lies" in word for word in said(run("first")))
+
+
+def test_the_command_for_folds_begins_another_study_of_the_same_folds(tmp_path, monkeypatch):
+    """As it is printed, through the command line; no network is trained."""
+    monkeypatch.setattr(cross_validate, "_train_folds", lambda *_, **__: None)
+    assert main(study_command(tmp_path, max_epochs="1")) == 0
+    study = StudyFolder(tmp_path / "logs", "study")
+    before = study.read_record()
+    folds = []
+    for number in before.folds:
+        folder = RunFolder(study.path, f"fold_{number}")
+        folder.make_ready(keep=False)
+        facts = {"cross_validation": {"fold": number}, "split": {"hash": "ab"}, "fold": number}
+        place = {"name": folder.name, "log_dir": str(study.path)}
+        document = before.settings | {"data": before.settings["data"] | facts, "experiment": place, "system": {}}
+        folder.write_config(document)
+        folds.append(RunFacts(folder.name, folder.read_config(), a_log(1), {}, str(folder.path)))
+    (line,) = [word for word in said(*folds) if word.startswith("bodyseg")]
+    assert main(shlex.split(line)[1:]) == 0
+    again = StudyFolder(tmp_path / "logs", "again").read_record()
+    assert (again.folds, again.settings["training"]) == (before.folds, before.settings["training"])
