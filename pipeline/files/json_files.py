@@ -8,6 +8,7 @@ import numbers
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ LARGEST_JSON = 64 * 2**20
 """Bytes; ten thousand epochs take under 2 MB, so a larger file is not one of ours and is not read into memory."""
 
 RESTORE_ADVICE = "restore the file from a copy, or leave this run out"
+
+
+def plain(value: Any) -> Any:
+    """Rebuild a record from dicts and lists, all the way down; numbers, texts and the keys of mappings stay."""
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def null_for_undefined(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.checks.voxel_statistics import ImageStatistics
+from pipeline.files.json_files import plain
 from transforms.io.grid import PerAxis
 
 
@@ -32,13 +33,7 @@ class ScanRange:
 
     def to_document(self) -> dict[str, Any]:
         """Return it as plain lists and numbers, as a checkpoint holds it."""
-        return {
-            "spacing_mm": [list(triple) for triple in self.spacing_mm],
-            "extent_mm": [list(triple) for triple in self.extent_mm],
-            "orientations": list(self.orientations),
-            "modalities": list(self.modalities),
-            "darkest": list(self.darkest),
-        }
+        return plain(self)
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> ScanRange:

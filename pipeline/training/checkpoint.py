@@ -11,6 +11,7 @@ import torch
 
 from networks.checkpoint import CHECKPOINT_FORMAT
 from pipeline.files.atomic import write_atomically
+from pipeline.files.json_files import plain
 from pipeline.planning.scan_range import ScanRange
 from pipeline.training.prepared_data import Preprocessing
 
@@ -40,17 +41,7 @@ class CheckpointDescription:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain containers, as the file holds them."""
-        return {
-            "run": self.run,
-            "network": dict(self.network),
-            "preprocessing": self.preprocessing.arguments(),
-            "class_names": list(self.class_names),
-            "channel_names": list(self.channel_names),
-            "flips": list(self.flips),
-            "sided_pairs": None if self.sided_pairs is None else [list(pair) for pair in self.sided_pairs],
-            "precision": self.precision,
-            "scans": self.scans.to_document() if self.scans is not None else None,
-        }
+        return plain(self) | {"preprocessing": self.preprocessing.arguments()}
 
 
 def write_best(

@@ -21,6 +21,7 @@ from pipeline.console.progress import Progress
 from pipeline.console.text import BYTES_PER_GB
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset, Folds, Split
+from pipeline.files.json_files import plain
 from pipeline.planning.fingerprint import Fingerprint, take_fingerprint
 from pipeline.planning.scan_range import ScanRange, scan_range
 from pipeline.training.patch_schedule import PatchSchedule
@@ -61,25 +62,9 @@ class Preprocessing:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments as plain lists and numbers, without those that change nothing."""
-        arguments: dict[str, Any] = {
-            "target_size": list(self.target_size),
-            "intensity": self.intensity if isinstance(self.intensity, str) else list(self.intensity),
-            "window": list(self.window),
-            "percentiles": list(self.percentiles),
-            "scaling": self.scaling,
-            "keep_aspect": self.keep_aspect,
-            "label_values": list(self.label_values),
-            "ignore_value": self.ignore_value,
+        return {
+            key: value for key, value in plain(self).items() if key == "ignore_value" or value not in (None, [], {})
         }
-        if self.label_remap:
-            arguments["label_remap"] = dict(self.label_remap)
-        if self.fill_nan is not None:
-            arguments["fill_nan"] = self.fill_nan
-        if self.mean_std:
-            arguments["mean_std"] = list(self.mean_std)
-        if self.spacing_mm:
-            arguments["spacing_mm"] = list(self.spacing_mm)
-        return arguments
 
     def cache_key(self) -> dict[str, Any]:
         """Return what decides how a prepared volume looks; with a spacing, the size of the patch does not."""

@@ -224,20 +224,9 @@ class ResumeState:
 
     def to_dict(self) -> dict[str, Any]:
         """Return it as plain containers and tensors, which torch.load reads with weights_only=True."""
-        return {
-            "format": RESUME_FORMAT,
-            "epochs_finished": self.epochs_finished,
-            "network": self.network,
-            "optimizer": self.optimizer,
-            "precision": self.precision,
-            "log": self.log.to_dict(),
-            "skipped_steps": self.skipped_steps,
-            "contents": dict(self.contents),
-            "coarse_heads": dict(self.coarse_heads),
-            "average": dict(self.average),
-            "pictures": dict(self.pictures),
-            "peak_memory": self.peak_memory._asdict(),
-        }
+        tables = {name: dict(getattr(self, name)) for name in ("contents", "coarse_heads", "average", "pictures")}
+        others = {"format": RESUME_FORMAT, "log": self.log.to_dict(), "peak_memory": self.peak_memory._asdict()}
+        return vars(self) | others | tables
 
 
 def resume_state(
