@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 from pipeline.cli.arguments import EXIT_DONE_IN_PART, LINKS, TRUST, CommandParser, command_parser, with_value
@@ -24,24 +25,11 @@ def run(arguments: list[str]) -> int:
         from pipeline.predict import PredictionOptions, check_report_path, predict, split_runs
 
     runs, inputs = split_runs(given.paths)
-    options = PredictionOptions(
-        formats=tuple(words(given.formats)),
-        label_values=given.label_values,
-        per_structure=given.per_structure,
-        probabilities=tuple(words(given.probabilities)),
-        preview=given.preview,
-        tta=given.tta,
-        roi=None if given.roi is None else tuple(given.roi),
-        step=given.step,
-        keep_largest=tuple(words(given.keep_largest)),
-        min_volume_ml=given.min_volume_ml,
-        device=given.device,
-        precision=given.precision,
-        threads=given.threads,
-        overwrite=given.overwrite,
-        trust=given.trust_config,
-        follow_links=given.follow_links,
-    )
+    given.trust = given.trust_config
+    for name in ("formats", "probabilities", "keep_largest"):
+        given[name] = tuple(words(given[name]))
+    given.roi = None if given.roi is None else tuple(given.roi)
+    options = PredictionOptions(**{option.name: given[option.name] for option in fields(PredictionOptions)})
     if given.report is not None:
         check_report_path(given.report)
     report = predict(runs, inputs, given.output, options)
