@@ -41,13 +41,13 @@ _MOST_LINES = 20
 _BARS_MM = (1, 2, 5, 10, 20, 50, 100)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LegendEntry:
     """A structure that a figure shows."""
 
     name: str
-    colour: tuple[int, int, int]
-    """Red, green, blue, 0…255."""
+    colour: NDArray[np.uint8]
+    """(3,) red, green, blue, 0…255."""
     volume_ml: float | None = None
     """Of the whole structure; None: not said."""
 
@@ -196,7 +196,7 @@ def _draw_legend(figure: Figure, legend: Sequence[LegendEntry], columns: int, li
         x, y = _GAP + number // lines * _LEGEND_COLUMN, top + number % lines * _LEGEND_LINE
         swatch = Rectangle(
             (x / width, 1 - (y + 14) / height), 14 / width, 14 / height, transform=figure.transFigure,
-            facecolor=[part / 255 for part in entry.colour], edgecolor="0.3", linewidth=0.5,
+            facecolor=entry.colour / 255, edgecolor="0.3", linewidth=0.5,
         )  # fmt: skip
         figure.add_artist(swatch)
         volume = "" if entry.volume_ml is None else f"   {volume_in_words(entry.volume_ml)}"

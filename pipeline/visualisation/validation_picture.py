@@ -101,16 +101,12 @@ def _drawn(
     from pipeline.visualisation.plane_figure import LegendEntry, draw_planes
 
     colours = class_colours(class_names)
-    legend = []
-    for index in shown_classes(planes):
-        if index < len(colours):
-            red, green, blue = (int(part) for part in colours[index])
-            legend.append(LegendEntry(class_names[index], (red, green, blue)))
+    shown = [index for index in shown_classes(planes) if index < len(colours)]
     figure = draw_planes(
         planes,
         title=title,
         subtitle=f"after epoch {epoch} (counted from 0), on the network's grid",
-        legend=legend,
+        legend=[LegendEntry(class_names[index], colours[index]) for index in shown],
         colours=colours,
         window=window,
     )

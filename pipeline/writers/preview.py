@@ -35,11 +35,8 @@ def write_preview(segmentation: Segmentation, path: Path, *, is_ct: bool = False
     window = display_window(image, "CT" if is_ct else volume.modality)
     planes = cut_planes(image, segmentation.array, segmentation.affine, window.low)
     shown = sorted(shown_classes(planes), key=lambda index: -segmentation.voxels[index])
-    legend = []
-    for index in shown:
-        red, green, blue = (int(part) for part in segmentation.colours[index])
-        volume_ml = float(segmentation.voxels[index]) * segmentation.voxel_ml
-        legend.append(LegendEntry(segmentation.class_names[index], (red, green, blue), volume_ml))
+    volumes_ml = segmentation.voxels * segmentation.voxel_ml
+    names, colours = segmentation.class_names, segmentation.colours
     not_shown = int(np.count_nonzero(segmentation.voxels[1:])) - len(shown)
     edges = " × ".join(f"{edge:.3g}" for edge in voxel_edges_mm(segmentation.affine))
     facts = [window.name, f"voxels {edges} mm, {orientation(segmentation.affine)}"]
@@ -48,8 +45,8 @@ def write_preview(segmentation: Segmentation, path: Path, *, is_ct: bool = False
         planes,
         title=path.stem,
         subtitle=" · ".join(facts),
-        legend=legend,
-        colours=segmentation.colours,
+        legend=[LegendEntry(names[index], colours[index], float(volumes_ml[index])) for index in shown],
+        colours=colours,
         window=(window.low, window.high),
     )
     FigureCanvasAgg(figure)

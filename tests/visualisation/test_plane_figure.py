@@ -19,7 +19,7 @@ def figure_of(shape, spacing_mm, names=NAMES[:2], title="case"):
     label[tuple(slice(n // 4, max(n // 4 + 1, 3 * n // 4)) for n in shape)] = 1
     planes = cut_planes(label.astype(float), label, np.diag([*spacing_mm, 1.0]), -1.0)
     colours = class_colours(names)
-    legend = [LegendEntry(name, tuple(colours[1].tolist()), 12.3) for name in names[1:]]
+    legend = [LegendEntry(name, colours[1], 12.3) for name in names[1:]]
     figure = draw_planes(
         planes, title=title, subtitle="facts", legend=legend, colours=colours, window=(0, 2),
     )  # fmt: skip
