@@ -31,12 +31,8 @@ def wrapped(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
     lr       for short
              schedules
     """
-    table = empty_table()
-    for heading in headings:
-        table.add_column(Text(heading), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    return rendered(table, width)
+    every = range(len(headings))
+    return rendered(_columns(headings, [[printable(cell) for cell in row] for row in rows], every, every), width)
 
 
 def in_parts(

@@ -145,11 +145,6 @@ def _both(*right: _AtlasShape) -> tuple[_AtlasShape, ...]:
     return (*right, *(shape.mirrored() for shape in right))
 
 
-def _inside(levels: Sequence[_Row], wall_mm: float) -> list[tuple[float, ...]]:
-    """The levels of a loft that lies wall_mm below the surface of another."""
-    return [(z, x, y, rx - wall_mm, ry - wall_mm) for z, x, y, rx, ry in levels]
-
-
 _TRUNK = [(-300, 0, 0, 150, 95), (-120, 0, 0, 168, 107), (-60, 0, 0, 176, 112), (0, 0, 0, 168, 110)]
 _TRUNK += [(80, 0, 2, 152, 108), (160, 0, 2, 154, 112), (260, 0, 0, 162, 118), (340, 0, 0, 165, 112)]
 _TRUNK += [(400, 0, -12, 152, 100), (435, 0, -20, 110, 84), (465, 0, -22, 64, 70)]
@@ -206,7 +201,7 @@ def _flesh() -> Iterator[_Entry]:
 
 
 def _chest() -> Iterator[_Entry]:
-    inner = _inside(_CHEST, 9)
+    inner: list[_Row] = [(z, x, y, rx - 9, ry - 9) for z, x, y, rx, ry in _CHEST]
     inner[-1] = (440, 0, -20, 12, 12)
     fixed = {"shift_sd_mm": 0.0, "size_sd": 0.01}
     yield _Entry("mediastinal fat", (_loft(*inner, planes=[(0, 0, 170, 0, 0, 1)]),), -70.0, **fixed)
