@@ -385,6 +385,12 @@ def startup(scale: str, places: Places) -> Row:
     return Row("start-up", [Comparison("whole process", methods, [{"n": _n(scale, 3, 3)}], repeats=1, memory=None)])
 
 
+def make_train(scale: str, places: Places) -> Row:
+    """What somebody waits for who tries it, once things are installed."""
+    methods = {"bodyseg sample, train and plot": Job("make_train.ours")}
+    return Row("make train", [Comparison("make train", methods, folder=True, repeats=1, memory="peak")])
+
+
 def scale_of_starts(scale: str, places: Places) -> Row:
     """What a start costs by the number of cases."""
     n_masks = 3 if scale == TOY else 117
@@ -476,6 +482,7 @@ ROWS: dict[str, Callable[[str, Places], Row]] = {
     "augmentation": augmentation,
     "epoch": epoch,
     "startup": startup,
+    "make_train": make_train,
     "scale": scale_of_starts,
     "growth": growth,
     "curve": curve,
