@@ -42,6 +42,7 @@ from pipeline.training.datamodule import BodyData
 from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.failures import MemorySettings
+from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.prepared_data import PreparedData, prepare_data
 from pipeline.training.recorder import RunRecorder
@@ -121,7 +122,13 @@ def train(
     alone = only_training_in(folder) if is_first_process() else nullcontext()
     console_log = ConsoleLog(folder.console_log if is_first_process() else None)
     say = console_log.beside(say)
-    with console_log.recording(), stop_at_once_on_signals(), alone, shared_threads(devices.per_machine):
+    with (
+        console_log.recording(),
+        stop_at_once_on_signals(),
+        alone,
+        shared_threads(devices.per_machine),
+        HandOver(devices.per_machine) as handed,
+    ):
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
         fitting = _weights_to_start_from(folder, config, trust=trust) if state is None else None
         if fitting is not None and not auto_is_new:
@@ -141,7 +148,7 @@ def train(
             say_end(folder, state.log, early_stop, say)
             return folder.path
         try:
-            setup = _set_up(config, devices, folder, state, fitting, trust=trust, say=say, console=console)
+            setup = _set_up(config, devices, folder, state, fitting, handed, trust=trust, say=say, console=console)
         except Stopped as stop:
             raise Stopped(str(stop), "nothing was trained yet: repeat the command; prepared cases are kept") from stop
         del fitting  # its weights are the network's now
@@ -259,6 +266,7 @@ def _set_up(
     folder: RunFolder,
     state: ResumeState | None,
     fitting: Fitting | None,
+    handed: HandOver,
     *,
     trust: bool,
     say: Say,
@@ -269,12 +277,7 @@ def _set_up(
     before = folder.read_config() if state is not None else None
     if before is not None:
         config = keep_window(config, before)
-    listed = start = None
-    if fitting is not None:
-        listed = list_configured(config)
-        start = plan_start(fitting, config, listed[0])
-    with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
-        prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
+    prepared, start = _prepare(config, before, fitting, handed, console)
     _say_data(prepared, say)
     if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names
@@ -318,6 +321,21 @@ def _set_up(
         ),
         document=document,
     )
+
+
+def _prepare(
+    config: Config, before: Mapping[str, Any] | None, fitting: Fitting | None, handed: HandOver, console: Console
+) -> tuple[PreparedData, Start | None]:
+    """Take the data that another process of this machine has prepared, else prepare them and leave them for others."""
+    with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
+        prepared = handed.take(config)
+        listed = list_configured(config) if fitting is not None and prepared is None else None
+        dataset = prepared.dataset if prepared is not None else listed and listed[0]
+        start = plan_start(fitting, config, dataset) if fitting is not None and dataset is not None else None
+        if prepared is None:
+            prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
+            handed.leave(config, prepared)
+    return prepared, start
 
 
 def _trackers(config: Config, folder: RunFolder, prepared: PreparedData) -> Trackers:
