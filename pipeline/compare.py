@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.console.tables import empty_table, in_parts, rendered
 from pipeline.console.terminal import screen_width
-from pipeline.console.text import counted, fitted, one_line, printable, some_of, spreadsheet_text
+from pipeline.console.text import counted, fitted, one_line, printable, shortened, some_of, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined, read_json
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
@@ -44,6 +44,9 @@ SCORES = {f"{split}_dice": f"{split} Dice" for split in ("train", "val", "test")
 
 LONGEST_CELL = 60
 """Characters of a setting's name or value that the screen shows; files get all of them."""
+
+LEAST_CELL = 22
+"""Of a value those that a narrow screen shows at least: any number, and several runs beside each other."""
 
 
 @dataclass(frozen=True)
@@ -249,7 +252,9 @@ def _narrow_tables(
     tables = [rendered(_names(rows), width), _table(results, rows, width)]
     if len(settings) > len(rows):
         turned = [{"setting": key} | {f"#{row['#']}": row[key] for row in rows} for key in settings]
-        tables.append(_table({key: key for key in turned[0]}, turned, width))
+        room = width - max(map(len, settings)) - 2  # a setting's name stays whole, its values are shortened
+        longest = max(LEAST_CELL, room // len(rows) - 2)
+        tables.append(_table({key: key for key in turned[0]}, turned, width, longest))
     elif settings:
         tables.append(_table({key: key for key in ("#", *settings)}, rows, width))
     return tables
@@ -265,17 +270,23 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None) -> str:
+def _table(
+    headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None, longest: int = LONGEST_CELL
+) -> str:
+    """A table, with the first column's cells whole if the screen has room for them; `longest` is that of the others."""
     left = set()
     for position, key in enumerate(headings):
         numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
         if not numbers and key != "time":
             left.add(position)
-    cells = [[_cell(key, row[key], width) for key in headings] for row in rows]
+    first = next(iter(headings))
+    cells = [
+        [_cell(key, row[key], width, LONGEST_CELL if key == first else longest) for key in headings] for row in rows
+    ]
     return in_parts([_shortened(printable(heading), width) for heading in headings.values()], cells, width, left=left)
 
 
-def _cell(key: str, value: Any, width: int | None = None) -> str:
+def _cell(key: str, value: Any, width: int | None = None, longest: int = LONGEST_CELL) -> str:
     if value is None:
         return "–"
     if key == "best_val_mIoU" or key in SCORES:
@@ -285,9 +296,8 @@ def _cell(key: str, value: Any, width: int | None = None) -> str:
     if key == "peak_memory_gb":
         return f"{value:.2f}" if isinstance(value, int | float) else "–"
     text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return text if key == "run" else _shortened(text, width)
+    return text if key == "run" else _shortened(text, width, longest)
 
 
-def _shortened(text: str, width: int | None) -> str:
-    most = min(LONGEST_CELL, LONGEST_CELL if width is None else width - 8)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+def _shortened(text: str, width: int | None, longest: int = LONGEST_CELL) -> str:
+    return shortened(text, longest if width is None else min(longest, width - 8))

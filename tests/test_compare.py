@@ -283,3 +283,15 @@ def test_memory_is_shown_on_request_and_of_a_study_the_largest(tmp_path, capsys)
     assert "memory GB  memory of" in heading
     assert "4.25  NVIDIA H200" in folds
     assert "NVIDIA" not in old
+
+
+def test_the_names_of_settings_stay_whole_beside_long_values_of_several_runs(tmp_path):
+    for i in range(3):
+        more = {"data__dataset_root": f"/data/projects/{'x' * 60}/set_{i}", "training__skip_undefined_steps": i}
+        a_run(tmp_path, f"run_{i}", training__warmup_epochs=i, data__split={"hash": f"{i}" * 64}, **more)
+    lines = to_text(compare([tmp_path]), 80, all_settings=True).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [line.split()[0] for line in lines if "undefined" in line] == ["training.skip_undefined_steps"] * 2
+    roots = [line for line in lines if line.startswith("data.dataset_root")]
+    assert all(f"set_{i}" in "".join(roots) for i in range(3))  # values differ in their ends
+    assert sum("setting" in line.split() for line in lines) == 2  # two parts, not one a run

@@ -32,6 +32,7 @@ SELDOM_COMPARED = (
     "data.cache_dir",
     "data.cache_limit_gb",
     "data.channel_names",
+    "data.cross_validation.",
     "data.follow_links",
     "data.intensity_scaling",
     "data.layout",
