@@ -70,7 +70,7 @@ def _facts(config: Mapping[str, Any]) -> Facts:
         ("cases that annotate a structure", group.get("annotated")),
         ("channels", list(group.get("channel_names", []))),
         ("modality, intensities", found),
-        ("window", group.get("window") if "ct" in str(group.get("intensity_found")) else None),
+        ("window", _window(group)),
         ("size of the scans, voxels", _range(checked.get("size_voxels"))),
         ("size of their voxels, mm", _range(checked.get("spacing_mm"))),
         ("orientations", checked.get("orientations")),
@@ -82,6 +82,13 @@ def _facts(config: Mapping[str, Any]) -> Facts:
         ("augmentation", group.get("data_aug")),
         ("structures in no training case", config["loss"].get("classes_that_never_occur")),
     ]
+
+
+def _window(group: Mapping[str, Any]) -> str:
+    window = group.get("window")
+    if not isinstance(window, list) or "ct" not in str(group.get("intensity_found")):
+        return ""
+    return f"{' to '.join(map(plain, window))} HU"
 
 
 def _range(spread: Mapping[str, Sequence[float]] | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.console.text import decimals, first_lines, volume_unit
+from pipeline.console.text import counted, decimals, first_lines, volume_unit
 from pipeline.metrics.statistics import LEAST_SUBJECTS
 from pipeline.report_page.charts import distribution
 from pipeline.report_page.markup import Cell, facts, listing, number, section, table, text, words
@@ -86,7 +86,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
     lines = map(text, first_lines(notes, "and {} more", _MOST_NOTES))
     return facts(
         [
-            ("cases", f"{document['n_cases']} of {document['n_subjects']} subjects"),
+            ("cases", f"{document['n_cases']} of {counted(document['n_subjects'], 'subject')}"),
             ("mean Dice over structures", None if mean["dice"] is None else f"{mean['dice']:.4f}"),
             ("predictions", document["predictions"]),
             ("labels", document["labels"]),
