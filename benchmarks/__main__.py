@@ -7,11 +7,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.readme import rewritten
 from benchmarks.report import as_markdown, as_text, lines_of, read_results, write_result
 from benchmarks.rows import FULL, REDUCED, ROWS, Places
 from benchmarks.runner import BenchmarkError, run_row
 
 RESULTS = Path(__file__).parent / "results"
+README = Path(__file__).parents[1] / "README.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if given.table:
         print(as_markdown(read_results(given.output, rows)))
+        return 0
+    if given.readme:
+        README.write_text(rewritten(README.read_text(encoding="utf-8"), given.output), encoding="utf-8")
         return 0
     places = Places(given.hippocampus, given.nnunet)
     lines, failed = [], 0
@@ -48,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nnunet", metavar="BIN", help="bin folder of an environment with nnunetv2, for prediction.")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="Where the JSON files are.")
     parser.add_argument("--table", action="store_true", help="Measure nothing: print the results there as Markdown.")
+    parser.add_argument("--readme", action="store_true", help="Measure nothing: write the results into README.md.")
     return parser
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.readme import COSTS, LINES, costs, measured_lines, rewritten
 from networks.body_net import BodyNet
 from tests.support.paths import ROOT
 
@@ -16,42 +17,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 UNITS = {"s": 1.0, "ms": 1e-3, "GB": 1e9}
 STATED = re.compile(r"(?P<extra>\+?)(?P<number>\d+(?:\.(?P<decimals>\d+))?) (?P<unit>s|ms|GB)\b")
 
-STEP_1, STEP_2, LOADING = "MONAI's UNet, batch 1", "MONAI's UNet, batch 2", "loading"
-MEASURED = {
-    **{
-        row: ("losses", f"{n} classes", "conv + DiceCELoss", "slabs")
-        for row, n in {
-            "loss + head, forward and backward, 2 classes": 2,
-            "the same, 16 classes": 16,
-            "the same, 71 classes": 71,
-            "the same, 118 classes": 118,
-        }.items()
-    },
-    "training step, batch 1: BodyNet, float32 + DiceCELoss, against ours": (
-        "step", "the same network, batch 1", "BodyNet, plain", "BodyNet, ours",
-    ),
-    "training step, batch 1: MONAI's UNet (19.5 M) against BodyNet, ours": (
-        "step", STEP_1, "UNet, plain", "BodyNet, ours",
-    ),
-    "MONAI's UNet, in our step": ("step", STEP_1, "UNet, plain", "UNet, our step"),
-    "training step, batch 2: MONAI's UNet against BodyNet, ours": ("step", STEP_2, "UNet, plain", "BodyNet, ours"),
-    "Dice of label maps, 71 classes": ("metric", "Dice", "DiceMetric", "joint histogram"),
-    "HD95 + surface Dice, 70 classes": ("surfaces", "surfaces", "MONAI", "one pass"),
-    "one 512×512×300 case, first epoch": ("loading", LOADING, "MONAI's chain", "our chain"),
-    "the same, every epoch after it (against our own first)": ("loading", LOADING, "our chain", "cached"),
-    "augmentation of one case on one core": ("augmentation", "default probabilities", "MONAI's chain", "ours"),
-    "from features to a 512×512×800 label map, 71 classes": (
-        "restore", "71 classes", "conv + Invertd", "slab by slab",
-    ),
-    "start-up: `import monai` against `bodyseg train --help`": (
-        "startup", "whole process", "import monai", "bodyseg train --help",
-    ),
-}  # fmt: skip
-"""Row of the table -> result file, comparison, the method of another program, ours."""
+RESULTS = ROOT / "benchmarks" / "results"
+MEASURED = {line.label: (line, measured) for line, measured in measured_lines(RESULTS)}
+"""Line of the table -> which measurement it is, and that."""
 
 
 def results(file: str) -> dict[str, Any]:
-    return json.loads((ROOT / "benchmarks" / "results" / f"{file}.json").read_text(encoding="utf-8"))
+    return json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
 
 
 def comparison(file: str, name: str) -> dict[str, Any]:
@@ -91,9 +63,8 @@ def test_the_table_has_the_rows_that_were_measured():
 
 @pytest.mark.parametrize("row", MEASURED)
 def test_a_row_of_the_table_is_what_its_result_file_holds(row):
-    file, name, plain, ours = MEASURED[row]
-    measured = comparison(file, name)
-    other, mine = measured["methods"][plain], measured["methods"][ours]
+    line, measured = MEASURED[row]
+    other, mine = measured["methods"][line.other], measured["methods"][line.ours]
     said_other, said_mine, faster, share = table()[row]
     hold(said_other, other)
     hold(said_mine, mine)
@@ -104,6 +75,24 @@ def test_a_row_of_the_table_is_what_its_result_file_holds(row):
         assert rounds_to(mine[kind] / other[kind], share)
 
 
+def test_new_results_are_written_into_the_table_and_the_costs(tmp_path):
+    method = {"seconds": 19.75, "extra_bytes": 1, "peak_bytes": 9.1e9}
+    others = {"BodyNet, DiceCELoss": {"killed": "killed for memory at 24.1 GB after 72 s"}}
+    batches = [{"name": f"batch {n}", "memory": "peak"} for n in (1, 2)]
+    methods = [{"BodyNet, DiceCELoss": method | {"seconds": 30.0, "peak_bytes": 20.8e9}, "BodyNet, ours": method},
+               others | {"BodyNet, ours": method | {"seconds": 0.0404}}]  # fmt: skip
+    comparisons = [batch | {"methods": each} for batch, each in zip(batches, methods, strict=True)]
+    (tmp_path / "step_loss.json").write_text(json.dumps({"comparisons": comparisons}))
+    new = rewritten(README, tmp_path)
+    assert "| the same | 2 processor cores | 20 s a scan and epoch | 9.1 GB |" in new
+    label_1, label_2 = (line.label for line in LINES if line.row == "step_loss")
+    assert new.partition("memory share |\n| --- | --- | --- | --- | --- |\n")[2].partition("\n\n")[0].splitlines() == [
+        f"| {label_1} | 30.0 s, 20.80 GB | 19.8 s, 9.10 GB | 1.5× | 0.44 |",
+        f"| {label_2} | killed at 24.1 GB | 40.4 ms, 9.10 GB | – | – |",
+    ]
+    assert new.partition("## Read on")[1:] == README.partition("## Read on")[1:]
+
+
 def test_the_costs_of_a_training_are_those_that_were_measured():
     gpu = comparison("gpu", "batch 1")["methods"]["BodyNet, ours"]
     assert gpu["facts"]["device"] == "NVIDIA H200"
@@ -112,10 +101,13 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
     assert rounds_to(gpu["peak_bytes"] / 1e9, "4.2")
     assert "100 whole bodies take that GPU 55 minutes for 300 epochs" in README
     assert rounds_to(100 * 300 * gpu["seconds"] / 60, "55")
-    step = comparison("step", "the same network, batch 1")["methods"]["BodyNet, ours"]
-    assert "| the same | 2 processor cores | 23 s a scan and epoch | 7.9 GB |" in README
-    assert rounds_to(step["seconds"], "23")
-    assert rounds_to(step["peak_bytes"] / 1e9, "7.9")
+    for beginning in COSTS:
+        said = re.search(rf"{re.escape(beginning)}(\d+) s(?: a scan and epoch)? \| (\d+\.\d) GB \|", README)
+        assert said, beginning
+        found = costs(beginning, RESULTS)
+        if found is not None:
+            assert rounds_to(found["seconds"], said[1])
+            assert rounds_to(found["peak_bytes"] / 1e9, said[2])
     planned = next(run for run in results("deadline")["runs"] if run["budget"] == "5min")
     assert "mean Dice 0.882 | 2 processor cores | 326 s |" in README
     assert planned["seconds"]["train"] == 326
