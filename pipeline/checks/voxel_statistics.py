@@ -29,6 +29,7 @@ SAMPLE = 2**20
 """Voxels that percentiles are taken from; random, so that no axis aliases with a step."""
 
 _LABELLED_SAMPLE = 2**22  # labelled voxels that histogram and percentiles of classes are taken from
+_SLAB = 16  # slices that are copied at once
 _THICKEST = 0.95  # quantile of the voxels by the product of their runs
 _LARGE = 2**16  # voxels of a class whose thickness is not measured: it is as thick as its bounding box
 
@@ -122,7 +123,8 @@ def measure_image(
         inside = (label > 0) & (label < n_classes)
         if usable is not None:
             inside &= usable
-        labelled, by_class = _of_labelled(array[inside], label[inside], n_classes)
+        at = _some_places(inside)
+        labelled, by_class = _of_labelled(array[at], label[at], n_classes)
     shows_label = label is not None and _shows_label(array, label)
     geometry = volume.geometry
     sample = _sample(values)
@@ -166,14 +168,21 @@ def _sample(array: np.ndarray) -> np.ndarray:
     return flat if flat.size <= SAMPLE else flat[np.random.default_rng(0).integers(0, flat.size, SAMPLE)]
 
 
+def _some_places(inside: Bool[np.ndarray, "i j k"]) -> tuple[Int[np.ndarray, " n"], ...]:
+    """Indices i, j, k of the voxels inside, k the fastest; where they are many, of a random choice."""
+    in_order = np.empty(inside.shape, bool)
+    for k in range(0, inside.shape[2], _SLAB):  # the other way round in memory: at once it takes five times as long
+        in_order[:, :, k : k + _SLAB] = inside[:, :, k : k + _SLAB]
+    places = np.flatnonzero(in_order)
+    if places.size > _LABELLED_SAMPLE:
+        places = places[np.random.default_rng(0).integers(0, places.size, _LABELLED_SAMPLE)]
+    return np.unravel_index(places, inside.shape)
+
+
 def _of_labelled(
     values: Shaped[np.ndarray, " n"], classes: Shaped[np.ndarray, " n"], n_classes: int
 ) -> tuple[Histogram | None, tuple[tuple[float, ...], ...]]:
-    """Return the histogram of all labelled voxels together, and percentiles of each class."""
-    if values.size > _LABELLED_SAMPLE:
-        chosen = np.random.default_rng(0).integers(0, values.size, _LABELLED_SAMPLE)
-        values = values[chosen]
-        classes = classes[chosen]
+    """Return the histogram of all these voxels together, and percentiles of each class."""
     order = np.argsort(classes, kind="stable")
     ends = np.cumsum(np.bincount(classes, minlength=n_classes))
     of_each = np.split(values[order], ends[:-1])
@@ -251,9 +260,12 @@ def _thickness_mm(
     thickness = np.full((len(class_voxels), 3), np.nan)
     spacing = voxel_edges_mm(affine)
     world_axis = io_orientation(affine)[:, 0].astype(int)
-    for index, box in enumerate(ndimage.find_objects(label, len(class_voxels) - 1), start=1):
-        if box is None:
+    in_memory = np.argsort(label.strides)[::-1].tolist()  # the slowest axis first: the search is three times as fast
+    found = ndimage.find_objects(label.transpose(in_memory), len(class_voxels) - 1)
+    for index, turned in enumerate(found, start=1):
+        if turned is None:
             continue
+        box = tuple(turned[position] for position in np.argsort(in_memory))
         if class_voxels[index] > _LARGE:
             voxels = np.array([part.stop - part.start for part in box])
         else:

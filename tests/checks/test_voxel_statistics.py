@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import nibabel as nib
 import numpy as np
@@ -63,6 +64,23 @@ def test_intensities_of_classes_are_those_of_their_voxels(tmp_path: Path) -> Non
     assert found.labelled.counts.sum() == np.count_nonzero((label == 1) | (label == 3))
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_of_many_labelled_voxels_those_that_numpy_draws_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: Literal["C", "F"]
+) -> None:
+    monkeypatch.setattr(voxel_statistics, "_LABELLED_SAMPLE", 90)
+    rng = np.random.default_rng(1)
+    label = np.asarray(rng.integers(0, 3, (9, 8, 37)).astype(np.uint8), order=order)
+    array = rng.integers(-900, 900, label.shape).astype(np.int16)
+    found = measure_image(written(tmp_path / "a.nii", array), tmp_path / "a.nii", label, n_classes=3)
+    chosen = np.random.default_rng(0).integers(0, np.count_nonzero(label), 90)
+    values, classes = array[label > 0][chosen], label[label > 0][chosen]
+    assert found.labelled is not None
+    assert found.labelled.counts.sum() == 90
+    for index in (1, 2):
+        assert found.by_class[index] == tuple(np.percentile(values[classes == index], CLASS_PERCENTILES))
+
+
 @pytest.mark.parametrize(
     ("value", "n_bad"), [(np.nan, 1), (np.inf, 1), (1e300, 1), (-1e300, 1), (3e38, 0)]
 )  # the largest float32 is 3.4e38
@@ -97,6 +115,14 @@ def test_sizes_and_centroids_are_those_of_the_voxels() -> None:
         assert found.centroids_mm[index] == pytest.approx(expected)
     assert np.isnan(found.centroids_mm[[0, 4]]).all()
     assert np.isnan(found.thickness_mm[[0, 4]]).all()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_a_box_is_as_thick_as_it_is_however_its_label_lies_in_memory(order: tuple[int, int, int]) -> None:
+    label = np.zeros((9, 11, 13), np.uint8).transpose(order)
+    label[1:4, 2:7, 1:8] = 2
+    found = measure_label(label, np.diag([1.0, 2.0, 3.0, 1.0]), 3)
+    assert found.thickness_mm[2].tolist() == [3, 10, 21]
 
 
 def test_a_vessel_is_as_thick_as_it_was_drawn() -> None:

@@ -163,3 +163,18 @@ def test_affine_and_meta_stay(intensity):
     assert out.dtype == torch.float32
     np.testing.assert_array_equal(out.affine, affine)
     assert out.meta["modality"] == "MR"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_slabs_are_scaled_as_the_whole_bit_for_bit_however_they_lie_in_memory(order):
+    rng = np.random.default_rng(0)
+    hu = torch.from_numpy(rng.normal(0, 400, (35, 18, 50)).astype(np.float32)).permute(order)
+    low, high = -157.0, 243.0
+    scaled = scale_channel(hu, "ct", window=(low, high))
+    assert torch.equal(scaled, ((hu - low) / (high - low) * 2 - 1).clamp(-1, 1))
+    assert scaled.is_contiguous()
+    assert torch.equal(
+        scale_channel(hu, "ct", window=(low, high), mean_std=(41.3, 57.1)), (hu.clamp(low, high) - 41.3) / 57.1
+    )
+    mean, std = mean_and_std(hu)
+    assert torch.equal(scale_channel(hu, "zscore"), (hu - mean) / std)
