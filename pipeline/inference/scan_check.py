@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,7 +141,7 @@ def _kind_warnings(scan: ScanFacts, model: Model) -> list[str]:
 
 def _range_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
     """Warn of masks and probabilities in other numbers than those of the training, as 0 and 1 for 0 and 255."""
-    for name, way, (lowest, highest) in zip(model.channel_names, _ways(scan, model), scan.ranges, strict=True):
+    for name, way, _, (lowest, highest) in _channels(scan, model):
         end = FIXED_RANGES[way][1] if way in FIXED_RANGES else 0
         if end and (lowest < 0 or highest > end or 0 < highest <= 1 < end):
             values = f"values from {lowest:g} to {highest:g}"
@@ -150,16 +150,14 @@ def _range_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
 
 def _constant_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
     """Warn of channels without any contrast; a mask may be empty."""
-    for name, way, (lowest, highest) in zip(model.channel_names, _ways(scan, model), scan.ranges, strict=True):
+    for name, way, _, (lowest, highest) in _channels(scan, model):
         if not lowest < highest and way not in FIXED_RANGES:
             yield f"every voxel of {_called(name, scan)} is {lowest:g}: nothing can be seen in it"
 
 
 def _label_warnings(scan: ScanFacts, model: Model) -> Iterator[str]:
     """Warn of label maps in the place of scans; channels that were masks in the training may look like them."""
-    for name, way, is_like, (_, highest) in zip(
-        model.channel_names, _ways(scan, model), scan.like_labels, scan.ranges, strict=True
-    ):
+    for name, way, is_like, (_, highest) in _channels(scan, model):
         if is_like and way not in FIXED_RANGES:
             yield (
                 f"{_called(name, scan)} looks like a label map (whole numbers from 0 to {highest:g}, in regions of one "
@@ -171,10 +169,11 @@ def _called(channel_name: str, scan: ScanFacts) -> str:
     return "the scan" if len(scan.ranges) == 1 else f"channel {channel_name} of the scan"
 
 
-def _ways(scan: ScanFacts, model: Model) -> Sequence[str]:
-    """How the intensities of each channel are scaled."""
+def _channels(scan: ScanFacts, model: Model) -> Iterator[tuple[str, str, bool, tuple[float, float]]]:
+    """Of each channel its name, how its intensities are scaled, whether it is like labels, and its range."""
     ways = model.preprocessing.get("intensity", "")
-    return [ways] * len(scan.ranges) if isinstance(ways, str) else ways
+    ways = [ways] * len(scan.ranges) if isinstance(ways, str) else ways
+    return zip(model.channel_names, ways, scan.like_labels, scan.ranges, strict=True)
 
 
 def _is_like_labels(channel: torch.Tensor) -> bool:
