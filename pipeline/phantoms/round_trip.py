@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,13 +83,6 @@ class RoundTrip:
     """One a structure of the phantom."""
 
 
-class Marks(NamedTuple):
-    """The image's smooth marks, (I, J, K) on the source's grid."""
-
-    before: np.ndarray
-    after: np.ndarray
-
-
 def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
     """Send the geometry phantom through `preprocessing_chain(**chain_arguments)` and back.
 
@@ -106,7 +99,7 @@ def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
         case = chain({**_write(drawn, proof.label, chain_arguments, grid, Path(folder)), "case": grid.name})
     affine = case["image"].affine.numpy()
     label = _restored_label(case["label"].as_tensor()[0], case["label"].affine.numpy(), grid, len(proof.names) + 1)
-    marks = Marks(drawn, _restored_marks(case["image"].as_tensor()[0], affine, grid))
+    marks = (drawn, _restored_marks(case["image"].as_tensor()[0], affine, grid))
     structures = [_compared(n, proof, grid, marks, label) for n in range(len(proof.names))]
     edges = [*grid.spacing_mm, *voxel_edges_mm(affine)]
     return RoundTrip(grid, tuple(case["image"].shape[1:]), max(edges), tuple(structures))
@@ -147,7 +140,10 @@ def _restored_marks(image: Tensor, affine: np.ndarray, grid: Grid) -> np.ndarray
     return restore([FeatureMap(logits, affine)], grid.shape, grid.affine, probabilities_of=[1]).probabilities[1]
 
 
-def _compared(n: int, proof: GeometryProof, grid: Grid, marks: Marks, label: np.ndarray) -> StructureRoundTrip:
+def _compared(
+    n: int, proof: GeometryProof, grid: Grid, marks: tuple[np.ndarray, np.ndarray], label: np.ndarray
+) -> StructureRoundTrip:
+    """Compare a structure; marks: those of the image before and after, (I, J, K) on the source's grid."""
     before = proof.label == n + 1
     after = label == n + 1
     start, end = (_mark_centre(volume, proof.centres_mm[n], grid) for volume in marks)

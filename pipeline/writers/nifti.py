@@ -7,8 +7,8 @@ file as a label table in the Caret extension (NIfTI extension code 30), which re
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
@@ -65,19 +65,12 @@ def _slices(array: NDArray) -> Iterator[NDArray]:
 
 def _write(path: Path, header: nib.Nifti1Header, slices: Iterator[NDArray]) -> None:
     def stream_out(stream: BinaryIO) -> None:
-        if path.name.endswith(".gz"):
-            with packed(stream) as file:
-                _stream(file, header, slices)
-        else:
-            _stream(stream, header, slices)
+        with packed(stream) if path.name.endswith(".gz") else nullcontext(stream) as file:
+            header.write_to(file)
+            for plane in slices:
+                file.write(plane.tobytes(order="F"))
 
     write_atomically(path, stream_out)
-
-
-def _stream(stream: gzip.GzipFile | BinaryIO, header: nib.Nifti1Header, slices: Iterator[NDArray]) -> None:
-    header.write_to(stream)
-    for plane in slices:
-        stream.write(plane.tobytes(order="F"))
 
 
 def _header(segmentation: Segmentation, dtype: np.dtype) -> nib.Nifti1Header:
