@@ -15,6 +15,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from pipeline.checks.screening import Screened, choose_scaling, list_configured, screen
+from pipeline.compute.launcher import variables
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import as_mapping
@@ -365,7 +366,7 @@ def _train_folds(
         parts = record.folds[number]
         say(f"Fold {number}: {len(parts['train'])} cases train, {len(parts['val'])} validate and are scored")
         try:
-            with _told_to_other_processes(number):
+            with variables({_FOLD_IN_TRAINING: str(number)}):
                 fold = of_fold(config, study, record, number)
                 train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, say=say, console=out)
         except FileError:
@@ -398,18 +399,6 @@ def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int
 
 def _experiment_of(study: StudyFolder, number: int) -> ExperimentConfig:
     return ExperimentConfig(name=f"fold_{number}", log_dir=str(study.path))
-
-
-@contextmanager
-def _told_to_other_processes(number: int) -> Iterator[None]:
-    before = os.environ.get(_FOLD_IN_TRAINING)
-    os.environ[_FOLD_IN_TRAINING] = str(number)
-    try:
-        yield
-    finally:
-        os.environ.pop(_FOLD_IN_TRAINING)
-        if before is not None:
-            os.environ[_FOLD_IN_TRAINING] = before
 
 
 def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: Console) -> None:

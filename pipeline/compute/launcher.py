@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -67,7 +67,7 @@ def launch(
         with _in_words([]):
             yield
     elif n > 1:
-        with _environment(n):
+        with variables(_environment(n)):
             children = [_start(command or _own_command(n), rank) for rank in range(1, n)]
             patience_s = 0.0
             try:
@@ -122,13 +122,12 @@ def _not_met(error: str) -> str:
     )
 
 
-@contextlib.contextmanager
-def _environment(n: int) -> Iterator[None]:
-    """Set the variables that torchrun sets, for this process as the first of n."""
+def _environment(n: int) -> dict[str, str]:
+    """The variables that torchrun sets, for this process as the first of n."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ours = {
+    return {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": str(n),
@@ -137,6 +136,11 @@ def _environment(n: int) -> Iterator[None]:
         "MASTER_PORT": str(port),
         STARTED_BY: str(os.getpid()),
     }
+
+
+@contextlib.contextmanager
+def variables(ours: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while: the further processes of a training inherit them."""
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
