@@ -28,16 +28,6 @@ from transforms.io.limits import MAX_VOXELS
 from transforms.io.load import LoadVolumed
 from transforms.resize import ResizeImaged, ResizeLabeld
 
-__all__ = [
-    "ChainError",
-    "augmentation_chain",
-    "inference_chain",
-    "preprocessing_arguments",
-    "preprocessing_chain",
-    "training_chain",
-    "validation_chain",
-]
-
 TARGET_SIZE = (160, 160, 256)
 RAS = (("L", "R"), ("P", "A"), ("I", "S"))
 """MONAI's axis labels, spelled out: their default depends on meta data from 1.6 on."""

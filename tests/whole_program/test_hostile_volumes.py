@@ -24,7 +24,8 @@ def test_bad_input_is_named_and_nothing_else_is_touched(
 
 MEASURE = """
 import json, resource, sys, time
-from transforms.io.load import VolumeError, read_volume
+from transforms.io.errors import VolumeError
+from transforms.io.load import read_volume
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**30,) * 2)

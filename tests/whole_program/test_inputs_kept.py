@@ -46,9 +46,9 @@ from tests.support.paths import ROOT
 from tests.support.segmentations import save_source, segmentation_of
 from transforms.augment import Draw, RandomAugmentd
 from transforms.intensity import INTENSITIES, SCALINGS
-from transforms.io.grid import AxisChange
+from transforms.io.grid import AxisChange, Geometry
 from transforms.io.label_values import LabelLookup, MergedMasks
-from transforms.io.load import Geometry, Volume
+from transforms.io.load import Volume
 from transforms.resize import align_grids
 from transforms.restore import FeatureMap
 from transforms.warp import affine_map

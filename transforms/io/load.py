@@ -28,22 +28,6 @@ from transforms.io.itk import open_itk
 from transforms.io.label_values import LabelLookup
 from transforms.io.nifti import open_nifti
 
-__all__ = [
-    "Geometry",
-    "LoadVolumed",
-    "ValuedLabel",
-    "Volume",
-    "VolumeError",
-    "disagreeing_forms",
-    "fill_nan_voxels",
-    "known_kind",
-    "read_geometry",
-    "read_volume",
-    "volume_kind",
-    "volume_stem",
-    "volume_tensor",
-]
-
 logger = logging.getLogger(__name__)
 
 Pathish = str | PathLike[str]
