@@ -26,6 +26,9 @@ _SIDE = (420, 1000)
 _FLAT = 0.5
 """A picture whose height is below this share of its width is a strip: it takes the width of the largest one."""
 
+_LEAST_HEIGHT = 36
+"""Pixels of a picture that has room for two letters one above the other; those of a lower strip are in its caption."""
+
 _GAP = 14
 _HEADER = 58
 _CAPTION = 24
@@ -157,12 +160,14 @@ def _draw_box(figure: Figure, box: _Box, colours: NDArray[np.uint8], window: tup
     )
     axes.imshow(picture, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
-    _text(figure, _GAP + box.x, top - 9, f"{box.plane.kind.name}   {box.plane.position}", size=9.5, color="0.15")
+    letters: Sequence[str] = box.plane.letters
+    caption = f"{box.plane.kind.name}   {box.plane.position}"
+    if box.height < _LEAST_HEIGHT:
+        caption, letters = f"{caption}   {letters[2]} above, {letters[3]} below", letters[:2]
+    _text(figure, _GAP + box.x, top - 9, caption, size=9.5, color="0.15")
     edge = 0.5 * 16 / box.width, 0.5 * 16 / box.height
     places = ((edge[0], 0.5), (1 - edge[0], 0.5), (0.5, 1 - edge[1]), (0.5, edge[1]))
-    for letter, (x, y) in zip(box.plane.letters, places, strict=True):
-        if box.height < 60 and letter in box.plane.letters[2:]:
-            continue  # of a strip: they would lie on each other
+    for letter, (x, y) in zip(letters, places, strict=False):
         axes.text(
             x, y, letter, transform=axes.transAxes, ha="center", va="center", color="white", fontsize=10,
             weight="bold", path_effects=[withStroke(linewidth=2.5, foreground="black")],

@@ -80,6 +80,15 @@ def test_sides_positions_names_and_volumes_are_written_and_stay_inside():
             assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 0, text.get_text()
 
 
+@pytest.mark.parametrize(("n_slices", "in_caption"), [(6, False), (2, True)])
+def test_strips_say_all_their_sides_too(n_slices, in_caption):
+    figure, _ = figure_of((200, 200, n_slices), (1, 1, 3))
+    found = texts(figure)
+    captions = [text for text in found if text.endswith("S above, I below")]
+    assert len(captions) == 2 * in_caption  # coronal and sagittal
+    assert [found.count(letter) for letter in "RLAPSI"] == [2, 2, 2, 2, *([0, 0] if in_caption else [2, 2])]
+
+
 def test_a_long_legend_counts_what_it_leaves_out():
     figure, _ = figure_of((40, 40, 6), (1, 1, 3), names=[*NAMES[:40], *(f"more {n}" for n in range(100))])
     shown = [text for text in texts(figure) if text.startswith(("structure", "more"))]
