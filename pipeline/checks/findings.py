@@ -195,6 +195,7 @@ def findings_document(findings: Iterable[Finding]) -> list[dict[str, Any]]:
             "file": first.file,
             "expected": first.expected,
             "found": first.found,
+            "numbers_differ": any(finding.found != first.found for finding in group),
             "remedy": first.remedy,
         }
         for group in by_cause(findings)

@@ -162,7 +162,7 @@ def _finding(one: Mapping[str, Any]) -> str:
         where = f"case{'s' * (n_findings > 1)} {', '.join(cases)}{left}"
     title = f"<b>{text(HEADINGS.get(one['kind'], one['kind']))}</b>"
     said = f"{one['file']}: expected {one['expected']}, found {one['found']}; {one['remedy']}"
-    others = " (others: other numbers)" if n_findings > 1 else ""
+    others = " (others: other numbers)" if one["numbers_differ"] else ""
     return f"{title}: {text(where)}<br>{text(said)}{others}"
 
 

@@ -83,4 +83,5 @@ def test_a_record_has_an_entry_for_each_cause_and_counts_its_findings() -> None:
     whole, seven, eight = findings_document([spacings[0], values[0], *spacings[1:], values[1]])
     assert (whole["n_findings"], whole["found"], whole["file"]) == (30, "0 mm", "0.nii")
     assert whole["cases"] == [f"c{n}" for n in range(20)]
+    assert (whole["numbers_differ"], seven["numbers_differ"]) == (True, False)
     assert (seven["found"], eight["found"], eight["n_findings"]) == ("7", "8", 1)

@@ -11,7 +11,7 @@ from tests.support.finished_run import documented_config
 
 FINDING = {
     "severity": "warning", "kind": "odd_spacing", "n_findings": 3, "cases": ["a", "<b>"], "file": "/data/a.nii",
-    "expected": "about 1 mm", "found": "9 mm", "remedy": "look at it",
+    "expected": "about 1 mm", "found": "9 mm", "numbers_differ": True, "remedy": "look at it",
 }  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def test_sizes_spacings_and_structures_are_shown_with_volumes_that_have_digits()
 def test_findings_say_what_where_and_what_to_do_and_many_are_folded():
     content = data_section({"run": config(check=checked(findings=[FINDING]))})
     assert "<b>Unusual voxel sizes</b>: cases a, &lt;b&gt; and 1 more<br>/data/a.nii: expected about 1 mm" in content
+    assert content.count("look at it (others: other numbers)") == 1
     assert "<details>" not in content
     of_the_set = FINDING | {"cases": [], "n_findings": 1}
     content = data_section({"run": config(check=checked(findings=[of_the_set] * 4))})
