@@ -43,24 +43,31 @@ class SourceIndex:
     def _known(self) -> dict[tuple[str, int, int, int, int], str]:
         return dict(_index_lines(self._path))
 
-    def content(self, path: str | os.PathLike[str]) -> str:
-        """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file. Raises OSError."""
+    def content(self, path: str | os.PathLike[str], *, may_read: bool = True) -> str:
+        """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file.
+
+        Raises:
+            OSError: a file cannot be read.
+            LookupError: it is not known, and may not be read.
+        """
         path = Path(os.path.abspath(path))  # noqa: PTH100  (resolve would follow links whose target may be exchanged)
         status = path.stat()  # once a file: on a network disk each question takes a millisecond
         is_folder = stat.S_ISDIR(status.st_mode)
         if not is_folder and not may_need_others(path):
-            return self._file_content(path, status)
+            return self._file_content(path, status, may_read)
         files = files_behind(path)
-        contents = [self._file_content(file, file.stat()) for file in files]
+        contents = [self._file_content(file, file.stat(), may_read) for file in files]
         if files == [path]:
             return contents[0]
         # what a series' files are called says nothing; the order of header and data does
         return hashlib.sha256(json.dumps(sorted(contents) if is_folder else contents).encode()).hexdigest()
 
-    def _file_content(self, path: Path, status: os.stat_result) -> str:
+    def _file_content(self, path: Path, status: os.stat_result, may_read: bool) -> str:
         stamp = (str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if stamp in self._known:
             return self._known[stamp]
+        if not may_read:
+            raise LookupError(path)
         with open_regular(path) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
@@ -94,11 +101,13 @@ def identify_chain(key: Mapping[str, Any], n_classes: int) -> tuple[dict[str, An
     return parameters, sha256([VERSION, code_version(), parameters, n_classes])[:16]
 
 
-def contents_of(value: Any, sources: SourceIndex) -> Any:
-    """The value with every path replaced by what the file holds."""
+def contents_of(value: Any, sources: SourceIndex, *, may_read: bool = True) -> Any:
+    """The value with every path replaced by what the file holds. Raises as `SourceIndex.content` does."""
     if isinstance(value, str | os.PathLike):
-        return sources.content(value)
-    return [contents_of(one, sources) for one in value] if isinstance(value, list | tuple) else int(value)
+        return sources.content(value, may_read=may_read)
+    if isinstance(value, list | tuple):
+        return [contents_of(one, sources, may_read=may_read) for one in value]
+    return int(value)
 
 
 def sha256(value: Any) -> str:

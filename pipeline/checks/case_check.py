@@ -57,6 +57,7 @@ def check_cases(
     workers: int | None = None,
     progress: Progress | None = None,
     on_case: Callable[[CheckedCase], None] | None = None,
+    known: Callable[[Case], CheckedCase | None] = lambda case: None,
 ) -> list[CheckedCase]:
     """`check_case` of every case, in threads: reading is gzip, which lets go of the interpreter.
 
@@ -67,10 +68,15 @@ def check_cases(
         workers: cases opened at once; None: by cores and memory.
         progress: called after each case.
         on_case: called with each case as it is done, one at a time.
+        known: says what is known of a case, in its thread, before the case is opened; None: nothing.
     """
+
+    def checked(case: Case) -> CheckedCase:
+        return known(case) or check_case(case, dataset, fill_nan=fill_nan)
+
     results: dict[int, CheckedCase] = {}
     with ThreadPoolExecutor(workers or workers_that_fit(BYTES_A_CASE)) as pool:
-        waiting = {pool.submit(check_case, case, dataset, fill_nan=fill_nan): index for index, case in enumerate(cases)}
+        waiting = {pool.submit(checked, case): index for index, case in enumerate(cases)}
         try:
             for done, future in enumerate(as_completed(waiting), start=1):
                 results[waiting[future]] = future.result()

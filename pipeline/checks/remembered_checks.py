@@ -28,6 +28,7 @@ from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset
 from pipeline.files.checked_lines import append_line, whole_lines
 
+_CASE = '{"case": '  # how a line begins behind its key
 _LARGEST_FILE = 1 << 30  # bytes: some 60,000 cases of 71 classes; beyond, the file is begun again
 
 
@@ -42,6 +43,8 @@ def check_changed_cases(
 ) -> list[CheckedCase]:
     """`check_cases`, but what is remembered in the cache `folder` is not opened again.
 
+    A file that is new or has changed is hashed right before it is opened, so that it comes from the disk once.
+
     A case is known by its id, the paths and content of its files, the table of classes and those that it annotates,
     `fill_nan` and the code that checks. Cases with errors are never remembered, so that a repaired one is seen. Several
     processes share the work of one: the others wait for it. A folder that may only be read is not written.
@@ -55,16 +58,15 @@ def check_changed_cases(
     sources = sources or SourceIndex(folder)
     table = [_table(dataset.classes), fill_nan]
     keys = _keys(cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
-    known = _read(folder / INSPECTIONS, set(keys.values()))
-    fresh: dict[str, CheckedCase] = {}
-    missing = [case for case in cases if keys.get(case.id) not in known]
+    lines = _lines(folder / INSPECTIONS, {case.id for case in cases})
+    found = {case: checked for case, key in keys.items() if (checked := _parsed(lines.get(key))) is not None}
+    missing = [case for case in cases if case.id not in found]
     if missing:
         with _locked(folder, dataset):
-            known |= _read(folder / INSPECTIONS, {keys[case.id] for case in missing if case.id in keys})
-            missing = [case for case in missing if keys.get(case.id) not in known]
+            lines = _lines(folder / INSPECTIONS, {case.id for case in missing})
             check = functools.partial(check_cases, dataset=dataset, fill_nan=fill_nan, progress=progress)
-            fresh = _check_and_remember(missing, check, table, folder, sources, keys)
-    return [fresh[case.id] if case.id in fresh else known[keys[case.id]] for case in cases]
+            found |= _check_and_remember(missing, check, table, folder, sources, lines)
+    return [found[case.id] for case in cases]
 
 
 def _check_and_remember(
@@ -73,19 +75,27 @@ def _check_and_remember(
     table: list[Any],
     folder: Path,
     sources: SourceIndex,
-    keys: dict[str, str],
+    lines: dict[str, str],
 ) -> dict[str, CheckedCase]:
     """Open the cases and remember the good ones one by one: what was done before an interruption is not lost."""
     listed = {case.id: case for case in cases}
+    keys: dict[str, str | None] = {}  # of the cases that are opened; None where nothing is to be remembered
+
+    def known(case: Case) -> CheckedCase | None:
+        key = _key(case, table, sources)
+        found = _parsed(lines.get(key or ""))
+        keys[case.id] = key if found is None else None
+        return found
 
     def remember(case: CheckedCase) -> None:
-        if case.case not in keys or case.unknown_values or errors(case.findings):
+        key = keys[case.case]
+        if key is None or case.unknown_values or errors(case.findings):
             return
         # Asked again: files that changed since must not be remembered under what they held before.
-        if _key(listed[case.case], table, sources) == keys[case.case]:
-            _append(folder / INSPECTIONS, keys[case.case], case)
+        if _key(listed[case.case], table, sources) == key:
+            _append(folder / INSPECTIONS, key, case)
 
-    return {case.case: case for case in check(cases, on_case=remember)}
+    return {case.case: case for case in check(cases, on_case=remember, known=known)}
 
 
 @contextlib.contextmanager
@@ -101,16 +111,17 @@ def _locked(folder: Path, dataset: Dataset) -> Iterator[None]:
 def _keys(
     cases: Sequence[Case], table: list[Any], sources: SourceIndex, workers: int, progress: Progress | None
 ) -> dict[str, str]:
-    """What each case is remembered by; a case whose files cannot be read has none."""
+    """What each case is remembered by; a case whose files are new, have changed or cannot be read has none yet."""
     keys = {}
     # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
     _version()
-    with ThreadPoolExecutor(workers) as pool:  # hashing lets go of the interpreter
-        for done, (case, key) in enumerate(pool.map(lambda case: (case, _key(case, table, sources)), cases), start=1):
+    with ThreadPoolExecutor(workers) as pool:  # on a network disk an answer takes a millisecond
+        asked = pool.map(lambda case: (case, _key(case, table, sources, may_read=False)), cases)
+        for done, (case, key) in enumerate(asked, start=1):
             if key is not None:
                 keys[case.id] = key
             if progress:
-                progress(done, len(cases), "hashing sources")
+                progress(done, len(cases), "looking for changes")
     return keys
 
 
@@ -121,11 +132,11 @@ def _table(classes: ClassTable | None) -> list[Any] | None:
     return [sorted(classes.class_of_value.items()), classes.ignore_value, list(classes.names)]
 
 
-def _key(case: Case, table: list[Any], sources: SourceIndex) -> str | None:
+def _key(case: Case, table: list[Any], sources: SourceIndex, *, may_read: bool = True) -> str | None:
     label = case.label if isinstance(case.label, tuple) else str(case.label)
     try:
-        content = contents_of([case.image, case.label or ()], sources)
-    except OSError:
+        content = contents_of([case.image, case.label or ()], sources, may_read=may_read)
+    except (OSError, LookupError):
         return None
     named = [case.id, case.subject, [str(path) for path in case.image], repr(label), case.annotated, _table(case.table)]
     return sha256([_version(), named, content, table])
@@ -149,16 +160,24 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-def _read(path: Path, wanted: Collection[str]) -> dict[str, CheckedCase]:
-    """What was found under these keys; the case of a line that is torn or damaged is opened again."""
-    known: dict[str, CheckedCase] = {}
+def _lines(path: Path, cases: Collection[str]) -> dict[str, str]:
+    """What was written about cases of these ids, by key."""
+    found: dict[str, str] = {}
+    decode = json.JSONDecoder().raw_decode
     with contextlib.suppress(OSError):
         for line in whole_lines(path):
             key, _, text = line.partition(" ")
-            if key in wanted:
-                with contextlib.suppress(Exception):  # whatever a damaged line makes of numbers and names
-                    known[key] = _checked_case(json.loads(text))
-    return known
+            with contextlib.suppress(ValueError):  # not a line of ours
+                if text.startswith(_CASE) and decode(text, len(_CASE))[0] in cases:
+                    found[key] = text
+    return found
+
+
+def _parsed(text: str | None) -> CheckedCase | None:
+    """What a line says; None for none, and for one that is damaged: its case is opened again."""
+    with contextlib.suppress(Exception):  # whatever a damaged line makes of numbers and names
+        return None if text is None else _checked_case(json.loads(text))
+    return None
 
 
 def _checked_case(fields: dict[str, Any]) -> CheckedCase:

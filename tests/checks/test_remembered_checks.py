@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from pipeline.cache import build
+from pipeline.cache import key as cache_key
 from pipeline.check import check
 from pipeline.checks import case_check
 from pipeline.checks.case_check import check_cases
@@ -18,7 +21,8 @@ from pipeline.checks.screening import list_configured, screen
 from pipeline.files.checked_lines import checked_line, whole_lines
 from pipeline.training.prepared_data import prepare_data
 from tests.support.screening import opened, plain, settings
-from tests.support.volumes import Folder, cut, hounsfield, organs, save, with_value, write_series
+from tests.support.volumes import Folder, cut, hounsfield, organs, save, use_series, with_value, write_series
+from transforms.io import load
 
 
 @pytest.fixture
@@ -161,3 +165,36 @@ def test_files_that_change_while_they_are_checked_are_not_remembered(
 def _listed(config: object) -> tuple:
     dataset, _ = list_configured(config)
     return dataset.cases, dataset
+
+
+def test_a_new_case_is_hashed_once_right_before_it_is_opened(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set larger than the memory comes from the disk once for hash and check, and once more to be prepared."""
+    use_series(folder, [3.0 * k for k in range(12)])
+    save(folder.label("c"), organs()[::-1], np.diag([-2.0, -2.0, 3.0, 1.0]))
+    monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
+    for module in (case_check, build):
+        monkeypatch.setattr(module, "workers_that_fit", lambda n_bytes: 1)
+    asked: list[tuple[str, str]] = []
+
+    def noted(module: ModuleType, name: str, what: str) -> None:
+        original = getattr(module, name)
+
+        def ask(path: Path) -> object:
+            named = path.parent.name if path.suffix == ".dcm" else path.name
+            if path.suffix != ".jsonl" and (not asked or asked[-1] != (what, named) or path.suffix != ".dcm"):
+                asked.append((what, named))
+            return original(path)
+
+        monkeypatch.setattr(module, name, ask)
+
+    noted(cache_key, "open_regular", "hash")
+    noted(case_check, "read_volume", "open")
+    noted(load, "_open_frame", "prepare")
+    prepare_data(settings(folder))
+    files = {case: [f"{case}.nii.gz" if case != "c" else "series", f"{case}_label.nii.gz"] for case in "abcd"}
+    first = [(what, file) for case in "abcd" for what in ("hash", "open") for file in files[case]]
+    assert asked[: len(first)] == first
+    assert sorted(asked[len(first) :]) == sorted(("prepare", file) for case in "abcd" for file in files[case])
+    asked.clear()
+    prepare_data(settings(folder))
+    assert asked == []
