@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import StringIO
 from pathlib import Path
@@ -155,14 +155,10 @@ def _case_document(case: CaseScores, evaluation: Evaluation) -> dict[str, Any]:
         "resampled": case.resampled,
         "mean_dice": None if math.isnan(case.mean_dice) else case.mean_dice,
         "classes": {
-            evaluation.class_names[c]: dict(zip(_CLASS_COLUMNS, _null_for_undefined(scores), strict=True))
+            evaluation.class_names[c]: dict(zip(_CLASS_COLUMNS, null_for_undefined(scores), strict=True))
             for c, scores in _class_scores(case)
         },
     }
-
-
-def _null_for_undefined(scores: Iterable[float]) -> list[float | None]:
-    return [score if math.isfinite(score) else None for score in scores]
 
 
 def _class_scores(case: CaseScores) -> Iterator[tuple[int, tuple[float, ...]]]:

@@ -1,4 +1,4 @@
-"""Write class names and colours as a colour table of 3D Slicer (.ctbl), for the label maps of a folder.
+"""Class names and colours as a colour table of 3D Slicer (.ctbl), for the label maps of a folder.
 
 The format is Slicer's ("Color table file"): value, name without blanks, red, green, blue, opacity, all 0…255.
 """
@@ -6,21 +6,13 @@ The format is Slicer's ("Color table file"): value, name without blanks, red, gr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from pipeline.files.atomic import write_atomically
 from pipeline.visualisation.class_colours import class_colours
 from pipeline.writers.segmentation import file_names, values_of
 
 
-def write_colour_table(class_names: Sequence[str], path: Path, label_values: Sequence[int] = ()) -> None:
-    """Write the table; the background is transparent. Raises FileError if the disk refuses."""
-    text = colour_table(class_names, label_values)
-    write_atomically(path, lambda stream: stream.write(text.encode()))
-
-
 def colour_table(class_names: Sequence[str], label_values: Sequence[int] = ()) -> str:
-    """The table's text: a line a class, the background first.
+    """The table's text: a line a class, the background first and transparent.
 
     Args:
         class_names: `class_names[0]` is the background.

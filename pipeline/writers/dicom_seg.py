@@ -281,9 +281,6 @@ def _describe(segmentation: Segmentation, index: int, number: int, term: Term) -
             description.AnatomicRegionSequence[0].AnatomicRegionModifierSequence = [modifier]
     # A segment's number only counts (PS3.3, C.8.20.2); what the label map's value is must be said in words.
     description.SegmentDescription = f"Label value {segmentation.values[index]}"
-    description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor.from_rgb(*_rgb(segmentation, index)).value)
+    colour = hd.color.CIELabColor.from_rgb(*segmentation.colours[index].tolist())
+    description.RecommendedDisplayCIELabValue = list(colour.value)
     return description
-
-
-def _rgb(segmentation: Segmentation, index: int) -> Sequence[int]:
-    return [int(part) for part in segmentation.colours[index]]

@@ -18,11 +18,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written
+from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written, write_atomically
 from pipeline.files.json_files import read_json
 from pipeline.files.lock import alone
 from pipeline.files.regular import read_regular
-from pipeline.writers.colour_table import colour_table, write_colour_table
+from pipeline.writers.colour_table import colour_table
 from pipeline.writers.nifti import write_mask, write_nifti, write_probabilities
 from pipeline.writers.preview import write_preview
 from pipeline.writers.seg_nrrd import write_seg_nrrd
@@ -245,7 +245,7 @@ def write_table(options: OutputOptions, before: str | None, *, replace: bool) ->
                 f"{options.table_file}: another process has begun to write results with other classes or label values "
                 "into this folder; choose another --output"
             )
-        write_colour_table(options.class_names, options.table_file, options.label_values)
+        write_atomically(options.table_file, lambda stream: stream.write(options.table.encode()))
 
 
 def _table_text(path: Path) -> str | None:
