@@ -111,7 +111,7 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
         n_cases=len(cases),
         n_subjects=len(set(numbers.tolist())),
         subjects_are_known=None not in subjects,
-        classes=_corrected(rows),
+        classes=tuple(rows),
         mean_first=_mean_of_classes(rows, "mean_first"),
         mean_second=_mean_of_classes(rows, "mean_second"),
         mean_difference=_mean_of_classes(rows, "mean_difference"),
@@ -234,7 +234,7 @@ def _differences(
     subject: Int[np.ndarray, " cases"],
     seed: int,
 ) -> list[ClassDifference]:
-    """Compare each class; the p values are not corrected yet."""
+    """Compare each class; the p values are corrected for the number of classes that have any case."""
     held = ~np.isnan(one[..., 1]) | ~np.isnan(other[..., 1])
     is_known = np.isfinite(one[..., 0]), np.isfinite(other[..., 0])
     counted = held & is_known[0] & is_known[1]
@@ -259,7 +259,8 @@ def _differences(
                 p_holm=1.0,
             )
         )
-    return rows
+    corrected = iter(holm([row.p for row in rows if row.n]))
+    return [replace(row, p_holm=next(corrected)) if row.n else row for row in rows]
 
 
 def _mean(values: Float[np.ndarray, " n"]) -> float:
@@ -268,12 +269,6 @@ def _mean(values: Float[np.ndarray, " n"]) -> float:
 
 def _mean_of_classes(rows: Sequence[ClassDifference], what: str) -> float:
     return _mean(np.array([getattr(row, what) for row in rows if row.n]))
-
-
-def _corrected(rows: Sequence[ClassDifference]) -> tuple[ClassDifference, ...]:
-    """Correct the p values of the classes that have any case, for their number."""
-    corrected = iter(holm([row.p for row in rows if row.n]))
-    return tuple(replace(row, p_holm=next(corrected)) if row.n else row for row in rows)
 
 
 def to_json(comparison: MetricsComparison) -> str:
