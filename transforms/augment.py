@@ -31,12 +31,16 @@ from torch import Tensor
 from transforms.axes import LEFT_RIGHT
 from transforms.intensity import mean_and_std
 from transforms.io.errors import VolumeError
+from transforms.large_pages import empty_like
 from transforms.left_right import mirror_partners, swap_annotated, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
 from transforms.warp import affine_map, indexable, sample_affine
 
 TINY = 1e-30
 """Keeps a constant channel's 0 / 0 at 0."""
+
+PART = 2**16
+"""Voxels whose intensities are changed together on a CPU: with their noise they stay in its cache."""
 
 NO_TURN = (0.0, 0.0, 0.0)
 NO_CHANGE = (1.0, 1.0, 1.0)
@@ -75,29 +79,66 @@ class Draw:
         return (self.rotation_deg, self.scale, self.translation) != (NO_TURN, NO_CHANGE, NO_TURN)
 
 
-def change_intensity(image: Tensor, draw: Draw) -> Tensor:
-    """Blur, coarsen, bend, stretch, shift and add noise to (C, I, J, K), in this order; a new tensor.
+def change_intensity(image: Tensor, draw: Draw, *, in_place: bool = False) -> Tensor:
+    """Blur, coarsen, bend, stretch, shift and add noise to (C, I, J, K), in this order.
 
     A constant channel stays as it is: it has no contrast to change and no deviation to measure noise in.
+
+    Args:
+        image: float.
+        draw: what is changed, and how much.
+        in_place: write into `image` where that spares a new volume.
+
+    Returns:
+        A new tensor; with `in_place`, perhaps `image` itself.
     """
+    changed = image
     for axis, factor in enumerate(draw.low_resolution, start=1):
-        image = _smooth(image, axis, draw.blur_sigma, factor)
-    image = image.clone()
-    generator = torch.Generator(image.device).manual_seed(draw.noise_seed)
-    for channel in image:
-        if draw.gamma != 1:
-            _bend(channel, draw.gamma)
-        if (draw.gain, draw.shift, draw.noise) != (1.0, 0.0, 0.0):
-            _rescale(channel, draw, generator)
-    return image
+        changed = _smooth(changed, axis, draw.blur_sigma, factor)
+    if changed is image and not (in_place and image.is_contiguous()):
+        changed = empty_like(image, image.shape).copy_(image)
+    if (draw.gamma, draw.gain, draw.shift, draw.noise) != (1.0, 1.0, 0.0, 0.0):
+        generator = torch.Generator(image.device).manual_seed(draw.noise_seed)
+        for channel in changed:
+            _rescale(channel.view(-1), draw, generator)
+    return changed
 
 
 def _rescale(channel: Tensor, draw: Draw, generator: torch.Generator) -> None:
+    """Bend, stretch, shift a flat channel and add noise, part by part of it. No host waits for a GPU.
+
+    A bent channel has the mean and deviation that it had: it is stretched back, in the pass that changes contrast and
+    brightness.
+    """
+    parts = _parts(channel)
     mean, std = mean_and_std(channel)
-    channel.mul_(draw.gain).add_(mean * (1 - draw.gain) + draw.shift * std)
-    if draw.noise:
-        noise = torch.randn(channel.shape, generator=generator, device=channel.device)
-        channel.add_(noise.mul_(draw.noise * std))
+    factor: float | Tensor = draw.gain
+    offset = mean * (1 - draw.gain) + draw.shift * std
+    if draw.gamma != 1:
+        low, high = torch.aminmax(channel)
+        width = (high - low).clamp_(min=TINY)
+        for part in parts:
+            part.sub_(low).div_(width).clamp_(0, 1).pow_(draw.gamma)
+        bent_mean, bent_std = mean_and_std(channel)
+        factor = draw.gain * std / (bent_std + TINY)
+        offset = mean + draw.shift * std - bent_mean * factor
+    noise = channel.new_empty(max(map(len, parts)) if draw.noise else 0)
+    for part in parts:
+        part.mul_(factor).add_(offset)
+        if draw.noise:
+            part.add_(noise[: len(part)].normal_(generator=generator).mul_(draw.noise * std))
+
+
+def _parts(channel: Tensor) -> list[Tensor]:
+    """Cut a flat channel into parts that stay in a CPU's cache; a GPU takes it whole.
+
+    The last part has at least 16 voxels and the others a multiple of it: normal numbers are drawn 16 at a time, so that
+    those of the parts are those of the whole.
+    """
+    n = len(channel)
+    starts = range(0, max(1, n - 15), PART) if channel.device.type == "cpu" else range(1)
+    ends = [*starts[1:], n]
+    return [channel[start:end] for start, end in zip(starts, ends, strict=True)]
 
 
 def _smooth(image: Tensor, axis: int, sigma: float, factor: float) -> Tensor:
@@ -108,15 +149,6 @@ def _smooth(image: Tensor, axis: int, sigma: float, factor: float) -> Tensor:
         coarse = low_resolution_matrix(n, factor)
         matrix = coarse if matrix is None else coarse @ matrix
     return image if matrix is None else apply_along(image, matrix, axis)
-
-
-def _bend(channel: Tensor, gamma: float) -> None:
-    """Raise a channel, taken between its extremes, to a power; its mean and deviation stay. No host waits for a GPU."""
-    mean, std = mean_and_std(channel)
-    low, high = torch.aminmax(channel)
-    channel.sub_(low).div_((high - low).clamp_(min=TINY)).clamp_(0, 1).pow_(gamma)
-    bent_mean, bent_std = mean_and_std(channel)
-    channel.sub_(bent_mean).mul_(std / (bent_std + TINY)).add_(mean)
 
 
 @dataclass(frozen=True)
@@ -243,7 +275,8 @@ class RandomAugmentd(Randomizable, MapTransform):
             label = swap_sides(label, self.partners)
             if "annotated" in d:
                 d["annotated"] = swap_annotated(d["annotated"], self.partners)
-        image = None if image is None else change_intensity(image, draw)
+        if image is not None:
+            image = change_intensity(image, draw, in_place=image is not plain[0])
         for key, before, after in zip(("image", "label"), found, (image, label), strict=True):
             if before is not None:
                 d[key] = _like(before, after)

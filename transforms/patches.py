@@ -179,7 +179,7 @@ class RandomPatchd(Randomizable, Transform):
             label = swap_sides(label, self.augment.partners)
             if "annotated" in d:
                 d["annotated"] = swap_annotated(d["annotated"], self.augment.partners)
-        return d | {"image": change_intensity(image, draw), "label": label}
+        return d | {"image": change_intensity(image, draw, in_place=True), "label": label}
 
 
 def cut(stored: StoredCase, start: Sequence[int], patch: Sequence[int], draw: Draw) -> tuple[Tensor, Tensor]:

@@ -8,16 +8,45 @@ affine_transform 0.66 s.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Integer
 from torch import Tensor
 
-VOXELS_AT_ONCE = {"cpu": 2**16}
+from transforms.large_pages import empty_like
+
+VOXELS_AT_ONCE = {"cpu": 2**17}
 """Voxels sampled together: on a CPU their indices and weights stay in its cache; a GPU takes `VOXELS_ON_DEVICE`."""
 VOXELS_ON_DEVICE = 2**25
+
+
+class _Scratch(NamedTuple):
+    """Memory for the voxels of one block, used for every block: new memory takes longer to get than to compute in."""
+
+    weights: Tensor
+    """(3, n) float32: weight of the upper neighbour along each axis."""
+    voxel: Tensor
+    """(n,) int32: flat index of a voxel's lower corner, then of its nearest neighbour."""
+    corner: Tensor
+    """(n,) int32: index along one axis."""
+    values: Tensor
+    """(4, n) float32: values of neighbours."""
+
+    def of(self, n: int) -> _Scratch:
+        """The memory of the first `n` voxels."""
+        return _Scratch(*(part[..., :n] for part in self))
+
+
+class _Bordered(NamedTuple):
+    """The grid that is sampled, with one more voxel on every side."""
+
+    size: tuple[int, ...]
+    """Voxels (I, J, K) without the border."""
+    strides: tuple[int, int, int]
+    """Steps in flat memory along I, J, K, border included."""
 
 
 def affine_map(
@@ -87,26 +116,29 @@ def sample_affine(
     volume = image if image is not None else label
     assert volume is not None
     source = tuple(volume.shape[1:])
+    grid = _Bordered(source, ((source[1] + 2) * (source[2] + 2), source[2] + 2, 1))
     size = source if size is None else tuple(size)
-    strides = ((source[1] + 2) * (source[2] + 2), source[2] + 2, 1)
     channels = []
+    new_image = new_label = classes = None
     if image is not None:
         # The lowest not as numbers, for which the host would wait for a GPU
         values: Iterable[Tensor | float] = image.amin((1, 2, 3)) if outside is None else outside
         channels = [_bordered(channel, value) for channel, value in zip(image, values, strict=True)]
-    classes = None if label is None else _bordered(indexable(label)[0], 0)
-    new_image = None if image is None else image.new_empty(len(image), *size)
-    new_label = None if classes is None else torch.empty(size, dtype=classes.dtype, device=volume.device)
-    at_once = VOXELS_AT_ONCE.get(volume.device.type, VOXELS_ON_DEVICE)
-    planes = max(1, at_once // (size[1] * size[2]))
-    for start in range(0, size[0], planes):
-        rows = slice(start, min(size[0], start + planes))
-        base, nearest, weights = _indices(matrix, rows, size, source, strides, volume.device)
+        new_image = empty_like(image, (len(image), *size))
+    if label is not None:
+        classes = _bordered(indexable(label)[0], 0)
+        new_label = empty_like(classes, size)
+    blocks = list(_blocks(size, VOXELS_AT_ONCE.get(volume.device.type, VOXELS_ON_DEVICE)))
+    memory = _scratch(max(math.prod(block.shape) for block in blocks), volume.device)
+    for block in blocks:
+        scratch = memory.of(math.prod(block.shape))
+        _find_corners(matrix, block, grid, scratch)
         if new_image is not None:
             for channel, out in zip(channels, new_image, strict=True):
-                _trilinear(channel, base, weights, strides, out[rows])
+                _trilinear(channel, grid.strides, scratch, block.of(out))
         if classes is not None and new_label is not None:
-            new_label[rows] = classes.index_select(0, nearest.flatten()).view(nearest.shape)
+            _find_nearest(grid.strides, scratch)
+            torch.index_select(classes, 0, scratch.voxel, out=block.of(new_label))
     return new_image, None if label is None or new_label is None else new_label[None].to(label.dtype)
 
 
@@ -117,49 +149,86 @@ def indexable(label: Tensor) -> Tensor:
 
 def _bordered(volume: Tensor, outside: Tensor | float | int) -> Tensor:
     """Flat volume with one voxel of `outside` on every side."""
-    bordered = volume.new_empty([n + 2 for n in volume.shape])
+    bordered = empty_like(volume, [n + 2 for n in volume.shape])
     bordered[...] = outside
     bordered[1:-1, 1:-1, 1:-1] = volume
     return bordered.flatten()
 
 
-def _indices(
-    matrix: np.ndarray,
-    rows: slice,
-    size: Sequence[int],
-    source: Sequence[int],
-    strides: Sequence[int],
-    device: torch.device,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Flat index of the lower corner, of the nearest voxel, and the weight of the upper neighbour along each axis.
+class _Block(NamedTuple):
+    """Voxels of the output that lie together in memory: whole planes, or rows of one plane."""
+
+    planes: range
+    """Along I."""
+    rows: range
+    """Along J; all of them where there are several planes."""
+    n: int
+    """Voxels along K, all of them."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels (I, J, K)."""
+        return len(self.planes), len(self.rows), self.n
+
+    def of(self, volume: Tensor) -> Tensor:
+        """The block's voxels of (I, J, K), flat."""
+        return volume[self.planes.start : self.planes.stop, self.rows.start : self.rows.stop].view(-1)
+
+
+def _blocks(size: Sequence[int], at_once: int) -> Iterator[_Block]:
+    """Cut an output into blocks of about `at_once` voxels."""
+    rows = max(1, at_once // size[2])
+    planes = max(1, rows // size[1])
+    for i in range(0, size[0], planes):
+        for j in range(0, size[1], min(rows, size[1])):
+            yield _Block(range(i, min(size[0], i + planes)), range(j, min(size[1], j + rows)), size[2])
+
+
+def _scratch(n: int, device: torch.device) -> _Scratch:
+    return _Scratch(
+        torch.empty(3, n, device=device),
+        torch.empty(n, dtype=torch.int32, device=device),
+        torch.empty(n, dtype=torch.int32, device=device),
+        torch.empty(4, n, device=device),
+    )
+
+
+def _find_corners(matrix: np.ndarray, block: _Block, grid: _Bordered, scratch: _Scratch) -> None:
+    """Find the lower corner of every voxel of a block, and the weight of the upper neighbour along each axis.
 
     Positions are float32, exact to 2e-5 voxels at 512; indices are integer, since float32 cannot count a volume.
     """
-    i = torch.arange(rows.start, rows.stop, dtype=torch.float32, device=device)[:, None, None]
-    j = torch.arange(size[1], dtype=torch.float32, device=device)[:, None]
-    k = torch.arange(size[2], dtype=torch.float32, device=device)
-    base = torch.zeros((), dtype=torch.int32, device=device)
-    nearest = base
-    weights = []
-    for row, n, stride in zip(matrix[:3].tolist(), source, strides, strict=True):
-        position = (row[0] * i + row[1] * j + (row[3] + 1)) + row[2] * k  # + 1: the border voxel
-        position.clamp_(0, n + 1)
-        corner = position.int().clamp_(max=n)
-        weights.append(position.sub_(corner))
-        base = base + corner * stride
-        nearest = nearest + (corner + (weights[-1] >= 0.5)) * stride
-    return base, nearest, weights
+    device = scratch.voxel.device
+    i = torch.arange(block.planes.start, block.planes.stop, dtype=torch.float32, device=device)[:, None, None]
+    j = torch.arange(block.rows.start, block.rows.stop, dtype=torch.float32, device=device)[:, None]
+    k = torch.arange(block.n, dtype=torch.float32, device=device)
+    scratch.voxel.zero_()
+    for position, row, n, stride in zip(scratch.weights, matrix[:3].tolist(), grid.size, grid.strides, strict=True):
+        first = row[0] * i + row[1] * j + (row[3] + 1)  # + 1: the border voxel
+        torch.add(first, row[2] * k, out=position.view(block.shape)).clamp_(0, n + 1)
+        scratch.corner.copy_(position).clamp_(max=n)
+        scratch.voxel.add_(scratch.corner, alpha=stride)
+        position.sub_(scratch.corner)
 
 
-def _trilinear(flat: Tensor, base: Tensor, weights: Sequence[Tensor], strides: Sequence[int], out: Tensor) -> None:
+def _find_nearest(strides: Sequence[int], scratch: _Scratch) -> None:
+    """Turn the index of every lower corner into that of the nearest neighbour."""
+    for weight, stride in zip(scratch.weights, strides, strict=True):
+        scratch.corner.copy_(torch.add(weight, 0.5, out=scratch.values[0]))
+        scratch.voxel.add_(scratch.corner, alpha=stride)
+
+
+def _trilinear(flat: Tensor, strides: Sequence[int], scratch: _Scratch, out: Tensor) -> None:
     """Interpolate between the eight neighbours of each index, into `out`."""
-    index = base.flatten()
     i, j, _ = strides
+    along_i, along_j, along_k = scratch.weights
+    near, far, other, upper = scratch.values
 
-    def pair(offset: int) -> Tensor:
-        lower = flat[offset:].index_select(0, index).view(base.shape)
-        return lower.lerp_(flat[offset + 1 :].index_select(0, index).view(base.shape), weights[2])
+    def pair(offset: int, into: Tensor) -> Tensor:
+        torch.index_select(flat[offset:], 0, scratch.voxel, out=into)
+        torch.index_select(flat[offset + 1 :], 0, scratch.voxel, out=upper)
+        return into.lerp_(upper, along_k)
 
-    near = pair(0).lerp_(pair(j), weights[1])
-    far = pair(i).lerp_(pair(i + j), weights[1])
-    torch.lerp(near, far, weights[0], out=out)
+    pair(0, near).lerp_(pair(j, other), along_j)
+    pair(i, far).lerp_(pair(i + j, other), along_j)
+    torch.lerp(near, far, along_i, out=out)

@@ -12,7 +12,7 @@ from monai.transforms import AdjustContrast
 from scipy import ndimage
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from transforms.augment import Draw, RandomAugmentd, Strengths, change_intensity
+from transforms.augment import PART, Draw, RandomAugmentd, Strengths, change_intensity
 from transforms.io.errors import VolumeError
 
 SIZE = (22, 26, 30)
@@ -175,6 +175,23 @@ def test_gamma_gain_shift_and_noise_are_what_they_say():
     noise = change_intensity(image, Draw(noise=0.1, noise_seed=5)) - image
     assert noise.std().item() == pytest.approx(0.1 * image.std().item(), rel=0.02)
     assert not torch.equal(noise[0], noise[1])
+
+
+@pytest.mark.parametrize("beyond", [0, 3, 17], ids=["whole parts", "a rest below 16", "a rest"])
+def test_noise_is_one_normal_draw_of_the_whole_channel(beyond):
+    image = torch.rand(1, 2, 2, PART // 2 + beyond)
+    drawn = torch.randn(image.numel(), generator=torch.Generator().manual_seed(5)).view(image.shape)
+    noise = change_intensity(image, Draw(noise=0.1, noise_seed=5)) - image
+    torch.testing.assert_close(noise, drawn * (0.1 * image.std(correction=0)), atol=1e-6, rtol=0)
+
+
+def test_intensities_change_in_place_where_asked_to_and_alike():
+    image, draw = torch.rand(2, 9, 10, 11), Draw(gamma=1.3, gain=1.2, shift=0.5, noise=0.1)
+    kept = image.clone()
+    new = change_intensity(image, draw)
+    assert torch.equal(image, kept)
+    assert change_intensity(image, draw, in_place=True) is image
+    assert torch.equal(image, new)
 
 
 @pytest.mark.parametrize("gamma", [1 / 1.4, 1.4])

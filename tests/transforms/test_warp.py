@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from monai.transforms import Affine
 from scipy import ndimage
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from transforms import warp
 from transforms.warp import affine_map, sample_affine
@@ -56,9 +58,41 @@ def test_a_point_turns_grows_and_moves_in_millimetres():
     np.testing.assert_allclose(grown[:3] - centre, [-6, 2, 1], atol=1e-9)
 
 
-def test_many_planes_at_once_are_the_same_as_few(monkeypatch):
+def test_many_planes_at_once_are_the_same_as_few_and_as_parts_of_one(monkeypatch):
     image, label, matrix = torch.rand(1, *SIZE), blocks(5), moved_matrix()
-    few = sample_affine(image, label, matrix)
-    monkeypatch.setitem(warp.VOXELS_AT_ONCE, "cpu", 1)
-    for one, other in zip(few, sample_affine(image, label, matrix), strict=True):
-        assert torch.equal(one, other)
+    at_once = sample_affine(image, label, matrix)
+    for n_voxels in (3 * SIZE[1] * SIZE[2], SIZE[1] * SIZE[2], 11 * SIZE[2]):
+        monkeypatch.setitem(warp.VOXELS_AT_ONCE, "cpu", n_voxels)
+        for one, other in zip(at_once, sample_affine(image, label, matrix), strict=True):
+            assert torch.equal(one, other)
+
+
+class _NewMemory(TorchDispatchMode):
+    """Adds up the bytes of every result that does not lie in the memory of an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def memory(tree):
+            return {
+                x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()
+                for x in tree_leaves(tree)
+                if isinstance(x, torch.Tensor)
+            }
+
+        result = func(*args, **(kwargs or {}))
+        given = memory((args, kwargs))
+        self.n_bytes += sum(n for address, n in memory(result).items() if address not in given)
+        return result
+
+
+def test_blocks_are_computed_in_the_memory_of_the_first(monkeypatch):
+    """New memory for every result of every block once took longer to get than to compute in."""
+    size = (40, 40, 40)
+    monkeypatch.setitem(warp.VOXELS_AT_ONCE, "cpu", 40 * 40)
+    image, label = torch.rand(1, *size), blocks(5, size)
+    with _NewMemory() as new:
+        sample_affine(image, label, affine_map(size, (1, 1, 1), rotation_deg=(9, -14, 21)))
+    assert new.n_bytes < 3 * image.nbytes  # once 24 times
