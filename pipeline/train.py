@@ -48,7 +48,7 @@ from pipeline.training.prepared_data import PreparedData, prepare_data
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
     ResumeState,
-    keep_window,
+    keep_what_was_found,
     kept_intensity,
     read_resume,
     refuse_changed_cases,
@@ -276,8 +276,8 @@ def _set_up(
     say("Setting up data...")
     before = folder.read_config() if state is not None else None
     if before is not None:
-        config = keep_window(config, before)
-    prepared, start = _prepare(config, before, fitting, handed, console)
+        config = keep_what_was_found(config, before)
+    prepared, start = _prepare(config, devices, before, fitting, handed, console)
     _say_data(prepared, say)
     if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names
@@ -324,7 +324,12 @@ def _set_up(
 
 
 def _prepare(
-    config: Config, before: Mapping[str, Any] | None, fitting: Fitting | None, handed: HandOver, console: Console
+    config: Config,
+    devices: Devices,
+    before: Mapping[str, Any] | None,
+    fitting: Fitting | None,
+    handed: HandOver,
+    console: Console,
 ) -> tuple[PreparedData, Start | None]:
     """Take the data that another process of this machine has prepared, else prepare them and leave them for others."""
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
@@ -333,7 +338,8 @@ def _prepare(
         dataset = prepared.dataset if prepared is not None else listed and listed[0]
         start = plan_start(fitting, config, dataset) if fitting is not None and dataset is not None else None
         if prepared is None:
-            prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
+            on_gpu = devices.n_gpus > 0
+            prepared = prepare_data(config, bar.update, on_gpu=on_gpu, listed=listed, **_as_before(before, start))
             handed.leave(config, prepared)
     return prepared, start
 

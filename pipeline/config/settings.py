@@ -160,8 +160,9 @@ class DataConfig:
     differ in the side alone."""
     augmentation: dict[str, Any] | None = None
     """Strengths of the augmentation, by name; see transforms.chains.augmentation_chain."""
-    augment_on_device: bool = False
-    """Augment on the GPU that trains instead of in the workers, where these cannot keep up with it."""
+    augment_on_device: bool | None = None
+    """Augment on the device that trains instead of in the workers; null: where that is a GPU, which needs milliseconds.
+    Patches are always augmented in the workers."""
     cache_dir: str = "cache"
     """Folder of the preprocessed cases, shared by all runs."""
     cache_limit_gb: float = 0.0

@@ -149,6 +149,7 @@ def prepare_data(
     config: Config,
     progress: Progress | None = None,
     *,
+    on_gpu: bool = False,
     listed: Listed | None = None,
     skipped_before: Mapping[str, str] | None = None,
     kept: IntensityChoice | None = None,
@@ -159,6 +160,7 @@ def prepare_data(
     Args:
         config: the settings.
         progress: called while cases are checked and preprocessed.
+        on_gpu: whether a GPU trains, which then augments whole volumes, too, unless the settings say otherwise.
         listed: the data set where it has been listed, see `screening.screen`.
         skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
         kept: how a resumed run scales intensities, see `screening.assess`.
@@ -175,6 +177,7 @@ def prepare_data(
     data = config.data
     preprocessing = preprocessing_of(screened, data, scaling)
     cases = {case.id: case for case in dataset.cases}
+    on_device = on_gpu and data.mode != "patch" if data.augment_on_device is None else data.augment_on_device
     cached = {}
     for name, ids in (("train", screened.split.train), ("val", screened.split.val)):
         cached[name] = cached_dataset(
@@ -183,6 +186,7 @@ def prepare_data(
             data,
             class_names=dataset.classes.names,
             augment=data.data_aug and name == "train",
+            on_device=on_device,
             in_patches=name == "train",
             seed=config.training.seed,
         )
@@ -257,6 +261,7 @@ def cached_dataset(
     *,
     class_names: Sequence[str],
     augment: bool,
+    on_device: bool = False,
     in_patches: bool,
     seed: int,
 ) -> CachedDataset:
@@ -268,6 +273,7 @@ def cached_dataset(
         data: cache folder and limit, and the augmentation's settings.
         class_names: background first.
         augment: whether the random half of the chain is applied to what was read.
+        on_device: whether it is only drawn, to be applied on the device that trains.
         in_patches: whether patches are cut out of the cases, where the settings ask for patches.
         seed: decides the random numbers of the augmentation.
     """
@@ -279,7 +285,7 @@ def cached_dataset(
             class_names=tuple(class_names),
             flips=data.flips,
             sided_pairs=data.sided_pairs,
-            on_device=data.augment_on_device,
+            on_device=on_device,
             **(data.augmentation or {}),
         )
     return CachedDataset(

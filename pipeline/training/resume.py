@@ -95,8 +95,13 @@ def _changes(
     """What no longer is as when a run was begun, in words; before: its training_config.json."""
     changes = []
     for changed in changed_settings(before, settings, MAY_CHANGE_ON_RESUME):
-        is_left_open = changed.now is None and changed.name in {"model.n_classes", "training.n_gpus"}
-        is_found = changed.now == "auto" and changed.name in {"data.window", "data.mean_std"}  # see `keep_window`
+        # What is left open or to be found: see `keep_what_was_found`
+        is_left_open = changed.now is None and changed.name in {
+            "model.n_classes",
+            "training.n_gpus",
+            "data.augment_on_device",
+        }
+        is_found = changed.now == "auto" and changed.name in {"data.window", "data.mean_std"}
         is_moved = may_move_data and changed.name == "data.dataset_root"
         if not (is_left_open or is_found or is_moved):
             changes.append(changed.in_words)
@@ -116,10 +121,11 @@ def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mappin
         )
 
 
-def keep_window(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> Config:
-    """Put the numbers that the run found for CT when it began in the place of "auto".
+def keep_what_was_found(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Put the numbers that the run found for CT when it began in the place of "auto", and keep who augments.
 
-    run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone.
+    run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone,
+    and augmented in the workers unless they were told to do it on the device: the noise of a GPU is another.
     """
     data, before = config.data, run_config["data"]
     window = before.get("window", "auto")
@@ -130,6 +136,8 @@ def keep_window(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> 
         if isinstance(found, list):
             found = (float(found[0]), float(found[1]))
         data = replace(data, mean_std=found)
+    if data.augment_on_device is None:
+        data = replace(data, augment_on_device=before.get("augment_on_device", False))
     return replace(config, data=data)
 
 

@@ -15,16 +15,15 @@ from pipeline.training.prepared_data import prepare_data
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def settings(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batches")
     write_dataset(folder / "data", n_cases=6, seed=3, voxel_mm=24.0)
-    return prepare_data(
-        Config(
-            data=DataConfig(
-                str(folder / "data"), target_size=(8, 8, 16), data_aug=True, cache_dir=str(folder / "cache")
-            )
-        )
-    )
+    return DataConfig(str(folder / "data"), target_size=(8, 8, 16), data_aug=True, cache_dir=str(folder / "cache"))
+
+
+@pytest.fixture(scope="module")
+def prepared(settings):
+    return prepare_data(Config(data=settings))
 
 
 def cases_and_images(data):
@@ -88,6 +87,22 @@ def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):
         assert "draw" not in on_device
         for key in ("image", "label"):
             assert torch.equal(by_worker[key].as_tensor(), on_device[key].as_tensor())
+
+
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "expected"),
+    [(None, True, True), (None, False, False), (False, True, False), (True, False, True)],
+)
+def test_whole_volumes_are_augmented_on_the_gpu_that_trains_unless_told_otherwise(settings, asked, on_gpu, expected):
+    config = Config(data=replace(settings, augment_on_device=asked))
+    (augment,) = prepare_data(config, on_gpu=on_gpu).train.transform.transforms
+    assert augment.on_device is expected
+
+
+def test_patches_are_augmented_by_the_workers_also_where_a_gpu_trains(settings):
+    config = Config(data=replace(settings, mode="patch", spacing_mm=(24.0, 24.0, 24.0)))
+    data = BodyData(prepare_data(config, on_gpu=True), batch_size=2, seed=0)
+    assert all("draw" not in batch for batch in data.train_dataloader())
 
 
 def test_augmenting_on_the_device_without_augmentation_is_refused():

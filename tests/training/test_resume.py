@@ -216,6 +216,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_
         for name in names:
             del record[group][name]
     record["data"]["window"] = [-1000.0, 1000.0]  # the default of then
+    record["data"]["augment_on_device"] = False  # likewise
     record["data"]["intensity_found"] = {"intensity": "ct", "because": "the version of then said so"}
     (run / "training_config.json").write_text(json.dumps(record))
     if words:
@@ -229,6 +230,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(work, interrupted, tmp_
     kept = strict_json(run / "training_config.json")["data"]
     assert kept["window"] == [-1000.0, 1000.0]
     assert kept["mean_std"] == "none"
+    assert kept["augment_on_device"] is False
     assert kept["intensity_found"] == record["data"]["intensity_found"]
 
 
