@@ -165,11 +165,12 @@ def _repeat(runs: Sequence[RunFacts]) -> str:
     studies: dict[str, list[RunFacts]] = {}
     for run in runs:
         studies.setdefault(_study(run), []).append(run)
-    lines = [f"bodyseg train --config {_config(run)} --exp_name again" for run in studies.pop("", ())]
+    lines = [f"bodyseg train --config {_config(run)}" for run in studies.pop("", ())]
     for study, folds in studies.items():
         command = "cross-validate --data.fold 0" if len(folds) > 1 else "train"
         log_dir = shlex.quote(str(PurePath(study).parent))  # beside the study: it is full of its folds
-        lines.append(f"bodyseg {command} --config {_config(folds[0])} --log_dir {log_dir} --exp_name again")
+        lines.append(f"bodyseg {command} --config {_config(folds[0])} --log_dir {log_dir}")
+    lines = [f"{line} --exp_name again{f'_{n}' if n > 1 else ''}" for n, line in enumerate(lines, start=1)]
     seeds = ", ".join(dict.fromkeys(str(run.config["training"].get("seed")) for run in runs))
     relative = [root for run in runs if not PurePath(root := _roots(run)).is_absolute()]
     where = f" Start it where {relative[0]} lies: that path is relative." if relative else ""

@@ -91,7 +91,7 @@ def test_folds_are_repeated_together():
     config = "--config logs/fold_{}/training_config.json"
     whole = f"bodyseg cross-validate --data.fold 0 {config.format(0)} --log_dir 'my logs' --exp_name again"
     alone = f"bodyseg train {config.format(1)} --log_dir 'my logs' --exp_name again"
-    other = f"bodyseg train {config.format(0)} --log_dir . --exp_name again"
+    other = f"bodyseg train {config.format(0)} --log_dir . --exp_name again_2"
     for runs, expected in ((folds, [whole]), ([fold(1)], [alone]), ([*folds, fold(0, "other")], [whole, other])):
         assert [word for word in said(*runs) if word.startswith("bodyseg")] == expected
     by_hand = run("by_hand", **{"data.cross_validation": {"fold": 0}})
