@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--max_gb", type=float | None, metavar="GB", help="prune: GB (10^9 bytes) to keep of the folder; 0 empties it."
     )
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.switch("--json", "Print JSON.")
     given = parser.parse_args(arguments)
     with quick_imports():
         from pipeline.cache.folder import cache_info, prune

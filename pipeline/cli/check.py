@@ -31,14 +31,10 @@ def run(arguments: list[str]) -> int:
         help="Folder or list file of a data set, or of several.",
     )
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
-    parser.add_argument("--no_measure", action="store_true", help="Estimate costs without real training steps.")
-    parser.add_argument(
-        "--write_labels",
-        action="store_true",
-        help="Write labels.json beside data without class names, for you to edit.",
-    )
-    parser.add_argument("--trust_config", action="store_true", help=TRUST)
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.switch("--no_measure", "Estimate costs without real training steps.")
+    parser.switch("--write_labels", "Write labels.json beside data without class names, for you to edit.")
+    parser.switch("--trust_config", TRUST)
+    parser.switch("--json", "Print JSON.")
     setting_flags.add_settings(parser)
     settings, flags = setting_flags.parse(parser, arguments)
     with quick_imports():

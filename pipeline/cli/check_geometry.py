@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
         "--keep_aspect", type=bool | None, nargs="?", const=True, metavar="true|false",
         help="Pad instead of stretching (or not), whatever run or settings say.",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.switch("--json", "Print JSON.")
     given = parser.parse_args(with_value(arguments, "--keep_aspect", "true|false", "true", "true or false"))
     with quick_imports():
         from pipeline.check_geometry import check_geometry, to_json, to_text

@@ -16,12 +16,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "paths", nargs="+", type=Path, metavar="RUN", help="Run folders, cross-validations, or a folder of them."
     )
-    parser.add_argument(
-        "--all", action="store_true",
-        help="Show memory and every setting that differs, also those that seldom explain a score.",
-    )  # fmt: skip
-    parser.add_argument("--csv", action="store_true", help="Print comma-separated values.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.switch("--all", "Show memory and every setting that differs, also those that seldom explain a score.")
+    parser.switch("--csv", "Print comma-separated values.")
+    parser.switch("--json", "Print JSON.")
     given = parser.parse_args(arguments)
     from pipeline.compare import compare, to_csv, to_json, to_text
 

@@ -40,10 +40,8 @@ def run(arguments: list[str]) -> int:
         help="Folds that this call trains, such as 0,1,2; all: every one. Left out, that of SLURM_ARRAY_TASK_ID where "
         "a job array sets it, else all.",
     )  # fmt: skip
-    parser.add_argument(
-        "--json", action="store_true", help="Print JSON at the end; what happens goes to standard error."
-    )
-    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    parser.switch("--json", "Print JSON at the end; what happens goes to standard error.")
+    parser.switch("--trust_config", TRUST)
     setting_flags.add_settings(parser)
     settings, flags = setting_flags.parse(parser, arguments)
     chosen = _folds(flags["folds"])

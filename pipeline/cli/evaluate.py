@@ -116,7 +116,7 @@ def _parser() -> ArgumentParser:
         help="What surfaces consist of: voxels (as in MONAI), area (as in DeepMind's surface-distance), or none to "
         "leave HD95 and surface Dice out, which is faster.",
     )  # fmt: skip
-    parser.add_argument("--resample", action="store_true", help="Bring predictions of other grids onto the label's.")
+    parser.switch("--resample", "Bring predictions of other grids onto the label's.")
     parser.add_argument(
         "--compare", type=Path | None, metavar="FILE",
         help="metrics.json of another run on the same cases, or the folder of a cross-validation: is the difference of "
@@ -127,12 +127,12 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (with RUN).")
     parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16 (with RUN).")
-    parser.add_argument("--overwrite", action="store_true", help="Predict finished cases again (with RUN).")
-    parser.add_argument("--trust_config", action="store_true", help=TRUST)
-    parser.add_argument("--follow_links", action="store_true", help=LINKS)
+    parser.switch("--overwrite", "Predict finished cases again (with RUN).")
+    parser.switch("--trust_config", TRUST)
+    parser.switch("--follow_links", LINKS)
     parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
-    parser.add_argument("--json", action="store_true", help="Print JSON instead of tables.")
+    parser.switch("--json", "Print JSON instead of tables.")
     return parser
 
 

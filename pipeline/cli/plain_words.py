@@ -39,6 +39,10 @@ class CommandParser(ArgumentParser):
         except ArgumentError as error:
             raise ConfigError(explain(str(error), self)) from None
 
+    def switch(self, flag: str, words: str) -> None:
+        """Add a flag without a value, which is False where it is left out; `words` are its help."""
+        self.add_argument(flag, action="store_true", help=words)
+
 
 def _paths_in_front(arguments: Sequence[str], flags: Mapping[str, argparse.Action]) -> list[str]:
     """Move what belongs to no flag to the front: argparse takes such arguments only where they stand together.

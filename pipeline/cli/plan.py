@@ -28,8 +28,8 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, default=Path("plan.yaml"), metavar="FILE", help="The file to write.")
     parser.add_argument("--exp_name", default="plan", metavar="NAME", help="Name of the training.")
     parser.add_argument("--cache_dir", default="cache", metavar="DIR", help="Folder of prepared cases.")
-    parser.add_argument("--skip_bad_cases", action="store_true", help="Plan without the cases that have errors.")
-    parser.add_argument("--json", action="store_true", help="Print JSON.")
+    parser.switch("--skip_bad_cases", "Plan without the cases that have errors.")
+    parser.switch("--json", "Print JSON.")
     given = parser.parse_args(arguments)
     budget_s = parse_time(given.budget)
     with quick_imports():

@@ -57,11 +57,9 @@ def _parser() -> CommandParser:
         help="Values in the label maps: data (those of the training's label files) or index (0, 1, 2, … in class "
         "order).",
     )  # fmt: skip
-    parser.add_argument(
-        "--per_structure", action="store_true", help="Also one mask a structure, in CASE/segmentations."
-    )
+    parser.switch("--per_structure", "Also one mask a structure, in CASE/segmentations.")
     parser.add_argument("--probabilities", default="", metavar="CLASS,CLASS", help="Also the probabilities of classes.")
-    parser.add_argument("--preview", action="store_true", help="Also a picture of three planes for every scan.")
+    parser.switch("--preview", "Also a picture of three planes for every scan.")
     parser.add_argument(
         "--tta", default="", metavar="AXES",
         help="Also show the scan mirrored: alone along the axes that the training mirrored (none if it mirrored none), "
@@ -90,9 +88,9 @@ def _parser() -> CommandParser:
         help="auto (that of the training, where this machine has it), 32, bf16 or 16.",
     )
     parser.add_argument("--threads", type=int | None, metavar="N", help="Processor threads; default: all.")
-    parser.add_argument("--overwrite", action="store_true", help="Do finished scans again.")
+    parser.switch("--overwrite", "Do finished scans again.")
     parser.add_argument("--report", type=Path | None, metavar="FILE", help="Write everything found as JSON.")
-    parser.add_argument("--trust_config", action="store_true", help=TRUST)
-    parser.add_argument("--follow_links", action="store_true", help=LINKS)
-    parser.add_argument("--json", action="store_true", help="Print the report as JSON.")
+    parser.switch("--trust_config", TRUST)
+    parser.switch("--follow_links", LINKS)
+    parser.switch("--json", "Print the report as JSON.")
     return parser

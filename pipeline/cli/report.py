@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
         help="Run folders (their evaluations are found), a folder of runs, a cross-validation, or metrics.json files.",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="FILE", help="Page to write.")
-    parser.add_argument("--no_images", action="store_true", help="Leave images, labels and predictions out.")
+    parser.switch("--no_images", "Leave images, labels and predictions out.")
     parser.add_argument("--cases", type=int, default=6, metavar="N", help="Worst cases that can be looked at.")
     given = parser.parse_args(arguments)
     with quick_imports():

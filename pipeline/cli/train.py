@@ -16,10 +16,10 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--config", metavar="FILE", help="YAML or JSON file of settings, or a run's training_config.json."
     )
-    parser.add_argument("--print_config", action="store_true", help="Print the settings as YAML and stop.")
-    parser.add_argument("--resume", action="store_true", help="Go on with the interrupted run of the same name.")
-    parser.add_argument("--overwrite", action="store_true", help="Delete an earlier run of the same name first.")
-    parser.add_argument("--trust_config", action="store_true", help=TRUST)
+    parser.switch("--print_config", "Print the settings as YAML and stop.")
+    parser.switch("--resume", "Go on with the interrupted run of the same name.")
+    parser.switch("--overwrite", "Delete an earlier run of the same name first.")
+    parser.switch("--trust_config", TRUST)
     setting_flags.add_settings(parser)
     # jsonargparse takes a flag of this name for its own and expects a value after it.
     given = [argument for argument in arguments if argument != "--print_config"]
