@@ -193,9 +193,8 @@ def wilcoxon_p(differences: Float[np.ndarray, " n"]) -> float:
 
 def _exact_p(differences: Float[np.ndarray, " n"]) -> float:
     """Count the sign patterns whose rank sum lies as far from the middle as the observed one; ties share their rank."""
-    size = np.abs(differences)
-    ranks = np.array([(np.sum(size < s) + np.sum(size <= s) + 1) / 2 for s in size])
-    patterns = (np.arange(2 ** len(size))[:, None] >> np.arange(len(size))) & 1
+    ranks = stats.rankdata(np.abs(differences))
+    patterns = (np.arange(2 ** len(ranks))[:, None] >> np.arange(len(ranks))) & 1
     sums, middle = patterns @ ranks, ranks.sum() / 2
     observed = ranks[differences > 0].sum()
     is_as_far: Bool[np.ndarray, " patterns"] = np.abs(sums - middle) >= abs(observed - middle) - 1e-9
