@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +16,9 @@ from benchmarks.inputs import N_PHANTOM_CLASSES, scan_item, write_scan
 from benchmarks.measure import measure
 from benchmarks.measurement import Measurement
 from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.checks.remembered_checks import check_changed_cases
+from pipeline.datasets.listing import list_cases
+from pipeline.phantoms.anatomy import CLASS_NAMES
 from transforms.chains import RAS, preprocessing_chain
 
 
@@ -43,6 +49,30 @@ def uncached(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
     return _timed(lambda: chain(scan_item(folder)), n)
 
 
+def first_start(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
+    """What a training does with a new case, in an empty cache: hash and check it, then prepare it; processor time."""
+    classes = {name: index for index, name in enumerate(CLASS_NAMES)}
+    case = {name: scan_item(folder)[name] for name in ("case", "image", "label")}
+    listed = Path(folder, "cases.json")
+    listed.write_text(json.dumps({"cases": [case], "labels": classes, "channel_names": ["CT"]}))
+    dataset = list_cases(listed)
+    spent: list[tuple[float, float]] = []
+
+    def work() -> list[float]:
+        with TemporaryDirectory(dir=folder) as cache:
+            began = time.process_time()
+            check_changed_cases(dataset.cases, dataset, Path(cache))
+            checked = time.process_time()
+            cached(folder, size, cache=cache).build(workers=0)
+            spent.append((checked - began, time.process_time() - checked))
+        return []
+
+    measured = measure(work, n=n)
+    measured.seconds = [sum(parts) for parts in spent]
+    measured.facts = {"hash_and_check_s": spent[-1][0], "prepare_s": spent[-1][1]}
+    return measured
+
+
 def second_epoch(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
     """Our chain's result, from the cache; the first reading is not counted, as in a training's first epoch."""
     dataset = cached(folder, size)
@@ -66,12 +96,14 @@ def _timed(load: Callable[[], dict[str, Any]], n: int) -> Measurement:
     return measured
 
 
-def cached(folder: str, size: Sequence[int], cases: Sequence[str] = ("phantom",), **arguments: Any) -> CachedDataset:
-    """The cached data set of the written scan under the given case ids."""
+def cached(
+    folder: str, size: Sequence[int], cases: Sequence[str] = ("phantom",), *, cache: str = "cache", **arguments: Any
+) -> CachedDataset:
+    """The cached data set of the written scan under the given case ids; `cache`: its folder, in `folder`."""
     return CachedDataset(
         [scan_item(folder, case) for case in cases],
         preprocessing_chain(size),
-        folder=Path(folder, "cache"),
+        folder=Path(folder, cache),
         key={"target_size": list(size)},
         n_classes=N_PHANTOM_CLASSES,
         **arguments,

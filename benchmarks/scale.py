@@ -1,4 +1,4 @@
-"""What a start asks of the system by the number of cases: masks in TotalSegmentator's layout, tiny files of its own."""
+"""What many cases cost: a start, which asks the system about each file, a prediction's list, a summary of scores."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from benchmarks.measure import measure
 from benchmarks.measurement import Measurement
 from pipeline.config.settings import Config, DataConfig
+from pipeline.evaluation.case_scores import METRICS
+from pipeline.evaluation.summary import CONVENTIONS
+from pipeline.inference.inputs import list_inputs
+from pipeline.metrics.statistics import summarise
 from pipeline.training.prepared_data import prepare_data
 
 VOXELS = (12, 12, 12)
@@ -25,7 +30,10 @@ SETTLED_S = 2.5
 
 
 def second_start(folder: str, n_cases: int, n_masks: int) -> Measurement:
-    """Checking and preparing the data at a start that finds nothing changed; processor time."""
+    """Checking and preparing the data at a start that finds nothing changed; processor time.
+
+    The data are in TotalSegmentator's layout, in tiny files of its own.
+    """
     root = Path(folder, str(n_cases))
     _write(root / "data", n_cases, n_masks)
     time.sleep(SETTLED_S)
@@ -42,6 +50,27 @@ def second_start(folder: str, n_cases: int, n_masks: int) -> Measurement:
         "processor_ms_a_case": 1000 * seconds / n_cases,
     }
     return Measurement([seconds], facts=facts)
+
+
+def listing(folder: str, n_scans: int) -> Measurement:
+    """Listing a folder of scans for a prediction; processor time."""
+    scan = Path(folder, "scan.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(VOXELS, np.int16), np.eye(4)), scan)
+    root = Path(folder, f"scans{n_scans}")
+    root.mkdir()
+    for n in range(n_scans):
+        (root / f"s{n:05d}.nii.gz").hardlink_to(scan)
+    with _counted() as asked:
+        began = time.process_time()
+        list_inputs([root])
+        seconds = time.process_time() - began
+    return Measurement([seconds], facts={"stat_calls_a_scan": (asked["stat"] + asked["lstat"]) / n_scans})
+
+
+def summing_up(folder: str, n_cases: int, n_classes: int) -> Measurement:
+    """All metrics of an evaluation, each in both conventions for structures that a label lacks."""
+    scores = np.random.default_rng(0).random((n_cases, n_classes))
+    return measure(lambda: [summarise(scores, seed=1)[0].mean for _ in METRICS for _ in CONVENTIONS][:1])
 
 
 def _write(root: Path, n_cases: int, n_masks: int) -> None:
