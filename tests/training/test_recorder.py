@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.train import train as run_training
 from tests.support.tiny_training import ended, interrupted_run, resumed, settings_of, strict_json, train
@@ -31,6 +32,10 @@ def test_pictures_are_of_epochs_that_were_validated(work, validate_every, overla
     events = EventAccumulator(str(run / "version_0"))
     events.Reload()
     assert [picture.step for picture in events.Images("validation/label_and_segmentation")] == expected
+    start = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = set(HParamsPluginData.FromString(start).session_start_info.hparams)
+    assert {"training.lr", "data.target_size", "model.total_parameters"} <= settings
+    assert settings.isdisjoint({"data.split", "data.check"})  # what was found out about the cases is no setting
     log = strict_json(run / "training_log.json")
     (best,) = events.Images("validation/best")
     assert best.step == log["best_metrics"]["best_epoch"]
