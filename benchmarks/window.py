@@ -26,14 +26,16 @@ SLOPE = 2.0
 """Of the image, end to middle along its longest axis: the noise's standard deviation is 1."""
 
 
-def plain(source_size: Sequence[int], size: Sequence[int], window: Sequence[int], n_classes: int) -> Measurement:
+def plain(
+    source_size: Sequence[int], size: Sequence[int], window: Sequence[int], n_classes: int, overlap: float = 0.5
+) -> Measurement:
     """MONAI's sliding_window_inference on the logits of all classes, then onto the scan's grid."""
     network = _Network(size, n_classes)
     weights = torch.einsum("i,j,k->ijk", *map(gaussian_weights, window))
 
     def work() -> FeatureMap:
         logits = sliding_window_inference(
-            network.image[None], tuple(window), 1, network.logits, overlap=0.5, roi_weight_map=weights
+            network.image[None], tuple(window), 1, network.logits, overlap=overlap, roi_weight_map=weights
         )
         assert isinstance(logits, Tensor)
         return FeatureMap(logits[0], network.affine(source_size))
@@ -41,12 +43,14 @@ def plain(source_size: Sequence[int], size: Sequence[int], window: Sequence[int]
     return _measured(work, source_size, n_classes)
 
 
-def ours(source_size: Sequence[int], size: Sequence[int], window: Sequence[int], n_classes: int) -> Measurement:
+def ours(
+    source_size: Sequence[int], size: Sequence[int], window: Sequence[int], n_classes: int, overlap: float = 0.5
+) -> Measurement:
     """Blended features as the slices of the scan's grid ask for them."""
     network = _Network(size, n_classes)
 
     def work() -> FeatureStream:
-        slices = SlidingWindow(network.features, network.image, window, axis=2).slices
+        slices = SlidingWindow(network.features, network.image, window, step=1 - overlap, axis=2).slices
         i, j, k = size
         return FeatureStream(
             slices,
