@@ -16,8 +16,11 @@ from pipeline.planning.target_size import TargetSuggestion, suggest_target_size
 from pipeline.training.cost import Estimate, Trial, estimate_training
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 
-PROBES: tuple[tuple[Triple, int], ...] = (((32, 32, 32), 1), ((48, 48, 48), 1))
-"""Patches and batches that are measured; what a step of more voxels takes follows from them in seconds."""
+SMALL: Triple = (32, 32, 32)
+LEAST: Triple = (48, 48, 48)
+MOST: Triple = (96, 96, 96)
+"""The largest volume that is measured, in seconds on a CPU. Of much smaller ones the weights take as much memory as the
+voxels, so that the line through two of them told the memory of whole bodies a fifth too high or too low."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,19 @@ def suggest_training(
     return FirstTraining(target, lost, estimate, shortages, roots, has_other_settings)
 
 
+def probes(target: Triple) -> tuple[tuple[Triple, int], ...]:
+    """The two volumes and batches whose steps are measured, the larger of them the target size itself where it can be.
+
+    >>> probes((160, 160, 256)), probes((64, 80, 64))
+    ((((32, 32, 32), 1), ((96, 96, 96), 1)), (((32, 32, 32), 1), ((64, 80, 64), 1)))
+    """
+    large = sorted((LEAST, target, MOST), key=math.prod)[1]
+    return (SMALL, 1), (large, 1)
+
+
 def _trial(config: Config, screened: Screened, progress: Progress | None) -> Trial | None:
     training = config.training
+    steps = probes(config.data.target_size)
     request = StepRequest(
         network={},
         in_channels=len(screened.dataset.channel_names),
@@ -69,11 +83,11 @@ def _trial(config: Config, screened: Screened, progress: Progress | None) -> Tri
         base_channels=config.model.base_channels,
         precision=training.precision,
         n_gpus=training.n_gpus,
-        steps=PROBES,
+        steps=steps,
     )
     with one_step(progress, "measuring training steps"):
         measured = measure_steps(request)
-    if len(measured) < len(PROBES):  # memory has ended, even for these
+    if len(measured) < len(steps):  # memory has ended, even for these
         return None
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     name = "the GPU" if devices.accelerator == "gpu" else "the CPU"

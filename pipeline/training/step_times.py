@@ -24,6 +24,7 @@ from torch import distributed
 from networks.registry import build_network
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, run_measurement
+from pipeline.compute.memory import keep_freed_memory
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.planning.network_shape import Triple
@@ -107,6 +108,8 @@ def _take_steps(request: dict[str, Any]) -> None:
         )
     devices = choose_devices(request["n_gpus"], None, request["precision"])
     device = torch.device("cuda" if devices.accelerator == "gpu" else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training does
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(devices.precision)
     for patch, batch in request["steps"]:
         network = build_network(

@@ -128,7 +128,7 @@ def test_the_end_says_what_to_type_and_what_is_typed_is_taken(
 
 def test_the_cost_of_what_is_suggested_is_measured_here(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of 2 × 16³ voxels, where a voxel is said to take 1 ms and 10 kB beside 1 s and 1 GB."""
-    sizes = [(patch, math.prod(patch)) for patch, _ in first_training.PROBES]
+    sizes = [(patch, math.prod(patch)) for patch, _ in first_training.probes((16, 16, 16))]
     measured = [StepTime(patch, 1, (1 + 1e-3 * n, 0.1), None, 10**9 + 10**4 * n) for patch, n in sizes]
     monkeypatch.setattr(first_training, "measure_steps", lambda request: measured)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
