@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SAMPLE := sample
 .DEFAULT_GOAL := help
-.PHONY: help venv train test faults fuzz soak bench bench-full clean
+.PHONY: help venv train test types suite faults fuzz soak bench bench-full clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +35,14 @@ train: $(VENV)/.train-ready  ## write the sample data set, train a small network
 test: $(VENV)/.test-ready  ## run the whole test suite, the linters, the type checker and the import contract
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -n 3
+	@$(MAKE) --no-print-directory -j 2 types suite
+
+types:  # beside the tests, which wait for the disk and for each other a fifth of the time
+	$(BIN)/mypy
+
+suite:
+	$(BIN)/pytest -n 3 --dist worksteal
 
 faults: $(VENV)/.test-ready  ## write the table of docs/reliability.md from the tests that inject the faults
 	$(BIN)/pytest -n 2 -m fault --write-faults
