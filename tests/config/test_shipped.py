@@ -47,7 +47,7 @@ def test_a_shipped_configuration_trains_for_an_epoch(path, data_set, cache, tmp_
             cache_dir=str(cache),
         ),
         model=replace(shipped.model, network=shipped.model.network and narrowed(shipped.model.network)),
-        training=replace(shipped.training, max_epochs=1, warmup_epochs=0, n_gpus=0, precision="32"),
+        training=replace(shipped.training, max_epochs=1, warmup_epochs=0, n_gpus=0, precision="32", overlay_every=0),
     )
     run = RunFolder.at(train(config))
     assert run.state == "finished"

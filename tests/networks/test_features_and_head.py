@@ -23,8 +23,8 @@ def logits_of(network, x):
     ("spec", "head_name"), MONAI, ids=lambda value: value["_target_"] if value and "_target_" in value else ""
 )
 def test_a_split_network_equals_the_plain_one_and_keeps_its_keys(spec, head_name):
-    network = build_network(spec, in_channels=2, n_classes=4, target_size=(32, 32, 48)).eval()
-    x = torch.rand(1, 2, 32, 32, 48)
+    network = build_network(spec, in_channels=2, n_classes=4, target_size=(16, 16, 32)).eval()
+    x = torch.rand(1, 2, 16, 16, 32)
     with torch.no_grad():
         features, logits = network.features(x), network(x)
         torch.testing.assert_close(logits, logits_of(plain(network), x), rtol=1e-4, atol=1e-5)
@@ -39,7 +39,7 @@ def test_a_split_network_equals_the_plain_one_and_keeps_its_keys(spec, head_name
 
 @pytest.mark.parametrize("spec", DEEP, ids=lambda spec: spec["_target_"])
 def test_several_levels_are_the_plain_networks_in_training_and_one_in_evaluation(spec):
-    network, x = build_network(spec, in_channels=2, n_classes=4, target_size=(32, 32, 48)), torch.rand(2, 2, 32, 32, 48)
+    network, x = build_network(spec, in_channels=2, n_classes=4, target_size=(16, 16, 32)), torch.rand(2, 2, 16, 16, 32)
     twin = plain(network).train()
     assert network.head is not None
     with torch.no_grad():

@@ -35,7 +35,7 @@ MONAI = [
     (
         {
             "_target_": "UNETR",
-            "img_size": [32, 32, 48],
+            "img_size": [16, 16, 32],
             "feature_size": 8,
             "hidden_size": 24,
             "mlp_dim": 32,

@@ -69,7 +69,8 @@ def test_skipped():
 """
 
 
-def test_a_real_session_writes_the_table_and_fails_when_it_is_untrue(pytester, request) -> None:
+def test_a_real_session_writes_the_table_and_fails_when_it_is_untrue(pytester, request, monkeypatch) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # no other plugin has a part in it
     root = request.config.rootpath
     source = (root / "tests" / "conftest.py").read_text(encoding="utf-8")
     start = source.index("# What the tests marked as faults showed")
@@ -84,12 +85,12 @@ def test_a_real_session_writes_the_table_and_fails_when_it_is_untrue(pytester, r
     )
     path = pytester.path / "README.md"
     path.write_text(f"{START}\n{END}\n")
-    assert pytester.runpytest_subprocess("-n", "2", "-m", "fault", "--write-faults").ret == 0
+    assert pytester.runpytest_subprocess("-p", "xdist", "-n", "2", "-m", "fault", "--write-faults").ret == 0
     assert [line for line in path.read_text().splitlines() if line.startswith("| ")][2:] == [
         "| a cut file | one line | `tests/test_it.py` |",
         "| a full disk | the old file stands | `tests/test_it.py` |",
     ]
-    assert pytester.runpytest_subprocess("-n", "2").ret == 0
+    assert pytester.runpytest_subprocess("-p", "xdist", "-n", "2").ret == 0
     path.write_text(path.read_text().replace("one line", "all is well"))
     result = pytester.runpytest_subprocess()
     assert result.ret == 1
