@@ -3,7 +3,9 @@ of faults that tests injected."""
 
 from __future__ import annotations
 
+import multiprocessing
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +34,8 @@ RELIABILITY = ROOT / "docs" / "reliability.md"
 
 # The last bits of a sum depend on the number of threads; several test processes share the machine.
 torch.set_num_threads(1)
+# Started by nohup, this process ignores hangups, and so would every process that a test starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +50,15 @@ def _one_thread_and_one_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_its_test():
+    """Python would wait at its end for one that a failed test has left standing still."""
+    yield
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
 
 
 @pytest.fixture(scope="session")

@@ -16,15 +16,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from tests.support.tiny_training import (
+    LIMIT_S,
     SERVER,
     differences,
     finish,
     n_epochs,
+    pause_after,
     start,
     strict_json,
     tiny_training,
@@ -35,7 +38,7 @@ FILES = ("training_config.json", "training_log.json", "training_summary.json")
 SHARE_OF_EARLY_KILLS = 0.25
 """Of the kills, how many come before the first batch; the others come while the network trains or files are written."""
 MOST_EPOCHS = 2
-"""Epochs that are trained between two kills: a machine that others left in the meantime would train all of them."""
+"""Epochs that are trained between two kills, see `pause_after`: else a busy machine might train all of them."""
 
 
 def follow(run: Path, stop: Any, found: Any) -> None:
@@ -89,7 +92,7 @@ def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Calla
     max_epochs must be more than are trained between the kills, about one for four kills; never more than MOST_EPOCHS
     for each.
     """
-    began, moments, figures = time.monotonic(), random.Random(seed), Figures(epochs=max_epochs)
+    first, moments, figures = time.monotonic(), random.Random(seed), Figures(epochs=max_epochs)
     # The first training pays for the server's imports and fills the cache; the others all start alike.
     finish(tiny_training(folder, "first", max_epochs=1)[0], folder / "first.txt")
     whole, run_whole = tiny_training(folder, "whole", max_epochs=max_epochs)
@@ -98,11 +101,12 @@ def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Calla
     killed, run = tiny_training(folder, "killed", max_epochs=max_epochs)
     with _followed(run, figures):
         while figures.kills < kills:
-            process = start([*killed, "--resume"], folder / "killed.txt")
+            began = time.time_ns()
+            process = start([*killed, "--resume"], folder / "killed.txt", partial(pause_after, MOST_EPOCHS))
             if moments.random() < SHARE_OF_EARLY_KILLS:
                 startup_s = min(startup_s, _wait(process, run, moments.uniform(0, startup_s)))
             else:
-                _wait_for_training(process, run)
+                _wait_for_training(process, run, began)
                 epoch_s = min(epoch_s, _wait(process, run, moments.uniform(0, 1.5 * epoch_s)) / MOST_EPOCHS)
             process.kill()
             process.join()
@@ -114,7 +118,7 @@ def soak(folder: Path, *, kills: int, max_epochs: int, seed: int = 0, say: Calla
                 say(f"{figures.kills} kills, {n_epochs(run)} of {max_epochs} epochs")
         finish([*killed, "--resume"], folder / "killed.txt")
     figures.differences = differences(run_whole, run)
-    figures.minutes = (time.monotonic() - began) / 60
+    figures.minutes = (time.monotonic() - first) / 60
     return figures
 
 
@@ -128,15 +132,15 @@ def _followed(run: Path, figures: Figures) -> Iterator[None]:
         yield
     finally:  # a process that is left would keep this one from ending
         stop.set()
-        figures.reads, figures.faults = found.get(timeout=60)
+        figures.reads, figures.faults = found.get(timeout=LIMIT_S)
         reader.join()
 
 
 def _uninterrupted(arguments: list[str], run: Path, output: Path) -> tuple[float, float]:
     """Train to the end; seconds until the first batch, and per epoch."""
-    began = time.monotonic()
+    began, written = time.monotonic(), time.time_ns()
     process = start(arguments, output)
-    _wait_for_training(process, run)
+    _wait_for_training(process, run, written)
     first_batch = time.monotonic()
     process.join()
     if process.exitcode:
@@ -147,14 +151,13 @@ def _uninterrupted(arguments: list[str], run: Path, output: Path) -> tuple[float
 def _wait(process: BaseProcess, run: Path, seconds: float) -> float:
     """Wait so long, or until MOST_EPOCHS more are finished; seconds that these took, infinite where they were not."""
     began, most = time.monotonic(), n_epochs(run) + MOST_EPOCHS
-    wait_until(lambda: time.monotonic() - began >= seconds or n_epochs(run) >= most, process, seconds + 60)
+    wait_until(lambda: time.monotonic() - began >= seconds or n_epochs(run) >= most, process, seconds + LIMIT_S)
     return time.monotonic() - began if n_epochs(run) >= most else math.inf
 
 
-def _wait_for_training(process: BaseProcess, run: Path) -> None:
-    """Wait until this start of the training has written its log: it does so right before the first batch."""
+def _wait_for_training(process: BaseProcess, run: Path, began: int) -> None:
+    """Wait until the training started at a time in ns has written its log: it does so right before the first batch."""
     log = run / "training_log.json"
-    began = time.time_ns()
 
     def is_written() -> bool:
         try:

@@ -28,7 +28,7 @@ from pipeline.runs.study import StudyFolder, runs_at
 from tests.support.paths import ROOT
 from tests.support.settings import settings
 from tests.support.tiny_study import study_command, without_structures_but_the_largest
-from tests.support.tiny_training import differences, start, strict_json, tiny_training
+from tests.support.tiny_training import LIMIT_S, differences, start, strict_json, tiny_training
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def killed_study(work, calls, tmp_path_factory):
     """A study of the same settings that was killed after the first epoch of fold 1, for copies of it."""
     folder = tmp_path_factory.mktemp("killed")
     process = start(study_command(work, "killed", log_dir=str(folder)), folder / "out.txt", _die_in_fold_1)
-    process.join(120)
+    process.join(LIMIT_S)
     assert process.exitcode == -signal.SIGKILL, (folder / "out.txt").read_text()
     return folder / "killed"
 
@@ -303,7 +303,7 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.run_lock import only_training_in
 with only_training_in(RunFolder(sys.argv[1], sys.argv[2])):
     print("locked", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from monai.metrics import DiceMetric
 from monai.networks.utils import one_hot
 
 from networks.body_net import BodyNet
+from pipeline.config.files import to_yaml
 from pipeline.config.settings import (
     Config,
     ConfigError,
@@ -34,8 +33,8 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.train import name_of, train
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.prepared_data import prepare_data
-from tests.support.paths import ROOT
 from tests.support.settings import settings as settings_from
+from tests.support.tiny_training import is_paused, pause_after, start, wait_until
 from transforms.chains import validation_chain
 
 SIZE = (24, 20, 40)
@@ -241,37 +240,18 @@ def test_a_contradicting_class_count_is_refused(config):
         train(replace(named(config, "wrong"), model=replace(config.model, n_classes=5)))
 
 
-def spawn(config, *more):
-    path = Path(config.experiment.log_dir) / f"{config.experiment.name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    from pipeline.config.files import to_yaml
-
-    path.write_text(to_yaml(config))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "train_body.py"), "--config", str(path), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def wait_for_epochs(process, run, count, limit_s=120):
-    began = time.monotonic()
-    while time.monotonic() - began < limit_s and process.poll() is None:
-        log = run / "training_log.json"
-        if log.exists() and len(json.loads(log.read_text())["training_history"]["epoch"]) >= count:
-            return
-        time.sleep(0.02)
-    raise AssertionError(process.communicate(timeout=10))
-
-
 def test_a_run_killed_in_mid_epoch_and_resumed_equals_one_never_interrupted(config):
     whole = train(named(config, "whole", max_epochs=8))
     killed = named(config, "killed", max_epochs=8)
-    process = spawn(killed)
     folder = Path(config.experiment.log_dir) / "killed_bs2_lr0.003_ch4_cw0.5_aug"
-    wait_for_epochs(process, folder, 3)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    settings, output = folder.with_name("killed.yaml"), folder.with_name("killed.txt")
+    settings.write_text(to_yaml(killed))
+    process = start(["train", "--config", str(settings)], output, partial(pause_after, 3))
+    assert wait_until(lambda: is_paused(process), process), output.read_text()
+    process.kill()
+    process.join()
     assert not (folder / "training_summary.json").exists()
-    assert 3 <= len(history(folder)["epoch"]) < 8
+    assert len(history(folder)["epoch"]) == 3
     with pytest.raises(FileError, match="--resume"):
         train(killed)
     with pytest.raises(ConfigError, match=r"begun with other settings: training.seed 42, now 7; a resumed run"):
@@ -281,21 +261,6 @@ def test_a_run_killed_in_mid_epoch_and_resumed_equals_one_never_interrupted(conf
     one, two = weights(whole), weights(resumed)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert RunFolder.at(resumed).state == "finished"
-
-
-def test_sigterm_ends_with_an_interrupted_summary_and_code_143(config):
-    asked = named(config, "asked", max_epochs=500)
-    process = spawn(asked)
-    folder = Path(config.experiment.log_dir) / "asked_bs2_lr0.003_ch4_cw0.5_aug"
-    wait_for_epochs(process, folder, 1)
-    process.send_signal(signal.SIGTERM)
-    _, complaint = process.communicate(timeout=60)
-    assert process.returncode == 143, complaint
-    assert "stopped by SIGTERM; go on with --resume" in complaint
-    assert "Traceback" not in complaint
-    summary = json.loads((folder / "training_summary.json").read_text())
-    assert (summary["status"], summary["reason"]) == ("interrupted", "stopped by SIGTERM")
-    assert summary["total_epochs"] == len(history(folder)["epoch"]) >= 1
 
 
 def test_a_loss_that_is_no_number_ends_as_failed_and_names_the_cases(config):

@@ -73,7 +73,7 @@ def test_prune_touches_nothing_that_is_not_recognisably_ours(make, tmp_path):
     assert target.read_text() == "precious"
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_pipes_in_the_place_of_its_files_are_passed_over(make, met):
     make().build()
     entry = entries(make())[0]

@@ -68,7 +68,7 @@ def test_a_peak_counts_from_its_beginning_on_and_keeps_what_was_freed() -> None:
 def test_no_measurement_begins_for_a_process_that_is_gone() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    code = "import time; from pipeline.compute.measuring import begin_measurement; begin_measurement(); time.sleep(100)"
+    code = "import time; from pipeline.compute.measuring import begin_measurement; begin_measurement(); time.sleep(600)"
     asked = json.dumps({"asked_by": ended.pid, "request": {}})
-    left = subprocess.run([sys.executable, "-c", code], input=asked, text=True, cwd=ROOT, check=False, timeout=90)
+    left = subprocess.run([sys.executable, "-c", code], input=asked, text=True, cwd=ROOT, check=False, timeout=240)
     assert left.returncode == EXIT_LOST

@@ -80,14 +80,14 @@ def test_no_process_outlives_the_evaluation_that_started_it(many_large_cases, mo
     with subprocess.Popen([*command, "2", "--output", output], cwd=ROOT, stderr=subprocess.DEVNULL) as started:
         evaluation = psutil.Process(started.pid)
         n_wanted = 2 if moment == "while the workers start" else 4  # a tracker of resources, the server, two workers
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while len(evaluation.children(recursive=True)) < n_wanted:
             assert started.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
         children = evaluation.children(recursive=True)
         started.kill()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=240)
     for process in alive:
         process.kill()
     assert not alive

@@ -29,7 +29,7 @@ import sys
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 folder, log = RunFolder(sys.argv[1], "run"), TrainingLog()
-for epoch in range(int(sys.argv[2])):
+for epoch in range(10_000):
     log.append_epoch(epoch, train_loss=1 / 3, train_accuracy=None, val_loss=2.0, val_mIoU=epoch / 7, learning_rate=1e-4)
     folder.write_log(log)
     print(epoch, flush=True)
@@ -38,8 +38,8 @@ for epoch in range(int(sys.argv[2])):
 KILLED_ELSEWHERE = "import socket; socket.gethostname = lambda: 'node-7.cluster'" + KILLED
 
 
-def writer(log_dir: Path, n_epochs: int) -> subprocess.Popen:
-    command = [sys.executable, "-c", WRITER, str(log_dir), str(n_epochs)]
+def writer(log_dir: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(log_dir)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
@@ -48,22 +48,22 @@ def test_a_reader_never_meets_a_half_written_log(tmp_path):
     start(folder)
     folder.write_log(TrainingLog())
     lengths = []
-    with writer(tmp_path, 150) as process:
-        while process.poll() is None:
+    with writer(tmp_path) as process:
+        while len(set(lengths)) <= 20:
+            assert process.poll() is None
             history = json.loads(folder.log.read_bytes())["training_history"]
             assert len({len(values) for values in history.values()}) == 1
             lengths.append(len(history["epoch"]))
-    assert process.returncode == 0
+        process.kill()
     assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 20
-    assert len(folder.read_log()) == 150
+    assert len(folder.read_log()) >= lengths[-1]
 
 
 def test_a_log_is_whole_after_a_kill_at_any_moment(tmp_path):
     folder, moments = RunFolder(tmp_path, "run"), random.Random(0)
     start(folder)
     for _ in range(5):
-        with writer(tmp_path, 10_000) as process:
+        with writer(tmp_path) as process:
             process.stdout.readline()
             time.sleep(moments.uniform(0, 0.05))
             process.kill()

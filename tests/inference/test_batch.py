@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
-import time
 from functools import partial
 from io import StringIO
 
@@ -25,6 +25,7 @@ from pipeline.writers.segmentation import SegmentationError
 from tests.support.paths import ROOT
 from tests.support.small_disk import small_disk
 from tests.support.tiny_prediction import NAMES, checkpoint, predicted, scan, scans
+from tests.support.tiny_training import LIMIT_S, SERVER, ended, go_on, is_paused, start, wait_until
 
 
 def test_the_folder_has_a_colour_table_and_takes_no_other_classes(run, tmp_path):
@@ -125,7 +126,7 @@ def test_the_next_is_read_and_the_last_is_written_while_one_is_computed():
 
     def compute(item, read_item):
         # If any of these began only after the computation, the wait would be in vain.
-        in_vain.extend(step for step in needed[item] if not begun[step].wait(timeout=20))
+        in_vain.extend(step for step in needed[item] if not begun[step].wait(timeout=240))
         return read_item
 
     def write(item):
@@ -163,16 +164,12 @@ def test_a_terminal_shows_a_bar_over_the_batch_and_one_for_the_case(run, tmp_pat
     assert "100%" in part
 
 
-KILLED = """
-import resource, signal, sys
-from pathlib import Path
-from tests.support.tiny_prediction import NAMES, checkpoint, predicted, run_folder, scan, scans, voxels
-# A file that grows beyond the limit ends the process in the middle of writing it (Python itself ignores that signal).
-signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), resource.RLIM_INFINITY))
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-predicted([sys.argv[1]], [sys.argv[2]], Path(sys.argv[3]), threads=1)
-"""
+def die_of_a_large_file(limit, run, folder, out):
+    """Predict, and be ended in the middle of a file that grows beyond the limit (Python itself ignores that signal)."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    predicted([run], [folder], out, threads=1)
 
 
 @pytest.mark.fault(
@@ -188,9 +185,10 @@ def test_a_batch_killed_while_it_writes_leaves_whole_files_and_goes_on(run, tmp_
     records = max(path.stat().st_size for path in at_once.glob("*.json"))
     limit = sizes[1] - 50
     assert limit > max(sizes[0], records)
-    command = [sys.executable, "-c", KILLED, run, tmp_path / "in", out, str(limit)]
-    ended = subprocess.run(command, check=False, cwd=ROOT)
-    assert ended.returncode == -signal.SIGXFSZ
+    process = SERVER.Process(target=die_of_a_large_file, args=(limit, run, tmp_path / "in", out))
+    process.start()
+    process.join(LIMIT_S)
+    assert process.exitcode == -signal.SIGXFSZ
     assert {path.name for path in out.glob("[!.]*")} == {"labels.ctbl", "case0.nii.gz", "case0.json"}
     assert len(list(out.glob(".case1*.writing"))) == 1  # the half file, under a name of its own
     again = predicted([run], [tmp_path / "in"], out)
@@ -261,29 +259,47 @@ def test_a_full_disk_ends_the_batch_after_the_first_refusal(run, tmp_path, disk)
     assert len(set(computed)) <= n_done + 3  # those in progress when the disk refused, not all
 
 
+def pause_at_the_second_record():
+    """Be a prediction that stops itself (SIGSTOP) when the record of its second case is about to be there."""
+
+    def watch(event, arguments):
+        if event == "os.rename" and str(arguments[1]).endswith("case1.json"):
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(watch)
+
+
 @pytest.mark.fault(
     "SIGTERM or SIGHUP during a prediction",
     "the result being written is finished, one line says how many are done; the same command goes on",
 )
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, number, code):
-    scans(tmp_path / "in", 60)
-    out = tmp_path / "out"
-    arguments = ["predict", run, tmp_path / "in", "--output", out, "--device", "cpu", "--precision", "32"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, "text": True}
-    with subprocess.Popen([sys.executable, "-m", "pipeline", *arguments], **pipes) as process:
-        while not (out / "case0.json").exists() and process.poll() is None:
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, said = process.communicate()
-    assert process.returncode == code
+    scans(tmp_path / "in", 12)
+    out, output = tmp_path / "out", tmp_path / "said.txt"
+    arguments = [
+        "predict",
+        str(run),
+        str(tmp_path / "in"),
+        "--output",
+        str(out),
+        "--device",
+        "cpu",
+        "--precision",
+        "32",
+    ]
+    process = start(arguments, output, pause_at_the_second_record)
+    assert wait_until(lambda: is_paused(process), process), output.read_text()
+    go_on(process, number)
+    said = ended(process, None, output, code=code)
     n_finished = len(list(out.glob("*.json")))
-    line = f"stopped by {signal.Signals(number).name}; {n_finished} of 60 scans are finished; the same command goes on"
+    assert 2 <= n_finished < 12
+    line = f"stopped by {signal.Signals(number).name}; {n_finished} of 12 scans are finished; the same command goes on"
     assert line in said.splitlines()[-1]
     assert list(out.glob(".*")) == []
     assert len(list(out.glob("*.nii.gz"))) == n_finished
     report = predicted([run], [tmp_path / "in"], out)
-    assert (report.n_skipped, report.n_done) == (n_finished, 60 - n_finished)
+    assert (report.n_skipped, report.n_done) == (n_finished, 12 - n_finished)
 
 
 def test_how_often_the_output_folder_is_listed_does_not_grow_with_the_number_of_scans(run, tmp_path, monkeypatch):

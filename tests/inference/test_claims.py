@@ -11,16 +11,14 @@ import pytest
 
 from tests.support.paths import ROOT
 from tests.support.tiny_prediction import predicted, scans, voxels
+from tests.support.tiny_training import LIMIT_S, SERVER
 
-TOGETHER = """
-import sys
-from pathlib import Path
-from tests.support.tiny_prediction import predicted
-print("ready", flush=True)
-sys.stdin.read()
-report = predicted([sys.argv[1]], [sys.argv[2]], Path(sys.argv[3]), min_volume_ml=float(sys.argv[4]), threads=1)
-print([record.status for record in report.cases], [record.error for record in report.cases])
-"""
+
+def predict_together(ready, said, run, folder, out, min_volume_ml):
+    """Be a process that predicts as soon as the other is ready, too, and says what became of each case."""
+    ready.wait(LIMIT_S)
+    report = predicted([run], [folder], out, min_volume_ml=min_volume_ml, threads=1)
+    said.put((min_volume_ml, [record.status for record in report.cases]))
 
 
 @pytest.mark.fault(
@@ -30,15 +28,17 @@ print([record.status for record in report.cases], [record.error for record in re
 def test_processes_that_share_a_folder_divide_the_cases_and_never_mix_files_and_records(run, tmp_path):
     scans(tmp_path / "in", 6)
     out = tmp_path / "out"
-    commands = [[sys.executable, "-c", TOGETHER, run, tmp_path / "in", out, ml] for ml in ("0", "100000")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT, "text": True}
-    with subprocess.Popen(commands[0], **pipes) as first, subprocess.Popen(commands[1], **pipes) as second:
-        processes = (first, second)
-        assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
-        for process in processes:
-            process.stdin.close()
-        said = [process.stdout.read() for process in processes]
-        assert [process.wait() for process in processes] == [0, 0]
+    ready, answers = SERVER.Barrier(2), SERVER.Queue()
+    smallest = (0.0, 100_000.0)
+    processes = [
+        SERVER.Process(target=predict_together, args=(ready, answers, run, tmp_path / "in", out, ml)) for ml in smallest
+    ]
+    for process in processes:
+        process.start()
+    said = dict(answers.get(timeout=LIMIT_S) for _ in processes)
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     made = []
     for number in range(6):
         record = json.loads((out / f"case{number}.json").read_text())
@@ -47,9 +47,9 @@ def test_processes_that_share_a_folder_divide_the_cases_and_never_mix_files_and_
         removes_all = record["made_by"]["settings"]["min_volume_ml"] > 0
         assert (voxels(out / f"case{number}.nii.gz") == 0).all() == removes_all
         made.append(removes_all)
-    for text, own in zip(said, (False, True), strict=True):
-        assert text.count("'done'") == made.count(own)
-        assert text.count("'failed'") == made.count(not own)
+    for ml, own in zip(smallest, (False, True), strict=True):
+        assert said[ml].count("done") == made.count(own)
+        assert said[ml].count("failed") == made.count(not own)
     assert list(out.glob(".*")) == []
 
 

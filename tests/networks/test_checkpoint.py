@@ -96,7 +96,7 @@ def test_an_absent_checkpoint_is_not_called_damaged(tmp_path):
         read_checkpoint(tmp_path / "best_model.ckpt")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.fault("a pipe or an endless device in the place of best_model.ckpt", "refused in one line; nothing hangs")
 def test_what_is_no_file_is_refused_without_reading_it(tmp_path):
     os.mkfifo(tmp_path / "pipe.ckpt")

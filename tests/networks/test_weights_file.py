@@ -69,7 +69,7 @@ def test_what_holds_no_weights_or_more_than_weights_is_refused(tmp_path, content
         read_weights(tmp_path / "a.pt")
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.fault(
     "a pipe or an endless device in the place of the weights that a training starts from",
     "refused in one line; nothing hangs",

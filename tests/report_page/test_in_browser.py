@@ -64,8 +64,7 @@ def opened(browser, path):
     return browser
 
 
-def test_the_page_opens_at_once_and_complains_of_nothing(opened, path):
-    assert opened.run("performance.getEntriesByType('navigation')[0].loadEventEnd") < 2000
+def test_the_page_opens_and_complains_of_nothing(opened, path):
     assert opened.complaints() == []
     requests = [one["request"]["url"] for one in opened.found("Network.requestWillBeSent")]
     assert requests == [path.as_uri()]

@@ -18,7 +18,7 @@ from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.run_lock import only_training_in
 with only_training_in(RunFolder(sys.argv[1], "run")):
     print("locked", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome-headless-shell")
-TIME_LIMIT_S = 60.0
+TIME_LIMIT_S = 240.0
 
 _WITH_PIPES = "import os, sys; [os.dup2(int(sys.argv[n]), n + 2) for n in (1, 2)]; os.execv(sys.argv[3], sys.argv[3:])"
 """A program that starts another with the protocol's pipes where it looks for them: it reads from 3 and writes to 4."""

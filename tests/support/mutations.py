@@ -22,35 +22,35 @@ FUZZ = settings(
     max_examples=EXAMPLES or 40,
     derandomize=not EXAMPLES,
     database=None,
-    deadline=None,  # the alarm below ends what hangs
+    deadline=None,  # the timer below ends what hangs
     phases=[Phase.generate] if not EXAMPLES else [Phase.generate, Phase.shrink],
     suppress_health_check=list(HealthCheck),
 )
-SECONDS = 20
+SECONDS = 20.0
 GIGABYTES = 2
 
 
 class Hang(BaseException):
-    """More than SECONDS for one small file."""
+    """More than SECONDS of computing for one small file."""
 
 
 @contextlib.contextmanager
 def within_limits() -> Iterator[None]:
-    """Run with an alarm clock and with 2 GB of address space beyond what is in use."""
+    """Run with a limit on the time of this process's cores and with 2 GB of address space beyond what is in use."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise Hang
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, ring)
+    handler = signal.signal(signal.SIGPROF, ring)
     resource.setrlimit(resource.RLIMIT_AS, (used + GIGABYTES * 2**30, before[1]))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_PROF, 0.0)
+        signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 

@@ -27,7 +27,7 @@ def run_script(body: str, **values: Any) -> Any:
         f"console.log(JSON.stringify(await (async () => {{ {body} }})())); }});"
     )
     done = subprocess.run(
-        [node, "-e", program], input=json.dumps(values), capture_output=True, text=True, timeout=60, check=False,
+        [node, "-e", program], input=json.dumps(values), capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

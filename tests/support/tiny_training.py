@@ -10,9 +10,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from pipeline.config.settings import Config
 from tests.support.settings import settings as settings_from
@@ -76,7 +79,11 @@ def n_epochs(run: Path) -> int:
     return lengths.pop()
 
 
-def wait_until(condition: Callable[[], bool], process: BaseProcess, limit_s: float = 120.0) -> bool:
+LIMIT_S = 240.0
+"""How long a process may take for what takes seconds: longer than any machine is busy with other things."""
+
+
+def wait_until(condition: Callable[[], bool], process: BaseProcess, limit_s: float = LIMIT_S) -> bool:
     """Wait for a condition while the process lives; False: it ended first."""
     began = time.monotonic()
     while not condition():
@@ -86,6 +93,40 @@ def wait_until(condition: Callable[[], bool], process: BaseProcess, limit_s: flo
             raise TimeoutError(f"nothing after {limit_s} s")
         time.sleep(0.002)
     return True
+
+
+def pause_after(n_more: int, before: Callable[[], object] | None = None) -> None:
+    """Be a training that stops itself (SIGSTOP) as soon as the log has so many more epochs than it began with.
+
+    What a test then does to it happens at that moment, however busy the machine is; `before` breaks something first.
+    """
+    from pipeline.runs.run_folder import RunFolder
+
+    if before is not None:
+        before()
+    write, lengths = RunFolder.write_log, []
+
+    def write_and_pause(folder: RunFolder, log: Any) -> None:
+        write(folder, log)
+        lengths.append(len(log))
+        if lengths[-1] == lengths[0] + n_more:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    RunFolder.write_log = write_and_pause  # type: ignore[method-assign]
+
+
+def is_paused(process: BaseProcess) -> bool:
+    """Whether a process has stopped itself."""
+    try:
+        return psutil.Process(process.pid).status() == psutil.STATUS_STOPPED
+    except psutil.NoSuchProcess:
+        return False
+
+
+def go_on(process: BaseProcess, *signals: int) -> None:
+    """Let a process that has stopped itself continue, with these signals first."""
+    for number in (*signals, signal.SIGCONT):
+        os.kill(process.pid or 0, number)
 
 
 def tiny_training(folder: Path, name: str, *, max_epochs: int, **more: str) -> tuple[list[str], Path]:
@@ -145,18 +186,27 @@ def train(
     *more: str,
     max_epochs: int = EPOCHS,
     before: Callable[[], object] | None = None,
+    pause: int | None = None,
     **settings: str,
 ) -> tuple[BaseProcess, Path, Path]:
-    """Start a training; return its process, its run folder and the file with what it prints."""
+    """Start a training; return its process, its run folder and the file with what it prints.
+
+    Given `pause`, wait until that many epochs are finished: the process then stands still, see `pause_after`.
+    """
     command, run = tiny_training(work, name, max_epochs=max_epochs, **settings)
     output = work / f"{name}.txt"
     output.unlink(missing_ok=True)
-    return start([*command, *more], output, before), run, output
+    if pause is None:
+        return start([*command, *more], output, before), run, output
+    process = start([*command, *more], output, partial(pause_after, pause, before))
+    assert wait_until(lambda: is_paused(process), process), output.read_text()
+    assert n_epochs(run) >= pause
+    return process, run, output
 
 
 def ended(process: BaseProcess, run: Path, output: Path, *, code: int) -> str:
     """Wait for the end, expect the exit code, and return what was printed."""
-    process.join(60)
+    process.join(LIMIT_S)
     said = output.read_text()
     assert process.exitcode == code, said
     return said
@@ -168,11 +218,6 @@ def complaint(said: str) -> str:
     line = said.splitlines()[-1]
     assert line.startswith("bodyseg: "), said
     return line
-
-
-def after_epochs(count: int, process: BaseProcess, run: Path, output: Path) -> None:
-    """Wait until so many epochs are finished."""
-    assert wait_until(lambda: n_epochs(run) >= count, process), output.read_text()
 
 
 def summary(run: Path) -> dict[str, Any]:
@@ -188,10 +233,9 @@ def resumed(work: Path, name: str, **settings: str) -> list[str]:
 
 
 def interrupted_run(work: Path, name: str) -> Path:
-    """Stop a training after its second epoch or a little later."""
-    process, run, output = train(work, name)
-    after_epochs(2, process, run, output)
-    os.kill(process.pid or 0, signal.SIGTERM)
+    """Stop a training after its second epoch."""
+    process, run, output = train(work, name, pause=2)
+    go_on(process, signal.SIGTERM)
     ended(process, run, output, code=143)
     return run
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import tempfile
 from pathlib import Path
 
@@ -19,12 +18,3 @@ def work():
         folder.chmod(0o755)
         ended(*train(folder, "whole", max_epochs=EPOCHS), code=0)
         yield folder
-
-
-@pytest.fixture(autouse=True)
-def _no_training_outlives_its_test():
-    yield
-    for process in multiprocessing.active_children():
-        if process.is_alive():
-            process.kill()
-            process.join()

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from pipeline.training.lightning_module import TrainingError
-from tests.support.tiny_training import after_epochs, complaint, ended, ending_of, summary, train
+from tests.support.tiny_training import complaint, ended, ending_of, go_on, summary, train
 
 
 def starve():
@@ -43,10 +43,10 @@ def test_running_out_of_memory_is_said_with_the_numbers_and_the_settings_that_he
     "a data worker killed by the kernel", "one line that says so and what helps, exit 2; `--resume` goes on"
 )
 def test_a_killed_data_worker_ends_the_training_and_says_what_helps(work):
-    process, run, output = train(work, "bereft", max_epochs=500, num_workers="1")
-    after_epochs(1, process, run, output)
+    process, run, output = train(work, "bereft", num_workers="1", pause=1)
     for worker in psutil.Process(process.pid).children():
         worker.kill()
+    go_on(process)
     said = complaint(ended(process, run, output, code=2))
     assert re.search(r"data worker \d+ (is killed by signal: Killed|exited) in epoch \d+, as happens when memory", said)
     assert "lower --num_workers" in said
@@ -62,11 +62,11 @@ def test_an_error_in_a_data_worker_reaches_the_top_with_the_case(work, tmp_path,
     shutil.copytree(work / "cache", tmp_path / "cache")
     places = {"dataset_root": str(tmp_path / "data"), "data.cache_dir": str(tmp_path / "cache")}
     name = f"lost{debug}"
-    process, run, output = train(work, name, *["--debug"] * debug, max_epochs=500, num_workers="1", **places)
-    after_epochs(1, process, run, output)
+    process, run, output = train(work, name, *["--debug"] * debug, num_workers="1", pause=1, **places)
     shutil.rmtree(tmp_path / "data")
     for entry in (path for path in (tmp_path / "cache").rglob("*") if path.is_file()):
         entry.unlink()
+    go_on(process)
     said = ended(process, run, output, code=1 if debug else 2)
     reason = summary(run)["reason"]
     assert "case body_0" in reason

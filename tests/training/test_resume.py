@@ -36,7 +36,6 @@ from tests.support.tiny_module import loader, module
 from tests.support.tiny_training import (
     EPOCHS,
     WHOLE,
-    after_epochs,
     complaint,
     differences,
     ended,
@@ -95,20 +94,26 @@ def test_the_best_weights_are_those_of_the_log_also_where_no_epoch_is_trained_ag
     "a second training in the same run folder", "one line with the process that has it, exit 2; the first goes on"
 )
 def test_two_trainings_never_share_a_run_folder_and_a_dead_one_hinders_nobody(work):
-    first, run, output = train(work, "shared", max_epochs=500, num_workers="1")
-    after_epochs(1, first, run, output)
+    first, run, output = train(work, "shared", num_workers="1", pause=1)
     for more in (["--resume"], ["--overwrite"], []):
-        second = start([*tiny_training(work, "shared", max_epochs=500)[0], *more], work / "second.txt")
+        second = start([*tiny_training(work, "shared", max_epochs=EPOCHS)[0], *more], work / "second.txt")
         said = complaint(ended(second, run, work / "second.txt", code=2))
         assert f"process {first.pid} on " in said
         assert "is training there now" in said
     assert first.is_alive()
     workers = psutil.Process(first.pid).children()
-    first.kill()
-    first.join()
-    assert any(worker.is_running() for worker in workers)  # they notice only seconds later, and hold no lock
-    second, run, output = train(work, "shared", "--resume", max_epochs=n_epochs(run) + 1)
-    ended(second, run, output, code=0)
+    for worker in workers:
+        worker.suspend()  # it would notice only seconds later that it is alone, and holds no lock
+    try:
+        first.kill()
+        first.join()
+        second, run, output = train(work, "shared", "--resume", max_epochs=n_epochs(run) + 1)
+        ended(second, run, output, code=0)
+        assert workers
+        assert all(worker.is_running() for worker in workers)
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 @pytest.mark.fault(

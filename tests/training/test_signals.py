@@ -14,15 +14,15 @@ from tests import soak
 from tests.support.tiny_training import (
     EPOCHS,
     WHOLE,
-    after_epochs,
     complaint,
     ended,
+    go_on,
     n_epochs,
     resumed,
     start,
     summary,
+    tiny_training,
     train,
-    wait_until,
 )
 
 INTERRUPTED = 'stops after the batch at hand as "interrupted", exit {}; `--resume` ends bit for bit alike'
@@ -62,9 +62,8 @@ def be_a_slurm_job():
 def test_a_signal_interrupts_between_two_batches_and_resuming_ends_as_if_there_had_been_none(
     work, name, in_slurm, code
 ):
-    process, run, output = train(work, name, before=be_a_slurm_job if in_slurm else None)
-    after_epochs(1, process, run, output)
-    os.kill(process.pid, signal.Signals[name])
+    process, run, output = train(work, name, before=be_a_slurm_job if in_slurm else None, pause=1)
+    go_on(process, signal.Signals[name])
     said = ended(process, run, output, code=code)
     assert complaint(said) == f"bodyseg: training stopped by {name}; go on with --resume"
     found = summary(run)
@@ -78,9 +77,8 @@ def test_a_signal_interrupts_between_two_batches_and_resuming_ends_as_if_there_h
 )
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGXCPU", "SIGUSR2"])
 def test_every_other_way_to_be_asked_to_stop_is_as_orderly(work, name):
-    process, run, output = train(work, name, max_epochs=500)
-    after_epochs(1, process, run, output)
-    os.kill(process.pid, signal.Signals[name])
+    process, run, output = train(work, name, pause=1)
+    go_on(process, signal.Signals[name])
     said = ended(process, run, output, code=128 + signal.Signals[name])
     assert complaint(said) == f"bodyseg: training stopped by {name}; go on with --resume"
     assert (summary(run)["status"], summary(run)["reason"]) == ("interrupted", f"stopped by {name}")
@@ -93,19 +91,18 @@ def ignore_hangups():
 
 @pytest.mark.fault("SIGHUP under nohup", "the training goes on to its end, exit 0")
 def test_a_training_under_nohup_outlives_its_terminal(work):
-    process, run, output = train(work, "nohup", before=ignore_hangups)
-    after_epochs(1, process, run, output)
-    os.kill(process.pid, signal.SIGHUP)
+    process, run, output = train(work, "nohup", before=ignore_hangups, pause=1)
+    go_on(process, signal.SIGHUP)
     ended(process, run, output, code=0)
     assert summary(run)["status"] == "completed"
 
 
-def ask_at_the_first_scan(number):
-    """Get a signal at the moment in which the first scan is opened, by whatever process."""
+def ask_at_the_first_scan(number, lock=None):
+    """Get a signal at the moment in which the first scan is opened, by whatever process, once the run is locked."""
     this, asked = os.getpid(), []
 
     def watch(event, arguments):
-        if event == "open" and str(arguments[0]).endswith(".nii.gz") and not asked:
+        if event == "open" and str(arguments[0]).endswith(".nii.gz") and not asked and (lock is None or lock.exists()):
             asked.append(True)
             os.kill(this, number)
 
@@ -139,12 +136,10 @@ def test_every_command_that_is_asked_to_stop_says_so_and_ends(work, tmp_path, co
 
 @pytest.mark.fault("SIGTERM, and SIGKILL before it could end", "the log is whole; `--resume` ends bit for bit alike")
 def test_a_preemption_without_grace_costs_one_epoch_at_most(work):
-    process, run, output = train(work, "graceless")
-    after_epochs(2, process, run, output)
-    os.kill(process.pid, signal.SIGTERM)
-    process.kill()
+    process, run, output = train(work, "graceless", pause=2)
+    go_on(process, signal.SIGTERM, signal.SIGKILL)
     ended(process, run, output, code=-signal.SIGKILL)
-    assert n_epochs(run) >= 2
+    assert n_epochs(run) == 2
     assert resumed(work, "graceless") == []
 
 
@@ -152,12 +147,12 @@ def test_a_preemption_without_grace_costs_one_epoch_at_most(work):
     "Ctrl-C while cases are still prepared", "exit 130; nothing was written, and the advice is to repeat"
 )
 def test_a_signal_before_the_first_batch_leaves_nothing_behind(work):
-    process, run, output = train(work, "early", **{"data.cache_dir": str(work / "cold")})
-    lock = run / "resume" / "lock"
-    assert wait_until(lock.exists, process)
-    assert wait_until(lambda: "Setting up data" in output.read_text(), process)
-    os.kill(process.pid, signal.SIGINT)
+    cold = {"data.cache_dir": str(work / "cold")}
+    lock = tiny_training(work, "early", max_epochs=EPOCHS)[1] / "resume" / "lock"
+    asked = partial(ask_at_the_first_scan, signal.SIGINT, lock)
+    process, run, output = train(work, "early", before=asked, **cold)
     said = ended(process, run, output, code=130)
+    assert "Setting up data" in said
     assert complaint(said) == (
         "bodyseg: training stopped by SIGINT; nothing was trained yet: repeat the command; prepared cases are kept"
     )

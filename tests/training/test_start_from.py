@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
@@ -32,9 +31,9 @@ from tests.support.tiny_module import SIZE, loader, module
 from tests.support.tiny_training import (
     EPOCHS,
     WHOLE,
-    after_epochs,
     differences,
     ended,
+    go_on,
     settings_of,
     strict_json,
     train,
@@ -176,10 +175,9 @@ def test_a_run_on_patches_resumes_bit_for_bit_also_where_what_it_was_started_fro
     source = work / "source"
     shutil.copytree(work / "logs" / WHOLE, source)
     settings = TAUGHT | {"training.start_from": str(source)}
-    process, run, output = train(work, "cut", **settings)
+    process, run, output = train(work, "cut", pause=2, **settings)
     whole = train(work, "uncut", **settings)
-    after_epochs(2, process, run, output)
-    os.kill(process.pid or 0, signal.SIGTERM)
+    go_on(process, signal.SIGTERM)
     ended(process, run, output, code=143)
     ended(*whole, code=0)
     shutil.rmtree(source)

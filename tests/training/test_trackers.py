@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 
 import pandas as pd
@@ -21,7 +20,6 @@ from pipeline.training.trackers import Trackers
 from tests.support.tiny_training import (
     EPOCHS,
     WHOLE,
-    after_epochs,
     differences,
     ended,
     resumed,
@@ -112,9 +110,8 @@ def test_no_tracker_changes_a_training_whenever_it_fails(work, put, caplog, monk
     "SIGKILL of a training with trackers, then `--resume`", "the tracker's run goes on; no epoch is missing or twice"
 )
 def test_a_killed_training_goes_on_in_its_table(work):
-    process, run, output = train(work, "followed", **{"experiment.logger": "csv"})
-    after_epochs(2, process, run, output)
-    os.kill(process.pid, signal.SIGKILL)
+    process, run, output = train(work, "followed", pause=2, **{"experiment.logger": "csv"})
+    process.kill()
     ended(process, run, output, code=-signal.SIGKILL)
     assert resumed(work, "followed", **{"experiment.logger": "csv"}) == []
     table, history = (

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -234,11 +235,11 @@ def test_what_runs_in_another_programs_environment_needs_none_of_ours():
 
 
 def test_a_process_that_takes_too_much_memory_is_killed_and_said_so(monkeypatch):
-    limit = runner.psutil.virtual_memory().available
-    monkeypatch.setattr(runner, "SPARE_BYTES", limit - (100 << 20))
+    memory = SimpleNamespace(available=runner.SPARE_BYTES + (100 << 20))  # whatever other programs take meanwhile
+    monkeypatch.setattr(runner.psutil, "virtual_memory", lambda: memory)
     hungry = [sys.executable, "-c", "pass"]
     monkeypatch.setattr(
-        runner.subprocess, "Popen", _instead(hungry, "import time; x = b'1' * 300_000_000; time.sleep(20)")
+        runner.subprocess, "Popen", _instead(hungry, "import time; x = b'1' * 300_000_000; time.sleep(600)")
     )
     assert run_job(Job("any.thing"))["killed"].startswith("killed for memory at 0.")
 
