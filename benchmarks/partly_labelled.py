@@ -8,7 +8,8 @@ The first has twice the labels of the second. As many, of each structure in as m
 fourth: all structures in half of the cases, for the same number of epochs (and half as many steps). It is what the
 labels of the second are worth where nothing is lost.
 
-    python -m benchmarks.partly_labelled FOLDER --epochs 45 120 --output benchmarks/results/partly_labelled.json
+    python -m benchmarks.partly_labelled FOLDER --n_train 96 --epochs 60 --output \
+        benchmarks/results/partly_labelled.json
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from pipeline.train import train
 HALVES = (("liver", "lung_lower_lobe_left", "brain"), ("heart", "lung_lower_lobe_right", "gluteus_maximus_left"))
 """What the first and the second half of the training cases annotate."""
 
-N_TRAIN, N_VAL = 24, 8
+N_VAL = 8
 TRAININGS = (
     "everything annotated",
     "halves, each known to be one",
@@ -46,15 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Train four times, print IoU by structure on the validation cases, and write a JSON file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.partly_labelled", allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="For phantoms, cache and runs.")
+    parser.add_argument("--n_train", type=int, default=24, metavar="N", help="Cases to train on. (default: 24)")
     parser.add_argument("--epochs", type=int, nargs="+", default=[45], metavar="N", help="One training each of these.")
     parser.add_argument("--only", type=int, default=None, metavar="N", help="Only the N-th training, from 0 on.")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="JSON file to write.")
     given = parser.parse_args(arguments)
-    lists = write_lists(given.folder)
+    lists = write_lists(given.folder, given.n_train)
     chosen = [entry for n, entry in enumerate(lists.items()) if given.only in (None, n)]
     results = [_trained(given.folder, name, path, n, given.seed) for n in given.epochs for name, path in chosen]
-    document = {"seed": given.seed, "n_train": N_TRAIN, "n_val": N_VAL, "trainings": results}
+    document = {"seed": given.seed, "n_train": given.n_train, "n_val": N_VAL, "trainings": results}
     if given.output is not None:
         given.output.write_text(json.dumps(document, indent=1) + "\n")
     names = [*HALVES[0], *HALVES[1]]
@@ -65,24 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def write_lists(folder: Path) -> dict[str, Path]:
+def write_lists(folder: Path, n_train: int) -> dict[str, Path]:
     """Write phantoms, their labels in whole and in halves, and a list of cases for each training."""
     data = folder / "data"
-    write_dataset(data, n_cases=N_TRAIN + N_VAL, seed=0, voxel_mm=8.0)
+    write_dataset(data, n_cases=n_train + N_VAL, seed=0, voxel_mm=8.0)
     labels = {name: index + 1 for index, name in enumerate(name for half in HALVES for name in half)}
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in TRAININGS}
-    for number in range(N_TRAIN + N_VAL):
+    for number in range(n_train + N_VAL):
         case = f"body_{number:03d}"
-        half = HALVES[number % 2] if number < N_TRAIN else tuple(labels)
+        half = HALVES[number % 2] if number < n_train else tuple(labels)
         whole, part = data / "whole" / f"{case}.nii.gz", data / "part" / f"{case}.nii.gz"
         _write_label(data / "labelsTr" / f"{case}.nii.gz", whole, labels)
         _write_label(data / "labelsTr" / f"{case}.nii.gz", part, {name: labels[name] for name in half})
-        entry = {"case": case, "image": f"imagesTr/{case}_0000.nii.gz", "split": "train" if number < N_TRAIN else "val"}
+        entry = {"case": case, "image": f"imagesTr/{case}_0000.nii.gz", "split": "train" if number < n_train else "val"}
         everything, known, taken, fewer = lists.values()
         everything.append(entry | {"label": f"whole/{whole.name}"})
         known.append(entry | {"label": f"part/{part.name}", "labelled": list(half)})
         taken.append(entry | {"label": f"part/{part.name}"})
-        if number % 2 or number >= N_TRAIN:
+        if number % 2 or number >= n_train:
             fewer.append(everything[-1])
     paths = {}
     for number, (name, cases) in enumerate(lists.items()):

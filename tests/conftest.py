@@ -34,8 +34,11 @@ RELIABILITY = ROOT / "docs" / "reliability.md"
 
 # The last bits of a sum depend on the number of threads; several test processes share the machine.
 torch.set_num_threads(1)
-# Started by nohup, this process ignores hangups, and so would every process that a test starts.
+# Started by nohup or in the background of a script, this process ignores hangups or Ctrl-C, and so would every process
+# that a test starts.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
