@@ -94,15 +94,14 @@ def _trial(config: Config, screened: Screened, progress: Progress | None) -> Tri
     if len(measured) < len(steps):  # memory has ended, even for these
         return None
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
-    name = "the GPU" if devices.accelerator == "gpu" else "the CPU"
-    return trial_of(measured, config.data.target_size, config.data.batch_size, name, devices.precision)
+    on_gpu = devices.accelerator == "gpu"
+    name = "the GPU" if on_gpu else "the CPU"
+    trial = trial_of(measured, config.data.target_size, config.data.batch_size, name, devices.precision)
+    return trial if on_gpu else after_ten_steps(trial)
 
 
 def trial_of(measured: Sequence[StepTime], size: Triple, batch: int, device: str, precision: str) -> Trial:
-    """What a step of one process takes at a size and batch, from two of fewer voxels, on the line through both.
-
-    On a CPU the memory grows for some steps more, see `KEPT_SHARE`.
-    """
+    """What a step of one process takes at a size and batch, from two of fewer voxels, on the line through both."""
     small, large = measured
     small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in measured)
     voxels = math.prod(size)
@@ -111,11 +110,15 @@ def trial_of(measured: Sequence[StepTime], size: Triple, batch: int, device: str
         slope = max(0.0, (at_large - at_small) / (large_voxels - small_voxels))
         return max(at_small * min(1.0, n_voxels / small_voxels), at_small + slope * (n_voxels - small_voxels))
 
-    growth = 1.0 if device == "the GPU" else 1.0 + KEPT_SHARE
     return Trial(
         step_s=at(batch * voxels, small.all_threads[0], large.all_threads[0]),
         validation_s=at(voxels, small.all_threads[1], large.all_threads[1]),
-        peak_bytes=int(growth * at(batch * voxels, small.peak_bytes, large.peak_bytes)),
+        peak_bytes=int(at(batch * voxels, small.peak_bytes, large.peak_bytes)),
         device=device,
         precision=precision,
     )
+
+
+def after_ten_steps(trial: Trial) -> Trial:
+    """A trial on a CPU with the memory that a training holds once it has taken ten steps, see `KEPT_SHARE`."""
+    return replace(trial, peak_bytes=int((1 + KEPT_SHARE) * trial.peak_bytes))
