@@ -21,11 +21,8 @@ ALONE = DataWorkers(0)
 """Batches are prepared in the training process."""
 
 
-class _Training(TorchDataset):
-    """The training cases under the indices of a sampler.
-
-    Of `EpochSampler`: an augmented case, with "counted" in its dictionary. Of `PatchSampler`: a batch of patches.
-    """
+class _TrainingCases(TorchDataset):
+    """The training cases under the indices of `EpochSampler`: an augmented case, with "counted" in its dictionary."""
 
     def __init__(self, cases: CachedDataset) -> None:
         self.cases = cases
@@ -33,11 +30,22 @@ class _Training(TorchDataset):
     def __len__(self) -> int:
         return len(self.cases)
 
-    def __getitem__(self, index: tuple[int, int, bool] | list[tuple[int, int, int]]) -> Any:
-        if isinstance(index, list):
-            return [self.cases[patch] for patch in index]
+    def __getitem__(self, index: tuple[int, int, bool]) -> dict[str, Any]:
         epoch, case_index, counted = index
         return self.cases[epoch, case_index] | {"counted": counted}
+
+
+class _TrainingPatches(TorchDataset):
+    """Batches of patches under the indices of `PatchSampler`: lists of items."""
+
+    def __init__(self, cases: CachedDataset) -> None:
+        self.cases = cases
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, batch: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
+        return [self.cases[patch] for patch in batch]
 
 
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -95,9 +103,9 @@ class BodyData(pl.LightningDataModule):
                 world_size=world_size,
             )
             # The sampler gives whole batches, whose size is its own; Lightning tells it the epoch.
-            return self._loader(_Training(cases), batch_size=None, sampler=drawn)
+            return self._loader(_TrainingPatches(cases), batch_size=None, sampler=drawn)
         sampler = EpochSampler(len(cases), seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
-        return self._loader(_Training(cases), batch_size=self.batch_size, sampler=sampler)
+        return self._loader(_TrainingCases(cases), batch_size=self.batch_size, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader:
         """Load every validation case once over all processes, one at a time: batches would only cost memory."""
