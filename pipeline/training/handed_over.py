@@ -22,14 +22,19 @@ import psutil
 from pipeline.compute.ranks import STARTED_BY, read_rank
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
+from pipeline.files.atomic import FileError, remove_half_written, write_atomically
 from pipeline.training.prepared_data import PreparedData
+
+_KEPT_S = 24 * 3600.0
+"""Age from which a file is that of a killed training: the others take it within minutes, or list for themselves."""
 
 
 class HandOver(contextlib.AbstractContextManager):
     """A file between the processes of one training, in a folder of this machine that its user alone can enter.
 
     It is Python's own format, which can run code: hence the folder. Where there is no such folder, or anything else is
-    amiss, each process lists for itself. The file is gone when the training ends.
+    amiss, each process lists for itself. The file is gone when the training ends; that of a killed one goes when
+    another training leaves its own, a day later or more.
     """
 
     _trained_until: ClassVar[float] = 0.0
@@ -78,15 +83,22 @@ class HandOver(contextlib.AbstractContextManager):
             return
         prepared.contents(), prepared.lost_classes()  # asked of every case's entry once, and kept
         self._left = path
-        with contextlib.suppress(OSError):  # a full disk: the others list for themselves
-            fresh = path.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(pickle.dumps((self._began, prepared)))
-            fresh.replace(path)
+        with contextlib.suppress(OSError, FileError):  # a full disk: the others list for themselves
+            _remove_left_behind(path.parent)
+            write_atomically(path, lambda stream: pickle.dump((self._began, prepared), stream))
 
     def _path(self, config: Config) -> Path | None:
         folder = None if self._is_alone else _private_folder()
         named = json.dumps([self._group, as_mapping(config)])
         return folder and folder / f"{hashlib.sha256(named.encode()).hexdigest()[:32]}.data"
+
+
+def _remove_left_behind(folder: Path) -> None:
+    """Remove what killed trainings have left in the folder. Raises OSError."""
+    remove_half_written(folder)
+    for path in folder.glob("*.data"):
+        if time.time() - path.stat().st_mtime > _KEPT_S:
+            path.unlink(missing_ok=True)
 
 
 def _private_folder() -> Path | None:

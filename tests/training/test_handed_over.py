@@ -86,6 +86,19 @@ def test_what_was_left_before_this_training_or_for_another_is_not_taken(config, 
     assert HandOver(2).take(config) is None
 
 
+def test_what_a_killed_training_has_left_goes_after_a_day(config, prepared, others, private):
+    others(0)
+    killed = HandOver(2)
+    killed.leave(config, prepared)
+    day_old, younger = private / "day_old.data", private / "younger.data"
+    killed._left.rename(day_old)
+    younger.write_bytes(b"of another training that runs")
+    os.utime(day_old, (0, 0))
+    with HandOver(2) as handed:
+        handed.leave(config, prepared)
+        assert {path.name for path in private.iterdir()} == {"younger.data", handed._left.name}
+
+
 @pytest.mark.parametrize("spoil", [lambda folder: folder.mkdir(), lambda folder: folder.symlink_to(folder.parent)])
 def test_a_folder_that_others_may_write_into_is_not_used(config, prepared, private, monkeypatch, spoil):
     for name, value in TORCHRUN.items():
