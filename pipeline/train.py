@@ -334,13 +334,15 @@ def _prepare(
     """Take the data that another process of this machine has prepared, else prepare them and leave them for others."""
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
         prepared = handed.take(config)
-        listed = list_configured(config) if fitting is not None and prepared is None else None
-        dataset = prepared.dataset if prepared is not None else listed and listed[0]
-        start = plan_start(fitting, config, dataset) if fitting is not None and dataset is not None else None
-        if prepared is None:
-            on_gpu = devices.n_gpus > 0
-            prepared = prepare_data(config, bar.update, on_gpu=on_gpu, listed=listed, **_as_before(before, start))
-            handed.leave(config, prepared)
+        if prepared is not None:
+            return prepared, None if fitting is None else plan_start(fitting, config, prepared.dataset)
+        listed = start = None
+        if fitting is not None:
+            listed = list_configured(config)
+            start = plan_start(fitting, config, listed[0])
+        on_gpu = devices.n_gpus > 0
+        prepared = prepare_data(config, bar.update, on_gpu=on_gpu, listed=listed, **_as_before(before, start))
+        handed.leave(config, prepared)
     return prepared, start
 
 
