@@ -161,8 +161,8 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
         one_more_s = (seconds(more)[0] - small_s) / (more.batch - small.batch)
         sample_s = max(0.0, one_more_s - voxel_s * math.prod(small.patch))
     voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (large_voxels - small_voxels))
-    each = f"{each_s:.2g} s in each of {n_cores} processes of one thread"
-    others = f"{each}, and " if large.in_processes else ""
+    together = f"{each_s:.2g} s in each of {n_cores} processes of one thread, and " if large.in_processes else ""
+    lacks = f"; the memory does not hold {n_cores}" if n_cores > 1 and not large.in_processes else ""
     return Cost(
         fixed_s=max(0.0, small_s - voxel_s * small_voxels - sample_s * small.batch) + BETWEEN_STEPS_S,
         voxel_s=voxel_s,
@@ -170,7 +170,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
         voxel_bytes=voxel_bytes,
         validation_voxel_s=validation_s / math.prod(large.patch),
         n_processes=n_cores if in_processes else 1,
-        why_processes=f"a step takes {others}{large.all_threads[0]:.2g} s in one process",
+        why_processes=f"a step takes {together}{large.all_threads[0]:.2g} s in one process{lacks}",
         sample_s=sample_s,
     )
 
