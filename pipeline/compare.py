@@ -252,8 +252,8 @@ def _narrow_tables(
     tables = [rendered(_names(rows), width), _table(results, rows, width)]
     if len(settings) > len(rows):
         turned = [{"setting": key} | {f"#{row['#']}": row[key] for row in rows} for key in settings]
-        room = width - max(map(len, settings)) - 2  # a setting's name stays whole, its values are shortened
-        longest = max(LEAST_CELL, room // len(rows) - 2)
+        for_values = width - max(map(len, settings)) - 2  # a setting's name stays whole, its values are shortened
+        longest = max(LEAST_CELL, for_values // len(rows) - 2)
         tables.append(_table({key: key for key in turned[0]}, turned, width, longest))
     elif settings:
         tables.append(_table({key: key for key in ("#", *settings)}, rows, width))
@@ -273,7 +273,7 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> Table:
 def _table(
     headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None, longest: int = LONGEST_CELL
 ) -> str:
-    """A table, with the first column's cells whole if the screen has room for them; `longest` is that of the others."""
+    """A table, with the first column's cells whole where the screen is wide enough; `longest` is that of the others."""
     left = set()
     for position, key in enumerate(headings):
         numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)

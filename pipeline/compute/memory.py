@@ -121,7 +121,7 @@ MORE_SHARED_MEMORY = "give it more (docker run --shm-size 8g; mount -o remount,s
 
 
 def lacks_shared_memory() -> bool:
-    """Whether the shared memory has no room for what processes share, not even for semaphores."""
+    """Whether the shared memory is too full for processes to share anything, even semaphores."""
     shared = shared_memory()
     return shared is not None and shared[0] < SHARED_RESERVE
 

@@ -178,8 +178,9 @@ def _share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, f
 
 
 def _equal_share_of_class(n_subjects: int, shares: Mapping[str, float]) -> dict[str, float]:
-    """Return how many of the subjects that hold a class each fold should get: alike, so that the room left in a fold
-    decides who gets one more, and not the same folds for every class.
+    """Return how many of the subjects that hold a class each fold should get: as many in every fold.
+
+    Which folds get one more then depends on how many subjects they still lack, and not on their order.
     """
     return dict.fromkeys(shares, n_subjects / len(shares))
 

@@ -27,7 +27,7 @@ _FLAT = 0.5
 """A picture whose height is below this share of its width is a strip: it takes the width of the largest one."""
 
 _LEAST_HEIGHT = 36
-"""Pixels of a picture that has room for two letters one above the other; those of a lower strip are in its caption."""
+"""Pixels of a picture that two letters fit into, one above the other; those of a lower strip are in its caption."""
 
 _GAP = 14
 _HEADER = 58
@@ -195,8 +195,8 @@ def _draw_bar(figure: Figure, box: _Box, top: int) -> None:
 
 def _draw_legend(figure: Figure, legend: Sequence[LegendEntry], columns: int, lines: int, top: int) -> None:
     width, height = (figure.get_size_inches() * DPI).tolist()
-    room = columns * lines
-    shown = list(legend[: room - 1 if len(legend) > room else room])
+    most = columns * lines
+    shown = list(legend[: most - 1 if len(legend) > most else most])
     for number, entry in enumerate(shown):
         x, y = _GAP + number // lines * _LEGEND_COLUMN, top + number % lines * _LEGEND_LINE
         swatch = Rectangle(
