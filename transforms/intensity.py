@@ -200,9 +200,11 @@ class ScaleIntensityd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             plain = convert_to_tensor(d[key], track_meta=False)
+            if not plain.is_floating_point():  # what is scaled is no whole number any more
+                plain = plain.float()
             ways = self._ways(len(plain), str(d.get("case", "?")))
             out = torch.stack([self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)])
-            d[key] = convert_to_dst_type(out, d[key])[0]
+            d[key] = convert_to_dst_type(out, d[key], dtype=out.dtype)[0]
         return d
 
     def _scaled(self, channel: Tensor, intensity: str) -> Tensor:

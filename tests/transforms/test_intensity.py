@@ -180,3 +180,14 @@ def test_slabs_are_scaled_as_the_whole_bit_for_bit_however_they_lie_in_memory(or
     )
     mean, std = mean_and_std(hu)
     assert torch.equal(scale_channel(hu, "zscore"), (hu - mean) / std)
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor.numpy, MetaTensor])
+@pytest.mark.parametrize("intensity", ["ct", "mr", "zscore"])
+def test_whole_numbers_are_scaled_as_the_same_numbers_in_float(intensity, kind):
+    image = torch.arange(-160, 240, dtype=torch.int16).reshape(1, 10, 8, 5)
+    scale = ScaleIntensityd("image", intensity, window=(-160, 240), percentiles=(0, 100), scaling="centred")
+    scaled = torch.as_tensor(scale({"image": kind(image)})["image"])
+    assert scaled.dtype == torch.float32
+    assert torch.equal(scaled, scale({"image": image.float()})["image"])
+    assert scaled.unique().numel() > 300
