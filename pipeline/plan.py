@@ -13,7 +13,15 @@ from typing import Any
 
 import yaml
 
-from pipeline.checks.screening import Screened, assess, mirrored_sides, screen
+from pipeline.checks.findings import Finding
+from pipeline.checks.screening import (
+    Screened,
+    assess,
+    list_configured,
+    mirrored_sides,
+    screen,
+    warnings_of_listing,
+)
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.config.files import from_mapping
@@ -88,7 +96,8 @@ def plan(
     root = roots[0] if len(roots) == 1 else tuple(roots)
     settings = DataConfig(root, cache_dir=cache_dir, skip_bad_cases=skip_bad_cases, split_shares=SPLIT_SHARES)
     config = Config(data=settings)
-    screened = screen(config, progress)
+    listed = list_configured(config)
+    screened = screen(config, progress, listed=listed)
     devices = choose_devices(None, None, "16")
     cores = available_cores()
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
@@ -132,7 +141,8 @@ def plan(
     text = to_yaml(found, budget_s)
     make_folder(output.parent)
     write_atomically(output, lambda file: file.write(text.encode()))
-    return PlanReport(found, output, time.monotonic() - began, _warnings(found, planned.data, assessed))
+    warnings = _warnings(found, planned.data, assessed, warnings_of_listing(listed[1], screened.skipped))
+    return PlanReport(found, output, time.monotonic() - began, warnings)
 
 
 def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
@@ -202,9 +212,9 @@ def _put_ct_scaling(plan: Plan, screened: Screened) -> None:
         plan.put("data.mean_std", list(scaling.mean_std), "their mean and deviation, as nnU-Net scales CT")
 
 
-def _warnings(plan: Plan, data: DataConfig, screened: Screened) -> tuple[str, ...]:
+def _warnings(plan: Plan, data: DataConfig, screened: Screened, of_listing: Sequence[Finding]) -> tuple[str, ...]:
     """What `bodyseg check` warns of with these settings: in full what follows from them, of the data how many."""
-    findings = screened.findings
+    findings = (*of_listing, *screened.findings)
     of_plan = [finding for finding in findings if finding.kind == "class_lost"]
     lines = [*plan.warnings, *map(str, of_plan)]
     if len(findings) > len(of_plan):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -170,6 +171,29 @@ def test_a_plan_that_mirrors_classes_without_known_sides_warns(tmp_path, monkeyp
 
     assert not warned("left kidney", "right kidney")
     assert warned("vasen munuainen", "oikea munuainen")  # left and right kidney in Finnish
+
+
+def test_what_is_odd_about_the_listing_counts_among_the_warnings_of_a_plan(tmp_path, monkeypatch, capsys):
+    """Names that look like two scans of each subject, beside what `bodyseg check` counts."""
+    steps = [step((8, 8, 8), 2, 0.1, 0.1, 1000), step((16, 8, 8), 2, 0.2, 0.2, 2000)]
+    monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
+    random = np.random.default_rng(0)
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[1:5, 4:8, 4:8] = 1
+    for number in range(6):
+        image = random.normal(500, 50, label.shape).astype(np.float32)
+        for folder, volume in (("images", image), ("labels", np.roll(label, number, 2))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save(tmp_path / folder / f"patient{number // 2:02}_scan{number % 2}.nii.gz", volume, np.diag([2, 2, 2, 1]))
+    (tmp_path / "labels.json").write_text(json.dumps(["background", "liver"]))
+    flags = ["--budget", "2min", "--output", str(tmp_path / "plan.yaml"), "--cache_dir", str(tmp_path / "cache")]
+    assert main(["plan", str(tmp_path), *flags]) == 0
+    said = re.search(r"the data gives (\d+) warning", capsys.readouterr().err)
+    assert main(["check", str(tmp_path), "--no_measure", "--json"]) == 1  # warnings
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    assert "suspected_subjects" in {finding["kind"] for finding in findings}
+    assert said is not None
+    assert int(said[1]) == len(findings)
 
 
 def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):

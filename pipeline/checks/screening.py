@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -281,8 +281,13 @@ def screen(
         skipped |= dropped
         good = [case for case in screened.cases if case.case not in dropped]
         screened = assess(config, _without(screened.dataset, dropped), good, kept=kept)
-    warnings = [finding for finding in findings if finding.severity == "warning" and finding.case not in skipped]
+    warnings = warnings_of_listing(findings, skipped)
     return replace(screened, findings=(*warnings, *screened.findings), skipped=dict(sorted(skipped.items())))
+
+
+def warnings_of_listing(findings: Iterable[Finding], skipped: Collection[str]) -> tuple[Finding, ...]:
+    """What `list_configured` warns of, without the cases that were left out."""
+    return tuple(finding for finding in findings if finding.severity == "warning" and finding.case not in skipped)
 
 
 def _to_drop(findings: Sequence[Finding], config: Config, skipped_before: Mapping[str, str] | None) -> dict[str, str]:
