@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.failures import MemorySettings
 from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
-from pipeline.training.prepared_data import PreparedData, prepare_data
+from pipeline.training.prepared_data import PreparedData, prepare_data, say_who_augments
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
     ResumeState,
@@ -277,7 +277,8 @@ def _set_up(
     before = folder.read_config() if state is not None else None
     if before is not None:
         config = keep_what_was_found(config, before)
-    prepared, start = _prepare(config, devices, before, fitting, handed, console)
+    config = replace(config, data=say_who_augments(config.data, on_gpu=devices.n_gpus > 0))
+    prepared, start = _prepare(config, before, fitting, handed, console)
     _say_data(prepared, say)
     if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names
@@ -324,12 +325,7 @@ def _set_up(
 
 
 def _prepare(
-    config: Config,
-    devices: Devices,
-    before: Mapping[str, Any] | None,
-    fitting: Fitting | None,
-    handed: HandOver,
-    console: Console,
+    config: Config, before: Mapping[str, Any] | None, fitting: Fitting | None, handed: HandOver, console: Console
 ) -> tuple[PreparedData, Start | None]:
     """Take the data that another process of this machine has prepared, else prepare them and leave them for others."""
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
@@ -340,8 +336,7 @@ def _prepare(
         if fitting is not None:
             listed = list_configured(config)
             start = plan_start(fitting, config, listed[0])
-        on_gpu = devices.n_gpus > 0
-        prepared = prepare_data(config, bar.update, on_gpu=on_gpu, listed=listed, **_as_before(before, start))
+        prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
         handed.leave(config, prepared)
     return prepared, start
 

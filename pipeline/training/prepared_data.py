@@ -145,11 +145,17 @@ def _class_voxels(cases: CachedDataset) -> np.ndarray:
     return np.array(counts, np.int64).reshape(len(cases), cases.store.n_classes)
 
 
+def say_who_augments(data: DataConfig, *, on_gpu: bool) -> DataConfig:
+    """Fill in data.augment_on_device where it is left open: the GPU, where one trains on whole volumes."""
+    if data.augment_on_device is not None or not data.data_aug:
+        return data
+    return replace(data, augment_on_device=on_gpu and data.mode != "patch")
+
+
 def prepare_data(
     config: Config,
     progress: Progress | None = None,
     *,
-    on_gpu: bool = False,
     listed: Listed | None = None,
     skipped_before: Mapping[str, str] | None = None,
     kept: IntensityChoice | None = None,
@@ -160,7 +166,6 @@ def prepare_data(
     Args:
         config: the settings.
         progress: called while cases are checked and preprocessed.
-        on_gpu: whether a GPU trains, which then augments whole volumes, too, unless the settings say otherwise.
         listed: the data set where it has been listed, see `screening.screen`.
         skipped_before: the cases that a resumed run left out when it began, see `screening.screen`.
         kept: how a resumed run scales intensities, see `screening.assess`.
@@ -177,7 +182,6 @@ def prepare_data(
     data = config.data
     preprocessing = preprocessing_of(screened, data, scaling)
     cases = {case.id: case for case in dataset.cases}
-    on_device = on_gpu and data.mode != "patch" if data.augment_on_device is None else data.augment_on_device
     cached = {}
     for name, ids in (("train", screened.split.train), ("val", screened.split.val)):
         cached[name] = cached_dataset(
@@ -186,7 +190,6 @@ def prepare_data(
             data,
             class_names=dataset.classes.names,
             augment=data.data_aug and name == "train",
-            on_device=on_device,
             in_patches=name == "train",
             seed=config.training.seed,
         )
@@ -261,7 +264,6 @@ def cached_dataset(
     *,
     class_names: Sequence[str],
     augment: bool,
-    on_device: bool = False,
     in_patches: bool,
     seed: int,
 ) -> CachedDataset:
@@ -273,7 +275,6 @@ def cached_dataset(
         data: cache folder and limit, and the augmentation's settings.
         class_names: background first.
         augment: whether the random half of the chain is applied to what was read.
-        on_device: whether it is only drawn, to be applied on the device that trains.
         in_patches: whether patches are cut out of the cases, where the settings ask for patches.
         seed: decides the random numbers of the augmentation.
     """
@@ -285,7 +286,7 @@ def cached_dataset(
             class_names=tuple(class_names),
             flips=data.flips,
             sided_pairs=data.sided_pairs,
-            on_device=on_device,
+            on_device=bool(data.augment_on_device),
             **(data.augmentation or {}),
         )
     return CachedDataset(

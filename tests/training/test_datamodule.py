@@ -11,7 +11,7 @@ from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.data_workers import DataWorkers
 from pipeline.training.datamodule import BodyData
-from pipeline.training.prepared_data import prepare_data
+from pipeline.training.prepared_data import prepare_data, say_who_augments
 
 
 @pytest.fixture(scope="module")
@@ -94,14 +94,15 @@ def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):
     [(None, True, True), (None, False, False), (False, True, False), (True, False, True)],
 )
 def test_whole_volumes_are_augmented_on_the_gpu_that_trains_unless_told_otherwise(settings, asked, on_gpu, expected):
-    config = Config(data=replace(settings, augment_on_device=asked))
-    (augment,) = prepare_data(config, on_gpu=on_gpu).train.transform.transforms
+    data = say_who_augments(replace(settings, augment_on_device=asked), on_gpu=on_gpu)
+    assert data.augment_on_device is expected  # which training_config.json records, so that a resumed run keeps it
+    (augment,) = prepare_data(Config(data=data)).train.transform.transforms
     assert augment.on_device is expected
 
 
 def test_patches_are_augmented_by_the_workers_also_where_a_gpu_trains(settings):
-    config = Config(data=replace(settings, mode="patch", spacing_mm=(24.0, 24.0, 24.0)))
-    data = BodyData(prepare_data(config, on_gpu=True), batch_size=2, seed=0)
+    patches = say_who_augments(replace(settings, mode="patch", spacing_mm=(24.0, 24.0, 24.0)), on_gpu=True)
+    data = BodyData(prepare_data(Config(data=patches)), batch_size=2, seed=0)
     assert all("draw" not in batch for batch in data.train_dataloader())
 
 
