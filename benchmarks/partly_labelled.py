@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, nargs="+", default=[45], metavar="N", help="One training each of these.")
     parser.add_argument("--only", type=int, default=None, metavar="N", help="Only the N-th training, from 0 on.")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="JSON file to write.")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE", help="JSON file to add the results to.")
     given = parser.parse_args(arguments)
     lists = write_lists(given.folder, given.n_train)
     chosen = [entry for n, entry in enumerate(lists.items()) if given.only in (None, n)]
-    results = [_trained(given.folder, name, path, n, given.seed) for n in given.epochs for name, path in chosen]
-    document = {"seed": given.seed, "n_train": given.n_train, "n_val": N_VAL, "trainings": results}
+    results = [
+        {"n_train": given.n_train, "seed": given.seed, **_trained(given.folder, name, path, n, given.seed)}
+        for n in given.epochs
+        for name, path in chosen
+    ]
     if given.output is not None:
+        document = json.loads(given.output.read_text()) if given.output.exists() else {"n_val": N_VAL, "trainings": []}
+        document["trainings"] = merged(document["trainings"], results)
         given.output.write_text(json.dumps(document, indent=1) + "\n")
     names = [*HALVES[0], *HALVES[1]]
     print(f"{'validation IoU':42}  epochs{'mean':>7}  " + " ".join(f"{name:>21}" for name in names))
@@ -65,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         by_class = " ".join(f"{result['iou'][name]:21.3f}" for name in names)
         print(f"{result['training']:42}{result['epochs']:8}{result['mean_iou']:7.3f}  {by_class}")
     return 0
+
+
+def merged(earlier: Iterable[Mapping[str, Any]], results: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The earlier trainings and the new ones; a new one takes the place of the same training done before."""
+    same = ("training", "n_train", "epochs", "seed")
+    return list({tuple(result[key] for key in same): result for result in (*earlier, *results)}.values())
 
 
 def write_lists(folder: Path, n_train: int) -> dict[str, Path]:
