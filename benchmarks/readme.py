@@ -41,7 +41,7 @@ LINES = (
          "UNet, plain", "BodyNet, ours"),
     Line("Dice of label maps, 71 classes", "metric", "Dice", "DiceMetric", "joint histogram"),
     Line("HD95 + surface Dice, 70 classes", "surfaces", "surfaces", "MONAI", "one pass"),
-    Line("one 512×512×300 case, first epoch", LOADING, LOADING, "MONAI's chain", "our chain"),
+    Line("one 512×512×300 case, loaded and prepared", LOADING, LOADING, "MONAI's chain", "our chain"),
     Line("the same, every epoch after it (against our own first)", LOADING, LOADING, "our chain", "cached"),
     Line("augmentation of one case on one core", "augmentation", "default probabilities", "MONAI's chain", "ours"),
     Line("from features to a 512×512×800 label map, 71 classes", "restore", "71 classes",
@@ -59,7 +59,7 @@ COSTS = {
         ("step_loss", "batch 1", "BodyNet, ours"),
         ("step", "the same network, batch 1", "BodyNet, ours"),
     ),
-    "| segment a CT of 512×512×800 voxels, 71 classes | 2 processor cores | ": (
+    "| segment a CT of 512×512×800 voxels, 71 classes, with a loaded network | 2 processor cores | ": (
         ("large_scan", "bodyseg predict", "BodyNet, ours"),
     ),
 }
