@@ -2,6 +2,7 @@
 
 Every fifth case of a data set in the nnU-Net raw layout is held out. For each budget and seed `bodyseg plan`, `train`
 and `predict --tta` run as processes of their own, and `bodyseg evaluate` scores the held-out cases on their own grids.
+With --config, other settings are trained with on the same cases, too, as they are.
 With --nnunet, nnU-Net (its `nnUNetv2_…` commands, in an environment of its own) trains on the same cases for a number
 of iterations, its whole schedule within them, predicts with its eight mirrored passes and is scored alike.
 nnU-Net's time to train holds its validation of the training cases.
@@ -19,10 +20,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 EVERY, FIRST = 5, 2
 """Which of the sorted cases are held out: the third and every fifth after it."""
+
+MANY = 10
+"""Structures from which on the console shows their means alone."""
 
 TRAINER = '''
 import os
@@ -43,14 +48,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     work = given.work.resolve()
     train, test = hold_out(given.dataset, work)
     results: list[dict[str, Any]] = []
+
+    def add(result: dict[str, Any], folder: Path) -> None:
+        results.append(result | {"dice": scores(folder, test, given.small_ml)})
+        _say(results[-1])
+
     try:
         for seed in given.seeds.split(","):
             for budget in given.budgets.split(",") if given.budgets else []:
-                results.append(_ours(work / f"ours-{budget}-{seed}", train, test, budget, seed))
-                _say(results[-1])
+                folder = _emptied(work / f"ours-{budget}-{seed}")
+                plan_s = _bodyseg(folder, "plan", train, "--budget", budget, "--output", "plan.yaml")
+                result = _ours(folder, train, test, seed, folder / "plan.yaml")
+                result["seconds"] = {"plan": plan_s, **result["seconds"]}
+                add({"budget": budget, **result}, folder)
+            for path in given.config:
+                folder = _emptied(work / f"{path.stem}-{seed}")
+                add(_ours(folder, train, test, seed, path.resolve()), folder)
         for iterations in given.iterations.split(",") if given.nnunet else []:
-            results.append(_nnunet(work / f"nnunet-{iterations}", train, test, given.nnunet, int(iterations)))
-            _say(results[-1])
+            folder = _emptied(work / f"nnunet-{iterations}")
+            add(_nnunet(folder, train, test, given.nnunet, int(iterations)), folder)
     except subprocess.CalledProcessError as error:
         print(f"benchmarks.deadline: {error}", file=sys.stderr)
         return 1
@@ -81,20 +97,21 @@ def hold_out(dataset: Path, work: Path) -> tuple[Path, Path]:
     return work / "train", work / "test"
 
 
-def _ours(folder: Path, train: Path, test: Path, budget: str, seed: str) -> dict[str, Any]:
+def _emptied(folder: Path) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    seconds = {
-        "plan": _bodyseg(folder, "plan", train, "--budget", budget, "--output", "plan.yaml"),
-        "train": _bodyseg(folder, "train", "--config", "plan.yaml", "--training.seed", seed),
-    }
+    return folder
+
+
+def _ours(folder: Path, train: Path, test: Path, seed: str, config: Path) -> dict[str, Any]:
+    settings = ("--config", config, "--dataset_root", train, "--cache_dir", "cache", "--training.seed", seed)
+    seconds = {"train": _bodyseg(folder, "train", *settings)}
     (run,) = (folder / "logs").iterdir()
     seconds["predict"] = _bodyseg(folder, "predict", run, test, "--tta", "--output", "predictions")
-    return {"method": "bodyseg", "budget": budget, "seed": int(seed), "seconds": seconds, "dice": _scores(folder, test)}
+    return {"method": "bodyseg", "config": config.name, "seed": int(seed), "seconds": seconds}
 
 
 def _nnunet(folder: Path, train: Path, test: Path, commands: Path, iterations: int) -> dict[str, Any]:
-    shutil.rmtree(folder, ignore_errors=True)
     names = {f"nnUNet_{what}": folder / what for what in ("raw", "preprocessed", "results")}
     for path in names.values():
         path.mkdir(parents=True)
@@ -118,16 +135,18 @@ def _nnunet(folder: Path, train: Path, test: Path, commands: Path, iterations: i
             there,
         ),
     }
-    return {"method": "nnU-Net", "iterations": iterations, "seconds": seconds, "dice": _scores(folder, test)}
+    return {"method": "nnU-Net", "iterations": iterations, "seconds": seconds}
 
 
-def _scores(folder: Path, test: Path) -> dict[str, float]:
-    """Mean Dice of each structure over the held-out cases."""
+def scores(folder: Path, test: Path, small_ml: float) -> dict[str, float]:
+    """Mean Dice of each structure over the held-out cases, of all, and of those with a mean volume below `small_ml`."""
     files = ("--predictions", "predictions", "--labels", test, "--output", ".")
     _bodyseg(folder, "evaluate", *files, "--surface", "none")
     classes = json.loads((folder / "metrics.json").read_text())["summary"]["left_out"]["classes"]
     found = {name: classes[name]["dice"]["mean"] for name in classes}
-    return found | {"mean": sum(found.values()) / len(found)}
+    small = [found[name] for name in found if classes[name]["reference_ml"]["mean"] < small_ml]
+    means = {"mean": fmean(found.values())}
+    return found | means | ({f"mean below {small_ml:g} ml": fmean(small)} if 0 < len(small) < len(found) else {})
 
 
 def _bodyseg(folder: Path, *arguments: str | Path) -> float:
@@ -145,9 +164,10 @@ def _timed(command: Sequence[str | Path], folder: Path, environment: Mapping[str
 
 
 def _say(result: Mapping[str, Any]) -> None:
-    what = result.get("budget") or f"{result['iterations']} iterations"
+    what = result.get("budget") or result.get("config") or f"{result['iterations']} iterations"
     seconds = "  ".join(f"{name} {value:.0f} s" for name, value in result["seconds"].items())
-    dice = "  ".join(f"{name} {value:.4f}" for name, value in result["dice"].items())
+    shown = result["dice"] if len(result["dice"]) < MANY else {n: v for n, v in result["dice"].items() if "mean" in n}
+    dice = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
     print(f"{result['method']:<8} {what:<16} {seconds}   Dice {dice}", flush=True)
 
 
@@ -155,9 +175,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.deadline", description=__doc__, allow_abbrev=False)
     parser.add_argument("dataset", type=Path, help="Data set in the nnU-Net raw layout.")
     parser.add_argument("--budgets", default="2min,5min", help="Of `bodyseg plan`. (default: %(default)s)")
+    parser.add_argument(
+        "--config", type=Path, nargs="+", default=[], metavar="FILE", help="Settings to train with, too."
+    )
     parser.add_argument("--seeds", default="42", help="One training each. (default: %(default)s)")
     parser.add_argument("--nnunet", type=Path, metavar="DIR", help="bin folder of an environment with nnunetv2.")
     parser.add_argument("--iterations", default="40,110", help="Of nnU-Net's trainings. (default: %(default)s)")
+    parser.add_argument(
+        "--small_ml", type=float, default=5.0, metavar="ML", help="Mean of structures below it. (default: %(default)s)"
+    )
     parser.add_argument("--work", type=Path, default=Path("deadline"), help="Folder for it all. (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "deadline.json")
     return parser
