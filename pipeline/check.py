@@ -295,8 +295,10 @@ def _text_of_kind(group: Sequence[Finding]) -> Iterator[str]:
     causes = by_cause(group)
     for findings in causes[:_LISTED_PER_KIND]:
         first = findings[0]
-        others = [finding.case or finding.file for finding in findings[1:]]
-        also = f" and {len(others)} more: {some_of(others, 5)}" if others else ""
+        others = findings[1:]
+        names = dict.fromkeys(finding.case or finding.file for finding in others)
+        of = f" of {counted(len(names), 'case')}" if first.case and len(names) < len(others) else ""
+        also = f" and {len(others)} more{of}: {some_of(names, 5)}" if others else ""
         differ = any(finding.found != first.found for finding in findings)
         yield f"    {f'case {first.case}' if first.case else 'data set'}  {first.file}{also}"
         yield f"      expected  {first.expected}"

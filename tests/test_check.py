@@ -10,7 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from pipeline.check import check, to_json, to_text
+from pipeline.check import Report, check, to_json, to_text
 from pipeline.checks.findings import BadDataError, Finding, errors, refuse_errors
 from pipeline.cli.main import main
 from pipeline.phantoms.sample_dataset import write_dataset
@@ -259,6 +259,17 @@ def test_what_differs_by_its_numbers_alone_is_one_cause(tmp_path: Path) -> None:
     assert len({finding.found for finding in report.findings if finding.kind == "grid_mismatch"}) == 3
     assert "and 2 more: c1, c2" in to_text(report)
     assert "others: other numbers, see --json" in to_text(report)
+
+
+def test_the_text_names_a_case_with_several_files_of_one_cause_once() -> None:
+    masks = [
+        Finding("warning", "sform_qform", case, f"{case}/organ{mask}.nii", "one position", "two", "look")
+        for case in ("s01", "s02", "s03")
+        for mask in range(31)
+    ]
+    text = to_text(Report(tuple(masks), None, None))
+    assert "case s01  s01/organ0.nii and 92 more of 3 cases: s01, s02, s03\n" in text
+    assert "organ0.nii and 1 more: s02\n" in to_text(Report((masks[0], masks[31]), None, None))
 
 
 def test_one_unknown_value_is_one_cause_however_many_voxels_hold_it_and_another_value_is_another(

@@ -186,17 +186,22 @@ def _cause(finding: Finding) -> tuple[str, ...]:
 
 def findings_document(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     """What a run records of findings: an entry a cause, with its first finding and how many there are."""
-    return [
-        {
-            "severity": (first := group[0]).severity,
-            "kind": first.kind,
-            "n_findings": len(group),
-            "cases": [finding.case for finding in group if finding.case][:_CASES_RECORDED],
-            "file": first.file,
-            "expected": first.expected,
-            "found": first.found,
-            "numbers_differ": any(finding.found != first.found for finding in group),
-            "remedy": first.remedy,
-        }
-        for group in by_cause(findings)
-    ]
+    return [_recorded(group) for group in by_cause(findings)]
+
+
+def _recorded(findings: Sequence[Finding]) -> dict[str, Any]:
+    """The entry of one cause: a case with several files of it has as many findings, and is named and counted once."""
+    first = findings[0]
+    cases = list(dict.fromkeys(finding.case for finding in findings if finding.case))
+    return {
+        "severity": first.severity,
+        "kind": first.kind,
+        "n_findings": len(findings),
+        "n_cases": len(cases),
+        "cases": cases[:_CASES_RECORDED],
+        "file": first.file,
+        "expected": first.expected,
+        "found": first.found,
+        "numbers_differ": any(finding.found != first.found for finding in findings),
+        "remedy": first.remedy,
+    }

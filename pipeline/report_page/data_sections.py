@@ -156,10 +156,12 @@ def _findings_list(findings: Sequence[Mapping[str, Any]]) -> str:
 
 def _finding(one: Mapping[str, Any]) -> str:
     n_findings, cases = one["n_findings"], one["cases"]
+    n_cases = one.get("n_cases", n_findings)  # runs of earlier versions name a case once for each of its findings
     where = "the data set"
     if cases:
-        left = f" and {n_findings - len(cases)} more" if n_findings > len(cases) else ""
-        where = f"case{'s' * (n_findings > 1)} {', '.join(cases)}{left}"
+        left = f" and {n_cases - len(cases)} more" if n_cases > len(cases) else ""
+        several = f"{n_findings} in " if n_findings > n_cases else ""
+        where = f"{several}case{'s' * (n_cases > 1)} {', '.join(cases)}{left}"
     title = f"<b>{text(HEADINGS.get(one['kind'], one['kind']))}</b>"
     said = f"{one['file']}: expected {one['expected']}, found {one['found']}; {one['remedy']}"
     others = " (others: other numbers)" if one["numbers_differ"] else ""

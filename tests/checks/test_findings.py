@@ -85,3 +85,18 @@ def test_a_record_has_an_entry_for_each_cause_and_counts_its_findings() -> None:
     assert whole["cases"] == [f"c{n}" for n in range(20)]
     assert (whole["numbers_differ"], seven["numbers_differ"]) == (True, False)
     assert (seven["found"], eight["found"], eight["n_findings"]) == ("7", "8", 1)
+
+
+def test_a_case_with_many_findings_of_one_cause_is_recorded_once() -> None:
+    """As of the masks of a case, of each of which the header describes two positions."""
+    masks = [
+        Finding("warning", "sform_qform", f"s{case:02d}", f"organ{mask}.nii", "one position", "two", "look")
+        for case in range(23)
+        for mask in range(31)
+    ]
+    (three,) = findings_document(masks[: 3 * 31])
+    assert (three["n_findings"], three["n_cases"], three["cases"]) == (93, 3, ["s00", "s01", "s02"])
+    (many,) = findings_document(masks)
+    assert (many["n_findings"], many["n_cases"], many["cases"]) == (23 * 31, 23, [f"s{case:02d}" for case in range(20)])
+    (of_the_set,) = findings_document([Finding("warning", "setting", "", "data", "one", "two", "look")])
+    assert (of_the_set["n_cases"], of_the_set["cases"]) == (0, [])

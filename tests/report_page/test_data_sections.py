@@ -10,8 +10,8 @@ from pipeline.report_page.data_sections import data_section
 from tests.support.finished_run import documented_config
 
 FINDING = {
-    "severity": "warning", "kind": "odd_spacing", "n_findings": 3, "cases": ["a", "<b>"], "file": "/data/a.nii",
-    "expected": "about 1 mm", "found": "9 mm", "numbers_differ": True, "remedy": "look at it",
+    "severity": "warning", "kind": "odd_spacing", "n_findings": 3, "n_cases": 3, "cases": ["a", "<b>"],
+    "file": "/data/a.nii", "expected": "about 1 mm", "found": "9 mm", "numbers_differ": True, "remedy": "look at it",
 }  # fmt: skip
 
 
@@ -53,13 +53,23 @@ def test_findings_say_what_where_and_what_to_do_and_many_are_folded():
     assert "<b>Unusual voxel sizes</b>: cases a, &lt;b&gt; and 1 more<br>/data/a.nii: expected about 1 mm" in content
     assert content.count("look at it (others: other numbers)") == 1
     assert "<details>" not in content
-    of_the_set = FINDING | {"cases": [], "n_findings": 1}
+    of_the_set = FINDING | {"cases": [], "n_findings": 1, "n_cases": 0}
     content = data_section({"run": config(check=checked(findings=[of_the_set] * 4))})
     assert content.count("<details><summary>4 warnings of 4 kinds</summary>") == 1
     assert content.count("</b>: the data set<br>") == 4
     content = data_section({"run": config(skipped_cases={f"<{n}>": "no label" for n in range(5)})})
     assert "<summary>5 cases</summary>" in content
     assert "<li>&lt;4&gt;: no label</li>" in content
+
+
+def test_a_case_with_several_findings_of_one_cause_is_counted_once():
+    masks = FINDING | {"n_findings": 93, "n_cases": 4}
+    content = data_section({"run": config(check=checked(findings=[masks, FINDING]))})
+    assert "<b>Unusual voxel sizes</b>: 93 in cases a, &lt;b&gt; and 2 more<br>" in content
+    alone = FINDING | {"n_findings": 2, "n_cases": 1, "cases": ["a"]}
+    assert "</b>: 2 in case a<br>" in data_section({"run": config(check=checked(findings=[alone]))})
+    earlier = {key: value for key, value in FINDING.items() if key != "n_cases"}
+    assert ": cases a, &lt;b&gt; and 1 more<br>" in data_section({"run": config(check=checked(findings=[earlier]))})
 
 
 def test_what_runs_agree_in_is_said_once_and_folds_share_one_table():
