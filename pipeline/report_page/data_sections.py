@@ -85,8 +85,9 @@ def _facts(config: Mapping[str, Any]) -> Facts:
 
 
 def _window(group: Mapping[str, Any]) -> str:
-    window = group.get("window")
-    if not isinstance(window, list) or "ct" not in str(group.get("intensity_found")):
+    window, found = group.get("window"), group.get("intensity_found")
+    ways = found.get("intensity") if isinstance(found, dict) else None
+    if not isinstance(window, list) or "ct" not in (ways if isinstance(ways, list) else [ways]):
         return ""
     return f"{' to '.join(map(plain, window))} HU"
 

@@ -48,6 +48,17 @@ def test_sizes_spacings_and_structures_are_shown_with_volumes_that_have_digits()
     assert "Nothing that is unusual." in content
 
 
+def test_a_window_is_shown_where_a_channel_is_scaled_as_ct_whatever_the_reason_names():
+    def shown(intensity, because: str) -> bool:
+        found = {"intensity": intensity, "because": because}
+        return "<dt>window</dt>" in data_section({"run": config(intensity_found=found, window=[-100, 200])})
+
+    assert shown("ct", "all values are HU")
+    assert shown(["zscore", "ct"], "the data set's channels are named PET, CT")
+    assert not shown("zscore", "the data set's channels are named contact, T1_corrected")
+    assert not shown(["zscore", "unit"], "the data set's channels are named contact, ct")
+
+
 def test_findings_say_what_where_and_what_to_do_and_many_are_folded():
     content = data_section({"run": config(check=checked(findings=[FINDING]))})
     assert "<b>Unusual voxel sizes</b>: cases a, &lt;b&gt; and 1 more<br>/data/a.nii: expected about 1 mm" in content
