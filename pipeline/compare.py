@@ -6,7 +6,7 @@ import contextlib
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pipeline.console.tables import empty_table, in_parts, rendered
 from pipeline.console.terminal import screen_width
-from pipeline.console.text import counted, fitted, one_line, printable, shortened, some_of, spreadsheet_text
+from pipeline.console.text import counted, fitted, one_line, printable, shortened_apart, some_of, spreadsheet_text
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined, read_json
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
@@ -251,10 +251,7 @@ def _narrow_tables(
     results = {"#": "#"} | {key: heading for key, heading in headings.items() if key != "run"}
     tables = [rendered(_names(rows), width), _table(results, rows, width)]
     if len(settings) > len(rows):
-        turned = [{"setting": key} | {f"#{row['#']}": row[key] for row in rows} for key in settings]
-        for_values = width - max(map(len, settings)) - 2  # a setting's name stays whole, its values are shortened
-        longest = max(LEAST_CELL, for_values // len(rows) - 2)
-        tables.append(_table({key: key for key in turned[0]}, turned, width, longest))
+        tables.append(_turned_table(settings, rows, width))
     elif settings:
         tables.append(_table({key: key for key in ("#", *settings)}, rows, width))
     return tables
@@ -270,23 +267,41 @@ def _names(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _table(
-    headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None, longest: int = LONGEST_CELL
-) -> str:
-    """A table, with the first column's cells whole where the screen is wide enough; `longest` is that of the others."""
-    left = set()
-    for position, key in enumerate(headings):
-        numbers = all(isinstance(row[key], int | float | None) and not isinstance(row[key], bool) for row in rows)
-        if not numbers and key != "time":
-            left.add(position)
-    first = next(iter(headings))
+def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    """A table with a line a run."""
+    left = {n for n, key in enumerate(headings) if key != "time" and not _are_numbers(row[key] for row in rows)}
+    cells = zip(*(_cells(key, rows, _longest(width)) for key in headings), strict=True)
+    shown = shortened_apart(list(map(printable, headings.values())), _longest(width))
+    return in_parts(shown, list(cells), width, left=left)
+
+
+def _turned_table(settings: Sequence[str], rows: Sequence[Mapping[str, Any]], width: int) -> str:
+    """A table with a line a setting, whose name stays whole where the screen is wide enough; values are shortened."""
+    longest = max(LEAST_CELL, (width - max(map(len, settings)) - 2) // len(rows) - 2)
+    names = shortened_apart(list(map(printable, settings)), _longest(width))
+    left = {0, *(n for n, row in enumerate(rows, start=1) if not _are_numbers(row[key] for key in settings))}
     cells = [
-        [_cell(key, row[key], width, LONGEST_CELL if key == first else longest) for key in headings] for row in rows
+        [name, *_cells(key, rows, min(longest, _longest(width)))] for name, key in zip(names, settings, strict=True)
     ]
-    return in_parts([_shortened(printable(heading), width) for heading in headings.values()], cells, width, left=left)
+    return in_parts(["setting", *(f"#{row['#']}" for row in rows)], cells, width, left=left)
 
 
-def _cell(key: str, value: Any, width: int | None = None, longest: int = LONGEST_CELL) -> str:
+def _longest(width: int | None) -> int:
+    """Characters of a name or value that a screen of this width shows."""
+    return LONGEST_CELL if width is None else min(LONGEST_CELL, width - 8)
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, int | float | None) and not isinstance(value, bool) for value in values)
+
+
+def _cells(key: str, rows: Sequence[Mapping[str, Any]], longest: int) -> list[str]:
+    """What the runs have under a key; values that differ are never shortened to the same text."""
+    texts = [_cell(key, row[key]) for row in rows]
+    return texts if key == "run" else shortened_apart(texts, longest)
+
+
+def _cell(key: str, value: Any) -> str:
     if value is None:
         return "–"
     if key == "best_val_mIoU" or key in SCORES:
@@ -295,9 +310,4 @@ def _cell(key: str, value: Any, width: int | None = None, longest: int = LONGEST
         return f"{value:,}"
     if key == "peak_memory_gb":
         return f"{value:.2f}" if isinstance(value, int | float) else "–"
-    text = printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
-    return text if key == "run" else _shortened(text, width, longest)
-
-
-def _shortened(text: str, width: int | None, longest: int = LONGEST_CELL) -> str:
-    return shortened(text, longest if width is None else min(longest, width - 8))
+    return printable(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))

@@ -295,3 +295,18 @@ def test_the_names_of_settings_stay_whole_beside_long_values_of_several_runs(tmp
     roots = [line for line in lines if line.startswith("data.dataset_root")]
     assert all(f"set_{i}" in "".join(roots) for i in range(3))  # values differ in their ends
     assert sum("setting" in line.split() for line in lines) == 2  # two parts, not one a run
+
+
+@pytest.mark.parametrize("n_more", [0, 3])
+@pytest.mark.parametrize("width", [60, 80, None])
+def test_values_that_differ_are_never_shortened_to_the_same_text(tmp_path, width, n_more):
+    """With a line a setting, a line a run, and on a screen of any width."""
+    roots = [f"/data/hospital/{year}/{'labels_v1/' * 5}nnUNet_raw" for year in (2019, 2021)]
+    for i, root in enumerate(roots):
+        more = {f"training__setting_{n}": i for n in range(n_more)}
+        a_run(tmp_path, f"run_{i}", data__dataset_root=root, **more)
+    text = to_text(compare([tmp_path]), width)
+    shown = [word for word in text.split() if "…" in word]
+    assert len(shown) == 2
+    assert all(f"/{year}/" in word for year, word in zip((2019, 2021), shown, strict=True))
+    assert width is None or max(map(len, text.splitlines())) <= width

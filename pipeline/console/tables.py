@@ -11,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.console.text import printable, shortened
+from pipeline.console.text import printable, shortened_apart
 
 PAGE_WIDTH = 100
 """Columns of a table of sentences where the output is no terminal."""
@@ -60,7 +60,8 @@ def in_parts(
     rows = [[printable(cell) for cell in row] for row in rows]
     if width is not None and shown:
         others = max(_cell_width(headings[c], [row[c] for row in rows]) for c in shown)
-        rows = [[shortened(row[0], max(8, width - others - 4)), *row[1:]] for row in rows]
+        names = shortened_apart([row[0] for row in rows], max(8, width - others - 4))
+        rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     parts: list[list[int]] = [[]]
     for c in shown:
         if (

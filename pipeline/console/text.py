@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 
 BYTES_PER_GB = 10**9
 """One GB wherever a size is printed or asked for (`--max_gb`, data.cache_limit_gb), as disks and `df -H` count."""
@@ -103,6 +104,42 @@ def shortened(name: str, most: int) -> str:
     'lung…_left'
     """
     return name if len(name) <= most else f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+
+
+def shortened_apart(texts: Sequence[str], most: int) -> list[str]:
+    """Cut longer texts in their middle; where that makes different ones alike, show them around their first difference.
+
+    Texts that even so would look the same stay whole.
+
+    >>> shortened_apart(["/scans/2019/labels", "/scans/2021/labels", "/masks"], 10)
+    ['…s/2019/l…', '…s/2021/l…', '/masks']
+    """
+    cut = {text: shortened(text, most) for text in texts}
+    alike: dict[str, list[str]] = {}
+    for text, short in cut.items():
+        alike.setdefault(short, []).append(text)
+    for group in alike.values():
+        group.sort()  # so that the longest beginning that a text shares with any is shared with a neighbour
+        shared = [_n_shared(*pair) for pair in pairwise(group)]
+        differs_at = map(max, [0, *shared], [*shared, 0])
+        cut |= {text: _around(text, at, most) for text, at in zip(group, differs_at, strict=True) if shared}
+    return [cut[text] if len(set(cut.values())) == len(cut) else text for text in texts]
+
+
+def _n_shared(one: str, other: str) -> int:
+    """Characters at the beginning in which two texts agree."""
+    different = (n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+    return next(different, min(len(one), len(other)))
+
+
+def _around(text: str, position: int, most: int) -> str:
+    """The part of a text around a position, in at most so many characters."""
+    if len(text) <= most:
+        return text
+    start = position - (most - 2) // 2
+    if start <= 1:
+        return f"{text[: most - 1]}…"
+    return f"…{text[start : start + most - 2]}…" if start + most - 1 < len(text) else f"…{text[1 - most :]}"
 
 
 def counted(number: int, what: str) -> str:

@@ -49,5 +49,12 @@ def test_a_name_that_leaves_no_room_for_numbers_is_cut_in_its_middle():
     assert "0.9000" in text
 
 
+def test_names_that_differ_in_their_middle_alone_are_cut_around_it():
+    rows = [(f"left_upper_{n}_lobe_of_lung", "0.5") for n in (1, 2)]
+    names = [line.split()[0] for line in in_parts(("class", "Dice"), rows, 20).splitlines()[2:]]
+    assert len(names) == len(set(names)) == 2
+    assert all(f"_{n}_" in name for n, name in enumerate(names, start=1))
+
+
 def test_a_table_without_rows_has_its_headings():
     assert in_parts(["structure", "Dice"], [], 30).splitlines()[0] == "structure"

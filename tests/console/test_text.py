@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import unicodedata
 
@@ -14,6 +15,8 @@ from pipeline.console.text import (
     gigabytes,
     number,
     printable,
+    shortened,
+    shortened_apart,
     some_of,
     volume_unit,
     words,
@@ -66,6 +69,24 @@ def test_a_long_list_is_cut_and_says_how_much_is_left(names, text):
 
 def test_the_rest_of_a_list_can_be_named():
     assert some_of("abcd", 1, "more cases") == "a and 3 more cases"
+
+
+def test_texts_that_differ_are_shortened_to_texts_that_differ():
+    """All texts of one letter in two forms between others, wherever and however often they differ."""
+    parts = [("/data/hospital/", "/mnt/d/"), ("2019", "2021"), ("/labels" * 5, "/"), ("a", "b"), ("/nnUNet_raw", "")]
+    texts = ["".join(chosen) for chosen in itertools.product(*parts)]
+    for most in (1, 2, 8, 22, 60):
+        shown = shortened_apart(texts, most)
+        assert len(set(shown)) == len(texts)
+        for pair in itertools.combinations(texts, 2):
+            one, other = shortened_apart(pair, most)
+            assert one != other
+            if most >= 8:
+                assert max(len(one), len(other)) <= most
+    alike = ["x" * 1000, "x" * 1001, "x" * 1000]
+    assert shortened_apart(alike, 20) == alike  # nothing but their length tells them apart
+    assert shortened_apart(["liver", "lung_upper_lobe_left"], 10) == ["liver", shortened("lung_upper_lobe_left", 10)]
+    assert shortened_apart([], 10) == []
 
 
 def test_a_gigabyte_is_a_thousand_million_bytes():
