@@ -149,7 +149,8 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
     """Say what any step takes from two or three measured ones: of the smallest patch, of more of these, of the largest.
 
     For one process with all threads, or for one thread a process where that is faster (it was not measured where the
-    memory does not hold as many processes). Raises ConfigError where fewer than two steps could be measured.
+    memory does not hold as many processes, or where one of them ended). Raises ConfigError where fewer than two steps
+    could be measured.
     """
     if len(measured) < 2:
         raise ConfigError(
@@ -172,7 +173,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
         sample_s = max(0.0, one_more_s - voxel_s * math.prod(small.patch))
     voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (large_voxels - small_voxels))
     together = f"{each_s:.2g} s in each of {n_cores} processes of one thread, and " if large.in_processes else ""
-    lacks = f"; the memory does not hold {n_cores}" if n_cores > 1 and not large.in_processes else ""
+    lacks = f"; {n_cores} could not be measured, as where memory ends" if n_cores > 1 and not large.in_processes else ""
     return Cost(
         fixed_s=max(0.0, small_s - voxel_s * small_voxels - sample_s * small.batch) + BETWEEN_STEPS_S,
         voxel_s=voxel_s,

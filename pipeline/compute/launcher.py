@@ -78,7 +78,7 @@ def launch(
                 patience_s = grace_s if isinstance(error, orderly) else _POLL_S
                 raise
             finally:
-                _end(children, patience_s)
+                end_children(children, patience_s)
     else:
         yield
 
@@ -174,7 +174,7 @@ def _own_command(n: int) -> list[str]:
     return [sys.executable, str(script.resolve()), *sys.argv[1:]]
 
 
-def _end(children: list[subprocess.Popen], patience_s: float) -> None:
+def end_children(children: Sequence[subprocess.Popen], patience_s: float = 0.0) -> None:
     """Wait until the children have ended too; end those that do not."""
     until = time.monotonic() + patience_s
     for child in children:
@@ -195,7 +195,7 @@ def _watched(children: list[subprocess.Popen], when_lost: Callable[[str], None],
         while not ending.wait(_POLL_S):
             if any(child.poll() for child in children) and not ending.wait(grace_s):
                 when_lost(_sentence(reported_failure(0.0) or _dead(children) or "another process has ended"))
-                _end(children, 0.0)
+                end_children(children)
                 os._exit(EXIT_LOST)
 
     threading.Thread(target=watch, daemon=True).start()

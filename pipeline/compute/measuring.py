@@ -7,15 +7,18 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from pipeline.compute.launcher import end_with_parent
+from pipeline.compute.launcher import end_children, end_with_parent
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
+
+_POLL_S = 0.1
 
 
 def run_measurement(
@@ -25,17 +28,58 @@ def run_measurement(
 
     Raises subprocess.TimeoutExpired, with what it had written until then.
     """
-    # The other process must import the same modules, wherever this one was started.
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.run(
-        [sys.executable, "-m", module],
-        input=json.dumps({"asked_by": os.getpid(), "request": request}),
+        _command(module),
+        input=_asked(request),
         capture_output=True,
         text=True,
-        env=environment,
+        env=_environment(),
         timeout=time_limit_s,
         check=False,
     )
+
+
+def run_together(module: str, requests: Sequence[Mapping[str, Any]], *, time_limit_s: float) -> str:
+    """Run a process for each request, which wait for each other as they measure, and return what the first one wrote.
+
+    Where one fails, and at the limit, all are ended.
+    """
+    until = time.monotonic() + time_limit_s
+    processes: list[subprocess.Popen] = []
+    with contextlib.ExitStack() as files:
+        output = files.enter_context(tempfile.TemporaryFile("w+"))
+        try:
+            for request in requests:
+                asked = files.enter_context(tempfile.TemporaryFile("w+"))
+                asked.write(_asked(request))
+                asked.seek(0)
+                written = subprocess.DEVNULL if processes else output
+                processes.append(
+                    subprocess.Popen(
+                        _command(module), stdin=asked, stdout=written, stderr=subprocess.DEVNULL, env=_environment()
+                    )
+                )
+            codes: list[int | None] = [None]
+            while None in codes and not any(codes) and time.monotonic() < until:
+                time.sleep(_POLL_S)
+                codes = [process.poll() for process in processes]
+        finally:
+            end_children(processes)
+        output.seek(0)
+        return output.read()
+
+
+def _command(module: str) -> list[str]:
+    return [sys.executable, "-m", module]
+
+
+def _environment() -> dict[str, str]:
+    """So that the other process imports the same modules, wherever this one was started."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def _asked(request: Mapping[str, Any]) -> str:
+    return json.dumps({"asked_by": os.getpid(), "request": request})
 
 
 def begin_measurement() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import mmap
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from pipeline.compute.launcher import EXIT_LOST
-from pipeline.compute.measuring import PeakMemory, begin_peak, peak_memory, run_measurement
+from pipeline.compute.measuring import PeakMemory, begin_peak, peak_memory, run_measurement, run_together
 from tests.support.paths import ROOT
 
 PROGRAM = """
@@ -67,6 +68,36 @@ def test_a_peak_counts_from_its_beginning_on_and_keeps_what_was_freed() -> None:
     assert before + 190_000_000 < found.n_bytes < before + 300_000_000
     assert found.device == "CPU"
     assert max(found, PeakMemory(10**15, "another")).device == "another"
+
+
+TOGETHER = """
+import json, os, signal, sys, time
+from pathlib import Path
+request = json.load(sys.stdin)["request"]
+written = Path(request["written"])
+if request["rank"] == 0:
+    print("measured", flush=True)
+    written.touch()
+elif request["ends"]:
+    while not written.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("ends", "limit_s"), [(True, 300), (False, 2)])
+def test_processes_that_measure_together_end_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: bool, limit_s: float
+) -> None:
+    """And what the first has written until then is kept."""
+    (tmp_path / "measure_together.py").write_text(TOGETHER)
+    monkeypatch.syspath_prepend(tmp_path)
+    requests = [{"rank": rank, "ends": ends, "written": str(tmp_path / "written")} for rank in range(3)]
+    began = time.monotonic()
+    assert run_together("measure_together", requests, time_limit_s=limit_s) == "measured\n"
+    assert time.monotonic() - began < 60
+    assert psutil.Process().children() == []
 
 
 @pytest.mark.fault(
