@@ -16,11 +16,21 @@ from rich.text import Text
 
 from pipeline.console.tables import empty_table, in_parts, rendered
 from pipeline.console.terminal import screen_width
-from pipeline.console.text import counted, fitted, one_line, printable, shortened_apart, some_of, spreadsheet_text
+from pipeline.console.text import (
+    counted,
+    first_lines,
+    fitted,
+    one_line,
+    printable,
+    shortened_apart,
+    some_of,
+    spreadsheet_text,
+)
 from pipeline.files.atomic import FileError
-from pipeline.files.json_files import null_for_undefined, read_json
+from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
+from pipeline.runs.stored_scores import ALSO_LEFT_OUT, StoredScores, scores_of_run, scores_of_study
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.runs.time_stamps import in_hours, seconds_between
 
@@ -63,13 +73,15 @@ class Comparison:
     """The keys of MORE_COLUMNS that any run has."""
     skipped: tuple[str, ...]
     """One line for each run that could not be read."""
+    left_out: tuple[str, ...] = ()
+    """One line for each evaluation whose scores are not, or may not be, those of a run's present weights."""
 
 
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """Read the runs at the paths, each a run folder or a folder of runs, and set them beside each other.
 
     A cross-validation is a row of its own: the mean of its folds' best val mIoU, its epochs and time in all. A run that
-    cannot be read is named in `skipped`.
+    cannot be read is named in `skipped`, an evaluation of weights that were replaced since in `left_out`.
 
     Raises:
         FileError: a path without a run, or no run that can be read.
@@ -77,16 +89,19 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     rows: list[dict[str, Any]] = []
     configs: list[dict[str, Any]] = []
     skipped: list[str] = []
+    left_out: list[str] = []
     folders = _list(paths)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
             row, config = _read_study(name, folder) if isinstance(folder, StudyFolder) else _read_row(name, folder)
+            scores, lines = _read_scores(folder)
         except (FileError, OSError, RecursionError) as error:
             file = folder.record if isinstance(folder, StudyFolder) else folder.config
             named = error if isinstance(error, FileError) else f"{file}: cannot be compared ({error})"
             skipped.append(one_line(named))
             continue
-        rows.append(row)
+        rows.append(row | scores)
+        left_out += lines
         configs.append(config)
     if not rows:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
@@ -102,11 +117,12 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         scores=tuple(key for key in SCORES if key not in empty),
         more=tuple(key for key in MORE_COLUMNS if key not in empty),
         skipped=tuple(skipped),
+        left_out=tuple(left_out),
     )
 
 
 def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a run, its time in seconds, and its settings and facts."""
+    """The row of a run without scores, its time in seconds, and its settings and facts."""
     config, log = folder.read_config(), folder.read_log()
     summary = folder.read_summary() if folder.summary.exists() else {}
     row = {
@@ -122,20 +138,36 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         ),
         **{key: summary.get(key) for key in MORE_COLUMNS},
     }
-    for split, key in zip(("train", "val", "test"), SCORES, strict=True):
-        row[key] = _mean_dice(folder.path / "evaluation" / split / "metrics.json", [folder])
     return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
 
 
-def _mean_dice(metrics: Path, runs: Sequence[RunFolder]) -> float | None:
-    """The mean Dice over structures of an evaluation; None where none of the runs' present weights can be read."""
-    if not all(run.has_scored(metrics) for run in runs):
-        return None
+def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | None], list[str]]:
+    """The mean Dice under every key of SCORES, and a line for each evaluation that is left out."""
+    means: dict[str, float | None] = dict.fromkeys(SCORES)
+    left_out = []
+    for split, key in zip(("train", "val", "test"), SCORES, strict=True):
+        try:
+            if isinstance(folder, RunFolder):
+                stored = scores_of_run(folder, split)
+            else:
+                stored = scores_of_study(folder) if split == "val" else None
+        except FileError as error:
+            left_out.append(one_line(error))
+            continue
+        if stored is not None and stored.left_out:
+            left_out.append(stored.left_out)
+        elif stored is not None:
+            means[key] = _mean_dice(stored)
+    return means, left_out
+
+
+def _mean_dice(scores: StoredScores) -> float | None:
+    """The mean over structures; None where it is undefined."""
     try:
-        mean = read_json(metrics)["summary"]["left_out"]["mean_over_classes"]["dice"]
-    except (FileError, OSError, KeyError, TypeError):
+        mean = scores.document["summary"]["left_out"]["mean_over_classes"]["dice"]
+        return float(mean) if isinstance(mean, int | float) else None
+    except (KeyError, TypeError, OverflowError):
         return None
-    return float(mean) if isinstance(mean, int | float) else None
 
 
 def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
@@ -156,7 +188,7 @@ def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
 
 
 def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row of a cross-validation, its time in seconds, and the settings and facts in which its folds agree."""
+    """The row of a cross-validation without scores, its time in seconds, and the settings in which its folds agree."""
     record = study.read_record()
     begun = [run for run in (study.run_of(record, number) for number in record.folds) if run.config.exists()]
     if not begun:
@@ -174,8 +206,6 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "status": f"{n_ended} of {len(record.folds)} folds",
         "time": sum(times) if times else None,
         **{key: largest[key] for key in MORE_COLUMNS},
-        **dict.fromkeys(SCORES),
-        "val_dice": _mean_dice(study.metrics, begun) if n_ended == len(record.folds) else None,
     }
     shared = {
         key: value
@@ -196,8 +226,9 @@ def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Write the comparison as a JSON object with runs, settings and skipped."""
-    document = {"runs": comparison.rows, "settings": comparison.settings, "skipped": comparison.skipped}
+    """Write the comparison as a JSON object with runs, settings, skipped and left_out."""
+    document = {"runs": comparison.rows, "settings": comparison.settings}
+    document |= {"skipped": comparison.skipped, "left_out": comparison.left_out}
     return json.dumps(null_for_undefined(document), indent=2, allow_nan=False)
 
 
@@ -234,6 +265,7 @@ def to_text(comparison: Comparison, width: int | None = None, *, all_settings: b
     if width is not None and max(map(len, parts[0].split("\n"))) > width:
         parts = _narrow_tables(comparison, headings, settings, width)
     notes = [f"skipped: {printable(line)}" for line in comparison.skipped]
+    notes += map(printable, first_lines(comparison.left_out, ALSO_LEFT_OUT))
     if len(settings) < len(is_shown):
         left_out = [key for key, shown in is_shown.items() if not shown]
         settings_in_words = f"{counted(len(left_out), 'more setting')} ({some_of(left_out, 3)})"

@@ -33,6 +33,7 @@ from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model, load_models
 from pipeline.inference.passes import InferenceOptions
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stored_scores import TrainedWeights
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder, runs_at
 from pipeline.writers.outputs import OutputOptions
 from transforms.io.segment_names import LARGEST_VALUE
@@ -140,7 +141,8 @@ def evaluate_run(
     )
     matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], outputs, failed)
     sources = str(RunFolder.at(run).path), f"{split} cases of {dataset.root}"
-    return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    return replace(evaluation, networks=_weights_of(models))
 
 
 def evaluate_study(
@@ -181,9 +183,12 @@ def evaluate_study(
     every = [case for cases in cases_of.values() for case in cases]
     failed: dict[str, str] = {}
     begun = 0
+    networks: list[TrainedWeights] = []
     for number, run in runs.items():
+        models = load_models([run.path], chosen_device, trust=trust)
+        networks += _weights_of(models)
         outputs, failed_here = _predicted(
-            load_models([run.path], chosen_device, trust=trust),
+            models,
             dataset,
             cases_of[number],
             folder.predictions,
@@ -197,7 +202,12 @@ def evaluate_study(
     matching = _matching_of_run(dataset, [case for case in every if case.id not in failed], outputs, failed)
     sources = str(folder.path), f"cases of {dataset.root}, each unseen by its network"
     evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
-    return replace(evaluation, notes=(_ABOUT_STUDY.format(len(runs)), *record.notes, *evaluation.notes))
+    notes = (_ABOUT_STUDY.format(len(runs)), *record.notes, *evaluation.notes)
+    return replace(evaluation, notes=notes, networks=tuple(networks))
+
+
+def _weights_of(models: Sequence[Model]) -> tuple[TrainedWeights, ...]:
+    return tuple(model.trained for model in models if model.trained is not None)
 
 
 _ABOUT_STUDY = (
@@ -445,7 +455,7 @@ def default_output(run: Path | None, split: SplitName, predictions: Path | None 
     if run is not None and split == "val" and is_study_folder(run):
         return StudyFolder.at(run).path
     if run is not None:
-        return RunFolder.at(run).path / "evaluation" / split
+        return RunFolder.at(run).evaluation(split)
     if predictions is None:
         raise EvaluationError("expected a run or predictions, found neither; name one")
     return predictions if predictions.is_dir() else predictions.parent

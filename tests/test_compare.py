@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +14,7 @@ from pipeline.compare import compare, to_csv, to_json, to_text
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stored_scores import TrainedWeights, weights_id
 from pipeline.runs.study import StudyFolder, StudyRecord
 
 BASE = ["run", "best_val_mIoU", "best_epoch", "total_epochs", "status", "base_channels", "total_parameters", "time"]
@@ -230,10 +230,7 @@ def test_runs_that_were_evaluated_show_their_dice(tmp_path):
     a_run(tmp_path, "a")
     run = a_run(tmp_path, "b")
     for split, dice in (("val", 0.75), ("test", None), ("train", "x")):
-        folder = run.path / "evaluation" / split
-        folder.mkdir(parents=True)
-        document = {"summary": {"left_out": {"mean_over_classes": {"dice": dice}}}}
-        (folder / "metrics.json").write_text(json.dumps(document))
+        scored(run, dice, split)
     table = compare([tmp_path])
     assert table.scores == ("val_dice",)
     assert {row["run"]: row["val_dice"] for row in table.rows} == {"a": None, "b": 0.75}
@@ -241,15 +238,41 @@ def test_runs_that_were_evaluated_show_their_dice(tmp_path):
     heading, _, *lines = to_text(table).splitlines()
     assert heading.split()[:5] == ["run", "best", "mIoU", "val", "Dice"]
     assert [line.split()[:3] for line in lines] == [["a", "0.3000", "–"], ["b", "0.3000", "0.7500"]]
-    metrics = run.path / "evaluation" / "val" / "metrics.json"
-    run.best_checkpoint.parent.mkdir(exist_ok=True)
-    run.best_checkpoint.touch()
-    os.utime(run.best_checkpoint, ns=(0, metrics.stat().st_mtime_ns + 1))  # trained anew by --overwrite
-    assert compare([tmp_path]).scores == ()
-    os.utime(run.best_checkpoint, ns=(0, 0))
-    assert compare([tmp_path]).scores == ("val_dice",)
-    metrics.write_text("{")
-    assert compare([tmp_path]).scores == ()
+    (run.evaluation("val") / "metrics.json").write_text("{")
+    damaged = compare([tmp_path])
+    assert damaged.scores == ()
+    assert "metrics.json: is not valid JSON" in damaged.left_out[0]
+
+
+def scored(run: RunFolder, dice: float | str | None, split: str = "val", **more) -> Path:
+    """Write what an evaluation of the run's present weights is known by; a file of earlier versions with networks=[]"""
+    log = run.read_log()
+    best = TrainedWeights(run.name, log.best_epoch, log.best_val_miou, weights_id(run.best_checkpoint))
+    document = {
+        "created": "2024-01-15 11:30:00",
+        "networks": [best.to_document()],
+        "summary": {"left_out": {"mean_over_classes": {"dice": dice}}},
+    }
+    path = run.evaluation(split) / "metrics.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document | more))
+    return path
+
+
+def test_scores_of_weights_that_were_replaced_are_left_out_in_every_form(tmp_path, capsys):
+    run = a_run(tmp_path / "logs", "a run")
+    scored(run, 0.75)
+    run.make_ready(keep=False)  # --overwrite, and a failure in its first epoch
+    a_run(tmp_path / "logs", "a run", (), status="failed")
+    table = compare([tmp_path / "logs"])
+    assert (table.scores, table.rows[0]["total_epochs"]) == ((), 0)
+    (line,) = table.left_out
+    assert "metrics.json: its scores are left out, since a run no longer has the weights" in line
+    assert line.endswith(f"score these by bodyseg evaluate '{run.path}' --split val --overwrite")
+    assert json.loads(to_json(table))["left_out"] == [line]
+    assert line in to_text(table)
+    assert main(["compare", str(tmp_path / "logs"), "--csv"]) == 0
+    assert capsys.readouterr().err == f"bodyseg: warning: {line}\n"
 
 
 @pytest.mark.parametrize("width", [60, 80])

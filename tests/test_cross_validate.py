@@ -24,6 +24,7 @@ from pipeline.evaluate import evaluate_run, evaluate_study
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.atomic import FileError
 from pipeline.predict import PredictionOptions, predict
+from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, runs_at
 from tests.support.paths import ROOT
 from tests.support.settings import settings
@@ -92,6 +93,8 @@ def test_every_case_is_scored_once_by_a_network_that_has_not_seen_it(work, calls
         (network,) = record["made_by"]["runs"]
         assert case["case"] not in trained_on[network["checkpoint_sha256"]]
         assert Path(case["prediction"]) == study / "predictions" / f"{case['case']}.nii.gz"
+    assert [one["run"] for one in metrics["networks"]] == [fold_of(study, number).name for number in (0, 1)]
+    assert scores_of_study(StudyFolder.at(study)).left_out == ""
     assert "not trained on it" in metrics["notes"][0]
     assert metrics["summary"]["left_out"]["classes"]["liver"]["dice"]["n"] == 4
 

@@ -24,6 +24,7 @@ from pipeline.evaluation.summary import CONVENTIONS
 from pipeline.files.atomic import FileError
 from pipeline.phantoms.balls import balls
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stored_scores import weights_id
 from tests.support.datasets import write_json
 from tests.support.evaluation import AFFINE, SCHEMA, blobs, save, save_seg_nrrd, sitk_dice, three_cases
 from tests.support.tiny_prediction import checkpoint, scan, voxels
@@ -204,6 +205,10 @@ def test_a_run_is_predicted_and_scored_on_its_own_validation_cases(run_folder):
         assert set(np.unique(prediction)) <= {0, 7}
         overlap = 2 * np.count_nonzero(label & (prediction == 7)) / (label.sum() + (prediction == 7).sum())
         assert case.dice[1] == pytest.approx(overlap)
+    (scored,) = to_document(result)["networks"]
+    assert scored == {
+        "run": "run", "epoch": None, "val_mIoU": None, "weights_id": weights_id(run_folder.best_checkpoint),
+    }  # fmt: skip
     again = evaluate_run(run_folder.path, "val", precision="32")
     assert [c.mean_dice for c in again.cases] == [c.mean_dice for c in result.cases]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.cli.arguments import command_parser
+from pipeline.cli.arguments import command_parser, warn
 
 
 def run(arguments: list[str]) -> int:
@@ -24,4 +24,6 @@ def run(arguments: list[str]) -> int:
 
     table = compare(given.paths)
     print(to_json(table) if given.json else to_csv(table) if given.csv else to_text(table, all_settings=given.all))
+    for line in (*table.skipped, *table.left_out) if given.csv else ():  # the table has no place for them
+        warn(line)
     return 0

@@ -95,6 +95,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
         "created": now(),
         "predictions": evaluation.predictions,
         "labels": evaluation.labels,
+        "networks": [one.to_document() for one in evaluation.networks],
         "settings": {
             "surface": surface,
             "tolerance_mm": float(evaluation.tolerance_mm),

@@ -14,6 +14,7 @@ from pipeline.evaluation.case_scores import METRICS, Absent, CaseScores
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.metrics.statistics import Summary, number_subjects, summarise
+from pipeline.runs.stored_scores import TrainedWeights
 
 CONVENTIONS: tuple[Absent, ...] = ("left_out", "scored")
 
@@ -40,6 +41,9 @@ class Evaluation:
     predictions_without_label: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What a reader has to know about how classes and files were matched."""
+    networks: tuple[TrainedWeights, ...] = ()
+    """The weights whose predictions were scored, of a cross-validation in the order of its folds; () where only
+    folders were named."""
 
     @property
     def class_names(self) -> tuple[str, ...]:

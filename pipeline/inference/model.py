@@ -15,6 +15,7 @@ from networks.errors import NetworkError
 from pipeline.console.text import one_line
 from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stored_scores import TrainedWeights, weights_id
 from pipeline.writers.segmentation import SegmentationError
 from transforms.chains import inference_chain
 
@@ -48,6 +49,8 @@ class Model:
 
     scans: ScanRange | None = None
     """The range of the scans of its training; None where the checkpoint does not say."""
+    trained: TrainedWeights | None = None
+    """Which weights of which training these are."""
 
     @property
     def n_channels(self) -> int:
@@ -115,6 +118,7 @@ def checkpoint_path(run: Path | str) -> Path:
 
 def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     path = checkpoint_path(run)
+    identity = weights_id(path)  # before they are read: a training that replaces them meanwhile is noticed later
     checkpoint = read_checkpoint(path)
     names, preprocessing = checkpoint.get("class_names"), checkpoint.get("preprocessing")
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
@@ -142,6 +146,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         label_values=_label_values(preprocessing, len(names), path),
         precision=str(checkpoint.get("precision") or ""),
         scans=_scan_range(checkpoint.get("scans"), path),
+        trained=TrainedWeights.of_checkpoint(checkpoint, name, identity),
     )
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.text import one_line, some_of
+from pipeline.console.text import first_lines, one_line, some_of
 from pipeline.evaluation.metrics_file import metrics_path, read_metrics
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.scored_case import read_scored_case
@@ -18,6 +18,7 @@ from pipeline.report_page.page import page
 from pipeline.report_page.run_sections import RunFacts
 from pipeline.report_page.score_sections import CaseView, Scores, scored_structures
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
+from pipeline.runs.stored_scores import ALSO_LEFT_OUT, StoredScores, scores_of_run, scores_of_study
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.visualisation.class_colours import class_colours
 from transforms.io.errors import VolumeError
@@ -80,25 +81,27 @@ def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[Path]]:
             metrics.setdefault(source.resolve(), source)
             continue
         if is_study_folder(source):
-            study = StudyFolder.at(source)
-            folders = list_runs([source])
-            is_of_these = study.metrics.is_file() and all(run.has_scored(study.metrics) for run in folders)
-            found = [study.metrics] if is_of_these else []
+            folders, found = list_runs([source]), _of_present_weights([scores_of_study(StudyFolder.at(source))])
         elif metrics_path(source).is_file() and not is_run_folder(source):
             folders, found = [], [metrics_path(source)]
         else:
             folders = list_runs([source])
-            found = [path for folder in folders for path in _evaluations(folder)]
+            found = _of_present_weights(scores_of_run(folder, split) for folder in folders for split in SPLITS)
         runs |= {folder.path.resolve(): folder for folder in folders}
         metrics |= {path.resolve(): path for path in found}
     return list(runs.values()), list(metrics.values())
 
 
-def _evaluations(folder: RunFolder) -> Iterator[Path]:
-    for split in SPLITS:
-        path = metrics_path(folder.path / "evaluation" / split)
-        if folder.has_scored(path):
-            yield path
+def _of_present_weights(evaluations: Iterable[StoredScores | None]) -> list[Path]:
+    """The metrics.json files of evaluations whose weights the runs still have; the others are named in a warning."""
+    found, left_out = [], []
+    for one in evaluations:  # one at a time in memory
+        if one is not None:
+            found += [] if one.left_out else [one.metrics]
+            left_out += [one.left_out] if one.left_out else []
+    for line in first_lines(left_out, ALSO_LEFT_OUT):
+        log.warning("%s", line)
+    return found
 
 
 def _facts(name: str, folder: RunFolder) -> RunFacts:

@@ -118,12 +118,9 @@ class RunFolder:
         ours = (self.config, self.log, self.best_checkpoint, self.resume_checkpoint)
         return "interrupted" if any(path.exists() for path in ours) else "absent"
 
-    def has_scored(self, metrics: Path) -> bool:
-        """Whether a metrics.json is there and not older than the best weights: a later training has replaced those."""
-        try:
-            return metrics.stat().st_mtime_ns >= self.best_checkpoint.stat().st_mtime_ns
-        except OSError:
-            return metrics.is_file()
+    def evaluation(self, split: str) -> Path:
+        """The folder of what `bodyseg evaluate` finds on one of the run's splits."""
+        return self.path / "evaluation" / split
 
     @property
     def has_ended(self) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import jsonschema
 import nibabel as nib
@@ -19,6 +21,7 @@ from pipeline.evaluation.metrics_file import read_metrics, to_document, write_fi
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import evaluation_text
 from pipeline.files.json_files import LARGEST_JSON, null_for_undefined
+from pipeline.runs.stored_scores import TrainedWeights
 from tests.support.evaluation import SCHEMA, blobs, save, three_cases, write_names
 from tests.support.killed_writer import KILLED
 from tests.support.paths import ROOT
@@ -88,9 +91,13 @@ def test_totals_are_the_sums_over_cases(folders):
 
 def test_what_is_written_is_the_document_and_is_read_again(folders):
     evaluation = evaluate(folders / "predictions", folders / "labels")
+    assert to_document(evaluation)["networks"] == []
+    evaluation = replace(evaluation, networks=(TrainedWeights("run", 3, math.nan, "0" * 64),))
     path, _ = write_files(evaluation, folders)
     text = path.read_text("utf-8")
     document = null_for_undefined(to_document(evaluation))
+    jsonschema.validate(document, SCHEMA)
+    assert document["networks"] == [{"run": "run", "epoch": 3, "val_mIoU": None, "weights_id": "0" * 64}]
     assert json.loads(text) | {"created": ""} == document | {"created": ""}
     assert sum(line.lstrip().startswith('{"case": ') for line in text.splitlines()) == 3  # a line a case
     stored = read_metrics(path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 import time
 from base64 import b64encode
 from html.parser import HTMLParser
@@ -13,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline.compare import compare
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import write_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
@@ -20,6 +23,8 @@ from pipeline.files.atomic import FileError
 from pipeline.report_page.case_volumes import MOST_VOXELS, CaseVolumes, viewer_data
 from pipeline.report_page.report import report
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stored_scores import TrainedWeights
+from pipeline.runs.study import StudyFolder, StudyRecord
 from tests.support.evaluation import three_cases
 from tests.support.finished_run import documented_config
 from tests.support.page_script import run_script, volumes_of
@@ -62,13 +67,21 @@ def scored(tmp_path):
     return write_files(evaluation, tmp_path / "scores")[0]
 
 
-def a_run(folder, name="first"):
+def a_run(folder, name="first", n_epochs=4):
     run = RunFolder(folder, name)
     run.make_ready(keep=False)
     run.write_config({"system": {}} | documented_config())
-    run.write_log(a_log(4))
-    run.write_summary("completed", a_log(4))
+    run.write_log(a_log(n_epochs))
+    run.write_summary("completed", a_log(n_epochs))
     return run
+
+
+def of_runs(scored, runs) -> str:
+    """The scores as a metrics.json in the runs' folder has them."""
+    best = [(run.name, run.read_log()) for run in runs]
+    networks = [TrainedWeights(name, log.best_epoch, log.best_val_miou, "").to_document() for name, log in best]
+    document = json.loads(scored.read_text("utf-8"))
+    return json.dumps(document | {"networks": networks, "created": "9999-12-31 23:59:59"})
 
 
 def test_nothing_is_fetched_and_the_policy_forbids_it(scored, tmp_path):
@@ -103,11 +116,11 @@ def test_the_first_line_says_what_the_file_holds_and_images_can_be_left_out(scor
     assert len(volumes_of(report([scored], tmp_path / "c.html", n_cases=1))) == 1
 
 
-def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp_path):
+def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp_path, caplog):
     run = a_run(tmp_path / "logs")
     folder = run.path / "evaluation" / "val"
     folder.mkdir(parents=True)
-    (folder / "metrics.json").write_bytes(scored.read_bytes())
+    (folder / "metrics.json").write_text(of_runs(scored, [run]))
     content = report([run.path], tmp_path / "page.html").read_text("utf-8")
     headings = re.findall(r"<h2>(.*?)</h2>", content)
     assert [heading.split(":")[0] for heading in headings] == [
@@ -116,6 +129,33 @@ def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp
     ]  # fmt: skip
     shown = [float(dice) for dice in re.findall(r"<h3>\w+: \w+, Dice ([\d.]+)</h3>", content)]
     assert len(shown) == 3
+    run.make_ready(keep=False)  # --overwrite, and a failure in its first epoch
+    run = a_run(tmp_path / "logs", n_epochs=0)
+    content = report([run.path], tmp_path / "page.html").read_text("utf-8")
+    assert "Scores by structure" not in content
+    assert "metrics.json: its scores are left out, since first no longer has the weights that were" in caplog.text
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_page_and_table_show_the_same_scores_of_a_study_whatever_lies_beside_its_folds(scored, tmp_path, said, caplog):
+    study, folds = StudyFolder(tmp_path, "study"), {n: {"train": (), "val": (), "test": ()} for n in (0, 1)}
+    runs = [a_run(study.path, f"fold_{number}") for number in folds]
+    study.write_record(StudyRecord({}, "2 folds", "ab", folds))
+    study.metrics.write_text(of_runs(scored, runs if said else []))
+
+    def shown() -> tuple[float | None, bool]:
+        content = report([study.path], tmp_path / "page.html", images=False).read_text("utf-8")
+        return compare([study.path]).rows[0].get("val_dice"), "Scores by structure" in content
+
+    mean = json.loads(scored.read_text("utf-8"))["summary"]["left_out"]["mean_over_classes"]["dice"]
+    assert shown() == (mean, True)
+    beside = a_run(study.path, "again")  # bodyseg train --config fold_0…/training_config.json --exp_name again
+    beside.best_checkpoint.touch()
+    os.utime(beside.best_checkpoint, (4e9, 4e9))
+    assert shown() == (mean, True)
+    shutil.rmtree(runs[1].path)  # "start again … (a fold of a cross-validation: remove its folder)"
+    assert shown() == (None, False)
+    assert compare([study.path]).left_out[0] in caplog.text
 
 
 def test_a_shown_case_has_the_dice_that_is_written_beside_it(scored, tmp_path):

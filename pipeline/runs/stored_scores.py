@@ -1,0 +1,174 @@
+"""Which weights an evaluation scored, and whether they are those that a run or a cross-validation has now.
+
+Scores of weights that were replaced since are never shown as the run's, and never left out without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.console.text import some_of
+from pipeline.files.json_files import read_json
+from pipeline.files.regular import open_regular
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.study import StudyFolder
+
+ALSO_LEFT_OUT = "and the scores of {} more evaluations, too"
+"""Stands for further lines on scores that are left out."""
+
+
+@dataclass(frozen=True)
+class TrainedWeights:
+    """The weights of one training, as metrics.json names those that it scored."""
+
+    run: str
+    """Name of the run."""
+    epoch: int | None
+    """After which they were kept, counted from 0; None where the checkpoint does not say."""
+    val_miou: float | None
+    """Their validation score; None where it was undefined."""
+    weights_id: str
+    """See `weights_id`."""
+
+    def to_document(self) -> dict[str, Any]:
+        """Return it as metrics.json has it."""
+        return {"run": self.run, "epoch": self.epoch, "val_mIoU": self.val_miou, "weights_id": self.weights_id}
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any], run: str, weights_id: str) -> TrainedWeights:
+        """Take what a best_model.ckpt, as it was read, says of its weights."""
+        epoch, score = checkpoint.get("epoch"), checkpoint.get("val_mIoU")
+        return cls(
+            run,
+            epoch if isinstance(epoch, int) else None,
+            float(score) if isinstance(score, int | float) else None,
+            weights_id,
+        )
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> TrainedWeights:
+        """Take what `to_document` made. Raises KeyError or TypeError for anything else."""
+        return cls(document["run"], document["epoch"], document["val_mIoU"], document["weights_id"])
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """An evaluation in the folder of a run or a cross-validation."""
+
+    metrics: Path
+    """Its metrics.json."""
+    document: Mapping[str, Any]
+    """The content of that."""
+    left_out: str = ""
+    """Why they are not, or may not be, the scores of the present weights, and what to do, in one line; "": they are."""
+
+
+def weights_id(checkpoint: Path) -> str:
+    """Identify the weights in a best_model.ckpt, in less than a millisecond: none of them is read.
+
+    torch.save writes a zip archive, whose table of contents has the CRC-32 of every tensor. Equal weights have the same
+    id however often, when and with which description they are written. "" where there is no such file.
+    """
+    try:
+        with open_regular(checkpoint) as file, zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except (OSError, ValueError, NotImplementedError, struct.error, zipfile.BadZipFile):
+        return ""
+    tensors = (entry for entry in entries if entry.filename.split("/")[1:-1] == ["data"])
+    rows = sorted((entry.filename.rpartition("/")[2], entry.file_size, entry.CRC) for entry in tensors)
+    return hashlib.sha256(repr(rows).encode()).hexdigest() if rows else ""
+
+
+def scores_of_run(run: RunFolder, split: str) -> StoredScores | None:
+    """What an evaluation of one of a run's splits found; None without one. Raises FileError for a damaged file."""
+    metrics = run.evaluation(split) / "metrics.json"
+    if not metrics.is_file():
+        return None
+    document = read_json(metrics, largest=None)
+    return StoredScores(metrics, document, _left_out(metrics, document, [run], _command(run.path, "--split", split)))
+
+
+def scores_of_study(study: StudyFolder) -> StoredScores | None:
+    """What the evaluation of all cases of a cross-validation found, each by the network that has not seen it.
+
+    Whatever else lies beside the runs of its folds does not matter. None without one; raises FileError for a damaged
+    file.
+    """
+    if not study.metrics.is_file():
+        return None
+    document, record = read_json(study.metrics, largest=None), study.read_record()
+    runs = {number: study.run_of(record, number) for number in record.folds}
+    if missing := [number for number, run in runs.items() if not run.has_ended]:
+        found = f"fold {some_of(missing, 5)} is not trained to its end"
+        advice = f"finish it with bodyseg cross-validate, then {_command(study.path, '--overwrite')}"
+        return StoredScores(study.metrics, document, _line(study.metrics, found, advice))
+    left_out = _left_out(study.metrics, document, list(runs.values()), _command(study.path))
+    return StoredScores(study.metrics, document, left_out)
+
+
+def _command(folder: Path, *flags: str) -> str:
+    return " ".join(["bodyseg evaluate", shlex.quote(str(folder)), *flags])
+
+
+def _line(metrics: Path, found: str, advice: str) -> str:
+    return f"{metrics}: its scores are left out, since {found}; {advice}"
+
+
+def _left_out(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFolder], command: str) -> str:
+    scored = _scored_weights(document)
+    if not scored:
+        if any(_may_be_newer(run, metrics, document) for run in runs):
+            found = "an earlier version did not say of which weights they are and the present ones may be newer"
+            return _line(metrics, found, f"score these by {command}")
+        return ""
+    if len(scored) == len(runs):
+        changed = [run for one, run in zip(scored, runs, strict=True) if not _has(run, one)]
+    else:
+        changed = list(runs)
+    if not changed:
+        return ""
+    names = some_of([run.name for run in changed], 3)
+    if any(not run.best_checkpoint.exists() for run in changed):
+        found = f"{names} no longer has the weights that were scored"
+        return _line(metrics, found, f"when there are others, score these by {command} --overwrite")
+    found = f"they are of other weights than {names} has now"
+    return _line(metrics, found, f"score the present ones by {command} --overwrite")
+
+
+def _scored_weights(document: Mapping[str, Any]) -> list[TrainedWeights]:
+    """The weights that were scored; none where the file does not say, as those of earlier versions."""
+    networks = document.get("networks")
+    try:
+        return [TrainedWeights.from_document(one) for one in networks] if isinstance(networks, list) else []
+    except (KeyError, TypeError):
+        return []
+
+
+def _has(run: RunFolder, weights: TrainedWeights) -> bool:
+    """Whether a run's best weights are these; of a run that was copied without them its history tells."""
+    if run.best_checkpoint.exists():
+        return weights.weights_id != "" and weights_id(run.best_checkpoint) == weights.weights_id
+    log = run.read_log()
+    best = log.best_epoch
+    return best is not None and (best, log.history["val_mIoU"][best]) == (weights.epoch, weights.val_miou)
+
+
+def _may_be_newer(run: RunFolder, metrics: Path, document: Mapping[str, Any]) -> bool:
+    """Whether a run's weights may have been written after a metrics.json.
+
+    Both times have to speak against it: those of files change with a copy, those that are written down with the zone.
+    """
+    log = run.read_log()
+    if not len(log) or str(document.get("created") or "") < log.last_update:
+        return True
+    try:
+        return metrics.stat().st_mtime_ns < run.best_checkpoint.stat().st_mtime_ns
+    except OSError:  # a copy without weights
+        return False
