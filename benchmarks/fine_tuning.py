@@ -41,7 +41,7 @@ SETTINGS: dict[str, Any] = {
         "base_channels": 16,
         "network": {"_target_": "networks.body_net.BodyNet", "strides": [[2, 2, 2]] * 3, "kernels": [[3, 3, 3]] * 4},
     },
-    "training": {"max_epochs": 20, "warmup_epochs": 2, "lr": 2e-3, "weight_decay": 1e-4, "n_gpus": 0},
+    "training": {"max_epochs": 20, "warmup_epochs": 2, "lr": 2e-3, "weight_decay": 0.1, "n_gpus": 0},
 }  # fmt: skip
 """What `bodyseg plan` writes for the hippocampus, the length of the training aside."""
 
