@@ -383,7 +383,7 @@ def _text_of_estimate(estimate: Estimate | None, *, is_rough: bool = False) -> I
         return
     about, how = ("about ", "from steps of other sizes") if is_rough else ("", "measured")
     yield f"  step          {about}{trial.step_s:.2f} s a batch, {how} on {trial.device} in {trial.precision}"
-    peak = f"{about}{gigabytes(estimate.peak_bytes)} at its peak"
+    peak = f"about {gigabytes(estimate.peak_bytes)} at its peak"
     yield f"  memory        {peak}, {gigabytes(estimate.memory_bytes)} there"
     counts = f"{estimate.steps_per_epoch} steps, no validation"
     if estimate.n_val:

@@ -13,7 +13,7 @@ from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress, one_step
 from pipeline.planning.network_shape import Triple
 from pipeline.planning.target_size import TargetSuggestion, suggest_target_size
-from pipeline.training.cost import Estimate, Trial, estimate_training
+from pipeline.training.cost import Estimate, Trial, after_ten_steps, estimate_training
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 
 SMALL: Triple = (32, 32, 32)
@@ -21,10 +21,6 @@ LEAST: Triple = (48, 48, 48)
 MOST: Triple = (96, 96, 96)
 """The largest volume that is measured, in seconds on a CPU. Of much smaller ones the weights take as much memory as the
 voxels, so that the line through two of them told the memory of whole bodies a fifth too high or too low."""
-
-KEPT_SHARE = 0.15
-"""How much more a training on a CPU holds after ten steps than after the few that are measured: memory that it frees is
-kept in pieces that fit no longer. 8.11 GB after two steps became 9.39 at 160×160×256."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +90,9 @@ def _trial(config: Config, screened: Screened, progress: Progress | None) -> Tri
     if len(measured) < len(steps):  # memory has ended, even for these
         return None
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
-    on_gpu = devices.accelerator == "gpu"
-    name = "the GPU" if on_gpu else "the CPU"
+    name = "the GPU" if devices.accelerator == "gpu" else "the CPU"
     trial = trial_of(measured, config.data.target_size, config.data.batch_size, name, devices.precision)
-    return trial if on_gpu else after_ten_steps(trial)
+    return after_ten_steps(trial, devices.accelerator)
 
 
 def trial_of(measured: Sequence[StepTime], size: Triple, batch: int, device: str, precision: str) -> Trial:
@@ -117,8 +112,3 @@ def trial_of(measured: Sequence[StepTime], size: Triple, batch: int, device: str
         device=device,
         precision=precision,
     )
-
-
-def after_ten_steps(trial: Trial) -> Trial:
-    """A trial on a CPU with the memory that a training holds once it has taken ten steps, see `KEPT_SHARE`."""
-    return replace(trial, peak_bytes=int((1 + KEPT_SHARE) * trial.peak_bytes))

@@ -6,7 +6,8 @@ import math
 
 import pytest
 
-from pipeline.training.first_training import after_ten_steps, probes, trial_of
+from pipeline.training.cost import after_ten_steps
+from pipeline.training.first_training import probes, trial_of
 from pipeline.training.step_times import StepTime
 
 WHOLE_BODY = (160, 160, 256)
@@ -42,7 +43,7 @@ def test_steps_that_a_busy_machine_measured_upside_down_give_no_negative_time():
 def test_the_memory_of_whole_bodies_is_told_within_a_tenth():
     measured = [step(patch, 1.0, int(1e9 * MEASURED_GB[patch[0]])) for patch, _ in probes(WHOLE_BODY)]
     trial = trial_of(measured, WHOLE_BODY, 1, "the CPU", "bf16-mixed")
-    assert after_ten_steps(trial).peak_bytes == pytest.approx(1e9 * WHOLE_BODY_GB, rel=0.1)
+    assert after_ten_steps(trial, "cpu").peak_bytes == pytest.approx(1e9 * WHOLE_BODY_GB, rel=0.1)
 
 
 def test_a_target_that_can_be_measured_in_seconds_is_measured_itself():
