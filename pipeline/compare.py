@@ -30,7 +30,7 @@ from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
-from pipeline.runs.stored_scores import ALSO_LEFT_OUT, StoredScores, scores_of_run, scores_of_study
+from pipeline.runs.stored_scores import ALSO_INCOMPLETE, ALSO_LEFT_OUT, StoredScores, scores_of_run, scores_of_study
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.runs.time_stamps import in_hours, seconds_between
 
@@ -75,13 +75,16 @@ class Comparison:
     """One line for each run that could not be read."""
     left_out: tuple[str, ...] = ()
     """One line for each evaluation whose scores are not, or may not be, those of a run's present weights."""
+    incomplete: tuple[str, ...] = ()
+    """One line for each evaluation whose scores are of some of its cases alone, since others could not be scored."""
 
 
 def compare(paths: Sequence[str | Path]) -> Comparison:
     """Read the runs at the paths, each a run folder or a folder of runs, and set them beside each other.
 
     A cross-validation is a row of its own: the mean of its folds' best val mIoU, its epochs and time in all. A run that
-    cannot be read is named in `skipped`, an evaluation of weights that were replaced since in `left_out`.
+    cannot be read is named in `skipped`, an evaluation of weights that were replaced since in `left_out`, one of some
+    of its cases alone in `incomplete`.
 
     Raises:
         FileError: a path without a run, or no run that can be read.
@@ -90,11 +93,12 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     configs: list[dict[str, Any]] = []
     skipped: list[str] = []
     left_out: list[str] = []
+    incomplete: list[str] = []
     folders = _list(paths)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
             row, config = _read_study(name, folder) if isinstance(folder, StudyFolder) else _read_row(name, folder)
-            scores, lines = _read_scores(folder)
+            scores, lines, lines_of_incomplete = _read_scores(folder)
         except (FileError, OSError, RecursionError) as error:
             file = folder.record if isinstance(folder, StudyFolder) else folder.config
             named = error if isinstance(error, FileError) else f"{file}: cannot be compared ({error})"
@@ -102,6 +106,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
             continue
         rows.append(row | scores)
         left_out += lines
+        incomplete += lines_of_incomplete
         configs.append(config)
     if not rows:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
@@ -118,6 +123,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         more=tuple(key for key in MORE_COLUMNS if key not in empty),
         skipped=tuple(skipped),
         left_out=tuple(left_out),
+        incomplete=tuple(incomplete),
     )
 
 
@@ -141,10 +147,10 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
     return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
 
 
-def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | None], list[str]]:
-    """The mean Dice under every key of SCORES, and a line for each evaluation that is left out."""
+def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | None], list[str], list[str]]:
+    """The mean Dice under every key of SCORES, a line for each evaluation left out, and one for each incomplete one."""
     means: dict[str, float | None] = dict.fromkeys(SCORES)
-    left_out = []
+    left_out, incomplete = [], []
     for split, key in zip(("train", "val", "test"), SCORES, strict=True):
         try:
             if isinstance(folder, RunFolder):
@@ -158,7 +164,8 @@ def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | Non
             left_out.append(stored.left_out)
         elif stored is not None:
             means[key] = _mean_dice(stored)
-    return means, left_out
+            incomplete += [stored.incomplete] if stored.incomplete else []
+    return means, left_out, incomplete
 
 
 def _mean_dice(scores: StoredScores) -> float | None:
@@ -226,9 +233,10 @@ def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Write the comparison as a JSON object with runs, settings, skipped and left_out."""
+    """Write the comparison as a JSON object with runs, settings, skipped, left_out and incomplete."""
     document = {"runs": comparison.rows, "settings": comparison.settings}
     document |= {"skipped": comparison.skipped, "left_out": comparison.left_out}
+    document["incomplete"] = comparison.incomplete
     return json.dumps(null_for_undefined(document), indent=2, allow_nan=False)
 
 
@@ -265,6 +273,7 @@ def to_text(comparison: Comparison, width: int | None = None, *, all_settings: b
     if width is not None and max(map(len, parts[0].split("\n"))) > width:
         parts = _narrow_tables(comparison, headings, settings, width)
     notes = [f"skipped: {printable(line)}" for line in comparison.skipped]
+    notes += map(printable, first_lines(comparison.incomplete, ALSO_INCOMPLETE))
     notes += map(printable, first_lines(comparison.left_out, ALSO_LEFT_OUT))
     if len(settings) < len(is_shown):
         left_out = [key for key, shown in is_shown.items() if not shown]

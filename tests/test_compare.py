@@ -275,6 +275,24 @@ def test_scores_of_weights_that_were_replaced_are_left_out_in_every_form(tmp_pat
     assert capsys.readouterr().err == f"bodyseg: warning: {line}\n"
 
 
+def test_a_mean_of_some_of_the_cases_says_so_in_every_form(tmp_path, capsys):
+    run = a_run(tmp_path / "logs", "a")
+    scored(run, 0.75, n_cases=2, refused=[{"case": "x", "reason": "y"}], labels_without_prediction=["z"])
+    (line,) = compare([run.path]).incomplete
+    assert line.startswith("a: val Dice is the mean of 2 of 4 cases alone: x, z could not be scored")
+    assert line.endswith(f"score all by bodyseg evaluate {run.path} --split val")
+    assert main(["compare", str(run.path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == line
+    assert main(["compare", str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["incomplete"] == [line]
+    assert main(["compare", str(run.path), "--csv"]) == 0
+    printed = capsys.readouterr()
+    assert "0.75" in printed.out
+    assert printed.err == f"bodyseg: warning: {line}\n"
+    scored(run, 0.75, n_cases=4, refused=[], labels_without_prediction=[])
+    assert compare([run.path]).incomplete == ()
+
+
 @pytest.mark.parametrize("width", [60, 80])
 @pytest.mark.parametrize("n_runs", [2, 9])
 def test_a_narrow_screen_breaks_no_word_and_no_number(tmp_path, width, n_runs):

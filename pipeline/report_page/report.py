@@ -18,7 +18,14 @@ from pipeline.report_page.page import page
 from pipeline.report_page.run_sections import RunFacts
 from pipeline.report_page.score_sections import CaseView, Scores, scored_structures
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
-from pipeline.runs.stored_scores import ALSO_LEFT_OUT, StoredScores, scores_of_run, scores_of_study
+from pipeline.runs.stored_scores import (
+    ALSO_INCOMPLETE,
+    ALSO_LEFT_OUT,
+    StoredScores,
+    about_missing,
+    scores_of_run,
+    scores_of_study,
+)
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.visualisation.class_colours import class_colours
 from transforms.io.errors import VolumeError
@@ -57,10 +64,12 @@ def report(sources: Sequence[Path | str], output: Path | str, *, images: bool = 
     folders, metrics = _found(sources)
     runs = [_facts(name, folder) for name, folder in zip(distinct_names(folders), folders, strict=True)]
     scores, left = [], n_cases if images else 0
-    for number, path in enumerate(metrics):
-        one = _scores(path, -(-left // (len(metrics) - number)))  # an equal share of what is left
+    for number, (path, incomplete) in enumerate(metrics):
+        one = _scores(path, -(-left // (len(metrics) - number)), incomplete)  # an equal share of what is left
         left -= len(one.views)
         scores.append(one)
+    for line in first_lines([one.incomplete for one in scores if one.incomplete], ALSO_INCOMPLETE):
+        log.warning("%s", line)
     content = page(runs, scores, _title(sources)).encode("utf-8", errors="replace")
     write_atomically(output, lambda stream: stream.write(content))
     return output
@@ -72,32 +81,36 @@ def _title(sources: Sequence[Path | str]) -> str:
     return some_of(dict.fromkeys(path.resolve().name for path in named), most=3)
 
 
-def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[Path]]:
-    """The runs and metrics.json files that the sources name, each once."""
+def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[tuple[Path, str]]]:
+    """The runs and metrics.json files that the sources name, each once; with a file what `StoredScores.incomplete` has.
+
+    Of a file that no run or cross-validation led to that is "".
+    """
     runs: dict[Path, RunFolder] = {}
-    metrics: dict[Path, Path] = {}
+    metrics: dict[Path, tuple[Path, str]] = {}
     for source in map(Path, sources):
         if source.is_file():
-            metrics.setdefault(source.resolve(), source)
+            metrics.setdefault(source.resolve(), (source, ""))
             continue
         if is_study_folder(source):
             folders, found = list_runs([source]), _of_present_weights([scores_of_study(StudyFolder.at(source))])
         elif metrics_path(source).is_file() and not is_run_folder(source):
-            folders, found = [], [metrics_path(source)]
+            folders, found = [], [(metrics_path(source), "")]
         else:
             folders = list_runs([source])
             found = _of_present_weights(scores_of_run(folder, split) for folder in folders for split in SPLITS)
         runs |= {folder.path.resolve(): folder for folder in folders}
-        metrics |= {path.resolve(): path for path in found}
+        metrics |= {path.resolve(): (path, incomplete) for path, incomplete in found}
     return list(runs.values()), list(metrics.values())
 
 
-def _of_present_weights(evaluations: Iterable[StoredScores | None]) -> list[Path]:
+def _of_present_weights(evaluations: Iterable[StoredScores | None]) -> list[tuple[Path, str]]:
     """The metrics.json files of evaluations whose weights the runs still have; the others are named in a warning."""
-    found, left_out = [], []
+    found: list[tuple[Path, str]] = []
+    left_out: list[str] = []
     for one in evaluations:  # one at a time in memory
         if one is not None:
-            found += [] if one.left_out else [one.metrics]
+            found += [] if one.left_out else [(one.metrics, one.incomplete)]
             left_out += [one.left_out] if one.left_out else []
     for line in first_lines(left_out, ALSO_LEFT_OUT):
         log.warning("%s", line)
@@ -117,7 +130,7 @@ def _facts(name: str, folder: RunFolder) -> RunFacts:
     return facts
 
 
-def _scores(path: Path, n_views: int) -> Scores:
+def _scores(path: Path, n_views: int, incomplete: str) -> Scores:
     read_metrics(path)  # refuses what is not one
     document = read_json(path, largest=None)
     name = str(path.parent) if path.name == "metrics.json" else str(path)
@@ -129,7 +142,7 @@ def _scores(path: Path, n_views: int) -> Scores:
         raise EvaluationError(
             f"{path}: expected a metrics.json of bodyseg evaluate, found another ({reason})"
         ) from error
-    return Scores(name, document, views)
+    return Scores(name, document, views, incomplete or about_missing(document, path))
 
 
 def _view(case: Mapping[str, Any], class_names: Sequence[str], metrics: Path) -> CaseView:

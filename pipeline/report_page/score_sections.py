@@ -49,6 +49,8 @@ class Scores:
     name: str
     document: Mapping[str, Any]
     views: Sequence[CaseView] = field(default_factory=tuple)
+    incomplete: str = ""
+    """Of how many of how many cases the scores are, and what to do, in one line; "": of all."""
 
 
 def score_sections(index: int, scores: Scores) -> str:
@@ -56,11 +58,17 @@ def score_sections(index: int, scores: Scores) -> str:
     document, name = scores.document, scores.name
     return "".join(
         [
-            section(f"Scores by structure: {name}", _about_scores(document), _structures(document)),
+            section(
+                f"Scores by structure: {name}", _about_scores(document), _structures(document), _said(scores.incomplete)
+            ),
             section(f"Distribution of Dice: {name}", _distribution(document)),
             section(f"Worst cases first: {name}", *_views(index, scores), _cases(document)),
         ]
     )
+
+
+def _said(line: str) -> str:
+    return f"<p>{text(line)}</p>" if line else ""
 
 
 def volumes_by_id(scores: Sequence[Scores]) -> dict[str, Mapping[str, Any]]:

@@ -1,6 +1,7 @@
 """Which weights an evaluation scored, and whether they are those that a run or a cross-validation has now.
 
-Scores of weights that were replaced since are never shown as the run's, and never left out without a word.
+Scores of weights that were replaced since are never shown as the run's, and never left out without a word. Nor are
+those of some of the cases shown as those of all.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from pipeline.runs.study import StudyFolder
 
 ALSO_LEFT_OUT = "and the scores of {} more evaluations, too"
 """Stands for further lines on scores that are left out."""
+
+ALSO_INCOMPLETE = "and {} more evaluations are of some of their cases alone, too"
+"""Stands for further lines on evaluations without all of their cases."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class StoredScores:
     """The content of that."""
     left_out: str = ""
     """Why they are not, or may not be, the scores of the present weights, and what to do, in one line; "": they are."""
+    incomplete: str = ""
+    """Of how many of how many cases they are, and what to do, in one line; "": of all."""
 
 
 def weights_id(checkpoint: Path) -> str:
@@ -92,7 +98,9 @@ def scores_of_run(run: RunFolder, split: str) -> StoredScores | None:
     if not metrics.is_file():
         return None
     document = read_json(metrics, largest=None)
-    return StoredScores(metrics, document, _left_out(metrics, document, [run], _command(run.path, "--split", split)))
+    command = _command(run.path, "--split", split)
+    left_out = _left_out(metrics, document, [run], command)
+    return StoredScores(metrics, document, left_out, about_missing(document, metrics, f"{run.name}: {split}", command))
 
 
 def scores_of_study(study: StudyFolder) -> StoredScores | None:
@@ -109,8 +117,34 @@ def scores_of_study(study: StudyFolder) -> StoredScores | None:
         found = f"fold {some_of(missing, 5)} is not trained to its end"
         advice = f"finish it with bodyseg cross-validate, then {_command(study.path, '--overwrite')}"
         return StoredScores(study.metrics, document, _line(study.metrics, found, advice))
-    left_out = _left_out(study.metrics, document, list(runs.values()), _command(study.path))
-    return StoredScores(study.metrics, document, left_out)
+    command = _command(study.path)
+    left_out = _left_out(study.metrics, document, list(runs.values()), command)
+    return StoredScores(
+        study.metrics, document, left_out, about_missing(document, study.metrics, f"{study.name}: val", command)
+    )
+
+
+def about_missing(document: Mapping[str, Any], metrics: Path, what: str = "", command: str = "") -> str:
+    """Say in one line that an evaluation lacks cases, which were refused or have no prediction; "" where it has all.
+
+    Args:
+        document: the content of its metrics.json.
+        metrics: that file.
+        what: the run and the split that were evaluated, as "RUN: val"; "": named by the file alone.
+        command: what evaluates them again; "": not known.
+    """
+    refused, without = document.get("refused"), document.get("labels_without_prediction")
+    cases = [one.get("case") for one in refused if isinstance(one, dict)] if isinstance(refused, list) else []
+    cases += without if isinstance(without, list) else []
+    if not cases:
+        return ""
+    n_scored = document.get("n_cases")
+    of_all = f"{n_scored} of {n_scored + len(cases)} cases" if isinstance(n_scored, int) else "some of the cases"
+    lacks = f"{some_of(list(map(str, cases)), 3)} could not be scored, for reasons that {metrics} gives"
+    return (
+        f"{what or metrics}{' ' if what else ': '}Dice is the mean of {of_all} alone: {lacks}; mend these, then "
+        f"score all by {command or 'evaluating again'}"
+    )
 
 
 def _command(folder: Path, *flags: str) -> str:

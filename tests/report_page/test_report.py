@@ -129,6 +129,14 @@ def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp
     ]  # fmt: skip
     shown = [float(dice) for dice in re.findall(r"<h3>\w+: \w+, Dice ([\d.]+)</h3>", content)]
     assert len(shown) == 3
+    assert "cases alone" not in content + caplog.text
+    some = json.loads(of_runs(scored, [run])) | {"refused": [{"case": "other", "reason": "no scan"}]}
+    (folder / "metrics.json").write_text(json.dumps(some))
+    for source, said in ((run.path, "first: val Dice"), (folder / "metrics.json", "metrics.json: Dice")):
+        content = report([source], tmp_path / "page.html", images=False).read_text("utf-8")
+        line = rf"{said} is the mean of 3 of 4 cases alone: other could not be scored"
+        assert re.search(rf"</table>.*<p>[^<]*{line}[^<]*</p></section>", content)
+        assert line in caplog.text
     run.make_ready(keep=False)  # --overwrite, and a failure in its first epoch
     run = a_run(tmp_path / "logs", n_epochs=0)
     content = report([run.path], tmp_path / "page.html").read_text("utf-8")

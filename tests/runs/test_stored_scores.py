@@ -17,7 +17,7 @@ from networks.body_net import BodyNet
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.stored_scores import TrainedWeights, scores_of_run, scores_of_study, weights_id
+from pipeline.runs.stored_scores import TrainedWeights, about_missing, scores_of_run, scores_of_study, weights_id
 from pipeline.runs.study import StudyFolder, StudyRecord
 from pipeline.training.checkpoint import write_best, write_tensors
 from tests.support.finished_run import append
@@ -192,3 +192,23 @@ def test_scores_of_a_study_are_of_its_folds_whatever_lies_beside_them(tmp_path, 
     assert scores_of_study(study).left_out
     study.metrics.unlink()
     assert scores_of_study(study) is None
+
+
+def test_scores_of_some_of_the_cases_say_so(tmp_path):
+    run = evaluated(trained(tmp_path))
+    metrics = run.evaluation("val") / "metrics.json"
+    assert scores_of_run(run, "val").incomplete == ""
+    refused = [{"case": case, "reason": "gone"} for case in ("a", "b", "c", "d")]
+    whole = json.loads(metrics.read_text()) | {"n_cases": 3}
+    metrics.write_text(json.dumps(whole | {"refused": refused, "labels_without_prediction": ["e"]}))
+    assert scores_of_run(run, "val").incomplete == (
+        "run: val Dice is the mean of 3 of 8 cases alone: a, b, c and 2 more could not be scored, for reasons that "
+        f"{metrics} gives; mend these, then score all by bodyseg evaluate {run.path} --split val"
+    )
+    assert left_out(run) == ""
+    study, _ = a_study(tmp_path)
+    study.metrics.write_text(json.dumps(json.loads(study.metrics.read_text()) | {"n_cases": 1, "refused": refused}))
+    assert scores_of_study(study).incomplete.startswith("study: val Dice is the mean of 1 of 5 cases alone: a, b, c")
+    assert scores_of_study(study).incomplete.endswith(f"score all by bodyseg evaluate {study.path}")
+    for damaged in (5, [5], [{}]):
+        about_missing({"refused": damaged, "labels_without_prediction": damaged}, metrics)
