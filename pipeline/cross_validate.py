@@ -26,13 +26,14 @@ from pipeline.console.text import some_of
 from pipeline.datasets.dataset import Folds
 from pipeline.datasets.joined import list_own_folds
 from pipeline.evaluate import evaluate_study
-from pipeline.evaluation.metrics_file import write_files
+from pipeline.evaluation.metrics_file import refused_cases, write_files
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.summary import Evaluation
 from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.setting_differences import changed_settings
+from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
 from pipeline.train import name_of, train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME
@@ -81,6 +82,8 @@ class StudyReport:
     folds: tuple[FoldState, ...]
     evaluation: Evaluation | None
     """Scores of all cases; None while a fold is missing, or where another process scores."""
+    incomplete: str = ""
+    """Which cases could not be scored, and what to do, in one line; "": all were."""
 
     @property
     def unfinished(self) -> tuple[int, ...]:
@@ -103,6 +106,7 @@ class StudyReport:
             ],
             "is_finished": not self.unfinished,
             "metrics": str(self.folder.metrics) if self.evaluation is not None else None,
+            "refused": [] if self.evaluation is None else refused_cases(self.evaluation),
         }
 
 
@@ -155,7 +159,9 @@ def cross_validate(
         report = StudyReport(study, states, None)
         if report.unfinished:
             return report
-        return replace(report, evaluation=_score(study, workers, trust=trust, say=say, console=console))
+        evaluation = _score(study, workers, trust=trust, say=say, console=console)
+        stored = None if evaluation is None else scores_of_study(study)
+        return replace(report, evaluation=evaluation, incomplete="" if stored is None else stored.incomplete)
 
 
 def _refuse_fold(config: Config) -> None:

@@ -158,7 +158,8 @@ def evaluate_study(
 ) -> Evaluation:
     """Predict each case of a cross-validation with the network that has not seen it, where not done yet; score all.
 
-    The predictions go to STUDY/predictions, on the scans' own grids.
+    The predictions go to STUDY/predictions, on the scans' own grids. Those of a fold that was trained again since are
+    made again, by its present weights.
 
     Args:
         study: the folder of a cross-validation whose folds are all trained.
@@ -194,6 +195,7 @@ def evaluate_study(
             folder.predictions,
             precision=precision,
             overwrite=overwrite,
+            renew=True,
             progress=_part_of(progress, begun, len(every), f"fold {number}"),
             case_progress=case_progress,
         )
@@ -281,6 +283,7 @@ def _predicted(
     *,
     precision: str,
     overwrite: bool,
+    renew: bool = False,
     progress: Progress | None,
     case_progress: CaseProgress | None,
 ) -> tuple[OutputOptions, dict[str, str]]:
@@ -301,6 +304,7 @@ def _predicted(
         outputs,
         InferenceOptions(precision=precision),
         overwrite=overwrite,
+        renew=renew,
         progress=progress,
         case_progress=case_progress,
     )

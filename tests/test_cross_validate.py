@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from pipeline import cross_validate as command
 from pipeline.checks import case_check
@@ -28,6 +29,7 @@ from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, runs_at
 from tests.support.paths import ROOT
 from tests.support.settings import settings
+from tests.support.tiny_prediction import voxels
 from tests.support.tiny_study import study_command, without_structures_but_the_largest
 from tests.support.tiny_training import LIMIT_S, differences, start, strict_json, tiny_training
 
@@ -132,17 +134,11 @@ def test_a_study_predicts_with_the_networks_of_all_its_folds(work, calls, tmp_pa
     files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.nii.gz")]
     assert len(files) == 2
     for file in files:
-        np.testing.assert_array_equal(_voxels(tmp_path / "one" / file), _voxels(tmp_path / "two" / file))
+        np.testing.assert_array_equal(voxels(tmp_path / "one" / file), voxels(tmp_path / "two" / file))
     shutil.copytree(study, tmp_path / "begun")
     (fold_of(tmp_path / "begun", 1) / "training_summary.json").unlink()
     with pytest.raises(FileError, match="expected 2 trained folds, found that fold 1 is not finished"):
         predict([tmp_path / "begun"], [scan], tmp_path / "three")
-
-
-def _voxels(path):
-    import nibabel as nib
-
-    return np.asarray(nib.load(path).dataobj)
 
 
 @pytest.fixture(scope="module")
@@ -246,30 +242,6 @@ def test_other_settings_and_other_folds_are_refused_by_name(work, calls):
         command._refuse_changed_folds(StudyFolder.at(work / "logs" / "study"), others, record)
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, ""), (138, "requeue 4711\n")])
-def test_the_array_script_gives_each_task_the_same_command_and_goes_on_when_time_was_up(tmp_path, code, requeued):
-    """The line of docs/cluster.md, with what sbatch, srun and the program would be in the place of them."""
-    (line,) = [
-        line for line in (ROOT / "docs/cluster.md").read_text().splitlines() if line.startswith("sbatch --array")
-    ]
-    _, array, script, *flags = line.split()
-    programs = {
-        "srun": 'shift; exec "$@"',
-        "scontrol": 'echo "$@" >> queue',
-        "python": f'echo "$@" > said; exit {code}',
-    }
-    for name, text in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "python", "SLURM_JOB_ID": "4711"}
-    done = subprocess.run(["bash", str(ROOT / script), *flags], cwd=tmp_path, env=environment, check=False)
-    assert done.returncode == code
-    assert (tmp_path / "said").read_text().split() == ["-m", "pipeline", "cross-validate", *flags]
-    assert ((tmp_path / "queue").read_text() if (tmp_path / "queue").exists() else "") == requeued
-    assert array == "--array=0-4"
-    assert settings("--dataset_root", "d", *flags[2:]).data.folds == 5
-
-
 def test_a_number_of_a_job_array_without_a_fold_says_which_there_are(work, calls, monkeypatch):
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
     with pytest.raises(
@@ -317,8 +289,7 @@ def test_a_signal_says_how_to_go_on(work, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "train", stopped)
     assert main(study_command(work, "stopped", "--log_dir", str(tmp_path))) == 143
     line = capsys.readouterr().err.splitlines()[-1]
-    expected = "bodyseg: stopped by SIGTERM; 0 of 2 folds are finished; the same command goes on with fold 0"
-    assert line == expected
+    assert line == "bodyseg: stopped by SIGTERM; 0 of 2 folds are finished; the same command goes on with fold 0"
     # No fold was begun, so that the settings may still be corrected.
     assert main(study_command(work, "stopped", lr="0.1", log_dir=str(tmp_path))) == 143
     assert StudyFolder(tmp_path, "stopped").read_record().settings["training"]["lr"] == 0.1
@@ -339,6 +310,36 @@ def test_a_network_is_not_scored_on_what_it_was_trained_on(study):
     path.write_text(json.dumps(document))
     with pytest.raises(EvaluationError, match="expected fold 0 of the folds of 2 folds by subject, seed 42, found"):
         evaluate_study(study)
+
+
+@pytest.mark.fault(
+    "a fold of a cross-validation that is trained again to other weights", "its cases alone are segmented again"
+)
+def test_cases_of_a_fold_that_was_trained_again_are_segmented_again(study, work, monkeypatch, capsys):
+    def train_again(config, *, folder, **_):
+        shutil.copytree(earlier / folder.name, folder.path)
+        weights = torch.load(folder.best_checkpoint, weights_only=True)
+        weights["state_dict"] = {key: value * 1.5 for key, value in weights["state_dict"].items()}
+        torch.save(weights, folder.best_checkpoint)
+
+    monkeypatch.setattr(command, "train", train_again)
+    case = strict_json(fold_of(study, 1) / "training_config.json")["data"]["split"]["val"][0]
+    (study / "predictions" / f"{case}.nii.gz").write_bytes(b"corrected by a person")
+    earlier = Path(shutil.copytree(study, study.parent / "earlier"))
+    shutil.rmtree(fold_of(study, 1))
+    assert main(again := [*study_command(work, "study", log_dir=str(study.parent)), "--json"]) == 1
+    printed = capsys.readouterr()
+    assert f'"case": "{case}",' in printed.out
+    assert f"\nbodyseg: warning: study: val Dice is the mean of 3 of 4 cases alone: {case} could" in printed.err
+    (study / "predictions" / f"{case}.nii.gz").rename(study / "corrected.nii.gz")
+    assert main(again) == 0
+    assert len(strict_json(study / "metrics.json")["cases"]) == 4
+    for number in (0, 1):
+        weights = (fold_of(study, number) / "checkpoints" / "best_model.ckpt").read_bytes()
+        for one in strict_json(fold_of(study, number) / "training_config.json")["data"]["split"]["val"]:
+            before, now = (strict_json(folder / "predictions" / f"{one}.json") for folder in (earlier, study))
+            assert (before == now) == (number == 0)
+            assert now["made_by"]["runs"][0]["checkpoint_sha256"] == hashlib.sha256(weights).hexdigest()
 
 
 def test_a_test_case_of_one_fold_that_another_was_trained_on_is_not_scored_by_all(study):

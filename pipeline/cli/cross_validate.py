@@ -67,6 +67,8 @@ def run(arguments: list[str]) -> int:
         raise
     if is_first_process():
         print(json.dumps(report.to_document(), indent=2) if flags["json"] else _text(report))
+        if report.incomplete:
+            warn(report.incomplete)
     return report.evaluation.exit_code if report.evaluation is not None else 0
 
 

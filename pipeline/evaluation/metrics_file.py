@@ -117,10 +117,15 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
         "n_subjects": evaluation.n_subjects,
         "totals": _totals(evaluation),
         "summary": {absent: _summary(evaluation, absent) for absent in CONVENTIONS},
-        "refused": [{"case": case, "reason": reason} for case, reason in evaluation.refused.items()],
+        "refused": refused_cases(evaluation),
         "labels_without_prediction": evaluation.labels_without_prediction,
         "predictions_without_label": evaluation.predictions_without_label,
     }
+
+
+def refused_cases(evaluation: Evaluation) -> list[dict[str, str]]:
+    """The cases that could not be scored, with the reasons."""
+    return [{"case": case, "reason": reason} for case, reason in evaluation.refused.items()]
 
 
 def _summary(evaluation: Evaluation, absent: Any) -> dict[str, Any]:

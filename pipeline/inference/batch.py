@@ -40,6 +40,7 @@ def segment_cases(
     postprocessing: PostprocessingOptions | None = None,
     *,
     overwrite: bool = False,
+    renew: bool = False,
     progress: Progress | None = None,
     case_progress: CaseProgress | None = None,
 ) -> list[CaseRecord]:
@@ -55,6 +56,8 @@ def segment_cases(
         inference: how a scan goes through the networks.
         postprocessing: what happens to the label map before it is written.
         overwrite: segment finished cases again.
+        renew: segment those again that runs of these names finished with weights that they no longer have; else these
+            fail.
         progress: called after each step with cases finished, cases in all, and what is being done as `note`.
         case_progress: called with a case's id and how much of it is done.
 
@@ -76,7 +79,7 @@ def segment_cases(
     records: dict[str, CaseRecord] = {}
     to_do: list[InputCase] = []
     for case in cases:
-        earlier = None if overwrite or case.error else reusable_record(case, outputs, made_by)
+        earlier = None if overwrite or case.error else reusable_record(case, outputs, made_by, renew=renew)
         if earlier is None:
             to_do.append(case)
         else:
@@ -97,6 +100,7 @@ def segment_cases(
             claims=claims,
             say=say,
             overwrite=overwrite,
+            renew=renew,
             case_progress=case_progress,
         )
         for first in to_do[:1]:

@@ -78,6 +78,8 @@ class CaseSteps:
     """Takes what is being done."""
     overwrite: bool = False
     """Segment finished cases again."""
+    renew: bool = False
+    """Segment those again that runs of these names finished with other weights."""
     case_progress: CaseProgress | None = None
     written: set[str] = field(default_factory=set)
     """Ids of the cases whose record is written."""
@@ -93,7 +95,7 @@ class CaseSteps:
         if case.error:
             raise SegmentationError(case.error)
         self.claims.claim(case.id)
-        earlier = None if self.overwrite else reusable_record(case, self.outputs, self.made_by)
+        earlier = None if self.overwrite else reusable_record(case, self.outputs, self.made_by, renew=self.renew)
         if earlier is not None:  # another process has finished it meanwhile
             return earlier
         state = case.state

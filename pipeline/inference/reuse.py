@@ -19,27 +19,36 @@ from pipeline.writers.segmentation import SegmentationError
 log = logging.getLogger(__name__)
 
 
-def reusable_record(case: InputCase, outputs: OutputOptions, made_by: Mapping[str, Any]) -> CaseRecord | None:
+def reusable_record(
+    case: InputCase, outputs: OutputOptions, made_by: Mapping[str, Any], *, renew: bool = False
+) -> CaseRecord | None:
     """Judge a case's earlier result.
 
     A scan counts as the same by its files' names, sizes and times of change, however its path is spelled; where it lies
     elsewhere, or was put there since, by its content.
 
+    Args:
+        case: the scan.
+        outputs: where its result would lie.
+        made_by: what would make it now, see `provenance`.
+        renew: a result that runs of these names made with weights that they no longer have is to be made again.
+
     Returns:
         The earlier record, as skipped; a failed record where another run, other settings or a person made the result,
-        which is not overwritten unasked; None where the case is to be done: never finished, a file is missing, or the
-        scan was replaced.
+        which is not overwritten unasked; None where the case is to be done: never finished, a file is missing, the scan
+        was replaced, or its result is to be renewed.
     """
     path = outputs.record_file(case.id)
     if not path.exists():
         return None
     try:
         earlier = _read_record(path)
-        if not _made_alike(earlier, made_by):
+        is_of_these_weights = _made_alike(earlier, made_by)
+        if not is_of_these_weights and not (renew and _made_alike(earlier, made_by, weights_matter=False)):
             reason = "this case was segmented by another run or with other settings"
             raise SegmentationError(f"{path}: {reason}; give --overwrite or another --output")
         is_whole = _is_whole(earlier, outputs.folder)
-        is_current = _is_of_this_scan(earlier, case, path) and is_whole
+        is_current = _is_of_this_scan(earlier, case, path) and is_whole and is_of_these_weights
     except SegmentationError as error:
         return record_failed(case, error)
     except OSError:  # reading the scan, or writing the results, says what is wrong
@@ -100,13 +109,15 @@ def _is_whole(earlier: CaseRecord, folder: Path) -> bool:
     return True
 
 
-def _made_alike(earlier: CaseRecord, made_by: Mapping[str, Any]) -> bool:
-    """Whether a result would be made in the same way again.
+def _made_alike(earlier: CaseRecord, made_by: Mapping[str, Any], *, weights_matter: bool = True) -> bool:
+    """Whether a result would be made in the same way again; by runs of the same names, where weights do not matter.
 
     "auto" is content with what another machine computed in; a precision by name is not.
     """
     asked_before, before = _without_precision(earlier.made_by or {})
     asked_now, now = _without_precision(made_by)
+    if not weights_matter:
+        before, now = _without_weights(before), _without_weights(now)
     if before != now:
         return False
     used = earlier.precision or (asked_before,)  # earlier versions wrote what they used
@@ -119,3 +130,10 @@ def _without_precision(made_by: Mapping[str, Any]) -> tuple[str, dict[str, Any]]
     asked = str(passes.pop("precision", ""))
     passes.setdefault("step", STEP)  # earlier versions had no other
     return asked, {**made_by, "settings": {**settings, "passes": passes}}
+
+
+def _without_weights(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    runs = made_by.get("runs")
+    if not isinstance(runs, list):
+        return dict(made_by)
+    return {**made_by, "runs": [run.get("name") if isinstance(run, dict) else run for run in runs]}

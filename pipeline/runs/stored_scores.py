@@ -99,7 +99,7 @@ def scores_of_run(run: RunFolder, split: str) -> StoredScores | None:
         return None
     document = read_json(metrics, largest=None)
     command = _command(run.path, "--split", split)
-    left_out = _left_out(metrics, document, [run], command)
+    left_out = _left_out(metrics, document, [run], command, f"{command} --overwrite")
     return StoredScores(metrics, document, left_out, about_missing(document, metrics, f"{run.name}: {split}", command))
 
 
@@ -115,10 +115,10 @@ def scores_of_study(study: StudyFolder) -> StoredScores | None:
     runs = {number: study.run_of(record, number) for number in record.folds}
     if missing := [number for number, run in runs.items() if not run.has_ended]:
         found = f"fold {some_of(missing, 5)} is not trained to its end"
-        advice = f"finish it with bodyseg cross-validate, then {_command(study.path, '--overwrite')}"
+        advice = "finish it with bodyseg cross-validate, which then scores all cases again"
         return StoredScores(study.metrics, document, _line(study.metrics, found, advice))
     command = _command(study.path)
-    left_out = _left_out(study.metrics, document, list(runs.values()), command)
+    left_out = _left_out(study.metrics, document, list(runs.values()), command, command)
     return StoredScores(
         study.metrics, document, left_out, about_missing(document, study.metrics, f"{study.name}: val", command)
     )
@@ -155,7 +155,8 @@ def _line(metrics: Path, found: str, advice: str) -> str:
     return f"{metrics}: its scores are left out, since {found}; {advice}"
 
 
-def _left_out(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFolder], command: str) -> str:
+def _left_out(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFolder], command: str, again: str) -> str:
+    """See `StoredScores.left_out`; `command` reuses the predictions there are, `again` none of other weights."""
     scored = _scored_weights(document)
     if not scored:
         if any(_may_be_newer(run, metrics, document) for run in runs):
@@ -171,9 +172,9 @@ def _left_out(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFold
     names = some_of([run.name for run in changed], 3)
     if any(not run.best_checkpoint.exists() for run in changed):
         found = f"{names} no longer has the weights that were scored"
-        return _line(metrics, found, f"when there are others, score these by {command} --overwrite")
+        return _line(metrics, found, f"when there are others, score these by {again}")
     found = f"they are of other weights than {names} has now"
-    return _line(metrics, found, f"score the present ones by {command} --overwrite")
+    return _line(metrics, found, f"score the present ones by {again}")
 
 
 def _scored_weights(document: Mapping[str, Any]) -> list[TrainedWeights]:

@@ -183,8 +183,7 @@ def test_scores_of_a_study_are_of_its_folds_whatever_lies_beside_them(tmp_path, 
     assert scores_of_study(study).left_out == ""
     shutil.rmtree(runs[1].path)
     assert scores_of_study(study).left_out.endswith(
-        "since fold 1 is not trained to its end; finish it with bodyseg cross-validate, then bodyseg evaluate "
-        f"{study.path} --overwrite"
+        "fold 1 is not trained to its end; finish it with bodyseg cross-validate, which then scores all cases again"
     )
     trained(study.path, runs[1].name, seed=6)
     os.utime(runs[1].best_checkpoint, (4e9, 4e9))
