@@ -4,7 +4,7 @@ Every fifth case of a data set in the nnU-Net raw layout is held out. Half of th
 structures, the other the first structure alone. From the other half 5, 15 and all train networks of all structures,
 each time from scratch, from the one structure's weights and from the weights of the other cases. Equally long
 trainings take the same steps with the same settings, as many at once as --at_once says, each on one thread; their
-seconds are counted from the start of the command to its end. The held-out cases are scored on their own grids.
+seconds are the processor time of the whole command. The held-out cases are scored on their own grids.
 
     python -m benchmarks.fine_tuning DATASET FOLDER --output benchmarks/results/fine_tuning.json
 """
@@ -16,7 +16,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -208,13 +207,16 @@ class Study:
         return part
 
     def _bodyseg(self, name: str, *arguments: str | Path) -> float:
-        """Run a command of this program on one thread, and return its seconds."""
+        """Run a command of this program on one thread, and return its seconds of processor time."""
         here = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
-        start = time.perf_counter()
+        command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
         with (self.folder / "output" / f"{name}.log").open("a") as log:
-            command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-            subprocess.run(command, cwd=self.folder, env=here, stdout=log, stderr=log, check=True)
-        return round(time.perf_counter() - start, 1)
+            process = subprocess.Popen(command, cwd=self.folder, env=here, stdout=log, stderr=log)
+            _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        return round(used.ru_utime + used.ru_stime, 1)
 
 
 def _parser() -> argparse.ArgumentParser:
