@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 
 from benchmarks.fine_tuning import SCRATCH, Study, Training, divide, spread, table
 from pipeline.datasets.listing import list_cases
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_cases_that_are_scored_or_fine_tuned_on_are_on_one_side_alone():
@@ -56,3 +59,12 @@ def test_the_table_has_a_line_for_each_length_and_number_of_cases():
     ]
     _, *lines = table(results).splitlines()
     assert [line.split() for line in lines] == [["1.5", str(n), "0.500", "0.600", "0.700"] for n in (5, 48, 5, 48)]
+
+
+def test_the_documents_quote_what_the_file_holds():
+    results = json.loads((ROOT / "benchmarks" / "results" / "fine_tuning.json").read_text())["trainings"]
+    _, *lines = table(results).splitlines()
+    expected = [line.split() for line in lines]
+    _, _, section = (ROOT / "docs" / "training.md").read_text().partition("| minutes | cases | from scratch |")
+    said = [row.strip("| ").split(" | ") for row in section.partition("\n\n")[0].splitlines()[2:]]
+    assert said == expected
