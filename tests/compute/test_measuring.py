@@ -94,10 +94,11 @@ def test_processes_that_measure_together_end_together(
     (tmp_path / "measure_together.py").write_text(TOGETHER)
     monkeypatch.syspath_prepend(tmp_path)
     requests = [{"rank": rank, "ends": ends, "written": str(tmp_path / "written")} for rank in range(3)]
+    before = psutil.Process().children()  # of earlier tests
     began = time.monotonic()
     assert run_together("measure_together", requests, time_limit_s=limit_s) == "measured\n"
     assert time.monotonic() - began < 60
-    assert psutil.Process().children() == []
+    assert set(psutil.Process().children()) <= set(before)
 
 
 @pytest.mark.fault(

@@ -47,7 +47,7 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def grown(work):
     """A finished training on growing patches."""
     process, run, output = train(work, "grown", max_epochs=EPOCHS, **SETTINGS)

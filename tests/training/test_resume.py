@@ -131,7 +131,7 @@ def test_a_training_that_cannot_begin_removes_and_writes_nothing(work):
     assert not run.exists()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interrupted(work):
     return interrupted_run(work, "pause")
 
