@@ -104,7 +104,7 @@ def _emptied(folder: Path) -> Path:
 
 
 def _ours(folder: Path, train: Path, test: Path, seed: str, config: Path) -> dict[str, Any]:
-    settings = ("--config", config, "--dataset_root", train, "--cache_dir", "cache", "--training.seed", seed)
+    settings = ("--config", config, "--dataset_root", train, "--data.cache_dir", "cache", "--training.seed", seed)
     seconds = {"train": _bodyseg(folder, "train", *settings)}
     (run,) = (folder / "logs").iterdir()
     seconds["predict"] = _bodyseg(folder, "predict", run, test, "--tta", "--output", "predictions")
