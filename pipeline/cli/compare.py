@@ -24,8 +24,7 @@ def run(arguments: list[str]) -> int:
 
     table = compare(given.paths)
     print(to_json(table) if given.json else to_csv(table) if given.csv else to_text(table, all_settings=given.all))
-    for line in (
-        (*table.skipped, *table.incomplete, *table.left_out) if given.csv else ()
-    ):  # the table has no place for them
-        warn(line)
+    if given.csv:  # the table has no place for them
+        for line in (*table.skipped, *table.incomplete, *table.left_out):
+            warn(line)
     return 0
