@@ -79,22 +79,33 @@ def hold_out(dataset: Path, work: Path) -> tuple[Path, Path]:
     """Copy the cases to train on and the others into two data sets of the same layout, and return their folders."""
     description = json.loads((dataset / "dataset.json").read_text())
     ending = description["file_ending"]
-    cases = sorted(path.name.removesuffix(ending) for path in dataset.glob(f"labelsTr/*{ending}"))
-    parts = {"train": [c for i, c in enumerate(cases) if i % EVERY != FIRST], "test": cases[FIRST::EVERY]}
+    parts = dict(zip(("train", "test"), divide(cases_of(dataset, ending)), strict=True))
     for part, names in parts.items():
         shutil.rmtree(work / part, ignore_errors=True)
         for case in names:
-            images = [
-                *dataset.glob(f"imagesTr/{case}_[0-9][0-9][0-9][0-9]{ending}"),
-                *dataset.glob(f"imagesTr/{case}{ending}"),
-            ]
-            for path in [*images, dataset / "labelsTr" / f"{case}{ending}"]:
+            for path in [*images_of(dataset, case, ending), dataset / "labelsTr" / f"{case}{ending}"]:
                 target = work / part / path.parent.name / path.name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         kept = {key: description[key] for key in ("channel_names", "labels", "file_ending")}
         (work / part / "dataset.json").write_text(json.dumps(kept | {"numTraining": len(names)}))
     return work / "train", work / "test"
+
+
+def cases_of(dataset: Path, ending: str) -> list[str]:
+    """The sorted names of the cases that have a label."""
+    return sorted(path.name.removesuffix(ending) for path in dataset.glob(f"labelsTr/*{ending}"))
+
+
+def divide(cases: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Divide sorted cases into those to train on and those that are held out."""
+    return [case for number, case in enumerate(cases) if number % EVERY != FIRST], list(cases[FIRST::EVERY])
+
+
+def images_of(dataset: Path, case: str, ending: str) -> list[Path]:
+    """The image files of a case, by channel."""
+    numbered = dataset.glob(f"imagesTr/{case}_[0-9][0-9][0-9][0-9]{ending}")
+    return sorted([*numbered, *dataset.glob(f"imagesTr/{case}{ending}")])
 
 
 def _emptied(folder: Path) -> Path:

@@ -26,7 +26,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from benchmarks.deadline import EVERY, FIRST
+from benchmarks import deadline
 
 SCRATCH, ONE_STRUCTURE, OTHER_CASES = "from scratch", "from one structure", "from other cases"
 
@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     dataset, folder = given.dataset.resolve(), given.folder.resolve()
     ending = json.loads((dataset / "dataset.json").read_text())["file_ending"]
-    cases = sorted(path.name.removesuffix(ending) for path in dataset.glob(f"labelsTr/*{ending}"))
-    held_out, sources, targets = divide(cases)
+    held_out, sources, targets = divide(deadline.cases_of(dataset, ending))
     study = Study(dataset, folder, ending, held_out, given.seed)
     (first, *_) = study.structures
     with ThreadPoolExecutor(given.at_once) as threads:
@@ -101,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def divide(cases: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Divide sorted cases into those held out, those of the networks to begin with, and those to train on."""
-    others = [case for number, case in enumerate(cases) if number % EVERY != FIRST]
-    return tuple(cases[FIRST::EVERY]), tuple(others[::2]), tuple(others[1::2])
+    others, held_out = deadline.divide(cases)
+    return tuple(held_out), tuple(others[::2]), tuple(others[1::2])
 
 
 def spread(cases: Sequence[str], number: int) -> tuple[str, ...]:
@@ -184,7 +183,7 @@ class Study:
         cases = [
             {
                 "case": case,
-                "image": [str(path) for path in sorted(self.dataset.glob(f"imagesTr/{case}*{self.ending}"))],
+                "image": [str(path) for path in deadline.images_of(self.dataset, case, self.ending)],
                 "label": str(self._label(case, training.only)),
                 **({"split": "test"} if case in self.held_out else {}),
             }

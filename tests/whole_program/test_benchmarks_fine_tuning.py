@@ -28,7 +28,7 @@ def test_lists_hold_the_training_cases_and_the_held_out_and_one_structure_hides_
         (tmp_path / "data" / folder).mkdir(parents=True)
     label = np.zeros((4, 4, 4), np.uint8)
     label[0], label[1] = 1, 2
-    for case in "abcd":
+    for case in ("a", "b", "c", "d", "ab"):  # the last name begins with another
         for path in (f"imagesTr/{case}_0000.nii.gz", f"labelsTr/{case}.nii.gz"):
             nib.Nifti1Image(label, np.eye(4)).to_filename(tmp_path / "data" / path)
     description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "head": 1, "tail": 2}}
@@ -38,6 +38,8 @@ def test_lists_hold_the_training_cases_and_the_held_out_and_one_structure_hides_
     def listed(only):
         training = Training(str(only), ("a", "c"), only, 1, SCRATCH, None)
         path = study.case_list(training)
+        images = [[Path(image).name for image in entry["image"]] for entry in json.loads(path.read_text())["cases"]]
+        assert images == [[f"{case}_0000.nii.gz"] for case in "acd"]
         dataset = list_cases(path)
         labels = {case.id: np.unique(nib.load(case.label).dataobj).tolist() for case in dataset.cases}
         held_out = [entry["case"] for entry in json.loads(path.read_text())["cases"] if entry.get("split") == "test"]
