@@ -133,29 +133,40 @@ def _validations(cost: Cost, stages: Sequence[Stage], cases: Cases) -> tuple[flo
 
 
 def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s: float) -> Schedule | None:
-    """Give each stage as much time; None where that holds too few steps beside one validation."""
+    """Give each stage as much time; None where that holds too few steps beside one validation.
+
+    What validations leave of their share, as they come after whole epochs, goes to the steps.
+    """
     validation_s, only_s = _validations(cost, stages, cases)
-    available_s = training_s - max(only_s, VALIDATION_SHARE * training_s)
+    most_s = max(only_s, VALIDATION_SHARE * training_s)
     step_s = [cost.step_s(stage.patch, stage.batch) for stage in stages]
-    steps = [available_s / len(stages) / one_s for one_s in step_s]
+    steps = [(training_s - most_s) / len(stages) / one_s for one_s in step_s]
     if min(steps) < LEAST_STEPS:
         return None
     per_epoch = max(1, math.floor(min(sum(steps) / N_EPOCHS, min(steps) / LEAST_EPOCHS)))
-    epochs = [math.floor(n / per_epoch) for n in steps[:-1]]
-    used_s = sum(n * per_epoch * one_s for n, one_s in zip(epochs, step_s, strict=False))
-    epochs.append(math.floor((available_s - used_s) / (per_epoch * step_s[-1])))
+    epoch_s = [per_epoch * one_s for one_s in step_s]
     more = (VALIDATION_SHARE * training_s - only_s) / validation_s if validation_s else 0
     most = 1 + max(0, math.floor(more))
-    every = math.ceil(sum(epochs) / most)
+    every = math.ceil(sum(_epochs_within(training_s - most_s, epoch_s)) / most)
+    at_most = n_validations(sum(_epochs_within(training_s, epoch_s)), every)
+    epochs = _epochs_within(training_s - min(most_s, only_s + (at_most - 1) * validation_s), epoch_s)
     return Schedule(
         stages=tuple(stages),
-        epochs_of=tuple(epochs),
+        epochs_of=epochs,
         n_batches=per_epoch,
         patches_per_case=_patches_per_case(per_epoch, cases.n_train, stages[-1].batch, cost.n_processes),
         validate_every=every,
-        steps_s=sum(n * per_epoch * one_s for n, one_s in zip(epochs, step_s, strict=True)),
+        steps_s=sum(n * one_s for n, one_s in zip(epochs, epoch_s, strict=True)),
         validations_s=only_s + (n_validations(sum(epochs), every) - 1) * validation_s,
     )
+
+
+def _epochs_within(available_s: float, epoch_s: Sequence[float]) -> tuple[int, ...]:
+    """Epochs of each stage within a time, shared equally; the last stage has what the others leave, too."""
+    *before, last_s = epoch_s
+    epochs = [math.floor(available_s / len(epoch_s) / one_s) for one_s in before]
+    used_s = sum(n * one_s for n, one_s in zip(epochs, before, strict=True))
+    return *epochs, math.floor((available_s - used_s) / last_s)
 
 
 def _patches_per_case(per_epoch: int, n_train: int, batch: int, n_processes: int) -> float:

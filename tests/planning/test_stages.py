@@ -40,6 +40,7 @@ def test_a_schedule_takes_no_more_than_the_time_and_every_stage_its_share():
             shares = [n * schedule.n_batches * s for n, s in zip(schedule.epochs_of, step_s, strict=True)]
             assert sum(shares) == pytest.approx(schedule.steps_s)
             assert schedule.steps_s >= 0.7 * (training_s - schedule.validations_s)
+            assert times < 30 or schedule.steps_s + schedule.validations_s >= 0.96 * training_s
             assert min(n * schedule.n_batches for n in schedule.epochs_of) >= 30
             assert max(shares) <= 2 * min(shares)
 
