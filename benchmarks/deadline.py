@@ -5,7 +5,7 @@ and `predict --tta` run as processes of their own, and `bodyseg evaluate` scores
 With --config, other settings are trained with on the same cases, too, as they are.
 With --nnunet, nnU-Net (its `nnUNetv2_…` commands, in an environment of its own) trains on the same cases for a number
 of iterations, its whole schedule within them, predicts with its eight mirrored passes and is scored alike.
-nnU-Net's time to train holds its validation of the training cases.
+nnU-Net's closing validation, of the cases that it was trained on, is left out.
 Run it on an idle machine: what is reported counts from the start of a command to its end.
 """
 
@@ -39,6 +39,9 @@ class {name}(nnUNetTrainer):
     def __init__(self, plans, configuration, fold, dataset_json, device=torch.device("cuda")):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = {epochs}, {each}, 1
+
+    def perform_actual_validation(self, save_probabilities=False):
+        """Left out: it scores the cases that were trained on, and changes nothing."""
 '''
 
 

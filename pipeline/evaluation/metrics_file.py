@@ -231,7 +231,11 @@ def read_metrics(path: Path) -> StoredMetrics:
         EvaluationError: the file is not one.
         FileError: it cannot be read.
     """
-    document = read_json(path, largest=None)
+    return stored_metrics(read_json(path, largest=None), path)
+
+
+def stored_metrics(document: Mapping[str, Any], path: Path) -> StoredMetrics:
+    """Check the content of a metrics.json, see `read_metrics`. Raises EvaluationError."""
     names, cases = document.get("class_names"), document.get("cases")
     if document.get("format") not in READABLE_FORMATS or not isinstance(names, list):
         formats = " or ".join(map(str, READABLE_FORMATS))

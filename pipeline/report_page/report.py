@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.console.text import first_lines, one_line, some_of
-from pipeline.evaluation.metrics_file import metrics_path, read_metrics
+from pipeline.evaluation.metrics_file import metrics_path, stored_metrics
 from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.files.atomic import FileError, write_atomically
@@ -131,8 +131,8 @@ def _facts(name: str, folder: RunFolder) -> RunFacts:
 
 
 def _scores(path: Path, n_views: int, incomplete: str) -> Scores:
-    read_metrics(path)  # refuses what is not one
     document = read_json(path, largest=None)
+    stored_metrics(document, path)  # refuses what is not one
     name = str(path.parent) if path.name == "metrics.json" else str(path)
     try:
         page([], [Scores(name, document)])  # before any volume is read
