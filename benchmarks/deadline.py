@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results: list[dict[str, Any]] = []
 
     def add(result: dict[str, Any], folder: Path) -> None:
-        results.append(result | {"dice": scores(folder, test, given.small_ml)})
+        results.append(result | scores(folder, test, given.small_ml))
         _say(results[-1])
 
     try:
@@ -152,15 +152,18 @@ def _nnunet(folder: Path, train: Path, test: Path, commands: Path, iterations: i
     return {"method": "nnU-Net", "iterations": iterations, "seconds": seconds}
 
 
-def scores(folder: Path, test: Path, small_ml: float) -> dict[str, float]:
-    """Mean Dice of each structure over the held-out cases, of all, and of those with a mean volume below `small_ml`."""
+def scores(folder: Path, test: Path, small_ml: float) -> dict[str, dict[str, float]]:
+    """Mean Dice and volume of each structure over the held-out cases, with the mean Dice of all, and of small ones."""
     files = ("--predictions", "predictions", "--labels", test, "--output", ".")
     _bodyseg(folder, "evaluate", *files, "--surface", "none")
     classes = json.loads((folder / "metrics.json").read_text())["summary"]["left_out"]["classes"]
     found = {name: classes[name]["dice"]["mean"] for name in classes}
-    small = [found[name] for name in found if classes[name]["reference_ml"]["mean"] < small_ml]
+    volumes_ml = {name: classes[name]["reference_ml"]["mean"] for name in classes}
+    small = [found[name] for name in found if volumes_ml[name] < small_ml]
     means = {"mean": fmean(found.values())}
-    return found | means | ({f"mean below {small_ml:g} ml": fmean(small)} if 0 < len(small) < len(found) else {})
+    if 0 < len(small) < len(found):
+        means[f"mean below {small_ml:g} ml"] = fmean(small)
+    return {"dice": found | means, "reference_ml": volumes_ml}
 
 
 def _bodyseg(folder: Path, *arguments: str | Path) -> float:

@@ -116,6 +116,21 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
     assert rounds_to(160 * 160 * 256 * 3 / 1e6, "20")  # uint16 image and uint8 label, as pipeline.cache.entry stores it
 
 
+def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    found = results("deadline_phantoms")
+    limits = {"35 above 60 ml": (60, 1e9), "25 of 15 to 60 ml": (15, 60), "10 below 15 ml": (0, 15)}
+    assert "| all 70 | " + " | ".join(limits) + " |" in page
+    for name, run in zip(("patches, as planned", "whole, resized to 80×48×128"), found["runs"], strict=True):
+        said = re.search(rf"\| {name} \| [^|]* \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page)
+        assert said[1].replace(",", "") == str(run["steps"])
+        assert rounds_to(run["dice"]["mean"], said[2])
+        for stated, (label, (least, most)) in zip(said.groups()[2:], limits.items(), strict=True):
+            dice = [run["dice"][structure] for structure, ml in run["reference_ml"].items() if least <= ml < most]
+            assert len(dice) == int(label.split()[0])
+            assert rounds_to(sum(dice) / len(dice), stated)
+
+
 def test_the_memory_at_many_classes_is_that_of_the_result_files():
     said = re.search(
         r"take ([\d.]+) GB with 71 classes and ([\d.]+) GB with 118 \(plain MONAI ([\d.]+) and ([\d.]+)", README
