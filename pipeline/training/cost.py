@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -150,9 +151,9 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
         # Whether what the cache holds is of this data and these settings shows only once every file is hashed.
         may_suffice = estimate.cache_bytes <= estimate.free_bytes + estimate.held_bytes
         found = f"{gigabytes(estimate.free_bytes)} free, and {gigabytes(estimate.held_bytes)} in the cache"
-        remedy = "free the disk (bodyseg cache prune), or name another data.cache_dir"
+        remedy = "free the disk, or name another data.cache_dir"
         if may_suffice:
-            remedy = f"unless the cache holds these cases already: {remedy}"
+            remedy = f"unless the cache holds these cases already: {_pruning(estimate)}, or name another data.cache_dir"
         yield Finding("warning" if may_suffice else "error", "disk", "", estimate.cache_dir, needed, found, remedy)
     if 0 < cache_limit_gb * BYTES_PER_GB < estimate.cache_bytes:
         found = f"data.cache_limit_gb {cache_limit_gb:g}"
@@ -161,6 +162,13 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
         expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
         found = f"{gigabytes(estimate.peak_bytes, 1)} of all processes, estimated from trial steps"
         yield Finding("warning", "memory", "", estimate.trial.device, expected, found, _LESS_MEMORY)
+
+
+def _pruning(estimate: Estimate) -> str:
+    """The command that makes room for the prepared cases in a cache folder that holds enough, and what it removes."""
+    kept_gb = (estimate.held_bytes + estimate.free_bytes - estimate.cache_bytes) / BYTES_PER_GB
+    command = f"bodyseg cache prune --cache_dir {shlex.quote(estimate.cache_dir)} --max_gb {math.floor(kept_gb)}"
+    return f"{command} removes the prepared cases that were used longest ago"
 
 
 def _free_bytes(folder: Path) -> int:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import signal
 import subprocess
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +20,7 @@ from pipeline.cache.cached_dataset import CachedDataset
 from pipeline.cache.folder import open_folder
 from pipeline.check import check
 from pipeline.checks.findings import Finding
+from pipeline.cli.main import main
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import memory_bytes
 from pipeline.datasets.listing import list_cases
@@ -74,6 +79,40 @@ def test_entries_that_may_be_of_other_settings_make_a_full_disk_a_warning(
         (cache / f"{'0' * 16}-{'0' * 32}.bodycase").write_bytes(bytes(held))
         _, findings = estimate_training(config, dataset, dataset.split)
         assert [finding.severity for finding in findings if finding.kind == "disk"] == severities
+
+
+def test_the_pruning_that_a_full_disk_is_answered_with_makes_room_and_keeps_what_was_used_last(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = folder.root / "a cache"
+    open_folder(cache)
+    for age_s, digit in enumerate("012"):
+        entry = cache / f"{digit * 16}-{digit * 32}.bodycase"
+        with entry.open("wb") as file:
+            file.truncate(2 * 10**9)  # without blocks on the disk
+        os.utime(entry, (0, 10**9 - age_s))
+    config = configured(folder.root / "cases.json", data={"cache_dir": str(cache)})
+    dataset = list_cases(folder.root / "cases.json")
+    usage = SimpleNamespace(free=0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    _, (finding,) = estimate_training(config, dataset, dataset.split)
+    command = re.search(r"bodyseg (cache prune .*?--max_gb \S+)", finding.remedy)
+    assert command, finding.remedy
+    assert main(shlex.split(command[1])) == 0
+    assert sorted(path.name[0] for path in cache.glob("*.bodycase")) == ["0", "1"]
+    usage.free = 2 * 10**9
+    assert estimate_training(config, dataset, dataset.split)[1] == ()
+
+
+def test_a_disk_that_an_emptied_cache_would_not_help_gets_no_advice_to_empty_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(folder.root / "cases.json", data={"cache_dir": str(folder.root / "cache")})
+    dataset = list_cases(folder.root / "cases.json")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+    _, (finding,) = estimate_training(config, dataset, dataset.split)
+    assert finding.severity == "error"
+    assert "prune" not in finding.remedy
 
 
 def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> None:
