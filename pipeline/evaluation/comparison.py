@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,10 +13,13 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from pipeline.evaluation.case_scores import SURFACE_METRICS
-from pipeline.evaluation.metrics_file import StoredMetrics, read_metrics
+from pipeline.evaluation.metrics_file import StoredMetrics, read_metrics, stored_metrics
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.files.json_files import kind_of, null_for_undefined
 from pipeline.metrics.statistics import bootstrap_intervals, holm, number_subjects, subject_means, wilcoxon_p
+from pipeline.runs.stored_scores import scores_at
+
+log = logging.getLogger(__name__)
 
 COMPARED = ("dice", "iou", "hd95_mm", "surface_dice")
 SIGNIFICANT = 0.05
@@ -122,7 +126,8 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
 def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOptions) -> ScoringOptions:
     """Refuse, before an evaluation is computed, a metrics.json that it could not be compared with.
 
-    Where surface Dice is compared and no tolerance was chosen, the baseline's is.
+    Where surface Dice is compared and no tolerance was chosen, the baseline's is. A baseline that is of weights which
+    its run no longer has, or of some of its cases alone, is warned of.
 
     Args:
         baseline: the metrics.json to compare with.
@@ -138,7 +143,8 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
         ComparisonError: the same file; surfaces that `metric` cannot compare; no tolerance where one is needed.
         EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
     """
-    stored = read_metrics(baseline)
+    scores = scores_at(baseline)
+    stored = read_metrics(baseline) if scores is None else stored_metrics(scores.document, baseline)
     if output.exists() and output.samefile(baseline):
         raise ComparisonError(
             f"{baseline}: expected the metrics.json of an earlier evaluation, found the file that this one writes and "
@@ -148,6 +154,10 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
         if metric == "surface_dice" and options.tolerance_mm is None:
             options = replace(options, tolerance_mm=_stored_tolerance_mm(stored))
         _check_surfaces(StoredMetrics(output, (), options.surface, options.tolerance_mm, {}), stored, metric)
+    if scores is not None and scores.outdated:
+        log.warning("%s: its scores are compared although %s", baseline, scores.outdated)
+    if scores is not None and scores.incomplete:
+        log.warning("%s", scores.incomplete)
     return options
 
 

@@ -21,8 +21,10 @@ from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, l
 from pipeline.runs.stored_scores import (
     ALSO_INCOMPLETE,
     ALSO_LEFT_OUT,
+    SPLITS,
     StoredScores,
     about_missing,
+    scores_at,
     scores_of_run,
     scores_of_study,
 )
@@ -34,9 +36,6 @@ log = logging.getLogger(__name__)
 
 N_CASES = 6
 """Worst cases that can be looked at, of all metrics.json files together."""
-
-SPLITS = ("test", "val", "train")
-"""Evaluations that a run's folder may hold; the page shows all there are."""
 
 _OF_ANOTHER_KIND = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 """What writing the page raises of a document with other values than ours have, such as numbers beyond float's range."""
@@ -54,7 +53,7 @@ def report(sources: Sequence[Path | str], output: Path | str, *, images: bool = 
 
     Raises:
         FileError: a source that is none of these or is damaged, or the disk refuses. EvaluationError: a metrics.json of
-            another kind.
+            another kind, or nothing but scores of weights that were replaced since.
     """
     output = Path(output)
     if output.suffix.lower() not in (".html", ".htm"):
@@ -84,37 +83,40 @@ def _title(sources: Sequence[Path | str]) -> str:
 def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[tuple[Path, str]]]:
     """The runs and metrics.json files that the sources name, each once; with a file what `StoredScores.incomplete` has.
 
-    Of a file that no run or cross-validation led to that is "".
+    Of a file that is of no run and no cross-validation that is "". Scores of weights that were replaced since are left
+    out, with a warning, whatever named them. Raises EvaluationError where nothing is left.
     """
     runs: dict[Path, RunFolder] = {}
     metrics: dict[Path, tuple[Path, str]] = {}
-    for source in map(Path, sources):
-        if source.is_file():
-            metrics.setdefault(source.resolve(), (source, ""))
-            continue
-        if is_study_folder(source):
-            folders, found = list_runs([source]), _of_present_weights([scores_of_study(StudyFolder.at(source))])
-        elif metrics_path(source).is_file() and not is_run_folder(source):
-            folders, found = [], [(metrics_path(source), "")]
+    left_out: dict[Path, str] = {}
+
+    def take(path: Path, stored: StoredScores | None) -> None:
+        if stored is not None and stored.left_out:
+            left_out.setdefault(path.resolve(), stored.left_out)
         else:
-            folders = list_runs([source])
-            found = _of_present_weights(scores_of_run(folder, split) for folder in folders for split in SPLITS)
+            metrics.setdefault(path.resolve(), (path, "" if stored is None else stored.incomplete))
+
+    for source in map(Path, sources):
+        file = source if source.is_file() else metrics_path(source)
+        if source.is_file() or (file.is_file() and not is_run_folder(source) and not is_study_folder(source)):
+            take(file, scores_at(file))
+            continue
+        folders = list_runs([source])
         runs |= {folder.path.resolve(): folder for folder in folders}
-        metrics |= {path.resolve(): (path, incomplete) for path, incomplete in found}
-    return list(runs.values()), list(metrics.values())
-
-
-def _of_present_weights(evaluations: Iterable[StoredScores | None]) -> list[tuple[Path, str]]:
-    """The metrics.json files of evaluations whose weights the runs still have; the others are named in a warning."""
-    found: list[tuple[Path, str]] = []
-    left_out: list[str] = []
-    for one in evaluations:  # one at a time in memory
-        if one is not None:
-            found += [] if one.left_out else [(one.metrics, one.incomplete)]
-            left_out += [one.left_out] if one.left_out else []
-    for line in first_lines(left_out, ALSO_LEFT_OUT):
+        evaluations: Iterable[StoredScores | None]
+        if is_study_folder(source):
+            evaluations = [scores_of_study(StudyFolder.at(source))]
+        else:
+            evaluations = (scores_of_run(folder, split) for folder in folders for split in SPLITS)
+        for stored in evaluations:  # one at a time in memory
+            if stored is not None:
+                take(stored.metrics, stored)
+    lines = first_lines(list(left_out.values()), ALSO_LEFT_OUT)
+    if lines and not runs and not metrics:
+        raise EvaluationError("; ".join(["nothing is left for the page", *lines]))
+    for line in lines:
         log.warning("%s", line)
-    return found
+    return list(runs.values()), list(metrics.values())
 
 
 def _facts(name: str, folder: RunFolder) -> RunFacts:

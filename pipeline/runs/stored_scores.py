@@ -18,8 +18,11 @@ from typing import Any
 from pipeline.console.text import some_of
 from pipeline.files.json_files import read_json
 from pipeline.files.regular import open_regular
-from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.study import StudyFolder
+from pipeline.runs.run_folder import RunFolder, is_run_folder
+from pipeline.runs.study import StudyFolder, is_study_folder
+
+SPLITS = ("test", "val", "train")
+"""Evaluations that a run's folder may hold, the most telling first."""
 
 ALSO_LEFT_OUT = "and the scores of {} more evaluations, too"
 """Stands for further lines on scores that are left out."""
@@ -70,10 +73,16 @@ class StoredScores:
     """Its metrics.json."""
     document: Mapping[str, Any]
     """The content of that."""
-    left_out: str = ""
-    """Why they are not, or may not be, the scores of the present weights, and what to do, in one line; "": they are."""
+    outdated: str = ""
+    """Why they are not, or may not be, the scores of the present weights, and what to do, as the end of a line; "":
+    they are."""
     incomplete: str = ""
     """Of how many of how many cases they are, and what to do, in one line; "": of all."""
+
+    @property
+    def left_out(self) -> str:
+        """The line that stands in place of scores that are `outdated`; "": they are shown."""
+        return f"{self.metrics}: its scores are left out, since {self.outdated}" if self.outdated else ""
 
 
 def weights_id(checkpoint: Path) -> str:
@@ -99,29 +108,54 @@ def scores_of_run(run: RunFolder, split: str) -> StoredScores | None:
         return None
     document = read_json(metrics, largest=None)
     command = _command(run.path, "--split", split)
-    left_out = _left_out(metrics, document, [run], command, f"{command} --overwrite")
-    return StoredScores(metrics, document, left_out, about_missing(document, metrics, f"{run.name}: {split}", command))
+    outdated = _outdated(metrics, document, [run], command, f"{command} --overwrite")
+    return StoredScores(metrics, document, outdated, about_missing(document, metrics, f"{run.name}: {split}", command))
 
 
-def scores_of_study(study: StudyFolder) -> StoredScores | None:
-    """What the evaluation of all cases of a cross-validation found, each by the network that has not seen it.
+def scores_of_study(study: StudyFolder, split: str = "val") -> StoredScores | None:
+    """What the evaluation of a cross-validation found: of all cases, each by the network that has not seen it.
 
-    Whatever else lies beside the runs of its folds does not matter. None without one; raises FileError for a damaged
-    file.
+    With the split "test": of those of no fold, by all networks. Whatever else lies beside the runs of its folds does
+    not matter. None without one; raises FileError for a damaged file.
     """
-    if not study.metrics.is_file():
+    is_of_folds = split == "val"
+    metrics = study.metrics if is_of_folds else RunFolder.at(study.path).evaluation(split) / "metrics.json"
+    if not metrics.is_file():
         return None
-    document, record = read_json(study.metrics, largest=None), study.read_record()
+    document, record = read_json(metrics, largest=None), study.read_record()
     runs = {number: study.run_of(record, number) for number in record.folds}
+    command = _command(study.path) if is_of_folds else _command(study.path, "--split", split)
+    again = command if is_of_folds else f"{command} --overwrite"
     if missing := [number for number, run in runs.items() if not run.has_ended]:
-        found = f"fold {some_of(missing, 5)} is not trained to its end"
-        advice = "finish it with bodyseg cross-validate, which then scores all cases again"
-        return StoredScores(study.metrics, document, _line(study.metrics, found, advice))
-    command = _command(study.path)
-    left_out = _left_out(study.metrics, document, list(runs.values()), command, command)
-    return StoredScores(
-        study.metrics, document, left_out, about_missing(document, study.metrics, f"{study.name}: val", command)
-    )
+        advice = "which then scores all cases again" if is_of_folds else f"then score these by {again}"
+        outdated = (
+            f"fold {some_of(missing, 5)} is not trained to its end; finish it with bodyseg cross-validate, {advice}"
+        )
+        return StoredScores(metrics, document, outdated)
+    outdated = _outdated(metrics, document, list(runs.values()), command, again)
+    about = about_missing(document, metrics, f"{study.name}: {split}", command)
+    return StoredScores(metrics, document, outdated, about)
+
+
+def scores_at(metrics: Path) -> StoredScores | None:
+    """What a metrics.json holds that lies where evaluations of a run or of a cross-validation lie; of any other None.
+
+    Raises FileError for a damaged file.
+    """
+    for path in dict.fromkeys((metrics, metrics.resolve())):  # a link to one, a path from inside of the run
+        if path.name != "metrics.json":
+            continue
+        folder, split = path.parent, path.parent.name
+        if is_study_folder(folder):
+            return scores_of_study(StudyFolder.at(folder))
+        owner = folder.parent.parent
+        if folder.parent.name != "evaluation" or split not in SPLITS:
+            continue
+        if is_study_folder(owner) and split == "test":
+            return scores_of_study(StudyFolder.at(owner), split)
+        if is_run_folder(owner):
+            return scores_of_run(RunFolder.at(owner), split)
+    return None
 
 
 def about_missing(document: Mapping[str, Any], metrics: Path, what: str = "", command: str = "") -> str:
@@ -151,17 +185,13 @@ def _command(folder: Path, *flags: str) -> str:
     return " ".join(["bodyseg evaluate", shlex.quote(str(folder)), *flags])
 
 
-def _line(metrics: Path, found: str, advice: str) -> str:
-    return f"{metrics}: its scores are left out, since {found}; {advice}"
-
-
-def _left_out(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFolder], command: str, again: str) -> str:
-    """See `StoredScores.left_out`; `command` reuses the predictions there are, `again` none of other weights."""
+def _outdated(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFolder], command: str, again: str) -> str:
+    """See `StoredScores.outdated`; `command` reuses the predictions there are, `again` none of other weights."""
     scored = _scored_weights(document)
     if not scored:
         if any(_may_be_newer(run, metrics, document) for run in runs):
             found = "an earlier version did not say of which weights they are and the present ones may be newer"
-            return _line(metrics, found, f"score these by {command}")
+            return f"{found}; score these by {command}"
         return ""
     if len(scored) == len(runs):
         changed = [run for one, run in zip(scored, runs, strict=True) if not _has(run, one)]
@@ -171,10 +201,8 @@ def _left_out(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFold
         return ""
     names = some_of([run.name for run in changed], 3)
     if any(not run.best_checkpoint.exists() for run in changed):
-        found = f"{names} no longer has the weights that were scored"
-        return _line(metrics, found, f"when there are others, score these by {again}")
-    found = f"they are of other weights than {names} has now"
-    return _line(metrics, found, f"score the present ones by {again}")
+        return f"{names} no longer has the weights that were scored; when there are others, score these by {again}"
+    return f"they are of other weights than {names} has now; score the present ones by {again}"
 
 
 def _scored_weights(document: Mapping[str, Any]) -> list[TrainedWeights]:

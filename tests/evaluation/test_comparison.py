@@ -11,6 +11,9 @@ from scipy import stats
 from pipeline.evaluation.comparison import ComparisonError, check_baseline, compare_metrics, to_json
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import comparison_text
+from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.stored_scores import TrainedWeights
+from tests.support.training_logs import a_log
 
 
 def write(path, dice, *, label="0", tolerance_mm=2.0, surface="voxels", missed=(), subjects=None):
@@ -176,3 +179,27 @@ def test_a_file_of_the_format_before_is_compared_scan_by_scan(two, tmp_path):
         del case["subject"]
     (tmp_path / "old.json").write_text(json.dumps(old))
     assert compare_metrics(tmp_path / "old.json", two[1]).classes == compare_metrics(*two[:2]).classes
+
+
+def test_a_baseline_of_replaced_weights_or_of_some_of_the_cases_is_warned_of(two, tmp_path, caplog):
+    run = RunFolder(tmp_path, "run")
+    run.make_ready(keep=False)
+    run.write_log(a_log(2))
+    baseline, document = run.evaluation("val") / "metrics.json", json.loads(two[0].read_text())
+    baseline.parent.mkdir(parents=True)
+
+    def warned(**more) -> list[str]:
+        baseline.write_text(json.dumps(document | more))
+        caplog.clear()
+        check_baseline(baseline, tmp_path / "metrics.json", "dice", ScoringOptions())
+        return [record.getMessage() for record in caplog.records]
+
+    networks = [TrainedWeights("run", 1, a_log(2).best_val_miou, "0").to_document()]
+    assert warned(networks=networks) == []
+    (line,) = warned(networks=networks, n_cases=20, refused=[{"case": "x", "reason": "gone"}])
+    assert line.startswith("run: val Dice is the mean of 20 of 21 cases alone: x could not be scored")
+    run.write_log(a_log(3))
+    assert warned(networks=networks) == [
+        f"{baseline}: its scores are compared although run no longer has the weights that were scored; when there are "
+        f"others, score these by bodyseg evaluate {run.path} --split val --overwrite"
+    ]

@@ -132,9 +132,10 @@ def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp
     assert "cases alone" not in content + caplog.text
     some = json.loads(of_runs(scored, [run])) | {"refused": [{"case": "other", "reason": "no scan"}]}
     (folder / "metrics.json").write_text(json.dumps(some))
-    for source, said in ((run.path, "first: val Dice"), (folder / "metrics.json", "metrics.json: Dice")):
+    line = "first: val Dice is the mean of 3 of 4 cases alone: other could not be scored"
+    for source in (run.path, folder, folder / "metrics.json"):
+        caplog.clear()
         content = report([source], tmp_path / "page.html", images=False).read_text("utf-8")
-        line = rf"{said} is the mean of 3 of 4 cases alone: other could not be scored"
         assert re.search(rf"</table>.*<p>[^<]*{line}[^<]*</p></section>", content)
         assert line in caplog.text
     run.make_ready(keep=False)  # --overwrite, and a failure in its first epoch
@@ -142,6 +143,14 @@ def test_a_runs_evaluations_are_found_and_the_worst_case_comes_first(scored, tmp
     content = report([run.path], tmp_path / "page.html").read_text("utf-8")
     assert "Scores by structure" not in content
     assert "metrics.json: its scores are left out, since first no longer has the weights that were" in caplog.text
+    caplog.clear()
+    for source in (folder, folder / "metrics.json"):
+        content = report([scored, source], tmp_path / "page.html", images=False).read_text("utf-8")
+        assert content.count("Scores by structure") == 1
+        assert "scores are left out, since first no longer has the weights" in caplog.text
+        with pytest.raises(EvaluationError, match=r"nothing is left for the page; .*: its scores are left out, since"):
+            report([source], tmp_path / "none.html")
+    assert not (tmp_path / "none.html").exists()
 
 
 @pytest.mark.parametrize("said", [True, False])

@@ -17,7 +17,14 @@ from networks.body_net import BodyNet
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.stored_scores import TrainedWeights, about_missing, scores_of_run, scores_of_study, weights_id
+from pipeline.runs.stored_scores import (
+    TrainedWeights,
+    about_missing,
+    scores_at,
+    scores_of_run,
+    scores_of_study,
+    weights_id,
+)
 from pipeline.runs.study import StudyFolder, StudyRecord
 from pipeline.training.checkpoint import write_best, write_tensors
 from tests.support.finished_run import append
@@ -191,6 +198,33 @@ def test_scores_of_a_study_are_of_its_folds_whatever_lies_beside_them(tmp_path, 
     assert scores_of_study(study).left_out
     study.metrics.unlink()
     assert scores_of_study(study) is None
+
+
+def test_a_metrics_json_is_known_as_that_of_the_run_or_study_where_it_lies(tmp_path, monkeypatch):
+    run = evaluated(trained(tmp_path / "logs"))
+    metrics = run.evaluation("val") / "metrics.json"
+    link = tmp_path / "link.json"
+    link.symlink_to(metrics)
+    monkeypatch.chdir(metrics.parent)
+    trained(tmp_path / "logs", seed=1)
+    for path in (metrics, link, Path("metrics.json"), Path("../val/metrics.json")):
+        assert "they are of other weights than run has now" in scores_at(path).left_out
+    study, runs = a_study(tmp_path)
+    of_all = RunFolder.at(study.path).evaluation("test") / "metrics.json"
+    write_scores(of_all, *runs)
+    assert scores_at(study.metrics).left_out == scores_at(of_all).left_out == ""
+    trained(study.path, runs[1].name, seed=6)
+    assert "other weights than fold_1_bs1 has now" in scores_at(study.metrics).left_out
+    assert scores_at(of_all).left_out.endswith(
+        f"score the present ones by bodyseg evaluate {study.path} --split test --overwrite"
+    )
+    runs[0].write_summary("interrupted", TrainingLog())
+    assert scores_at(of_all).left_out.endswith(
+        f"then score these by bodyseg evaluate {study.path} --split test --overwrite"
+    )
+    for other in (tmp_path / "metrics.json", run.evaluation("mine") / "metrics.json", metrics.with_name("kept.json")):
+        write_scores(other, run)
+        assert scores_at(other) is None
 
 
 def test_scores_of_some_of_the_cases_say_so(tmp_path):
