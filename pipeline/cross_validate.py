@@ -32,7 +32,7 @@ from pipeline.evaluation.summary import Evaluation
 from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
 from pipeline.runs.run_folder import RunFolder
-from pipeline.runs.setting_differences import changed_settings
+from pipeline.runs.setting_differences import changed_settings, who_augmented
 from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
 from pipeline.train import name_of, train
@@ -393,11 +393,16 @@ def _is_in_training(run: RunFolder) -> bool:
 
 
 def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int) -> Config:
-    """The settings of one fold's training, which name its folder as those of any training do."""
+    """The settings of one fold's training, which name its folder as those of any training do.
+
+    What is left open now, but was not when the study was begun, is as it was: all folds are trained alike.
+    """
     shared: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in record.shared.items()
     }
     n_folds = record.settings["data"].get("folds", 0)
+    if config.data.augment_on_device is None:
+        shared["augment_on_device"] = who_augmented(record.settings["data"])
     if record.run_names:
         config = replace(config, experiment=_experiment_of(study, number))
     return replace(config, data=replace(config.data, folds=n_folds, fold=number, **shared))

@@ -191,7 +191,7 @@ def test_a_fold_is_a_run_of_its_own_that_its_settings_resume(work, killed, capsy
 def test_a_study_of_an_earlier_version_goes_on_in_its_folders(work, killed, capsys, monkeypatch):
     """They were called fold_0 and fold_1, and each fold's settings had the name and log folder of the study."""
     record = strict_json(killed / "study.json")
-    record["format"] = 1
+    record["format"], record["settings"]["data"]["augment_on_device"] = 1, False  # the default of then
     del record["runs"]
     (killed / "study.json").write_text(json.dumps(record))
     for number in (0, 1):
@@ -199,16 +199,16 @@ def test_a_study_of_an_earlier_version_goes_on_in_its_folders(work, killed, caps
         document = strict_json(fold / "training_config.json")
         document["experiment"] |= record["settings"]["experiment"] | {"log_dir": str(killed.parent)}
         (fold / "training_config.json").write_text(json.dumps(document))
-    resume = ["train", "--resume", "--config", str(killed / "fold_1" / "training_config.json")]
-    assert main(resume) == 2
+    assert main(["train", "--resume", "--config", str(killed / "fold_1" / "training_config.json")]) == 2
     assert f"but a cross-validation in {killed}: go on with its folds by bodyseg cross-vali" in capsys.readouterr().err
     scored = []
     monkeypatch.setattr(command, "_score", lambda study, *_, **__: scored.extend(runs_at(study.path)))
     assert main([*study_command(work, "killed", "--folds", "1", log_dir=str(killed.parent))]) == 0
     assert differences(fold_of(work / "logs" / "study", 1), killed / "fold_1") == []
-    assert (
-        scored == sorted(path for path in killed.iterdir() if path.is_dir()) == [killed / "fold_0", killed / "fold_1"]
-    )
+    assert scored == [killed / "fold_0", killed / "fold_1"] == sorted(filter(Path.is_dir, killed.iterdir()))
+    folder = StudyFolder.at(killed)
+    fold_0 = command.of_fold(settings(*study_command(work)[1:]), folder, folder.read_record(), 0)
+    assert fold_0.data.augment_on_device is False
 
 
 def _die_in_fold_1():

@@ -95,13 +95,22 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)]
 
 
+def who_augmented(data: Mapping[str, Any]) -> bool | None:
+    """Whether what was begun with this data group augments on the device that trains; None: that was left open.
+
+    It was the workers' work unless said otherwise, before it could be left open: the noise of a GPU is another.
+    """
+    return data.get("augment_on_device", False)
+
+
 def changed_settings(
     before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]], may_change: Collection[str]
 ) -> Iterator[ChangedSetting]:
     """Find the settings that are no longer those of then, but for those that may change.
 
     A setting that the version of then did not have yet counts as its default: a new setting's default is what was done
-    before it came. Where that is no longer so, the default of then must be named here.
+    before it came. Where that is no longer so, the default of then must be named here, as `who_augmented` does. Left
+    open, data.augment_on_device is what it was.
 
     Args:
         before: the settings, or a run's training_config.json.
@@ -113,5 +122,7 @@ def changed_settings(
         then = before.get(group, {})
         for key, value in values.items():
             changed = ChangedSetting(f"{group}.{key}", then.get(key, defaults[group][key]), value, key in then)
+            if changed.name == "data.augment_on_device":
+                changed = changed._replace(before=None if value is None else who_augmented(then))
             if changed.before != value and changed.name not in may_change:
                 yield changed

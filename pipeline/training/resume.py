@@ -22,7 +22,7 @@ from pipeline.files.lock import is_locked
 from pipeline.files.regular import open_regular
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import START_AGAIN, RunFolder
-from pipeline.runs.setting_differences import changed_settings
+from pipeline.runs.setting_differences import changed_settings, who_augmented
 from pipeline.training.lightning_module import SegmentationModule
 
 RESUME_FORMAT = 2
@@ -96,11 +96,7 @@ def _changes(
     changes = []
     for changed in changed_settings(before, settings, MAY_CHANGE_ON_RESUME):
         # What is left open or to be found: see `keep_what_was_found`
-        is_left_open = changed.now is None and changed.name in {
-            "model.n_classes",
-            "training.n_gpus",
-            "data.augment_on_device",
-        }
+        is_left_open = changed.now is None and changed.name in {"model.n_classes", "training.n_gpus"}
         is_found = changed.now == "auto" and changed.name in {"data.window", "data.mean_std"}
         is_moved = may_move_data and changed.name == "data.dataset_root"
         if not (is_left_open or is_found or is_moved):
@@ -124,8 +120,7 @@ def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mappin
 def keep_what_was_found(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> Config:
     """Put the numbers that the run found for CT when it began in the place of "auto", and keep who augments.
 
-    run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone,
-    and augmented in the workers unless they were told to do it on the device: the noise of a GPU is another.
+    run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone.
     """
     data, before = config.data, run_config["data"]
     window = before.get("window", "auto")
@@ -137,7 +132,7 @@ def keep_what_was_found(config: Config, run_config: Mapping[str, Mapping[str, An
             found = (float(found[0]), float(found[1]))
         data = replace(data, mean_std=found)
     if data.augment_on_device is None:
-        data = replace(data, augment_on_device=before.get("augment_on_device", False))
+        data = replace(data, augment_on_device=who_augmented(before))
     return replace(config, data=data)
 
 
