@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from networks.checkpoint import network_of, read_checkpoint
 from networks.errors import NetworkError
 from pipeline.console.text import one_line
+from pipeline.files.regular import open_regular
 from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stored_scores import TrainedWeights, weights_id
@@ -20,6 +22,9 @@ from pipeline.writers.segmentation import SegmentationError
 from transforms.chains import inference_chain
 
 log = logging.getLogger(__name__)
+
+MOST_READS = 10
+"""Of a checkpoint that is replaced each time while it is read; a training replaces its own once an epoch at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +35,8 @@ class Model:
     """Its run's."""
     path: Path
     """The checkpoint."""
+    sha256: str
+    """Of the file that the network was read from, in hex; by now another may lie there."""
     network: Any
     """A module with `features`, (B, C, I, J, K) -> (B, F, I, J, K), and `head`, a 1×1×1 convolution or None."""
     preprocessing: dict[str, Any]
@@ -118,8 +125,7 @@ def checkpoint_path(run: Path | str) -> Path:
 
 def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     path = checkpoint_path(run)
-    identity = weights_id(path)  # before they are read: a training that replaces them meanwhile is noticed later
-    checkpoint = read_checkpoint(path)
+    checkpoint, sha256, identity = _read(path)
     names, preprocessing = checkpoint.get("class_names"), checkpoint.get("preprocessing")
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
@@ -137,6 +143,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     return Model(
         name=name,
         path=path,
+        sha256=sha256,
         network=network,
         preprocessing=preprocessing,
         class_names=tuple(map(str, names)),
@@ -148,6 +155,43 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         scans=_scan_range(checkpoint.get("scans"), path),
         trained=TrainedWeights.of_checkpoint(checkpoint, name, identity),
     )
+
+
+class _Read(NamedTuple):
+    """A checkpoint, and what tells which it is."""
+
+    content: dict[str, Any]
+    sha256: str
+    """Of its bytes, in hex."""
+    weights_id: str
+
+
+def _read(path: Path) -> _Read:
+    """Read a checkpoint and what identifies it, all of one file: again where a training replaced it in between.
+
+    Raises NetworkError as `read_checkpoint` does, and where it is replaced each time.
+    """
+    for _ in range(MOST_READS):
+        before = _version(path)
+        content = read_checkpoint(path)
+        try:
+            with open_regular(path) as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:  # removed in between
+            continue
+        read = _Read(content, sha256, weights_id(path))
+        if _version(path) == before:
+            return read
+    raise NetworkError(f"{path}: expected a file that stays, found another one after each reading; try again later")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes with any change of a file; () where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _label_values(preprocessing: Mapping[str, Any], n_classes: int, path: Path) -> tuple[int, ...]:

@@ -226,7 +226,7 @@ def provenance(
 ) -> dict[str, Any]:
     """What decides whether an earlier result is the same one, as JSON: weights, settings, and which files there are."""
     document: dict[str, Any] = {
-        "runs": [{"name": model.name, "checkpoint_sha256": _sha256(model.path)} for model in models],
+        "runs": [{"name": model.name, "checkpoint_sha256": model.sha256} for model in models],
         "settings": {"passes": asdict(inference), **asdict(postprocessing)},
         "formats": list(outputs.formats),
         "per_structure": outputs.per_structure,
@@ -244,9 +244,5 @@ def _peak_gpu_memory_mb() -> float | None:
 
 def content_of(path: Path) -> FileContent:
     """Read what a file holds. Raises OSError."""
-    return FileContent(path.stat().st_size, _sha256(path))
-
-
-def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return FileContent(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())

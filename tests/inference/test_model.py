@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 
 from networks.errors import NetworkError
+from pipeline.inference import model as models_module
 from pipeline.inference.model import load_models
+from pipeline.inference.passes import InferenceOptions
+from pipeline.inference.postprocessing import PostprocessingOptions
+from pipeline.inference.record import provenance
+from pipeline.runs.stored_scores import weights_id
+from pipeline.writers.outputs import OutputOptions
 from tests.support.tiny_prediction import NAMES, checkpoint, predicted, scan
 
 
@@ -35,3 +43,45 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path, key):
     (model,) = load_models([checkpoint(tmp_path / "m.ckpt", extra={key: None})], torch.device("cpu"))
     assert model.n_channels == 1
     assert model.class_names == tuple(NAMES)
+
+
+def replace(path, seed):
+    """As a training does that finds a better epoch: at one stroke, by another file."""
+    checkpoint(path.with_name("next"), seed=seed).replace(path)
+
+
+def recorded(model, tmp_path) -> str:
+    """The hash that the records of this model's results have."""
+    outputs = OutputOptions(tmp_path / "out", model.class_names)
+    document = provenance([model], InferenceOptions(), PostprocessingOptions(), outputs)
+    return document["runs"][0]["checkpoint_sha256"]
+
+
+def test_a_training_that_replaces_the_weights_changes_no_record_of_those_that_are_in_memory(tmp_path):
+    path = checkpoint(tmp_path / "best_model.ckpt")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (model,) = load_models([path], torch.device("cpu"))
+    replace(path, seed=1)
+    assert recorded(model, tmp_path) == digest != hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("when", ["read_checkpoint", "weights_id"])
+def test_weights_that_are_replaced_while_they_are_read_are_read_again(tmp_path, monkeypatch, when):
+    path, real, seeds = checkpoint(tmp_path / "best_model.ckpt"), getattr(models_module, when), [1]
+
+    def then_replaced(path):
+        found = real(path)
+        if seeds:
+            replace(path, seeds.pop())
+        return found
+
+    monkeypatch.setattr(models_module, when, then_replaced)
+    (model,) = load_models([path], torch.device("cpu"))
+    saved = torch.load(path, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, saved[name]) for name, value in model.network.state_dict().items())
+    assert model.trained.weights_id == weights_id(path)
+    assert recorded(model, tmp_path) == hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(models_module, "MOST_READS", 2)
+    monkeypatch.setattr(models_module, when, lambda path: (replace(path, 2), real(path))[1])
+    with pytest.raises(NetworkError, match="expected a file that stays, found another one after each reading"):
+        load_models([path], torch.device("cpu"))
