@@ -258,7 +258,10 @@ def _text_of_next_steps(report: Report) -> list[str]:
         *(whole if advised is patches else patches),
     ]
     if first.has_other_settings:
-        lines.append("  Settings of the data that were given to this check belong to the command, too.")
+        lines.append(
+            "  Settings of the data that were given to this check belong to the command, too; bodyseg plan names those "
+            "that it chooses itself."
+        )
     lines += ["", "COST of training on whole scans at that size, on this machine"]
     lines += list(_text_of_estimate(first.estimate, is_rough=True))[1:]
     lines += [f"  missing       {finding.expected}, found {finding.found}" for finding in first.shortages]

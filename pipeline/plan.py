@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from pipeline.console.terminal import screen_width
 from pipeline.console.text import BYTES_PER_GB, fitted, gigabytes, printable
 from pipeline.files.atomic import check_writable, make_folder, write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
+from pipeline.planning.data_settings import described, refuse_chosen
 from pipeline.planning.machine import BETWEEN_STEPS_S, Cost, Machine
 from pipeline.planning.network_shape import Triple, target_spacing
 from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
@@ -64,6 +65,7 @@ def plan(
     memory_gb: float | None = None,
     cache_dir: str = DataConfig.cache_dir,
     skip_bad_cases: bool = False,
+    data: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
     """Check a data set, measure training steps on this machine, and write a config file for a training that fits.
@@ -76,13 +78,16 @@ def plan(
         memory_gb: memory that the training may take; None: what the device has.
         cache_dir: folder of prepared cases, where checks are remembered too.
         skip_bad_cases: plan without the cases that have errors.
+        data: further settings of the group data that describe the data set, by name, see `DESCRIBING`; these are
+            written, too.
         progress: called while cases are checked and steps are measured.
 
     Returns:
         The plan, as it was written.
 
     Raises:
-        ConfigError: a budget of less than a minute, a file that exists already, or no step that could be measured.
+        ConfigError: a budget of less than a minute, a file that exists already, a setting that the plan chooses, or no
+            step that could be measured.
         DatasetError: the folder is not a data set, or has bad cases.
         FileError: the file cannot be written.
     """
@@ -93,19 +98,18 @@ def plan(
         raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
     check_writable(output.parent)  # before minutes of measuring
     roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
-    root = roots[0] if len(roots) == 1 else tuple(roots)
-    settings = DataConfig(root, cache_dir=cache_dir, skip_bad_cases=skip_bad_cases, split_shares=SPLIT_SHARES)
-    config = Config(data=settings)
+    config = _described(roots, {"cache_dir": cache_dir, "skip_bad_cases": skip_bad_cases, **(data or {})})
     listed = list_configured(config)
     screened = screen(config, progress, listed=listed)
     devices = choose_devices(None, None, "16")
     cores = available_cores()
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
-    data = _summary(screened)
-    coarser = tuple(1.1 * mm for mm in target_spacing(data.sizes, data.spacings_mm))  # so that voxels are resampled
+    summary = _summary(screened)
+    # Somewhat coarser than planned, so that voxels are resampled.
+    coarser = tuple(1.1 * mm for mm in target_spacing(summary.sizes, summary.spacings_mm))
     prepared = replace(config.data, mode="patch", spacing_mm=coarser)
     with one_step(progress, "preparing a few cases"):
-        data = replace(data, preparing_s=preparing_s(screened, prepared))
+        summary = replace(summary, preparing_s=preparing_s(screened, prepared))
 
     def measure(
         steps: Sequence[tuple[Triple, int]], strides: Sequence[Triple], kernels: Sequence[Triple], channels: int
@@ -114,8 +118,8 @@ def plan(
         n = cores if devices.accelerator == "cpu" else 1
         request = StepRequest(
             network=network,
-            in_channels=data.n_channels,
-            n_classes=len(data.class_names),
+            in_channels=summary.n_channels,
+            n_classes=len(summary.class_names),
             base_channels=channels,
             precision="16",
             n_gpus=None,
@@ -127,14 +131,10 @@ def plan(
             return cost_of(measure_steps(request), n)
 
     machine = Machine(devices.accelerator, cores, memory)
-    found = make_plan(data, machine, budget_s, measure)
+    found = make_plan(summary, machine, budget_s, measure)
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
-    found.put("data.cache_dir", cache_dir, "")
-    if skip_bad_cases:
-        found.put("data.skip_bad_cases", True, "")
-    if set(screened.intensity.by_channel) == {"mr"}:
-        found.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
+    _put_given(found, config.data, screened)
     planned = from_mapping(found.settings)
     assessed = assess(planned, screened.dataset, screened.cases)
     _put_ct_scaling(found, assessed)
@@ -196,20 +196,37 @@ def _summary(screened: Screened) -> DataSummary:
         spacings_mm=tuple(image.world_spacing_mm for image in images),
         n_train=len(screened.split.train),
         n_val=len(screened.split.val),
-        is_split=screened.dataset.split is not None,
+        is_split=screened.dataset.split is not None or screened.folds is not None,
         n_channels=len(screened.dataset.channel_names),
         class_names=names,
         mirrors=few and not find_sides(names).without_partner,
     )
 
 
+def _described(roots: Sequence[str], given: Mapping[str, Any]) -> Config:
+    """The settings that data sets are planned by: what describes them, and the plan's own division."""
+    refuse_chosen(f"data.{name}" for name in given)
+    shares = {} if given.get("folds") else {"split_shares": SPLIT_SHARES}
+    return from_mapping({"data": {"dataset_root": roots, **shares, **given}})
+
+
+def _put_given(plan: Plan, data: DataConfig, screened: Screened) -> None:
+    """Write down what was said about the data, and how the training scales MR where that was left open."""
+    given = described(data)
+    for name, value in ({"cache_dir": data.cache_dir} | given).items():
+        plan.put(f"data.{name}", value, "")
+    if set(screened.intensity.by_channel) == {"mr"} and given.keys().isdisjoint({"intensity", "percentiles"}):
+        plan.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
+
+
 def _put_ct_scaling(plan: Plan, screened: Screened) -> None:
     """Write down how the training scales CT: the numbers that it would find, too."""
     if "ct" not in screened.intensity.by_channel:
         return
-    scaling = screened.scaling
-    plan.put("data.window", list(scaling.window), "HU that hold 99 % of the training cases' labelled voxels")
-    if scaling.mean_std:
+    scaling, given = screened.scaling, plan.settings["data"]
+    if "window" not in given:
+        plan.put("data.window", list(scaling.window), "HU that hold 99 % of the training cases' labelled voxels")
+    if scaling.mean_std and "mean_std" not in given:
         plan.put("data.mean_std", list(scaling.mean_std), "their mean and deviation, as nnU-Net scales CT")
 
 
@@ -234,7 +251,7 @@ def to_yaml(plan: Plan, budget_s: float) -> str:
         for key, because in sorted(reasons.items(), key=lambda item: item[1] != ""):
             value = plan.settings[group][key]
             text = json.dumps(value, ensure_ascii=False)
-            if isinstance(value, dict) or key in ("dataset_root", "cache_dir", "name"):
+            if isinstance(value, dict) or key in ("dataset_root", "cache_dir", "name", "split_file"):
                 text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
                 text = text.removesuffix("...").strip()
             lines.append(f"  {key}: {text}" + (f"  # {because}" if because else ""))

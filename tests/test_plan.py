@@ -196,6 +196,47 @@ def test_what_is_odd_about_the_listing_counts_among_the_warnings_of_a_plan(tmp_p
     assert int(said[1]) == len(findings)
 
 
+def test_data_that_need_settings_are_planned_with_them_and_the_file_holds_them(tmp_path, monkeypatch, capsys):
+    """Voxels of NaN, a label value without a class, and two visits of each patient."""
+    steps = [step((8, 8, 8), 2, 0.1, 0.1, 1000), step((16, 8, 8), 2, 0.2, 0.2, 2000)]
+    monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
+    random = np.random.default_rng(0)
+    for number in range(6):
+        image = random.normal(40, 50, (12, 12, 12)).astype(np.float32)
+        label = np.zeros(image.shape, np.uint8)
+        label[1:5, 4:8, 4:8], label[8, 8, 8], image[0] = 1, 7, np.nan
+        for folder, volume in (("images", image), ("labels", np.roll(label, number, 2))):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            save(tmp_path / folder / f"p{number // 2}_t{number % 2}.nii.gz", volume, np.diag([2, 2, 2, 1]))
+    (tmp_path / "labels.json").write_text(json.dumps(["background", "liver"]))
+    output = tmp_path / "plan.yaml"
+    command = ["plan", str(tmp_path), "--output", str(output), "--cache_dir", str(tmp_path / "cache")]
+    assert main(command) == 2
+    assert "data.fill_nan" in capsys.readouterr().err
+    command += ["--data.label_remap", "{7: liver}", "--data.fill_nan", "-1024", "--data.intensity", "ct"]
+    assert main([*command, "--data.subject_pattern", r"(p\d+)_t\d", "--data.window", "-150", "250"]) == 0
+    data = yaml.safe_load(output.read_text())["data"]
+    assert (data["label_remap"], data["fill_nan"], data["window"]) == ({7: "liver"}, -1024, [-150, 250])
+    assert (data["subject_pattern"], data["intensity"], len(data["mean_std"])) == (r"(p\d+)_t\d", "ct", 2)
+    split = screen(from_mapping(load_mapping(output))).split
+    assert not {case[:2] for case in split.train} & {case[:2] for case in split.val}
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["--data.mode", "patch"], "data.mode"),
+        (["--data.spacing_mm", "1", "1", "1"], "data.spacing_mm"),
+        (["--target_size=64", "64", "64"], "data.target_size"),
+        (["--batch_size", "4"], "data.batch_size"),
+        (["--lr", "1"], "training.lr"),
+    ],
+)
+def test_a_setting_that_the_plan_chooses_is_refused_by_name(dataset, tmp_path, capsys, flags, name):
+    assert main(["plan", str(dataset), "--output", str(tmp_path / "p.yaml"), *flags]) == 2
+    assert f"bodyseg: {name}: bodyseg plan takes settings that describe the data set" in capsys.readouterr().err
+
+
 def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):
     def slow(request):
         return [step(patch, batch, 1e-5 * math.prod(patch) * batch, 1, 1000) for patch, batch in request.steps]

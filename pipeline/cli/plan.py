@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from pipeline.cli import setting_flags
 from pipeline.cli.arguments import command_parser, warn
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.config.settings import ConfigError
 from pipeline.console.progress import Bar
+from pipeline.planning.data_settings import DESCRIBING, refuse_chosen
 
 _UNITS = {"s": 1, "min": 60, "h": 3600}
 
@@ -17,9 +19,10 @@ def run(arguments: list[str]) -> int:
     """Choose the settings of a training from the data, this machine and the time at hand, and write them as a file.
 
     Checks every case, measures training steps here, and writes an ordinary config file in which every number has its
-    reason. `bodyseg train --config FILE` then ends within the time.
+    reason. `bodyseg train --config FILE` then ends about when the time does.
     """
-    parser = command_parser("plan", run, "bodyseg plan DATASET --budget 30min [--memory GB] [--output FILE]")
+    usage = "bodyseg plan DATASET --budget 30min [--memory GB] [--output FILE] [SETTING ...]"
+    parser = command_parser("plan", run, usage)
     parser.add_argument(
         "dataset", nargs="+", type=str, metavar="DATASET", help="Folder or list file of a data set, or of several."
     )
@@ -27,28 +30,29 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--memory", type=float | None, metavar="GB", help="Memory it may take; default: what is there.")
     parser.add_argument("--output", type=Path, default=Path("plan.yaml"), metavar="FILE", help="The file to write.")
     parser.add_argument("--exp_name", default="plan", metavar="NAME", help="Name of the training.")
-    parser.add_argument("--cache_dir", default="cache", metavar="DIR", help="Folder of prepared cases.")
-    parser.switch("--skip_bad_cases", "Plan without the cases that have errors.")
     parser.switch("--json", "Print JSON.")
-    given = parser.parse_args(arguments)
-    budget_s = parse_time(given.budget)
+    names = [f"data.{name}" for name in DESCRIBING]
+    setting_flags.add_settings(parser, names, setting_flags.SHORT_FLAGS | {"cache_dir": "data.cache_dir"})
+    others = setting_flags.settings_without_flag(parser, arguments)
+    refuse_chosen([name for name in others if name != "data.dataset_root"])
+    settings, given = setting_flags.parse_some(parser, arguments)
+    budget_s = parse_time(given["budget"])
     with quick_imports():
         from pipeline.plan import plan, to_json, to_text
 
     with Bar("Planning") as bar:
         report = plan(
-            given.dataset,
+            given["dataset"],
             budget_s,
-            given.output,
-            name=given.exp_name,
-            memory_gb=given.memory,
-            cache_dir=given.cache_dir,
-            skip_bad_cases=given.skip_bad_cases,
+            given["output"],
+            name=given["exp_name"],
+            memory_gb=given["memory"],
+            data=settings["data"],
             progress=bar.update,
         )
     for warning in report.warnings:
         warn(warning)
-    print(to_json(report) if given.json else to_text(report, budget_s))
+    print(to_json(report) if given["json"] else to_text(report, budget_s))
     return 0
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -45,21 +45,29 @@ SHORT_FLAGS: dict[str, str] = {
 }
 """The documented flags beside the full ones."""
 
+ALL = tuple(f"{group}.{setting.name}" for group, cls in GROUPS.items() for setting in fields(cls))
+"""The full names of all settings."""
 
 _METAVARS = {int: "N", float: "X", str: "NAME", list[int]: "[N,N,…]"}
 
 
-def add_settings(parser: ArgumentParser) -> None:
-    """Give `parser` one flag for every setting, the documented short flag beside the full one."""
-    short_of = {full: short for short, full in SHORT_FLAGS.items()}
+def add_settings(
+    parser: ArgumentParser, names: Collection[str] = ALL, short_flags: Mapping[str, str] = SHORT_FLAGS
+) -> None:
+    """Give `parser` one flag for every setting of `names`, a short flag beside the full one where it has one."""
+    short_of = {full: short for short, full in short_flags.items()}
     for group_name, cls in GROUPS.items():
+        if not any(name.startswith(f"{group_name}.") for name in names):
+            continue
         group = parser.add_argument_group(group_name, cls.__doc__ or "")
         hints = typing.get_type_hints(cls)
         texts = {p.arg_name: p.description or "" for p in parse_from_object(cls).params}
         for setting in fields(cls):
             key = f"{group_name}.{setting.name}"
-            names = [f"--{key}"] + ([f"--{short_of[key]}"] if key in short_of else [])
-            group.add_argument(*names, help=texts[setting.name], **_argument_of(hints[setting.name], setting))
+            if key not in names:
+                continue
+            flags = [f"--{key}"] + ([f"--{short_of[key]}"] if key in short_of else [])
+            group.add_argument(*flags, help=texts[setting.name], **_argument_of(hints[setting.name], setting))
 
 
 def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
@@ -125,6 +133,29 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         return groups
 
     return with_kept_settings(over, resume=resume), others
+
+
+def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Read flags where `parser` has those of some settings alone.
+
+    Returns:
+        These settings by group and name, and the values of the parser's other flags.
+
+    Raises:
+        ConfigError: an unknown flag or a wrong type, by name.
+    """
+    try:
+        parsed = _parsed(parser, _with_true(arguments), None)
+    except ArgumentError as error:
+        raise ConfigError(explain(str(error), parser)) from None
+    return {name: parsed.pop(name) for name in GROUPS if name in parsed}, parsed
+
+
+def settings_without_flag(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
+    """The full names of the settings that are given, by long or short flags, to a parser that lacks these."""
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    unknown = [flag.removeprefix("--") for flag in flags if flag not in parser._option_string_actions]
+    return [SHORT_FLAGS.get(name, name) for name in unknown if SHORT_FLAGS.get(name, name) in ALL]
 
 
 def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Settings of the group data that say what a data set is: a plan takes these as given, and chooses the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pipeline.config.settings import ConfigError, DataConfig
+
+DESCRIBING = (
+    "layout",
+    "folds",
+    "fold",
+    "split_file",
+    "class_names",
+    "missing_masks",
+    "label_remap",
+    "subject_pattern",
+    "follow_links",
+    "skip_bad_cases",
+    "intensity",
+    "window",
+    "mean_std",
+    "percentiles",
+    "fill_nan",
+    "cache_dir",
+    "cache_limit_gb",
+)
+"""How the data set is read and divided, what its labels and intensities mean, and where its prepared cases go."""
+
+
+def refuse_chosen(given: Iterable[str]) -> None:
+    """Raise ConfigError for the first of `given`, such as data.batch_size, that is not in `DESCRIBING`."""
+    known = [f"data.{name}" for name in DESCRIBING]
+    for name in given:
+        if name not in known:
+            raise ConfigError(
+                f"{name}: bodyseg plan takes settings that describe the data set, and chooses the others or leaves "
+                "them at their defaults; change it in the file that it writes, or give it to bodyseg train"
+            )
+
+
+def described(data: DataConfig) -> dict[str, Any]:
+    """The settings of `DESCRIBING` that differ from their defaults, by name, as a config file has them.
+
+    >>> described(DataConfig("scans", fill_nan=-1024, window=(-100, 300), batch_size=1))
+    {'window': [-100, 300], 'fill_nan': -1024}
+    """
+    values = {name: getattr(data, name) for name in DESCRIBING}
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value != getattr(DataConfig, name)
+    }
