@@ -165,7 +165,8 @@ def _finding(one: Mapping[str, Any]) -> str:
         where = f"{several}case{'s' * (n_cases > 1)} {', '.join(cases)}{left}"
     title = f"<b>{text(HEADINGS.get(one['kind'], one['kind']))}</b>"
     said = f"{one['file']}: expected {one['expected']}, found {one['found']}; {one['remedy']}"
-    others = " (others: other numbers)" if one["numbers_differ"] else ""
+    perhaps = "" if "numbers_differ" in one else "perhaps "  # runs of earlier versions do not say
+    others = f" (others: {perhaps}other numbers)" if one.get("numbers_differ", n_findings > 1) else ""
     return f"{title}: {text(where)}<br>{text(said)}{others}"
 
 

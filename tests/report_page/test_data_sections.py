@@ -83,6 +83,14 @@ def test_a_case_with_several_findings_of_one_cause_is_counted_once():
     assert ": cases a, &lt;b&gt; and 1 more<br>" in data_section({"run": config(check=checked(findings=[earlier]))})
 
 
+def test_findings_of_earlier_versions_do_not_say_whether_their_numbers_differ():
+    earlier = {key: value for key, value in FINDING.items() if key != "numbers_differ"}
+    content = data_section({"run": config(check=checked(findings=[earlier]))})
+    assert "look at it (others: perhaps other numbers)" in content
+    alone = earlier | {"n_findings": 1, "n_cases": 1, "cases": ["a"]}
+    assert "others:" not in data_section({"run": config(check=checked(findings=[alone]))})
+
+
 def test_what_runs_agree_in_is_said_once_and_folds_share_one_table():
     """Folds differ in who trains and who validates alone."""
     folds = {}
