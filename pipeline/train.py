@@ -538,6 +538,7 @@ def _fit(
             accumulate=config.training.accumulate,
             gradient_clip=config.training.gradient_clip,
             validate_every=config.training.validate_every if len(setup.data.prepared.val) else 0,
+            growth=[epochs for *_, epochs in config.data.patch_growth],
             record=record,
         )
         trainer.fit(setup.module, datamodule=setup.data)

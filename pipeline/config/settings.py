@@ -369,7 +369,8 @@ class TrainingConfig:
     compile: bool = False
     """Compile the network with torch.compile (needs a C++ compiler on a CPU; pays on long GPU trainings)."""
     validate_every: int = 1
-    """Validate after every so many epochs, and after the last; in between, the log holds null."""
+    """Validate after every so many epochs, and after the last; in between, the log holds null. While patches are
+    smaller than the final ones (data.patch_growth), once a size at most, after its last epoch."""
     overlay_every: int = 10
     """Every so many epochs, at the next validation, a slice with its segmentation goes to TensorBoard; 0 = never."""
     start_from: str | None = None

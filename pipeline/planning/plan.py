@@ -95,8 +95,11 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     because = "of AdamW, which takes this times lr off the weights in a step; 0.0001 overfitted, 0.3 did no better"
     plan.put("training.weight_decay", WEIGHT_DECAY, because)
     plan.put("training.warmup_epochs", max(1, round(WARMUP_SHARE * schedule.n_epochs)), "7 % of the epochs")
-    n = n_validations(schedule.n_epochs, schedule.validate_every)
-    because = f"{n} validations take {schedule.validations_s:.0f} s, {VALIDATION_SHARE:.0%} of the time or one at most"
+    n = n_validations(schedule.n_epochs, schedule.validate_every, schedule.epochs_of[:-1])
+    because = (
+        f"{n} validations, one a smaller patch at most, take {schedule.validations_s:.0f} s: up to "
+        f"{VALIDATION_SHARE:.0%} of the time, or one in all"
+    )
     plan.put("training.validate_every", schedule.validate_every, because)
     if machine.accelerator == "cpu":
         plan.put("training.n_gpus", 0, "this machine has none")

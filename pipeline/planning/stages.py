@@ -85,7 +85,7 @@ class Schedule:
     patches_per_case: float
     """The setting that makes as many batches."""
     validate_every: int
-    """Epochs from one validation to the next."""
+    """training.validate_every, see `is_validated`."""
     steps_s: float
     """Seconds of all steps."""
     validations_s: float
@@ -148,7 +148,8 @@ def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s:
     more = (VALIDATION_SHARE * training_s - only_s) / validation_s if validation_s else 0
     most = 1 + max(0, math.floor(more))
     every = math.ceil(sum(_epochs_within(training_s - most_s, epoch_s)) / most)
-    at_most = n_validations(sum(_epochs_within(training_s, epoch_s)), every)
+    longer = _epochs_within(training_s, epoch_s)
+    at_most = min(n_validations(sum(longer), every), len(stages) + math.ceil(longer[-1] / every))
     epochs = _epochs_within(training_s - min(most_s, only_s + (at_most - 1) * validation_s), epoch_s)
     return Schedule(
         stages=tuple(stages),
@@ -157,7 +158,7 @@ def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s:
         patches_per_case=_patches_per_case(per_epoch, cases.n_train, stages[-1].batch, cost.n_processes),
         validate_every=every,
         steps_s=sum(n * one_s for n, one_s in zip(epochs, epoch_s, strict=True)),
-        validations_s=only_s + (n_validations(sum(epochs), every) - 1) * validation_s,
+        validations_s=only_s + (n_validations(sum(epochs), every, epochs[:-1]) - 1) * validation_s,
     )
 
 

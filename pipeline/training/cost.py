@@ -116,15 +116,17 @@ def estimate_training(
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     steps = math.ceil(n_train / (config.data.batch_size * devices.n_processes))
     windows, share = 1.0, 1.0
+    growth: tuple[int, ...] = ()
     size: tuple[int, int, int] = config.data.target_size
     if sizes:
         data = config.data
+        growth = tuple(epochs for *_, epochs in data.patch_growth)
         patches = PatchSchedule.from_settings(size, data.batch_size, data.patches_per_case, data.patch_growth)
         steps = patches.n_batches(n_train, devices.n_processes)
         share = patches.mean_voxels(training.max_epochs) / (math.prod(size) * data.batch_size)
         windows = fmean(count_windows(case, size) for case in sizes)
         size = (math.ceil(fmean(map(math.prod, sizes))), 1, 1)
-    validated = n_validations(training.max_epochs, training.validate_every)
+    validated = n_validations(training.max_epochs, training.validate_every, growth)
     validation_share = math.ceil(n_val / devices.n_processes) * windows * validated / training.max_epochs
     bytes_a_case = entry_bytes(size, in_channels=len(dataset.channel_names), n_classes=len(dataset.classes.names))
     cache_dir = Path(config.data.cache_dir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytorch_lightning as pl
@@ -15,6 +15,7 @@ from rich.console import Console
 from pipeline.compute.devices import Devices
 from pipeline.compute.ranks import gather_texts, read_rank
 from pipeline.files.atomic import FileError
+from pipeline.planning.epochs import is_validated
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.live_progress import LiveProgress
 from pipeline.training.recorder import RunRecorder
@@ -33,6 +34,7 @@ def build_trainer(
     accumulate: int = 1,
     gradient_clip: float = 0.0,
     validate_every: int = 1,
+    growth: Sequence[int] = (),
     record: Callable[[str], object] = log.debug,
 ) -> pl.Trainer:
     """Build the Trainer of one run.
@@ -45,7 +47,8 @@ def build_trainer(
         max_epochs: epochs to train.
         accumulate: batches in one optimiser step.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
-        validate_every: epochs from one validation to the next; the last epoch is always validated; 0 = none is.
+        validate_every: epochs from one validation to the next; 0 = none is validated.
+        growth: epochs of each smaller patch, see `is_validated`.
         record: takes the lines of the epochs, which the console gets, too.
     """
     callbacks: list[pl.Callback] = [
@@ -54,7 +57,7 @@ def build_trainer(
         LiveProgress(console, recorder, record),
     ]
     if validate_every:
-        callbacks.insert(1, _ValidateEvery(validate_every))
+        callbacks.insert(1, _ValidateEvery(validate_every, growth))
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
         plugins=[_GivenRanks()] if devices.n_processes > 1 else None,
@@ -95,15 +98,15 @@ class _SameEverywhere(pl.Callback):
 
 
 class _ValidateEvery(pl.Callback):
-    """Validate after every n-th epoch and after the last, which Lightning's own setting would leave out."""
+    """Validate after the epochs that `is_validated` names: Lightning's own setting knows every n-th alone."""
 
-    def __init__(self, n_epochs: int) -> None:
-        self.n_epochs = n_epochs
+    def __init__(self, every: int, growth: Sequence[int]) -> None:
+        self.every, self.growth = every, growth
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell Lightning whether to validate after this epoch: where its number divides the epochs finished then."""
         finished = trainer.current_epoch + 1
-        is_due = finished % self.n_epochs == 0 or finished == trainer.max_epochs
+        is_due = is_validated(finished, trainer.max_epochs or 0, self.every, self.growth)
         trainer.check_val_every_n_epoch = 1 if is_due else finished + 1
 
 

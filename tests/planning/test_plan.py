@@ -33,10 +33,14 @@ def seconds_of(plan, data, cost):
     n_batches = schedule.n_batches(data.n_train, cost.n_processes)
     sizes = grid_of(data, plan.settings["data"]["spacing_mm"]).cases.sizes
     case_s = cost.validation_voxel_s * math.prod(window) * fmean(count_windows(size, window) for size in sizes)
+    growth = [stage[4] for stage in plan.settings["data"]["patch_growth"]]
+    ends, due = list(itertools.accumulate(growth)), 0
     steps, validations = [], case_s  # Lightning tries one case first
     for epoch in range(training["max_epochs"]):
         steps.append(n_batches * cost.step_s(schedule.patch_of(epoch), schedule.batch_of(epoch)))
-        if (epoch + 1) % training["validate_every"] == 0 or epoch + 1 == training["max_epochs"]:
+        due += (epoch + 1) % training["validate_every"] == 0
+        if epoch + 1 == training["max_epochs"] or (due and (epoch + 1 >= sum(growth) or epoch + 1 in ends)):
+            due = 0
             validations += case_s * math.ceil(data.n_val / cost.n_processes)
     return steps, validations
 
