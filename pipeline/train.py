@@ -277,8 +277,8 @@ def _set_up(
     before = folder.read_config() if state is not None else None
     if before is not None:
         config = keep_what_was_found(config, before)
-    config = replace(config, data=say_who_augments(config.data, on_gpu=devices.n_gpus > 0))
-    prepared, start = _prepare(config, before, fitting, handed, console)
+    data = say_who_augments(config.data, on_gpu=devices.n_gpus > 0, before=before and before["data"])
+    prepared, start = _prepare(replace(config, data=data), before, fitting, handed, console)
     _say_data(prepared, say)
     if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names

@@ -198,6 +198,16 @@ def test_the_documented_three_lines_load_the_network(run):
         assert model(torch.zeros(1, 1, *SIZE)).shape == (1, 71, *SIZE)
 
 
+def test_what_a_run_found_out_does_not_stand_against_an_edit_of_its_record(run):
+    """A setting that nobody gave stays open; who augments then is beside it."""
+    path = str(run / "training_config.json")
+    data = json.loads(Path(path).read_text())["data"]
+    assert (data["augment_on_device"], data["augmented_on_device"]) == (None, False)
+    assert settings_from("--config", path, "--data_aug", "false").data.augment_on_device is None
+    patches = ("--data.mode", "patch", "--data.spacing_mm", "1", "1", "1")
+    assert settings_from("--config", path, *patches).data.augment_on_device is None
+
+
 def test_training_again_from_the_runs_own_record_repeats_it_bit_for_bit(run, config, tmp_path):
     record = str(run / "training_config.json")
     again = settings_from("--config", record, "--log_dir", str(tmp_path), "--num_workers", "2")

@@ -91,7 +91,7 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
     argument: dict[str, Any] = {"type": hint, "default": default}
     if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is Literal:
         return argument
-    return argument | {"metavar": setting.name.upper()}
+    return argument | {"metavar": "true|false|null" if hint == bool | None else setting.name.upper()}
 
 
 def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = False) -> tuple[Config, dict[str, Any]]:
@@ -213,14 +213,19 @@ def _is_number_or_word(text: str, hint: Any) -> bool:
 def _with_true(arguments: Sequence[str]) -> list[str]:
     """Give switches that stand alone (--data_aug) their value: argparse would take the next path for it."""
     given = list(arguments)
-    full_names = {
-        f"{group}.{setting.name}"
+    hint_of = {
+        f"{group}.{setting.name}": typing.get_type_hints(cls)[setting.name]
         for group, cls in GROUPS.items()
         for setting in fields(cls)
-        if typing.get_type_hints(cls)[setting.name] is bool
     }
-    for name in sorted(full_names | {short for short, full in SHORT_FLAGS.items() if full in full_names}):
-        given = with_value(given, f"--{name}", r"(?i)true|false|yes|no", "true", "true, false, yes or no")
+    hint_of |= {short: hint_of[full] for short, full in SHORT_FLAGS.items()}
+    for name, hint in hint_of.items():
+        if hint is bool:
+            given = with_value(given, f"--{name}", r"(?i)true|false|yes|no", "true", "true, false, yes or no")
+        elif hint == bool | None:
+            given = with_value(
+                given, f"--{name}", r"(?i)true|false|yes|no|null", "true", "true, false, yes, no or null"
+            )
     return given
 
 

@@ -543,6 +543,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
             "n_cases",
             "skipped_cases",
             "annotated",
+            "augmented_on_device",
             "data_sets",
         }
     ),

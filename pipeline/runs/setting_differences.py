@@ -29,6 +29,7 @@ NOT_COMPARED = (
 
 SELDOM_COMPARED = (
     "data.augment_on_device",
+    "data.augmented_on_device",
     "data.cache_dir",
     "data.cache_limit_gb",
     "data.channel_names",
@@ -98,9 +99,11 @@ def differing_settings(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def who_augmented(data: Mapping[str, Any]) -> bool | None:
     """Whether what was begun with this data group augments on the device that trains; None: that was left open.
 
-    It was the workers' work unless said otherwise, before it could be left open: the noise of a GPU is another.
+    A run that was not told so found it out. It was the workers' work unless said otherwise, before it could be left
+    open: the noise of a GPU is another.
     """
-    return data.get("augment_on_device", False)
+    told = data.get("augment_on_device", False)
+    return data.get("augmented_on_device") if told is None else told
 
 
 def changed_settings(

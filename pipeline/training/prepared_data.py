@@ -24,6 +24,7 @@ from pipeline.datasets.dataset import Case, Dataset, Folds, Split
 from pipeline.files.json_files import plain
 from pipeline.planning.fingerprint import Fingerprint, take_fingerprint
 from pipeline.planning.scan_range import ScanRange, scan_range
+from pipeline.runs.setting_differences import who_augmented
 from pipeline.training.patch_schedule import PatchSchedule
 from transforms.chains import Chain, augmentation_chain, preprocessing_chain
 from transforms.io.label_values import ignore_index
@@ -97,6 +98,8 @@ class PreparedData:
     """How many of the training and validation cases hold each class in their label files."""
     patches: PatchSchedule | None
     """Sizes of patches and batches by epoch; None where whole volumes are trained on."""
+    augmented_on_device: bool | None
+    """Whether training cases are augmented on the device that trains; None where they are not augmented."""
     train: CachedDataset
     """Training cases, augmented if the settings say so; in patch mode, patches of them."""
     val: CachedDataset
@@ -145,11 +148,15 @@ def _class_voxels(cases: CachedDataset) -> np.ndarray:
     return np.array(counts, np.int64).reshape(len(cases), cases.store.n_classes)
 
 
-def say_who_augments(data: DataConfig, *, on_gpu: bool) -> DataConfig:
-    """Fill in data.augment_on_device where it is left open: the GPU, where one trains on whole volumes."""
+def say_who_augments(data: DataConfig, *, on_gpu: bool, before: Mapping[str, Any] | None = None) -> DataConfig:
+    """Fill in data.augment_on_device where it is left open: the GPU, where one trains on whole volumes.
+
+    before: the data group of the training_config.json of the run that is resumed, which keeps who augments.
+    """
     if data.augment_on_device is not None or not data.data_aug:
         return data
-    return replace(data, augment_on_device=on_gpu and data.mode != "patch")
+    kept = who_augmented(before) if before is not None else None
+    return replace(data, augment_on_device=on_gpu and data.mode != "patch" if kept is None else kept)
 
 
 def prepare_data(
@@ -224,6 +231,7 @@ def prepare_data(
         scans=scan_range([case.images[0] for case in screened.cases if case.images and case.case in in_training]),
         native_holders=tuple(np.sum(labels, axis=0).tolist()),
         patches=patches,
+        augmented_on_device=bool(data.augment_on_device) if data.data_aug else None,
         train=cached["train"],
         val=cached["val"],
     )

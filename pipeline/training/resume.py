@@ -22,7 +22,7 @@ from pipeline.files.lock import is_locked
 from pipeline.files.regular import open_regular
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import START_AGAIN, RunFolder
-from pipeline.runs.setting_differences import changed_settings, who_augmented
+from pipeline.runs.setting_differences import changed_settings
 from pipeline.training.lightning_module import SegmentationModule
 
 RESUME_FORMAT = 2
@@ -118,7 +118,7 @@ def refuse_changed_cases(folder: RunFolder, state: ResumeState, contents: Mappin
 
 
 def keep_what_was_found(config: Config, run_config: Mapping[str, Mapping[str, Any]]) -> Config:
-    """Put the numbers that the run found for CT when it began in the place of "auto", and keep who augments.
+    """Put the numbers that the run found for CT when it began in the place of "auto", and keep who was told to augment.
 
     run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone.
     """
@@ -132,7 +132,7 @@ def keep_what_was_found(config: Config, run_config: Mapping[str, Mapping[str, An
             found = (float(found[0]), float(found[1]))
         data = replace(data, mean_std=found)
     if data.augment_on_device is None:
-        data = replace(data, augment_on_device=who_augmented(before))
+        data = replace(data, augment_on_device=before.get("augment_on_device"))
     return replace(config, data=data)
 
 

@@ -79,6 +79,8 @@ def _data_facts(prepared: PreparedData) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if dataset.parts:
         facts["data_sets"] = [asdict(part) | {"root": str(part.root)} for part in dataset.parts]
+    if prepared.augmented_on_device is not None:
+        facts["augmented_on_device"] = prepared.augmented_on_device
     if dataset.is_partly_labelled:
         facts["annotated"] = {name: dataset.n_annotated(cases) for name, cases in split.items() if name != "test"}
     sizes = {name: len(cases) for name, cases in ids.items()}

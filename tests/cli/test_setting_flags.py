@@ -66,6 +66,16 @@ def test_a_number_for_nan_may_be_negative(words, value):
     assert settings("--dataset_root", "d", "--data.fill_nan", words).data.fill_nan == value
 
 
+@pytest.mark.parametrize(
+    ("words", "value"), [([], True), (["true"], True), (["no"], False), (["null"], None), (["--seed", "1"], True)]
+)
+def test_a_switch_that_may_be_left_open_is_on_where_it_stands_alone(words, value):
+    config = settings("--data_aug", "--data.augment_on_device", *words, "--dataset_root", "d")
+    assert (config.data.augment_on_device, config.data.dataset_root) == (value, "d")
+    with pytest.raises(ConfigError, match=r"augment_on_device: expected true, false, yes, no or null, found 'maybe'"):
+        settings("--dataset_root", "d", "--data.augment_on_device", "maybe")
+
+
 PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
 
 

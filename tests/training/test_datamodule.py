@@ -95,9 +95,23 @@ def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):
 )
 def test_whole_volumes_are_augmented_on_the_gpu_that_trains_unless_told_otherwise(settings, asked, on_gpu, expected):
     data = say_who_augments(replace(settings, augment_on_device=asked), on_gpu=on_gpu)
-    assert data.augment_on_device is expected  # which training_config.json records, so that a resumed run keeps it
-    (augment,) = prepare_data(Config(data=data)).train.transform.transforms
-    assert augment.on_device is expected
+    prepared = prepare_data(Config(data=data))
+    (augment,) = prepared.train.transform.transforms
+    assert augment.on_device is prepared.augmented_on_device is expected
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        ({"augment_on_device": None, "augmented_on_device": True}, True),
+        ({"augment_on_device": None, "augmented_on_device": False}, False),
+        ({"augment_on_device": True}, True),  # as versions recorded what they had found
+        ({}, False),  # of a version without the setting
+    ],
+)
+def test_a_resumed_run_augments_where_it_began_to_whatever_trains_now(settings, recorded, expected):
+    for on_gpu in (True, False):
+        assert say_who_augments(settings, on_gpu=on_gpu, before=recorded).augment_on_device is expected
 
 
 def test_patches_are_augmented_by_the_workers_also_where_a_gpu_trains(settings):

@@ -47,6 +47,7 @@ def document_of(config=CONFIG, class_weights=WEIGHTS, start_time=None, **changes
         "folds": None,
         "intensity": IntensityChoice(("ct", "zscore"), "data.intensity says so"),
         "preprocessing": Preprocessing((16, 16, 16), ("ct", "zscore"), (-20.0, 150.0), (0.5, 99.5), False, (0, 1, 2)),
+        "augmented_on_device": None,
         "skipped": {"d": "unreadable"},
         "findings": (Finding("warning", "odd_spacing", "a", "a.nii", "1 mm", "9 mm", "look"),),
         "fingerprint": replace(NOTHING_THERE, n_subjects=2, classes=(ClassCount("liver", 1, 3, 2, 1, 1, 5, 0.25),)),
