@@ -76,7 +76,7 @@ class Comparison:
     left_out: tuple[str, ...] = ()
     """One line for each evaluation whose scores are not, or may not be, those of a run's present weights."""
     incomplete: tuple[str, ...] = ()
-    """One line for each evaluation whose scores are of some of its cases alone, since others could not be scored."""
+    """One line for each evaluation whose scores are of some of its cases alone."""
 
 
 def compare(paths: Sequence[str | Path]) -> Comparison:

@@ -279,7 +279,10 @@ def test_a_mean_of_some_of_the_cases_says_so_in_every_form(tmp_path, capsys):
     run = a_run(tmp_path / "logs", "a")
     scored(run, 0.75, n_cases=2, refused=[{"case": "x", "reason": "y"}], labels_without_prediction=["z"])
     (line,) = compare([run.path]).incomplete
-    assert line.startswith("a: val Dice is the mean of 2 of 4 cases alone: x, z could not be scored")
+    assert line.startswith(
+        "a: val: 1 label has no prediction (z); of the others Dice is the mean of 2 of 3 cases alone: x could not be "
+        "scored"
+    )
     assert line.endswith(f"score all by bodyseg evaluate {run.path} --split val")
     assert main(["compare", str(run.path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == line

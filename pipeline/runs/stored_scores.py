@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.console.text import some_of
+from pipeline.console.text import counted, some_of
 from pipeline.files.json_files import read_json
 from pipeline.files.regular import open_regular
 from pipeline.runs.run_folder import RunFolder, is_run_folder
@@ -159,7 +159,7 @@ def scores_at(metrics: Path) -> StoredScores | None:
 
 
 def about_missing(document: Mapping[str, Any], metrics: Path, what: str = "", command: str = "") -> str:
-    """Say in one line that an evaluation lacks cases, which were refused or have no prediction; "" where it has all.
+    """Say in one line that an evaluation lacks cases, which were refused or not predicted; "" where it has all.
 
     Args:
         document: the content of its metrics.json.
@@ -168,15 +168,22 @@ def about_missing(document: Mapping[str, Any], metrics: Path, what: str = "", co
         command: what evaluates them again; "": not known.
     """
     refused, without = document.get("refused"), document.get("labels_without_prediction")
-    cases = [one.get("case") for one in refused if isinstance(one, dict)] if isinstance(refused, list) else []
-    cases += without if isinstance(without, list) else []
-    if not cases:
+    cases = [str(one.get("case")) for one in refused if isinstance(one, dict)] if isinstance(refused, list) else []
+    labels = list(map(str, without)) if isinstance(without, list) else []
+    if not cases and not labels:
         return ""
-    n_scored = document.get("n_cases")
+    n_scored, name = document.get("n_cases"), what or metrics
+    verb = "has" if len(labels) == 1 else "have"
+    not_predicted = f"{name}: {counted(len(labels), 'label')} {verb} no prediction ({some_of(labels, 3)})"
+    if not cases:  # the predictions may be meant to be of some alone; those of a run are of all its cases
+        predicted = f"the {n_scored} cases that have one" if isinstance(n_scored, int) else "those that have one"
+        predicted = "the 1 case that has one" if n_scored == 1 else predicted
+        return f"{not_predicted}: Dice is the mean of {predicted}" + (f"; score all by {command}" if command else "")
     of_all = f"{n_scored} of {n_scored + len(cases)} cases" if isinstance(n_scored, int) else "some of the cases"
-    lacks = f"{some_of(list(map(str, cases)), 3)} could not be scored, for reasons that {metrics} gives"
+    begin = f"{not_predicted}; of the others " if labels else f"{name}{' ' if what else ': '}"
+    lacks = f"{some_of(cases, 3)} could not be scored, for reasons that {metrics} gives"
     return (
-        f"{what or metrics}{' ' if what else ': '}Dice is the mean of {of_all} alone: {lacks}; mend these, then "
+        f"{begin}Dice is the mean of {of_all} alone: {lacks}; mend these, then "
         f"score all by {command or 'evaluating again'}"
     )
 

@@ -233,9 +233,9 @@ def test_scores_of_some_of_the_cases_say_so(tmp_path):
     assert scores_of_run(run, "val").incomplete == ""
     refused = [{"case": case, "reason": "gone"} for case in ("a", "b", "c", "d")]
     whole = json.loads(metrics.read_text()) | {"n_cases": 3}
-    metrics.write_text(json.dumps(whole | {"refused": refused, "labels_without_prediction": ["e"]}))
+    metrics.write_text(json.dumps(whole | {"refused": refused}))
     assert scores_of_run(run, "val").incomplete == (
-        "run: val Dice is the mean of 3 of 8 cases alone: a, b, c and 2 more could not be scored, for reasons that "
+        "run: val Dice is the mean of 3 of 7 cases alone: a, b, c and 1 more could not be scored, for reasons that "
         f"{metrics} gives; mend these, then score all by bodyseg evaluate {run.path} --split val"
     )
     assert left_out(run) == ""
@@ -245,3 +245,21 @@ def test_scores_of_some_of_the_cases_say_so(tmp_path):
     assert scores_of_study(study).incomplete.endswith(f"score all by bodyseg evaluate {study.path}")
     for damaged in (5, [5], [{}]):
         about_missing({"refused": damaged, "labels_without_prediction": damaged}, metrics)
+
+
+def test_labels_without_a_prediction_are_no_failure():
+    """As where the test cases alone were predicted, and the data set has labels of all."""
+    metrics, labels = Path("scores/metrics.json"), ["a", "b", "c", "d"]
+    some = {"n_cases": 2, "refused": [], "labels_without_prediction": labels}
+    said = "4 labels have no prediction (a, b, c and 1 more): Dice is the mean of the 2 cases that have one"
+    assert about_missing(some, metrics) == f"scores/metrics.json: {said}"
+    assert about_missing(some, metrics, "run: val", "CMD") == f"run: val: {said}; score all by CMD"
+    one = some | {"n_cases": 1, "labels_without_prediction": ["a"]}
+    assert about_missing(one, metrics).endswith(
+        "1 label has no prediction (a): Dice is the mean of the 1 case that has one"
+    )
+    assert about_missing(some | {"refused": [{"case": "x", "reason": "gone"}]}, metrics) == (
+        "scores/metrics.json: 4 labels have no prediction (a, b, c and 1 more); of the others Dice is the mean of 2 of "
+        "3 cases alone: x could not be scored, for reasons that scores/metrics.json gives; mend these, then score all "
+        "by evaluating again"
+    )
