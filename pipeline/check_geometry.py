@@ -34,6 +34,9 @@ DOCUMENTED_DICE = {60.0: 0.99, 20.0: 0.97, 8.0: 0.94, 4.0: 0.87}
 WHOLE_VOXEL_NOISE = 0.05
 """Share of the coarsest voxel by which the rounding to whole voxels may move the 60 mm ball; 0.01 is usual."""
 
+COARSE_MM = 4.0
+"""Largest edge of the small grids' voxels, where the settings have none larger: 64 of them span a phantom."""
+
 _OBLIQUE_DEG = ((16.5, 0.0, 0.0), (12.0, -20.0, 33.0), (-7.0, 41.0, 90.0))
 _ORIGIN_MM = (31.7, -214.3, 402.9)
 
@@ -75,28 +78,36 @@ def check_geometry(
     """Send a phantom through a chain and back: all 48 orientations, oblique, anisotropic and odd grids.
 
     The scan of the documented size goes through the chain as it is; the others through the same chain with a target of
-    a third of its voxels along each axis (at least 64), which changes no rule of the geometry and takes seconds.
+    a third of its voxels along each axis (at least 64), or voxels of three times the edges (at most `COARSE_MM`), which
+    changes no rule of the geometry and takes seconds.
 
     Args:
         target: settings, a YAML or JSON file of them, a run folder, a best_model.ckpt, or plain arguments of
             `transforms.chains.preprocessing_chain`; None: its defaults.
-        target_size, keep_aspect: instead of the target's own; None leaves them.
+        target_size, keep_aspect: instead of the target's own; None leaves them. A target size is instead of the voxel
+            size of a training on patches, too.
         progress: called after each grid.
 
     Raises:
         ConfigError, FileError, NetworkError, ChainError: a target that has no chain.
     """
     changed = {"target_size": target_size, "keep_aspect": keep_aspect}
-    chain = chain_of(target) | {name: value for name, value in changed.items() if value is not None}
-    chain = preprocessing_arguments(**chain)
+    own = chain_of(target) | ({} if target_size is None else {"spacing_mm": None})
+    chain = preprocessing_arguments(**own | {name: value for name, value in changed.items() if value is not None})
     grids, trips = list(awkward_grids()), []
     for done, grid in enumerate(grids, start=1):
-        size = chain["target_size"] if done == 1 else [max(64, n // 3) for n in chain["target_size"]]
-        trips.append(round_trip(grid, {**chain, "target_size": size}))
+        trips.append(round_trip(grid, chain if done == 1 else _coarse(chain)))
         if progress:
             progress(done, len(grids))
     failures = [line for trip in trips for line in judge(trip)] + _judge_dice(trips[0], chain)
     return GeometryReport(chain, tuple(trips), tuple(failures))
+
+
+def _coarse(chain: Mapping[str, Any]) -> dict[str, Any]:
+    """The chain for the small grids, see `check_geometry`."""
+    if chain["spacing_mm"]:
+        return {**chain, "spacing_mm": [max(mm, min(3 * mm, COARSE_MM)) for mm in chain["spacing_mm"]]}
+    return {**chain, "target_size": [max(64, n // 3) for n in chain["target_size"]]}
 
 
 def chain_of(target: Config | Mapping[str, Any] | Path | str | None) -> dict[str, Any]:
@@ -120,6 +131,8 @@ def chain_of(target: Config | Mapping[str, Any] | Path | str | None) -> dict[str
             arguments["window"] = data.window
         if not isinstance(data.mean_std, str):
             arguments["mean_std"] = data.mean_std
+        if data.mode == "patch":
+            arguments["spacing_mm"] = data.spacing_mm
         return preprocessing_arguments(intensity="ct" if data.intensity == "auto" else data.intensity, **arguments)
     return preprocessing_arguments(**(target or {}))
 
@@ -168,8 +181,13 @@ def _faults(structure: StructureRoundTrip, trip: RoundTrip) -> Iterable[str]:
 
 
 def _judge_dice(trip: RoundTrip, chain: Mapping[str, Any]) -> list[str]:
-    """Hold a chain of at least the documented size against the documented Dice; a smaller one is a choice."""
-    if chain["keep_aspect"] or any(n < least for n, least in zip(chain["target_size"], TARGET_SIZE, strict=True)):
+    """Hold a chain of at least the documented size against the documented Dice.
+
+    A smaller size is a choice, and so is a voxel size.
+    """
+    if chain["keep_aspect"] or chain["spacing_mm"]:
+        return []
+    if any(n < least for n, least in zip(chain["target_size"], TARGET_SIZE, strict=True)):
         return []
     lines = []
     for ball in (s for s in trip.structures if s.name.startswith("ball_")):
@@ -183,12 +201,17 @@ def _judge_dice(trip: RoundTrip, chain: Mapping[str, Any]) -> list[str]:
 def to_text(report: GeometryReport) -> str:
     """Write what a perfect network could score, the largest shift and every failure, for people."""
     documented, *small = report.trips
-    size = "×".join(str(n) for n in report.chain["target_size"])
+    if report.chain["spacing_mm"]:
+        size = f"voxels of {'×'.join(f'{mm:g}' for mm in report.chain['spacing_mm'])} mm"
+    else:
+        size = "×".join(str(n) for n in report.chain["target_size"])
     shape = "×".join(str(n) for n in documented.grid.shape)
     spacing = "×".join(f"{mm:g}" for mm in documented.grid.spacing_mm)
     lines = [f"Best Dice that a perfect network could score at {size}, from {shape} voxels of {spacing} mm:"]
     lines += [
-        f"  ball of {s.radius_mm:g} mm  {s.dice:.3f}" for s in documented.structures if s.name.startswith("ball_")
+        f"  ball of {s.radius_mm:g} mm radius  {s.dice:.3f}"
+        for s in documented.structures
+        if s.name.startswith("ball_")
     ]
     worst = max(report.trips, key=lambda trip: max(s.shift_mm for s in trip.structures))
     lines += [

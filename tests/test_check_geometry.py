@@ -131,10 +131,25 @@ def test_the_documented_size_reaches_the_documented_dice(monkeypatch):
     for name, least in {"ball_60": 0.99, "ball_20": 0.97, "ball_8": 0.94, "ball_4": 0.87}.items():
         assert report.best_dice[name] >= least
     text, document = to_text(report), json.loads(to_json(report))
-    assert "ball of 4 mm  0.92" in text
+    assert "ball of 4 mm radius  0.92" in text
     assert text.endswith("Nothing is swapped or moved.")
     assert document["sound"]
     assert document["trips"][0]["target_size"] == [160, 160, 256]
+
+
+def test_a_training_on_patches_is_judged_at_its_voxel_size_not_at_its_patch(tmp_path, monkeypatch, capsys):
+    """A scan whose voxels have that size comes back whole, however small the patch."""
+    monkeypatch.setattr(command, "awkward_grids", few_grids("odd sizes", "orientation SLA", "thick slices"))
+    settings = tmp_path / "plan.yaml"
+    settings.write_text("data: {mode: patch, spacing_mm: [2.3, 2.1, 2.41], target_size: [16, 24, 16]}\n")
+    assert main(["check-geometry", str(settings)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("Best Dice that a perfect network could score at voxels of 2.3×2.1×2.41 mm, from ")
+    assert "  ball of 4 mm radius  1.000" in text
+    assert main(["check-geometry", str(settings), "--target_size", "64", "64", "72"]) == 0
+    text = capsys.readouterr().out
+    assert "could score at 64×64×72, from" in text
+    assert "  ball of 60 mm radius  1.000" not in text
 
 
 def test_a_failing_chain_ends_with_its_faults(monkeypatch):
@@ -204,6 +219,8 @@ def test_a_chain_is_taken_from_settings_files_checkpoints_and_run_folders(tmp_pa
         {"target_size": (40, 50, 60), **_rest(wanted)},
     ]
     assert all(chain_of(source) == wanted for source in sources)
+    patches = DataConfig("x", mode="patch", spacing_mm=(1.0, 1.5, 2.0), target_size=(40, 56, 40))
+    assert chain_of(Config(data=patches))["spacing_mm"] == [1.0, 1.5, 2.0]
     assert chain_of(None)["target_size"] == [160, 160, 256]
     with pytest.raises(ChainError, match="target_size"):
         chain_of({"target_size": (1, 2)})

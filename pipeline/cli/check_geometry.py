@@ -12,13 +12,17 @@ from pipeline.console.progress import Bar
 def run(arguments: list[str]) -> int:
     """Prove that preprocessing and its way back move, mirror and swap nothing, and say what the target size costs.
 
-    Balls of 60, 20, 8 and 4 mm and sided markers go through the chain and back on 48 orientations and on oblique,
-    anisotropic and odd grids. Exit code 0: the geometry holds; 1: it does not.
+    Balls of 60, 20, 8 and 4 mm radius and sided markers go through the chain and back on 48 orientations and on
+    oblique, anisotropic and odd grids. Exit code 0: the geometry holds; 1: it does not.
     """
     parser = command_parser("check-geometry", run, "bodyseg check-geometry [RUN | CONFIG] [OPTION ...]")
     parser.add_argument("target", nargs="?", type=Path, metavar="RUN|CONFIG", help="Run, checkpoint or settings file.")
     parser.add_argument(
-        "--target_size", nargs=3, type=int, metavar="N", help="Another size than that of the run or settings."
+        "--target_size",
+        nargs=3,
+        type=int,
+        metavar="N",
+        help="Another size than that of the run or settings, or in place of their voxel size.",
     )
     parser.add_argument(
         "--keep_aspect", type=bool | None, nargs="?", const=True, metavar="true|false",

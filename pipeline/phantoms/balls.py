@@ -90,7 +90,7 @@ _PROOF = {
 
 
 def geometry_proof(shape: Sequence[int], affine: Points) -> GeometryProof:
-    """Balls of 60, 20, 8 and 4 mm and a marker on either side, around the middle of a grid of at least 220 mm each way.
+    """Balls of 60, 20, 8 and 4 mm radius, a marker on either side, around the middle of a grid of 220 mm or more.
 
     Raises PhantomError where the grid is too small.
     """
