@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipeline.cli.main import main
 from pipeline.files.atomic import FileError
-from pipeline.plot import plot
+from pipeline.plot import FORMATS, plot
 from pipeline.runs.run_folder import RunFolder
 from tests.support.paths import ROOT
 from tests.support.training_logs import a_log
@@ -62,6 +64,11 @@ def test_what_cannot_be_drawn_is_said_in_a_sentence(tmp_path):
     (run / "training_log.json").write_text("{")
     with pytest.raises(FileError, match="not valid JSON"):
         plot([run])
+
+
+def test_the_help_names_every_format_that_is_written(capsys):
+    assert main(["plot", "--help"]) == 0
+    assert set(re.findall(r"\.([a-z]+)", capsys.readouterr().out.partition("--output FILE")[2])) == set(FORMATS)
 
 
 def test_pyplot_and_its_global_state_stay_out(tmp_path):

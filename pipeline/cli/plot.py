@@ -11,7 +11,7 @@ def run(arguments: list[str]) -> int:
     """Draw the training curves of one or several runs."""
     parser = command_parser("plot", run)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="Run folders; several share the axes.")
-    parser.add_argument("--output", type=Path | None, metavar="FILE", help="Picture to write (PNG).")
+    parser.add_argument("--output", type=Path | None, metavar="FILE", help="Picture to write: .png, .pdf or .svg.")
     given = parser.parse_args(arguments)
     from pipeline.plot import plot
 

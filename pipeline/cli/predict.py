@@ -67,12 +67,13 @@ def _parser() -> CommandParser:
         "not mirror are warned of. Left and right classes are exchanged back by name. Slower.",
     )  # fmt: skip
     parser.add_argument(
-        "--roi", nargs=3, type=int, metavar="N", help="Sliding window in voxels, for networks trained on patches."
-    )
+        "--roi", nargs=3, type=int, metavar="N",
+        help="Sliding window in voxels; default: the patch of the training, else the whole scan.",
+    )  # fmt: skip
     parser.add_argument(
         "--step", type=float, default=0.5, metavar="SHARE",
-        help="Greatest distance of neighbouring windows as a share of the window (with --roi); 0.8 is up to four times "
-        "faster than 0.5 and hardly worse.",
+        help="Greatest distance of neighbouring windows as a share of the window, wherever one is used; 0.8 is up to "
+        "four times faster than 0.5 and hardly worse.",
     )  # fmt: skip
     parser.add_argument(
         "--keep_largest", default="", metavar="CLASS,CLASS", help="Keep only the largest piece of these."
