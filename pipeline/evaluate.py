@@ -142,7 +142,7 @@ def evaluate_run(
     matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], outputs, failed)
     sources = str(RunFolder.at(run).path), f"{split} cases of {dataset.root}"
     evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
-    return replace(evaluation, networks=_weights_of(models))
+    return replace(evaluation, notes=(*_ABOUT_SPLIT[split], *evaluation.notes), networks=_weights_of(models))
 
 
 def evaluate_study(
@@ -212,10 +212,19 @@ def _weights_of(models: Sequence[Model]) -> tuple[TrainedWeights, ...]:
     return tuple(model.trained for model in models if model.trained is not None)
 
 
-_ABOUT_STUDY = (
-    "each case was segmented by the one of {} networks that was not trained on it; which epoch of a network was kept "
-    "was decided by val_mIoU on these same cases, so that scores on further scans may be somewhat lower"
+_CHOSEN_ON_THEM = (
+    "which epoch of {} network was kept was decided by val_mIoU on these same cases, so that scores on further scans "
+    "may be somewhat lower"
 )
+_ABOUT_STUDY = (
+    "each case was segmented by the one of {} networks that was not trained on it; " + _CHOSEN_ON_THEM.format("a")
+)
+_ABOUT_SPLIT: Mapping[SplitName, tuple[str, ...]] = {
+    "train": ("the network was trained on these same cases: scores on further scans are likely to be lower",),
+    "val": (_CHOSEN_ON_THEM.format("the"),),
+    "test": (),
+}
+"""What the scores of a run's own cases must not be taken for."""
 
 
 def _refuse_seen(

@@ -213,6 +213,23 @@ def test_a_run_is_predicted_and_scored_on_its_own_validation_cases(run_folder):
     assert [c.mean_dice for c in again.cases] == [c.mean_dice for c in result.cases]
 
 
+def test_scores_of_cases_that_chose_or_trained_the_network_say_so(run_folder, capsys):
+    config = run_folder.read_config()
+    config["data"]["split"] = {"train": ["case_0"], "val": ["case_1"], "test": ["case_2"]}
+    run_folder.write_config(config)
+    said = {}
+    for split in ("train", "val", "test"):
+        assert main(["evaluate", str(run_folder.path), "--split", split, "--workers", "1", "--surface", "none"]) == 0
+        metrics = json.loads((run_folder.evaluation(split) / "metrics.json").read_text())
+        said[split] = metrics["notes"]
+        printed = " ".join(capsys.readouterr().out.split())
+        assert all(note in printed for note in metrics["notes"])
+    (trained,), (chosen,) = said["train"], said["val"]
+    assert "was trained on these same cases" in trained
+    assert "decided by val_mIoU on these same cases, so that scores on further scans may be somewhat lower" in chosen
+    assert said["test"] == []
+
+
 def test_labels_of_a_run_are_read_by_their_own_headers_where_these_differ(run_folder):
     """Exported anew since, with the ball at another value; sitk_dice reads the numbers."""
     root = Path(run_folder.read_config()["data"]["dataset_root"])
