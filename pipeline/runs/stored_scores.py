@@ -195,21 +195,34 @@ def _command(folder: Path, *flags: str) -> str:
 def _outdated(metrics: Path, document: Mapping[str, Any], runs: Sequence[RunFolder], command: str, again: str) -> str:
     """See `StoredScores.outdated`; `command` reuses the predictions there are, `again` none of other weights."""
     scored = _scored_weights(document)
+    changed = list(runs)
     if not scored:
-        if any(_may_be_newer(run, metrics, document) for run in runs):
-            found = "an earlier version did not say of which weights they are and the present ones may be newer"
-            return f"{found}; score these by {command}"
-        return ""
-    if len(scored) == len(runs):
+        changed = [run for run in runs if _may_be_newer(run, metrics, document)]
+    elif len(scored) == len(runs):
         changed = [run for one, run in zip(scored, runs, strict=True) if not _has(run, one)]
-    else:
-        changed = list(runs)
     if not changed:
         return ""
+    if damaged := _about_damaged(changed):
+        return damaged
+    if not scored:
+        found = "an earlier version did not say of which weights they are and the present ones may be newer"
+        return f"{found}; score these by {command}"
     names = some_of([run.name for run in changed], 3)
     if any(not run.best_checkpoint.exists() for run in changed):
         return f"{names} no longer has the weights that were scored; when there are others, score these by {again}"
     return f"they are of other weights than {names} has now; score the present ones by {again}"
+
+
+def _about_damaged(runs: Sequence[RunFolder]) -> str:
+    """Say which of the runs' checkpoints do not tell their weights, as one does not that was cut short; "" for none."""
+    files = [
+        run.best_checkpoint for run in runs if run.best_checkpoint.exists() and not weights_id(run.best_checkpoint)
+    ]
+    if not files:
+        return ""
+    verb, which, whose = ("is", "it", "the run") if len(files) == 1 else ("are", "them", "the runs")
+    advice = f"restore {which} from a copy of {whose}, or train {whose} again where there is none"
+    return f"{some_of(files, 3)} {verb} damaged or cannot be read; {advice}"
 
 
 def _scored_weights(document: Mapping[str, Any]) -> list[TrainedWeights]:

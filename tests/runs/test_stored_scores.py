@@ -148,6 +148,20 @@ def test_a_training_anew_takes_the_scores_away_whatever_the_times_say(tmp_path):
     assert left_out(run) == ""  # the same seed on the same machine: the same network
 
 
+@pytest.mark.parametrize("said", [True, False])
+def test_a_checkpoint_that_was_cut_short_is_called_damaged_and_not_other_weights(tmp_path, said):
+    run = evaluated(trained(tmp_path), said=said)
+    content = run.best_checkpoint.read_bytes()
+    run.best_checkpoint.write_bytes(content[: len(content) // 2])
+    os.utime(run.best_checkpoint, (4e9, 4e9))
+    assert left_out(run) == (
+        f"{run.evaluation('val') / 'metrics.json'}: its scores are left out, since {run.best_checkpoint} is damaged or "
+        "cannot be read; restore it from a copy of the run, or train the run again where there is none"
+    )
+    run.best_checkpoint.write_bytes(content)
+    assert (left_out(run) == "") == said
+
+
 @pytest.mark.parametrize("networks", [5, [5], [{}], []])
 def test_scores_of_an_earlier_version_are_shown_only_where_both_times_agree(tmp_path, networks):
     run = evaluated(trained(tmp_path), said=False)
