@@ -38,10 +38,23 @@ class SourceIndex:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / SOURCES
+        self._n_bytes_read = 0
 
     @functools.cached_property
     def _known(self) -> dict[tuple[str, int, int, int, int], str]:
+        self._n_bytes_read = self._n_bytes()
         return dict(_index_lines(self._path))
+
+    def read_again(self) -> None:
+        """Take over what other processes have hashed since this one read the file."""
+        if self._n_bytes() != self._n_bytes_read:
+            self._n_bytes_read = self._n_bytes()
+            self._known.update(_index_lines(self._path))
+
+    def _n_bytes(self) -> int:
+        with contextlib.suppress(OSError):
+            return self._path.stat().st_size
+        return 0
 
     def content(self, path: str | os.PathLike[str], *, may_read: bool = True) -> str:
         """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file.

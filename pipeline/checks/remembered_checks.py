@@ -58,12 +58,14 @@ def check_changed_cases(
     sources = sources or SourceIndex(folder)
     table = [_table(dataset.classes), fill_nan]
     keys = _keys(cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
-    lines = _lines(folder / INSPECTIONS, {case.id for case in cases})
+    lines = _lines(folder / INSPECTIONS, set(keys.values()))
     found = {case: checked for case, key in keys.items() if (checked := _parsed(lines.get(key))) is not None}
     missing = [case for case in cases if case.id not in found]
     if missing:
         with _locked(folder, dataset):
-            lines = _lines(folder / INSPECTIONS, {case.id for case in missing})
+            sources.read_again()  # what was hashed by the process that was waited for
+            known = {keys[case.id] for case in missing if case.id in keys}
+            lines = _lines(folder / INSPECTIONS, known, {case.id for case in missing} - keys.keys())
             check = functools.partial(check_cases, dataset=dataset, fill_nan=fill_nan, progress=progress)
             found |= _check_and_remember(missing, check, table, folder, sources, lines)
     return [found[case.id] for case in cases]
@@ -160,15 +162,18 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else str(value)
 
 
-def _lines(path: Path, cases: Collection[str]) -> dict[str, str]:
-    """What was written about cases of these ids, by key."""
+def _lines(path: Path, keys: Collection[str], cases: Collection[str] = ()) -> dict[str, str]:
+    """What was written under these keys, and about cases of these ids, by key.
+
+    Ids are for cases whose key is not known yet: lines of earlier versions and of other settings are about them, too.
+    """
     found: dict[str, str] = {}
     decode = json.JSONDecoder().raw_decode
     with contextlib.suppress(OSError):
         for line in whole_lines(path):
             key, _, text = line.partition(" ")
             with contextlib.suppress(ValueError):  # not a line of ours
-                if text.startswith(_CASE) and decode(text, len(_CASE))[0] in cases:
+                if key in keys or (cases and text.startswith(_CASE) and decode(text, len(_CASE))[0] in cases):
                     found[key] = text
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from pipeline.cache import build
 from pipeline.cache import key as cache_key
 from pipeline.check import check
-from pipeline.checks import case_check
+from pipeline.checks import case_check, remembered_checks
 from pipeline.checks.case_check import check_cases
 from pipeline.checks.findings import BadDataError
 from pipeline.checks.remembered_checks import check_changed_cases
@@ -103,9 +104,16 @@ def test_a_flipped_digit_is_not_believed(folder: Folder, monkeypatch: pytest.Mon
     assert len(names) == 8
 
 
-def test_processes_that_start_together_open_every_case_once(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_start_together_hash_and_open_every_case_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = settings(folder)
     names = opened(monkeypatch)
+    hashed: list[str] = []
+    real_digest, real_keys, all_looked = hashlib.file_digest, remembered_checks._keys, threading.Barrier(3, timeout=60)
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, how: (hashed.append(file.name), real_digest(file, how))[1])
+    monkeypatch.setattr(remembered_checks, "_keys", lambda *args: (real_keys(*args), all_looked.wait())[0])
+    monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
     found: list[list[str]] = []
     starts = [threading.Thread(target=lambda: found.append(plain(list(screen(config).cases)))) for _ in range(3)]
     for start in starts:
@@ -114,7 +122,7 @@ def test_processes_that_start_together_open_every_case_once(folder: Folder, monk
         start.join()
     assert len(found) == 3
     assert found[0] == found[1] == found[2]
-    assert len(names) == 8
+    assert len(names) == len(hashed) == 8
     assert list((folder.root.parent / "cache").glob("*.lock")) == []
 
 
@@ -160,6 +168,14 @@ def test_files_that_change_while_they_are_checked_are_not_remembered(
     contents = {case.case: case.images[0].content for case in screen(config).cases}
     fresh = {case.case: case.images[0].content for case in check_cases(*_listed(config))}
     assert contents == fresh
+
+
+def test_lines_of_earlier_versions_about_the_same_cases_are_not_kept(tmp_path: Path) -> None:
+    texts = {f"{version}{case}": f'{{"case": "{case}", "of": {version}}}' for version in (0, 1) for case in "abc"}
+    lines = tmp_path / "inspections.jsonl"
+    lines.write_bytes(b"".join(checked_line(f"{key} {text}") for key, text in texts.items()))
+    assert remembered_checks._lines(lines, {"1a", "1b", "2c"}) == {key: texts[key] for key in ("1a", "1b")}
+    assert remembered_checks._lines(lines, {"1a"}, {"c"}).keys() == {"1a", "0c", "1c"}  # c's key is not known yet
 
 
 def _listed(config: object) -> tuple:
