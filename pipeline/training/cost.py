@@ -38,7 +38,8 @@ HEADROOM = 0.9
 KEPT_SHARE = 0.15
 """How much more a training on a CPU holds after ten steps than after the few that are measured: memory that it frees is
 kept in pieces that fit no longer. 8.11 GB after two steps became 9.39 at 160×160×256."""
-_LESS_MEMORY = "lower --batch_size, --base_channels or --target_size, or set model.checkpointing"
+LESS_MEMORY = "lower --batch_size, --base_channels or --target_size, or set model.checkpointing"
+"""The remedy where memory does not suffice."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
     if estimate.trial and estimate.peak_bytes > HEADROOM * estimate.memory_bytes:
         expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
         found = f"{gigabytes(estimate.peak_bytes, 1)} of all processes, estimated from trial steps"
-        yield Finding("warning", "memory", "", estimate.trial.device, expected, found, _LESS_MEMORY)
+        yield Finding("warning", "memory", "", estimate.trial.device, expected, found, LESS_MEMORY)
 
 
 def _pruning(estimate: Estimate) -> str:
@@ -204,7 +205,7 @@ def measure_step(config: Config, *, in_channels: int, n_classes: int, trust: boo
     try:
         process = run_measurement("pipeline.training.trial_step", request, time_limit_s=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
-        return _failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", _LESS_MEMORY)
+        return _failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", LESS_MEMORY)
     trial = read_trial(process.returncode, process.stdout, process.stderr)
     if isinstance(trial, Finding):
         return trial
@@ -230,9 +231,9 @@ def read_trial(exit_code: int, output: str, error_output: str) -> Trial | Findin
         return Trial(**answer)
     message = str(answer.get("error") or _last_line(error_output))
     if exit_code == -signal.SIGKILL:
-        return _failed("memory", "the process was killed, as the system does when memory ends", _LESS_MEMORY)
+        return _failed("memory", "the process was killed, as the system does when memory ends", LESS_MEMORY)
     if re.search(r"out of memory|can't allocate memory|MemoryError", message, re.IGNORECASE):
-        return _failed("memory", message[:200], _LESS_MEMORY)
+        return _failed("memory", message[:200], LESS_MEMORY)
     found = message[:400] or f"a process that ended with code {exit_code}"
     return _failed("step_failed", found, "correct the settings")
 

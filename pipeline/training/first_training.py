@@ -13,7 +13,7 @@ from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress, one_step
 from pipeline.planning.network_shape import Triple
 from pipeline.planning.target_size import TargetSuggestion, suggest_target_size
-from pipeline.training.cost import Estimate, Trial, after_ten_steps, estimate_training
+from pipeline.training.cost import LESS_MEMORY, Estimate, Trial, after_ten_steps, estimate_training
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 
 SMALL: Triple = (32, 32, 32)
@@ -56,24 +56,34 @@ def suggest_training(
         return None
     target = suggest_target_size([image.world_size for image in images], [image.world_spacing_mm for image in images])
     config = replace(config, data=replace(config.data, target_size=target.size))
-    trial = _trial(config, screened, progress) if measure else None
+    trial, too_large = _trial(config, screened, progress) if measure else (None, None)
     estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial)
+    if too_large is not None and all(finding.kind != "memory" for finding in shortages):
+        shortages = (*shortages, _not_measured(too_large))
     found = assess(config, screened.dataset, screened.cases).findings
     lost = next((finding.found for finding in found if finding.kind == "class_lost"), "")
     return FirstTraining(target, lost, estimate, shortages, roots, has_other_settings)
 
 
 def probes(target: Triple) -> tuple[tuple[Triple, int], ...]:
-    """The two volumes and batches whose steps are measured, the larger of them the target size itself where it can be.
+    """The volumes and batches whose steps are measured, the last of them the target size itself where it can be.
 
-    >>> probes((160, 160, 256)), probes((64, 80, 64))
-    ((((32, 32, 32), 1), ((96, 96, 96), 1)), (((32, 32, 32), 1), ((64, 80, 64), 1)))
+    One between the first and the last is there for a machine whose memory does not hold the last.
+
+    >>> [patch for patch, _ in probes((160, 160, 256))], [patch for patch, _ in probes((40, 40, 40))]
+    ([(32, 32, 32), (48, 48, 48), (96, 96, 96)], [(32, 32, 32), (48, 48, 48)])
     """
     large = sorted((LEAST, target, MOST), key=math.prod)[1]
-    return (SMALL, 1), (large, 1)
+    return tuple((patch, 1) for patch in dict.fromkeys((SMALL, LEAST, large)))
 
 
-def _trial(config: Config, screened: Screened, progress: Progress | None) -> Trial | None:
+def _not_measured(patch: Triple) -> Finding:
+    expected = f"memory for a training step of {'×'.join(map(str, patch))} voxels"
+    return Finding("warning", "memory", "", "trial step", expected, "a process that ended before it", LESS_MEMORY)
+
+
+def _trial(config: Config, screened: Screened, progress: Progress | None) -> tuple[Trial | None, Triple | None]:
+    """What a step takes, None where not even two were measured; and the first volume that was too large, if any."""
     training = config.training
     steps = probes(config.data.target_size)
     request = StepRequest(
@@ -87,18 +97,19 @@ def _trial(config: Config, screened: Screened, progress: Progress | None) -> Tri
     )
     with one_step(progress, "measuring training steps"):
         measured = measure_steps(request)
-    if len(measured) < len(steps):  # memory has ended, even for these
-        return None
+    too_large = steps[len(measured)][0] if len(measured) < len(steps) else None
+    if len(measured) < 2:
+        return None, too_large
     devices = choose_devices(training.n_gpus, training.n_processes, training.precision)
     name = "the GPU" if devices.accelerator == "gpu" else "the CPU"
     trial = trial_of(measured, config.data.target_size, config.data.batch_size, name, devices.precision)
-    return after_ten_steps(trial, devices.accelerator)
+    return after_ten_steps(trial, devices.accelerator), too_large
 
 
 def trial_of(measured: Sequence[StepTime], size: Triple, batch: int, device: str, precision: str) -> Trial:
-    """What a step of one process takes at a size and batch, from two of fewer voxels, on the line through both."""
-    small, large = measured
-    small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in measured)
+    """What a step of one process takes at a size and batch, on the line through the first and the last measured."""
+    small, large = measured[0], measured[-1]
+    small_voxels, large_voxels = (math.prod(one.patch) * one.batch for one in (small, large))
     voxels = math.prod(size)
 
     def at(n_voxels: int, at_small: float, at_large: float) -> float:

@@ -14,8 +14,8 @@ import yaml
 
 from pipeline.check import check, to_text
 from pipeline.cli.main import main
-from pipeline.training import first_training
-from pipeline.training.step_times import StepTime
+from pipeline.training import cost, first_training
+from pipeline.training.step_times import StepRequest, StepTime
 from tests.support.volumes import Folder
 
 
@@ -136,6 +136,37 @@ def test_the_cost_of_what_is_suggested_is_measured_here(dataset: str, monkeypatc
     cost = text.partition("COST of training on whole scans")[2]
     assert "step          about 9.19 s a batch, from steps of other sizes on the CPU" in cost
     assert "memory        about 1.24 GB at its peak" in cost
+
+
+@pytest.mark.parametrize(
+    ("n_measured", "memory", "words"),
+    [
+        # 0.4 GB and 1.2 kB a voxel, of two volumes of 160×160×256, and what ten steps keep
+        (3, 10**11, None),
+        (2, 12 * 10**8, "a peak of at most 1.1 GB (90% of the memory), found 18.5 GB of all processes"),
+        (2, 10**11, "memory for a training step of 96×96×96 voxels, found a process that ended before it"),
+        (1, 6 * 10**8, "memory for a training step of 48×48×48 voxels, found a process that ended before it"),
+        (0, 10**8, "memory for a training step of 32×32×32 voxels, found a process that ended before it"),
+    ],
+)
+def test_a_memory_that_does_not_hold_the_measured_steps_is_missing(
+    dataset: str, monkeypatch: pytest.MonkeyPatch, n_measured: int, memory: int, words: str | None
+) -> None:
+    suggest = first_training.suggest_target_size
+    whole_body = lambda *scans: dataclasses.replace(suggest(*scans), size=(160, 160, 256))  # noqa: E731
+    monkeypatch.setattr(first_training, "suggest_target_size", whole_body)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cost, "memory_bytes", lambda accelerator: memory)
+
+    def measure(request: StepRequest) -> list[StepTime]:
+        taken = request.steps[:n_measured]
+        return [StepTime(patch, 1, (1.0, 0.1), None, 4 * 10**8 + 1200 * math.prod(patch)) for patch, _ in taken]
+
+    monkeypatch.setattr(first_training, "measure_steps", measure)
+    found = check(dataset, suggest=True, workers=1)
+    assert [finding.kind for finding in found.first_training.shortages] == ["memory"] * (words is not None)
+    missing = [line for line in to_text(found).splitlines() if line.startswith("  missing")]
+    assert [words in line for line in missing] == [True] * (words is not None)
 
 
 def test_errors_are_repaired_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -48,6 +48,6 @@ def test_the_memory_of_whole_bodies_is_told_within_a_tenth():
 
 def test_a_target_that_can_be_measured_in_seconds_is_measured_itself():
     measured = [step(patch, 1.0, math.prod(patch)) for patch, _ in probes((64, 80, 64))]
-    assert measured[1].patch == (64, 80, 64)
-    assert trial_of(measured, (64, 80, 64), 1, "the CPU", "32-true").peak_bytes == measured[1].peak_bytes
-    assert probes((16, 16, 16))[1][0] == (48, 48, 48)  # two sizes, whatever the target is
+    assert measured[-1].patch == (64, 80, 64)
+    assert trial_of(measured, (64, 80, 64), 1, "the CPU", "32-true").peak_bytes == measured[-1].peak_bytes
+    assert probes((16, 16, 16))[-1][0] == (48, 48, 48)  # two sizes, whatever the target is
