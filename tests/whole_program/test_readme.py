@@ -108,7 +108,7 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
         if found is not None:
             assert rounds_to(found["seconds"], said[1])
             assert rounds_to(found["peak_bytes"] / 1e9, said[2])
-    planned = next(run for run in results("deadline")["runs"] if run.get("weight_decay") == 0.1)
+    planned = next(run for run in planned_runs() if run["budget"] == "15min")
     assert "mean Dice 0.887 | 2 processor cores | 836 s |" in README
     assert rounds_to(planned["seconds"]["train"], "836")
     assert rounds_to(planned["dice"]["mean"], "0.887")
@@ -116,9 +116,26 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
     assert rounds_to(160 * 160 * 256 * 3 / 1e6, "20")  # uint16 image and uint8 label, as pipeline.cache.entry stores it
 
 
+def planned_runs() -> list[dict[str, Any]]:
+    return [run for run in results("deadline")["runs"] if run.get("weight_decay") == 0.1]
+
+
+def test_what_plans_reach_is_that_of_the_result_file():
+    page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    said = re.findall(r"\| (\d+) minutes \| (\d+) \| (\d+) s \| ([\d.]+) \|", page)
+    assert [(f"{row[0]}min", int(row[1])) for row in said] == [(run["budget"], run["seed"]) for run in planned_runs()]
+    for (_, _, seconds, dice), run in zip(said, planned_runs(), strict=True):
+        assert rounds_to(run["seconds"]["train"], seconds)
+        assert rounds_to(run["dice"]["mean"], dice)
+
+
 def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     found = results("deadline_phantoms")
+    patches, whole = (run["dice"]["mean"] for run in found["runs"])
+    said = re.search(r"of ([\d.]+) over the 70 structures of computed bodies, and whole [^.]* size ([\d.]+)", README)
+    assert rounds_to(patches, said[1])
+    assert rounds_to(whole, said[2])
     limits = {"35 above 60 ml": (60, 1e9), "25 of 15 to 60 ml": (15, 60), "10 below 15 ml": (0, 15)}
     assert "| all 70 | " + " | ".join(limits) + " |" in page
     for name, run in zip(("patches, as planned", "whole, resized to 80×48×128"), found["runs"], strict=True):
