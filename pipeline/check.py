@@ -22,6 +22,7 @@ from pipeline.console.text import aligned, counted, fitted, four_digits, gigabyt
 from pipeline.datasets.dataset import Dataset
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
+from pipeline.planning.data_settings import as_flags
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
@@ -238,18 +239,19 @@ def _text_of_next_steps(report: Report) -> list[str]:
         return []
     target = first.target
     roots = shlex.join(first.dataset_roots)
+    flags = "".join(f" {shlex.quote(word)}" for word in as_flags(first.data_settings))
     size = " ".join(map(str, target.size))
     mm = " × ".join(f"{edge:.3g}" for edge in target.voxel_mm)
     coarser = f"{target.times_coarser:.2g} times coarser than" if target.times_coarser > 1.05 else "no coarser than"
     whole = [
         f"  whole scans, in voxels of {mm} mm, {coarser} the scans' own:",
-        f"    bodyseg train --dataset_root {roots} --target_size {size} --exp_name first",
+        f"    bodyseg train --dataset_root {roots} --target_size {size} --exp_name first{flags}",
     ]
     if first.lost:
         whole.insert(1, f"    too coarse for some classes: {first.lost}")
     patches = [
         "  patches, at the scans' own resolution or near it; writes plan.yaml for the time you have:",
-        f"    bodyseg plan {roots} --budget 1h",
+        f"    bodyseg plan {roots} --budget 1h{flags}",
     ]
     advised = patches if first.lost or target.times_coarser > _PLAN_INSTEAD else whole
     lines = [
@@ -258,10 +260,7 @@ def _text_of_next_steps(report: Report) -> list[str]:
         *(whole if advised is patches else patches),
     ]
     if first.has_other_settings:
-        lines.append(
-            "  Settings of the data that were given to this check belong to the command, too; bodyseg plan names those "
-            "that it chooses itself."
-        )
+        lines.append("  Further settings of the data that were given to this check belong to bodyseg train, too.")
     lines += ["", "COST of training on whole scans at that size, on this machine"]
     lines += list(_text_of_estimate(first.estimate, is_rough=True))[1:]
     lines += [f"  missing       {finding.expected}, found {finding.found}" for finding in first.shortages]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.config.settings import ConfigError, DataConfig
@@ -52,3 +53,16 @@ def described(data: DataConfig) -> dict[str, Any]:
         for name, value in values.items()
         if value != getattr(DataConfig, name)
     }
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Settings of the group data as the words of a command line.
+
+    >>> as_flags({"window": [-100, 300], "label_remap": {7: "liver"}})
+    ['--data.window', '-100', '300', '--data.label_remap', '{"7": "liver"}']
+    """
+    words = []
+    for name, value in settings.items():
+        values = value if isinstance(value, list) else [value]
+        words += [f"--data.{name}", *(each if isinstance(each, str) else json.dumps(each) for each in values)]
+    return words

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.checks.findings import Finding
 from pipeline.checks.screening import Screened, assess
 from pipeline.compute.devices import choose_devices
 from pipeline.config.settings import Config, DataConfig
 from pipeline.console.progress import Progress, one_step
+from pipeline.planning.data_settings import DESCRIBING, described
 from pipeline.planning.network_shape import Triple
 from pipeline.planning.target_size import TargetSuggestion, suggest_target_size
 from pipeline.training.cost import LESS_MEMORY, Estimate, Trial, after_ten_steps, estimate_training
@@ -34,8 +36,10 @@ class FirstTraining:
     shortages: tuple[Finding, ...]
     """What this machine lacks for it."""
     dataset_roots: tuple[str, ...]
+    data_settings: dict[str, Any]
+    """What was said about these data sets, see `described`: the training and its plan need it, too."""
     has_other_settings: bool
-    """Whether settings of the data were given beside them, which the training needs, too."""
+    """Whether further settings of the data were given, which the training needs, too."""
 
 
 def suggest_training(
@@ -50,7 +54,9 @@ def suggest_training(
         progress: called before and after these steps.
     """
     roots = config.data.dataset_roots
-    has_other_settings = config.data != DataConfig(config.data.dataset_root)
+    data_settings = described(config.data)
+    others = replace(config.data, **{name: getattr(DataConfig, name) for name in DESCRIBING})
+    has_other_settings = others != DataConfig(config.data.dataset_root)
     images = [case.images[0] for case in screened.cases if case.images]
     if not images:
         return None
@@ -62,7 +68,7 @@ def suggest_training(
         shortages = (*shortages, _not_measured(too_large))
     found = assess(config, screened.dataset, screened.cases).findings
     lost = next((finding.found for finding in found if finding.kind == "class_lost"), "")
-    return FirstTraining(target, lost, estimate, shortages, roots, has_other_settings)
+    return FirstTraining(target, lost, estimate, shortages, roots, data_settings, has_other_settings)
 
 
 def probes(target: Triple) -> tuple[tuple[Triple, int], ...]:

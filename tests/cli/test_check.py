@@ -14,6 +14,9 @@ import yaml
 
 from pipeline.check import check, to_text
 from pipeline.cli.main import main
+from pipeline.config.files import from_mapping
+from pipeline.config.settings import ConfigError, DataConfig
+from pipeline.planning.data_settings import described
 from pipeline.training import cost, first_training
 from pipeline.training.step_times import StepRequest, StepTime
 from tests.support.volumes import Folder
@@ -124,6 +127,36 @@ def test_the_end_says_what_to_type_and_what_is_typed_is_taken(
     assert data["dataset_root"] == str(folder.root / "cases.json")
     assert tuple(data["target_size"]) == report.first_training.target.size == (16, 16, 16)  # of 16×14×12 voxels
     assert plan[:3] == ["bodyseg", "plan", str(folder.root / "cases.json")]
+
+
+def test_what_was_said_about_the_data_stands_in_the_commands_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Folder(tmp_path)
+    path = str(folder.write())
+    said = ["--data.window", "-150", "250", "--data.label_remap", "{9: background}", "--data.fill_nan", "-1024"]
+    said += ["--data.subject_pattern", "(.+)_t [0-9]", "--data.intensity", "ct"]
+    assert main(["check", path, *said, "--no_measure"]) in (0, 1)
+    text = capsys.readouterr().out
+    assert "Further settings" not in text
+    training, plan = commands(text)
+    assert main([*training[1:], "--print_config"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)["data"]
+    assert (found["window"], found["fill_nan"], found["intensity"]) == ([-150, 250], -1024, "ct")
+    assert {int(value): target for value, target in found["label_remap"].items()} == {9: "background"}
+    assert found["subject_pattern"] == "(.+)_t [0-9]"
+    taken: list[DataConfig] = []
+
+    def plan_nothing(*words: object, data: dict, **rest: object) -> None:
+        taken.append(from_mapping({"data": {**data, "dataset_root": path}}).data)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("pipeline.plan.plan", plan_nothing)
+    assert main(plan[1:]) == 2
+    assert described(taken[0]) == described(from_mapping({"data": found}).data)
+    capsys.readouterr()
+    main(["check", path, "--data_aug", "--no_measure"])
+    assert "Further settings of the data" in capsys.readouterr().out
 
 
 def test_the_cost_of_what_is_suggested_is_measured_here(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
