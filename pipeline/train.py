@@ -529,6 +529,7 @@ def _fit(
         say(f"Training configuration saved to: {folder.config}")
         for line in (*setup.trackers.in_words, RULE, "Starting training...", RULE):
             say(line)
+        prepared = setup.data.prepared
         trainer = build_trainer(
             folder,
             recorder,
@@ -537,8 +538,8 @@ def _fit(
             max_epochs=config.training.max_epochs,
             accumulate=config.training.accumulate,
             gradient_clip=config.training.gradient_clip,
-            validate_every=config.training.validate_every if len(setup.data.prepared.val) else 0,
-            growth=[epochs for *_, epochs in config.data.patch_growth],
+            validate_every=config.training.validate_every if len(prepared.val) else 0,
+            growth=prepared.patches.growth_epochs if prepared.patches is not None else (),
             record=record,
         )
         trainer.fit(setup.module, datamodule=setup.data)

@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.cache.entry import VERSION, CacheError
 from pipeline.cache.folder import SOURCES
 from pipeline.files.checked_lines import append_line, whole_lines
-from pipeline.files.regular import open_regular
+from pipeline.files.regular import sha256_of
 from transforms.io.detached import files_behind, may_need_others
 
 SETTLED_NS = 2_000_000_000
@@ -81,8 +81,7 @@ class SourceIndex:
             return self._known[stamp]
         if not may_read:
             raise LookupError(path)
-        with open_regular(path) as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
+        content = sha256_of(path)
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > SETTLED_NS:
             self._remember(stamp, content)
         return content

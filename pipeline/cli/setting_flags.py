@@ -213,19 +213,14 @@ def _is_number_or_word(text: str, hint: Any) -> bool:
 def _with_true(arguments: Sequence[str]) -> list[str]:
     """Give switches that stand alone (--data_aug) their value: argparse would take the next path for it."""
     given = list(arguments)
-    hint_of = {
-        f"{group}.{setting.name}": typing.get_type_hints(cls)[setting.name]
-        for group, cls in GROUPS.items()
-        for setting in fields(cls)
-    }
-    hint_of |= {short: hint_of[full] for short, full in SHORT_FLAGS.items()}
-    for name, hint in hint_of.items():
-        if hint is bool:
-            given = with_value(given, f"--{name}", r"(?i)true|false|yes|no", "true", "true, false, yes or no")
-        elif hint == bool | None:
-            given = with_value(
-                given, f"--{name}", r"(?i)true|false|yes|no|null", "true", "true, false, yes, no or null"
-            )
+    values_of = {bool: "true, false, yes or no", bool | None: "true, false, yes, no or null"}
+    for group, cls in GROUPS.items():
+        for setting, hint in typing.get_type_hints(cls).items():
+            name = f"{group}.{setting}"
+            for flag in (name, *(short for short, full in SHORT_FLAGS.items() if full == name)):
+                if hint in values_of:
+                    values = values_of[hint]
+                    given = with_value(given, f"--{flag}", "(?i)" + re.sub(", | or ", "|", values), "true", values)
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
 from io import BufferedReader, BufferedWriter
@@ -12,6 +13,12 @@ from pathlib import Path
 def open_regular(path: Path) -> BufferedReader:
     """Open a file to read it. Raises OSError: it cannot be opened, or is a folder, pipe or device."""
     return os.fdopen(_regular(path, os.O_RDONLY), "rb")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex. Raises OSError as `open_regular` does."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def append_to_regular(path: Path) -> BufferedWriter:

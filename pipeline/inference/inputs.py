@@ -20,6 +20,7 @@ from pipeline.datasets.file_index import FileIndex, has_volume_name
 from pipeline.datasets.layouts import data_sets_below
 from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.datasets.rows import are_named
+from pipeline.files.regular import sha256_of
 from pipeline.inference.channel_order import channel_order
 from pipeline.writers.segmentation import SegmentationError
 from transforms.io.detached import files_behind, is_data_half
@@ -80,8 +81,7 @@ class InputCase:
         for path in self._all_read():
             if not path.is_file():  # a record that names its scan may name a device
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
-            with path.open("rb") as file:
-                found.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+            found.append((path.name, sha256_of(path)))
         return hashlib.sha256(repr(found).encode()).hexdigest()
 
     def was_touched_after(self, time_ns: int) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from networks.checkpoint import network_of, read_checkpoint
 from networks.errors import NetworkError
 from pipeline.console.text import one_line
-from pipeline.files.regular import open_regular
+from pipeline.files.regular import sha256_of
 from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stored_scores import TrainedWeights, weights_id
@@ -175,8 +174,7 @@ def _read(path: Path) -> _Read:
         before = _version(path)
         content = read_checkpoint(path)
         try:
-            with open_regular(path) as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = sha256_of(path)
         except OSError:  # removed in between
             continue
         read = _Read(content, sha256, weights_id(path))

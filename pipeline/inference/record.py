@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ import torch
 
 from pipeline.compute.memory import peak_memory_bytes
 from pipeline.console.text import one_line
+from pipeline.files.regular import sha256_of
 from pipeline.inference.inputs import InputCase, ScanVersion
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions
@@ -244,5 +244,4 @@ def _peak_gpu_memory_mb() -> float | None:
 
 def content_of(path: Path) -> FileContent:
     """Read what a file holds. Raises OSError."""
-    with path.open("rb") as file:
-        return FileContent(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return FileContent(path.stat().st_size, sha256_of(path))

@@ -23,7 +23,7 @@ _MOST_DOTS = 4000
 """Dots of a distribution; of more cases the quartiles are drawn."""
 
 _ROW, _HIGH_ROW = 16, 42
-"""Height of a structure's row: the larger one, where few structures leave room for it, has lanes for many cases."""
+"""Height of a structure's row: the larger one, of pages with few structures, has lanes for many cases."""
 
 _FEW_ROWS = 12
 _LANE = 6.0

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pipeline.console.text import printable
 
 _MOST_COLUMNS = 6
-"""Of facts of runs beside each other: what a page of paper has room for."""
+"""Of facts of runs beside each other: as many as a page of paper holds."""
 
 
 def text(value: object) -> str:

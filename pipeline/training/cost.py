@@ -121,8 +121,8 @@ def estimate_training(
     size: tuple[int, int, int] = config.data.target_size
     if sizes:
         data = config.data
-        growth = tuple(epochs for *_, epochs in data.patch_growth)
         patches = PatchSchedule.from_settings(size, data.batch_size, data.patches_per_case, data.patch_growth)
+        growth = patches.growth_epochs
         steps = patches.n_batches(n_train, devices.n_processes)
         share = patches.mean_voxels(training.max_epochs) / (math.prod(size) * data.batch_size)
         windows = fmean(count_windows(case, size) for case in sizes)
@@ -168,7 +168,7 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
 
 
 def _pruning(estimate: Estimate) -> str:
-    """The command that makes room for the prepared cases in a cache folder that holds enough, and what it removes."""
+    """The command that frees as much as the prepared cases take in a cache that holds it, and what it removes."""
     kept_gb = (estimate.held_bytes + estimate.free_bytes - estimate.cache_bytes) / BYTES_PER_GB
     command = f"bodyseg cache prune --cache_dir {shlex.quote(estimate.cache_dir)} --max_gb {math.floor(kept_gb)}"
     return f"{command} removes the prepared cases that were used longest ago"

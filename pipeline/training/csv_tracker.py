@@ -19,7 +19,7 @@ from pipeline.training.tracked_run import Ending, Remembered, TrackedRun, distin
 class CsvTracker:
     """csv/metrics.csv, written by Lightning's CSVLogger.
 
-    That one begins anew where it finds a file, so the lines that a resumed training has written before are read first
+    That one writes over a file that it finds, so the lines that a resumed training has written before are read first
     and written again.
     """
 

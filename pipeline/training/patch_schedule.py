@@ -48,6 +48,11 @@ class PatchSchedule:
         return n_batches(n_cases, self.patches_per_case, self.batch_size, n_processes)
 
     @property
+    def growth_epochs(self) -> tuple[int, ...]:
+        """Epochs of each smaller patch, in their order."""
+        return tuple(epochs for _, _, epochs in self.growth)
+
+    @property
     def largest_batch(self) -> tuple[Triple, int]:
         """Patch and batch size of the stage whose batches have the most voxels."""
         stages = [(patch, batch) for patch, batch, _ in self.growth]

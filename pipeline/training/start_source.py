@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.config.settings import Config
 from pipeline.console.text import some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
+from pipeline.files.regular import sha256_of
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
 
@@ -76,8 +76,7 @@ class Source:
 
     def digest(self) -> str:
         """SHA-256 of the file."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.path)
 
 
 def read_source(start_from: str | Path) -> Source:

@@ -82,7 +82,7 @@ class WandbTracker:
         self._logger.log_hyperparams(dict(settings))
         if same is None:
             return 0
-        # Offline, a killed process leaves what its last block had no room for unwritten: all epochs are written again.
+        # Offline, a killed process leaves what did not fit into its last block unwritten: all epochs are written again.
         # A server says itself how many it has: each epoch is a step.
         n_written = same.epochs if same.is_closed else 0 if self._is_offline else int(opened.step)
         return min(n_written, same.epochs, n_epochs)

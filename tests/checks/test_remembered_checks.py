@@ -203,7 +203,7 @@ def test_a_new_case_is_hashed_once_right_before_it_is_opened(folder: Folder, mon
 
         monkeypatch.setattr(module, name, ask)
 
-    noted(cache_key, "open_regular", "hash")
+    noted(cache_key, "sha256_of", "hash")
     noted(case_check, "read_volume", "open")
     noted(load, "_open_frame", "prepare")
     prepare_data(settings(folder))

@@ -65,7 +65,7 @@ def test_where_the_time_is_short_voxels_are_coarser_until_it_holds_enough_steps(
     assert 2 < voxels_mm[3] < 3.5  # an hour of two cores; the documented 160×160×256 voxels are about 3 mm
     for choice in body:
         assert choice.schedule.n_steps >= 20 * 71
-        assert choice.schedule.validations_s <= 0.1 * 60 * 1200
+        assert choice.schedule.validations_s <= 0.1 * 0.95 * 60 * 1200
     for choice in body[:4]:
         most = min(math.prod(choice.grid.median), 96 * 128 * 192)  # as much as memory holds
         assert choice.schedule.n_voxels >= most / 4

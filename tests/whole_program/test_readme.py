@@ -117,7 +117,7 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
 
 
 def planned_runs() -> list[dict[str, Any]]:
-    return [run for run in results("deadline")["runs"] if run.get("weight_decay") == 0.1 and "best_epoch" not in run]
+    return [run for run in results("deadline")["runs"] if "budget" in run and "earlier" not in run]
 
 
 def test_what_plans_reach_is_that_of_the_result_file():
@@ -127,6 +127,12 @@ def test_what_plans_reach_is_that_of_the_result_file():
     for (_, _, seconds, dice), run in zip(said, planned_runs(), strict=True):
         assert rounds_to(run["seconds"]["train"], seconds)
         assert rounds_to(run["dice"]["mean"], dice)
+    validated_often, decayed_less = (run for run in results("deadline")["runs"] if "earlier" in run)
+    said = re.search(r"half an hour ended at ([\d.]+) \((\d+) s\)", page)
+    assert rounds_to(validated_often["dice"]["mean"], said[1])
+    assert rounds_to(validated_often["seconds"]["train"], said[2])
+    said = re.search(r"With a weight decay of 0.0001 .* 15 minutes reached ([\d.]+)\.", page)
+    assert rounds_to(decayed_less["dice"]["mean"], said[1])
 
 
 def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
