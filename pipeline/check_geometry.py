@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from scipy.spatial.transform import Rotation
 
 from networks.checkpoint import read_checkpoint
 from pipeline.config.files import from_mapping, load_mapping
-from pipeline.config.settings import Config
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.progress import Progress
 from pipeline.files.json_files import null_for_undefined
 from pipeline.phantoms.phantom import ORIENTATIONS
@@ -35,7 +36,11 @@ WHOLE_VOXEL_NOISE = 0.05
 """Share of the coarsest voxel by which the rounding to whole voxels may move the 60 mm ball; 0.01 is usual."""
 
 COARSE_MM = 4.0
-"""Largest edge of the small grids' voxels, where the settings have none larger: 64 of them span a phantom."""
+"""Largest edge of the small grids' voxels, where the settings have none larger: 64 of them span a phantom. Coarser ones
+blur the marks there and back by more than `LARGEST_SHIFT_MM` (see `MARK_MM`), by the square of the edge."""
+
+MOST_VOXELS = 2**27
+"""Of the scan of the documented size at the voxel size of a training on patches: 0.64 mm, 0.5 GB in float32."""
 
 _OBLIQUE_DEG = ((16.5, 0.0, 0.0), (12.0, -20.0, 33.0), (-7.0, 41.0, 90.0))
 _ORIGIN_MM = (31.7, -214.3, 402.9)
@@ -89,18 +94,31 @@ def check_geometry(
         progress: called after each grid.
 
     Raises:
-        ConfigError, FileError, NetworkError, ChainError: a target that has no chain.
+        ConfigError, FileError, NetworkError, ChainError: a target that has no chain, or voxels too small to be judged.
     """
     changed = {"target_size": target_size, "keep_aspect": keep_aspect}
     own = chain_of(target) | ({} if target_size is None else {"spacing_mm": None})
     chain = preprocessing_arguments(**own | {name: value for name, value in changed.items() if value is not None})
+    if chain["spacing_mm"]:
+        _refuse_small(chain["spacing_mm"])
     grids, trips = list(awkward_grids()), []
     for done, grid in enumerate(grids, start=1):
         trips.append(round_trip(grid, chain if done == 1 else _coarse(chain)))
         if progress:
             progress(done, len(grids))
-    failures = [line for trip in trips for line in judge(trip)] + _judge_dice(trips[0], chain)
+    failures = [line for trip in trips for line in judge(trip, _allowed_shift_mm(chain))] + _judge_dice(trips[0], chain)
     return GeometryReport(chain, tuple(trips), tuple(failures))
+
+
+def _refuse_small(spacing_mm: Sequence[float]) -> None:
+    """Raise ConfigError for a voxel size at which the scan of the documented size does not fit into the memory."""
+    n_voxels = math.prod(n * mm / edge for n, mm, edge in zip(*DOCUMENTED_GRID, spacing_mm, strict=True))
+    if n_voxels > MOST_VOXELS:
+        found = "×".join(f"{edge:g}" for edge in spacing_mm)
+        raise ConfigError(
+            f"data.spacing_mm: expected at most {MOST_VOXELS / 1e6:.0f} million voxels in a scan of 307×307×375 mm, "
+            f"found {n_voxels / 1e6:.0f} million of {found} mm; judge a size instead (--target_size I J K)"
+        )
 
 
 def _coarse(chain: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,15 +178,26 @@ def _grid(
     return Grid(name, shape, affine.astype(np.float32).astype(np.float64))  # as NIfTI headers store it
 
 
-def judge(trip: RoundTrip) -> list[str]:
-    """Say what was lost, swapped or moved on one grid, a line each."""
-    return [f"{trip.grid.name}: {fault}" for structure in trip.structures for fault in _faults(structure, trip)]
+def judge(trip: RoundTrip, allowed_mm: float | None = None) -> list[str]:
+    """Say what was lost, swapped or moved on one grid, a line each.
+
+    allowed_mm: how far a mark may seem to move; None: `LARGEST_SHIFT_MM`.
+    """
+    allowed_mm = LARGEST_SHIFT_MM if allowed_mm is None else allowed_mm
+    return [
+        f"{trip.grid.name}: {each}" for structure in trip.structures for each in _faults(structure, trip, allowed_mm)
+    ]
 
 
-def _faults(structure: StructureRoundTrip, trip: RoundTrip) -> Iterable[str]:
+def _allowed_shift_mm(chain: Mapping[str, Any]) -> float:
+    """How far a mark may seem to move: farther where a voxel size beyond `COARSE_MM` blurs it."""
+    return LARGEST_SHIFT_MM * max(1.0, max(chain["spacing_mm"] or [0]) / COARSE_MM) ** 2
+
+
+def _faults(structure: StructureRoundTrip, trip: RoundTrip, allowed_mm: float) -> Iterable[str]:
     name, coarsest = structure.name, trip.coarsest_mm
-    if structure.shift_mm > LARGEST_SHIFT_MM:
-        yield f"the image at {name} is {structure.shift_mm:.2f} mm off, expected at most {LARGEST_SHIFT_MM}"
+    if structure.shift_mm > allowed_mm:
+        yield f"the image at {name} is {structure.shift_mm:.2f} mm off, expected at most {allowed_mm:.3g}"
     if not structure.lies_at:
         if structure.radius_mm > coarsest:
             yield f"the label of {name} is lost"
@@ -213,9 +242,10 @@ def to_text(report: GeometryReport) -> str:
         for s in documented.structures
         if s.name.startswith("ball_")
     ]
+    allowed_mm = _allowed_shift_mm(report.chain)
     worst = max(report.trips, key=lambda trip: max(s.shift_mm for s in trip.structures))
     lines += [
-        f"Largest centroid shift: {report.largest_shift_mm:.3f} mm ({worst.grid.name}); allowed {LARGEST_SHIFT_MM} mm",
+        f"Largest centroid shift: {report.largest_shift_mm:.3f} mm ({worst.grid.name}); allowed {allowed_mm:.3g} mm",
         f"Grids: 1 of the documented size, {len(small)} small ones (48 orientations, oblique, anisotropic, odd sizes)",
     ]
     lines += [f"FAILED {line}" for line in report.failures]

@@ -49,8 +49,10 @@ class PatchSchedule:
 
     @property
     def growth_epochs(self) -> tuple[int, ...]:
-        """Epochs of each smaller patch, in their order."""
-        return tuple(epochs for _, _, epochs in self.growth)
+        """Epochs of each stage up to the last whose patch is smaller than the final one."""
+        n_voxels = math.prod(self.patch)
+        smaller = [n for n, (patch, _, _) in enumerate(self.growth, start=1) if math.prod(patch) < n_voxels]
+        return tuple(epochs for _, _, epochs in self.growth[: max(smaller, default=0)])
 
     @property
     def largest_batch(self) -> tuple[Triple, int]:

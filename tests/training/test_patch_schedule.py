@@ -19,6 +19,13 @@ def test_the_largest_batch_may_be_that_of_an_early_stage():
     assert early.largest_batch == ((32, 32, 32), 8)  # 262,144 voxels
 
 
+def test_stages_with_the_final_patch_are_no_growth_but_before_smaller_ones():
+    assert GROWING.growth_epochs == (3, 2)
+    stages = [[40, 56, 40, 4, 5], [16, 24, 16, 8, 3], [40, 56, 40, 4, 2]]
+    assert PatchSchedule.from_settings((40, 56, 40), 2, 1.0, stages).growth_epochs == (5, 3)
+    assert PatchSchedule.from_settings((40, 56, 40), 2, 1.0, [[40, 56, 40, 4, 15]]).growth_epochs == ()
+
+
 def test_without_growth_every_epoch_is_alike():
     schedule = PatchSchedule((16, 16, 16), 3, 2.0)
     assert {(schedule.patch_of(epoch), schedule.batch_of(epoch)) for epoch in range(5)} == {((16, 16, 16), 3)}
