@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int, Int64, Shaped
+from jaxtyping import Bool, Int, Shaped
 
 from transforms.io.errors import VolumeError
 
@@ -107,9 +107,10 @@ class LabelLookup:
             )
         self.values = sorted(values)
         self.dtype = label_dtype(self.n_classes)
-        # One slot more than the span: every value outside it is sent there.
-        self._table = np.full(self.values[-1] - self.values[0] + 2, _UNKNOWN, dtype=np.int32)
-        self._table[np.array(values) - self.values[0]] = list(index_of.values())
+        # One slot more than the span at either end: every value outside it is sent there.
+        self._start = self.values[0] - 1
+        self._table = np.full(self.values[-1] - self._start + 2, _UNKNOWN, dtype=np.int32)
+        self._table[np.array(values) - self._start] = list(index_of.values())
 
     def indices(self, array: Shaped[np.ndarray, "i j k"], where: str) -> Int[np.ndarray, "i j k"]:
         """Return each voxel's class index for a label map, in `dtype`, the memory order kept.
@@ -119,13 +120,11 @@ class LabelLookup:
         """
         out = np.empty_like(array, dtype=self.dtype)
         unknown: Counter[int] = Counter()
-        for k, values in enumerate(_integer_slices(array, where)):
-            shifted = values - self.values[0]
-            shifted[(shifted < 0) | (shifted >= len(self._table))] = len(self._table) - 1
-            classes = self._table[shifted]
-            if (missed := classes == _UNKNOWN).any():
-                unknown.update(values[missed].tolist())
-            out[:, :, k] = classes
+        for values, of_slice in zip(_integer_slices(array, where), out.transpose(slowest_first(array)), strict=True):
+            classes = self._table.take(np.subtract(values, self._start, dtype=np.int64), mode="clip")
+            if classes.min() == _UNKNOWN:
+                unknown.update(values[classes == _UNKNOWN].tolist())
+            of_slice[:] = classes
         if unknown:
             expected = f"the label values {value_ranges(self.values)}"
             remedy = "map them to classes with label_values or label_remap, or repair the label"
@@ -179,9 +178,9 @@ def mask_of(array: Shaped[np.ndarray, "i j k"], where: str) -> Bool[np.ndarray, 
     """
     inside = np.empty_like(array, dtype=bool)
     others: set[int] = set()
-    for k, values in enumerate(_integer_slices(array, where)):
-        inside[:, :, k] = values != 0
-        others.update(np.unique(values[inside[:, :, k]]).tolist())
+    for values, of_slice in zip(_integer_slices(array, where), inside.transpose(slowest_first(array)), strict=True):
+        of_slice[:] = values != 0
+        others.update(np.unique(values[of_slice]).tolist())
         if len(others) > 1:
             found = list_counts(count_values(array, where))
             remedy = "export one structure a file"
@@ -199,7 +198,7 @@ def count_values(array: Shaped[np.ndarray, "i j k"], where: str) -> dict[int, in
     for values in _integer_slices(array, where):
         low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
         if high - low < _BINCOUNT_SPAN:
-            of_value = np.bincount((values - low).ravel())
+            of_value = np.bincount(np.subtract(values, low, dtype=np.int64).ravel())
             counts.update({int(step) + low: int(of_value[step]) for step in np.flatnonzero(of_value)})
         else:
             different, of_each = np.unique(values, return_counts=True)
@@ -207,15 +206,25 @@ def count_values(array: Shaped[np.ndarray, "i j k"], where: str) -> dict[int, in
     return dict(sorted(counts.items()))
 
 
-def _integer_slices(array: Shaped[np.ndarray, "i j k"], where: str) -> Iterator[Int64[np.ndarray, "i j"]]:
-    """Yield the label map slice by slice (small temporaries) as int64.
+def slowest_first(array: Shaped[np.ndarray, "i j k"]) -> tuple[int, ...]:
+    """Return the axes from the slowest in memory to the fastest: along the first, slices are read one after the other.
+
+    Example:
+        >>> slowest_first(np.zeros((4, 5, 6), order="F"))
+        (2, 1, 0)
+    """
+    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
+
+
+def _integer_slices(array: Shaped[np.ndarray, "i j k"], where: str) -> Iterator[Int[np.ndarray, "rows columns"]]:
+    """Yield the slices of the label map along its slowest axis (small temporaries), as integers that int64 holds.
 
     Raises VolumeError, after the last slice, for values that are not integral or not of 64 bits, with their count.
     """
     n_off = 0
     example: float = 0
-    for k in range(array.shape[2]):
-        values = array[:, :, k]
+    for stored in array.transpose(slowest_first(array)):
+        values = stored
         if array.dtype.kind == "f":
             with np.errstate(invalid="ignore"):  # inf - inf; found below
                 off = ~(np.abs(values - np.rint(values)) <= INTEGRAL_TOLERANCE)  # negated, so that NaN counts
@@ -225,11 +234,11 @@ def _integer_slices(array: Shaped[np.ndarray, "i j k"], where: str) -> Iterator[
             off = values > np.iinfo(np.int64).max  # would wrap to a negative value
             values = np.where(off, 0, values)
         else:
-            yield values.astype(np.int64)
+            yield values
             continue
         if off.any():
             n_off += int(off.sum())
-            example = array[:, :, k][off][0].item()
+            example = stored[off][0].item()
         yield values.astype(np.int64)
     if n_off:
         found = f"{n_off} voxels that are not, {example:g} for one"

@@ -111,6 +111,16 @@ def test_values_are_counted_as_numpy_counts_them(dtype, high):
     assert count_values(array, "x") == dict(zip(values.astype(int).tolist(), counts.tolist(), strict=True))
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("shape", [(7, 6, 5), (7, 1, 5)])
+def test_values_mean_the_same_however_they_lie_in_memory(axes, shape):
+    array = np.random.default_rng(1).choice([-128, 0, 127], shape).astype(np.int8).transpose(axes)[::-1]
+    assert count_values(array, "x") == count_values(np.ascontiguousarray(array), "x")
+    assert np.array_equal(mask_of(np.abs(array // 2) // 63, "x"), array != 0)
+    classes = LabelLookup([-128, 0, 127], ignore_value=None).indices(array, "x")
+    assert np.array_equal(classes, np.searchsorted([-128, 0, 127], array))
+
+
 @pytest.mark.parametrize("value", [2**64 - 1, 2**63])
 def test_a_label_of_64_unsigned_bits_beyond_what_is_signed_is_refused(tmp_path, value):
     """The value that fills a slice ended `check` in an OverflowError, and the loader read it as -1."""
