@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from nibabel.orientations import io_orientation
-from scipy import ndimage
 
 from pipeline.checks.histogram import Histogram
 from transforms.io.grid import Affine, along_world_axes, voxel_edges_mm, voxel_ml
+from transforms.io.label_values import slowest_first
 from transforms.io.load import Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -29,7 +29,6 @@ SAMPLE = 2**20
 """Voxels that percentiles are taken from; random, so that no axis aliases with a step."""
 
 _LABELLED_SAMPLE = 2**22  # labelled voxels that histogram and percentiles of classes are taken from
-_SLAB = 16  # slices that are copied at once
 _THICKEST = 0.95  # quantile of the voxels by the product of their runs
 _LARGE = 2**16  # voxels of a class whose thickness is not measured: it is as thick as its bounding box
 
@@ -108,27 +107,21 @@ def measure_image(
 ) -> ImageStatistics:
     """Measure a 3-D image; `label`, on its grid, holds the class indices of its voxels (others are ignored)."""
     array = volume.array
-    n_bad = 0
     values = array
     usable: Bool[np.ndarray, "i j k"] | None = None
-    if array.dtype.kind == "f":
+    minimum, maximum = _range(array)
+    if not max(-minimum, maximum) <= float(np.finfo(np.float32).max):  # NaN is not
         with np.errstate(invalid="ignore"):
-            usable = np.abs(array) <= np.finfo(np.float32).max  # NaN is not
-        n_bad = int(array.size - np.count_nonzero(usable))
-        if n_bad:
-            values = array[usable]
+            usable = np.abs(array) <= np.finfo(np.float32).max
+        values = array[usable]
+        minimum, maximum = _range(values)
     labelled: Histogram | None = None
     by_class: tuple[tuple[float, ...], ...] = ()
     if label is not None:
-        inside = (label > 0) & (label < n_classes)
-        if usable is not None:
-            inside &= usable
-        at = _some_places(inside)
-        labelled, by_class = _of_labelled(array[at], label[at], n_classes)
+        labelled, by_class = _of_labelled(*_some_labelled(array, label, n_classes, usable), n_classes)
     shows_label = label is not None and _shows_label(array, label)
     geometry = volume.geometry
     sample = _sample(values)
-    minimum, maximum = (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
     return ImageStatistics(
         path=path,
         shape=array.shape,
@@ -144,8 +137,8 @@ def measure_image(
         foreground=_percentiles(sample[sample != 0] if (sample != 0).any() else sample, PERCENTILES),
         # The sample tells most scans at once; where it holds two values, a third may be in few voxels.
         is_two_valued=minimum < maximum and all(_has_only(part, minimum, maximum) for part in (sample, values)),
-        n_not_finite=n_bad,
-        n_nan=int(np.count_nonzero(np.isnan(array))) if n_bad else 0,
+        n_not_finite=array.size - values.size,
+        n_nan=0 if usable is None else int(np.count_nonzero(np.isnan(array))),
         content=_content(volume),
         labelled=labelled,
         by_class=by_class,
@@ -159,6 +152,10 @@ def _percentiles(values: np.ndarray, percent: Sequence[float]) -> tuple[float, .
     return tuple(np.percentile(values.astype(np.float64, copy=False), percent).tolist())
 
 
+def _range(values: np.ndarray) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if values.size else (np.nan, np.nan)
+
+
 def _has_only(values: np.ndarray, low: float, high: float) -> bool:
     return bool(((values == low) | (values == high)).all())
 
@@ -168,15 +165,49 @@ def _sample(array: np.ndarray) -> np.ndarray:
     return flat if flat.size <= SAMPLE else flat[np.random.default_rng(0).integers(0, flat.size, SAMPLE)]
 
 
-def _some_places(inside: Bool[np.ndarray, "i j k"]) -> tuple[Int[np.ndarray, " n"], ...]:
-    """Indices i, j, k of the voxels inside, k the fastest; where they are many, of a random choice."""
-    in_order = np.empty(inside.shape, bool)
-    for k in range(0, inside.shape[2], _SLAB):  # the other way round in memory: at once it takes five times as long
-        in_order[:, :, k : k + _SLAB] = inside[:, :, k : k + _SLAB]
-    places = np.flatnonzero(in_order)
-    if places.size > _LABELLED_SAMPLE:
-        places = places[np.random.default_rng(0).integers(0, places.size, _LABELLED_SAMPLE)]
-    return np.unravel_index(places, inside.shape)
+def _some_labelled(
+    array: Shaped[np.ndarray, "i j k"],
+    label: Shaped[np.ndarray, "i j k"],
+    n_classes: int,
+    usable: Bool[np.ndarray, "i j k"] | None,
+) -> tuple[Shaped[np.ndarray, " n"], Shaped[np.ndarray, " n"]]:
+    """Values and classes of the usable voxels of any class but the background; where they are many, of a random choice.
+
+    The voxels to choose from are numbered in the order of their indices, k the fastest, however they lie in memory.
+    """
+    in_order = abs(label.strides[0]) > abs(label.strides[2])  # slices of one i: their voxels follow each other
+    axes = (0, 1, 2) if in_order else (2, 1, 0)
+    array, label = array.transpose(axes), label.transpose(axes)
+    usable = None if usable is None else usable.transpose(axes)
+
+    def inside(index: int) -> Bool[np.ndarray, " voxels"]:
+        found = (label[index] > 0) & (label[index] < n_classes)
+        return (found if usable is None else found & usable[index]).ravel()
+
+    in_column = np.zeros(label[0].size, np.int64)
+    for index in range(len(label)):
+        in_column += inside(index)
+    times = np.ones(in_column.sum(), np.uint8)  # that each voxel is chosen, by its number
+    if times.size > _LABELLED_SAMPLE:
+        chosen = np.random.default_rng(0).integers(0, times.size, _LABELLED_SAMPLE)
+        times[:] = 0
+        np.add.at(times, chosen, np.uint8(1))
+    columns = in_column.reshape(label[0].shape).T  # of one i and j each
+    number = (columns.cumsum().reshape(columns.shape) - columns).T.ravel()  # of the next voxel in each
+    n_before = 0
+    values, classes = [], []
+    for index in range(len(label)):
+        at = np.flatnonzero(inside(index))
+        if in_order:
+            numbers = np.arange(n_before, n_before + len(at))
+            n_before += len(at)
+        else:
+            numbers = number[at]
+            number[at] = numbers + 1
+        places = np.unravel_index(at.repeat(times[numbers]), label[index].shape)
+        values.append(array[index][places])
+        classes.append(label[index][places])
+    return np.concatenate(values), np.concatenate(classes)
 
 
 def _of_labelled(
@@ -233,42 +264,49 @@ def measure_label(
         orientation: of the label's own file, whose axes may have been changed since.
         overlaps: see `LabelStatistics.overlaps`.
     """
-    class_voxels = np.zeros(n_classes, np.int64)
-    sums = np.zeros((n_classes, 3))
-    for k in range(label.shape[2]):
-        of_slice = label[:, :, k]
-        class_voxels += np.bincount(of_slice.ravel(), minlength=n_classes)[:n_classes]
-        i, j = np.nonzero((of_slice > 0) & (of_slice < n_classes))  # the background's centroid is not needed
-        classes = of_slice[i, j]
-        for axis, index in enumerate((i, j, np.full(len(classes), k))):
-            sums[:, axis] += np.bincount(classes, weights=index, minlength=n_classes)
+    profiles = _profiles(label, n_classes)
+    class_voxels = profiles[0].sum(axis=1)
+    class_voxels[0] = label.size - np.count_nonzero(label)
+    sums = np.stack([profile @ np.arange(profile.shape[1]) for profile in profiles], axis=1)
     sizes = np.where(class_voxels > 0, class_voxels, np.nan)
-    sizes[0] = np.nan
+    sizes[0] = np.nan  # the background's centroid is not needed
     return LabelStatistics(
         class_voxels=class_voxels,
         centroids_mm=(sums / sizes[:, None]) @ affine[:3, :3].T + affine[:3, 3],
-        thickness_mm=_thickness_mm(label, affine, class_voxels),
+        thickness_mm=_thickness_mm(label, affine, profiles),
         voxel_ml=voxel_ml(affine),
         orientation=orientation,
         overlaps=tuple(overlaps),
     )
 
 
+def _profiles(label: Int[np.ndarray, "i j k"], n_classes: int) -> list[Int[np.ndarray, "n_classes size"]]:
+    """Count for each axis the voxels of each class but the background by their index along it."""
+    profiles = [np.zeros((n_classes, size), np.int64) for size in label.shape]
+    slow, *others = slowest_first(label)
+    in_slice = np.indices([label.shape[axis] for axis in others]).reshape(2, -1)
+    for index, of_slice in enumerate(label.transpose(slow, *others)):
+        voxels = of_slice.ravel()
+        at = np.flatnonzero((voxels > 0) & (voxels < n_classes))
+        classes = voxels[at].astype(np.int64)
+        profiles[slow][:, index] = np.bincount(classes, minlength=n_classes)
+        for axis, place in zip(others, in_slice, strict=True):  # over flat places numpy adds ten times as fast
+            np.add.at(profiles[axis].reshape(-1), classes * label.shape[axis] + place[at], 1)
+    return profiles
+
+
 def _thickness_mm(
-    label: Int[np.ndarray, "i j k"], affine: Affine, class_voxels: Int[np.ndarray, " n_classes"]
+    label: Int[np.ndarray, "i j k"], affine: Affine, profiles: Sequence[Int[np.ndarray, "n_classes size"]]
 ) -> Float[np.ndarray, "n_classes 3"]:
-    thickness = np.full((len(class_voxels), 3), np.nan)
+    thickness = np.full((len(profiles[0]), 3), np.nan)
     spacing = voxel_edges_mm(affine)
     world_axis = io_orientation(affine)[:, 0].astype(int)
-    in_memory = np.argsort(label.strides)[::-1].tolist()  # the slowest axis first: the search is three times as fast
-    found = ndimage.find_objects(label.transpose(in_memory), len(class_voxels) - 1)
-    for index, turned in enumerate(found, start=1):
-        if turned is None:
-            continue
-        box = tuple(turned[position] for position in np.argsort(in_memory))
-        if class_voxels[index] > _LARGE:
-            voxels = np.array([part.stop - part.start for part in box])
+    for index in np.flatnonzero(profiles[0].any(axis=1)):
+        ends = [np.flatnonzero(profile[index])[[0, -1]] for profile in profiles]
+        if profiles[0][index].sum() > _LARGE:
+            voxels = np.array([last - first + 1 for first, last in ends])
         else:
+            box = tuple(slice(first, last + 1) for first, last in ends)
             voxels = thickness_voxels(label[box] == index)
         thickness[index, world_axis] = voxels * spacing
     return thickness
