@@ -354,6 +354,7 @@ CALLS: dict[str, Call] = {
     ),
     "transforms.io.label_values.mask_of": lambda f, g: f(g.label_array(*SIZE, n_classes=2), "a"),
     "transforms.io.label_values.count_values": lambda f, g: f(g.label_array(*SIZE), "a"),
+    "transforms.io.label_values.slowest_first": lambda f, g: f(g.label_array(*SIZE)),
     "transforms.left_right.swap_sides": lambda f, g: f(g.labels(1, *SIZE), (0, 2, 1, 3)),
     "transforms.patches.places_of": lambda f, g: f(g.label_array(*SIZE), (1, 2), seed=1),
     "transforms.patches.draw_patch_start": lambda f, g: f(
