@@ -19,6 +19,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from transforms.io.errors import VolumeError
+from transforms.large_pages import empty_like
 
 INTENSITIES = {
     "ct": "the window of HU becomes the range, or a mean and deviation in HU 0 and 1; what lies outside is clipped",
@@ -130,7 +131,7 @@ def _in_slabs(channel: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
     A scan's file has its first axis the fastest. Turned as a whole, with a temporary a step, a large CT takes four
     times as long: neither the lines of the cache that are read nor those that are written are used up at once.
     """
-    scaled = torch.empty_like(channel, memory_format=torch.contiguous_format)
+    scaled = empty_like(channel, channel.shape)
     axis = max(range(3), key=channel.stride)
     for slab, target in zip(channel.split(_SLAB, axis), scaled.split(_SLAB, axis), strict=True):
         target.copy_(scale(slab))
@@ -203,7 +204,8 @@ class ScaleIntensityd(MapTransform):
             if not plain.is_floating_point():  # what is scaled is no whole number any more
                 plain = plain.float()
             ways = self._ways(len(plain), str(d.get("case", "?")))
-            out = torch.stack([self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)])
+            scaled = [self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)]
+            out = scaled[0][None] if len(scaled) == 1 else torch.stack(scaled)  # which would copy a single one
             d[key] = convert_to_dst_type(out, d[key], dtype=out.dtype)[0]
         return d
 
