@@ -13,6 +13,7 @@ from benchmarks.inputs import blocky_label, image_and_label
 from benchmarks.measure import measure
 from benchmarks.measurement import Measurement
 from networks.registry import build_network
+from pipeline.compute.memory import keep_freed_memory
 from pipeline.losses.dice_ce import SlabDiceCELoss
 
 WARM_UP = (8, 8, 8)
@@ -23,6 +24,18 @@ def plain(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1)
     """Logits, MONAI's loss and all gradients."""
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
     return _measure(lambda x, head, label: criterion(head(x), label), size, n_classes, n_features, n)
+
+
+def plain_in_kept_memory(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 3) -> Measurement:
+    """The same where the process keeps what it frees, as a training of ours does: the fastest repetition.
+
+    Memory that was given back is cleared by the system when it is taken again, and on a virtual machine whose host
+    takes it, too, fetched from there: that can take longer than the loss. What is kept grows from one to the next.
+    """
+    keep_freed_memory()
+    measured = plain(size, n_classes, n_features, n)
+    measured.seconds = [min(measured.seconds)]
+    return measured
 
 
 def ours(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:

@@ -44,6 +44,7 @@ def losses(scale: str, places: Places) -> Row:
                 f"{count} classes",
                 {
                     "conv + DiceCELoss": Job("losses.plain"),
+                    "the same, freed memory kept": Job("losses.plain_in_kept_memory", {"n": _n(scale, 3, 3)}),
                     "slabs, half of the classes annotated": Job("losses.partly"),
                     "slabs": Job("losses.ours"),
                 },

@@ -6,8 +6,15 @@ import errno
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from io import BufferedReader, BufferedWriter
 from pathlib import Path
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+MOST_READS = 10
+"""Of a file that is replaced each time while it is read; a training replaces its checkpoint once an epoch at most."""
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -19,6 +26,32 @@ def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex. Raises OSError as `open_regular` does."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_with_sha256(path: Path, read: Callable[[Path], Result]) -> tuple[Result, str]:
+    """Return what `read` makes of a file and the SHA-256 of the same bytes: again where it was replaced in between.
+
+    Raises OSError where it is replaced each time, or `sha256_of` cannot read it, and what `read` raises.
+    """
+    for _ in range(MOST_READS):
+        before = _version(path)
+        result = read(path)
+        try:
+            digest = sha256_of(path)
+        except FileNotFoundError:  # removed in between
+            continue
+        if _version(path) == before:
+            return result, digest
+    raise OSError(f"{path}: expected a file that stays, found another one after each reading; try again later")
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """What changes with any change of a file; () where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def append_to_regular(path: Path) -> BufferedWriter:

@@ -6,14 +6,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from networks.checkpoint import network_of, read_checkpoint
 from networks.errors import NetworkError
 from pipeline.console.text import one_line
-from pipeline.files.regular import sha256_of
+from pipeline.files.regular import read_with_sha256
 from pipeline.planning.scan_range import ScanRange
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stored_scores import TrainedWeights, weights_id
@@ -21,9 +21,6 @@ from pipeline.writers.segmentation import SegmentationError
 from transforms.chains import inference_chain
 
 log = logging.getLogger(__name__)
-
-MOST_READS = 10
-"""Of a checkpoint that is replaced each time while it is read; a training replaces its own once an epoch at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +121,10 @@ def checkpoint_path(run: Path | str) -> Path:
 
 def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     path = checkpoint_path(run)
-    checkpoint, sha256, identity = _read(path)
+    try:
+        (checkpoint, identity), sha256 = read_with_sha256(path, lambda file: (read_checkpoint(file), weights_id(file)))
+    except OSError as error:
+        raise NetworkError(str(error)) from error
     names, preprocessing = checkpoint.get("class_names"), checkpoint.get("preprocessing")
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
@@ -154,42 +154,6 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         scans=_scan_range(checkpoint.get("scans"), path),
         trained=TrainedWeights.of_checkpoint(checkpoint, name, identity),
     )
-
-
-class _Read(NamedTuple):
-    """A checkpoint, and what tells which it is."""
-
-    content: dict[str, Any]
-    sha256: str
-    """Of its bytes, in hex."""
-    weights_id: str
-
-
-def _read(path: Path) -> _Read:
-    """Read a checkpoint and what identifies it, all of one file: again where a training replaced it in between.
-
-    Raises NetworkError as `read_checkpoint` does, and where it is replaced each time.
-    """
-    for _ in range(MOST_READS):
-        before = _version(path)
-        content = read_checkpoint(path)
-        try:
-            sha256 = sha256_of(path)
-        except OSError:  # removed in between
-            continue
-        read = _Read(content, sha256, weights_id(path))
-        if _version(path) == before:
-            return read
-    raise NetworkError(f"{path}: expected a file that stays, found another one after each reading; try again later")
-
-
-def _version(path: Path) -> tuple[int, ...]:
-    """What changes with any change of a file; () where there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return ()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _label_values(preprocessing: Mapping[str, Any], n_classes: int, path: Path) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, l
 from pipeline.runs.stored_scores import (
     ALSO_INCOMPLETE,
     ALSO_LEFT_OUT,
+    OF_STUDIES,
     SPLITS,
     StoredScores,
     about_missing,
@@ -105,7 +106,8 @@ def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[tuple[P
         runs |= {folder.path.resolve(): folder for folder in folders}
         evaluations: Iterable[StoredScores | None]
         if is_study_folder(source):
-            evaluations = [scores_of_study(StudyFolder.at(source))]
+            study = StudyFolder.at(source)
+            evaluations = (scores_of_study(study, split) for split in OF_STUDIES)
         else:
             evaluations = (scores_of_run(folder, split) for folder in folders for split in SPLITS)
         for stored in evaluations:  # one at a time in memory

@@ -24,6 +24,9 @@ from pipeline.runs.study import StudyFolder, is_study_folder
 SPLITS = ("test", "val", "train")
 """Evaluations that a run's folder may hold, the most telling first."""
 
+OF_STUDIES = ("test", "val")
+"""Those that a cross-validation's folder may hold."""
+
 ALSO_LEFT_OUT = "and the scores of {} more evaluations, too"
 """Stands for further lines on scores that are left out."""
 

@@ -206,7 +206,7 @@ def take_over(start: Start, network: nn.Module, config: Config) -> Started:
     document = {
         "run": source.name,
         "checkpoint": str(source.path),
-        "sha256": source.digest(),
+        "sha256": source.sha256,
         "kept": source.kept,
         "changed": changed,
         "classes": start.classes.to_document(),

@@ -28,7 +28,7 @@ from pipeline.config.settings import Config
 from pipeline.console.text import some_of
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
-from pipeline.files.regular import sha256_of
+from pipeline.files.regular import read_with_sha256
 from pipeline.runs.run_folder import RunFolder
 from transforms.chains import inference_chain
 
@@ -45,6 +45,8 @@ class Source:
 
     path: Path
     """The file."""
+    sha256: str
+    """Of its bytes, in hex."""
     name: str
     """Name of the run; of a plain file its path."""
     weights: Mapping[str, Tensor]
@@ -74,10 +76,6 @@ class Source:
         """The range of intensities, which no setting chooses: runs of earlier versions scaled to another one."""
         return str((self.preprocessing or {}).get("scaling", "centred"))
 
-    def digest(self) -> str:
-        """SHA-256 of the file."""
-        return sha256_of(self.path)
-
 
 def read_source(start_from: str | Path) -> Source:
     """Read a run folder, its best_model.ckpt, or a file with a plain state_dict.
@@ -94,17 +92,18 @@ def read_source(start_from: str | Path) -> Source:
                 "none; a run has it after its first validation"
             )
     try:
-        weights, checkpoint = read_weights(path)
+        (weights, checkpoint), sha256 = read_with_sha256(path, read_weights)
         if checkpoint is None:
-            return Source(path, str(path), weights, None, None, None, None, "", frozenset())
+            return Source(path, sha256, str(path), weights, None, None, None, None, "", frozenset())
         preprocessing = _checked_preprocessing(checkpoint, path)
         _refuse_other_channels(checkpoint, preprocessing or {}, path)
-    except NetworkError as error:
+    except (NetworkError, OSError) as error:
         raise NetworkError(f"training.start_from: {error}") from error
     names, channels = checkpoint.get("class_names"), checkpoint.get("channel_names")
     score = checkpoint.get("val_mIoU")
     return Source(
         path=path,
+        sha256=sha256,
         name=str(checkpoint.get("run") or path.stem),
         weights=weights,
         network=checkpoint["network"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.json_document import read_json as read_document
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
-from pipeline.files.regular import read_regular
+from pipeline.files.regular import read_regular, read_with_sha256
 from pipeline.training.resume import read_resume
 from pipeline.writers.outputs import OutputOptions, check_table
 from pipeline.writers.segmentation import SegmentationError
@@ -26,6 +27,23 @@ def test_a_file_is_read_whole_up_to_the_limit(tmp_path):
     assert read_regular(path, 5) == b"12345"
     with pytest.raises(OSError, match="over 0 MB"):
         read_regular(path, 4)
+
+
+def test_content_and_hash_are_of_the_same_file_where_it_is_replaced_in_between(tmp_path):
+    path, contents = tmp_path / "x", [b"second", b"first"]
+
+    def read_and_replace(path):
+        content = path.read_bytes()
+        if contents:
+            path.with_name("next").write_bytes(contents.pop(0))
+            path.with_name("next").replace(path)
+        return content
+
+    path.write_bytes(b"before")
+    assert read_with_sha256(path, read_and_replace) == (b"first", hashlib.sha256(b"first").hexdigest())
+    contents = [bytes([n]) for n in range(99)]
+    with pytest.raises(OSError, match="expected a file that stays, found another one after each reading"):
+        read_with_sha256(path, read_and_replace)
 
 
 @pytest.mark.fault(

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from networks.errors import NetworkError
+from pipeline.files import regular
 from pipeline.inference import model as models_module
 from pipeline.inference.model import load_models
 from pipeline.inference.passes import InferenceOptions
@@ -81,7 +82,7 @@ def test_weights_that_are_replaced_while_they_are_read_are_read_again(tmp_path, 
     assert all(torch.equal(value, saved[name]) for name, value in model.network.state_dict().items())
     assert model.trained.weights_id == weights_id(path)
     assert recorded(model, tmp_path) == hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(models_module, "MOST_READS", 2)
+    monkeypatch.setattr(regular, "MOST_READS", 2)
     monkeypatch.setattr(models_module, when, lambda path: (replace(path, 2), real(path))[1])
     with pytest.raises(NetworkError, match="expected a file that stays, found another one after each reading"):
         load_models([path], torch.device("cpu"))

@@ -175,6 +175,21 @@ def test_page_and_table_show_the_same_scores_of_a_study_whatever_lies_beside_its
     assert compare([study.path]).left_out[0] in caplog.text
 
 
+def test_page_and_table_show_what_a_study_scored_on_cases_of_no_fold(scored, tmp_path):
+    study, folds = StudyFolder(tmp_path, "study"), {n: {"train": (), "val": (), "test": ()} for n in (0, 1)}
+    runs = [a_run(study.path, f"fold_{number}") for number in folds]
+    study.write_record(StudyRecord({}, "2 folds", "ab", folds))
+    study.metrics.write_text(of_runs(scored, runs))
+    of_test = study.path / "evaluation" / "test" / "metrics.json"  # bodyseg evaluate STUDY --split test
+    of_test.parent.mkdir(parents=True)
+    of_test.write_text(of_runs(scored, runs))
+    row = compare([study.path]).rows[0]
+    assert row["test_dice"] == row["val_dice"] > 0
+    content = report([study.path], tmp_path / "page.html", images=False).read_text("utf-8")
+    assert content.count("Scores by structure") == 2
+    assert str(of_test.parent) in content
+
+
 def test_a_shown_case_has_the_dice_that_is_written_beside_it(scored, tmp_path):
     """What the page's own script unpacks, against the score."""
     page = report([scored], tmp_path / "page.html")
