@@ -90,7 +90,7 @@ def test_channels_are_matched_by_name_and_one_stands_for_one():
 
 
 def test_the_validation_must_not_be_what_was_trained_on():
-    source = Source(None, "old", {}, None, None, None, None, "", frozenset({"a", "b"}))
+    source = Source(None, "", "old", {}, None, None, None, None, "", frozenset({"a", "b"}))
     assert "1 of 2 validation cases bear names of cases that old was trained on (b)" in seen_before(source, ["b", "c"])
     assert seen_before(source, ["c"]) == ""
 
