@@ -26,7 +26,7 @@ def plain(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1)
     return _measure(lambda x, head, label: criterion(head(x), label), size, n_classes, n_features, n)
 
 
-def plain_in_kept_memory(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 3) -> Measurement:
+def plain_in_kept_memory(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
     """The same where the process keeps what it frees, as a training of ours does: the fastest repetition.
 
     Memory that was given back is cleared by the system when it is taken again, and on a virtual machine whose host

@@ -30,14 +30,7 @@ from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
-from pipeline.runs.stored_scores import (
-    ALSO_INCOMPLETE,
-    ALSO_LEFT_OUT,
-    OF_STUDIES,
-    StoredScores,
-    scores_of_run,
-    scores_of_study,
-)
+from pipeline.runs.stored_scores import ALSO_INCOMPLETE, ALSO_LEFT_OUT, StoredScores, scores_of
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.runs.time_stamps import in_hours, seconds_between
 
@@ -160,10 +153,7 @@ def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | Non
     left_out, incomplete = [], []
     for split, key in zip(("train", "val", "test"), SCORES, strict=True):
         try:
-            if isinstance(folder, RunFolder):
-                stored = scores_of_run(folder, split)
-            else:
-                stored = scores_of_study(folder, split) if split in OF_STUDIES else None
+            stored = scores_of(folder, split)
         except FileError as error:
             left_out.append(one_line(error))
             continue

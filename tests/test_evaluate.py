@@ -231,7 +231,7 @@ def test_scores_of_cases_that_chose_or_trained_the_network_say_so(run_folder, ca
 
 
 def test_labels_of_a_run_are_read_by_their_own_headers_where_these_differ(run_folder):
-    """Exported anew since, with the ball at another value; sitk_dice reads the numbers."""
+    """The labels were exported again after training, with another value for the ball; sitk_dice reads the numbers."""
     root = Path(run_folder.read_config()["data"]["dataset_root"])
     write_json(root / "labels.json", {"background": 0, "ball": 7, "bone": 3})
     checkpoint(

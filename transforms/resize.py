@@ -28,6 +28,7 @@ from monai.utils import convert_to_tensor
 from scipy import ndimage
 from torch import Tensor
 
+from transforms.io.grid import slowest_first
 from transforms.separable import apply_along, band, kernel_matrix, row_blocks
 
 TIE = 1e-5
@@ -124,12 +125,6 @@ def voxel_map(from_affine: Real[np.ndarray, "4 4"], onto_affine: Real[np.ndarray
     return np.linalg.solve(np.asarray(onto_affine, np.float64), np.asarray(from_affine, np.float64))
 
 
-def memory_order(volume: Tensor) -> list[int]:
-    """Axes of (I, J, K) from the slowest in memory to the fastest: files are read with I the fastest, and a product
-    along the axes as they lie spares a transposed copy of the whole volume."""
-    return sorted(range(3), key=volume.stride, reverse=True)
-
-
 def resize_image(image: Real[Tensor, "C I J K"], alignment: GridAlignment) -> Float[Tensor, "C X Y Z"]:
     """Resample linearly onto the alignment's target grid; padding takes each channel's lowest value.
 
@@ -139,7 +134,7 @@ def resize_image(image: Real[Tensor, "C I J K"], alignment: GridAlignment) -> Fl
     torch's and Pillow's antialiasing do), less than 0.002 on average.
     """
     matrices = alignment.matrices("linear")
-    order = [0, *(axis + 1 for axis in memory_order(image[0]))]
+    order = [0, *(axis + 1 for axis in slowest_first(image[0].stride()))]
     out = image.float().permute(order)
     for position, axis in enumerate(order[1:], start=1):
         out = apply_along(out, matrices[axis - 1], position)
@@ -168,7 +163,7 @@ def resize_label(label: Integer[Tensor, "1 I J K"], alignment: GridAlignment) ->
 
     Returns the label's dtype.
     """
-    order, matrices = memory_order(label[0]), alignment.matrices("cubic")
+    order, matrices = slowest_first(label[0].stride()), alignment.matrices("cubic")
     source = label[0].permute(order)
     first, *rest = [matrices[axis] for axis in order]
     out = torch.empty([alignment.target_size[axis] for axis in order], dtype=label.dtype)

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt32
 from nibabel.orientations import io_orientation
 
 from pipeline.checks.histogram import Histogram
-from transforms.io.grid import Affine, along_world_axes, voxel_edges_mm, voxel_ml
-from transforms.io.label_values import slowest_first
+from transforms.io.grid import Affine, along_world_axes, slowest_first, voxel_edges_mm, voxel_ml
 from transforms.io.load import Volume
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
@@ -178,7 +177,7 @@ def _some_labelled(
 
     Where they are many, those of evenly spread places, which do not depend on how the voxels lie in memory.
     """
-    order = slowest_first(label)
+    order = slowest_first(label.strides)
     array, label = array.transpose(order), label.transpose(order)
     usable = None if usable is None else usable.transpose(order)
 
@@ -278,7 +277,7 @@ def measure_label(
 def _profiles(label: Int[np.ndarray, "i j k"], n_classes: int) -> list[Int[np.ndarray, "n_classes size"]]:
     """Count for each axis the voxels of each class but the background by their index along it."""
     profiles = [np.zeros((n_classes, size), np.int64) for size in label.shape]
-    slow, *others = slowest_first(label)
+    slow, *others = slowest_first(label.strides)
     in_slice = np.indices([label.shape[axis] for axis in others]).reshape(2, -1)
     for index, of_slice in enumerate(label.transpose(slow, *others)):
         voxels = of_slice.ravel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,11 @@ from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, l
 from pipeline.runs.stored_scores import (
     ALSO_INCOMPLETE,
     ALSO_LEFT_OUT,
-    OF_STUDIES,
     SPLITS,
     StoredScores,
     about_missing,
     scores_at,
-    scores_of_run,
-    scores_of_study,
+    scores_of,
 )
 from pipeline.runs.study import StudyFolder, is_study_folder
 from pipeline.visualisation.class_colours import class_colours
@@ -104,13 +102,8 @@ def _found(sources: Sequence[Path | str]) -> tuple[list[RunFolder], list[tuple[P
             continue
         folders = list_runs([source])
         runs |= {folder.path.resolve(): folder for folder in folders}
-        evaluations: Iterable[StoredScores | None]
-        if is_study_folder(source):
-            study = StudyFolder.at(source)
-            evaluations = (scores_of_study(study, split) for split in OF_STUDIES)
-        else:
-            evaluations = (scores_of_run(folder, split) for folder in folders for split in SPLITS)
-        for stored in evaluations:  # one at a time in memory
+        evaluated = [StudyFolder.at(source)] if is_study_folder(source) else folders
+        for stored in (scores_of(folder, split) for folder in evaluated for split in SPLITS):  # one at a time in memory
             if stored is not None:
                 take(stored.metrics, stored)
     lines = first_lines(list(left_out.values()), ALSO_LEFT_OUT)

@@ -24,9 +24,6 @@ from pipeline.runs.study import StudyFolder, is_study_folder
 SPLITS = ("test", "val", "train")
 """Evaluations that a run's folder may hold, the most telling first."""
 
-OF_STUDIES = ("test", "val")
-"""Those that a cross-validation's folder may hold."""
-
 ALSO_LEFT_OUT = "and the scores of {} more evaluations, too"
 """Stands for further lines on scores that are left out."""
 
@@ -138,6 +135,16 @@ def scores_of_study(study: StudyFolder, split: str = "val") -> StoredScores | No
     outdated = _outdated(metrics, document, list(runs.values()), command, again)
     about = about_missing(document, metrics, f"{study.name}: {split}", command)
     return StoredScores(metrics, document, outdated, about)
+
+
+def scores_of(folder: RunFolder | StudyFolder, split: str) -> StoredScores | None:
+    """What an evaluation of a run or of a cross-validation found, see `scores_of_run` and `scores_of_study`.
+
+    None without one; a cross-validation has none of its training cases.
+    """
+    if isinstance(folder, RunFolder):
+        return scores_of_run(folder, split)
+    return None if split == "train" else scores_of_study(folder, split)
 
 
 def scores_at(metrics: Path) -> StoredScores | None:

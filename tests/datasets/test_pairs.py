@@ -127,7 +127,7 @@ def test_names_that_several_images_may_mean_are_not_guessed(tmp_path):
 
 
 def test_the_label_of_case_1_is_not_that_of_image_t11(tmp_path):
-    """t11 is no number 1 of a T1."""
+    """The name t11 is not T1 with the number 1."""
     for image, label in (("a", "a"), ("t11", "seg1"), ("t23", "seg3")):
         volume(tmp_path / f"images/{image}.nii.gz")
         volume(tmp_path / f"labels/{label}.nii.gz")

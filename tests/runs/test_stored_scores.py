@@ -1,4 +1,4 @@
-"""Which weights were scored: the same in a copy and after a resume, others after a training anew, never a guess."""
+"""Which weights were scored: the same in a copy and after a resume, others after another training, never a guess."""
 
 from __future__ import annotations
 

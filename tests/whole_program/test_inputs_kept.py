@@ -354,14 +354,12 @@ CALLS: dict[str, Call] = {
     ),
     "transforms.io.label_values.mask_of": lambda f, g: f(g.label_array(*SIZE, n_classes=2), "a"),
     "transforms.io.label_values.count_values": lambda f, g: f(g.label_array(*SIZE), "a"),
-    "transforms.io.label_values.slowest_first": lambda f, g: f(g.label_array(*SIZE)),
     "transforms.left_right.swap_sides": lambda f, g: f(g.labels(1, *SIZE), (0, 2, 1, 3)),
     "transforms.patches.places_of": lambda f, g: f(g.label_array(*SIZE), (1, 2), seed=1),
     "transforms.patches.draw_patch_start": lambda f, g: f(
         np.random.RandomState(0), SIZE, (4, 4, 4), places={1: g.label_array(5)}, weights=(0, 1), foreground=1
     ),
     "transforms.resize.voxel_map": lambda f, g: f(g.affine(), g.affine(1, 2, 3)),
-    "transforms.resize.memory_order": lambda f, g: f(g.floats(1, *SIZE)),
     "transforms.resize.resize_image": lambda f, g: f(g.floats(2, *SIZE), align_grids(SIZE, (6, 6, 6))),
     "transforms.resize.resize_label": lambda f, g: f(g.labels(1, *SIZE), align_grids(SIZE, (6, 6, 6))),
     "transforms.restore.slice_axis": lambda f, g: f(g.affine(), SIZE, g.affine(1, 2, 3)),

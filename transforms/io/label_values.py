@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 from transforms.io.errors import VolumeError
+from transforms.io.grid import slowest_first
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,8 @@ class LabelLookup:
         """
         out = np.empty_like(array, dtype=self.dtype)
         unknown: Counter[int] = Counter()
-        for values, of_slice in zip(_integer_slices(array, where), out.transpose(slowest_first(array)), strict=True):
+        slices = out.transpose(slowest_first(array.strides))
+        for values, of_slice in zip(_integer_slices(array, where), slices, strict=True):
             classes = self._table.take(np.subtract(values, self._start, dtype=np.int64), mode="clip")
             if classes.min() == _UNKNOWN:
                 unknown.update(values[classes == _UNKNOWN].tolist())
@@ -178,7 +180,8 @@ def mask_of(array: Shaped[np.ndarray, "i j k"], where: str) -> Bool[np.ndarray, 
     """
     inside = np.empty_like(array, dtype=bool)
     others: set[int] = set()
-    for values, of_slice in zip(_integer_slices(array, where), inside.transpose(slowest_first(array)), strict=True):
+    slices = inside.transpose(slowest_first(array.strides))
+    for values, of_slice in zip(_integer_slices(array, where), slices, strict=True):
         of_slice[:] = values != 0
         others.update(np.unique(values[of_slice]).tolist())
         if len(others) > 1:
@@ -206,16 +209,6 @@ def count_values(array: Shaped[np.ndarray, "i j k"], where: str) -> dict[int, in
     return dict(sorted(counts.items()))
 
 
-def slowest_first(array: Shaped[np.ndarray, "i j k"]) -> tuple[int, ...]:
-    """Return the axes from the slowest in memory to the fastest: along the first, slices are read one after the other.
-
-    Example:
-        >>> slowest_first(np.zeros((4, 5, 6), order="F"))
-        (2, 1, 0)
-    """
-    return tuple(sorted(range(array.ndim), key=lambda axis: -abs(array.strides[axis])))
-
-
 def _integer_slices(array: Shaped[np.ndarray, "i j k"], where: str) -> Iterator[Int[np.ndarray, "rows columns"]]:
     """Yield the slices of the label map along its slowest axis (small temporaries), as integers that int64 holds.
 
@@ -223,7 +216,7 @@ def _integer_slices(array: Shaped[np.ndarray, "i j k"], where: str) -> Iterator[
     """
     n_off = 0
     example: float = 0
-    for stored in array.transpose(slowest_first(array)):
+    for stored in array.transpose(slowest_first(array.strides)):
         values = stored
         if array.dtype.kind == "f":
             with np.errstate(invalid="ignore"):  # inf - inf; found below
