@@ -205,7 +205,8 @@ class ScaleIntensityd(MapTransform):
                 plain = plain.float()
             ways = self._ways(len(plain), str(d.get("case", "?")))
             scaled = [self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)]
-            out = scaled[0][None] if len(scaled) == 1 else torch.stack(scaled)  # which would copy a single one
+            # A single one is not copied by being stacked; what was scaled is contiguous, what stays as it is may not be
+            out = scaled[0][None].contiguous() if len(scaled) == 1 else torch.stack(scaled)
             d[key] = convert_to_dst_type(out, d[key], dtype=out.dtype)[0]
         return d
 

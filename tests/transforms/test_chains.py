@@ -108,6 +108,21 @@ def test_enlarging_equals_monai_orientation_and_resize(tmp_path):
     torch.testing.assert_close(out.affine, expected.affine)
 
 
+@pytest.mark.parametrize("intensity", ["none", "mr", "ct"])
+def test_equal_voxels_become_equal_bits_in_any_order_of_the_axes(tmp_path, intensity):
+    """An image of one channel that was not scaled came out in the last digits of its file's order of axes."""
+    image = nib.Nifti1Image(np.random.default_rng(0).normal(0, 300, (21, 17, 13)).astype(np.float32), np.eye(4))
+    chain = preprocessing_chain((9, 12, 16), intensity=intensity, with_label=False)
+    found = []
+    for axcodes in ("RAS", "PSR", "SAR", "LPI"):
+        turn = nib.orientations.ornt_transform(
+            nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(tuple(axcodes))
+        )
+        nib.save(image.as_reoriented(turn), tmp_path / f"{axcodes}.nii")
+        found.append(chain({"image": str(tmp_path / f"{axcodes}.nii")})["image"].as_tensor())
+    assert all(torch.equal(found[0], other) for other in found)
+
+
 def test_the_stored_arguments_build_the_same_chains_again(tmp_path):
     saved = preprocessing_arguments((20, 24, 28), intensity="mr", keep_aspect=True, label_values=(0, 1, 2))
     assert saved["percentiles"] == [0.5, 99.5]

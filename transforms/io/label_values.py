@@ -106,6 +106,8 @@ class LabelLookup:
             raise ValueError(
                 f"label_values: expected 1 to 65535 classes within {_MAX_SPAN} values, found {value_ranges(values)}"
             )
+        if not -(2**63) < min(values) <= max(values) < 2**63 - 1:
+            raise ValueError(f"label_values: expected values of less than 64 bits, found {value_ranges(values)}")
         self.values = sorted(values)
         self.dtype = label_dtype(self.n_classes)
         # One slot more than the span at either end: every value outside it is sent there.
@@ -125,7 +127,7 @@ class LabelLookup:
         for values, of_slice in zip(_integer_slices(array, where), slices, strict=True):
             classes = self._table.take(np.subtract(values, self._start, dtype=np.int64), mode="clip")
             if classes.min() == _UNKNOWN:
-                unknown.update(values[classes == _UNKNOWN].tolist())
+                unknown.update(map(int, values[classes == _UNKNOWN]))
             of_slice[:] = classes
         if unknown:
             expected = f"the label values {value_ranges(self.values)}"

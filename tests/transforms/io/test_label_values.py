@@ -79,7 +79,8 @@ def test_the_ignore_value_is_stored_as_255(tmp_path):
 
 
 def test_tables_that_contradict_themselves_are_refused():
-    for values, ignored in (([0, 1, 1], None), ([0, 1], 1), ([0, 2**30], None), ([], None)):
+    wide = ([2**63, 2**63 + 1], None), ([-(2**63), 1 - 2**63], None)  # -2⁶³ was taken for 2⁶³
+    for values, ignored in (([0, 1, 1], None), ([0, 1], 1), ([0, 2**30], None), ([], None), *wide):
         with pytest.raises(ValueError, match="label_values"):
             LoadVolumed(label_values=values, ignore_value=ignored)
 
