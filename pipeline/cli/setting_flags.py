@@ -213,14 +213,17 @@ def _is_number_or_word(text: str, hint: Any) -> bool:
 def _with_true(arguments: Sequence[str]) -> list[str]:
     """Give switches that stand alone (--data_aug) their value: argparse would take the next path for it."""
     given = list(arguments)
-    values_of = {bool: "true, false, yes or no", bool | None: "true, false, yes, no or null"}
+    values_of = {
+        bool: (r"(?i)true|false|yes|no", "true, false, yes or no"),
+        bool | None: (r"(?i)true|false|yes|no|null", "true, false, yes, no or null"),
+    }
     for group, cls in GROUPS.items():
         for setting, hint in typing.get_type_hints(cls).items():
             name = f"{group}.{setting}"
             for flag in (name, *(short for short, full in SHORT_FLAGS.items() if full == name)):
                 if hint in values_of:
-                    values = values_of[hint]
-                    given = with_value(given, f"--{flag}", "(?i)" + re.sub(", | or ", "|", values), "true", values)
+                    pattern, values = values_of[hint]
+                    given = with_value(given, f"--{flag}", pattern, "true", values)
     return given
 
 
