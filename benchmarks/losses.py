@@ -26,22 +26,22 @@ def plain(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1)
     return _measure(lambda x, head, label: criterion(head(x), label), size, n_classes, n_features, n)
 
 
-def plain_in_kept_memory(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
-    """The same where the process keeps what it frees, as a training of ours does: the fastest repetition.
-
-    Memory that was given back is cleared by the system when it is taken again, and on a virtual machine whose host
-    takes it, too, fetched from there: that can take longer than the loss. What is kept grows from one to the next.
-    """
-    keep_freed_memory()
-    measured = plain(size, n_classes, n_features, n)
-    measured.seconds = [min(measured.seconds)]
-    return measured
-
-
 def ours(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:
     """The loss in slabs and all gradients."""
     criterion = SlabDiceCELoss()
     return _measure(lambda x, head, label: criterion(x, head, label).loss, size, n_classes, n_features, n)
+
+
+def in_kept_memory(method: str, size: Sequence[int], n_classes: int, n: int = 1) -> Measurement:
+    """The fastest repetition of "plain" or "ours" in a process that keeps what it frees, as a training of ours does.
+
+    Memory that was given back is cleared by the system when it is taken again, and on a virtual machine whose host
+    takes it, too, fetched from there: that can take longer than the loss. What is kept grows over the repetitions.
+    """
+    keep_freed_memory()
+    measured = {"plain": plain, "ours": ours}[method](size, n_classes, n=n)
+    measured.seconds = [min(measured.seconds)]
+    return measured
 
 
 def partly(size: Sequence[int], n_classes: int, n_features: int = 32, n: int = 1) -> Measurement:

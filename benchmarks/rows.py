@@ -37,6 +37,7 @@ class Places:
 def losses(scale: str, places: Places) -> Row:
     """Loss + head at few and at many classes."""
     counts = (2, 5) if scale == TOY else (2, 16, 71, 118)
+    repeated = {"n": _n(scale, 3, 3)}
     return Row(
         "loss + head, forward and backward (32 features)",
         [
@@ -44,7 +45,8 @@ def losses(scale: str, places: Places) -> Row:
                 f"{count} classes",
                 {
                     "conv + DiceCELoss": Job("losses.plain"),
-                    "the same, freed memory kept": Job("losses.plain_in_kept_memory", {"n": _n(scale, 3, 3)}),
+                    "conv + DiceCELoss, memory kept": Job("losses.in_kept_memory", {"method": "plain", **repeated}),
+                    "slabs, memory kept": Job("losses.in_kept_memory", {"method": "ours", **repeated}),
                     "slabs, half of the classes annotated": Job("losses.partly"),
                     "slabs": Job("losses.ours"),
                 },
