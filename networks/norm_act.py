@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks import gpu_kernels
 from networks.onednn_workaround import HALF, needs_float32
 
 NEGATIVE_SLOPE = 0.01
@@ -127,8 +128,11 @@ class _NormAct(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
+        gradient = _like(gradient, x)
+        if gpu_kernels.run_on(x):
+            return _gradients_on_gpu(gradient, x, weight, bias, mean, rstd, out=torch.empty_like(x))
         activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
-        _activation_backward(_like(gradient, x), activated, out=activated)
+        _activation_backward(gradient, activated, out=activated)
         return _normalised_backward(activated, x, weight, mean, rstd)
 
 
@@ -147,19 +151,27 @@ class _NormActConv(torch.autograd.Function):
         x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
         activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
         gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, list(ctx.stride))
+        if gpu_kernels.run_on(x):
+            gradient = _like(gradient, x)
+            return *_gradients_on_gpu(gradient, x, weight, bias, mean, rstd, out=gradient), kernel_gradient, None
         _activation_backward(gradient, activated, out=gradient)
         return *_normalised_backward(_like(gradient, x), x, weight, mean, rstd), kernel_gradient, None
 
 
-# Instance normalisation is batch normalisation of one sample. torch's batch-norm kernels are used because they know the
-# channels-last layout, forwards and backwards; its instance_norm is slow in that layout, and on a CPU its gradients
-# there are wrong (torch 2.13, and test_body_net.py).
+# On a GPU that they run on, kernels of our own do all of this. Elsewhere instance normalisation is batch normalisation
+# of one sample. torch's batch-norm kernels are used because they know the channels-last layout, forwards and backwards;
+# its instance_norm is slow in that layout, and on a CPU its gradients there are wrong (torch 2.13, and
+# test_body_net.py).
 
 
 def _activated(
     x: Volume, weight: PerChannel, bias: PerChannel, *, out: Volume
 ) -> tuple[Volume, Float[Tensor, "B C"], Float[Tensor, "B C"]]:
     """Write leaky_relu(instance_norm(x)) into `out`; return it, the means and the reciprocal standard deviations."""
+    if gpu_kernels.run_on(x):
+        from networks import norm_act_gpu  # needs Triton
+
+        return norm_act_gpu.activated(x, weight, bias, EPSILON, NEGATIVE_SLOPE, out=out)
     mean, rstd = (weight.new_empty(x.shape[:2]) for _ in range(2))
     for b in range(len(x)):
         statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
@@ -177,6 +189,10 @@ def _activated_again(
     out: Volume,
 ) -> Volume:
     """Write the same values into `out`, from known statistics: one pass over x instead of two."""
+    if gpu_kernels.run_on(x):
+        from networks import norm_act_gpu  # needs Triton
+
+        return norm_act_gpu.activated_again(x, weight, bias, mean, rstd, NEGATIVE_SLOPE, out=out)
     variance = rstd.pow(-2)
     # Two tensors: a CPU leaves both alone, CUDA copies the statistics into them and normalises with what it finds there
     used_mean, used_rstd = torch.empty_like(mean[0]), torch.empty_like(rstd[0])
@@ -185,6 +201,22 @@ def _activated_again(
         results = {"out": out[b : b + 1], "save_mean": used_mean, "save_invstd": used_rstd}
         torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, *known, **results)
     return F.leaky_relu_(out, NEGATIVE_SLOPE)
+
+
+def _gradients_on_gpu(
+    gradient: Volume,
+    x: Volume,
+    weight: PerChannel,
+    bias: PerChannel,
+    mean: Float[Tensor, "B C"],
+    rstd: Float[Tensor, "B C"],
+    *,
+    out: Volume,
+) -> tuple[Volume, PerChannel, PerChannel]:
+    """Return the gradients for x, weight and bias from that for the activated values, in x's layout."""
+    from networks import norm_act_gpu  # needs Triton
+
+    return norm_act_gpu.gradients(gradient, x, weight, bias, mean, rstd, NEGATIVE_SLOPE, out=out)
 
 
 def _scratch(x: Volume) -> Volume:

@@ -4,6 +4,7 @@ of faults that tests injected."""
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
 from pathlib import Path
@@ -18,13 +19,21 @@ from tests.support import fault_table
 from tests.support.fault_table import Fault
 from tests.support.paths import ROOT, SHARED
 
+# Without a GPU, kernels for one are run by Triton's interpreter; Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
 # The shapes in these modules' annotations are executed by the tests of their packages: one that nothing checks becomes
 # false in silence. Elsewhere they would take a third of the time.
 _PURE = ("slabs", "warp", "separable", "resize", "restore", "intensity", "left_right", "patches")
-install_import_hook(
-    ["pipeline.losses", "pipeline.metrics", "networks", *(f"transforms.{module}" for module in _PURE)],
-    "beartype.beartype",
-)
+# But for kernels: Triton would compile what checks their shapes.
+_MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for package in ("pipeline/losses", "pipeline/metrics", "networks")
+    for path in ROOT.joinpath(package).glob("*.py")
+    if not path.stem.endswith("_gpu")
+]
+install_import_hook([*_MODULES, *(f"transforms.{module}" for module in _PURE)], "beartype.beartype")
 _CHECKED = tuple(ROOT / "tests" / package for package in ("losses", "metrics", "networks", "transforms"))
 
 pytest_plugins = ["pytester"]  # sessions inside a test: tests/whole_program/test_fault_table.py

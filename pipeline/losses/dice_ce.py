@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -30,6 +31,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from networks import gpu_kernels
 from networks.head import as_matrix, head_matrix
 from pipeline.compute.ranks import gathered, n_processes
 from pipeline.losses.partial_labels import are_annotated
@@ -319,21 +321,31 @@ class _SlabDiceCE(torch.autograd.Function):
         into_features = _empty_like(features) if needs_features else None
         with torch.autocast(features.device.type, enabled=False):
             batch = options.batch(features, weight, bias, label)
-            work = partial(
-                _differentiate_pieces,
-                batch,
-                inverses,
-                Coefficients(*((c * loss_gradient).to(inverses.dtype) for c in coefficients)),
-                into_features,
-            )
-            parts = share_out(batch.pieces, work, features.device)
-        into_weight = _total([part.weight for part in parts], weight.dtype) if needs_weight else None
-        into_bias = _total([part.bias for part in parts], bias.dtype) if needs_bias else None
+            scaled = Coefficients(*((c * loss_gradient).to(inverses.dtype) for c in coefficients))
+            head = _differentiate(batch, inverses, scaled, into_features)
+        into_weight = head.weight.to(weight.dtype) if needs_weight and head.weight is not None else None
+        into_bias = head.bias.to(bias.dtype) if needs_bias and head.bias is not None else None
         return into_features, into_weight, into_bias, None, None, None
 
 
-def _total(parts: Sequence[Tensor | None], dtype: torch.dtype) -> Tensor:
-    return torch.stack([part for part in parts if part is not None]).sum(0).to(dtype)
+def _differentiate(
+    batch: SlabBatch,
+    inverses: Float[Tensor, "B N"],
+    coefficients: Coefficients,
+    into_features: Float[Tensor, "B F *grid"] | None,
+) -> _HeadGradient:
+    """Write the gradient of the features, and return the head's."""
+    if kernels := gpu_kernels_for(batch):
+        of_weight, of_bias = kernels.differentiate(batch, inverses, coefficients, into_features)
+        return _HeadGradient(of_weight, None if batch.bias is None else of_bias)
+    work = partial(_differentiate_pieces, batch, inverses, coefficients, into_features)
+    parts = share_out(batch.pieces, work, batch.label.device)
+    return _HeadGradient(_total([part.weight for part in parts]), _total([part.bias for part in parts]))
+
+
+def _total(parts: Sequence[Tensor | None]) -> Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.stack(there).sum(0) if there else None
 
 
 def _empty_like(features: Float[Tensor, "B F *grid"]) -> Float[Tensor, "B F *grid"]:
@@ -347,9 +359,21 @@ def _empty_like(features: Float[Tensor, "B F *grid"]) -> Float[Tensor, "B F *gri
 def _gather_sums(batch: SlabBatch) -> tuple[_Sums, Float[Tensor, "B N"], Int[Tensor, ""]]:
     """Walk through all slabs; return the sums, 1 / Σ exp of each voxel and the number of correct voxels."""
     inverses = torch.empty(batch.label.shape, dtype=batch.dtype, device=batch.label.device)
+    if kernels := gpu_kernels_for(batch):
+        table, n_correct = kernels.sum_up(batch, inverses)
+        return _Sums(*table), inverses, n_correct
     parts = share_out(batch.pieces, partial(_sum_pieces, batch, inverses), batch.label.device)
     tables, n_correct = zip(*parts, strict=True)
     return _Sums(*torch.stack(tables).sum(0)), inverses, torch.stack(n_correct).sum()
+
+
+def gpu_kernels_for(batch: SlabBatch) -> ModuleType | None:
+    """Return `dice_ce_gpu` where it takes this batch, all voxels at once instead of slabs."""
+    if not gpu_kernels.run_on(batch.features):
+        return None
+    from pipeline.losses import dice_ce_gpu  # needs Triton
+
+    return dice_ce_gpu if dice_ce_gpu.can_take(batch) else None
 
 
 def _sum_pieces(

@@ -76,7 +76,11 @@ def test_functions_are_short():
 
 def test_functions_take_few_parameters():
     found = {
-        f"{path}:{f.name}": n for path in FILES for f in functions(path) if (n := n_parameters(f)) > MAX_PARAMETERS
+        f"{path}:{f.name}": n
+        for path in FILES
+        for f in functions(path)
+        # A kernel for a GPU takes numbers and memory, no records
+        if (n := n_parameters(f)) > MAX_PARAMETERS and "triton.jit" not in map(ast.unparse, f.decorator_list)
     }
     assert found.keys() == MANY_PARAMETERS.keys(), found
 

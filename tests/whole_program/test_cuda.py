@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from networks import gpu_kernels
 from networks.body_net import BodyNet
 from networks.deep_supervision import Level
 from networks.norm_act import norm_act, norm_act_conv
@@ -129,7 +130,8 @@ def test_body_net_has_the_cpus_values_and_gradients(dtype, channels_last, checkp
 
 def loss_and_gradients(device, features, head, label, **options):
     head, leaf = copy.deepcopy(head).to(device), features.to(device, copy=True).requires_grad_()
-    loss = SlabDiceCELoss([1, 2, 3, 4, 5], memory_budget_mb=0.02, **options).to(device)
+    options = {"class_weights": [1, 2, 3, 4, 5]} | options
+    loss = SlabDiceCELoss(memory_budget_mb=0.02, **options).to(device)
     found = loss(leaf, head, label.to(device))
     found.loss.backward()
     values = (found.loss, leaf.grad, head.weight.grad, head.bias.grad)
@@ -150,6 +152,31 @@ def test_the_slab_loss_has_the_cpus_value_gradients_and_counts(dtype, layout, ig
         rest = 1e-4 if dtype.itemsize > 2 else 2**-7  # features' gradients are rounded to their dtype
         torch.testing.assert_close(value, reference, rtol=rest, atol=rest * float(reference.abs().max()))
     assert counts == right
+
+
+@pytest.mark.parametrize(("n_features", "n_classes"), [(32, 71), (16, 118), (60, 40), (3, 100), (64, 100)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_the_loss_of_many_classes_has_the_cpus_value_and_gradients(dtype, layout, n_features, n_classes):
+    features = torch.randn(2, n_features, 11, 9, 13).to(dtype).contiguous(memory_format=layout)
+    head = torch.nn.Conv3d(n_features, n_classes, 1)
+    label = torch.randint(0, n_classes, (2, 1, 11, 9, 13))
+    label[torch.rand(label.shape) < 0.1] = 255
+    given = {"class_weights": torch.rand(n_classes), "ignore_index": 255}
+    found, counts = loss_and_gradients(DEVICE, features, head, label.to(torch.uint8), **given)
+    expected, right = loss_and_gradients("cpu", features, head, label.to(torch.uint8), **given)
+    for value, reference in zip(found, expected, strict=True):
+        rest = 1e-4 if value.ndim != features.ndim or dtype.itemsize > 2 else 2**-7  # only these are rounded to dtype
+        torch.testing.assert_close(value, reference, rtol=rest, atol=rest * float(reference.abs().max()))
+    assert counts == right
+
+
+def test_kernels_of_ours_run_where_triton_compiles():
+    pytest.importorskip("triton")
+    if torch.cuda.get_device_capability() < gpu_kernels.OLDEST:
+        pytest.skip("an older GPU than the kernels are made for")
+    assert gpu_kernels.run_on(torch.zeros(1, device=DEVICE))
+    assert not gpu_kernels.run_on(torch.zeros(1, dtype=torch.float64, device=DEVICE))
 
 
 @pytest.mark.parametrize("n_classes", [71, 300])

@@ -1,0 +1,83 @@
+"""The loss's kernels on a CPU, by Triton's interpreter, held to MONAI; on a GPU `test_cuda.py` holds them, too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+
+from pipeline.losses import dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss
+from tests.support.interpreted import interpreted
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    module = interpreted("pipeline.losses.dice_ce_gpu")
+    monkeypatch.setattr(module, "PART", torch.float32)  # the interpreter multiplies no bfloat16
+    monkeypatch.setattr(dice_ce, "gpu_kernels_for", lambda batch: module if module.can_take(batch) else None)
+    taken = []
+    differentiate = module.differentiate
+    monkeypatch.setattr(module, "differentiate", lambda *given: taken.append(given) or differentiate(*given))
+    return taken
+
+
+def loss_and_gradients(criterion, features, head, label):
+    leaf = features.clone(memory_format=torch.preserve_format).requires_grad_()
+    head.zero_grad()
+    found = criterion(leaf, head, label)
+    found.backward()
+    return [value.detach().double() for value in (found, leaf.grad, *(p.grad for p in head.parameters()))]
+
+
+@pytest.mark.parametrize(("n_features", "n_classes"), [(6, 5), (32, 71), (60, 40), (3, 100)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_loss_and_gradients_are_monais(kernels, n_features, n_classes, layout, dtype, with_bias):
+    features = torch.randn(2, n_features, 5, 7, 6).to(dtype).contiguous(memory_format=layout)
+    head = torch.nn.Conv3d(n_features, n_classes, 1, bias=with_bias)
+    label = torch.randint(0, n_classes, (2, 1, 5, 7, 6)).to(torch.uint8)
+    monais = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    expected = loss_and_gradients(lambda x, head, y: monais(head(x), y), features.float(), head, label)
+    found = loss_and_gradients(lambda *given: SlabDiceCELoss()(*given).loss, features, head, label)
+    assert len(kernels) == 1
+    for value, right in zip(found, expected, strict=True):
+        rest = 1e-5 if value.ndim in (0, 1) or len(value) == n_classes else torch.finfo(dtype).eps
+        torch.testing.assert_close(value, right, rtol=rest, atol=rest * float(right.abs().max()))
+
+
+@pytest.mark.parametrize("ignore_index", [255, 3])
+def test_ignored_voxels_and_counts_are_those_of_slabs(kernels, ignore_index):
+    features, head = torch.randn(1, 8, 6, 7, 9), torch.nn.Conv3d(8, 5, 1)
+    label = torch.randint(0, 5, (1, 6, 7, 9))
+    label[torch.rand(label.shape) < 0.3] = ignore_index
+    criterion = SlabDiceCELoss([1, 2, 3, 4, 5], ignore_index=ignore_index)
+    half = features.bfloat16()
+    found, expected = criterion(half, head, label.to(torch.uint8)), criterion(half.float(), head, label)
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert (int(found.n_correct), int(found.n_voxels)) == (int(expected.n_correct), int(expected.n_voxels))
+    assert int(found.n_voxels) == int((label != ignore_index).sum())
+
+
+def test_what_the_kernels_are_not_made_for_goes_through_slabs(kernels):
+    label = torch.randint(0, 5, (1, 4, 4, 4))
+    for features, head, more in (
+        (torch.randn(1, 8, 4, 4, 4), torch.nn.Conv3d(8, 5, 1), {}),  # float32
+        (torch.randn(1, 5, 4, 4, 4).bfloat16(), None, {}),  # logits
+        (torch.randn(1, 200, 4, 4, 4).bfloat16(), torch.nn.Conv3d(200, 5, 1), {}),  # a long head
+        (torch.randn(1, 64, 4, 4, 4).bfloat16(), torch.nn.Conv3d(64, 70, 1), {}),  # a large one
+        (torch.randn(1, 8, 4, 4, 4).bfloat16(), torch.nn.Conv3d(8, 6, 1), {"annotated": [[1, 2, 3, 4]]}),
+    ):
+        SlabDiceCELoss()(features.requires_grad_(), head, label, **more).loss.backward()
+    assert not kernels
+
+
+def test_a_float32_number_is_the_sum_of_its_parts():
+    module = interpreted("pipeline.losses.dice_ce_gpu")
+    numbers = torch.randn(40, 8) * 10.0 ** torch.randint(-6, 6, (40, 8))
+    parts = module.parts_of(numbers)
+    assert parts.dtype == torch.bfloat16
+    assert torch.equal(parts.float().sum(0), numbers)
