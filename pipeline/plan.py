@@ -33,7 +33,7 @@ from pipeline.console.text import BYTES_PER_GB, fitted, gigabytes, printable
 from pipeline.files.atomic import check_writable, make_folder, write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
 from pipeline.planning.data_settings import described, refuse_chosen
-from pipeline.planning.machine import BETWEEN_STEPS_S, Cost, Machine
+from pipeline.planning.machine import BETWEEN_STEPS_S, GPU_CASE_S, GPU_EPOCH_S, Cost, Machine
 from pipeline.planning.network_shape import Triple, target_spacing
 from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
 from pipeline.training.preparing_time import preparing_s
@@ -128,7 +128,9 @@ def plan(
             process_bytes=int(MEMORY_SHARE * memory / n),
         )
         with one_step(progress, "measuring training steps"):
-            return cost_of(measure_steps(request), n)
+            cost = cost_of(measure_steps(request), n)
+        on_gpu = devices.accelerator == "gpu"
+        return replace(cost, epoch_s=GPU_EPOCH_S, case_s=GPU_CASE_S) if on_gpu else cost
 
     machine = Machine(devices.accelerator, cores, memory)
     found = make_plan(summary, machine, budget_s, measure)

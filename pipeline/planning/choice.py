@@ -27,9 +27,6 @@ from pipeline.planning.stages import (
 from transforms.io.limits import MAX_VOXELS
 from transforms.resize import align_to_spacing
 
-START_S = 15.0
-"""Seconds that starting a training and checking remembered cases take."""
-
 TRAINING_SHARE = 0.93
 """Share of the time after starting and preparing in which steps and validations fit: a slower moment needs the rest.
 
@@ -166,7 +163,7 @@ def choose(data: DataSummary, machine: Machine, budget_s: float, measure: Measur
     Raises:
         ConfigError: not even the smallest patch fits the memory, or can be trained and validated in the time.
     """
-    training_s = TRAINING_SHARE * (budget_s - START_S - data.preparing_s)
+    training_s = TRAINING_SHARE * (budget_s - machine.start_s - data.preparing_s)
     wanted = max(LEAST_STEPS_IN_ALL, STEPS_A_CLASS * len(data.class_names))
     grid, cost, schedule = _finest(data, machine, training_s, wanted, measure)
     if schedule is None:
@@ -284,7 +281,7 @@ def _refusal(grid: Grid, cost: Cost, machine: Machine, preparing_s: float) -> Co
             f"voxels) may take {MEMORY_SHARE:.0%}, found {gigabytes(machine.memory_bytes, 1)}; use a machine with more"
         )
     least_s = min(least_seconds(cost, stages, grid.cases) for stages in candidates)
-    minutes = math.ceil((least_s / TRAINING_SHARE + START_S + preparing_s) / 60)
+    minutes = math.ceil((least_s / TRAINING_SHARE + machine.start_s + preparing_s) / 60)
     return ConfigError(
         f"--budget: expected {minutes} minutes at least, since this machine takes so long for preparing the cases, the "
         f"shortest training and one validation of {grid.cases.n_val} cases; say --budget {minutes}min or more"

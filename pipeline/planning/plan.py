@@ -10,7 +10,6 @@ from typing import Any
 
 from pipeline.planning.choice import (
     NARROW,
-    START_S,
     TRAINING_SHARE,
     WIDE_STEPS,
     Choice,
@@ -20,7 +19,7 @@ from pipeline.planning.choice import (
 )
 from pipeline.planning.epochs import n_validations
 from pipeline.planning.machine import Machine
-from pipeline.planning.stages import N_EPOCHS, VALIDATION_SHARE
+from pipeline.planning.stages import VALIDATION_SHARE
 
 SPLIT_SHARES = (90.0, 10.0, 0.0)
 """Percent of the cases for training, validation and test, where the data set has no split of its own."""
@@ -87,8 +86,9 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     network = {"_target_": "networks.body_net.BodyNet", "strides": strides, "kernels": kernels}
     plan.put("model.network", network, "an axis is halved while it has 8 voxels (nnU-Net's rule)")
     because = (
-        f"{schedule.n_steps} steps: what {budget_s / 60:.3g} minutes hold beside validations, {START_S:.0f} s for "
-        f"starting, {data.preparing_s:.0f} s for preparing cases, and {1 - TRAINING_SHARE:.0%} for a slower moment"
+        f"{schedule.n_steps} steps: what a budget of {budget_s / 60:.3g} min holds beside validations, "
+        f"{machine.start_s:.0f} s for starting, {data.preparing_s:.0f} s for preparing cases, and "
+        f"{1 - TRAINING_SHARE:.0%} for a slower moment"
     )
     plan.put("training.max_epochs", schedule.n_epochs, because)
     plan.put("training.lr", LEARNING_RATE, "AdamW, for a schedule this short; twice as much did no better")
@@ -122,7 +122,7 @@ def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -
     growth = [[*stage.patch, stage.batch, epochs] for stage, epochs in stages][:-1]
     because = "patch, batch and epochs: small patches first, where a step costs little, in equal shares of the time"
     plan.put("data.patch_growth", growth, because)
-    because = f"{schedule.n_batches} steps an epoch, for about {N_EPOCHS} epochs in all"
+    because = f"{schedule.n_batches} steps an epoch, for {schedule.n_epochs} epochs in all"
     plan.put("data.patches_per_case", schedule.patches_per_case, because)
     if not data.is_split:
         because = "no case is left out for a test: evaluate on other data"

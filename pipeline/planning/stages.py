@@ -32,6 +32,9 @@ VALIDATION_SHARE = 0.1
 N_EPOCHS = 100
 """About as many points as the curves of a training should have."""
 
+BETWEEN_EPOCHS_SHARE = 0.05
+"""Share of the training time that may pass between epochs: where much does, they are fewer and longer."""
+
 LEAST_EPOCHS = 4
 """Epochs of a stage at least: whole epochs then waste little of its time."""
 
@@ -58,7 +61,7 @@ class Cases:
     def validation_s(self, cost: Cost, window: Triple) -> float:
         """Seconds of validating one case through this window, mean over all."""
         n_windows = sum(n * count_windows(size, window) for size, n in Counter(self.sizes).items())
-        return n_windows / len(self.sizes) * math.prod(window) * cost.validation_voxel_s
+        return n_windows / len(self.sizes) * math.prod(window) * cost.validation_voxel_s + cost.case_s
 
     def validation_bytes(self, window: Triple, n_features: int) -> float:
         """Memory of the largest case with its label and segmentation, and of features blended through this window.
@@ -87,7 +90,7 @@ class Schedule:
     validate_every: int
     """training.validate_every, see `is_validated`."""
     steps_s: float
-    """Seconds of all steps."""
+    """Seconds of all steps, and between epochs."""
     validations_s: float
     """Seconds of all validations."""
 
@@ -143,8 +146,9 @@ def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s:
     steps = [(training_s - most_s) / len(stages) / one_s for one_s in step_s]
     if min(steps) < LEAST_STEPS:
         return None
-    per_epoch = max(1, math.floor(min(sum(steps) / N_EPOCHS, min(steps) / LEAST_EPOCHS)))
-    epoch_s = [per_epoch * one_s for one_s in step_s]
+    n_epochs = min(N_EPOCHS, BETWEEN_EPOCHS_SHARE * training_s / cost.epoch_s) if cost.epoch_s else N_EPOCHS
+    per_epoch = max(1, math.floor(min(sum(steps) / n_epochs, min(steps) / LEAST_EPOCHS)))
+    epoch_s = [per_epoch * one_s + cost.epoch_s for one_s in step_s]
     more = (VALIDATION_SHARE * training_s - only_s) / validation_s if validation_s else 0
     most = 1 + max(0, math.floor(more))
     every = math.ceil(sum(_epochs_within(training_s - most_s, epoch_s)) / most)

@@ -1,6 +1,7 @@
 """Stages share the time, and a schedule that does not fit is not made."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from networks.sliding_window import SlidingWindow
 from pipeline.planning.epochs import n_batches
 from pipeline.planning.machine import Cost
-from pipeline.planning.stages import Cases, growing, least_seconds, make_schedule
+from pipeline.planning.stages import LEAST_EPOCHS, Cases, growing, least_seconds, make_schedule
 
 
 def random_trainings(n):
@@ -43,6 +44,27 @@ def test_a_schedule_takes_no_more_than_the_time_and_every_stage_its_share():
             assert times < 30 or schedule.steps_s + schedule.validations_s >= 0.96 * training_s
             assert min(n * schedule.n_batches for n in schedule.epochs_of) >= 30
             assert max(shares) <= 2 * min(shares)
+
+
+def test_what_passes_between_epochs_is_counted_and_kept_small():
+    for bare, cases, stages in random_trainings(60):
+        cost = replace(bare, epoch_s=0.2, case_s=0.05)
+        for times in (1.01, 2, 30):
+            training_s = times * least_seconds(cost, stages, cases)
+            schedule = make_schedule(cost, stages, cases, training_s)
+            assert schedule.steps_s + schedule.validations_s <= training_s * (1 + 1e-9)
+            step_s = [cost.step_s(stage.patch, stage.batch) for stage in stages]
+            steps_s = sum(n * schedule.n_batches * s for n, s in zip(schedule.epochs_of, step_s, strict=True))
+            assert steps_s + 0.2 * schedule.n_epochs == pytest.approx(schedule.steps_s)
+            fewest = LEAST_EPOCHS * len(stages)
+            assert 0.2 * schedule.n_epochs <= max(0.1 * training_s, 0.2 * 2 * fewest)  # whole steps an epoch
+
+
+def test_a_case_that_is_validated_takes_its_own_time_beside_that_of_its_voxels():
+    cost = Cost(fixed_s=0.5, voxel_s=1e-3, fixed_bytes=100, voxel_bytes=2, validation_voxel_s=1e-4, n_processes=3)
+    cases = Cases(((10, 10, 10), (20, 10, 10)), n_train=5, n_val=2)
+    assert cases.validation_s(cost, (10, 10, 10)) == pytest.approx(0.2)  # one window, and three that overlap by half
+    assert cases.validation_s(replace(cost, case_s=0.05), (10, 10, 10)) == pytest.approx(0.25)
 
 
 def test_the_setting_makes_as_many_batches_as_were_planned():
