@@ -5,18 +5,25 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
-from monai.data import DataLoader
+from monai.losses import DiceCELoss
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.inputs import N_PHANTOM_CLASSES, image_and_label
 from benchmarks.loading import cached, prepare
 from benchmarks.measurement import Measurement, Skipped
-from benchmarks.steps import fit
+from benchmarks.steps import FullLogitsLoss, fit, plain_network
+from networks import gpu_kernels
 from networks.body_net import BodyNet
+from pipeline.compute.measuring import clock_s
 from pipeline.losses.dice_ce import SlabDiceCELoss
+from pipeline.training.data_workers import DataWorkers
+from pipeline.training.datamodule import BodyData
 from transforms.chains import augmentation_chain
 
 NO_GPU = "no GPU: not measured"
@@ -39,8 +46,10 @@ def ours(
     device: str = "cuda",
     precision: str = "bf16-mixed",
     matrix_size: int = 8192,
+    loss: Literal["slabs", "full logits"] = "slabs",
 ) -> Measurement | Skipped:
-    """Train BodyNet from the cache, augmented, in as many workers as there are cores; the first quarter warms up."""
+    """Train BodyNet as `bodyseg train` does: from the cache, read by as many workers as there are cores, augmented on
+    the device; the first quarter warms up. With the loss on full logits everything but the loss is the same."""
     if device == "cuda" and not torch.cuda.is_available():
         return Skipped(NO_GPU)
     torch.manual_seed(0)
@@ -51,11 +60,18 @@ def ours(
     operations = _operations(network, size, batch)
     rate = _matrix_rate(device, matrix_size)
     cases = [f"phantom_{i}" for i in range(n_steps * batch)]
-    dataset = cached(folder, size, cases, transform=augmentation_chain(size))
+    dataset = cached(folder, size, cases, transform=augmentation_chain(size, on_device=True))
     workers = (os.cpu_count() or 1) if device == "cuda" else 0
-    loader = DataLoader(dataset, batch_size=batch, num_workers=workers, pin_memory=device == "cuda")
-    accelerator = "gpu" if device == "cuda" else "cpu"
-    clock = fit(network, loader, n_classes=N_PHANTOM_CLASSES, accelerator=accelerator, precision=precision)
+    prepared: Any = SimpleNamespace(train=dataset, patches=None)
+    data = BodyData(prepared, batch_size=batch, seed=0, workers=DataWorkers(workers))
+    clock = fit(
+        network,
+        data,
+        n_classes=N_PHANTOM_CLASSES,
+        accelerator="gpu" if device == "cuda" else "cpu",
+        precision=precision,
+        criterion=FullLogitsLoss() if loss == "full logits" else None,
+    )
     warm = len(clock.seconds) // 4
     seconds = statistics.median(clock.seconds[warm:])
     facts = {
@@ -64,10 +80,117 @@ def ours(
         "share_of_matrix_rate": operations / seconds / rate,
         "data_wait_s": statistics.median(clock.waits[warm:]),
         "workers": workers,
+        "kernels_of_ours": gpu_kernels.run_on(torch.zeros((), device=device)),
         "gradient_difference": difference,
     }
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     return Measurement(clock.seconds[warm:], None, peak, [], facts)
+
+
+def plain(
+    network: str,
+    folder: str,
+    size: Sequence[int],
+    batch: int = 1,
+    base_channels: int = 32,
+    n_steps: int = 20,
+    device: str = "cuda",
+) -> Measurement | Skipped:
+    """Train a MONAI network as its tutorials do, in bfloat16: logits, DiceCELoss, AdamW.
+
+    The batch lies on the device and is the same in each step: nothing is loaded or augmented.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        return Skipped(NO_GPU)
+    net = plain_network(network, N_PHANTOM_CLASSES, base_channels)
+    criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+    def step(image: torch.Tensor, label: torch.Tensor) -> None:
+        optimiser.zero_grad()
+        with torch.autocast(device, torch.bfloat16):
+            loss = criterion(net(image), label)
+        loss.backward()
+        optimiser.step()
+
+    return _steps(net, step, cached(folder, size)[0], batch, n_steps, device)
+
+
+def nnunet(
+    folder: str, size: Sequence[int], batch: int = 1, base_channels: int = 32, n_steps: int = 20, device: str = "cuda"
+) -> Measurement | Skipped:
+    """Train nnU-Net's network with its loss, optimiser, precision and settings of cuDNN, in this size and not compiled.
+
+    PlainConvUNet of six levels (32 to 320 channels) with deep supervision, as its planner makes them for isotropic
+    voxels; Dice + cross entropy at five levels, SGD with momentum, float16 with scaled gradients (nnUNetTrainer of
+    nnunetv2 2.8). The batch lies on the device and is the same in each step.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        return Skipped(NO_GPU)
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet
+    from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+    from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+
+    torch.backends.cudnn.benchmark = True
+    net = PlainConvUNet(
+        1,
+        6,
+        [min(320, base_channels * 2**level) for level in range(6)],
+        nn.Conv3d,
+        3,
+        [1, 2, 2, 2, 2, 2],
+        2,
+        N_PHANTOM_CLASSES,
+        2,
+        conv_bias=True,
+        norm_op=nn.InstanceNorm3d,
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
+    dice = {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False}
+    criterion = DC_and_CE_loss(dice, {}, dice_class=MemoryEfficientSoftDiceLoss)
+    weights = [2.0**-level for level in range(5)]
+    weights[-1] = 0.0
+    supervised = DeepSupervisionWrapper(criterion, [weight / sum(weights) for weight in weights])
+    optimiser = torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.99, nesterov=True, weight_decay=3e-5)
+    scaler = torch.amp.GradScaler(device)
+
+    def step(image: torch.Tensor, label: torch.Tensor) -> None:
+        labels = [label.float()[..., :: 2**n, :: 2**n, :: 2**n] for n in range(5)]
+        optimiser.zero_grad(set_to_none=True)
+        with torch.autocast(device, torch.float16):
+            loss = supervised(net(image), labels)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimiser)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 12)
+        scaler.step(optimiser)
+        scaler.update()
+
+    return _steps(net, step, cached(folder, size)[0], batch, n_steps, device)
+
+
+def _steps(
+    network: nn.Module,
+    step: Callable[[torch.Tensor, torch.Tensor], None],
+    case: dict[str, Any],
+    batch: int,
+    n_steps: int,
+    device: str,
+) -> Measurement:
+    """Time steps on a batch of the same case; the first quarter warms up."""
+    network.to(device)
+    image, label = (torch.stack([case[key].as_tensor()] * batch).to(device) for key in ("image", "label"))
+    seconds = []
+    for _ in range(n_steps):
+        start = clock_s()
+        step(image, label)
+        seconds.append(clock_s() - start)
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    facts = {"device": torch.cuda.get_device_name() if device == "cuda" else device}
+    return Measurement(seconds[n_steps // 4 :], None, peak, [], facts)
 
 
 def gradient_difference(device: str) -> float:

@@ -160,10 +160,10 @@ def plain(folder: str, source_size: Sequence[int], window: Sequence[int]) -> Mea
     return held_against_first(measured, folder, output / SCAN)
 
 
-def ours(folder: str, precision: str = "auto", **_: Any) -> Measurement:
+def ours(folder: str, precision: str = "auto", device: str = "cpu", **_: Any) -> Measurement:
     """What `bodyseg predict` does: in windows, or the whole scan at once, as the checkpoint says."""
     output = Path(folder, f"ours_{precision}")
-    options = PredictionOptions(device="cpu", precision=precision, trust=True)
+    options = PredictionOptions(device=device, precision=precision, trust=True)
     with _measured() as (measured, _):
         report = predict(
             [Path(folder, "best_model.ckpt")], [Path(folder, "scans")], output, options, console=Console(quiet=True)

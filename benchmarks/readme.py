@@ -41,6 +41,8 @@ LINES = (
     Line("MONAI's UNet, in our step", "step", f"{STEP} 1", "UNet, plain", "UNet, our step"),
     Line("training step, batch 2: MONAI's UNet against BodyNet, ours", "step", f"{STEP} 2",
          "UNet, plain", "BodyNet, ours"),
+    Line("training step on an H100, batch 1, 71 classes: nnU-Net's network and loss against BodyNet, ours", "gpu",
+         "steps", "nnU-Net", "BodyNet, ours"),
     Line("Dice of label maps, 71 classes", "metric", "Dice", "DiceMetric", "joint histogram"),
     Line("HD95 + surface Dice, 70 classes", "surfaces", "surfaces", "MONAI", "one pass"),
     Line("one 512×512×300 case, loaded and prepared", LOADING, LOADING, "MONAI's chain", "our chain"),

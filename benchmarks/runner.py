@@ -139,10 +139,19 @@ def _in_turn(
                 continue  # it was killed or skipped: it would be again
             say(f"{comparison.name}: {method}, {repeat + 1} of {comparison.repeats}")
             found = run_job(replace(job, arguments=settings | job.arguments))
+            say(f"  {_in_words(found)}")
             runs[method].append(found)
             if "killed" in found and stop_when_killed:
                 return None
     return runs
+
+
+def _in_words(found: dict[str, Any]) -> str:
+    """What a process found, at once: a row that is interrupted writes no file."""
+    if "seconds" not in found:
+        return str(found.get("killed") or found.get("skipped"))
+    peak = "" if found.get("peak_bytes") is None else f", peak {found['peak_bytes'] / 1e9:.2f} GB"
+    return f"{statistics.median(found['seconds']):.3g} s{peak}"
 
 
 def run_job(job: Job) -> dict[str, Any]:

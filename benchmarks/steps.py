@@ -39,7 +39,7 @@ def plain(
     """Steps of logits, MONAI's DiceCELoss and AdamW, in float32 and the default memory layout; the value is the first
     loss. The first step's time is left out: it warms up."""
     torch.manual_seed(0)
-    net = _plain_network(network, n_classes, base_channels)
+    net = plain_network(network, n_classes, base_channels)
     criterion, optimiser = (
         DiceCELoss(to_onehot_y=True, softmax=True, batch=True),
         torch.optim.AdamW(net.parameters(), lr=LR),
@@ -99,7 +99,8 @@ def _measurement(
     return Measurement(seconds[1:] or seconds, max(0, peak - before), peak, losses[:1], facts)
 
 
-def _plain_network(name: str, n_classes: int, base_channels: int) -> nn.Module:
+def plain_network(name: str, n_classes: int, base_channels: int) -> nn.Module:
+    """BodyNet, or MONAI's residual UNet of about its size."""
     if name == "body_net":
         return BodyNet(1, n_classes, base_channels)
     return UNet(in_channels=1, out_channels=n_classes, **_unet(base_channels))
@@ -161,7 +162,7 @@ class Clock(pl.Callback):
 
 def fit(
     network: nn.Module,
-    batches: Iterable,
+    batches: Iterable | pl.LightningDataModule,
     *,
     n_classes: int,
     accelerator: str,
@@ -170,6 +171,7 @@ def fit(
     criterion: nn.Module | None = None,
 ) -> Clock:
     """Train through Lightning and SegmentationModule for one epoch of `batches`; a `criterion` replaces its loss."""
+    source = "datamodule" if isinstance(batches, pl.LightningDataModule) else "train_dataloaders"
     module = SegmentationModule(
         network,
         n_classes=n_classes,
@@ -193,7 +195,7 @@ def fit(
         enable_model_summary=False,
         enable_progress_bar=False,
     )
-    trainer.fit(module, train_dataloaders=batches)
+    trainer.fit(module, **{source: batches})
     return clock
 
 
