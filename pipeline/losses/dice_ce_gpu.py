@@ -36,8 +36,8 @@ MOST_PROGRAMS = 1056
 
 def can_take(batch: SlabBatch) -> bool:
     """Return whether the kernels are made for a batch, which lies on a GPU: half precision, a head that fits, and every
-    class annotated in every sample."""
-    if batch.matrix is None or any(batch.merged) or batch.features.dtype not in HALF:
+    class annotated in every sample, of which there is one at least."""
+    if batch.matrix is None or any(batch.merged) or batch.features.dtype not in HALF or not batch.label.numel():
         return False
     blocks = _blocks(*batch.matrix.shape)
     return max(blocks) <= LONGEST_EDGE and math.prod(blocks) <= LARGEST_HEAD

@@ -70,6 +70,7 @@ def test_what_the_kernels_are_not_made_for_goes_through_slabs(kernels):
         (torch.randn(1, 200, 4, 4, 4).bfloat16(), torch.nn.Conv3d(200, 5, 1), {}),  # a long head
         (torch.randn(1, 64, 4, 4, 4).bfloat16(), torch.nn.Conv3d(64, 70, 1), {}),  # a large one
         (torch.randn(1, 8, 4, 4, 4).bfloat16(), torch.nn.Conv3d(8, 6, 1), {"annotated": [[1, 2, 3, 4]]}),
+        (torch.randn(1, 8, 4, 4, 4).bfloat16(), torch.nn.Conv3d(8, 5, 1), {"counted": [False]}),  # no sample is left
     ):
         SlabDiceCELoss()(features.requires_grad_(), head, label, **more).loss.backward()
     assert not kernels

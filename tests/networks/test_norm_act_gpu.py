@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from networks import gpu_kernels
+from networks.norm_act import norm_act, norm_act_conv
 from tests.support.interpreted import interpreted
 
 EPSILON, SLOPE = 1e-5, 0.01
@@ -60,3 +62,26 @@ def test_a_small_deviation_beside_a_large_mean_is_kept(kernels, first):
     flat = x.double().flatten(2)
     torch.testing.assert_close(mean.double(), flat.mean(-1), rtol=1e-6, atol=0)
     torch.testing.assert_close(rstd.double(), (flat.var(-1, correction=0) + EPSILON).rsqrt(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2)])
+def test_layers_give_with_them_what_they_give_without(kernels, monkeypatch, layout, stride):
+    x = torch.randn(2, 8, 9, 6, 7).contiguous(memory_format=layout)
+    kernel, (weight, bias) = torch.randn(4, 8, 3, 3, 3), torch.rand(2, 8)
+
+    def results():
+        leaves = [tensor.clone().requires_grad_() for tensor in (x, weight, bias, kernel)]
+        activated = norm_act(*leaves[:3])
+        convolved = norm_act_conv(activated, *leaves[1:], stride)
+        gradients = torch.autograd.grad((convolved * torch.linspace(-1, 1, convolved.shape[-1])).sum(), leaves)
+        return [activated.detach(), convolved.detach(), *gradients]
+
+    expected = results()
+    monkeypatch.setattr(gpu_kernels, "run_on", lambda x: True)
+    used = []
+    gradients = kernels.gradients
+    monkeypatch.setattr(kernels, "gradients", lambda *a, **k: used.append(1) or gradients(*a, **k))
+    for found, right in zip(results(), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5 * float(right.abs().max()))
+    assert len(used) == 2

@@ -67,9 +67,16 @@ WRITES_INTO_ITS_INPUT = {
     "pipeline.losses.slab_softmax.differentiate": "the slab's own logits, which nobody else has",
     "transforms.slabs.first_highest": "the scores, which its two callers computed for it",
 }
+KERNEL = "needs Triton; held to torch or MONAI by tests of its own"
 NOT_ALONE = {
     "pipeline.inference.passes.prepare_array": "needs a model; the array goes through volume_tensor",
     "pipeline.inference.passes.scan_features": "needs a model and a scan; of arrays it takes a grid's affine",
+    "networks.norm_act_gpu.activated": KERNEL,
+    "networks.norm_act_gpu.activated_again": KERNEL,
+    "networks.norm_act_gpu.gradients": KERNEL,
+    "pipeline.losses.dice_ce_gpu.differentiate": KERNEL,
+    "pipeline.losses.dice_ce_gpu.parts_of": KERNEL,
+    "pipeline.losses.dice_ce_gpu.sum_up": KERNEL,
     "pipeline.training.run_record.run_document": "needs a prepared data set; weights go through weight_stats",
 }
 INTEGERS = ("uint8", "uint16", "int16", "int32", "int64")
@@ -211,6 +218,7 @@ CALLS: dict[str, Call] = {
     "networks.features_and_head.FeaturesAndHead.features": lambda f, g: f(_split(), _image(g)).mean().backward(),
     "networks.features_and_head.FeaturesAndHead.supervised_levels": lambda f, g: f(_split("SegResNetDS"), _image(g)),
     "networks.features_and_head.FeaturesAndHead.forward": lambda f, g: f(_split(), _image(g)).mean().backward(),
+    "networks.gpu_kernels.run_on": lambda f, g: f(g.floats(*SIZE)),
     "networks.head.as_matrix": lambda f, g: f(g.floats(3, *SIZE)),
     "networks.norm_act.NormAct.forward": lambda f, g: f(NormAct(2), _fine(g)).mean().backward(),
     "networks.norm_act.NormActConv.forward": lambda f, g: f(NormActConv(2, 3), _fine(g)).mean().backward(),
