@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = _emptied(work / f"nnunet-{iterations}")
             add(_nnunet(folder, train, test, given.nnunet, int(iterations)), folder)
     except subprocess.CalledProcessError as error:
-        print(f"benchmarks.deadline: {error}", file=sys.stderr)
+        print(f"benchmarks.deadline: {error}; what it printed: {work}/*/commands.log", file=sys.stderr)
         return 1
     finally:
         given.output.write_text(json.dumps({"held_out": len(list(test.glob("labelsTr/*"))), "runs": results}, indent=1))
