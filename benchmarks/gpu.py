@@ -73,7 +73,9 @@ def ours(
         criterion=FullLogitsLoss() if loss == "full logits" else None,
     )
     warm = len(clock.seconds) // 4
-    seconds = statistics.median(clock.seconds[warm:])
+    # From batch to batch: Lightning loads the next one and has it augmented between the steps
+    taken = [sum(parts) for parts in zip(clock.waits, clock.seconds, strict=True)]
+    seconds = statistics.median(taken[warm:])
     facts = {
         "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "matrix_tflops": rate / 1e12,
@@ -84,7 +86,7 @@ def ours(
         "gradient_difference": difference,
     }
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return Measurement(clock.seconds[warm:], None, peak, [], facts)
+    return Measurement(taken[warm:], None, peak, [], facts)
 
 
 def plain(

@@ -41,6 +41,8 @@ def _compile_for(device: torch.device) -> bool:
 
         x, one = torch.zeros(1, 1, 2, 2, 2, device=device), torch.ones(1, device=device)
         norm_act_gpu.activated(x, one, one, 1.0, 1.0, out=torch.empty_like(x))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a compiler, a driver or a read-only home folder comes up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning(

@@ -36,8 +36,10 @@ MOST_PROGRAMS = 1056
 
 def can_take(batch: SlabBatch) -> bool:
     """Return whether the kernels are made for a batch, which lies on a GPU: half precision, a head that fits, and every
-    class annotated in every sample, of which there is one at least."""
+    class annotated in every sample, of which there is one at least; labels are int32 in the kernels."""
     if batch.matrix is None or any(batch.merged) or batch.features.dtype not in HALF or not batch.label.numel():
+        return False
+    if not -(2**31) <= (batch.ignore_index or 0) < 2**31:
         return False
     blocks = _blocks(*batch.matrix.shape)
     return max(blocks) <= LONGEST_EDGE and math.prod(blocks) <= LARGEST_HEAD

@@ -122,7 +122,8 @@ def _batch(shape: Triple, patch: Triple, batch: int) -> int:
 
 def least_seconds(cost: Cost, stages: Sequence[Stage], cases: Cases) -> float:
     """Seconds of the shortest training that `make_schedule` makes."""
-    steps_s = len(stages) * LEAST_STEPS * max(cost.step_s(stage.patch, stage.batch) for stage in stages)
+    slowest_s = max(cost.step_s(stage.patch, stage.batch) for stage in stages)
+    steps_s = len(stages) * (LEAST_STEPS * slowest_s + LEAST_EPOCHS * cost.epoch_s)
     return max(steps_s + _validations(cost, stages, cases)[1], steps_s / (1 - VALIDATION_SHARE))
 
 
@@ -143,7 +144,8 @@ def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s:
     validation_s, only_s = _validations(cost, stages, cases)
     most_s = max(only_s, VALIDATION_SHARE * training_s)
     step_s = [cost.step_s(stage.patch, stage.batch) for stage in stages]
-    steps = [(training_s - most_s) / len(stages) / one_s for one_s in step_s]
+    share_s = (training_s - most_s) / len(stages) - LEAST_EPOCHS * cost.epoch_s
+    steps = [share_s / one_s for one_s in step_s]
     if min(steps) < LEAST_STEPS:
         return None
     n_epochs = min(N_EPOCHS, BETWEEN_EPOCHS_SHARE * training_s / cost.epoch_s) if cost.epoch_s else N_EPOCHS

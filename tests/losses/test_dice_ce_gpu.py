@@ -64,6 +64,8 @@ def test_ignored_voxels_and_counts_are_those_of_slabs(kernels, ignore_index):
 
 def test_what_the_kernels_are_not_made_for_goes_through_slabs(kernels):
     label = torch.randint(0, 5, (1, 4, 4, 4))
+    half = torch.randn(1, 8, 4, 4, 4).bfloat16().requires_grad_()
+    SlabDiceCELoss(ignore_index=2**32)(half, torch.nn.Conv3d(8, 5, 1), label).loss.backward()
     for features, head, more in (
         (torch.randn(1, 8, 4, 4, 4), torch.nn.Conv3d(8, 5, 1), {}),  # float32
         (torch.randn(1, 5, 4, 4, 4).bfloat16(), None, {}),  # logits

@@ -56,6 +56,8 @@ def test_what_passes_between_epochs_is_counted_and_kept_small():
             step_s = [cost.step_s(stage.patch, stage.batch) for stage in stages]
             steps_s = sum(n * schedule.n_batches * s for n, s in zip(schedule.epochs_of, step_s, strict=True))
             assert steps_s + 0.2 * schedule.n_epochs == pytest.approx(schedule.steps_s)
+            assert min(schedule.epochs_of) >= LEAST_EPOCHS
+            assert min(n * schedule.n_batches for n in schedule.epochs_of) >= 30
             fewest = LEAST_EPOCHS * len(stages)
             assert 0.2 * schedule.n_epochs <= max(0.1 * training_s, 0.2 * 2 * fewest)  # whole steps an epoch
 
