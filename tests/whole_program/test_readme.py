@@ -133,6 +133,10 @@ def test_what_plans_reach_is_that_of_the_result_file():
     assert rounds_to(validated_often["seconds"]["train"], said[2])
     said = re.search(r"With a weight decay of 0.0001 .* 15 minutes reached ([\d.]+)\.", page)
     assert rounds_to(decayed_less["dice"]["mean"], said[1])
+    (longer,) = (run for run in results("deadline")["runs"] if run.get("iterations") == 270)
+    said = re.search(r"In 270 iterations, (\d+) s of training, it reaches ([\d.]+)\.", page)
+    assert rounds_to(longer["seconds"]["train"], said[1])
+    assert rounds_to(longer["dice"]["mean"], said[2])
 
 
 def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
