@@ -12,6 +12,8 @@ import logging
 import torch
 from torch import Tensor
 
+from networks.onednn_workaround import HALF
+
 log = logging.getLogger(__name__)
 
 OLDEST = (8, 0)
@@ -23,7 +25,7 @@ def run_on(x: Tensor) -> bool:
     torch.compile compiles anyway."""
     return (
         x.device.type == "cuda"
-        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and x.dtype in (torch.float32, *HALF)
         and not torch.compiler.is_compiling()
         and _compile_for(x.device)
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -116,6 +117,15 @@ def _is_exporting() -> bool:
     return getattr(torch.compiler, "is_exporting", bool)() or torch.jit.is_tracing()
 
 
+def _gpu_kernels_for(x: Volume) -> ModuleType | None:
+    """Return `norm_act_gpu` where it takes x."""
+    if not gpu_kernels.run_on(x):
+        return None
+    from networks import norm_act_gpu  # needs Triton
+
+    return norm_act_gpu
+
+
 class _NormAct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -129,8 +139,9 @@ class _NormAct(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x, weight, bias, mean, rstd = ctx.saved_tensors
         gradient = _like(gradient, x)
-        if gpu_kernels.run_on(x):
-            return _gradients_on_gpu(gradient, x, weight, bias, mean, rstd, out=torch.empty_like(x))
+        if kernels := _gpu_kernels_for(x):
+            known = (x, weight, bias, mean, rstd)
+            return kernels.gradients(gradient, *known, NEGATIVE_SLOPE, out=torch.empty_like(x))
         activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
         _activation_backward(gradient, activated, out=activated)
         return _normalised_backward(activated, x, weight, mean, rstd)
@@ -151,9 +162,9 @@ class _NormActConv(torch.autograd.Function):
         x, weight, bias, kernel, mean, rstd = ctx.saved_tensors
         activated = _activated_again(x, weight, bias, mean, rstd, out=_scratch(x))
         gradient, kernel_gradient = _convolution_backward(gradient, activated, kernel, list(ctx.stride))
-        if gpu_kernels.run_on(x):
-            gradient = _like(gradient, x)
-            return *_gradients_on_gpu(gradient, x, weight, bias, mean, rstd, out=gradient), kernel_gradient, None
+        if kernels := _gpu_kernels_for(x):
+            gradient, known = _like(gradient, x), (x, weight, bias, mean, rstd)
+            return *kernels.gradients(gradient, *known, NEGATIVE_SLOPE, out=gradient), kernel_gradient, None
         _activation_backward(gradient, activated, out=gradient)
         return *_normalised_backward(_like(gradient, x), x, weight, mean, rstd), kernel_gradient, None
 
@@ -168,10 +179,8 @@ def _activated(
     x: Volume, weight: PerChannel, bias: PerChannel, *, out: Volume
 ) -> tuple[Volume, Float[Tensor, "B C"], Float[Tensor, "B C"]]:
     """Write leaky_relu(instance_norm(x)) into `out`; return it, the means and the reciprocal standard deviations."""
-    if gpu_kernels.run_on(x):
-        from networks import norm_act_gpu  # needs Triton
-
-        return norm_act_gpu.activated(x, weight, bias, EPSILON, NEGATIVE_SLOPE, out=out)
+    if kernels := _gpu_kernels_for(x):
+        return kernels.activated(x, weight, bias, EPSILON, NEGATIVE_SLOPE, out=out)
     mean, rstd = (weight.new_empty(x.shape[:2]) for _ in range(2))
     for b in range(len(x)):
         statistics = {"out": out[b : b + 1], "save_mean": mean[b], "save_invstd": rstd[b]}
@@ -189,10 +198,8 @@ def _activated_again(
     out: Volume,
 ) -> Volume:
     """Write the same values into `out`, from known statistics: one pass over x instead of two."""
-    if gpu_kernels.run_on(x):
-        from networks import norm_act_gpu  # needs Triton
-
-        return norm_act_gpu.activated_again(x, weight, bias, mean, rstd, NEGATIVE_SLOPE, out=out)
+    if kernels := _gpu_kernels_for(x):
+        return kernels.activated_again(x, weight, bias, mean, rstd, NEGATIVE_SLOPE, out=out)
     variance = rstd.pow(-2)
     # Two tensors: a CPU leaves both alone, CUDA copies the statistics into them and normalises with what it finds there
     used_mean, used_rstd = torch.empty_like(mean[0]), torch.empty_like(rstd[0])
@@ -201,22 +208,6 @@ def _activated_again(
         results = {"out": out[b : b + 1], "save_mean": used_mean, "save_invstd": used_rstd}
         torch.ops.aten.native_batch_norm.out(x[b : b + 1], weight, bias, *known, **results)
     return F.leaky_relu_(out, NEGATIVE_SLOPE)
-
-
-def _gradients_on_gpu(
-    gradient: Volume,
-    x: Volume,
-    weight: PerChannel,
-    bias: PerChannel,
-    mean: Float[Tensor, "B C"],
-    rstd: Float[Tensor, "B C"],
-    *,
-    out: Volume,
-) -> tuple[Volume, PerChannel, PerChannel]:
-    """Return the gradients for x, weight and bias from that for the activated values, in x's layout."""
-    from networks import norm_act_gpu  # needs Triton
-
-    return norm_act_gpu.gradients(gradient, x, weight, bias, mean, rstd, NEGATIVE_SLOPE, out=out)
 
 
 def _scratch(x: Volume) -> Volume:

@@ -337,7 +337,7 @@ def _differentiate(
     """Write the gradient of the features, and return the head's."""
     if kernels := gpu_kernels_for(batch):
         of_weight, of_bias = kernels.differentiate(batch, inverses, coefficients, into_features)
-        return _HeadGradient(of_weight, None if batch.bias is None else of_bias)
+        return _HeadGradient(of_weight, None if batch.shift is None else of_bias)
     work = partial(_differentiate_pieces, batch, inverses, coefficients, into_features)
     parts = share_out(batch.pieces, work, batch.label.device)
     return _HeadGradient(_total([part.weight for part in parts]), _total([part.bias for part in parts]))

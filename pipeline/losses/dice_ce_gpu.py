@@ -112,11 +112,11 @@ class _Walk:
         per_program = triton.cdiv(tiles, max(1, MOST_PROGRAMS // n_samples)) * voxels
         self.grid = (triton.cdiv(n_voxels, per_program), n_samples)
         parts = parts_of(matrix)
-        self.inputs = (features, parts, parts if batch.bias is None else batch.bias, batch.label.contiguous())
+        self.inputs = (features, parts, parts if batch.shift is None else batch.shift[:, 0], batch.label.contiguous())
         self.sizes = (n_voxels, n_features, batch.n_classes, per_program, ignore_index or 0, *features.stride())
         self.constants: dict[str, Any] = {
             "IGNORES": ignore_index is not None,
-            "HAS_BIAS": batch.bias is not None,
+            "HAS_BIAS": batch.shift is not None,
             "SPLIT": torch.finfo(features.dtype).eps < torch.finfo(PART).eps,
             "BLOCK_N": voxels,
             "BLOCK_F": block_f,
@@ -143,13 +143,17 @@ def _part_of_head(weight, number: tl.constexpr, n_features, n_classes, BLOCK_F: 
 
 
 @triton.jit
-def _shift_of_head(bias, n_classes, HAS_BIAS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """The head's bias; −∞ for what is no class."""
+def _head(weight, bias, n_features, n_classes, HAS_BIAS: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr):
+    """The three parts of the head's matrix, transposed, and its bias; −∞ for what is no class."""
     c = tl.arange(0, BLOCK_C)
     if HAS_BIAS:
-        return tl.load(bias + c, mask=c < n_classes, other=float("-inf"))
+        shift = tl.load(bias + c, mask=c < n_classes, other=float("-inf"))
     else:
-        return tl.where(c < n_classes, 0.0, float("-inf"))
+        shift = tl.where(c < n_classes, 0.0, float("-inf"))
+    head0 = _part_of_head(weight, 0, n_features, n_classes, BLOCK_F, BLOCK_C)
+    head1 = _part_of_head(weight, 1, n_features, n_classes, BLOCK_F, BLOCK_C)
+    head2 = _part_of_head(weight, 2, n_features, n_classes, BLOCK_F, BLOCK_C)
+    return head0, head1, head2, shift
 
 
 @triton.jit
@@ -194,10 +198,7 @@ def _sum_up(
     IGNORES: tl.constexpr, HAS_BIAS: tl.constexpr, SPLIT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    head0 = _part_of_head(weight, 0, n_features, n_classes, BLOCK_F, BLOCK_C)
-    head1 = _part_of_head(weight, 1, n_features, n_classes, BLOCK_F, BLOCK_C)
-    head2 = _part_of_head(weight, 2, n_features, n_classes, BLOCK_F, BLOCK_C)
-    shift = _shift_of_head(bias, n_classes, HAS_BIAS, BLOCK_C)
+    head0, head1, head2, shift = _head(weight, bias, n_features, n_classes, HAS_BIAS, BLOCK_F, BLOCK_C)
     overlap = tl.zeros((BLOCK_C,), tl.float32)
     prediction = tl.zeros((BLOCK_C,), tl.float32)
     log_likelihood = tl.zeros((BLOCK_C,), tl.float32)
@@ -235,10 +236,7 @@ def _differentiate(
     BLOCK_N: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_C: tl.constexpr, WRITES: tl.constexpr,
 ):  # fmt: skip
     """The formulas are those of `slab_softmax.differentiate`."""
-    head0 = _part_of_head(weight, 0, n_features, n_classes, BLOCK_F, BLOCK_C)
-    head1 = _part_of_head(weight, 1, n_features, n_classes, BLOCK_F, BLOCK_C)
-    head2 = _part_of_head(weight, 2, n_features, n_classes, BLOCK_F, BLOCK_C)
-    shift = _shift_of_head(bias, n_classes, HAS_BIAS, BLOCK_C)
+    head0, head1, head2, shift = _head(weight, bias, n_features, n_classes, HAS_BIAS, BLOCK_F, BLOCK_C)
     c, f = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_F)
     anywhere = tl.load(coefficients + n_classes + c, mask=c < n_classes, other=0)
     of_weight = tl.zeros((BLOCK_C, BLOCK_F), tl.float32)

@@ -79,8 +79,7 @@ class SlabBatch:
         self.features = features
         self.samples = [as_matrix(sample) for sample in features]
         self.matrix = None if weight is None else weight.to(self.dtype)
-        self.bias = None if bias is None else bias.to(self.dtype)
-        self.shift = None if self.bias is None else self.bias[:, None]
+        self.shift = None if bias is None else bias.to(self.dtype)[:, None]
         self.label = label
         self.ignore_index = ignore_index
         self.n_classes = features.shape[1] if weight is None else len(weight)
