@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -31,10 +30,12 @@ WORST_DIFFERENCE = 1e-2
 """Greatest |difference| / |value| of float32 gradients on the device from a CPU's, both without TF32."""
 
 
-def prepare_if_gpu(folder: str, source_size: Sequence[int], size: Sequence[int]) -> None:
-    """Write the scan and its cache entry, where there is a GPU to be kept busy."""
-    if torch.cuda.is_available():
-        prepare(folder, source_size, size)
+def prepare_if_gpu(folder: str, source_size: Sequence[int], size: Sequence[int]) -> Skipped | None:
+    """Write the scan and its cache entry; without a GPU nothing is measured."""
+    if not torch.cuda.is_available():
+        return Skipped(NO_GPU)
+    prepare(folder, source_size, size)
+    return None
 
 
 def ours(
@@ -50,8 +51,6 @@ def ours(
 ) -> Measurement | Skipped:
     """Train BodyNet as `bodyseg train` does: from the cache, read by as many workers as there are cores, augmented on
     the device; the first quarter warms up. With the loss on full logits everything but the loss is the same."""
-    if device == "cuda" and not torch.cuda.is_available():
-        return Skipped(NO_GPU)
     torch.manual_seed(0)
     difference = gradient_difference(device)
     if not difference < WORST_DIFFERENCE:
@@ -77,7 +76,6 @@ def ours(
     taken = [sum(parts) for parts in zip(clock.waits, clock.seconds, strict=True)]
     seconds = statistics.median(taken[warm:])
     facts = {
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
         "matrix_tflops": rate / 1e12,
         "share_of_matrix_rate": operations / seconds / rate,
         "data_wait_s": statistics.median(clock.waits[warm:]),
@@ -85,8 +83,7 @@ def ours(
         "kernels_of_ours": gpu_kernels.run_on(torch.zeros((), device=device)),
         "gradient_difference": difference,
     }
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    return Measurement(taken[warm:], None, peak, [], facts)
+    return _measurement(taken[warm:], device, facts)
 
 
 def plain(
@@ -97,13 +94,11 @@ def plain(
     base_channels: int = 32,
     n_steps: int = 20,
     device: str = "cuda",
-) -> Measurement | Skipped:
+) -> Measurement:
     """Train a MONAI network as its tutorials do, in bfloat16: logits, DiceCELoss, AdamW.
 
     The batch lies on the device and is the same in each step: nothing is loaded or augmented.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        return Skipped(NO_GPU)
     net = plain_network(network, N_PHANTOM_CLASSES, base_channels)
     criterion = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-4)
@@ -120,15 +115,13 @@ def plain(
 
 def nnunet(
     folder: str, size: Sequence[int], batch: int = 1, base_channels: int = 32, n_steps: int = 20, device: str = "cuda"
-) -> Measurement | Skipped:
+) -> Measurement:
     """Train nnU-Net's network with its loss, optimiser, precision and settings of cuDNN, in this size and not compiled.
 
     PlainConvUNet of six levels (32 to 320 channels) with deep supervision, as its planner makes them for isotropic
     voxels; Dice + cross entropy at five levels, SGD with momentum, float16 with scaled gradients (nnUNetTrainer of
     nnunetv2 2.8). The batch lies on the device and is the same in each step.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        return Skipped(NO_GPU)
     from dynamic_network_architectures.architectures.unet import PlainConvUNet
     from nnunetv2.training.loss.compound_losses import DC_and_CE_loss
     from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
@@ -185,14 +178,23 @@ def _steps(
     """Time steps on a batch of the same case; the first quarter warms up."""
     network.to(device)
     image, label = (torch.stack([case[key].as_tensor()] * batch).to(device) for key in ("image", "label"))
+    seconds = _seconds(lambda: step(image, label), n_steps)
+    return _measurement(seconds[n_steps // 4 :], device, {})
+
+
+def _measurement(seconds: list[float], device: str, facts: dict[str, Any]) -> Measurement:
+    on_gpu = device == "cuda"
+    named = {"device": torch.cuda.get_device_name() if on_gpu else device}
+    return Measurement(seconds, None, torch.cuda.max_memory_allocated() if on_gpu else None, [], named | facts)
+
+
+def _seconds(work: Callable[[], Any], n: int) -> list[float]:
     seconds = []
-    for _ in range(n_steps):
+    for _ in range(n):
         start = clock_s()
-        step(image, label)
+        work()
         seconds.append(clock_s() - start)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
-    facts = {"device": torch.cuda.get_device_name() if device == "cuda" else device}
-    return Measurement(seconds[n_steps // 4 :], None, peak, [], facts)
+    return seconds
 
 
 def gradient_difference(device: str) -> float:
@@ -230,11 +232,4 @@ def _operations(network: BodyNet, size: Sequence[int], batch: int) -> float:
 def _matrix_rate(device: str, n: int) -> float:
     """Best of ten bfloat16 products of square matrices, in operations a second."""
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    seconds = []
-    for _ in range(10):
-        start = time.perf_counter()
-        a @ b
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds)
+    return 2 * n**3 / min(_seconds(lambda: a @ b, 10))

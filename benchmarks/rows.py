@@ -466,6 +466,7 @@ def curve(scale: str, places: Places) -> Row:
 def gpu(scale: str, places: Places) -> Row:
     """A GPU, where there is one; nnU-Net's step where it is installed beside us."""
     size = SIZES[REDUCED if scale == REDUCED else FULL]
+    source = SOURCES[REDUCED if scale == REDUCED else FULL]
     methods = {
         "BodyNet, DiceCELoss": Job("gpu.ours", {"loss": "full logits"}),
         "BodyNet, ours": Job("gpu.ours"),
@@ -476,7 +477,7 @@ def gpu(scale: str, places: Places) -> Row:
     if importlib.util.find_spec("nnunetv2"):
         methods["nnU-Net"] = Job("gpu.nnunet")
     return Row(
-        "training step on a GPU in half precision, 71 classes",
+        "on a GPU in half precision, 71 classes",
         [
             Comparison(
                 "steps",
@@ -486,7 +487,16 @@ def gpu(scale: str, places: Places) -> Row:
                 folder=True,
                 repeats=1,
                 memory="peak",
-            )
+            ),
+            Comparison(
+                f"a scan of {_times(source)} from file to file",
+                {"BodyNet, ours": Job("prediction.ours", {"device": "cuda"})},
+                [{"source_size": source, "size": size}],
+                prepare=Job("prediction.prepare_whole", {"source_size": source, "size": size}),
+                folder=True,
+                repeats=1,
+                memory="peak",
+            ),
         ],
     )
 

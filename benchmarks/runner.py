@@ -60,7 +60,7 @@ class Comparison:
     settings: Sequence[dict[str, Any]] = ({},)
     """Arguments for all methods. Of several, the first is taken under which no method is killed for its memory."""
     prepare: Job | None = None
-    """Writes files first, in a process of its own."""
+    """Writes files first, in a process of its own, or says why nothing can be measured."""
     folder: bool = False
     """Whether all jobs have an argument `folder`: an empty one that is removed afterwards."""
     repeats: int = 3
@@ -112,7 +112,9 @@ def run_comparison(comparison: Comparison, say: Callable[[str], None]) -> dict[s
         shared = {"folder": folder} if comparison.folder else {}
         if comparison.prepare is not None:
             say(f"{comparison.name}: files")
-            run_job(Job(comparison.prepare.function, comparison.prepare.arguments | shared))
+            made = run_job(Job(comparison.prepare.function, comparison.prepare.arguments | shared))
+            if "skipped" in made:
+                return {"name": comparison.name, "skipped": made["skipped"]}
         too_large = []
         for position, settings in enumerate(comparison.settings, start=1):
             runs = _in_turn(comparison, settings | shared, say, stop_when_killed=position < len(comparison.settings))

@@ -19,6 +19,7 @@ from benchmarks.measurement import Measurement
 from networks.body_net import BodyNet
 from networks.registry import build_network
 from pipeline.compute.devices import cpu_computes_in_bfloat16
+from pipeline.compute.measuring import clock_s
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.settings import TrainingConfig
 from pipeline.losses.dice_ce import DiceCE
@@ -147,14 +148,14 @@ class Clock(pl.Callback):
         self._started = self._ended = 0.0
 
     def on_train_epoch_start(self, *_: Any) -> None:
-        self._ended = _now()
+        self._ended = clock_s()
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self._started = _now()
+        self._started = clock_s()
         self.waits.append(self._started - self._ended)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        self._ended = _now()
+        self._ended = clock_s()
         self.seconds.append(self._ended - self._started)
         self.losses.append(float(outputs["loss"]))
         self.peaks.append(peak_memory_bytes())
@@ -197,9 +198,3 @@ def fit(
     )
     trainer.fit(module, **{source: batches})
     return clock
-
-
-def _now() -> float:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
