@@ -154,9 +154,12 @@ def make_schedule(cost: Cost, stages: Sequence[Stage], cases: Cases, training_s:
     more = (VALIDATION_SHARE * training_s - only_s) / validation_s if validation_s else 0
     most = 1 + max(0, math.floor(more))
     every = math.ceil(sum(_epochs_within(training_s - most_s, epoch_s)) / most)
-    longer = _epochs_within(training_s, epoch_s)
-    at_most = min(n_validations(sum(longer), every), len(stages) + math.ceil(longer[-1] / every))
-    epochs = _epochs_within(training_s - min(most_s, only_s + (at_most - 1) * validation_s), epoch_s)
+    n, found = 0, 1
+    while found > n:  # what is kept for validations makes epochs fewer, and so validations
+        n = found
+        kept_s = min(most_s, only_s + (n - 1) * validation_s)
+        epochs = _epochs_within(training_s - kept_s, epoch_s)
+        found = n_validations(sum(epochs), every, epochs[:-1]) if kept_s < most_s else n
     return Schedule(
         stages=tuple(stages),
         epochs_of=epochs,

@@ -46,6 +46,15 @@ def test_a_schedule_takes_no_more_than_the_time_and_every_stage_its_share():
             assert max(shares) <= 2 * min(shares)
 
 
+def test_a_last_stage_that_gains_an_epoch_is_validated_within_the_time():
+    cost = Cost(
+        0.44320859510774785, 3.3261898318005124e-08, 1e6, 1e2, 1.0401275034524444e-08, 2, epoch_s=0.1, case_s=0.05
+    )
+    cases, training_s = Cases(((94, 94, 94),), n_train=104, n_val=26), 3327.4495611938637
+    schedule = make_schedule(cost, growing((144, 48, 32), 2, (16, 16, 16)), cases, training_s)
+    assert 0.96 * training_s <= schedule.steps_s + schedule.validations_s <= training_s
+
+
 def test_what_passes_between_epochs_is_counted_and_kept_small():
     for bare, cases, stages in random_trainings(60):
         cost = replace(bare, epoch_s=0.2, case_s=0.05)
