@@ -42,6 +42,7 @@ def activated(x: Volume, weight: PerChannel, bias: PerChannel, epsilon: float, s
         out: Like x, and in its layout.
     """
     layout = _Layout.of(x)
+    weight, bias = weight.contiguous(), bias.contiguous()
     mean, rstd = torch.empty(2, len(x), x.shape[1], device=x.device)
     sums = layout.partial_sums(x)
     n_sums, channel_blocks, n_samples = layout.summing_grid
@@ -58,6 +59,7 @@ def activated_again(
 ) -> Volume:
     """Write the same values into `out`, from known statistics: one pass over x instead of two."""
     layout = _Layout.of(x)
+    weight, bias = weight.contiguous(), bias.contiguous()
     with torch.cuda.device_of(x):
         _activate[layout.grid](x, weight, bias, mean, rstd, out, *layout.size, slope, **layout.tile)
     return out
@@ -88,7 +90,7 @@ def gradients(
     """
     layout = _Layout.of(x)
     partial = layout.partial_sums(x)
-    known = (gradient, x, weight, bias, mean, rstd)
+    known = (gradient, x, weight.contiguous(), bias.contiguous(), mean, rstd)
     with torch.cuda.device_of(x):
         _sum_gradients[layout.summing_grid](*known, partial, *layout.size, slope, layout.per_program, **layout.tile)
         sums = partial.sum(1)  # (B, 2, C)

@@ -112,7 +112,12 @@ class _Walk:
         per_program = triton.cdiv(tiles, max(1, MOST_PROGRAMS // n_samples)) * voxels
         self.grid = (triton.cdiv(n_voxels, per_program), n_samples)
         parts = parts_of(matrix)
-        self.inputs = (features, parts, parts if batch.shift is None else batch.shift[:, 0], batch.label.contiguous())
+        self.inputs = (
+            features,
+            parts,
+            parts if batch.shift is None else batch.shift[:, 0].contiguous(),
+            batch.label.contiguous(),
+        )
         self.sizes = (n_voxels, n_features, batch.n_classes, per_program, ignore_index or 0, *features.stride())
         self.constants: dict[str, Any] = {
             "IGNORES": ignore_index is not None,
@@ -217,7 +222,8 @@ def _sum_up(
         overlap += tl.sum(tl.where(counted_own, tl.exp(own_log)[:, None], 0.0), 0)
         log_likelihood += tl.sum(tl.where(counted_own, own_log[:, None], 0.0), 0)
         prediction += tl.sum(exps * inverse[:, None], 0)
-        correct += (counts & (own >= top)).to(tl.int32)
+        # tl.max leaves NaN out, which the sum does not
+        correct += (counts & (own >= top) & (total > 0)).to(tl.int32)
         tl.store(inverses + tl.program_id(1).to(tl.int64) * n_voxels + n, inverse, mask=inside)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     c = tl.arange(0, BLOCK_C)

@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from pipeline.losses import dice_ce
-from pipeline.losses.dice_ce import SlabDiceCELoss
+from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
 from tests.support.interpreted import interpreted
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
@@ -60,6 +60,25 @@ def test_ignored_voxels_and_counts_are_those_of_slabs(kernels, ignore_index):
     torch.testing.assert_close(found.loss, expected.loss)
     assert (int(found.n_correct), int(found.n_voxels)) == (int(expected.n_correct), int(expected.n_voxels))
     assert int(found.n_voxels) == int((label != ignore_index).sum())
+
+
+def test_a_bias_need_not_be_contiguous(kernels):
+    features, label = torch.randn(1, 8, 4, 5, 6).bfloat16(), torch.randint(0, 6, (1, 4, 5, 6))
+    weight, bias = torch.randn(6, 8), torch.randn(12)[::2]
+    found = slab_dice_ce(features, weight, bias, label).loss
+    monais = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
+    logits = torch.einsum("cf,bfijk->bcijk", weight, features.float()) + bias[:, None, None, None]
+    torch.testing.assert_close(found, monais(logits, label[:, None]))
+
+
+def test_no_voxel_is_correct_whose_logits_hold_nan(kernels):
+    features, head = torch.randn(1, 8, 4, 5, 6).bfloat16(), torch.nn.Conv3d(8, 6, 1)
+    with torch.no_grad():
+        head.bias[2] = torch.nan
+    label = torch.randint(0, 6, (1, 4, 5, 6))
+    found, expected = (SlabDiceCELoss()(x, head, label) for x in (features, features.float()))
+    assert found.loss.isnan()
+    assert int(found.n_correct) == int(expected.n_correct) == 0
 
 
 def test_what_the_kernels_are_not_made_for_goes_through_slabs(kernels):

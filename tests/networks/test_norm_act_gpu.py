@@ -53,6 +53,16 @@ def test_the_gradient_may_be_overwritten(kernels):
     assert found.data_ptr() == gradient.data_ptr()
 
 
+def test_scale_and_shift_need_not_be_contiguous(kernels):
+    x, weight, bias = torch.randn(1, 4, 5, 5, 5), torch.rand(8)[::2], torch.ones(1).expand(4)
+    out = torch.empty_like(x)
+    activated, mean, rstd = kernels.activated(x, weight, bias, EPSILON, SLOPE, out=out)
+    gradient = torch.randn_like(x)
+    found = kernels.gradients(gradient, x, weight, bias, mean, rstd, SLOPE, out=torch.empty_like(x))
+    for value, right in zip((activated, *found), by_torch(x, weight, bias, gradient), strict=True):
+        torch.testing.assert_close(value.double(), right, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("first", [100.0, -3000.0])
 def test_a_small_deviation_beside_a_large_mean_is_kept(kernels, first):
     # Squares of such values, added up in float32, would leave no digit of the deviation.
