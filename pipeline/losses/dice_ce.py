@@ -21,6 +21,7 @@ classes that some sample annotates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 from types import ModuleType
@@ -75,6 +76,10 @@ class SlabDiceCELoss(nn.Module):
         ignore_index: Voxels with this label count neither in Dice nor in cross entropy, as if they were not there.
         memory_budget_mb: MiB for the working set of one slab; None takes the fastest measured for the device.
 
+    Attributes:
+        checks_labels: Look for labels that are no class, for which a GPU is waited for. Without, the loss is NaN where
+            there are some and kernels of our own run; `refuse_unknown_labels` then says which.
+
     Raises:
         ValueError: If a weight is negative or NaN.
     """
@@ -94,6 +99,7 @@ class SlabDiceCELoss(nn.Module):
         self.register_buffer("class_weights", weights, persistent=False)
         self.ignore_index = ignore_index
         self.memory_budget_mb = memory_budget_mb
+        self.checks_labels = True
 
     def forward(
         self,
@@ -110,18 +116,8 @@ class SlabDiceCELoss(nn.Module):
         The other arguments and what is raised: `slab_dice_ce`.
         """
         weight, bias = head_matrix(head, features.shape[1])
-        return slab_dice_ce(
-            features,
-            weight,
-            bias,
-            label,
-            class_weights=self.class_weights,
-            ignore_index=self.ignore_index,
-            memory_budget_mb=self.memory_budget_mb,
-            across_processes=across_processes,
-            counted=counted,
-            annotated=annotated,
-        )
+        options = _Options(self.ignore_index, self.memory_budget_mb, across_processes, annotated, self.checks_labels)
+        return _dice_ce(features, weight, bias, label, self.class_weights, counted, options)
 
 
 def slab_dice_ce(
@@ -164,6 +160,19 @@ def slab_dice_ce(
         ValueError: If the label's grid is not the features', if a label is neither a class nor `ignore_index`, if it
             holds a class that is not annotated, or if `class_weights` has another length than there are classes.
     """
+    options = _Options(ignore_index, memory_budget_mb, across_processes, annotated)
+    return _dice_ce(features, weight, bias, label, class_weights, counted, options)
+
+
+def _dice_ce(
+    features: Float[Tensor, "B F *grid"],
+    weight: Float[Tensor, "C F"] | None,
+    bias: Float[Tensor, " C"] | None,
+    label: Integer[Tensor, "B ..."],
+    class_weights: Float[Tensor, " weights"] | None,
+    counted: Sequence[bool] | None,
+    options: _Options,
+) -> DiceCE:
     # MONAI's MetaTensor would run its bookkeeping on each of thousands of slab operations.
     features, label = features.as_subclass(Tensor), label.as_subclass(Tensor)
     n_classes = features.shape[1] if weight is None else weight.shape[0]
@@ -181,11 +190,11 @@ def slab_dice_ce(
     if counted is not None and not all(counted):
         kept = [sample for sample, counts in enumerate(counted) if counts]
         features, label = features[kept], label.long()[kept]  # torch (2.13) cannot index uint16
-        annotated = None if annotated is None else [annotated[sample] for sample in kept]
-    if annotated is not None and len(annotated) != len(features):
-        raise ValueError(f"annotated: expected the classes of {len(features)} samples, found {len(annotated)}")
-    together = across_processes and n_processes() > 1
-    options = _Options(ignore_index, memory_budget_mb, together, annotated)
+        if options.annotated is not None:
+            options = options._replace(annotated=[options.annotated[sample] for sample in kept])
+    if options.annotated is not None and len(options.annotated) != len(features):
+        raise ValueError(f"annotated: expected the classes of {len(features)} samples, found {len(options.annotated)}")
+    options = options._replace(across_processes=options.across_processes and n_processes() > 1)
     return DiceCE(*_SlabDiceCE.apply(features, weight, bias, label.flatten(1), class_weights, options))
 
 
@@ -244,13 +253,16 @@ class _Options(NamedTuple):
     memory_budget_mb: float | int | None
     across_processes: bool
     annotated: Sequence[Collection[int]] | None
+    checks_labels: bool = True
 
     def batch(self, features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor) -> SlabBatch:
         return SlabBatch(features, weight, bias, label, self.ignore_index, self.memory_budget_mb, self.annotated)
 
     def class_counts(self, label: Integer[Tensor, "B N"], n_classes: int) -> Float[Tensor, " C"]:
         """Count the voxels of each class. Raises ValueError for one that is no class, ignored or not annotated."""
-        counts = _class_counts(label, n_classes, self.ignore_index)
+        counts, n_unknown = _class_counts(label, n_classes, self.ignore_index)
+        if n_unknown:
+            refuse_unknown_labels(label, n_classes, self.ignore_index)
         if self.annotated is not None:
             hidden = ~are_annotated(self.annotated, n_classes).to(label.device)
             _refuse_hidden_classes(counts, hidden)
@@ -297,7 +309,12 @@ class _SlabDiceCE(torch.autograd.Function):
         # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
         with torch.autocast(features.device.type, enabled=False):
             batch = options.batch(features, weight, bias, label)
-            counts = options.class_counts(label, batch.n_classes)
+            n_unknown = None
+            if options.checks_labels or not gpu_kernels_for(batch):
+                counts = options.class_counts(label, batch.n_classes)
+            else:
+                of_samples, n_unknown = _class_counts(label, batch.n_classes, options.ignore_index)
+                counts = of_samples.sum(0).double()
             sums, inverses, n_correct = _gather_sums(batch)
         n_voxels, shown = counts.sum().long(), options.n_annotating(counts)
         if options.across_processes:
@@ -305,10 +322,11 @@ class _SlabDiceCE(torch.autograd.Function):
             sums = _Sums(*of_all)
         ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
         dice, own, anywhere = _dice(sums, counts, class_weights.double(), shown)
+        loss = ce + dice if n_unknown is None else torch.where(n_unknown > 0, math.nan, ce + dice)
         ctx.options = options
         ctx.save_for_backward(features, weight, bias, label, inverses, own, anywhere, ce_gradient)
         ctx.mark_non_differentiable(n_correct, n_voxels)
-        return (ce + dice).to(inverses.dtype), n_correct, n_voxels
+        return loss.to(inverses.dtype), n_correct, n_voxels
 
     @staticmethod
     @once_differentiable
@@ -429,26 +447,31 @@ def _differentiate_pieces(
     return _HeadGradient(into_weight, into_bias)
 
 
-def _class_counts(label: Integer[Tensor, "B N"], n_classes: int, ignore_index: int | None) -> Int[Tensor, "B C"]:
-    """Count the voxels of each class in each sample.
-
-    Raises:
-        ValueError: If a label is neither a class nor ignored.
-    """
+def _class_counts(
+    label: Integer[Tensor, "B N"], n_classes: int, ignore_index: int | None
+) -> tuple[Int[Tensor, "B C"], Int[Tensor, ""]]:
+    """Count the voxels of each class in each sample, and those whose label is neither a class nor ignored."""
     counts = label.new_zeros(len(label), n_classes + 2, dtype=torch.int64)
     for n, sample in enumerate(label):
         for voxels in counting_slabs(len(sample), label.device):
             # One bin more for strangers and one for the ignored, which may have any number.
             bins = _bins(sample[voxels].long(), n_classes, ignore_index)
-            counts[n] += torch.bincount(bins, minlength=n_classes + 2)
-    if counts[:, n_classes].any():  # asked once, at the end: a GPU is waited for
-        classes = label.long()
-        stranger = int(classes[_bins(classes, n_classes, ignore_index) == n_classes][0])
+            if bins.is_cuda:  # where bincount waits for the GPU
+                counts[n] += torch.histc(bins, n_classes + 2, min=0, max=n_classes + 2)
+            else:
+                counts[n] += torch.bincount(bins, minlength=n_classes + 2)
+    return counts[:, :n_classes], counts[:, n_classes].sum()
+
+
+def refuse_unknown_labels(label: Integer[Tensor, "B ..."], n_classes: int, ignore_index: int | None) -> None:
+    """Raise ValueError for a label that is neither a class nor ignored, if there is one."""
+    classes = label.as_subclass(Tensor).long()
+    unknown = classes[_bins(classes, n_classes, ignore_index) == n_classes]
+    if len(unknown):
         raise ValueError(
-            f"label: expected classes 0 … {n_classes - 1} or ignore_index {ignore_index}, found {stranger}; "
+            f"label: expected classes 0 … {n_classes - 1} or ignore_index {ignore_index}, found {int(unknown[0])}; "
             "remap the label, or set the class count or ignore_index to fit"
         )
-    return counts[:, :n_classes]
 
 
 def _refuse_hidden_classes(counts: Int[Tensor, "B C"], hidden: Bool[Tensor, "B C"]) -> None:

@@ -255,8 +255,9 @@ def _differentiate(
         )  # fmt: skip
         inverse = tl.load(inverses + tl.program_id(1).to(tl.int64) * n_voxels + n, mask=inside, other=0)
         own = tl.sum(tl.where(is_own, exps, 0.0), 1) * inverse
-        gain = tl.load(coefficients + y, mask=counts, other=0) * own
-        gain -= tl.load(coefficients + 2 * n_classes + y, mask=counts, other=0)
+        has_class = counts & (y >= 0) & (y < n_classes)  # other labels are looked for afterwards
+        gain = tl.load(coefficients + y, mask=has_class, other=0) * own
+        gain -= tl.load(coefficients + 2 * n_classes + y, mask=has_class, other=0)
         mean = (tl.sum(exps * anywhere[None, :], 1) * inverse + gain) * inverse
         gradient = exps * (anywhere[None, :] * inverse[:, None] - mean[:, None])
         gradient += tl.where(is_own, gain[:, None], 0.0)

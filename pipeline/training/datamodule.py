@@ -13,6 +13,7 @@ from monai.data import DataLoader, list_data_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.training.ahead_loader import AheadLoader
 from pipeline.training.data_workers import DataWorkers
 from pipeline.training.prepared_data import PreparedData
 from pipeline.training.samplers import EpochSampler, PatchSampler, ShareSampler
@@ -87,8 +88,12 @@ class BodyData(pl.LightningDataModule):
         self.seed = seed
         self.epoch = epoch
 
-    def train_dataloader(self) -> DataLoader:
+    def train_dataloader(self) -> DataLoader | AheadLoader:
         """Load every training case once an epoch, or the epoch's patches of them."""
+        loader = self._training_loader()
+        return AheadLoader(loader, self._prepare) if self.is_on_gpu else loader
+
+    def _training_loader(self) -> DataLoader:
         rank, world_size = self._rank()
         cases = self.prepared.train
         patches = self.prepared.patches
@@ -113,6 +118,18 @@ class BodyData(pl.LightningDataModule):
         cases = self.prepared.val
         return self._loader(cases, batch_sampler=ShareSampler(len(cases), rank=rank, world_size=world_size))
 
+    def _prepare(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Move a batch to the GPU and augment it there."""
+        assert self.trainer is not None
+        return self.on_after_batch_transfer(
+            self.transfer_batch_to_device(batch, self.trainer.strategy.root_device, 0), 0
+        )
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether a GPU trains."""
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Augment on the device what the workers only drew the parameters for (data.augment_on_device)."""
         if "draw" not in batch:
@@ -129,7 +146,7 @@ class BodyData(pl.LightningDataModule):
             num_workers=number,
             persistent_workers=number > 0,
             prefetch_factor=self.workers.prefetched if number else None,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self.is_on_gpu,
         )
 
     def _rank(self) -> tuple[int, int]:

@@ -24,10 +24,11 @@ from networks.sliding_window import SlidingWindow
 from pipeline.compute.memory import keep_freed_memory
 from pipeline.compute.ranks import gather_texts, gathered
 from pipeline.losses.deep_supervision import deep_supervision_loss
-from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE, refuse_unknown_labels
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
+from pipeline.training.ahead_loader import AheadLoader
 from pipeline.training.optimisation import NOTHING_TAKEN, Optimisation
 from pipeline.training.schedule import Schedule
 from pipeline.training.weight_average import WeightAverage
@@ -109,6 +110,8 @@ class SegmentationModule(pl.LightningModule):
         """Samples, over all processes, of each batch whose gradients the next step takes together."""
         self._cases_of_step: list[str] = []
         """This process's cases since the last step."""
+        self._unchecked: tuple[Tensor, Tensor] | None = None
+        """Loss and label of the step, where they are looked at together with the gradient."""
         self.train_loss = WeightedMean()
         self.train_accuracy = WeightedMean()
         self.val_loss = WeightedMean()
@@ -131,6 +134,12 @@ class SegmentationModule(pl.LightningModule):
         return self.optimisation.build(
             self.parameters(), lr=self.schedule.lr, fused=not self._is_scaled, taken=self.taken
         )
+
+    @property
+    def _checks_at_once(self) -> bool:
+        """Whether a batch's loss must be known before its backward pass: the batch may be left out, or there are more
+        in the step."""
+        return self.skip_undefined or self.trainer.accumulate_grad_batches > 1
 
     @property
     def _is_frozen(self) -> bool:
@@ -157,13 +166,24 @@ class SegmentationModule(pl.LightningModule):
                 parameter.grad = None
         self._average_batches()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val or math.inf)
-        if not torch.isfinite(norm):
+        loss = norm if self._unchecked is None else self._unchecked[0]
+        if not torch.isfinite(norm) & torch.isfinite(loss):  # the only place of a step that waits for a GPU
+            self._refuse_undefined_loss()
             self._skip("gradient", norm, self._cases_of_step, was_scaled=self._is_scaled)
             optimizer.zero_grad(set_to_none=True)  # a scaler has seen it, leaves the step out too and scales less
-        elif norm:
-            self._skipped_in_a_row = 0
-        elif self.skip_undefined:  # a step that is left out; momentum must not move the weights either
+        elif self.skip_undefined and not norm:  # a step that is left out; momentum must not move the weights either
             optimizer.zero_grad(set_to_none=True)
+        else:
+            self._skipped_in_a_row = 0
+
+    def _refuse_undefined_loss(self) -> None:
+        """Raise TrainingError where the step's unchecked loss is NaN or infinite, ValueError where its label is why."""
+        if self._unchecked is None:
+            return
+        loss, label = self._unchecked
+        if not torch.isfinite(loss):
+            refuse_unknown_labels(label, self.n_classes, self.ignore_index)
+            self._skip("loss", loss, self._cases_of_step)
 
     def _average_batches(self) -> None:
         """Weigh the accumulated batches by their samples.
@@ -180,9 +200,10 @@ class SegmentationModule(pl.LightningModule):
                     parameter.grad.mul_(factor)
 
     def on_fit_start(self) -> None:
-        """On a CPU, keep the memory of one step for the next."""
+        """On a CPU, keep the memory of one step for the next; on a GPU, do not wait for what labels hold."""
         if self.device.type == "cpu":
             keep_freed_memory()
+        self.criterion.checks_labels = self._checks_at_once
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         """Step, then free the gradients: left until the next backward pass, they would lie between its activations."""
@@ -192,6 +213,7 @@ class SegmentationModule(pl.LightningModule):
         optimizer.zero_grad()
         self._samples_of_step.clear()
         self._cases_of_step.clear()
+        self._unchecked = None
 
     def on_train_epoch_start(self) -> None:
         """Set the epoch's learning rate, what of the network is trained, and random numbers."""
@@ -205,6 +227,11 @@ class SegmentationModule(pl.LightningModule):
             norm.train(not self._is_frozen)
         words = np.random.SeedSequence([self.seed, self.current_epoch, self.global_rank]).generate_state(1, np.uint64)
         torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+    def on_after_backward(self) -> None:
+        """Prepare the next batch on the GPU while it computes this one's gradients."""
+        if isinstance(loader := self.trainer.train_dataloader, AheadLoader):
+            loader.fetch()
 
     def forward(self, image: Tensor) -> Tensor:
         """Full-size logits (B, n_classes, I, J, K), for interactive use; training never computes them."""
@@ -225,14 +252,16 @@ class SegmentationModule(pl.LightningModule):
             counted=None if all(counted) else counted,
             annotated=batch.get("annotated"),
         )
-        # The same in all processes: none goes on, or leaves a batch out, without the others.
         loss = result.loss.detach()
-        if not torch.isfinite(loss):
+        if not self._checks_at_once:
+            self._unchecked = loss, label
+        # The same in all processes: none goes on, or leaves a batch out, without the others.
+        elif not torch.isfinite(loss):
             self._skip("loss", loss, cases)
             return self._zero_loss()
         self.train_loss.update(loss, weight=sum(counted))
         self.train_accuracy.update(result.n_correct / result.n_voxels.clamp(min=1), weight=result.n_voxels)
-        self.log("loss", loss, prog_bar=True, logger=False, batch_size=len(image))
+        self.log("loss", loss, logger=False, batch_size=len(image))
         self.log("train_loss", self.train_loss, on_step=False, on_epoch=True, logger=False)
         self.log("train_accuracy", self.train_accuracy, on_step=False, on_epoch=True, logger=False)
         return self._weighed(result.loss, sum(counted))
@@ -345,7 +374,7 @@ class SegmentationModule(pl.LightningModule):
         """Compute val_mIoU: Dice to IoU per case and class, mean over cases, then over classes."""
         mean, per_class = self.val_iou.compute()
         self.val_iou_per_class = per_class.reshape(-1).cpu().numpy()  # torchmetrics makes a number of a single class
-        self.log("val_mIoU", float(mean), logger=False, prog_bar=True)
+        self.log("val_mIoU", float(mean), logger=False)
 
 
 def metrics_of_epoch(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:

@@ -26,7 +26,8 @@ class WeightedMean(Metric):
 
     def update(self, value: Tensor | float, weight: Tensor | float = 1.0) -> None:
         """Add a value, a scalar."""
-        value, weight = (torch.as_tensor(x, dtype=torch.float64, device=self.total.device) for x in (value, weight))
+        # Numbers stay numbers: to move one to a GPU, the processor waits for it
+        value, weight = (x.to(self.total) if isinstance(x, Tensor) else float(x) for x in (value, weight))
         self.total = self.total + value * weight
         self.weight = self.weight + weight
 

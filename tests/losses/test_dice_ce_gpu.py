@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from pipeline.losses import dice_ce
-from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss, refuse_unknown_labels, slab_dice_ce
 from tests.support.interpreted import interpreted
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]
@@ -103,3 +103,32 @@ def test_a_float32_number_is_the_sum_of_its_parts():
     parts = module.parts_of(numbers)
     assert parts.dtype == torch.bfloat16
     assert torch.equal(parts.float().sum(0), numbers)
+
+
+@pytest.mark.parametrize("unknown", [5, 200, -3])
+def test_an_unknown_label_makes_the_loss_nan_where_labels_are_not_waited_for(kernels, unknown):
+    features, head = torch.randn(2, 8, 6, 7, 9).bfloat16().requires_grad_(), torch.nn.Conv3d(8, 5, 1)
+    label = torch.randint(0, 5, (2, 1, 6, 7, 9))
+    label[0, 0, :2] = 255
+    criterion = SlabDiceCELoss(ignore_index=255)
+    checked = criterion(features, head, label)
+    criterion.checks_labels = False
+    for found, right in zip(criterion(features, head, label), checked, strict=True):
+        assert torch.equal(found, right)
+    refuse_unknown_labels(label, 5, 255)
+    label[1, 0, 3, 4, 5] = unknown
+    found = criterion(features, head, label)
+    assert found.loss.isnan()
+    found.loss.backward()  # reads nothing beyond the classes' coefficients
+    assert len(kernels) == 1
+    assert features.grad[0].isfinite().all()
+    with pytest.raises(ValueError, match=rf"label: expected classes 0 … 4 or ignore_index 255, found {unknown}; remap"):
+        refuse_unknown_labels(label, 5, 255)
+
+
+def test_the_slabs_refuse_an_unknown_label_at_once():
+    criterion = SlabDiceCELoss()
+    criterion.checks_labels = False
+    label = torch.full((1, 1, 4, 4, 4), 7)
+    with pytest.raises(ValueError, match="found 7"):
+        criterion(torch.randn(1, 8, 4, 4, 4), torch.nn.Conv3d(8, 5, 1), label)

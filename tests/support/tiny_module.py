@@ -45,13 +45,12 @@ def loader(n: int, *, broken: str | None = None) -> torch.utils.data.DataLoader:
     return torch.utils.data.DataLoader(list(batches(n, broken=broken)), batch_size=None)  # type: ignore[arg-type]
 
 
-def module(**settings: Any) -> SegmentationModule:
+def module(n_classes: int = 2, **settings: Any) -> SegmentationModule:
     """Always the same weights."""
     torch.manual_seed(0)
-    network = build_network(None, in_channels=1, n_classes=2, base_channels=2, light=False, target_size=SIZE)
-    return SegmentationModule(
-        network, n_classes=2, **{"schedule": Schedule(1e-2), "optimisation": Optimisation(weight_decay=0.1)} | settings
-    )
+    network = build_network(None, in_channels=1, n_classes=n_classes, base_channels=2, light=False, target_size=SIZE)
+    chosen = {"schedule": Schedule(1e-2), "optimisation": Optimisation(weight_decay=0.1)} | settings
+    return SegmentationModule(network, n_classes=n_classes, **chosen)
 
 
 def trainer(folder: Path, *callbacks: pl.Callback, half: bool = False, **settings: Any) -> pl.Trainer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from pipeline.config.settings import Config, ConfigError, DataConfig
@@ -12,6 +13,7 @@ from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.data_workers import DataWorkers
 from pipeline.training.datamodule import BodyData
 from pipeline.training.prepared_data import prepare_data, say_who_augments
+from tests.support.tiny_module import QUIET, module, trainer
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,30 @@ def test_a_batch_augmented_on_the_device_equals_one_from_the_workers(tmp_path):
         assert "draw" not in on_device
         for key in ("image", "label"):
             assert torch.equal(by_worker[key].as_tensor(), on_device[key].as_tensor())
+
+
+class _Seen(pl.Callback):
+    def __init__(self):
+        self.batches = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches.append(batch)
+
+
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in QUIET], "ignore:'pin_memory'")
+def test_batches_prepared_ahead_for_a_gpu_are_those_that_lightning_would_prepare(settings, tmp_path, monkeypatch):
+    prepared, seen = prepare_data(Config(data=replace(settings, augment_on_device=True))), []
+    for ahead in (False, True):
+        monkeypatch.setattr(BodyData, "is_on_gpu", ahead)
+        seen.append(_Seen())
+        data = BodyData(prepared, batch_size=2, seed=0)
+        trainer(tmp_path, seen[-1]).fit(module(n_classes=len(prepared.dataset.classes.names)), datamodule=data)
+    for ours, lightnings in zip(seen[1].batches, seen[0].batches, strict=True):
+        assert ours.keys() == lightnings.keys()
+        assert ours["case"] == lightnings["case"]
+        for key in ("image", "label"):
+            assert torch.equal(ours[key].as_tensor(), lightnings[key].as_tensor())
+    assert len(seen[0].batches) == 2
 
 
 @pytest.mark.parametrize(

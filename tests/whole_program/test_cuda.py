@@ -8,8 +8,10 @@ from functools import partial
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from networks import gpu_kernels
 from networks.body_net import BodyNet
@@ -20,6 +22,8 @@ from networks.sliding_window import SlidingWindow
 from pipeline.losses.deep_supervision import label_at_level
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
+from pipeline.training.lightning_module import SegmentationModule, TrainingError
+from pipeline.training.schedule import Schedule
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.restore import FeatureMap, restore
 
@@ -247,3 +251,26 @@ def test_labels_at_a_coarse_level_are_the_cpus(dtype):
     found = label_at_level(label.to(DEVICE), level)
     assert found.dtype == dtype
     assert torch.equal(found.cpu(), label_at_level(label, level))
+
+
+@pytest.mark.filterwarnings("ignore:.*(many workers|no `val_dataloader`|isinstance\\(treespec)")
+@pytest.mark.parametrize("broken", ["label", "image"])
+def test_what_makes_a_loss_undefined_is_said_on_a_gpu_too(broken, tmp_path):
+    """There the loss is looked at after the backward pass, and an unknown label when the loss is NaN."""
+    batch = {"image": torch.rand(1, 1, 16, 16, 16), "label": torch.zeros(1, 1, 16, 16, 16, dtype=torch.uint8)}
+    if broken == "label":
+        batch["label"][0, 0, 3, 4, 5] = 200
+    else:
+        batch["image"][0, 0, 3, 4, 5] = torch.nan
+    module = SegmentationModule(BodyNet(1, 2, base_channels=4), n_classes=2, schedule=Schedule(1e-3))
+    before = copy.deepcopy(module.state_dict())
+    loader = DataLoader([batch | {"case": ["body_7"]}], batch_size=None)
+    trainer = pl.Trainer(
+        accelerator="gpu", devices=1, precision="bf16-mixed", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    expected = (ValueError, "found 200") if broken == "label" else (TrainingError, r"the loss is nan .*body_7")
+    with pytest.raises(expected[0], match=expected[1]):
+        trainer.fit(module, loader)
+    for name, weights in module.state_dict().items():
+        assert torch.equal(weights.cpu(), before[name])
