@@ -87,7 +87,8 @@ def ours(
     machine = {"accelerator": "cpu", "precision": precision}
     loader = DataLoader(batches, batch_size=None)
     criterion = FullLogitsLoss() if loss == "full logits" else None
-    clock = fit(net, loader, n_classes=n_classes, compiled=compiled, criterion=criterion, **machine)
+    clock = Clock()
+    fit(net, loader, n_classes=n_classes, compiled=compiled, criterion=criterion, callbacks=[clock], **machine)
     facts = {"parameters": _n_parameters(net), "precision": precision}
     return _measurement(clock.seconds, before, clock.losses, clock.peaks, facts)
 
@@ -138,25 +139,19 @@ class FullLogitsLoss(nn.Module):
 
 
 class Clock(pl.Callback):
-    """Takes every step's time and loss, how long it waited for its batch, and the peak of memory until its end."""
+    """Takes every step's time and loss, and the peak of memory until its end."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
-        self.waits: list[float] = []
         self.losses: list[float] = []
         self.peaks: list[int] = []
-        self._started = self._ended = 0.0
-
-    def on_train_epoch_start(self, *_: Any) -> None:
-        self._ended = clock_s()
+        self._started = 0.0
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._started = clock_s()
-        self.waits.append(self._started - self._ended)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *_: Any) -> None:
-        self._ended = clock_s()
-        self.seconds.append(self._ended - self._started)
+        self.seconds.append(clock_s() - self._started)
         self.losses.append(float(outputs["loss"]))
         self.peaks.append(peak_memory_bytes())
 
@@ -170,7 +165,8 @@ def fit(
     precision: Any,
     compiled: bool = False,
     criterion: nn.Module | None = None,
-) -> Clock:
+    callbacks: Sequence[pl.Callback] = (),
+) -> None:
     """Train through Lightning and SegmentationModule for one epoch of `batches`; a `criterion` replaces its loss."""
     source = "datamodule" if isinstance(batches, pl.LightningDataModule) else "train_dataloaders"
     module = SegmentationModule(
@@ -181,14 +177,13 @@ def fit(
     )
     if criterion is not None:
         module.criterion = criterion
-    clock = Clock()
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1,
         precision=precision,
         max_epochs=1,
         gradient_clip_val=TrainingConfig().gradient_clip or None,
-        callbacks=[clock],
+        callbacks=[*callbacks],
         logger=False,
         limit_val_batches=0,
         num_sanity_val_steps=0,
@@ -197,4 +192,3 @@ def fit(
         enable_progress_bar=False,
     )
     trainer.fit(module, **{source: batches})
-    return clock

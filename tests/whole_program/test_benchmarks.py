@@ -138,9 +138,9 @@ def test_what_a_gpu_row_counts_can_be_counted_on_a_cpu(tmp_path):
     small = {"base_channels": 2, "n_steps": 4, "device": "cpu", "precision": "32-true", "matrix_size": 64}
     found = gpu.ours(str(tmp_path), [16, 16, 32], **small)
     assert isinstance(found, Measurement)
-    assert len(found.seconds) == 3  # of four steps the first quarter warms up
+    assert len(found.seconds) == 2  # between the ends of four steps, of which the first quarter warms up
     assert 0 < found.facts["share_of_matrix_rate"] < 1000
-    assert found.facts["data_wait_s"] >= 0
+    assert math.isfinite(found.facts["data_s"])
 
 
 def test_operations_of_a_step_are_three_times_those_of_the_forward_convolutions():
