@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,17 +39,25 @@ def _compile_for(device: torch.device) -> bool:
         return False
     if importlib.util.find_spec("triton") is None:
         return False  # there is none on Windows
-    try:
+
+    def try_one() -> None:
         from networks import norm_act_gpu  # needs Triton
 
         x, one = torch.zeros(1, 1, 2, 2, 2, device=device), torch.ones(1, device=device)
         norm_act_gpu.activated(x, one, one, 1.0, 1.0, out=torch.empty_like(x))
+
+    return runs(try_one, "Triton does not compile here")
+
+
+def runs(kernels: Callable[[], object], otherwise: str) -> bool:
+    """Return whether kernels can be compiled and started; warn, with what is wrong `otherwise`, that training is slower
+    where they cannot."""
+    try:
+        kernels()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler, a driver or a read-only home folder comes up with
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        log.warning(
-            "Training on this GPU takes some 1.6 times as long as it could: Triton does not compile here (%s)", reason
-        )
+        log.warning("Training on this GPU takes some 1.6 times as long as it could: %s (%s)", otherwise, reason)
         return False
     return True

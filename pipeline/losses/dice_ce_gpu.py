@@ -9,6 +9,7 @@ products of features and head are added up over these parts, and are as exact as
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from networks import gpu_kernels
 from networks.onednn_workaround import HALF
 from pipeline.losses.slab_softmax import Coefficients, SlabBatch
 
@@ -36,13 +38,36 @@ MOST_PROGRAMS = 1056
 
 def can_take(batch: SlabBatch) -> bool:
     """Return whether the kernels are made for a batch, which lies on a GPU: half precision, a head that fits, and every
-    class annotated in every sample, of which there is one at least; labels are int32 in the kernels."""
+    class annotated in every sample, of which there is one at least; labels are int32 in the kernels. They are tried
+    once for each such head, and a warning says where they fail."""
     if batch.matrix is None or any(batch.merged) or batch.features.dtype not in HALF or not batch.label.numel():
         return False
     if not -(2**31) <= (batch.ignore_index or 0) < 2**31:
         return False
     blocks = _blocks(*batch.matrix.shape)
-    return max(blocks) <= LONGEST_EDGE and math.prod(blocks) <= LARGEST_HEAD
+    if max(blocks) > LONGEST_EDGE or math.prod(blocks) > LARGEST_HEAD:
+        return False
+    features, ignores = batch.features, batch.ignore_index is not None
+    return _can_run(features.device, features.dtype, *batch.matrix.shape, batch.shift is not None, ignores)
+
+
+@functools.cache
+def _can_run(
+    device: torch.device, dtype: torch.dtype, n_classes: int, n_features: int, has_bias: bool, ignores: bool
+) -> bool:
+    """Try both kernels on a tile of voxels."""
+
+    def try_both() -> None:
+        features = torch.zeros(1, n_features, 1, 1, DIFFERENTIATING, device=device, dtype=dtype)
+        weight, bias = (torch.zeros(n_classes, n, device=device) for n in (n_features, 1))
+        label = torch.zeros(1, DIFFERENTIATING, device=device, dtype=torch.uint8)
+        ignored = 0 if ignores else None
+        batch = SlabBatch(features, weight, bias[:, 0] if has_bias else None, label, ignored, None, None)
+        inverses = torch.empty(label.shape, device=device)
+        sum_up(batch, inverses)
+        differentiate(batch, inverses, Coefficients(*torch.zeros(3, n_classes, device=device)), features)
+
+    return gpu_kernels.runs(try_both, f"the loss's kernels do not run for {n_classes} classes of {n_features} features")
 
 
 def sum_up(batch: SlabBatch, inverses: Float[Tensor, "B N"]) -> tuple[Float[Tensor, "3 C"], Int[Tensor, ""]]:
