@@ -495,7 +495,10 @@ def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:
     split = Split.of_parts({row.id: row.split for row in rows if row.split is not None}, source)
     if not split.train or not split.val:
         found = f"{len(split.train)} cases to train and {len(split.val)} to validate"
-        remedy = "complete the split, or remove it (test cases may stay marked) to have the other cases divided"
+        remedy = (
+            "complete the split, or remove it (test cases may stay marked) to have the other cases divided, with "
+            "--data.split_shares 100 0 0 all to train"
+        )
         which = source if source.startswith("fold ") else "its own split"
         raise DatasetError("dataset", root, f"{which} to have cases to train and to validate", found, remedy)
     _check_subjects(rows, root)
