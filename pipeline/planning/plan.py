@@ -5,7 +5,9 @@ Every number that is chosen comes with its reason.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from pipeline.planning.choice import (
@@ -29,6 +31,13 @@ WEIGHT_DECAY = 0.1
 """Of AdamW, where a step takes this times the learning rate off the weights. With 0.1 and 0.3 trainings on 96 cases of
 the hippocampus ended 0.003 to 0.006 Dice above those with 1e-4, whose steps take off next to nothing."""
 WARMUP_SHARE = 0.07
+
+STRONGER = {"rotation_deg": 25.0, "scale": 0.3, "spatial_probability": 0.9, "intensity_probability": 0.3}
+"""Strengths (`transforms.augment.Strengths`) where a training shows the voxels of its cases often."""
+OFTEN = 60
+"""How often that is. On 86 cases of the hippocampus, mean Dice of 24 others: shown 90 times 0.888 with this augmentation
+and 0.887 with the default one, shown 170 times 0.887 and 0.884, where the training loss ended at 0.115 and 0.092 and
+that of the validation at 0.116 and 0.122."""
 
 
 @dataclass
@@ -128,10 +137,23 @@ def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -
         because = "no case is left out for a test: evaluate on other data"
         plan.put("data.split_shares", list(SPLIT_SHARES), because)
     plan.put("data.data_aug", True, "patches are turned, scaled and shaded at random, so that few cases show more")
+    shown = _times_shown(data, choice)
+    if shown >= OFTEN:
+        because = f"more than by default: voxels are shown {shown:.0f} times, and a network would learn them by heart"
+        plan.put("data.augmentation", dict(STRONGER), because)
     plan.put("data.flips", [0] if data.mirrors else [], _why_flips(data))
     workers = 0 if machine.accelerator == "cpu" else machine.n_cores
     because = "every core trains" if workers == 0 else "one for each core, while the GPU trains"
     plan.put("data.num_workers", workers, because)
+
+
+def _times_shown(data: DataSummary, choice: Choice) -> float:
+    """How often the training shows a voxel of its cases."""
+    schedule = choice.schedule
+    stages = zip(schedule.stages, schedule.epochs_of, strict=True)
+    of_batches = sum(epochs * stage.batch * math.prod(stage.patch) for stage, epochs in stages)
+    of_case = fmean(math.prod(size) for size in choice.grid.cases.sizes)
+    return of_batches * schedule.n_batches * choice.cost.n_processes / (data.n_train * of_case)
 
 
 def _why_spacing(choice: Choice) -> str:

@@ -14,7 +14,7 @@ from networks.sliding_window import count_windows
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import ConfigError, without_effect
 from pipeline.planning.choice import grid_of
-from pipeline.planning.plan import make_plan
+from pipeline.planning.plan import OFTEN, make_plan
 from pipeline.training.patch_schedule import PatchSchedule
 from tests.support.plans import HIPPOCAMPUS, MACHINE, WHOLE_BODY, Measured
 from transforms.chains import augmentation_chain, preprocessing_chain
@@ -144,8 +144,26 @@ def test_a_data_set_that_is_divided_keeps_its_split():
     assert make_plan(HIPPOCAMPUS, MACHINE, 300, Measured()).settings["data"]["split_shares"] == [90, 10, 0]
 
 
-def test_every_setting_has_a_reason():
-    plan = make_plan(HIPPOCAMPUS, MACHINE, 300, Measured())
+def test_what_is_shown_often_is_varied_more():
+    varied = {}
+    for minutes in (2, 5, 15, 30, 240):
+        plan = make_plan(HIPPOCAMPUS, MACHINE, 60 * minutes, Measured(voxel_s=3e-6))
+        schedule = schedule_of(plan)
+        n_batches = schedule.n_batches(HIPPOCAMPUS.n_train, 2)
+        epochs = range(plan.settings["training"]["max_epochs"])
+        shown = sum(2 * n_batches * schedule.batch_of(e) * math.prod(schedule.patch_of(e)) for e in epochs)
+        shown /= HIPPOCAMPUS.n_train * math.prod(HIPPOCAMPUS.sizes[0])
+        varied[minutes] = "augmentation" in plan.settings["data"]
+        assert varied[minutes] == (shown >= OFTEN)
+        if varied[minutes]:
+            assert f"shown {shown:.0f} times" in plan.because["data.augmentation"]
+    assert not varied[2]
+    assert varied[240]
+
+
+@pytest.mark.parametrize("minutes", [5, 600])
+def test_every_setting_has_a_reason(minutes):
+    plan = make_plan(HIPPOCAMPUS, MACHINE, 60 * minutes, Measured())
     names = {f"{group}.{key}" for group, keys in plan.settings.items() for key in keys}
     assert names == plan.because.keys()
     assert all(plan.because.values())
@@ -162,7 +180,8 @@ def test_what_is_planned_is_a_config_that_train_takes(size, spacing_mm, minutes)
     config = from_mapping(settings)
     assert without_effect(config) == ()
     preprocessing_chain(config.data.target_size, spacing_mm=config.data.spacing_mm)
-    augmentation_chain(config.data.target_size, class_names=data.class_names, flips=config.data.flips)
+    varied = config.data.augmentation or {}
+    augmentation_chain(config.data.target_size, class_names=data.class_names, flips=config.data.flips, **varied)
     network = config.model.network
     BodyNet(base_channels=2, strides=network["strides"], kernels=network["kernels"])
     edges = np.array([stage[:3] for stage in config.data.patch_growth] + [config.data.target_size])
