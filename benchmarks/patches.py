@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Compose
+from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.inputs import BLOCK, blocky_label
 from benchmarks.measure import measure
 from benchmarks.measurement import Measurement
+from benchmarks.steps import Clock, fit
+from networks.body_net import BodyNet
 from pipeline.cache.entry import StoredEntry, encode, write_entry
+from pipeline.compute.devices import cpu_computes_in_bfloat16
 from transforms.augment import RandomAugmentd
 from transforms.patches import RandomPatchd, Triple
 
@@ -48,9 +52,7 @@ def ours(folder: str, patch: Triple, n: int, *, augment: bool) -> Measurement:
             read.append(_pages_of(self.size, start, stop) * PAGE)
             return super().read(start, stop)
 
-    varied = RandomAugmentd(patch) if augment else None
-    chain = Compose([RandomPatchd(lambda epoch: patch, weights=[0] + [1] * (N_CLASSES - 1), augment=varied)])
-    chain.set_random_state(seed=0)
+    chain = _chain(patch, augment=augment)
 
     def draw() -> list[float]:
         item: dict[str, Any] = {"stored": Counted(_path(folder), verify=False), "epoch": 0}
@@ -69,6 +71,41 @@ def ours(folder: str, patch: Triple, n: int, *, augment: bool) -> Measurement:
         "MB_in_a_patch": 3 * float(np.prod(patch)) / 1e6,
     }
     return measured
+
+
+def training(folder: str, patch: Triple, n_steps: int, base_channels: int = 32) -> Measurement:
+    """Train BodyNet on varied patches, drawn one after the other by the process that trains; the first step warms up.
+
+    "share_of_time_for_data" is what drawing takes of the time of a step and its patch: what a training without data
+    workers waits.
+    """
+    chain = _chain(patch, augment=True)
+    seconds: list[float] = []
+
+    class Drawn(Dataset):
+        def __len__(self) -> int:
+            return n_steps
+
+        def __getitem__(self, index: int) -> dict[str, Any]:
+            start = time.perf_counter()
+            item = chain({"stored": StoredEntry(_path(folder), verify=False), "epoch": index})
+            seconds.append(time.perf_counter() - start)
+            return {"image": item["image"][None], "label": item["label"][None], "case": ["a"]}
+
+    clock = Clock()
+    network = BodyNet(1, N_CLASSES, base_channels)
+    precision = "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"
+    loader = DataLoader(Drawn(), batch_size=None)
+    fit(network, loader, n_classes=N_CLASSES, accelerator="cpu", precision=precision, callbacks=[clock])
+    taken = clock.seconds[1:]
+    facts = {"share_of_time_for_data": sum(seconds[1:]) / (sum(taken) + sum(seconds[1:]))}
+    return Measurement(taken, None, clock.peaks[-1], [], facts)
+
+
+def _chain(patch: Triple, *, augment: bool) -> Compose:
+    varied = RandomAugmentd(patch) if augment else None
+    chain = Compose([RandomPatchd(lambda epoch: patch, weights=[0] + [1] * (N_CLASSES - 1), augment=varied)])
+    return chain.set_random_state(seed=0)
 
 
 def _pages_of(size: Sequence[int], start: Sequence[int], stop: Sequence[int]) -> int:

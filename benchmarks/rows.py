@@ -230,16 +230,18 @@ def patches(scale: str, places: Places) -> Row:
         TOY: {"toy": [24, 24, 32]},
     }
     patch = [8, 8, 8] if scale == TOY else [128, 128, 128]
+    n, steps = {"n": _n(scale, 40, 20)}, {"n_steps": 1 + _n(scale, 5, 2), "base_channels": 2 if scale == TOY else 32}
     return Row(
         f"a patch of {_times(patch)} from a large case in the cache, on one core",
         [
             Comparison(
                 f"{name}, {_times(size)}",
                 {
-                    "as it is": Job("patches.ours", {"augment": False}),
-                    "augmented": Job("patches.ours", {"augment": True}),
+                    "as it is": Job("patches.ours", {"augment": False, **n}),
+                    "augmented": Job("patches.ours", {"augment": True, **n}),
+                    "augmented, and a step with it on all cores": Job("patches.training", steps),
                 },
-                [{"patch": patch, "n": _n(scale, 40, 20)}],
+                [{"patch": patch}],
                 prepare=Job("patches.prepare", {"size": size}),
                 folder=True,
                 repeats=1,
