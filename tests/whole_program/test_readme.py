@@ -127,8 +127,26 @@ def test_what_plans_reach_is_that_of_the_result_file():
     for (_, _, seconds, dice), run in zip(said, planned_runs(), strict=True):
         assert rounds_to(run["seconds"]["train"], seconds)
         assert rounds_to(run["dice"]["mean"], dice)
-    validated_often, decayed_less = (run for run in results("deadline")["runs"] if "earlier" in run)
-    said = re.search(r"half an hour ended at ([\d.]+) \((\d+) s\)", page)
+    runs = results("deadline")["runs"]
+    varied_less, validated_often, decayed_less = (run for run in runs if "earlier" in run)
+    said = re.search(r"With the default augmentation half an hour ended at ([\d.]+) \((\d+) s\)", page)
+    assert rounds_to(varied_less["dice"]["mean"], said[1])
+    assert rounds_to(varied_less["seconds"]["train"], said[2])
+    stronger, all_cases = (run for run in runs if "trained" in run)
+    said = re.search(
+        r"little difference, ([\d.]+) for ([\d.]+) \((\d+) s .* trained on, too, ([\d.]+)\.", page, re.DOTALL
+    )
+    default = next(run for run in planned_runs() if run["budget"] == "15min")
+    shown = [
+        (stronger["dice"]["mean"], said[1]),
+        (default["dice"]["mean"], said[2]),
+        (all_cases["dice"]["mean"], said[4]),
+    ]
+    assert all(rounds_to(value, text) for value, text in shown)
+    assert rounds_to(stronger["seconds"]["train"], said[3])
+    (together,) = (run for run in runs if "ensemble" in run)
+    assert rounds_to(together["dice"]["mean"], re.search(r"Four such networks together reach ([\d.]+)\.", page)[1])
+    said = re.search(r"With every epoch validated, half an hour ended at ([\d.]+)\s+\((\d+) s\)", page)
     assert rounds_to(validated_often["dice"]["mean"], said[1])
     assert rounds_to(validated_often["seconds"]["train"], said[2])
     said = re.search(r"With a weight decay of 0.0001 .* 15 minutes reached ([\d.]+)\.", page)
