@@ -17,12 +17,13 @@ from monai.transforms import Compose
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.inputs import BLOCK, blocky_label
-from benchmarks.measure import measure
+from benchmarks.measure import measure, resident_bytes
 from benchmarks.measurement import Measurement
 from benchmarks.steps import Clock, fit
 from networks.body_net import BodyNet
 from pipeline.cache.entry import StoredEntry, encode, write_entry
 from pipeline.compute.devices import cpu_computes_in_bfloat16
+from pipeline.compute.memory import forget_peak
 from transforms.augment import RandomAugmentd
 from transforms.patches import RandomPatchd, Triple
 
@@ -96,10 +97,12 @@ def training(folder: str, patch: Triple, n_steps: int, base_channels: int = 32) 
     network = BodyNet(1, N_CLASSES, base_channels)
     precision = "bf16-mixed" if cpu_computes_in_bfloat16() else "32-true"
     loader = DataLoader(Drawn(), batch_size=None)
+    forget_peak()
+    before = resident_bytes()
     fit(network, loader, n_classes=N_CLASSES, accelerator="cpu", precision=precision, callbacks=[clock])
-    taken = clock.seconds[1:]
+    taken, peak = clock.seconds[1:], clock.peaks[-1]
     facts = {"share_of_time_for_data": sum(seconds[1:]) / (sum(taken) + sum(seconds[1:]))}
-    return Measurement(taken, None, clock.peaks[-1], [], facts)
+    return Measurement(taken, max(0, peak - before), peak, [], facts)
 
 
 def _chain(patch: Triple, *, augment: bool) -> Compose:
