@@ -231,7 +231,7 @@ class VolumeDiceCE:
         flat = label.as_subclass(Tensor).reshape(1, -1)
         with torch.autocast(features.device.type, enabled=False):
             batch = self.options.batch(features.as_subclass(Tensor)[None], weight, bias, flat)
-            counts = self.options.class_counts(flat, batch.n_classes)
+            counts, _ = self.options.class_counts(flat, batch.n_classes)
             sums = torch.stack(_gather_sums(batch)[0])
         self._sums = sums if self._sums is None else self._sums + sums
         self._counts = counts if self._counts is None else self._counts + counts
@@ -258,15 +258,21 @@ class _Options(NamedTuple):
     def batch(self, features: Tensor, weight: Tensor | None, bias: Tensor | None, label: Tensor) -> SlabBatch:
         return SlabBatch(features, weight, bias, label, self.ignore_index, self.memory_budget_mb, self.annotated)
 
-    def class_counts(self, label: Integer[Tensor, "B N"], n_classes: int) -> Float[Tensor, " C"]:
-        """Count the voxels of each class. Raises ValueError for one that is no class, ignored or not annotated."""
+    def class_counts(
+        self, label: Integer[Tensor, "B N"], n_classes: int, *, checks: bool = True
+    ) -> tuple[Float[Tensor, " C"], Int[Tensor, ""]]:
+        """Count the voxels of each class, and those whose label is neither a class nor ignored.
+
+        Raises:
+            ValueError: If there are some of the latter and this `checks`, or if a class is not annotated.
+        """
         counts, n_unknown = _class_counts(label, n_classes, self.ignore_index)
-        if n_unknown:
+        if checks and n_unknown:
             refuse_unknown_labels(label, n_classes, self.ignore_index)
         if self.annotated is not None:
             hidden = ~are_annotated(self.annotated, n_classes).to(label.device)
             _refuse_hidden_classes(counts, hidden)
-        return counts.sum(0).double()
+        return counts.sum(0).double(), n_unknown
 
     def n_annotating(self, counts: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
         """How many samples of this process annotate each class; 1 for every class where nothing says."""
@@ -309,12 +315,8 @@ class _SlabDiceCE(torch.autograd.Function):
         # Under autocast the head would round the logits to 8 bits of mantissa, and the softmax would see it.
         with torch.autocast(features.device.type, enabled=False):
             batch = options.batch(features, weight, bias, label)
-            n_unknown = None
-            if options.checks_labels or not gpu_kernels_for(batch):
-                counts = options.class_counts(label, batch.n_classes)
-            else:
-                of_samples, n_unknown = _class_counts(label, batch.n_classes, options.ignore_index)
-                counts = of_samples.sum(0).double()
+            checks = options.checks_labels or gpu_kernels_for(batch) is None  # slabs cannot do with unknown labels
+            counts, n_unknown = options.class_counts(label, batch.n_classes, checks=checks)
             sums, inverses, n_correct = _gather_sums(batch)
         n_voxels, shown = counts.sum().long(), options.n_annotating(counts)
         if options.across_processes:
@@ -322,7 +324,7 @@ class _SlabDiceCE(torch.autograd.Function):
             sums = _Sums(*of_all)
         ce, ce_gradient = _cross_entropy(sums.log_likelihood, counts, class_weights.double())
         dice, own, anywhere = _dice(sums, counts, class_weights.double(), shown)
-        loss = ce + dice if n_unknown is None else torch.where(n_unknown > 0, math.nan, ce + dice)
+        loss = torch.where(n_unknown > 0, math.nan, ce + dice)
         ctx.options = options
         ctx.save_for_backward(features, weight, bias, label, inverses, own, anywhere, ce_gradient)
         ctx.mark_non_differentiable(n_correct, n_voxels)
