@@ -16,8 +16,10 @@ from pipeline.config.settings import ConfigError, without_effect
 from pipeline.planning.choice import grid_of
 from pipeline.planning.plan import OFTEN, make_plan
 from pipeline.training.patch_schedule import PatchSchedule
+from pipeline.training.samplers import PatchSampler
 from tests.support.plans import HIPPOCAMPUS, MACHINE, WHOLE_BODY, Measured
 from transforms.chains import augmentation_chain, preprocessing_chain
+from transforms.patches import draw_patch_start
 
 SCHEDULE = ("target_size", "batch_size", "patches_per_case", "patch_growth")
 
@@ -151,14 +153,35 @@ def test_what_is_shown_often_is_varied_more():
         schedule = schedule_of(plan)
         n_batches = schedule.n_batches(HIPPOCAMPUS.n_train, 2)
         epochs = range(plan.settings["training"]["max_epochs"])
-        shown = sum(2 * n_batches * schedule.batch_of(e) * math.prod(schedule.patch_of(e)) for e in epochs)
-        shown /= HIPPOCAMPUS.n_train * math.prod(HIPPOCAMPUS.sizes[0])
+        size = HIPPOCAMPUS.sizes[0]
+        shown = sum(
+            2 * n_batches * schedule.batch_of(e) * math.prod(map(min, schedule.patch_of(e), size)) for e in epochs
+        )
+        shown /= HIPPOCAMPUS.n_train * math.prod(size)
         varied[minutes] = "augmentation" in plan.settings["data"]
         assert varied[minutes] == (shown >= OFTEN)
         if varied[minutes]:
             assert f"shown {shown:.0f} times" in plan.because["data.augmentation"]
     assert not varied[2]
     assert varied[240]
+
+
+def test_how_often_voxels_are_shown_is_what_a_training_draws():
+    plan = make_plan(HIPPOCAMPUS, MACHINE, 1800, Measured(voxel_s=3e-6))
+    schedule, size, random = schedule_of(plan), HIPPOCAMPUS.sizes[0], np.random.RandomState(0)
+    n_batches, seen = schedule.n_batches(HIPPOCAMPUS.n_train, 2), np.zeros(size)
+    for rank in range(2):
+        sampler = PatchSampler(
+            HIPPOCAMPUS.n_train, n_batches, schedule.batch_of, seed=0, epoch=0, rank=rank, world_size=2
+        )
+        for epoch in range(plan.settings["training"]["max_epochs"]):
+            sampler.set_epoch(epoch)
+            patch = schedule.patch_of(epoch)
+            for _ in range(sum(case == 0 for batch in sampler for _, case, _ in batch)):
+                first = draw_patch_start(random, size, patch, places={}, weights=[0, 1], foreground=0.5)
+                seen[tuple(slice(max(0, i), i + n) for i, n in zip(first, patch, strict=True))] += 1
+    said = re.search(r"shown (\d+) times", plan.because["data.augmentation"])
+    assert int(said[1]) == pytest.approx(seen.mean(), rel=0.03)
 
 
 @pytest.mark.parametrize("minutes", [5, 600])
