@@ -24,6 +24,7 @@ from pipeline.checks.screening import (
 )
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
+from pipeline.compute.other_programs import OtherPrograms
 from pipeline.config.files import from_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
@@ -133,7 +134,10 @@ def plan(
         return replace(cost, epoch_s=GPU_EPOCH_S, case_s=GPU_CASE_S) if on_gpu else cost
 
     machine = Machine(devices.accelerator, cores, memory)
+    others = OtherPrograms()
     found = make_plan(summary, machine, budget_s, measure)
+    if devices.accelerator == "cpu" and others.disturb():
+        found.warnings.append(_disturbed(others.n_cores(), cores))
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
     _put_given(found, config.data, screened)
@@ -240,6 +244,14 @@ def _warnings(plan: Plan, data: DataConfig, screened: Screened, of_listing: Sequ
     if len(findings) > len(of_plan):
         lines.append(f"the data gives {len(findings) - len(of_plan)} warnings, which bodyseg check explains")
     return (*lines, *map(str, mirrored_sides(data, screened.dataset)))
+
+
+def _disturbed(n_busy: float, n_cores: int) -> str:
+    return (
+        f"other programs kept {n_busy:.1f} of {n_cores} cores busy while training steps were measured: on an idle "
+        "machine a training with these settings ends sooner, and a plan made there holds more steps or finer voxels; "
+        "plan again once they have ended"
+    )
 
 
 def to_yaml(plan: Plan, budget_s: float) -> str:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -13,6 +17,7 @@ import yaml
 
 from pipeline.checks.screening import screen
 from pipeline.cli.main import main
+from pipeline.compute.memory import available_cores
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import Config, ConfigError
 from pipeline.phantoms.sample_dataset import write_dataset
@@ -102,6 +107,29 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_measured(tmp
     (tmp_path / "file").touch()
     assert main(["plan", str(tmp_path / "nowhere"), "--output", str(tmp_path / "file" / "p.yaml")]) == 2
     assert f"{tmp_path / 'file'}: cannot be written (expected a folder" in capsys.readouterr().err
+
+
+@pytest.mark.fault(
+    "other programs keep the cores busy while `bodyseg plan` measures steps",
+    "a warning says how many cores they took, what that does to the plan, and to plan again",
+)
+def test_a_plan_that_other_programs_disturbed_says_so(dataset, tmp_path, capsys, monkeypatch):
+    def measured(request):
+        time.sleep(1.0)
+        return [step(patch, batch, 0.1, 0.15, 10**9) for patch, batch in request.steps]
+
+    monkeypatch.setattr("pipeline.plan.measure_steps", measured)
+    burn = [sys.executable, "-c", f"import os\nwhile os.getppid() == {os.getpid()}: pass"]
+    others = [subprocess.Popen(burn) for _ in range(available_cores())]
+    try:
+        flags = ["--output", str(tmp_path / "p.yaml"), "--cache_dir", str(tmp_path / "cache")]
+        assert main(["plan", str(dataset), "--budget", "5min", *flags]) == 0
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+    said = " ".join(capsys.readouterr().err.split())
+    assert re.search(r"other programs kept \d\.\d of \d+ cores busy while training steps were measured", said)
 
 
 def step(patch, batch, step_s, in_processes_s, peak_bytes):
