@@ -28,16 +28,17 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from networks import gpu_kernels
 from networks.head import as_matrix, head_matrix
 from pipeline.compute.ranks import gathered, n_processes
+from pipeline.losses.label_counts import count_labels, refuse_hidden_classes, refuse_unknown_labels
 from pipeline.losses.partial_labels import are_annotated
 from pipeline.losses.slab_softmax import Coefficients, SlabBatch, differentiate, gradient_of_all, summarise
-from transforms.slabs import counting_slabs, share_out
+from transforms.slabs import share_out
 
 SMOOTH = 1e-5
 """Smoothing of MONAI's DiceLoss, smooth_nr and smooth_dr."""
@@ -266,12 +267,11 @@ class _Options(NamedTuple):
         Raises:
             ValueError: If there are some of the latter and this `checks`, or if a class is not annotated.
         """
-        counts, n_unknown = _class_counts(label, n_classes, self.ignore_index)
+        counts, n_unknown = count_labels(label, n_classes, self.ignore_index)
         if checks and n_unknown:
             refuse_unknown_labels(label, n_classes, self.ignore_index)
         if self.annotated is not None:
-            hidden = ~are_annotated(self.annotated, n_classes).to(label.device)
-            _refuse_hidden_classes(counts, hidden)
+            refuse_hidden_classes(counts, are_annotated(self.annotated, n_classes).to(label.device))
         return counts.sum(0).double(), n_unknown
 
     def n_annotating(self, counts: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
@@ -447,49 +447,6 @@ def _differentiate_pieces(
         if into_features is not None:
             batch.write_gradient(gradient, as_matrix(into_features[sample])[:, voxels], merged)
     return _HeadGradient(into_weight, into_bias)
-
-
-def _class_counts(
-    label: Integer[Tensor, "B N"], n_classes: int, ignore_index: int | None
-) -> tuple[Int[Tensor, "B C"], Int[Tensor, ""]]:
-    """Count the voxels of each class in each sample, and those whose label is neither a class nor ignored."""
-    counts = label.new_zeros(len(label), n_classes + 2, dtype=torch.int64)
-    for n, sample in enumerate(label):
-        for voxels in counting_slabs(len(sample), label.device):
-            # One bin more for strangers and one for the ignored, which may have any number.
-            bins = _bins(sample[voxels].long(), n_classes, ignore_index)
-            if bins.is_cuda:  # where bincount waits for the GPU
-                counts[n] += torch.histc(bins, n_classes + 2, min=0, max=n_classes + 2)
-            else:
-                counts[n] += torch.bincount(bins, minlength=n_classes + 2)
-    return counts[:, :n_classes], counts[:, n_classes].sum()
-
-
-def refuse_unknown_labels(label: Integer[Tensor, "B ..."], n_classes: int, ignore_index: int | None) -> None:
-    """Raise ValueError for a label that is neither a class nor ignored, if there is one."""
-    classes = label.as_subclass(Tensor).long()
-    unknown = classes[_bins(classes, n_classes, ignore_index) == n_classes]
-    if len(unknown):
-        raise ValueError(
-            f"label: expected classes 0 … {n_classes - 1} or ignore_index {ignore_index}, found {int(unknown[0])}; "
-            "remap the label, or set the class count or ignore_index to fit"
-        )
-
-
-def _refuse_hidden_classes(counts: Int[Tensor, "B C"], hidden: Bool[Tensor, "B C"]) -> None:
-    """Raise ValueError for a sample that holds a class which it is said not to annotate."""
-    found = (counts > 0) & hidden
-    if found.any():
-        sample, held = found.nonzero()[0].tolist()
-        raise ValueError(
-            f"annotated: expected every class that the label of sample {sample} holds, found none of class {held}"
-        )
-
-
-def _bins(classes: Int[Tensor, "*voxels"], n_classes: int, ignore_index: int | None) -> Int[Tensor, "*voxels"]:
-    """Return each voxel's class, `n_classes` for what is not a class, `n_classes` + 1 for the ignored."""
-    bins = torch.where((classes < 0) | (classes >= n_classes), n_classes, classes)
-    return bins if ignore_index is None else bins.masked_fill_(classes == ignore_index, n_classes + 1)
 
 
 def _cross_entropy(

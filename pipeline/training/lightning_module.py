@@ -24,7 +24,8 @@ from networks.sliding_window import SlidingWindow
 from pipeline.compute.memory import keep_freed_memory
 from pipeline.compute.ranks import gather_texts, gathered
 from pipeline.losses.deep_supervision import deep_supervision_loss
-from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE, refuse_unknown_labels
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
+from pipeline.losses.label_counts import refuse_unknown_labels
 from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU

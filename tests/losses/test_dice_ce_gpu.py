@@ -7,7 +7,8 @@ import torch
 from monai.losses import DiceCELoss
 
 from pipeline.losses import dice_ce
-from pipeline.losses.dice_ce import SlabDiceCELoss, refuse_unknown_labels, slab_dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
+from pipeline.losses.label_counts import refuse_unknown_labels
 from tests.support.interpreted import interpreted
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last_3d]

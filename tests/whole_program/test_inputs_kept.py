@@ -257,13 +257,17 @@ CALLS: dict[str, Call] = {
         g.labels(2, 1, *SIZE), Level(torch.empty(2, 4, 5, 4, 4), None, (2, 2, 2), (-1, 0, 0))
     ),
     "pipeline.losses.dice_ce.SlabDiceCELoss.forward": _slab_loss,
-    "pipeline.losses.dice_ce.refuse_unknown_labels": lambda f, g: [
-        f(g.labels(2, 1, *SIZE), 4, ignored) for ignored in (None, 3)
-    ],
     "pipeline.losses.dice_ce.slab_dice_ce": _plain_slab_loss,
     "pipeline.losses.dice_ce.VolumeDiceCE.add": lambda f, g: f(
         VolumeDiceCE(torch.nn.Conv3d(3, 4, 1), ignore_index=3), g.floats(3, *SIZE, only="float32"), g.labels(*SIZE)
     ),
+    "pipeline.losses.label_counts.count_labels": lambda f, g: [f(g.labels(2, 60), 4, ignored) for ignored in (None, 3)],
+    "pipeline.losses.label_counts.refuse_hidden_classes": lambda f, g: f(
+        g.keep(torch.tensor([[3, 0], [2, 1]])), g.keep(torch.tensor([[True, False], [True, True]]))
+    ),
+    "pipeline.losses.label_counts.refuse_unknown_labels": lambda f, g: [
+        f(g.labels(2, 1, *SIZE), 4, ignored) for ignored in (None, 3)
+    ],
     "pipeline.metrics.overlap.joint_histogram": lambda f, g: [
         f(g.labels(*SIZE), g.labels(*SIZE), 4, ignore_index=ignored) for ignored in (None, 3)
     ],
