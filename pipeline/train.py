@@ -20,7 +20,7 @@ from networks.registry import check_network, network_settings
 from pipeline.cache.folder import one_at_a_time
 from pipeline.checks.screening import list_configured
 from pipeline.compute.devices import Devices, choose_devices, shared_threads
-from pipeline.compute.launcher import launch
+from pipeline.compute.launcher import Others, launch, others_ready
 from pipeline.compute.measuring import begin_peak
 from pipeline.compute.memory import available_cores, shared_memory
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
@@ -127,6 +127,7 @@ def train(
         stop_at_once_on_signals(),
         alone,
         shared_threads(devices.per_machine),
+        others_ready(devices.per_machine) as others,
         HandOver(devices.per_machine) as handed,
     ):
         state = _state_to_resume(folder, config, resume=resume, overwrite=overwrite)
@@ -159,7 +160,7 @@ def train(
         if is_first_process():
             folder.make_ready(keep=state is not None)
         console_log.begin()
-        _fit(config, devices, folder, setup, say=say, console=console, record=console_log.line)
+        _fit(config, devices, folder, setup, others, say=say, console=console, record=console_log.line)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     return folder.path
 
@@ -511,6 +512,7 @@ def _fit(
     devices: Devices,
     folder: RunFolder,
     setup: _Setup,
+    others: Others | None,
     *,
     say: Say,
     console: Console,
@@ -520,7 +522,7 @@ def _fit(
     with (
         setup.trackers.closing(),
         record_ending(folder, recorder, _memory_settings(config)),
-        launch(devices.per_machine, partial(record_lost, folder, recorder), orderly=Stopped),
+        launch(others, partial(record_lost, folder, recorder), orderly=Stopped),
         quiet_lightning(),
     ):
         say("Saving training configuration...")

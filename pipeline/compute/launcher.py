@@ -15,12 +15,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
 
 from pipeline.compute.ranks import (
-    STARTED_BY,
     THIS_PROGRAM,
     ProcessError,
     is_lost_connection,
@@ -28,6 +28,7 @@ from pipeline.compute.ranks import (
     read_rank,
     reported_failure,
 )
+from pipeline.compute.signals import STARTED_BY
 from pipeline.console.text import one_line
 
 GRACE_S = 10.0
@@ -39,46 +40,99 @@ EXIT_LOST = 2
 _POLL_S = 0.5
 
 
+@dataclass(frozen=True)
+class Others:
+    """The other processes of a training, which import what they need and wait for `launch`."""
+
+    children: list[subprocess.Popen]
+    environment: dict[str, str]
+    """The variables that torchrun sets, of this process."""
+    port: socket.socket
+    """Keeps the port at which they will meet from other programs."""
+
+    def begin(self) -> None:
+        """Let them go on."""
+        self.port.close()
+        for child in self.children:
+            assert child.stdin is not None
+            with contextlib.suppress(OSError):  # it has ended: the watch says so
+                child.stdin.write(b"\n")
+                child.stdin.flush()
+
+
 @contextlib.contextmanager
-def launch(
-    n: int,
-    when_lost: Callable[[str], None],
-    *,
-    orderly: type[BaseException] | tuple[type[BaseException], ...] = (),
-    command: Sequence[str] | None = None,
-    grace_s: float = GRACE_S,
-) -> Iterator[None]:
-    """Train inside together with n − 1 more processes of this machine, unless somebody has started them already.
+def others_ready(n: int, *, command: Sequence[str] | None = None, grace_s: float = GRACE_S) -> Iterator[Others | None]:
+    """Start n − 1 more processes of this machine, unless somebody has started them already: they import meanwhile.
+
+    In those, this waits until the first one calls `launch`, and ends the process where it does not come to that.
 
     Args:
         n: processes of this machine, this one included.
+        command: the program of the other processes; None: this one's own.
+        grace_s: seconds that a process has to end by itself after the first one has.
+
+    Raises:
+        ProcessError: this process's own command cannot be repeated.
+    """
+    if STARTED_BY in os.environ:
+        end_with_parent(int(os.environ[STARTED_BY]), grace_s)
+        if not sys.stdin.buffer.read(1):
+            sys.exit(0)
+        yield None
+    elif n == 1 or read_rank().world_size > 1:
+        yield None
+    else:
+        with socket.socket() as port:
+            port.bind(("127.0.0.1", 0))
+            environment = _environment(n, port.getsockname()[1])
+            children: list[subprocess.Popen] = []
+            try:
+                for rank in range(1, n):
+                    children.append(_start(command or _own_command(n), environment, rank))
+                yield Others(children, environment, port)
+            finally:
+                end_children(children)
+                for child in children:
+                    with contextlib.suppress(OSError):
+                        child.stdin.close()  # type: ignore[union-attr]  # a pipe
+
+
+@contextlib.contextmanager
+def launch(
+    others: Others | None,
+    when_lost: Callable[[str], None],
+    *,
+    orderly: type[BaseException] | tuple[type[BaseException], ...] = (),
+    grace_s: float = GRACE_S,
+) -> Iterator[None]:
+    """Train inside together with the processes that `others_ready` has started; None: alone, or as one of them.
+
+    Args:
+        others: the other processes.
         when_lost: called with a sentence, from another thread, where this process has to be ended because it still
             waits for one that has died, as in a rendezvous or on a GPU.
         orderly: what the training raises where all processes agreed to stop.
-        command: the program of the other processes; None: this one's own.
         grace_s: seconds that a process has to end by itself after another one has.
 
     Raises:
         ProcessError: another process has ended, with its own reason where it left one; or they did not meet.
     """
-    if read_rank().world_size > 1:
-        if STARTED_BY in os.environ:
-            end_with_parent(int(os.environ[STARTED_BY]), grace_s)
-        with _in_words([]):
-            yield
-    elif n > 1:
-        with variables(_environment(n)):
-            children = [_start(command or _own_command(n), rank) for rank in range(1, n)]
+    if others is not None:
+        with variables(others.environment):
+            others.begin()
             patience_s = 0.0
             try:
-                with _watched(children, when_lost, grace_s), _in_words(children):
+                with _watched(others.children, when_lost, grace_s), _in_words(others.children):
                     yield
                 patience_s = grace_s
             except BaseException as error:
                 patience_s = grace_s if isinstance(error, orderly) else _POLL_S
                 raise
             finally:
-                end_children(children, patience_s)
+                end_children(others.children, patience_s)
+    elif read_rank().world_size > 1:
+        with _in_words([]):
+            yield
     else:
         yield
 
@@ -122,11 +176,8 @@ def _not_met(error: str) -> str:
     )
 
 
-def _environment(n: int) -> dict[str, str]:
+def _environment(n: int, port: int) -> dict[str, str]:
     """The variables that torchrun sets, for this process as the first of n."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     return {
         "RANK": "0",
         "LOCAL_RANK": "0",
@@ -153,9 +204,9 @@ def variables(ours: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _start(command: Sequence[str], rank: int) -> subprocess.Popen:
-    environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+def _start(command: Sequence[str], environment: Mapping[str, str], rank: int) -> subprocess.Popen:
+    own = os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    return subprocess.Popen(command, env=own, stdin=subprocess.PIPE)
 
 
 def _own_command(n: int) -> list[str]:

@@ -10,7 +10,7 @@ import psutil
 from pipeline.compute.memory import available_cores
 
 BUSY_SHARE = 0.15
-"""Share of the cores from which on other programs change what is measured: a machine at rest shows 0.01 to 0.03."""
+"""Share of the cores from which on other programs change what is measured: a machine at rest shows less than 0.01."""
 
 
 class OtherPrograms:

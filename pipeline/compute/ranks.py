@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-STARTED_BY = "BODYSEG_STARTED_BY"
-"""Environment variable of a process that `launcher` started: the process id of the one that did."""
+from pipeline.compute.signals import STARTED_BY
 
 THIS_PROGRAM = "this program"
 

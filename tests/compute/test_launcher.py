@@ -25,7 +25,7 @@ from rich.console import Console
 
 from pipeline.cache.folder import one_at_a_time
 from pipeline.cli.main import main
-from pipeline.compute.launcher import EXIT_LOST, launch
+from pipeline.compute.launcher import EXIT_LOST, launch, others_ready
 from pipeline.compute.ranks import ProcessError, highest, report_failure
 from pipeline.config.files import to_yaml
 from pipeline.config.settings import (
@@ -276,7 +276,7 @@ def lose_the_second(rank, port, reason, queue):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     try:
-        with launch(2, print):
+        with launch(None, print):
             dist.init_process_group("gloo")
             if rank == 1:
                 if reason:
@@ -314,7 +314,7 @@ def test_the_reason_of_another_process_is_told():
 
 def wait_for_nobody(told):
     command = [sys.executable, "-c", "import sys; sys.exit(3)"]
-    with launch(2, told.write_text, command=command, grace_s=0.5):
+    with others_ready(2, command=command) as others, launch(others, told.write_text, grace_s=0.5):
         time.sleep(600)  # as in a rendezvous, or for a GPU
 
 
@@ -339,7 +339,7 @@ def rendezvous(monkeypatch):
 
 
 def meet(timeout_s):
-    with launch(2, print):
+    with launch(None, print):
         dist.init_process_group("gloo", timeout=timedelta(seconds=timeout_s))
 
 
@@ -375,7 +375,7 @@ def test_a_program_that_is_no_file_cannot_be_started_again(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["-c"])
     with (
         pytest.raises(ProcessError, match="starts its program again, and '-c' is not a file; use `bodyseg train`"),
-        launch(2, print),
+        others_ready(2),
     ):
         pass
 
