@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -151,22 +152,42 @@ def test_what_plans_reach_is_that_of_the_result_file():
     assert rounds_to(validated_often["seconds"]["train"], said[2])
     said = re.search(r"With a weight decay of 0.0001 .* 15 minutes reached ([\d.]+)\.", page)
     assert rounds_to(decayed_less["dice"]["mean"], said[1])
-    (longer,) = (run for run in results("deadline")["runs"] if run.get("iterations") == 270)
-    said = re.search(r"In 270 iterations, (\d+) s of training, it reaches ([\d.]+)\.", page)
-    assert rounds_to(longer["seconds"]["train"], said[1])
-    assert rounds_to(longer["dice"]["mean"], said[2])
+    said = re.search(r"In 270 iterations, (\d+) s of training, it reaches ([\d.]+), in 560, (\d+) s, ([\d.]+)\.", page)
+    longer = {run.get("iterations"): run for run in results("deadline")["runs"]}
+    for iterations, seconds, dice in ((270, *said.groups()[:2]), (560, *said.groups()[2:])):
+        assert rounds_to(longer[iterations]["seconds"]["train"], seconds)
+        assert rounds_to(longer[iterations]["dice"]["mean"], dice)
+
+
+def test_what_learning_rates_reach_is_that_of_the_result_file():
+    page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
+    said = re.search(
+        r"with 476 steps ([\d.]+) for ([\d.]+) \(([\d.]+) with four times\), in five\s+minutes, planned again, "
+        r"([\d.]+) for ([\d.]+) \(two seeds each\)",
+        page,
+    )
+    found = {(row["steps"], row["lr"]): fmean(row["dice"]) for row in results("deadline")["learning_rates"]}
+    before = fmean(run["dice"]["mean"] for run in planned_runs() if run["budget"] == "5min")
+    means = [found[476, 0.004], found[476, 0.002], found[476, 0.008], found[1568, 0.004], before]
+    for mean, stated in zip(means, said.groups(), strict=True):
+        assert rounds_to(mean, stated)
 
 
 def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     found = results("deadline_phantoms")
-    patches, whole = (run["dice"]["mean"] for run in found["runs"])
-    said = re.search(r"of ([\d.]+) over the 70 structures of computed bodies, and whole [^.]* size ([\d.]+)", README)
-    assert rounds_to(patches, said[1])
-    assert rounds_to(whole, said[2])
+    slower, patches, whole = (run["dice"]["mean"] for run in found["runs"])
+    said = re.search(
+        r"of ([\d.]+) over the 70 structures of computed bodies; with half [^.]* reached ([\d.]+), and whole bodies\s+"
+        r"resized to one size ([\d.]+)",
+        README,
+    )
+    for mean, stated in zip((patches, slower, whole), said.groups(), strict=True):
+        assert rounds_to(mean, stated)
     limits = {"35 above 60 ml": (60, 1e9), "25 of 15 to 60 ml": (15, 60), "10 below 15 ml": (0, 15)}
     assert "| all 70 | " + " | ".join(limits) + " |" in page
-    for name, run in zip(("patches, as planned", "whole, resized to 80×48×128"), found["runs"], strict=True):
+    names = ("patches, learning rate 0.002", "patches, as planned now, 0.004", "whole, resized to 80×48×128, 0.002")
+    for name, run in zip(names, found["runs"], strict=True):
         said = re.search(rf"\| {name} \| [^|]* \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page)
         assert said[1].replace(",", "") == str(run["steps"])
         assert rounds_to(run["dice"]["mean"], said[2])
