@@ -32,7 +32,7 @@ from pipeline.cli import (
 )
 from pipeline.cli.arguments import EXIT_WRONG_INPUT, complain, warn
 from pipeline.cli.plain_words import closest
-from pipeline.compute.signals import STARTED_BY, Stopped, quiet_end, stop_at_once_on_signals
+from pipeline.compute.signals import Stopped, quiet_end, stop_at_once_on_signals
 from pipeline.console.terminal import PlainFormatter, lasting_output
 from pipeline.files.atomic import full_disk_error
 
@@ -62,8 +62,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # Bad data have a line for every error, any other message is one line.
             return [complain(line) for line in getattr(error, "lines", [str(error)])][-1]
         except Stopped as stop:
-            if STARTED_BY in os.environ:
-                return stop.exit_code
             return complain("; ".join([f"stopped by {stop}", *_what_was_done(stop)]), stop.exit_code)
         except KeyboardInterrupt as stop:
             return complain("; ".join(["stopped", *_what_was_done(stop)]), 130)

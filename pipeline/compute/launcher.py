@@ -21,6 +21,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from pipeline.compute.ranks import (
+    STARTED_BY,
     THIS_PROGRAM,
     ProcessError,
     is_lost_connection,
@@ -28,7 +29,7 @@ from pipeline.compute.ranks import (
     read_rank,
     reported_failure,
 )
-from pipeline.compute.signals import STARTED_BY
+from pipeline.compute.signals import STOPPING
 from pipeline.console.text import one_line
 
 GRACE_S = 10.0
@@ -76,6 +77,7 @@ def others_ready(n: int, *, command: Sequence[str] | None = None, grace_s: float
     """
     if STARTED_BY in os.environ:
         end_with_parent(int(os.environ[STARTED_BY]), grace_s)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
         if not sys.stdin.buffer.read(1):
             sys.exit(0)
         yield None
@@ -205,8 +207,13 @@ def variables(ours: Mapping[str, str]) -> Iterator[None]:
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str], rank: int) -> subprocess.Popen:
+    """Start a process that hears of signals once it waits: Ctrl-C, which all get, is for the first one to tell."""
     own = os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    return subprocess.Popen(command, env=own, stdin=subprocess.PIPE)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        return subprocess.Popen(command, env=own, stdin=subprocess.PIPE)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _own_command(n: int) -> list[str]:

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.compute.signals import STARTED_BY
+STARTED_BY = "BODYSEG_STARTED_BY"
+"""Environment variable of a process that `launcher` started: the process id of the one that did."""
 
 THIS_PROGRAM = "this program"
 

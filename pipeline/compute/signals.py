@@ -13,10 +13,6 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal
 """Ctrl-C; the end of a job (also a preempted one); a terminal that was closed; a CPU time limit (`ulimit -t`); the
 warnings that batch systems send before the end, as `sbatch --signal=B:USR1@120`."""
 
-STARTED_BY = "BODYSEG_STARTED_BY"
-"""Environment variable of a process that `launcher` started: the process id of the one that did, and that says why both
-have stopped."""
-
 
 class Stopped(KeyboardInterrupt):
     """A signal asked to stop; its name is the message. No `except Exception` swallows it.

@@ -19,8 +19,7 @@ from typing import ClassVar
 
 import psutil
 
-from pipeline.compute.ranks import read_rank
-from pipeline.compute.signals import STARTED_BY
+from pipeline.compute.ranks import STARTED_BY, read_rank
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError, remove_half_written, write_atomically

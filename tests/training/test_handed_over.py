@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.compute.signals import STARTED_BY
+from pipeline.compute.ranks import STARTED_BY
 from pipeline.config.settings import Config, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.handed_over import HandOver
