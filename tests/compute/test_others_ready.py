@@ -19,7 +19,6 @@ def test_the_others_wait_until_the_training_begins_and_end_where_it_does_not(tmp
     program = """
 import os, pathlib, sys
 from pipeline.compute.launcher import launch, others_ready
-from pipeline.phantoms.sample_dataset import write_dataset
 here = pathlib.Path(sys.argv[1], os.environ["RANK"])
 here.with_suffix(".came").touch()
 with others_ready(3) as others, launch(others, print):
@@ -32,6 +31,7 @@ with others_ready(3) as others, launch(others, print):
 
     with others_ready(3, command=command) as others:
         while left() != ["1.came", "2.came"]:
+            assert [child.poll() for child in others.children] == [None, None]
             time.sleep(0.05)
     assert [child.poll() for child in others.children] == [-signal.SIGKILL] * 2
     assert left() == ["1.came", "2.came"]
