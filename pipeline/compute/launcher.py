@@ -29,7 +29,7 @@ from pipeline.compute.ranks import (
     read_rank,
     reported_failure,
 )
-from pipeline.compute.signals import STOPPING
+from pipeline.compute.signals import STOPPING, handling
 from pipeline.console.text import one_line
 
 GRACE_S = 10.0
@@ -48,12 +48,9 @@ class Others:
     children: list[subprocess.Popen]
     environment: dict[str, str]
     """The variables that torchrun sets, of this process."""
-    port: socket.socket
-    """Keeps the port at which they will meet from other programs."""
 
     def begin(self) -> None:
         """Let them go on."""
-        self.port.close()
         for child in self.children:
             assert child.stdin is not None
             with contextlib.suppress(OSError):  # it has ended: the watch says so
@@ -84,14 +81,24 @@ def others_ready(n: int, *, command: Sequence[str] | None = None, grace_s: float
     elif n == 1 or read_rank().world_size > 1:
         yield None
     else:
-        with socket.socket() as port:
+        with socket.socket() as port:  # kept from other programs; torch listens there, since both ask for SO_REUSEADDR
+            port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             port.bind(("127.0.0.1", 0))
             environment = _environment(n, port.getsockname()[1])
             children: list[subprocess.Popen] = []
             try:
-                for rank in range(1, n):
-                    children.append(_start(command or _own_command(n), environment, rank))
-                yield Others(children, environment, port)
+                heard: list[int] = []
+                with handling(lambda number, _: heard.append(number)):  # later, when all that were started are known
+                    # They hear of signals once they wait: Ctrl-C, which all get, is for this process to tell.
+                    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+                    try:
+                        for rank in range(1, n):
+                            children.append(_start(command or _own_command(n), environment, rank))
+                    finally:
+                        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                if heard:
+                    signal.raise_signal(heard[0])
+                yield Others(children, environment)
             finally:
                 end_children(children)
                 for child in children:
@@ -207,13 +214,8 @@ def variables(ours: Mapping[str, str]) -> Iterator[None]:
 
 
 def _start(command: Sequence[str], environment: Mapping[str, str], rank: int) -> subprocess.Popen:
-    """Start a process that hears of signals once it waits: Ctrl-C, which all get, is for the first one to tell."""
     own = os.environ | environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        return subprocess.Popen(command, env=own, stdin=subprocess.PIPE)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return subprocess.Popen(command, env=own, stdin=subprocess.PIPE)
 
 
 def _own_command(n: int) -> list[str]:

@@ -16,8 +16,8 @@ BUSY_SHARE = 0.15
 class OtherPrograms:
     """Watches the cores that this process may use, from its making on.
 
-    The work of this process and of children that have ended, and were waited for, is its own; any other, that of a
-    virtual machine's neighbours on these cores included, is others'.
+    The work of this process, and of children that begin, end and are waited for meanwhile, is its own; any other, that
+    of a virtual machine's neighbours on these cores included, is others'.
     """
 
     def __init__(self) -> None:

@@ -105,7 +105,7 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     )
     plan.put("training.max_epochs", schedule.n_epochs, because)
     few = schedule.n_steps < FEW_STEPS
-    because = f"of AdamW; {2 * LEARNING_RATE:g} with less than {FEW_STEPS} steps, {LEARNING_RATE:g} with more"
+    because = f"of AdamW; {2 * LEARNING_RATE:g} with less than {FEW_STEPS} steps, else {LEARNING_RATE:g}"
     plan.put("training.lr", 2 * LEARNING_RATE if few else LEARNING_RATE, because)
     because = "of AdamW, which takes this times lr off the weights in a step; 0.0001 overfitted, 0.3 did no better"
     plan.put("training.weight_decay", WEIGHT_DECAY, because)

@@ -42,6 +42,22 @@ with others_ready(3) as others, launch(others, print):
     assert (tmp_path / "1.trained").read_text() == (tmp_path / "2.trained").read_text()
 
 
+def test_a_signal_while_they_are_started_leaves_none_of_them():
+    program = """
+import os, signal, sys, psutil
+from pipeline.compute.launcher import others_ready
+from pipeline.compute.signals import Stopped, stop_at_once_on_signals
+sys.addaudithook(lambda event, _: event == "subprocess.Popen" and os.kill(os.getpid(), signal.SIGTERM))
+try:
+    with stop_at_once_on_signals(), others_ready(3, command=["sleep", "20"]):
+        print("trains")
+except Stopped as stop:
+    print(stop, len(psutil.Process().children()))
+"""
+    process = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert process.stdout == "SIGTERM 0\n"
+
+
 def test_a_process_whose_starter_is_gone_before_the_training_ends_quietly():
     program = "from pipeline.compute.launcher import others_ready\nwith others_ready(2): print('trains')"
     environment = os.environ | {"BODYSEG_STARTED_BY": str(os.getpid()), "RANK": "1", "WORLD_SIZE": "2"}
