@@ -216,22 +216,28 @@ def shares_at_target_size(case: CheckedCase, label: LabelStatistics, target: Tar
     image = case.images[0]
     spacing = np.array(image.world_spacing_mm)
     target_mm = target.spacing_mm(spacing * image.world_size)
-    shares = np.ones(len(label.class_voxels))
+    shares = np.where(np.isnan(label.thickness_mm).any(1), np.nan, 1.0)
     for axis in range(3):
-        n_thick = np.rint(label.thickness_mm[:, axis] / spacing[axis])
-        shares *= [_share(n, spacing[axis] / target_mm[axis]) for n in n_thick]
+        of_runs = _shares_of_runs(spacing[axis] / target_mm[axis])
+        n_thick = np.rint(np.nan_to_num(label.thickness_mm[:, axis]) / spacing[axis]).astype(int)
+        shares *= of_runs[np.minimum(n_thick, len(of_runs) - 1)]
     return shares
 
 
-def _share(n_voxels: float, step: float) -> float:
-    """Share of a run of voxels, `step` target voxels apart, in a target voxel in its middle; NaN for NaN."""
-    if np.isnan(n_voxels) or step >= 1:  # the target is finer: every voxel is seen
-        return n_voxels / n_voxels
-    reach = int(np.ceil(2 / step)) + 1
-    distances = np.abs((np.arange(-reach, reach + 1) + (0 if n_voxels % 2 else 0.5)) * step)
-    weights = KERNELS["cubic"](torch.from_numpy(distances)).numpy()
-    inside = distances < n_voxels * step / 2
-    return float(weights[inside].sum() / weights.sum())
+def _shares_of_runs(step: float) -> np.ndarray:
+    """Shares that runs of 0, 1, 2 … voxels, `step` target voxels apart, have in a target voxel in their middle."""
+    if step >= 1:  # the target is finer: every voxel is seen
+        return np.ones(1)
+    away = np.arange(np.ceil(2 / step) + 1)
+    at_voxels, between = (
+        KERNELS["cubic"](torch.from_numpy(distance * step)).numpy() for distance in (away, away + 0.5)
+    )
+    sums = np.zeros(2 * len(away) + 1)
+    sums[1::2] = 2 * np.cumsum(at_voxels) - at_voxels[0]
+    sums[2::2] = 2 * np.cumsum(between)
+    sums[1::2] /= sums[-2]
+    sums[2::2] /= sums[-1]
+    return sums
 
 
 def label_file(case: CheckedCase, dataset: Dataset) -> str:

@@ -89,8 +89,9 @@ def _kind_by_name(path: Path) -> str | None:
 
 def volume_stem(path: Pathish) -> str:
     """Return the file name without its volume suffix ("a/b.nii.gz" -> "b"); other names unchanged."""
-    name = Path(path).name
-    suffix = next((suffix for suffix in _KINDS if name.lower().endswith(suffix)), "")
+    name = path.name if isinstance(path, Path) else Path(path).name
+    lower = name.lower()
+    suffix = next((suffix for suffix in _KINDS if lower.endswith(suffix)), "")
     return name[: len(name) - len(suffix)]
 
 
