@@ -232,7 +232,8 @@ def _text_of_next_steps(report: Report) -> list[str]:
     first = report.first_training
     if found := errors(report.findings):
         lines = ["NEXT", "  repair        what is named above, each finding says how; then check again"]
-        if all(finding.case for finding in found):  # without a case there is none to leave out
+        bad = {finding.case for finding in found}
+        if "" not in bad and report.fingerprint and len(bad) < report.fingerprint.n_cases:  # others are left
             lines.append("  or leave out  bodyseg train … --skip_bad_cases trains without the cases that have errors")
         return lines
     if first is None:

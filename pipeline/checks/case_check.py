@@ -291,7 +291,8 @@ def _names_differ(path: Path, table: ClassTable, notes: _Notes) -> bool:
         return True
     if not segments:
         return False
-    class_of = _named_classes(tuple(segments), table.names)
+    named = _named_classes(tuple(segments), table.names)
+    class_of = {name: c for name, c in named.items() if c not in table.lacking}  # those have no value of their own
     other = [
         f"{name} at {segments[name]}" for name, c in class_of.items() if table.class_of_value.get(segments[name]) != c
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from pipeline.checks.case_check import CheckedCase
@@ -50,7 +49,6 @@ def check_dataset(
         for image in case.images[:1]:
             findings += _check_spacing(case.case, image)
     findings += check_channels(cases, dataset, intensity, scaling)
-    findings += _subjects_in_two_splits(cases, dataset, split)
     findings += _equal_images(cases, dataset, split)
     findings += check_classes(cases, dataset, split, target)
     return tuple(findings)
@@ -99,24 +97,6 @@ def _check_spacing(case: str, image: ImageStatistics) -> Iterator[Finding]:
         expected = f"a longest side of {EXTENT_LIMITS_MM[0]:g} to {EXTENT_LIMITS_MM[1]:g} mm"
         found = f"{extent:.4g} mm ({'×'.join(map(str, image.shape))} voxels of {edges} mm)"
         yield Finding("warning", "odd_spacing", case, str(image.path), expected, found, remedy)
-
-
-def _subjects_in_two_splits(cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None) -> Iterator[Finding]:
-    if split is None:
-        return
-    by_subject: dict[str, list[CheckedCase]] = defaultdict(list)
-    for case in cases:
-        if split.of(case.case) is not None:
-            by_subject[case.subject].append(case)
-    for subject, of_subject in by_subject.items():
-        first = of_subject[0]
-        other = next((case for case in of_subject if split.of(case.case) != split.of(first.case)), None)
-        if other is not None:
-            found = f"subject {subject} in {split.of(first.case)} (case {first.case}) and in {split.of(other.case)}"
-            yield Finding(
-                "error", "subject_in_two_splits", other.case, str(dataset.root),
-                "every subject in one split", found, "correct the split or the subjects",
-            )  # fmt: skip
 
 
 def _equal_images(cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None) -> Iterator[Finding]:

@@ -67,5 +67,5 @@ def pooled_percentiles(histograms: Sequence[Histogram], percentiles: Sequence[fl
     [50.0, 250.0]
     """
     edges = np.unique(np.concatenate([histogram.edges for histogram in histograms]))
-    below = np.mean([histogram.percent_below(edges) for histogram in histograms], axis=0)
+    below = sum(histogram.percent_below(edges) for histogram in histograms) / len(histograms)
     return np.interp(percentiles, below, edges).tolist()

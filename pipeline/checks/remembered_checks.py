@@ -29,7 +29,6 @@ from pipeline.datasets.dataset import Case, Dataset
 from pipeline.files.checked_lines import append_line, whole_lines
 
 _CASE = '{"case": '  # how a line begins behind its key
-_LARGEST_FILE = 1 << 30  # bytes: some 60,000 cases of 71 classes; beyond, the file is begun again
 
 
 def check_changed_cases(
@@ -117,6 +116,7 @@ def _keys(
     keys = {}
     # Remembered before threads ask for it: two that parse at once end in a SystemError (CPython 3.11, issue 106905).
     _version()
+    sources.read()  # from Python 3.12 on, each thread that asks first would
     with ThreadPoolExecutor(workers) as pool:  # on a network disk an answer takes a millisecond
         asked = pool.map(lambda case: (case, _key(case, table, sources, may_read=False)), cases)
         for done, (case, key) in enumerate(asked, start=1):
@@ -153,8 +153,6 @@ def _version() -> str:
 
 def _append(path: Path, key: str, case: CheckedCase) -> None:
     with contextlib.suppress(OSError):  # read-only, or a full disk, which is reported when cases are prepared
-        if path.exists() and path.stat().st_size > _LARGEST_FILE:
-            path.unlink()
         append_line(path, f"{key} {json.dumps(dataclasses.asdict(case), default=_plain)}")
 
 

@@ -296,7 +296,7 @@ def _to_drop(findings: Sequence[Finding], config: Config, skipped_before: Mappin
     if not reasons:
         refuse_errors(findings, _NOT_OF_A_CASE)
     elif not config.data.skip_bad_cases:
-        refuse_errors(findings, _REFUSED)
+        refuse_errors(findings, _REFUSED if all(finding.case for finding in errors(findings)) else _NOT_OF_A_CASE)
     elif skipped_before is not None:
         refuse_errors(findings, _WERE_GOOD)
     return reasons

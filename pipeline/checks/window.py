@@ -93,6 +93,7 @@ def _labelled(
     cases: Sequence[CheckedCase], intensity: IntensityChoice, training: Collection[str] | None = None
 ) -> list[Histogram]:
     """The labelled voxels of every CT channel of every whole case that has some, of the training cases if given."""
+    training = None if training is None else frozenset(training)
     chosen = [case for case in cases if training is None or case.case in training]
     channels = [index for index, way in enumerate(intensity.by_channel) if way == "ct"]
     of_all = [

@@ -121,7 +121,8 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
         remedy = "write the value of each class"
         raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
     ignored = [value for value, name in pairs if means_ignore(name)]
-    table = _table([pair for pair in pairs if pair[0] not in ignored], ignored[0] if ignored else None, source)
+    table = _table([pair for pair in pairs if not means_ignore(pair[1])], ignored[0] if ignored else None, source)
+    _refuse_twice("label value", [*table.values, *dict.fromkeys(ignored)], source)
     further = dict.fromkeys(ignored[1:], ignore_index(len(table.names)))
     return replace(table, remap=further, states_values=isinstance(labels, dict))
 

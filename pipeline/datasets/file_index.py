@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import defaultdict
 from pathlib import Path
 
 from transforms.io.detached import is_data_half
@@ -21,6 +22,7 @@ class FileIndex:
 
     def __init__(self) -> None:
         self._entries: dict[Path, dict[str, os.DirEntry[str]]] = {}
+        self._by_stem: dict[Path, dict[str, list[Path]]] = {}
         self._is_volume: dict[Path, bool] = {}
         self._leaves: dict[Path, bool] = {}
 
@@ -40,7 +42,14 @@ class FileIndex:
 
         The data half (.img) of a pair is left out, since it would count its volume twice. Raises as `visible` does.
         """
-        return [path for path in self.visible(folder) if not is_data_half(path) and self.is_volume(path)]
+        return [path for path in self.visible(folder) if not is_data_half(path) and self._may_be_volume(path)]
+
+    def _may_be_volume(self, path: Path) -> bool:
+        """`is_volume`; by its name where a link leads nowhere, so that its case is named."""
+        try:
+            return self.is_volume(path)
+        except FileNotFoundError:
+            return has_volume_name(path)
 
     def volume_files(self, folder: Path) -> list[Path]:
         """Return the visible files of a folder that their names make volumes. Raises as `visible` does."""
@@ -49,6 +58,17 @@ class FileIndex:
             for path in self.visible(folder)
             if has_volume_name(path) and not is_data_half(path) and not self._entries[folder][path.name].is_dir()
         ]
+
+    def alike(self, path: Path) -> list[Path]:
+        """Return the volume files beside a path whose names differ in suffix and case of letters alone.
+
+        Raises as `visible` does.
+        """
+        if path.parent not in self._by_stem:
+            by_stem = self._by_stem[path.parent] = defaultdict(list)
+            for volume in self.volume_files(path.parent):
+                by_stem[volume_stem(volume).lower()].append(volume)
+        return self._by_stem[path.parent].get(volume_stem(path).lower(), [])
 
     def is_file(self, path: Path) -> bool:
         """Say whether a path is a file or a link to one. Raises OSError where it cannot be accessed."""

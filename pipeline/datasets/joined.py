@@ -112,7 +112,11 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
             for dataset, order in zip(datasets, with_order, strict=True)
             for case in dataset.unlabelled
         ),
-        refused=tuple(error for dataset in datasets for error in dataset.refused),
+        refused=tuple(
+            DatasetError(e.kind, e.where, e.expected, e.found, e.remedy, ids.get(e.case, e.case))
+            for dataset, ids in zip(datasets, renamed, strict=True)
+            for e in dataset.refused
+        ),
         warnings=(
             *(warning for dataset in datasets for warning in dataset.warnings),
             *_renamed_cases(renamed, root),
@@ -240,7 +244,9 @@ def _joined_cases(
     datasets: Sequence[Dataset], names: Sequence[str], table: ClassTable, orders: Sequence[Sequence[int]]
 ) -> tuple[list[list[Case]], list[dict[str, str]]]:
     """The cases of each data set as those of the joined one, and for each data set what its cases are called now."""
-    new_id = _without_clashes([[case.id for case in dataset.cases] for dataset in datasets], names, "_")
+    # Those that were refused, too: a case is called the same once they are repaired.
+    of_sets = [[*(c.id for c in d.cases), *(error.case for error in d.refused if error.case)] for d in datasets]
+    new_id = _without_clashes(of_sets, names, "_")
     new_subject = _without_clashes([[case.subject for case in dataset.cases] for dataset in datasets], names, "/")
     joined = []
     for n, dataset in enumerate(datasets):

@@ -25,7 +25,7 @@ from pipeline.datasets.pairs import pair_of_folders
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
-from transforms.io.load import known_kind, volume_stem
+from transforms.io.load import known_kind
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
@@ -91,7 +91,10 @@ def list_cases(
     assert classes is not None  # only images alone come without
     folds = None
     if fold is None:
-        listing = replace(listing, rows=tuple(replace(row, split=None) if row.label else row for row in listing.rows))
+        unsplit = (
+            row if row.label is None and row.split == "test" else replace(row, split=None) for row in listing.rows
+        )
+        listing = replace(listing, rows=tuple(unsplit))
     else:
         try:
             folds = own_folds(listing, root, split_file)
@@ -100,8 +103,8 @@ def list_cases(
             raise DatasetError.all_of([*listing.problems, error]) from error
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
     trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
-    if trusted.refused and (strict or not trusted.rows):
-        raise DatasetError.all_of(trusted.refused)
+    if trusted.problems and (strict or not trusted.rows):
+        raise DatasetError.all_of(trusted.problems)
     return _dataset(trusted, listing, root, layout, fold, folds, _with_remap(classes, labels.remap, trusted.rows, root))
 
 
@@ -215,9 +218,9 @@ def find_images(
     images = tuple(replace(row, split="test", label=None if row.image else row.label) for row in listing.rows)
     trusted = _trust(replace(listing, rows=images), path, layout, files, follow_links=follow_links)
     if not trusted.rows:
-        raise DatasetError.all_of(trusted.refused)
+        raise DatasetError.all_of(trusted.problems)
     images_of = {row.id: row.image for row in trusted.rows}
-    return ImageListing(images_of, listing.channel_names, trusted.refused, listing.warnings)
+    return ImageListing(images_of, listing.channel_names, trusted.problems, listing.warnings)
 
 
 def _image_rows(path: Path, layout: str | None, n_channels: int | None, files: FileIndex) -> tuple[Listing, str] | None:
@@ -268,35 +271,32 @@ def _unreadable(root: Path, error: OSError) -> DatasetError:
     return DatasetError("unreadable", root, "folders that can be read", found, "make it readable")
 
 
-@dataclass(frozen=True)
-class _Trusted:
-    """The rows of a listing that can serve, and what is wrong with the others."""
-
-    rows: tuple[Row, ...]
-    refused: tuple[DatasetError, ...]
-
-
-def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follow_links: bool) -> _Trusted:
+def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follow_links: bool) -> Listing:
+    """The rows that can serve, and what is wrong with the others."""
     if not listing.rows and not listing.problems:
         expected = f"cases in the {layout} layout"
         raise DatasetError("dataset", root, expected, "none", "name the folder that holds them, or set data.layout")
     rows = []
-    refused = list(listing.problems)
+    problems = list(listing.problems)
+    wrong = {error.case for error in problems if error.case}
+    folder = root.parent if root.is_file() else root
     named = cache(partial(_named_files, listing.rows))
     for listed in listing.rows:
+        if listed.id in wrong:
+            continue
         row = _with_other_spellings(listed, files, named)
         try:
             _check_id(row, root)
             _check_parts(row, len(listing.channel_names))
             _check_files(row, files)
             if layout != "list" and not follow_links:
-                _check_links(row, root, files)
+                _check_links(row, folder, files)
         except DatasetError as error:
-            refused.append(error)
+            problems.append(error)
         else:
             rows.append(row)
     _check_unique(rows, root)
-    return _Trusted(tuple(rows), tuple(refused))
+    return replace(listing, rows=tuple(rows), problems=tuple(problems))
 
 
 def _named_files(rows: Sequence[Row]) -> frozenset[str]:
@@ -315,8 +315,7 @@ def _with_other_spellings(row: Row, files: FileIndex, named: Callable[[], Collec
         try:
             if files.is_file(path) or files.is_folder(path):
                 return path
-            name = volume_stem(path).lower()
-            alike = [other for other in files.volume_files(path.parent) if volume_stem(other).lower() == name]
+            alike = files.alike(path)
         except OSError:
             return path
         is_free = len(alike) == 1 and os.path.abspath(alike[0]) not in named()  # noqa: PTH100  (links stay)
@@ -348,7 +347,7 @@ def _check_parts(row: Row, n_channels: int) -> None:
         if len(row.image) == 1:
             remedy = "split channels stored as frames of one 4-D file into one file a channel, as nnU-Net has them"
         found = counted(len(row.image), "image file")
-        raise DatasetError("dataset", row.image[0], f"{n_channels} channels", found, remedy, row.id)
+        raise DatasetError("dataset", row.image[0], counted(n_channels, "channel"), found, remedy, row.id)
 
 
 def _check_files(row: Row, files: FileIndex) -> None:
@@ -409,7 +408,7 @@ def _with_remap(
 
 
 def _dataset(
-    trusted: _Trusted,
+    trusted: Listing,
     listing: Listing,
     root: Path,
     layout: str,
@@ -423,11 +422,11 @@ def _dataset(
     try:
         if folds is not None and fold is not None:
             split = _own_split(labelled, root, folds.name_of(fold))
-            all_folds = folds.with_others(fold, split, {error.case for error in trusted.refused})
+            all_folds = folds.with_others(fold, split, {error.case for error in trusted.problems})
         elif has_own_split:
             split = _own_split(labelled, root, "the data set's own")
     except DatasetError as error:  # what a split lacks may be what was refused
-        raise DatasetError.all_of([*trusted.refused, error]) from error
+        raise DatasetError.all_of([*trusted.problems, error]) from error
     return Dataset(
         root,
         layout,
@@ -437,7 +436,7 @@ def _dataset(
         split=split,
         folds=all_folds,
         unlabelled=tuple(_case(row, classes.names, divided=False) for row in trusted.rows if row.label is None),
-        refused=trusted.refused,
+        refused=trusted.problems,
         warnings=(*listing.warnings, *_suspected(labelled, listing.rows, split, root)),
     )
 

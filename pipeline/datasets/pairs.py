@@ -74,8 +74,8 @@ def are_paired_by_name(root: Path, files: FileIndex) -> bool:
 
 def _divided(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Images and labels of one folder, by their names."""
-    labels = [path for path in paths if label_key(volume_stem(path)) != volume_stem(path)]
-    return [path for path in paths if path not in labels], labels
+    plain = {path for path in paths if label_key(volume_stem(path)) == volume_stem(path)}
+    return [path for path in paths if path in plain], [path for path in paths if path not in plain]
 
 
 def _images_by_case(

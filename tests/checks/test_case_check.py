@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from pipeline.checks.case_check import CheckedCase, check_case, check_cases
+from pipeline.datasets.joined import list_data_sets
 from pipeline.datasets.listing import list_cases
+from tests.support.datasets import nnunet
 from tests.support.volumes import AFFINE, Folder, hounsfield, organs, save, with_value
 
 
@@ -152,3 +154,13 @@ def test_cases_come_back_in_their_order_and_one_by_one(folder: Folder) -> None:
     assert [case.case for case in found] == [case.id for case in dataset.cases]
     assert sorted(seen) == sorted(case.id for case in dataset.cases)
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_segment_of_a_class_that_only_another_data_set_names_has_no_value_to_agree_with(folder: Folder) -> None:
+    same = {"kidney_left": 1, "kidney_right": 2, "liver": 3}
+    seg_nrrd(folder.root / "a.seg.nrrd", organs(), same | {"spleen": 4})
+    folder["a"]["label"] = "a.seg.nrrd"
+    other = nnunet(folder.root / "other", cases=("z",), labels={"background": 0, "spleen": 1})
+    dataset = list_data_sets([folder.write(), other], "auto")
+    (case,) = [case for case in dataset.cases if case.id == "a"]
+    assert [finding.kind for finding in check_cases([case], dataset)[0].findings] == []

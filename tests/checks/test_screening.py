@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.check import check
+from pipeline.check import check, to_text
 from pipeline.checks.findings import BadDataError, errors
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import list_configured, screen
@@ -274,3 +274,21 @@ def test_mirrored_classes_without_partners_are_warned_of(folder: Folder) -> None
     assert warned("background", "liver", "spleen", "aorta", sided_pairs=[]) == []
     assert warned("background", "liver", "a", "b", sided_pairs=[["a", "b"]]) == []
     assert warned("background", "liver", "spleen", "aorta", flips=(1,)) == []
+
+
+def test_who_has_to_mend_the_settings_too_is_not_told_to_leave_cases_out(folder: Folder) -> None:
+    folder.write()
+    folder.label("d").unlink()
+    wrong = configured(folder.root / "cases.json", model={"n_classes": 9})
+    with pytest.raises(BadDataError, match=r"case d: (?s:.*)--skip_bad_cases cannot help here"):
+        screen(wrong)
+
+
+def test_who_has_bad_cases_alone_is_not_told_to_leave_them_out(folder: Folder) -> None:
+    for case in "abcd":
+        save(folder.label(case), with_value(organs(), 7, np.uint8))
+    folder.write()
+    everything = check(configured(folder.root / "cases.json"), measure=False)
+    assert "--skip_bad_cases" not in to_text(everything)
+    save(folder.label("a"), organs())
+    assert "--skip_bad_cases" in to_text(check(configured(folder.root / "cases.json"), measure=False))

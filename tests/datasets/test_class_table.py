@@ -99,3 +99,8 @@ def test_the_first_of_three_files_names_the_classes(tmp_path):
     assert find_table(tmp_path).names == ("background", "b")
     write_json(tmp_path / "labels.json", {"c": 3})
     assert (find_table(tmp_path).names, find_table(tmp_path).values) == (("background", "c"), (0, 3))
+
+
+def test_a_class_of_the_value_to_ignore_is_refused():
+    with pytest.raises(DatasetError, match="expected every label value once, found label value 2 2 times"):
+        parse_table({"background": 0, "liver": 1, "spleen": 2, "ignore": 2}, SOURCE)

@@ -126,3 +126,13 @@ def test_what_cannot_be_joined_is_refused_by_name(tmp_path):
         DatasetError, match=r"since data\.fold is 1, found none; have their cases divided into folds with"
     ):
         list_data_sets([one, two], "auto", fold=1)
+
+
+def test_a_case_has_one_name_whether_its_namesake_in_another_data_set_can_serve_or_not(tmp_path):
+    one, two = nnunet(tmp_path / "one", cases=("a", "b")), nnunet(tmp_path / "two", cases=("a", "c"))
+    whole = list_data_sets([one, two], "auto")
+    (one / "labelsTr/a.nii.gz").unlink()
+    without = list_data_sets([one, two], "auto", strict=False)
+    assert [case.id for case in without.cases] == ["b", "two_a", "c"]
+    assert [error.case for error in without.refused] == ["one_a"]
+    assert {case.id for case in whole.cases} == {"one_a", "b", "two_a", "c"}

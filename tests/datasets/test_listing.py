@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
+from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.listing import find_dataset, find_images, list_cases
-from tests.support.datasets import LABELS, nnunet, pairs, refused, volume, write_json
+from tests.support.datasets import LABELS, decathlon, nnunet, pairs, refused, volume, write_json
 
 
 def test_bids_names_give_the_subject(tmp_path):
@@ -131,3 +134,29 @@ def test_lists_need_no_labels_and_no_names(tmp_path, content):
     (tmp_path / "mine.csv").write_text("case,image\none,a.nii.gz|b.nii.gz\n")
     assert images_of(tmp_path / "mine.csv") == {"one": ["a.nii.gz", "b.nii.gz"]}
     assert images_of(volume(tmp_path / "c.nii.gz")) is None
+
+
+def test_a_list_with_a_split_and_a_case_without_a_label_is_found_by_who_scores(tmp_path):
+    rows = ["case,image,label,split"]
+    for case, split in (("a", "train"), ("b", "train"), ("c", "val")):
+        image, label = volume(tmp_path / f"{case}.nii.gz"), volume(tmp_path / f"{case}_label.nii.gz")
+        rows.append(f"{case},{image},{'' if case == 'b' else label},{split}")
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    write_json(tmp_path / "labels.json", LABELS)
+    found = list_cases(tmp_path / "cases.csv", fold=None, strict=False)
+    assert ([case.id for case in found.cases], [error.case for error in found.refused]) == (["a", "c"], ["b"])
+
+
+def test_a_published_layout_may_be_named_by_its_file(tmp_path):
+    decathlon(tmp_path)
+    assert [case.id for case in list_cases(tmp_path / "dataset.json", "msd").cases] == ["a", "b", "c"]
+
+
+def test_other_spellings_are_found_by_looking_through_each_folder_once(tmp_path, monkeypatch):
+    nnunet(tmp_path, cases=[f"c{n}" for n in range(40)])
+    for path in (*(tmp_path / "imagesTr").iterdir(), *(tmp_path / "labelsTr").iterdir()):
+        path.rename(path.with_name(path.name.removesuffix(".gz")))
+    looked, volume_files = Counter(), FileIndex.volume_files
+    monkeypatch.setattr(FileIndex, "volume_files", lambda self, at: looked.update([at]) or volume_files(self, at))
+    assert len(list_cases(tmp_path).cases) == 40
+    assert looked[tmp_path / "labelsTr"] <= 2

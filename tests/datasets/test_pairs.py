@@ -135,3 +135,19 @@ def test_the_label_of_case_1_is_not_that_of_image_t11(tmp_path):
     found = list_cases(tmp_path, strict=False)
     assert [case.id for case in found.cases] == ["a"]
     assert sorted(error.case for error in found.refused) == ["seg1", "seg3", "t11", "t23"]
+
+
+def test_a_case_with_two_images_is_refused_and_no_case_beside(tmp_path):
+    volume(pairs(tmp_path) / "images/x.nii")
+    found = find_images(tmp_path)
+    assert (list(found.images), [error.case for error in found.refused]) == (["y"], ["x"])
+
+
+def test_a_link_to_nothing_refuses_its_case_alone(tmp_path):
+    pairs(tmp_path, cases=("x", "y", "z"))
+    (tmp_path / "images/x.nii.gz").unlink()
+    (tmp_path / "images/x.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
+    (tmp_path / "images/README").symlink_to(tmp_path / "nowhere")
+    found = list_cases(tmp_path, strict=False)
+    assert ([case.id for case in found.cases], [error.case for error in found.refused]) == (["y", "z"], ["x"])
+    refused(tmp_path, "case x", "images/x.nii.gz: expected a file")

@@ -5,7 +5,6 @@ A header out of a stranger's archive may name any file of the machine, and a lin
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from transforms.io.errors import VolumeError
@@ -55,7 +54,7 @@ def may_need_others(path: Path) -> bool:
 
 
 def files_behind(path: Path) -> list[Path]:
-    """Return the files that hold a volume: the path itself, all below a folder (DICOM), a header with its data file.
+    """Return the files that hold a volume: the path itself, a folder's files (DICOM), a header with its data file.
 
     Where a header names its data by a list or pattern, or cannot be parsed, all that lies beside it counts.
 
@@ -63,7 +62,7 @@ def files_behind(path: Path) -> list[Path]:
         OSError: a folder or header cannot be read.
     """
     if path.is_dir():
-        return sorted(Path(root) / name for root, _, names in os.walk(path) for name in names)
+        return sorted(file for file in path.iterdir() if file.is_file())
     suffix = path.suffix.lower()
     if suffix in _PAIR:
         return [file for file in map(path.with_suffix, _PAIR) if file == path or file.exists()]

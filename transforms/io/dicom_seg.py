@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from jaxtyping import Float64, Integer
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import SegmentationStorage
 
 from transforms.io.errors import VolumeError
@@ -30,7 +29,7 @@ def is_dicom_seg(path: Path) -> bool:
     """Whether a file is a DICOM SEG, by its header alone; False for a file that cannot be read."""
     try:
         header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["SOPClassUID"])
-    except (OSError, InvalidDicomError, ValueError):
+    except Exception:  # whatever a damaged header makes of it
         return False
     return header.get("SOPClassUID") == SegmentationStorage
 

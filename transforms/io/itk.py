@@ -196,7 +196,7 @@ def _integers(fields: dict[str, str], field: str, path: Path) -> tuple[int, ...]
 
 def _item_size(word: str, path: Path) -> int:
     """Return the bytes of a voxel by NRRD's ("unsigned short", "int16") or MetaImage's ("MET_USHORT") type name."""
-    plain = re.sub(r"unsigned|signed|met_|[ _]|(?<=\d)t$", "", word.lower()).lstrip("u") or "int"
+    plain = re.sub(r"unsigned|signed|met_|(?<=\d)_t$|[ _]", "", word.lower()).lstrip("u") or "int"
     sizes = {"char": 1, "int8": 1, "short": 2, "shortint": 2, "int16": 2, "int": 4, "int32": 4, "float": 4,
              "long": 4, "longlong": 8, "longlongint": 8, "int64": 8, "double": 8}  # fmt: skip
     if plain not in sizes or not word:

@@ -60,3 +60,11 @@ def test_a_link_is_followed_only_where_it_stays(tmp_path):
     with pytest.raises(VolumeError, match=r"data file none\.raw in the same folder") as error:
         beside(header, "none.raw")
     assert error.value.kind == "missing_file"
+
+
+def test_what_reads_no_slice_of_a_series_is_none_of_its_files(tmp_path):
+    write_series(tmp_path / "series", n=3)
+    (tmp_path / "series" / "more").mkdir()
+    (tmp_path / "series" / "more" / "report.txt").write_text("x")
+    (tmp_path / "series" / ".#lock").symlink_to(tmp_path / "nowhere")
+    assert len(files_behind(tmp_path / "series")) == 3

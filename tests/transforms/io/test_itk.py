@@ -44,3 +44,13 @@ def test_impossible_nrrd_and_metaimage_headers_are_refused(tmp_path, name, old, 
     assert old in path.read_bytes()
     path.write_bytes(path.read_bytes().replace(old, new, 1))
     refused(path, *words)
+
+
+@pytest.mark.parametrize("name", ["short", "signed short", "short int", "signed short int", "int16", "int16_t"])
+def test_all_spellings_of_a_number_type_are_read(tmp_path, name):
+    path = tmp_path / "a.nrrd"
+    sitk.WriteImage(itk_image(volume(), np.diag([1.0, 1, 1, 1])), str(path), useCompression=False)
+    expected = read_volume(path).array
+    path.write_bytes(path.read_bytes().replace(b"type: short", f"type: {name}".encode(), 1))
+    assert np.array_equal(read_volume(path).array, expected)
+    assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, expected)
