@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pipeline.compute.devices import choose_device
+from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import CaseProgress, Progress
 from pipeline.console.text import first_lines, some_of
 from pipeline.datasets.class_table import ClassTable
@@ -301,6 +301,7 @@ def _predicted(
     Raises EvaluationError where the networks are of other classes than the data set.
     """
     first = models[0]
+    choose_precision(precision, first.device)  # before a scan is read
     if first.class_names != dataset.classes.names:
         raise EvaluationError(
             f"{first.path}: its classes are no longer those of {dataset.root}; restore the data set it was trained on"
@@ -317,7 +318,7 @@ def _predicted(
         progress=progress,
         case_progress=case_progress,
     )
-    return outputs, {record.case: record.error for record in records if record.status == "failed"}
+    return outputs, {one.case: f"case {one.case}: {one.error}" for one in records if one.status == "failed"}
 
 
 def _matching_of_run(

@@ -13,6 +13,7 @@ import torch
 
 from networks.body_net import BodyNet
 from pipeline.cli.main import main
+from pipeline.config.settings import ConfigError
 from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import default_output, evaluate, evaluate_run
 from pipeline.evaluation import case_scores, scoring
@@ -104,7 +105,10 @@ def test_the_command_prints_a_table_or_json_and_compares(folders, capsys):
     assert "scoring: 3/3" in printed.err
     save(blobs(5), folders / "labels" / "a.nii.gz")
     assert main([*given, *compared]) == 2
-    assert "case a: expected the same label in both" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "case a: expected the same label in both" in printed.err
+    assert "Mean over structures: Dice" in printed.out  # what was scored is not lost
+    assert f"Scores: {folders / 'second' / 'metrics.json'}" in printed.out + printed.err
 
 
 def scored_cases(monkeypatch):
@@ -328,3 +332,17 @@ def test_the_command_reuses_finished_predictions_unless_told_to_overwrite(run_fo
     given.append("--overwrite")
     assert all(after > before for after, before in zip(times(), first, strict=True))
     assert (run_folder.path / "evaluation" / "val" / "metrics.csv").is_file()
+
+
+def test_a_precision_that_the_device_lacks_is_refused_before_a_scan_is_read(run_folder):
+    with pytest.raises(ConfigError, match="precision"):
+        evaluate_run(run_folder.path, "val", precision="fp16")
+    assert not (run_folder.path / "evaluation").exists()
+
+
+def test_a_case_that_cannot_be_segmented_is_named_with_its_reason(run_folder):
+    root = Path(run_folder.read_config()["data"]["dataset_root"])
+    save(np.full((24, 24, 24), np.nan, np.float32), root / "images" / "case_1.nii.gz", np.eye(4))
+    result = evaluate_run(run_folder.path, "val", precision="32")
+    assert result.refused["case_1"].startswith("case case_1: ")
+    assert "refused: case case_1: " in evaluation_text(result)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,16 +58,16 @@ def run(arguments: list[str]) -> int:
         options = check_baseline(given.compare, metrics_path(folder), given.compare_by, options)
     evaluation = _evaluated(given, options, folder)
     metrics, _ = write_files(evaluation, folder)
-    compared = None
-    if given.compare:
-        compared = compare_metrics(metrics, given.compare, given.compare_by, seed=given.seed)
+    compare = partial(compare_metrics, metrics, given.compare, given.compare_by, seed=given.seed)
     if given.json:
-        print(_as_json(metrics, compared))
-    else:
-        width = screen_width()
-        print(evaluation_text(evaluation, width))
-        if compared is not None:
-            print("\n" + comparison_text(compared, width))
+        print(_as_json(metrics, compare() if given.compare else None))
+        return evaluation.exit_code
+    width = screen_width()
+    print(evaluation_text(evaluation, width))
+    try:
+        if given.compare:
+            print("\n" + comparison_text(compare(), width))
+    finally:
         show("\n" + _where(evaluation, metrics, predictions=folder / "predictions" if given.run is not None else None))
     return evaluation.exit_code
 

@@ -91,6 +91,8 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         lines = [f"left out, since the data set has no image of it: case {case}" for case in without_image]
         refused = {error.case: str(error) for error in dataset.refused if error.kind != "missing_image"}
         notes = tuple(first_lines(lines, "and {} more cases without an image"))
+        own_table = find_table(path) if path.is_dir() else None
+        states_values = own_table is not None and own_table.states_values
         return CaseFiles(
             kind,
             path,
@@ -98,6 +100,7 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
             dataset.classes,
             subjects,
             images,
+            are_masks=not states_values and any(isinstance(label, tuple) for label in files.values()),
             headers=headers,
             refused=refused,
             annotated=dataset.annotated_names(),
@@ -162,10 +165,11 @@ def _mask_folders(path: Path) -> dict[str, Path]:
         return {path.resolve().name: path / "segmentations"}
     below = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
     inner = {case.name: case / "segmentations" if (case / "segmentations").is_dir() else case for case in below}
-    return {case: folder for case, folder in inner.items() if _masks(folder)}
+    return {case: folder for case, folder in inner.items() if mask_files(folder)}
 
 
-def _masks(folder: Path) -> dict[str, Path]:
+def mask_files(folder: Path) -> dict[str, Path]:
+    """The masks in a folder, by the names of their structures."""
     files = {volume_stem(file): file for file in sorted(folder.iterdir()) if _is_volume(file)}
     return {name: file for name, file in files.items() if name not in _NOT_MASKS}
 
@@ -179,7 +183,7 @@ def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseF
         found = read_records(own_folder.parent, [own_folder.name])
         records += found
         class_of = found[0].class_of_mask if found else {}
-        masks[case] = {class_of.get(name, name): file for name, file in _masks(folder).items()}
+        masks[case] = {class_of.get(name, name): file for name, file in mask_files(folder).items()}
     names = sorted(set().union(*masks.values()))
     if not names:
         expected = "a mask a structure (liver.nii.gz, …)"

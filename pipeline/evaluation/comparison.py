@@ -197,7 +197,7 @@ def _check_surfaces(one: StoredMetrics, other: StoredMetrics, metric: str) -> No
     if one.surface != other.surface or one.surface is None:
         raise ComparisonError(
             f"{metric} with surface {one.surface or 'none'} in {one.path} and {other.surface or 'none'} in "
-            f"{other.path}; evaluate both with the same --surface"
+            f"{other.path}; evaluate both with one --surface, voxels or area"
         )
     if metric == "surface_dice" and one.tolerance_mm != other.tolerance_mm:
         raise ComparisonError(

@@ -20,7 +20,7 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How predictions are scored. Raises EvaluationError for a tolerance that is not a distance."""
+    """How predictions are scored. Raises EvaluationError for a tolerance that is no distance or a negative seed."""
 
     tolerance_mm: float | None = None
     """Distance in mm up to which two surfaces agree, for the surface Dice; None: as `default_tolerance_mm` chooses."""
@@ -38,3 +38,5 @@ class ScoringOptions:
     def __post_init__(self) -> None:
         if self.tolerance_mm is not None and not (math.isfinite(self.tolerance_mm) and self.tolerance_mm >= 0):
             raise EvaluationError(f"tolerance_mm is {self.tolerance_mm:g}, expected a distance of 0 mm or more")
+        if self.seed < 0:  # before hours of scoring
+            raise EvaluationError(f"seed is {self.seed}, expected 0 or more")

@@ -86,8 +86,8 @@ def _about_surfaces(evaluation: Evaluation) -> str:
     surface = evaluation.options.surface
     if surface is None:
         return "HD95 and surface Dice were left out (--surface none)"
-    counted = {"voxels": "counted in voxels", "area": "weighted by area"}[surface]
-    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {counted}"
+    weighed = {"voxels": "counted in voxels", "area": "weighted by area"}[surface]
+    return f"HD95 and surface Dice (within {evaluation.tolerance_mm:g} mm) {weighed}"
 
 
 def _means(evaluation: Evaluation) -> str:

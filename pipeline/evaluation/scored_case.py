@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from pipeline.datasets.class_table import ClassTable, find_table
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
+from pipeline.evaluation.case_files import mask_files
+from pipeline.evaluation.class_matching import match_names
+from pipeline.evaluation.header_classes import read_headers
 from pipeline.evaluation.label_maps import LabelMap, covering, is_seg, onto_label, read_label_map
-from pipeline.evaluation.options import EvaluationError
+from pipeline.evaluation.options import EvaluationError, Kind
 from pipeline.evaluation.records import read_records, table_of_records
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
@@ -124,8 +127,11 @@ def _on_one_grid(
     return label, onto_label(prediction, label, sources, case["case"], resample=True)[0].copy()
 
 
-def _tables(paths: Mapping[str, Path], case: Mapping[str, Any], class_names: Sequence[str]) -> Iterator[ClassTable]:
-    """What values may mean: as the prediction's record or a class table beside the labels says, or in order."""
+def _tables(
+    kind: Kind, paths: Mapping[str, Path], case: Mapping[str, Any], class_names: Sequence[str]
+) -> Iterator[ClassTable]:
+    """What values may mean: as the prediction's record or a class table beside the labels says, in order, or by the
+    file's own header."""
     folders = paths["label"].parents[:2], paths["prediction"].parents[:1]
     sources: list[Callable[[], ClassTable | None]] = [
         lambda: table_of_records(read_records(_folder(paths["prediction"]), [case["case"]])),
@@ -136,7 +142,10 @@ def _tables(paths: Mapping[str, Path], case: Mapping[str, Any], class_names: Seq
             table = source()
             if table is not None:
                 yield table
-    yield ClassTable(tuple(class_names), tuple(range(len(class_names))))
+    in_order = ClassTable(tuple(class_names), tuple(range(len(class_names))))
+    yield in_order
+    if paths[kind].is_file():
+        yield from read_headers({case["case"]: paths[kind]}, in_order, kind).own_tables.values()
 
 
 def _folder(prediction: Path) -> Path:
@@ -145,7 +154,7 @@ def _folder(prediction: Path) -> Path:
 
 
 def _first_that_fits(
-    kind: str,
+    kind: Kind,
     paths: Mapping[str, Path],
     case: Mapping[str, Any],
     class_names: Sequence[str],
@@ -154,7 +163,7 @@ def _first_that_fits(
     """Read a label map by the first table with which it is what was scored; indices are those of `class_names`."""
     path = paths[kind]
     reason = f"the {kind} {path} no longer holds what was scored; evaluate again"
-    for table in _tables(paths, case, class_names):
+    for table in _tables(kind, paths, case, class_names):
         try:
             found = read_label_map(_source(path, table), case["case"], table)
         except VolumeError as error:
@@ -175,8 +184,9 @@ def _first_that_fits(
 def _source(path: Path, table: ClassTable) -> Label:
     if not path.is_dir():
         return path
-    masks = ((index, path / f"{name}.nii.gz") for index, name in enumerate(table.names) if index)
-    return tuple((index, mask) for index, mask in masks if mask.is_file())
+    masks = list(mask_files(path).items())
+    found = match_names(table.names[1:], [name for name, _ in masks])
+    return tuple((index + 1, masks[n][1]) for index, n in sorted(found.items()))
 
 
 def _counts(indices: NDArray[np.integer], n_classes: int) -> NDArray[np.int64]:

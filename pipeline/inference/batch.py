@@ -5,8 +5,9 @@ Three threads have a case each: one reads and preprocesses, the calling one comp
 
 from __future__ import annotations
 
+import contextlib
 import errno
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -106,18 +107,24 @@ def segment_cases(
         for first in to_do[:1]:
             say(f"{first.id}: reading")
         try:
-            for case, result in _results(to_do, steps):
-                claims.release(case.id)
-                records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
-                say(f"{case.id}: {records[case.id].status}")
+            with contextlib.closing(
+                _results(to_do, steps)
+            ) as results:  # the writer has ended before claims are released
+                for case, result in results:
+                    claims.release(case.id)
+                    records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
+                    say(f"{case.id}: {records[case.id].status}")
         except Stopped as stop:  # the case that was being written is finished by now
             n_finished = len(steps.written | {case for case, record in records.items() if record.status == "skipped"})
-            stop.advice = f"{n_finished} of {len(cases)} scans are finished; the same command goes on with the others"
+            others = (
+                "does all of them again, and without --overwrite goes on" if overwrite else "goes on with the others"
+            )
+            stop.advice = f"{n_finished} of {len(cases)} scans are finished; the same command {others}"
             raise
     return [records[case.id] for case in cases]
 
 
-def _results(cases: Sequence[InputCase], steps: CaseSteps) -> Iterator[tuple[InputCase, CaseRecord | Exception]]:
+def _results(cases: Sequence[InputCase], steps: CaseSteps) -> Generator[tuple[InputCase, CaseRecord | Exception]]:
     """Segment the cases; those that another process works on are tried once more at the end."""
     taken: list[InputCase] = []
     for case, result in _until_the_disk_refuses(cases, steps):

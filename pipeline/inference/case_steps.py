@@ -116,7 +116,9 @@ class CaseSteps:
         """
         if isinstance(read, CaseRecord):
             return read
-        with _memory_in_words("segment it", "try --roi 96 96 96, --device cpu, or without --tta"):
+        with _memory_in_words(
+            "segment it", "try --device cpu, or bodyseg predict with --roi 96 96 96 and without --tta"
+        ):
             return self._segmented(case, read)
 
     def _segmented(self, case: InputCase, read: ReadCase) -> SegmentedCase:

@@ -34,6 +34,13 @@ class CaseClaims:
         make_folder(path.parent)
         try:
             lock = take_lock(path)
+        except PermissionError as error:
+            if not path.exists():
+                raise write_error(path.parent, error) from error
+            raise CaseTakenError(
+                f"another user segments this case into {self._outputs.folder} or was stopped over it; run the same "
+                f"command again when that has ended, or have {path.name} removed there"
+            ) from error
         except OSError as error:
             raise write_error(path.parent, error) from error
         if lock is None:

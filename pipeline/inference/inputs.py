@@ -60,7 +60,7 @@ class InputCase:
         found: list[Path] = []
         for path in self.images:
             try:
-                found += _files_behind(path) if path.is_dir() else [path]
+                found += files_behind(path) if path.is_dir() else [path]
             except OSError:
                 found.append(path)
         return found
@@ -92,7 +92,7 @@ class InputCase:
         return any(path.stat().st_ctime_ns > time_ns for path in self._all_read())
 
     def _all_read(self) -> list[Path]:
-        return [path for image in self.images for path in _files_behind(image)]
+        return [path for image in self.images for path in files_behind(image)]
 
 
 def list_inputs(
@@ -157,7 +157,8 @@ def _data_sets_in(
     """
     found: dict[Path, list[InputCase]] = {}
     for folder in data_sets_below(root, files, follow_links=follow_links):
-        if output is not None and folder.resolve().is_relative_to(output.resolve()):
+        # Results in this tree are no scans; but the tree may lie in the folder of the results.
+        if output is not None and _lies_in(output, root) and _lies_in(folder, output):
             continue
         above = "_".join(folder.relative_to(root).parts)
         try:
@@ -187,22 +188,21 @@ def _of_dataset(
         log.warning("%s", warning)
     order = channel_order(listing.channel_names, channel_names, root)
     images = {case: tuple(files[position] for position in order) for case, files in listing.images.items()}
-    if output is not None and output.resolve().is_relative_to(root.resolve()):
+    if output is not None and _lies_in(output, root):
         there = output.resolve()
         images = {case: files for case, files in images.items() if not files[0].resolve().is_relative_to(there)}
     if not follow_links:
         for folder in (path for files in images.values() for path in files if path.is_dir()):
             refuse_linked_slices(folder, root)
-    good = [InputCase(case, files) for case, files in images.items()]
-    return good + [
-        InputCase(error.case or f"{root.name} entry {number}", (), str(error))
-        for number, error in enumerate(listing.refused, start=1)
-    ]
+    cases = {case: InputCase(case, files) for case, files in images.items()}
+    for number, error in enumerate(listing.refused, start=1):
+        case = error.case or f"{root.name} entry {number}"
+        cases[case] = InputCase(case, (), str(error))
+    return list(cases.values())
 
 
-def _files_behind(image: Path) -> list[Path]:
-    """The files that a volume consists of; nothing of what lies in folders below a series."""
-    return sorted(path for path in image.iterdir() if path.is_file()) if image.is_dir() else files_behind(image)
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
 
 
 def list_volumes(
@@ -260,8 +260,8 @@ def list_volumes(
     if twice := [name for name, count in Counter(case.id for case in cases).items() if count > 1]:
         same = " and ".join(str(case.images[0]) for case in cases if case.id == twice[0])
         equal = f"two that would both be called {twice[0]}"
-        folders = {case.images[0].parent for case in cases if case.id == twice[0]}
-        remedy = "rename one or move it away" if len(folders) == 1 else "pass the common parent folder instead"
+        roots = {found[case.images[0]].root for case in cases if case.id == twice[0]}
+        remedy = "rename one or move it away" if len(roots) == 1 else "pass the common parent folder instead"
         raise VolumeError("same_name", same, "names that differ", equal, remedy)
     return tuple(cases)
 

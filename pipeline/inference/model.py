@@ -113,14 +113,8 @@ def shared_label_values(models: Sequence[Model]) -> tuple[int, ...]:
     return values.pop()
 
 
-def checkpoint_path(run: Path | str) -> Path:
-    """The best_model.ckpt of a run folder, or the file itself."""
-    run = Path(run)
-    return RunFolder.at(run).best_checkpoint if run.is_dir() else run
-
-
 def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
-    path = checkpoint_path(run)
+    path = RunFolder.at(run).best_checkpoint if run.is_dir() else run
     try:
         (checkpoint, identity), sha256 = read_with_sha256(path, lambda file: (read_checkpoint(file), weights_id(file)))
     except OSError as error:

@@ -320,7 +320,8 @@ def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
             tta, ", ".join(letter for letter, axis in AXES.items() if axis in untrained),
         )  # fmt: skip
     if AXES["x"] in chosen:
-        _partners(models[0])
+        for model in models:
+            _partners(model)
         sides = find_sides(models[0].class_names, models[0].sided_pairs)
         if not sides.pairs and len(models[0].class_names) > 2:
             log.warning("--tta x exchanges no classes: none is named as the left or right of another")

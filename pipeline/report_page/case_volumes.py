@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
 
 from pipeline.console.text import printable
+from pipeline.evaluation.scored_case import ScoredCase
 from pipeline.visualisation.display_window import display_window
 from pipeline.visualisation.overlay import grey_values
 from transforms.io.grid import along_world_axes, orientation, voxel_edges_mm
@@ -24,21 +24,7 @@ MOST_VOXELS = 1_200_000
 """Of one case: six of them, packed, keep a page below 15 MB. A larger part is shown in every second voxel or fewer."""
 
 
-@dataclass(frozen=True, eq=False)
-class CaseVolumes:
-    """A case on the grid of its label."""
-
-    image: NDArray | None
-    """(I, J, K) intensities; None where it was not found."""
-    label: NDArray[np.integer]
-    """(I, J, K) class indices."""
-    prediction: NDArray[np.integer]
-    """(I, J, K) class indices."""
-    affine: NDArray[np.float64]
-    """4×4, voxel index -> world mm (RAS+)."""
-
-
-def viewer_data(volumes: CaseVolumes, focus: int, colours: NDArray[np.uint8], names: Sequence[str]) -> dict[str, Any]:
+def viewer_data(volumes: ScoredCase, focus: int, colours: NDArray[np.uint8], names: Sequence[str]) -> dict[str, Any]:
     """What the page's viewer shows of a case: bytes with the patient's right, front and head last along their axes.
 
     Args:

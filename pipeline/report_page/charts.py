@@ -14,6 +14,7 @@ from pipeline.report_page.markup import text
 WIDTH, HEIGHT = 520, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
 _MOST_POINTS = 150
+_LEAST_DIFFERENCE = 1e-9  # of values, as a share of them, that makes a scale
 """Points of a line that say their value; of a longer training every so many."""
 
 _MOST_SEEN = 40
@@ -75,7 +76,8 @@ def curves(title: str, epochs: Sequence[Sequence[int]], lines: Sequence[Line]) -
     if not every:
         return ""
     low, high = min(y for _, y in every), max(y for _, y in every)
-    low, high = (low, high) if high > low else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
+    differ = high - low > _LEAST_DIFFERENCE * max(abs(low), abs(high))
+    low, high = (low, high) if differ else (low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1))
     heights = _ticks(low, high)
     low, high = heights[0], heights[-1]
     last = max(1, *(x for x, _ in every))

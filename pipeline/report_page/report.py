@@ -13,7 +13,7 @@ from pipeline.evaluation.options import EvaluationError
 from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.files.atomic import FileError, write_atomically
 from pipeline.files.json_files import RESTORE_ADVICE, read_json
-from pipeline.report_page.case_volumes import CaseVolumes, viewer_data
+from pipeline.report_page.case_volumes import viewer_data
 from pipeline.report_page.page import page
 from pipeline.report_page.run_sections import RunFacts
 from pipeline.report_page.score_sections import CaseView, Scores, scored_structures
@@ -153,6 +153,5 @@ def _view(case: Mapping[str, Any], class_names: Sequence[str], metrics: Path) ->
     except (EvaluationError, VolumeError, FileError, OSError) as error:
         log.warning("the page cannot show case %s: %s", case["case"], one_line(error))
         return CaseView(case["case"], worst, scored[worst], None, one_line(error))
-    volumes = CaseVolumes(read.image, read.label, read.prediction, read.affine)
-    data = viewer_data(volumes, list(class_names).index(worst), class_colours(class_names), class_names)
+    data = viewer_data(read, list(class_names).index(worst), class_colours(class_names), class_names)
     return CaseView(case["case"], worst, scored[worst], data)

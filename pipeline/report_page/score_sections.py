@@ -19,7 +19,7 @@ _MEANINGS = {
     "Dice": "mean over these cases",
     "IoU": "mean over these cases",
     "HD95 mm": "95th percentile of the distances between the surfaces; mean over the cases where both are there",
-    "missed": "cases with an infinite distance: either label or prediction holds none of it",
+    "missed": "cases whose label holds the structure and whose prediction has none of it",
     "surface Dice": "share of the surfaces that is no farther from the other than the tolerance",
     "reference": "mean volume in the labels",
     "predicted": "mean volume in the predictions",

@@ -127,6 +127,8 @@ def best_slice(label: Integer[np.ndarray, "i j k"], axis: int) -> int:
     steps = [max(1, -(-n // _MOST_SAMPLES)) for n in label.shape]
     steps[axis] = 1
     few = np.moveaxis(label[tuple(slice(step // 2, None, step) for step in steps)], axis, 0)
+    if not few.any():  # nothing, or what lies between the samples
+        few = np.moveaxis(label, axis, 0)
     n_classes = int(few.max()) + 1
     areas = np.stack([np.bincount(plane.ravel(), minlength=n_classes)[1:] for plane in few]).astype(float)
     if not areas.any():

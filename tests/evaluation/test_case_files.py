@@ -130,6 +130,10 @@ def test_labels_are_found_in_a_data_set_of_masks(tmp_path):
         if value:
             save((label == value).astype(np.uint8), tmp_path / "data" / "s1" / "segmentations" / f"{name}.nii.gz")
     save(label, tmp_path / "predictions" / "s1.nii.gz")
+    # TotalSegmentator's numbers are not in the order of its names.
+    with pytest.raises(EvaluationError, match="nothing says which value of the predictions is which structure"):
+        evaluate(tmp_path / "predictions", tmp_path / "data")
+    write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2})
     result = evaluate(tmp_path / "predictions", tmp_path / "data")
     assert result.class_names == ("background", "liver", "spleen")
     assert result.cases[0].dice.tolist() == [1, 1, 1]
@@ -179,6 +183,7 @@ def test_a_label_without_its_image_is_left_out_and_named(tmp_path):
         save_masks(blobs(4, n_classes=3), tmp_path / "data" / case / "segmentations", ("background", "liver", "spleen"))
         save(blobs(4, n_classes=3), tmp_path / "predictions" / f"{case}.nii.gz")
     save(blobs(4, n_classes=3).astype(np.int16), tmp_path / "data" / "s1" / "ct.nii.gz")
+    write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2})
     result = evaluate(tmp_path / "predictions", tmp_path / "data")
     assert [(case.case, case.mean_dice) for case in result.cases] == [("s1", 1)]
     assert any("no image of it: case s2" in note for note in result.notes)

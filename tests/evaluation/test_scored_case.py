@@ -13,7 +13,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.scored_case import read_scored_case
-from tests.support.evaluation import AFFINE, TABLE, blobs, save, save_masks, three_cases, write_names
+from tests.support.evaluation import AFFINE, TABLE, blobs, save, save_masks, save_seg_nrrd, three_cases, write_names
 
 OPTIONS = ScoringOptions(surface=None, workers=1)
 
@@ -144,3 +144,23 @@ def test_ignored_voxels_and_structures_that_are_not_annotated_do_not_make_a_case
         save(two_boxes(), masks / "predictions" / f"{case}.nii.gz")
     write_names(masks / "predictions", {"background": 0, "liver": 1, "spleen": 2})
     assert scored_and_read(masks) == {"liver": (1, 1)}
+
+
+def test_masks_are_found_by_names_as_they_were_scored(tmp_path):
+    label = two_boxes()
+    for folder, names in (
+        ("labels", ("background", "Left_kidney", "liver")),
+        ("predictions", ("", "left kidney", "liver")),
+    ):
+        save_masks(label, tmp_path / folder / "a", names)
+    for scored, shown in scored_and_read(tmp_path).values():
+        assert shown == pytest.approx(scored)
+
+
+def test_a_label_is_read_by_the_names_in_its_own_header(tmp_path):
+    label = two_boxes()
+    save_seg_nrrd(np.array([0, 2, 1], np.uint8)[label], tmp_path / "labels" / "a.seg.nrrd", {"spleen": 1, "liver": 2})
+    save(label, tmp_path / "predictions" / "a.nii.gz")
+    write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2})
+    for scored, shown in scored_and_read(tmp_path).values():
+        assert shown == pytest.approx(scored)

@@ -273,8 +273,19 @@ def pause_at_the_second_record():
     "SIGTERM or SIGHUP during a prediction",
     "the result being written is finished, one line says how many are done; the same command goes on",
 )
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, number, code):
+@pytest.mark.parametrize(
+    ("number", "code", "flags", "advice"),
+    [
+        (signal.SIGTERM, 143, [], "the same command goes on with the others"),
+        (
+            signal.SIGHUP,
+            129,
+            ["--overwrite"],
+            "the same command does all of them again, and without --overwrite goes on",
+        ),
+    ],
+)
+def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, number, code, flags, advice):
     scans(tmp_path / "in", 12)
     out, output = tmp_path / "out", tmp_path / "said.txt"
     arguments = [
@@ -287,6 +298,7 @@ def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, n
         "cpu",
         "--precision",
         "32",
+        *flags,
     ]
     process = start(arguments, output, pause_at_the_second_record)
     assert wait_until(lambda: is_paused(process), process), output.read_text()
@@ -294,7 +306,7 @@ def test_a_batch_that_is_asked_to_stop_ends_orderly_and_goes_on(run, tmp_path, n
     said = ended(process, None, output, code=code)
     n_finished = len(list(out.glob("*.json")))
     assert 2 <= n_finished < 12
-    line = f"stopped by {signal.Signals(number).name}; {n_finished} of 12 scans are finished; the same command goes on"
+    line = f"stopped by {signal.Signals(number).name}; {n_finished} of 12 scans are finished; {advice}"
     assert line in said.splitlines()[-1]
     assert list(out.glob(".*")) == []
     assert len(list(out.glob("*.nii.gz"))) == n_finished

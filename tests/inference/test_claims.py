@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import subprocess
@@ -9,6 +10,9 @@ import sys
 
 import pytest
 
+from pipeline.files.atomic import FileError
+from pipeline.inference.claims import CaseClaims, CaseTakenError
+from pipeline.writers.outputs import OutputOptions
 from tests.support.paths import ROOT
 from tests.support.tiny_prediction import predicted, scans, voxels
 from tests.support.tiny_training import LIMIT_S, SERVER
@@ -83,3 +87,18 @@ lock = take_lock(Path(sys.argv[1]))
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_case_that_another_user_holds_is_left_to_him_and_the_others_go_on(tmp_path, monkeypatch):
+    outputs = OutputOptions(tmp_path, ("background", "liver"))
+    outputs.lock_file("a").touch()
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr("pipeline.inference.claims.take_lock", refuse)
+    with CaseClaims(outputs) as claims:
+        with pytest.raises(CaseTakenError, match=r"another user segments this case .*have \.a\.lock removed there"):
+            claims.claim("a")
+        with pytest.raises(FileError, match="cannot be written"):
+            claims.claim("b")

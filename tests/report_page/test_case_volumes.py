@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
-from pipeline.report_page.case_volumes import MOST_VOXELS, CaseVolumes, viewer_data
+from pipeline.evaluation.scored_case import ScoredCase
+from pipeline.report_page.case_volumes import MOST_VOXELS, viewer_data
 from pipeline.visualisation.class_colours import class_colours
 from tests.support.page_script import run_script
 
@@ -18,7 +19,7 @@ NAMES = ["background", "liver", "spleen"]
 COLOURS = class_colours(NAMES)
 
 
-def case_in(codes: str) -> CaseVolumes:
+def case_in(codes: str) -> ScoredCase:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 200, (30, 34, 38)).astype(np.int16)
     label = np.zeros(image.shape, np.uint8)
@@ -28,7 +29,7 @@ def case_in(codes: str) -> CaseVolumes:
     affine = np.diag([1.0, 2.0, 3.0, 1.0])
     turn = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(codes))
     parts = [nib.Nifti1Image(array, affine).as_reoriented(turn) for array in (image, label, prediction)]
-    return CaseVolumes(*(np.asarray(part.dataobj) for part in parts), parts[0].affine)
+    return ScoredCase(*(np.asarray(part.dataobj) for part in parts), parts[0].affine)
 
 
 def unpacked(text: str, dtype: str, shape) -> np.ndarray:
@@ -57,7 +58,7 @@ def test_the_viewer_starts_on_the_structure():
     label = np.zeros((20, 20, 9), np.uint8)
     label[2:18, 2:18, 4] = 1
     label[4:16, 4:16, 4] = 0
-    found = viewer_data(CaseVolumes(None, label, label, np.eye(4)), 1, COLOURS, NAMES)
+    found = viewer_data(ScoredCase(None, label, label, np.eye(4)), 1, COLOURS, NAMES)
     assert unpacked(found["label"], "<u2", found["shape"])[tuple(found["start"])] == 1
     assert found["focus"] == 1
 
@@ -65,7 +66,7 @@ def test_the_viewer_starts_on_the_structure():
 def test_large_structures_are_thinned_out_and_that_is_said():
     shape = (300, 300, 60)
     label = np.ones(shape, np.uint8)
-    volumes = CaseVolumes(None, label, label, np.diag([0.5, 0.5, 2.0, 1.0]))
+    volumes = ScoredCase(None, label, label, np.diag([0.5, 0.5, 2.0, 1.0]))
     found = viewer_data(volumes, 1, COLOURS, NAMES)
     assert np.prod(found["shape"]) <= MOST_VOXELS
     assert found["edges_mm"] == [1.5, 1.5, 2]

@@ -57,7 +57,9 @@ def test_axes_have_round_numbers_and_the_best_epoch_a_ring():
     assert (x + 6, y) == (float(best.get("cx", 0)), float(best.get("cy", 0)))
 
 
-@pytest.mark.parametrize("values", [[1e-7, 1.1e-7], [5.0, 5.0], [-3.0, 2.0], [0.0, 0.0], [1e9, 3e9]])
+@pytest.mark.parametrize(
+    "values", [[1e-7, 1.1e-7], [5.0, 5.0], [0.8, 0.8000000000000002], [-3.0, 2.0], [0.0, 0.0], [1e9, 3e9]]
+)
 def test_every_point_lies_within_the_axes(values):
     chart = parsed(curves("a", [[0, 1]], [Line("a", values, "#111")]))
     lines = [float(line.get("y1", 0)) for line in chart.iter("line")]

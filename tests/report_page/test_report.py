@@ -19,8 +19,9 @@ from pipeline.compare import compare
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import write_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
+from pipeline.evaluation.scored_case import ScoredCase
 from pipeline.files.atomic import FileError
-from pipeline.report_page.case_volumes import MOST_VOXELS, CaseVolumes, viewer_data
+from pipeline.report_page.case_volumes import MOST_VOXELS, viewer_data
 from pipeline.report_page.report import report
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stored_scores import TrainedWeights
@@ -238,7 +239,7 @@ def test_six_large_cases_stay_below_15_mb_and_are_made_fast(tmp_path):
     label = np.ones((edge, edge, edge), np.uint8)
     start = time.process_time()
     one = viewer_data(
-        CaseVolumes(rng.integers(0, 3000, label.shape), label, label, np.eye(4)), 1, np.zeros((2, 3), np.uint8), "ab"
+        ScoredCase(rng.integers(0, 3000, label.shape), label, label, np.eye(4)), 1, np.zeros((2, 3), np.uint8), "ab"
     )
     assert time.process_time() - start < 5
     assert 6 * sum(len(one[part]) for part in ("image", "label", "prediction")) < 14e6

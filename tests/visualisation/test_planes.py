@@ -115,3 +115,9 @@ def test_every_orientation_is_handled():
             found = [plane.label.tolist() for plane in cut_planes(array.astype(float), array, affine, 0.5)]
             expected = expected or found
             assert found == expected, codes
+
+
+def test_a_structure_smaller_than_what_lies_between_the_samples_of_a_large_volume_is_found():
+    label = np.zeros((600, 600, 20), np.uint8)
+    label[3, 5, 17] = 1
+    assert [best_slice(label, axis) for axis in range(3)] == [3, 5, 17]

@@ -30,11 +30,11 @@ from pipeline.cache.entry import encode
 from pipeline.checks.class_check import TargetGrid
 from pipeline.checks.histogram import Histogram
 from pipeline.config.settings import ModelConfig, TrainingConfig
+from pipeline.evaluation.scored_case import ScoredCase
 from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.phantoms.anatomy import draw_body
 from pipeline.phantoms.shapes import Ellipsoid, Loft, Tube, Warp
-from pipeline.report_page.case_volumes import CaseVolumes
 from pipeline.training.tensorboard import EventsLogger
 from pipeline.training.weighted_mean import WeightedMean
 from pipeline.visualisation.planes import cut_planes
@@ -219,7 +219,6 @@ CALLS: dict[str, Call] = {
     "networks.features_and_head.FeaturesAndHead.supervised_levels": lambda f, g: f(_split("SegResNetDS"), _image(g)),
     "networks.features_and_head.FeaturesAndHead.forward": lambda f, g: f(_split(), _image(g)).mean().backward(),
     "networks.gpu_kernels.run_on": lambda f, g: f(g.floats(*SIZE)),
-    "networks.head.as_matrix": lambda f, g: f(g.floats(3, *SIZE)),
     "networks.norm_act.NormAct.forward": lambda f, g: f(NormAct(2), _fine(g)).mean().backward(),
     "networks.norm_act.NormActConv.forward": lambda f, g: f(NormActConv(2, 3), _fine(g)).mean().backward(),
     "networks.norm_act.norm_act": lambda f, g: f(
@@ -305,7 +304,7 @@ CALLS: dict[str, Call] = {
     "pipeline.phantoms.shapes.Tube.placed": _placed(Tube(PATH, np.array([5.0, 5]), np.ones(3))),
     "pipeline.phantoms.shapes.Loft.placed": _placed(Loft(LEVELS, PLANE)),
     "pipeline.report_page.case_volumes.viewer_data": lambda f, g: f(
-        CaseVolumes(g.array(*SIZE), *[g.label_array(*SIZE)] * 2, g.affine()), 1, g.label_array(4, 3), "abcd"
+        ScoredCase(g.array(*SIZE), *[g.label_array(*SIZE)] * 2, g.affine()), 1, g.label_array(4, 3), "abcd"
     ),
     "pipeline.training.build.build_module": lambda f, g: f(
         ModelConfig(base_channels=2),
