@@ -32,7 +32,7 @@ class CachedDataset(Dataset):
     along. A stored image differs from the chain's by at most
     (greatest − least of its channel) / 131070; a label does not differ.
 
-    `transform` is applied to what was read. If it is a MONAI Randomizable, it is seeded again for every item: for
+    `transform`, a MONAI Compose, is applied to what was read. It is seeded again for every item: for
     `(epoch, i)` from `seed`, epoch and case alone, so that neither workers nor order nor process matter; for `i` from
     torch's generator, so that epochs differ.
 
@@ -123,14 +123,9 @@ class CachedDataset(Dataset):
             raise CacheError(f"case {self.store.case(index)}: it has no label to count classes in")
         return np.array(counts, np.int64)
 
-    def voxel_hash(self, index: int) -> str:
-        """Return the SHA-256 of the prepared image: equal for equal voxels, whatever file holds them."""
-        return self.store.read(index, read_header).voxel_hash
-
     def _transform(self, index: int) -> Any:
         # MONAI's Dataset calls this for an int
-        is_random = hasattr(self.transform, "set_random_state") and bool(self.transform.transforms)
-        return self._item(index, f"draw {int(torch.randint(2**62, ()))}" if is_random else "")
+        return self._item(index, f"draw {int(torch.randint(2**62, ()))}" if self.transform.transforms else "")
 
     def _item(self, index: int, draw: str, epoch: int = 0) -> Any:
         case = self.store.case(index)

@@ -32,7 +32,7 @@ from transforms.patches import places_of
 from transforms.slabs import segmentation_dtype
 
 MAGIC = b"BODYCASE"
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<8sIII")
 """Magic, format version, length and CRC-32 of the header."""
 PAGE = 4096
@@ -87,8 +87,6 @@ class Entry:
     """Plain metadata of the image."""
     class_voxels: tuple[int, ...] | None
     """Voxels of every class in the prepared label; None where there is none."""
-    voxel_hash: str
-    """SHA-256 of the prepared image."""
     n_places: tuple[tuple[int, int], ...] = ()
     """(class, number of voxels) of the places that follow the label, see `transforms.patches.places_of`."""
     checksum: str = ""
@@ -131,8 +129,6 @@ def encode(
     """
     image, label = prepared["image"], prepared.get("label")
     stored, minimum, step = _quantised(_plain(image))
-    voxel_hash = hashlib.sha256(repr((stored.shape, minimum, step)).encode())
-    voxel_hash.update(stored.data)
     if label is not None:
         label = _checked_label(_plain(label), stored.shape[1:])
     places: dict[int, np.ndarray] = {}
@@ -152,7 +148,6 @@ def encode(
         source_shape=tuple(int(n) for n in meta["spatial_shape"]) if "spatial_shape" in meta else None,
         notes={key: value for key, value in meta.items() if _is_note(key, value)},
         class_voxels=None if label is None else _class_voxels(label, n_classes),
-        voxel_hash=voxel_hash.hexdigest(),
         n_places=tuple((c, len(chosen)) for c, chosen in places.items()),
     )
     payload = np.zeros(entry.payload_bytes, np.uint8)

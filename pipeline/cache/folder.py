@@ -115,22 +115,25 @@ def prune(folder: str | os.PathLike[str], max_bytes: int, *, keep_chain: str | N
     Entries of `keep_chain` count but stay. Only files with our names in a folder with our tag are touched; 0 empties
     it. A reader that holds an entry keeps its voxels; a training that misses one builds it again.
 
-    Raises CacheError if the folder is not one of ours.
+    Raises CacheError if the folder is not one of ours, or may not be written.
     """
     folder = _known(folder)
-    removed = _remove_leftovers(folder)
-    entries = sorted(_ours(folder, SUFFIX), key=lambda entry: entry[1].st_mtime_ns)
-    excess = sum(status.st_size for _, status in entries) - max_bytes
-    for path, status in entries:
-        if excess <= 0:
-            break
-        if keep_chain is None or not path.name.startswith(f"{keep_chain}-"):
-            path.unlink(missing_ok=True)
-            removed.append((path, status.st_size))
-            excess -= status.st_size
-    if not _ours(folder, SUFFIX):
-        for name in (SOURCES, INSPECTIONS):
-            (folder / name).unlink(missing_ok=True)
+    try:
+        removed = _remove_leftovers(folder)
+        entries = sorted(_ours(folder, SUFFIX), key=lambda entry: entry[1].st_mtime_ns)
+        excess = sum(status.st_size for _, status in entries) - max_bytes
+        for path, status in entries:
+            if excess <= 0:
+                break
+            if keep_chain is None or not path.name.startswith(f"{keep_chain}-"):
+                path.unlink(missing_ok=True)
+                removed.append((path, status.st_size))
+                excess -= status.st_size
+        if not _ours(folder, SUFFIX):
+            for name in (SOURCES, INSPECTIONS):
+                (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise CannotWriteError(f"cache folder {write_error(folder, error)}") from error
     return Pruned(tuple(path for path, _ in removed), sum(size for _, size in removed))
 
 

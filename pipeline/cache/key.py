@@ -45,6 +45,10 @@ class SourceIndex:
         self._n_bytes_read = self._n_bytes()
         return dict(_index_lines(self._path))
 
+    def read(self) -> None:
+        """Read the file now, if that was not done."""
+        _ = self._known
+
     def read_again(self) -> None:
         """Take over what other processes have hashed since this one read the file."""
         if self._n_bytes() != self._n_bytes_read:
@@ -57,7 +61,7 @@ class SourceIndex:
         return 0
 
     def content(self, path: str | os.PathLike[str], *, may_read: bool = True) -> str:
-        """SHA-256 of a file's bytes, of every file below a folder, or of a header and its data file.
+        """SHA-256 of a file's bytes, of the files in a folder, or of a header and its data file.
 
         Raises:
             OSError: a file cannot be read.

@@ -32,7 +32,7 @@ _HALF_WRITTEN = re.compile(
     + re.escape(UNFINISHED),
     re.DOTALL,
 )
-"""Name of a file being written: hidden, and below 255 bytes; see `_temporary_name`."""
+"""Name of a file being written: hidden, and below 255 bytes; see `_beginning`."""
 
 _ABANDONED_S = 3600.0
 """Seconds after which a half-written file of another host counts as left by a dead process; writing takes seconds."""

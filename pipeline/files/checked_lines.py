@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,9 @@ from pipeline.files.regular import append_to_regular, open_regular
 _DIGITS = 8
 """Hex digits of a line's CRC-32, before a blank and the text."""
 
+LARGEST_FILE = 1 << 30
+"""Bytes, of some 60,000 checked cases of 71 classes or four million hashed files; beyond, a file is begun again."""
+
 
 def checked_line(text: str) -> bytes:
     """Return a text as `whole_lines` takes it; ASCII, without line breaks."""
@@ -19,8 +23,13 @@ def checked_line(text: str) -> bytes:
 
 
 def append_line(path: Path, text: str) -> None:
-    """Add a line in one write, so that those of two processes do not mix. Raises OSError."""
+    """Add a line in one write, so that those of two processes do not mix; a file that is too large is begun again.
+
+    Raises OSError.
+    """
     with append_to_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > LARGEST_FILE:
+            file.truncate(0)
         file.write(checked_line(text))
 
 

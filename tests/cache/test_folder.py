@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
-from pipeline.cache.entry import CacheError
+from pipeline.cache.entry import CacheError, CannotWriteError
 from pipeline.cache.folder import cache_info, prune
 from tests.support.cached_cases import entries
 
@@ -101,3 +103,17 @@ def test_a_folder_without_our_tag_is_left_alone(tmp_path, make):
     (tmp_path / "foreign" / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# cargo\n")
     with pytest.raises(CacheError, match="another program's cache"):
         make(folder="foreign")
+
+
+def test_a_folder_that_may_only_be_read_is_named(make, monkeypatch):
+    dataset = make()
+    dataset.build()
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(
+        CannotWriteError, match=r"cache folder .*cannot be written \(Permission denied\); make the folder"
+    ):
+        prune(dataset.folder, 0)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.files import checked_lines
 from pipeline.files.checked_lines import append_line, checked_line, whole_lines
 
 TEXTS = ["one", "", '{"a": [1, 2]}', "00000000 four"]
@@ -34,3 +35,10 @@ def test_no_altered_byte_is_believed(tmp_path_factory, data):
 def test_a_torn_line_costs_itself_alone(tmp_path):
     (tmp_path / "x").write_bytes(checked_line("one")[:-2] + b"\n" + checked_line("two") + checked_line("three")[:-1])
     assert list(whole_lines(tmp_path / "x")) == ["two"]
+
+
+def test_a_file_that_has_become_too_large_is_begun_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(checked_lines, "LARGEST_FILE", 30)
+    for text in ("first", "second", "third", "fourth"):
+        append_line(tmp_path / "x", text)
+    assert list(whole_lines(tmp_path / "x")) == ["third", "fourth"]
