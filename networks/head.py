@@ -42,11 +42,3 @@ def is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv1d | nn.Conv2d | nn.Conv
         and (module.padding in ("valid", "same") or set(module.padding) == {0})
         and module.groups == 1
     )
-
-
-def as_matrix(sample: Float[Tensor, F * grid]) -> Float[Tensor, "F N"]:
-    """View one sample's channels as rows, its voxels as columns, in the order of the flattened grid.
-
-    Contiguous and channels-last samples are viewed, never copied; any other layout is copied.
-    """
-    return sample.flatten(1)

@@ -126,7 +126,9 @@ def specify(
 ) -> Specification:
     """Return the class and the arguments of the network that `build_network` builds. Raises NetworkError as it does."""
     specification = read_specification(BODY_NET if spec is None else spec, trust=trust)
-    known = _fields(IN_CHANNELS, in_channels) | _fields(N_CLASSES, n_classes) | _fields(SPATIAL_DIMS, 3)
+    known = (
+        dict.fromkeys(IN_CHANNELS, in_channels) | dict.fromkeys(N_CLASSES, n_classes) | dict.fromkeys(SPATIAL_DIMS, 3)
+    )
     if specification.class_path == BODY_NET:
         known |= {"base_channels": base_channels, "light": light}
         if checkpointing:
@@ -134,8 +136,7 @@ def specify(
     elif light or checkpointing:
         option = "use_light_model" if light else "checkpointing"
         raise NetworkError(
-            f"model.{option} is a form of BodyNet; switch it off, {specification.name} has its own arguments in "
-            "model.network"
+            f"model.{option} is BodyNet's; switch it off, {specification.name} has its own arguments in model.network"
         )
     return complete_arguments(specification, known)
 
@@ -184,7 +185,10 @@ def read_specification(spec: Mapping[str, Any] | str, *, trust: bool = False) ->
             f"model.network: the arguments of {name} must be plain numbers, texts, lists and mappings ({error})"
         ) from None
     class_path = _class_path(name)
-    specification = Specification(_find_class(class_path, trust), class_path, arguments)
+    network_class = _find_class(class_path, trust)
+    if f"{network_class.__module__}.{network_class.__name__}" == BODY_NET:  # by another import path, too
+        class_path = BODY_NET
+    specification = Specification(network_class, class_path, arguments)
     if not trust:
         _refuse_fetching(specification)
     return specification
@@ -244,10 +248,6 @@ def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, key)
     else:
         yield key, value
-
-
-def _fields(names: Sequence[str], value: Any) -> dict[str, Any]:
-    return dict.fromkeys(names, value)
 
 
 def complete_arguments(specification: Specification, known: Mapping[str, Any]) -> Specification:

@@ -12,7 +12,7 @@ from pipeline.console.progress import Bar
 from pipeline.console.terminal import screen_width
 from pipeline.console.text import some_of
 
-_COST_SETTINGS = ("target_size", "batch_size", "num_workers", "cache_dir", "cache_limit_gb")
+_COST_SETTINGS = ("mode", "target_size", "batch_size", "num_workers", "cache_dir", "cache_limit_gb")
 
 
 def run(arguments: list[str]) -> int:

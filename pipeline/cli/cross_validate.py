@@ -95,8 +95,8 @@ def _text(report: StudyReport) -> str:
         missing = ", ".join(map(str, report.unfinished))
         if missing:
             lines.append(
-                f"Fold {missing} is missing: run the same command again, or let the others finish; whoever is last "
-                "segments and scores all cases"
+                f"Folds still missing: {missing}; run the same command again, or let the others finish; whoever is "
+                "last segments and scores all cases"
             )
         return fitted("\n".join(map(printable, lines)), screen_width())
     folder = report.folder

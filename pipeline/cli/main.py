@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = end.code if isinstance(end.code, int) else EXIT_WRONG_INPUT
         except Exception as raised:
             error = full_disk_error(raised) or raised
+            if not debug and isinstance(error, PermissionError) and error.filename:
+                return complain(f"{error.filename}: cannot be accessed ({error.strerror}); check its permissions")
             if debug or not is_input_error(error):
                 raise
             # Bad data have a line for every error, any other message is one line.

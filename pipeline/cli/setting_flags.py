@@ -144,10 +144,7 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
-    try:
-        parsed = _parsed(parser, _with_true(arguments), None)
-    except ArgumentError as error:
-        raise ConfigError(explain(str(error), parser)) from None
+    parsed = _parsed(parser, _with_true(arguments), None)
     return {name: parsed.pop(name) for name in GROUPS if name in parsed}, parsed
 
 

@@ -275,10 +275,9 @@ class DataConfig:
 
     def _check_patches(self) -> None:
         if self.mode == "resize":
-            default = {f.name: f.default for f in fields(self)}
             for name in ("spacing_mm", "patches_per_case", "foreground", "patch_growth"):
                 require(
-                    getattr(self, name) == default[name],
+                    getattr(self, name) == getattr(DataConfig, name),
                     f"data.{name} is for patches; set data.mode to patch, or remove it",
                 )
             return
@@ -321,10 +320,14 @@ class ModelConfig:
         require(
             self.n_classes is None or self.n_classes >= 2, f"model.n_classes must be at least 2, got {self.n_classes}"
         )
-        require(self.base_channels >= 1, f"model.base_channels must be at least 1, got {self.base_channels}")
+        require(self.base_channels >= 2, f"model.base_channels must be at least 2, got {self.base_channels}")
         if self.network is not None:
             require("_target_" in self.network, "model.network has no _target_; name the network's class there")
-            require(not self.use_light_model, "model.use_light_model is BodyNet's; remove it or model.network")
+        for name in ("use_light_model", "checkpointing"):
+            require(
+                not getattr(self, name) or _network_name(self) == "BodyNet",
+                f"model.{name} is BodyNet's; remove it or model.network",
+            )
 
 
 @dataclass(frozen=True)
@@ -425,10 +428,9 @@ class TrainingConfig:
             0 < self.taken_lr_factor < math.inf,
             f"training.taken_lr_factor must be above 0, got {self.taken_lr_factor}; training.freeze_epochs freezes",
         )
-        default = {f.name: f.default for f in fields(self)}
         for name in ("start_classes", "freeze_epochs", "taken_lr_factor"):
             require(
-                self.start_from is not None or getattr(self, name) == default[name],
+                self.start_from is not None or getattr(self, name) == getattr(TrainingConfig, name),
                 f"training.{name} is about what a training takes over; add --training.start_from RUN, or remove it",
             )
         for old, new in (self.start_classes or {}).items():
@@ -501,12 +503,13 @@ def without_effect(config: Config) -> tuple[str, ...]:
         notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
     if data.folds and data.split_shares != DataConfig.split_shares:
         notes.append(f"data.split_shares change nothing with data.folds {data.folds}; remove one of the two")
-    if data.intensity not in ("auto", "ct") and data.window != DataConfig.window:
-        notes.append(f"data.window changes nothing with data.intensity {data.intensity}; remove one of the two")
-    if data.intensity not in ("auto", "ct") and data.mean_std != DataConfig.mean_std:
-        notes.append(f"data.mean_std changes nothing with data.intensity {data.intensity}; remove one of the two")
-    if data.intensity not in ("auto", "mr") and data.percentiles != DataConfig.percentiles:
-        notes.append(f"data.percentiles change nothing with data.intensity {data.intensity}; remove one of the two")
+    for name, way, verb in (
+        ("window", "ct", "changes"),
+        ("mean_std", "ct", "changes"),
+        ("percentiles", "mr", "change"),
+    ):
+        if data.intensity not in ("auto", way) and getattr(data, name) != getattr(DataConfig, name):
+            notes.append(f"data.{name} {verb} nothing with data.intensity {data.intensity}; remove one of the two")
     if training.warmup_epochs > training.max_epochs:
         notes.append(
             f"training.warmup_epochs is {training.warmup_epochs} but training.max_epochs {training.max_epochs}: the "

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from networks import gpu_kernels
-from networks.head import as_matrix, head_matrix
+from networks.head import head_matrix
 from pipeline.compute.ranks import gathered, n_processes
 from pipeline.losses.label_counts import count_labels, refuse_hidden_classes, refuse_unknown_labels
 from pipeline.losses.partial_labels import are_annotated
@@ -445,7 +445,7 @@ def _differentiate_pieces(
             of_slab = gradient.sum(1)
             into_bias += of_slab if merged is None else of_slab[merged.row_of]
         if into_features is not None:
-            batch.write_gradient(gradient, as_matrix(into_features[sample])[:, voxels], merged)
+            batch.write_gradient(gradient, into_features[sample].flatten(1)[:, voxels], merged)
     return _HeadGradient(into_weight, into_bias)
 
 

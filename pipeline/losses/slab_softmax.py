@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from networks.head import as_matrix
 from pipeline.losses.partial_labels import MergedClasses, merge_into_background, merged_classes, spread_gradient
 from transforms.slabs import slabs
 
@@ -77,7 +76,7 @@ class SlabBatch:
     ) -> None:
         self.dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
         self.features = features
-        self.samples = [as_matrix(sample) for sample in features]
+        self.samples = [sample.flatten(1) for sample in features]
         self.matrix = None if weight is None else weight.to(self.dtype)
         self.shift = None if bias is None else bias.to(self.dtype)[:, None]
         self.label = label

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
-from networks.head import as_matrix, head_matrix
+from networks.head import head_matrix
 from transforms.slabs import first_highest, segmentation_dtype, share_out, slabs
 
 
@@ -42,7 +42,7 @@ def segment_in_slabs(
     grid = features.shape[2:]
     label_type = segmentation_dtype(n_classes)
     segmentation = torch.empty(len(features), grid.numel(), dtype=label_type, device=features.device)
-    samples = [as_matrix(sample) for sample in features]
+    samples = [sample.flatten(1) for sample in features]
 
     def segment(parts: Sequence[tuple[int, slice]]) -> None:
         for b, voxels in parts:

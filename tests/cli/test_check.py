@@ -225,3 +225,8 @@ def test_detail_that_whole_scans_lose_is_kept_by_patches_which_are_named_first(t
     text = to_text(dataclasses.replace(report, first_training=first))
     assert [words[1] for words in commands(text)] == ["plan", "train"]
     assert "3 times coarser than the scans' own" in text
+
+
+def test_costs_are_estimated_for_patches_of_a_data_set(dataset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys, dataset, "--data.mode", "patch", "--data.spacing_mm", "2", "2", "3")
+    assert found["estimate"]["cache_bytes"] > 0

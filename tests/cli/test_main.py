@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import importlib.metadata
 import inspect
@@ -117,6 +118,16 @@ def test_a_full_disk_is_said_in_one_line_by_every_command(tmp_path, monkeypatch,
         for command in (["sample", str(disk / "sample")], ["check-geometry"]):
             assert main(command) == 2
             assert "cannot be written (No space left on device); free space" in capsys.readouterr().err
+
+
+def test_a_path_without_permission_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", "/locked/scans")
+
+    monkeypatch.setattr("pipeline.phantoms.sample_dataset.write_dataset", refuse)
+    assert main(["sample", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said == "bodyseg: /locked/scans: cannot be accessed (Permission denied); check its permissions"
 
 
 def test_every_error_of_ours_is_said_in_one_line_without_traceback():

@@ -105,6 +105,11 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--model.n_classes", "1"], "model.n_classes must be at least 2"),
         (["--model.network", '{"in_channels": 1}'], "_target_"),
         (["--use_light_model", "--model.network", '{"_target_": "UNet"}'], "use_light_model"),
+        (
+            ["--model.checkpointing", "true", "--model.network", '{"_target_": "UNet"}'],
+            "model.checkpointing is BodyNet's",
+        ),
+        (["--base_channels", "1"], "model.base_channels must be at least 2, got 1"),
         (["--data.layout", "bids"], "data.layout"),
         (["--data.cache_limit_gb", ".inf"], "data.cache_limit_gb must be a number of 0 (no limit) or more, got inf"),
         (["--weight_decay", ".inf"], "training.weight_decay must be a number of 0 or more, got inf"),
@@ -159,3 +164,8 @@ def test_several_data_sets_are_a_list_in_flags_and_files_and_one_stays_a_text(tm
     ):
         with pytest.raises(ConfigError, match=message):
             settings("--dataset_root", "one", "two", *flags)
+
+
+def test_the_light_form_of_a_planned_body_net_may_be_asked_for():
+    network = '{"_target_": "BodyNet", "strides": [[2, 2, 2]], "kernels": [[3, 3, 3], [3, 3, 3]]}'
+    assert settings("--dataset_root", "D", "--use_light_model", "--model.network", network).model.use_light_model

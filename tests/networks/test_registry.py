@@ -41,7 +41,7 @@ def test_every_shipped_config_is_accepted_and_equals_its_plain_network(name):
     assert (network.head is None) == (name == "networks/unet.yaml")
 
 
-@pytest.mark.parametrize("name", [None, "BodyNet", "networks.body_net.BodyNet"])
+@pytest.mark.parametrize("name", [None, "BodyNet", "networks.body_net.BodyNet", "pasco.models.body_net.BodyNet"])
 def test_without_a_name_or_by_its_name_it_is_body_net(name):
     network = build_network(name, in_channels=2, n_classes=3, base_channels=8, light=True, checkpointing=True)
     assert isinstance(network, BodyNet)
@@ -89,7 +89,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(spec, text):
 
 @pytest.mark.parametrize("option", [{"light": True}, {"checkpointing": True}])
 def test_options_of_body_net_are_refused_for_others(option):
-    with pytest.raises(NetworkError, match="is a form of BodyNet"):
+    with pytest.raises(NetworkError, match="is BodyNet's; switch it off, SegResNet has its own"):
         build_network("SegResNet", **option)
 
 
