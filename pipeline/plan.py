@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -41,7 +42,7 @@ from pipeline.training.preparing_time import preparing_s
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 from transforms.left_right import find_sides
 
-_ORDER = ("experiment", "data", "model", "training")
+_CHAMBER = re.compile("ventric|atri(?:um|a)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def plan(
         raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
     if output.exists():
         raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
+    if output.suffix == ".json":
+        raise ConfigError(f"--output {output}: a plan is YAML, with comments; name it {output.with_suffix('.yaml')}")
     check_writable(output.parent)  # before minutes of measuring
     roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
     config = _described(roots, {"cache_dir": cache_dir, "skip_bad_cases": skip_bad_cases, **(data or {})})
@@ -205,7 +208,8 @@ def _summary(screened: Screened) -> DataSummary:
         is_split=screened.dataset.split is not None or screened.folds is not None,
         n_channels=len(screened.dataset.channel_names),
         class_names=names,
-        mirrors=few and not find_sides(names).without_partner,
+        # The chambers of a heart are no mirror images of each other.
+        mirrors=few and not find_sides(names).without_partner and not any(map(_CHAMBER.search, names)),
     )
 
 
@@ -257,9 +261,7 @@ def _disturbed(n_busy: float, n_cores: int) -> str:
 def to_yaml(plan: Plan, budget_s: float) -> str:
     """Write the plan as a config file with the reason behind every number."""
     lines = [f"# bodyseg plan: a training of about {_minutes(budget_s)}. Edit what you like."]
-    for group in _ORDER:
-        if group not in plan.settings:
-            continue
+    for group in ("experiment", "data", "model", "training"):
         lines.append(f"{group}:")
         reasons = {key: plan.because[f"{group}.{key}"] for key in plan.settings[group]}
         for key, because in sorted(reasons.items(), key=lambda item: item[1] != ""):

@@ -45,7 +45,7 @@ def test_nothing_moves_on_the_way_there_and_back(name, keep_aspect):
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("intensity", ["mr", "zscore", "none"])
+@pytest.mark.parametrize("intensity", ["mr", "zscore", "none", ["ct", "none"], ["zscore", "ct"]])
 def test_the_intensity_of_a_chain_does_not_disturb_the_proof(intensity):
     assert judge(round_trip(GRIDS["orientation RAS"], SMALL | {"intensity": intensity})) == []
 

@@ -288,3 +288,27 @@ def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatc
     assert coarse >= 2
     assert "falx (in 4 cases)" in warned[coarse]
     assert "falx" not in warned[fine]
+
+
+def test_a_plan_is_not_called_json(dataset, tmp_path, capsys):
+    assert main(["plan", str(dataset), "--output", str(tmp_path / "p.json")]) == 2
+    assert f"a plan is YAML, with comments; name it {tmp_path / 'p.yaml'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "flips"), [(("left kidney", "right kidney"), [0]), (("left ventricle", "right ventricle"), [])]
+)
+def test_chambers_of_a_heart_are_not_mirrored(names, flips, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    for case in "abcd":
+        save(tmp_path / "data" / "images" / f"{case}.nii.gz", rng.integers(0, 900, (32, 32, 32)).astype(np.int16))
+        save(tmp_path / "data" / "labels" / f"{case}.nii.gz", rng.integers(0, 3, (32, 32, 32)).astype(np.uint8))
+    labels = {"background": 0, names[0]: 1, names[1]: 2}
+    (tmp_path / "data" / "labels.json").write_text(json.dumps(labels))
+    monkeypatch.setattr(
+        "pipeline.plan.measure_steps", lambda request: [step(patch, n, 0.05, 0.05, 10**8) for patch, n in request.steps]
+    )
+    output = tmp_path / "plan.yaml"
+    cache = ["--cache_dir", str(tmp_path / "cache")]
+    assert main(["plan", str(tmp_path / "data"), "--budget", "2min", "--output", str(output), *cache]) == 0
+    assert load_mapping(output)["data"]["flips"] == flips

@@ -49,10 +49,7 @@ class Chain(Compose):
         try:
             return super().__call__(*args, **kwargs)
         except RuntimeError as error:
-            cause: BaseException | None = error
-            while type(cause) is RuntimeError:
-                cause = cause.__cause__
-            if isinstance(cause, VolumeError):
+            if isinstance(cause := root_cause(error), VolumeError):
                 raise cause from None
             raise
 

@@ -360,7 +360,7 @@ class _SourceView:
         return self._highest(between, len(voxels))
 
     def _highest(self, features: Tensor, n_at_once: int) -> Tensor:
-        """The highest class at each column of (F, voxels), int16; overwrites logits that have no head."""
+        """The highest class at each column of (F, voxels), int16."""
         found = torch.empty(features.shape[1], dtype=torch.int16, device=features.device)
         for start in range(0, len(found), n_at_once):
             voxels = slice(start, start + n_at_once)

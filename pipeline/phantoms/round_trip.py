@@ -92,11 +92,12 @@ def round_trip(grid: Grid, chain_arguments: Mapping[str, Any]) -> RoundTrip:
     """
     proof = geometry_proof(grid.shape, grid.affine)
     labels = {"label_values": None, "ignore_value": None, "label_remap": None, "with_label": True}
-    arguments = {**chain_arguments, **labels}
+    way = chain_arguments.get("intensity", "ct")  # of several channels one a channel; the phantom has the first
+    arguments = {**chain_arguments, **labels, "intensity": way if isinstance(way, str) else way[0]}
     chain = preprocessing_chain(**arguments)
     drawn = _drawn_marks(proof, grid)
     with TemporaryDirectory(prefix="check_geometry_") as folder:
-        case = chain({**_write(drawn, proof.label, chain_arguments, grid, Path(folder)), "case": grid.name})
+        case = chain({**_write(drawn, proof.label, arguments, grid, Path(folder)), "case": grid.name})
     affine = case["image"].affine.numpy()
     label = _restored_label(case["label"].as_tensor()[0], case["label"].affine.numpy(), grid, len(proof.names) + 1)
     marks = (drawn, _restored_marks(case["image"].as_tensor()[0], affine, grid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ def write_dataset(
         PhantomError: numbers that make no data set, or a folder that holds another one, which is not replaced.
         FileError: the disk refuses.
     """
-    if n_cases < 1 or not voxel_mm > 0:
+    if n_cases < 1 or not 0 < voxel_mm < math.inf:
         raise PhantomError(f"n_cases, voxel_mm: expected positive numbers, found {n_cases} and {voxel_mm}")
+    if seed < 0:
+        raise PhantomError(f"seed: expected 0 or more, found {seed}")
     folder, recipe = Path(folder), _recipe(n_cases, seed, voxel_mm)
     found = _found_recipe(folder)
     if found == recipe and all(path.is_file() for n in range(n_cases) for path in _case_paths(folder, n)):

@@ -45,7 +45,7 @@ WIDE_STEPS = 8000
 WIDE_VOXELS = 96**3
 """Voxels of a patch that are not given up for a wider network."""
 
-MOST_STEPS = 5
+MOST_HALVINGS = 5
 """Halvings that BodyNet has at most."""
 
 PROBE_VOXELS = 64**3
@@ -218,7 +218,7 @@ def grid_of(data: DataSummary, spacing_mm: Iterable[float], times_coarser: float
     sizes = [sizes_of[volume] for volume in volumes]
     median = triple(np.median(sizes, axis=0))
     shape = network_shape(median, (i, j, k))
-    strides = shape.strides[:MOST_STEPS]
+    strides = shape.strides[:MOST_HALVINGS]
     kernels = (*shape.kernels[: len(strides)], (3, 3, 3))
     return Grid(
         times_coarser,

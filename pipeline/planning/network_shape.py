@@ -31,8 +31,6 @@ class NetworkShape(NamedTuple):
     """Of each step down, 1 or 2 along i, j, k; their number is the number of levels less one."""
     kernels: tuple[Triple, ...]
     """Of the convolutions at each level, from full resolution down; 1 or 3 along i, j, k."""
-    patch: Triple
-    """The patch, rounded up to a multiple of the product of the strides."""
 
 
 def target_spacing(
@@ -62,7 +60,7 @@ def target_spacing(
     return i, j, k
 
 
-def network_shape(patch: Sequence[int], spacing_mm: Sequence[float], *, most_steps: int = 5) -> NetworkShape:
+def network_shape(patch: Sequence[int], spacing_mm: Sequence[float]) -> NetworkShape:
     """Strides and kernels for a patch: halve an axis while it has 8 voxels and is not coarser than twice the finest.
 
     A single axis that is left must have 12 voxels. A kernel is 1 along an axis until that axis is within twice the
@@ -71,7 +69,6 @@ def network_shape(patch: Sequence[int], spacing_mm: Sequence[float], *, most_ste
     Args:
         patch: voxels along i, j, k.
         spacing_mm: voxel size along i, j, k.
-        most_steps: greatest number of halvings of an axis.
 
     Raises:
         ValueError: a size below 1, or a spacing that is not positive.
@@ -83,31 +80,27 @@ def network_shape(patch: Sequence[int], spacing_mm: Sequence[float], *, most_ste
         raise ValueError(
             f"patch and spacing_mm: expected positive numbers, found {tuple(patch)} and {tuple(spacing_mm)}"
         )
-    size, spacing, kernel, n_steps = list(patch), list(spacing_mm), [1, 1, 1], [0, 0, 0]
+    size, spacing, kernel = list(patch), list(spacing_mm), [1, 1, 1]
     strides: list[Triple] = []
     kernels: list[Triple] = []
-    while axes := _halved(size, spacing, n_steps, most_steps):
+    while axes := _halved(size, spacing):
         finest = min(spacing)
         kernel = [3 if k == 3 or mm / finest < 2 else 1 for k, mm in zip(kernel, spacing, strict=True)]
         for axis in axes:
             size[axis], spacing[axis] = math.ceil(size[axis] / 2), spacing[axis] * 2
-            n_steps[axis] += 1
         strides.append(triple(2 if axis in axes else 1 for axis in range(3)))
         kernels.append(triple(kernel))
     kernels.append((3, 3, 3))
-    multiples = [2**n for n in n_steps]
-    return NetworkShape(
-        tuple(strides), tuple(kernels), triple(math.ceil(n / m) * m for n, m in zip(patch, multiples, strict=True))
-    )
+    return NetworkShape(tuple(strides), tuple(kernels))
 
 
-def _halved(size: Sequence[int], spacing: Sequence[float], n_steps: Sequence[int], most_steps: int) -> list[int]:
+def _halved(size: Sequence[int], spacing: Sequence[float]) -> list[int]:
     """The axes that the next step halves; none: the lowest resolution is reached."""
     large = [axis for axis in range(3) if size[axis] >= 2 * LEAST_SIZE]
     if not large:
         return []
     finest = min(spacing[axis] for axis in large)
-    axes = [axis for axis in large if spacing[axis] / finest < 2 and n_steps[axis] < most_steps]
+    axes = [axis for axis in large if spacing[axis] / finest < 2]
     if len(axes) == 1 and size[axes[0]] < 3 * LEAST_SIZE:
         return []
     return axes

@@ -29,17 +29,14 @@ class TargetSuggestion:
     """Than the scans' own voxels, along the axis that loses most; 1 where none does."""
 
 
-def suggest_target_size(
-    sizes: Sequence[Sequence[int]], spacings_mm: Sequence[Sequence[float]], most_voxels: int = MOST_VOXELS
-) -> TargetSuggestion:
-    """Suggest a size whose voxels are those of the median scan, or as much coarser as `most_voxels` asks for.
+def suggest_target_size(sizes: Sequence[Sequence[int]], spacings_mm: Sequence[Sequence[float]]) -> TargetSuggestion:
+    """Suggest a size whose voxels are those of the median scan, or as much coarser as `MOST_VOXELS` asks for.
 
     The finest axes become coarser first, until all are alike.
 
     Args:
         sizes: voxels (I, J, K) of each case, in RAS+ order.
         spacings_mm: voxel sizes of each case, in the same order.
-        most_voxels: of the suggestion.
 
     >>> suggest_target_size([(35, 51, 36)], [(1, 1, 1)]).size
     (40, 56, 40)
@@ -49,10 +46,10 @@ def suggest_target_size(
     own_mm = spacing = np.array(target_spacing(sizes, spacings_mm))
     extent_mm = np.median(np.asarray(sizes, np.float64) * np.asarray(spacings_mm, np.float64), axis=0)
     low, high = float(spacing.min()), float(max(extent_mm))
-    if math.prod(_rounded(extent_mm / spacing)) > most_voxels:
+    if math.prod(_rounded(extent_mm / spacing)) > MOST_VOXELS:
         for _ in range(50):  # bisection: the finest voxel that fits
             middle = (low + high) / 2
-            fits = math.prod(_rounded(extent_mm / np.maximum(spacing, middle))) <= most_voxels
+            fits = math.prod(_rounded(extent_mm / np.maximum(spacing, middle))) <= MOST_VOXELS
             low, high = (low, middle) if fits else (middle, high)
         spacing = np.maximum(spacing, high)
     size = _rounded(extent_mm / spacing)

@@ -137,3 +137,11 @@ def test_progress_counts_every_case(tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     sample_dataset.write_dataset(tmp_path, n_cases=3, voxel_mm=20, progress=lambda *counts: seen.append(counts))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+@pytest.mark.parametrize("wrong", [{"seed": -1}, {"voxel_mm": float("inf")}, {"n_cases": 0}])
+def test_numbers_that_make_no_data_set_leave_the_one_that_is_there(dataset: Path, wrong: dict[str, Any]) -> None:
+    before = sorted(dataset.rglob("*"))
+    with pytest.raises(PhantomError, match="expected"):
+        sample_dataset.write_dataset(dataset, **{"n_cases": 4, "seed": 3, "voxel_mm": 10, **wrong})
+    assert sorted(dataset.rglob("*")) == before
