@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,16 +78,6 @@ class CachedDataset(Dataset):
         self.max_bytes = max_bytes
         self.in_parts = in_parts
         self._verified: set[int] = set()
-
-    @property
-    def folder(self) -> Path:
-        """The cache folder."""
-        return self.store.folder
-
-    @property
-    def chain_id(self) -> str:
-        """16 hex digits for the chain: its parameters, the classes, the code."""
-        return self.store.chain_id
 
     def __getitem__(self, index: Any) -> Any:
         """Return the item of an int, a pair (epoch, int) or, for the n-th patch of a case, a triple (epoch, int, n).

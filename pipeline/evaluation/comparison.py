@@ -25,10 +25,6 @@ COMPARED = ("dice", "iou", "hd95_mm", "surface_dice")
 SIGNIFICANT = 0.05
 
 
-class ComparisonError(EvaluationError):
-    """Two evaluations that cannot be compared: why, and what to do."""
-
-
 @dataclass(frozen=True)
 class ClassDifference:
     """One class in both evaluations, over the cases with a value in both."""
@@ -88,12 +84,12 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
         seed: of the intervals.
 
     Raises:
-        ComparisonError: case lists, labels or subjects that differ, no class in common; surfaces of two kinds, or
+        EvaluationError: case lists, labels or subjects that differ, no class in common; surfaces of two kinds, or
             surface Dice at two tolerances.
         EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
     """
     if metric not in COMPARED:
-        raise ComparisonError(f"metric is {metric!r}, expected one of {', '.join(COMPARED)}")
+        raise EvaluationError(f"metric is {metric!r}, expected one of {', '.join(COMPARED)}")
     one, other = read_metrics(Path(first)), read_metrics(Path(second))
     cases = _common_cases(one, other)
     if metric in SURFACE_METRICS:
@@ -102,7 +98,7 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
     every = list(dict.fromkeys([*one.class_names[1:], *other.class_names[1:]]))
     common = [name for name in every if name in names[0] and name in names[1]]
     if not common:
-        raise ComparisonError(f"{one.path} and {other.path} have no class in common; compare runs of the same classes")
+        raise EvaluationError(f"{one.path} and {other.path} have no class in common; compare runs of the same classes")
     subjects = _subjects(one, other, cases)
     numbers = number_subjects(cases, subjects)
     rows = _differences(
@@ -140,13 +136,13 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
         The options that the evaluation has to have.
 
     Raises:
-        ComparisonError: the same file; surfaces that `metric` cannot compare; no tolerance where one is needed.
+        EvaluationError: the same file; surfaces that `metric` cannot compare; no tolerance where one is needed.
         EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
     """
     scores = scores_at(baseline)
     stored = read_metrics(baseline) if scores is None else stored_metrics(scores.document, baseline)
     if output.exists() and output.samefile(baseline):
-        raise ComparisonError(
+        raise EvaluationError(
             f"{baseline}: expected the metrics.json of an earlier evaluation, found the file that this one writes and "
             "would be compared with itself; give this one a folder of its own with --output DIR"
         )
@@ -165,14 +161,14 @@ def _common_cases(one: StoredMetrics, other: StoredMetrics) -> list[str]:
     """List the cases of two evaluations; refuse lists or labels that differ."""
     if unpaired := sorted(set(one.cases) ^ set(other.cases)):
         where = one.path if unpaired[0] in one.cases else other.path
-        raise ComparisonError(
+        raise EvaluationError(
             f"{len(unpaired)} cases appear in only one of {one.path} and {other.path}, the first is {unpaired[0]} in "
             f"{where}; evaluate both runs on the same cases"
         )
     changed = [case for case in sorted(one.cases) if one.cases[case].label_sha256 != other.cases[case].label_sha256]
     if changed:
         hashes = [metrics.cases[changed[0]].label_sha256[:12] for metrics in (one, other)]
-        raise ComparisonError(
+        raise EvaluationError(
             f"case {changed[0]}: expected the same label in both, found hashes {hashes[0]} and {hashes[1]} "
             f"({len(changed)} cases differ); evaluate both runs against the same labels"
         )
@@ -185,7 +181,7 @@ def _subjects(one: StoredMetrics, other: StoredMetrics, cases: Sequence[str]) ->
     for case in cases:
         first, second = one.cases[case].subject, other.cases[case].subject
         if first is not None and second is not None and first != second:
-            raise ComparisonError(
+            raise EvaluationError(
                 f"case {case}: expected one subject in both, found {first} in {one.path} and {second} in {other.path}; "
                 "evaluate both runs against the same data set"
             )
@@ -195,12 +191,12 @@ def _subjects(one: StoredMetrics, other: StoredMetrics, cases: Sequence[str]) ->
 
 def _check_surfaces(one: StoredMetrics, other: StoredMetrics, metric: str) -> None:
     if one.surface != other.surface or one.surface is None:
-        raise ComparisonError(
+        raise EvaluationError(
             f"{metric} with surface {one.surface or 'none'} in {one.path} and {other.surface or 'none'} in "
             f"{other.path}; evaluate both with one --surface, voxels or area"
         )
     if metric == "surface_dice" and one.tolerance_mm != other.tolerance_mm:
-        raise ComparisonError(
+        raise EvaluationError(
             f"surface Dice at {one.tolerance_mm} mm in {one.path} and at {other.tolerance_mm} mm in {other.path}; "
             "evaluate both with the same --tolerance_mm"
         )
@@ -209,7 +205,7 @@ def _check_surfaces(one: StoredMetrics, other: StoredMetrics, metric: str) -> No
 def _stored_tolerance_mm(stored: StoredMetrics) -> float:
     tolerance_mm = _number(stored.tolerance_mm)
     if not 0 <= tolerance_mm < math.inf:
-        raise ComparisonError(
+        raise EvaluationError(
             f"{stored.path}: expected tolerance_mm, a distance of 0 mm or more, in its settings, found "
             f"{kind_of(stored.tolerance_mm)}; evaluate that run again"
         )

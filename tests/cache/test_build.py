@@ -69,7 +69,7 @@ def test_a_build_killed_midway_continues_where_it_stood(make, met, items, worker
     assert len(entries(dataset)) == len(items)
     # what was being prepared at the kill is prepared twice, what was finished once
     assert len(items) <= len(met()) <= len(items) + workers
-    assert not list(dataset.folder.glob("*.tmp"))
+    assert not list(dataset.store.folder.glob("*.tmp"))
 
 
 def test_a_kill_while_an_entry_is_written_leaves_no_half_of_it(make, monkeypatch):
@@ -80,11 +80,14 @@ def test_a_kill_while_an_entry_is_written_leaves_no_half_of_it(make, monkeypatch
     monkeypatch.undo()
     assert process.exitcode == -signal.SIGKILL
     assert entries(dataset) == []
-    assert len(list(dataset.folder.glob("*.tmp"))) == 1
-    removed = prune(dataset.folder, 10**12)
+    assert len(list(dataset.store.folder.glob("*.tmp"))) == 1
+    removed = prune(dataset.store.folder, 10**12)
     assert [path.suffix for path in removed.files] == [".tmp"]
     dataset.build()
-    assert {path.suffix for path in dataset.folder.iterdir()} - {".jsonl"} == {".TAG", ".bodycase"}  # and its index
+    assert {path.suffix for path in dataset.store.folder.iterdir()} - {".jsonl"} == {
+        ".TAG",
+        ".bodycase",
+    }  # and its index
 
 
 class Fatal:
@@ -106,8 +109,8 @@ def test_the_death_of_a_building_process_ends_in_a_sentence(make):
 def test_a_full_disk_ends_the_build_without_blaming_a_case(make, monkeypatch):
     dataset = make()
     dataset.build(workers=1)
-    shutil.rmtree(dataset.folder)
-    cache_folder.open_folder(dataset.folder)
+    shutil.rmtree(dataset.store.folder)
+    cache_folder.open_folder(dataset.store.folder)
 
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -116,7 +119,7 @@ def test_a_full_disk_ends_the_build_without_blaming_a_case(make, monkeypatch):
     with pytest.raises(CacheError, match=r"No space left on device\); free space on that disk") as caught:
         dataset.build()
     assert not isinstance(caught.value, CacheBuildError)
-    assert [path.name for path in dataset.folder.iterdir()] == ["CACHEDIR.TAG"]
+    assert [path.name for path in dataset.store.folder.iterdir()] == ["CACHEDIR.TAG"]
 
 
 @pytest.mark.fault(

@@ -57,12 +57,12 @@ def test_a_folder_that_was_removed_is_made_again(make, met, items):
     dataset = make()
     dataset.build()
     before = dataset[0]["image"].as_tensor()
-    shutil.rmtree(dataset.folder)
+    shutil.rmtree(dataset.store.folder)
     assert torch.equal(dataset[0]["image"].as_tensor(), before)
     assert met().count("body_00") == 2
-    assert cache_info(dataset.folder).n_entries == 1
-    shutil.rmtree(dataset.folder)
-    dataset.folder.write_text("a file in its place")
+    assert cache_info(dataset.store.folder).n_entries == 1
+    shutil.rmtree(dataset.store.folder)
+    dataset.store.folder.write_text("a file in its place")
     with pytest.raises(CannotWriteError, match=r"cache folder .*: cannot be written \((File exists|Not a directory)\)"):
         dataset[0]
 
@@ -103,7 +103,7 @@ def test_what_changed_during_a_training_is_not_stored_under_its_old_name_either(
     dataset.build()
     before = items[0]["image"].read_bytes()
     items[0]["image"].write_bytes(items[1]["image"].read_bytes())
-    prune(dataset.folder, 0)
+    prune(dataset.store.folder, 0)
     with pytest.raises(CacheError, match="case body_00: its files have changed since they were hashed; start again"):
         dataset[0]
     assert entries(dataset) == []

@@ -18,36 +18,36 @@ def test_the_size_limit_removes_other_chains_first_used_longest_ago(make):
     for n, key in enumerate(({"n": 0}, {"n": 1})):
         dataset = make(key=key)
         dataset.build()
-        for path in dataset.folder.glob(f"{dataset.chain_id}-*"):
+        for path in dataset.store.folder.glob(f"{dataset.store.chain_id}-*"):
             os.utime(path, (1000 + n, 1000 + n))
-    size = cache_info(dataset.folder).n_bytes // 10
+    size = cache_info(dataset.store.folder).n_bytes // 10
     third = make(key={"n": 2}, max_bytes=12 * size)
     third.build()
-    left = {(chain.parameters or {})["n"]: chain.n_entries for chain in cache_info(dataset.folder).chains}
+    left = {(chain.parameters or {})["n"]: chain.n_entries for chain in cache_info(dataset.store.folder).chains}
     assert left == {2: 5, 1: 5} | ({0: left[0]} if 0 in left else {})
     assert left.get(0, 0) <= 2
-    assert cache_info(dataset.folder).n_bytes <= 12 * size
+    assert cache_info(dataset.store.folder).n_bytes <= 12 * size
 
 
 def test_a_limit_below_what_the_chain_itself_needs_is_refused(make, met):
     make(key={"n": 0}).build()
     with pytest.raises(CacheError, match=r"of this chain and needs .* more; its limit is"):
         make(max_bytes=30_000).build()
-    assert cache_info(make().folder).chains[-1].n_entries == 5
+    assert cache_info(make().store.folder).chains[-1].n_entries == 5
 
 
 def test_a_lowered_limit_holds_although_nothing_is_built(make):
     make(key={"n": 0}).build()
     make().build()
     make(max_bytes=1).build()
-    assert [chain.parameters for chain in cache_info(make().folder).chains] == [{"size": [12, 10, 14]}]
+    assert [chain.parameters for chain in cache_info(make().store.folder).chains] == [{"size": [12, 10, 14]}]
 
 
 def test_info_says_what_the_folder_holds(make):
     make().build()
     dataset = make(key={"window": [-1000, 1000]})
     dataset.build()
-    info = cache_info(dataset.folder)
+    info = cache_info(dataset.store.folder)
     assert info.n_entries == 10
     assert info.n_bytes == sum(path.stat().st_size for path in entries(dataset))
     assert {json.dumps(chain.parameters) for chain in info.chains} == {
@@ -60,18 +60,18 @@ def test_info_says_what_the_folder_holds(make):
 def test_prune_touches_nothing_that_is_not_recognisably_ours(make, tmp_path):
     dataset = make()
     dataset.build()
-    theirs = [dataset.folder / name for name in ("notes.txt", "x.bodycase", "sub")]
+    theirs = [dataset.store.folder / name for name in ("notes.txt", "x.bodycase", "sub")]
     theirs[0].write_text("mine")
     theirs[1].write_text("mine")
     theirs[2].mkdir()
     target = tmp_path / "precious"
     target.write_text("precious")
-    link = dataset.folder / f"{'a' * 16}-{'b' * 32}.bodycase"
+    link = dataset.store.folder / f"{'a' * 16}-{'b' * 32}.bodycase"
     link.symlink_to(target)
-    removed = prune(dataset.folder, 0)
+    removed = prune(dataset.store.folder, 0)
     assert len(removed.files) == 5
     assert removed.n_bytes > 0
-    assert sorted(dataset.folder.iterdir()) == sorted([*theirs, link, dataset.folder / "CACHEDIR.TAG"])
+    assert sorted(dataset.store.folder.iterdir()) == sorted([*theirs, link, dataset.store.folder / "CACHEDIR.TAG"])
     assert target.read_text() == "precious"
 
 
@@ -86,8 +86,8 @@ def test_pipes_in_the_place_of_its_files_are_passed_over(make, met):
     dataset.build()
     assert len(met()) == 6
     assert entry.is_file()
-    (dataset.folder / "CACHEDIR.TAG").unlink()
-    os.mkfifo(dataset.folder / "CACHEDIR.TAG")
+    (dataset.store.folder / "CACHEDIR.TAG").unlink()
+    os.mkfifo(dataset.store.folder / "CACHEDIR.TAG")
     with pytest.raises(CacheError, match="another program's cache"):
         make()
 
@@ -116,4 +116,4 @@ def test_a_folder_that_may_only_be_read_is_named(make, monkeypatch):
     with pytest.raises(
         CannotWriteError, match=r"cache folder .*cannot be written \(Permission denied\); make the folder"
     ):
-        prune(dataset.folder, 0)
+        prune(dataset.store.folder, 0)

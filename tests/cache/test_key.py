@@ -76,7 +76,7 @@ def test_a_key_that_json_cannot_hold_is_refused(make):
 def test_an_unreadable_line_of_the_source_index_is_passed_over(make, met, monkeypatch):
     monkeypatch.setattr(cache_key, "SETTLED_NS", 0)
     make().build()
-    index = make().folder / "sources.jsonl"
+    index = make().store.folder / "sources.jsonl"
     lines = list(whole_lines(index))
     huge = json.dumps([*json.loads(lines[4])[:1], 1e999, *json.loads(lines[4])[2:]])
     broken = [lines[4][:30], huge, '["a"]', "nonsense", "[" * 9000, "7"]

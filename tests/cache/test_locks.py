@@ -16,16 +16,19 @@ def test_processes_that_build_at_once_share_the_work(make, met, items):
     dataset = make()
     dataset.build()
     assert len(met()) == len(items)
-    assert {path.suffix for path in dataset.folder.iterdir()} - {".jsonl"} == {".TAG", ".bodycase"}  # and its index
+    assert {path.suffix for path in dataset.store.folder.iterdir()} - {".jsonl"} == {
+        ".TAG",
+        ".bodycase",
+    }  # and its index
 
 
 def test_prune_leaves_alone_what_another_process_is_writing(make):
     dataset = make()
     dataset.build()
     name = entries(dataset)[0].stem
-    temporary = dataset.folder / f"{name}.tmp"
+    temporary = dataset.store.folder / f"{name}.tmp"
     temporary.write_bytes(b"half")
-    with cache_folder.locked(dataset.folder / f"{name}.lock", wait=False) as alone:
+    with cache_folder.locked(dataset.store.folder / f"{name}.lock", wait=False) as alone:
         assert alone
-        assert prune(dataset.folder, 10**12).files == ()
-    assert prune(dataset.folder, 10**12).files == (temporary,)
+        assert prune(dataset.store.folder, 10**12).files == ()
+    assert prune(dataset.store.folder, 10**12).files == (temporary,)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.evaluation.comparison import ComparisonError, check_baseline, compare_metrics, to_json
+from pipeline.evaluation.comparison import check_baseline, compare_metrics, to_json
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.report import comparison_text
 from pipeline.runs.run_folder import RunFolder
@@ -97,20 +97,20 @@ def test_missed_structures_are_left_out_of_distances_and_counted(two, tmp_path):
 
 def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
     fewer = write(tmp_path / "c.json", two[3][:, :18])
-    with pytest.raises(ComparisonError, match=r"2 cases appear in only one of .* the first is case_18 in .*a\.json"):
+    with pytest.raises(EvaluationError, match=r"2 cases appear in only one of .* the first is case_18 in .*a\.json"):
         compare_metrics(two[0], fewer)
     relabelled = write(tmp_path / "d.json", two[3], label="1")
-    with pytest.raises(ComparisonError, match=r"case case_0: expected the same label.*20 cases differ"):
+    with pytest.raises(EvaluationError, match=r"case case_0: expected the same label.*20 cases differ"):
         compare_metrics(two[0], relabelled)
     wider = write(tmp_path / "e.json", two[3], tolerance_mm=3.0)
-    with pytest.raises(ComparisonError, match=r"surface Dice at 2.0 mm in .* and at 3.0 mm"):
+    with pytest.raises(EvaluationError, match=r"surface Dice at 2.0 mm in .* and at 3.0 mm"):
         compare_metrics(two[0], wider, "surface_dice")
     assert compare_metrics(two[0], wider).n_cases == 20
     by_area, without = (write(tmp_path / f"{kind}.json", two[3], surface=kind) for kind in ("area", None))
     for metric in ("hd95_mm", "surface_dice"):
-        with pytest.raises(ComparisonError, match=rf"{metric} with surface voxels in .* and area in .*--surface"):
+        with pytest.raises(EvaluationError, match=rf"{metric} with surface voxels in .* and area in .*--surface"):
             compare_metrics(two[0], by_area, metric)
-        with pytest.raises(ComparisonError, match=f"{metric} with surface none in .* and none"):
+        with pytest.raises(EvaluationError, match=f"{metric} with surface none in .* and none"):
             compare_metrics(without, without, metric)
     assert compare_metrics(two[0], by_area).n_cases == 20
 
@@ -122,7 +122,7 @@ def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
 )
 def test_a_baseline_without_a_tolerance_is_refused_before_anything_is_computed(two, tmp_path, tolerance_mm, found):
     baseline = write(tmp_path / "c.json", two[3], tolerance_mm=tolerance_mm)
-    with pytest.raises(ComparisonError, match=rf"c\.json: expected tolerance_mm, .*, found {found}"):
+    with pytest.raises(EvaluationError, match=rf"c\.json: expected tolerance_mm, .*, found {found}"):
         check_baseline(baseline, tmp_path / "metrics.json", "surface_dice", ScoringOptions())
     assert check_baseline(baseline, tmp_path / "metrics.json", "hd95_mm", ScoringOptions()) == ScoringOptions()
 
@@ -131,7 +131,7 @@ def test_other_files_and_metrics_are_refused(two, tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(EvaluationError, match=r"expected a metrics\.json of format 2 or 3"):
         compare_metrics(two[0], tmp_path / "x.json")
-    with pytest.raises(ComparisonError, match="metric is 'accuracy', expected one of dice"):
+    with pytest.raises(EvaluationError, match="metric is 'accuracy', expected one of dice"):
         compare_metrics(two[0], two[1], "accuracy")
 
 
@@ -168,7 +168,7 @@ def test_files_that_disagree_on_a_subject_are_refused(two, tmp_path):
     first = write(tmp_path / "1.json", two[2], subjects=["p"] * 20)
     second = write(tmp_path / "2.json", two[3], subjects=["p"] * 19 + ["q"])
     with pytest.raises(
-        ComparisonError, match=r"case case_19: expected one subject in both, found p in .*1\.json and q"
+        EvaluationError, match=r"case case_19: expected one subject in both, found p in .*1\.json and q"
     ):
         compare_metrics(first, second)
 

@@ -96,7 +96,7 @@ class Met:
 
 
 def entries(dataset: CachedDataset) -> list[Path]:
-    return sorted(dataset.folder.glob("*.bodycase"))
+    return sorted(dataset.store.folder.glob("*.bodycase"))
 
 
 def claim(**fields) -> bytes:
