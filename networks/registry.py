@@ -130,7 +130,11 @@ def specify(
         dict.fromkeys(IN_CHANNELS, in_channels) | dict.fromkeys(N_CLASSES, n_classes) | dict.fromkeys(SPATIAL_DIMS, 3)
     )
     if specification.class_path == BODY_NET:
-        known |= {"base_channels": base_channels, "light": light}
+        # By another import path the arguments of model.network count, as they did when earlier runs were trained.
+        name = spec if isinstance(spec, str) else (spec or {}).get("_target_", BODY_NET)
+        by_other_path = _class_path(name) != BODY_NET
+        of_body_net: dict[str, Any] = {"base_channels": base_channels, "light": light}
+        known |= {k: v for k, v in of_body_net.items() if not (by_other_path and k in specification.arguments)}
         if checkpointing:
             specification.arguments["checkpointing"] = True
     elif light or checkpointing:

@@ -53,6 +53,8 @@ class Report:
     """What a training takes over from another, a line each; empty where it starts from none."""
     first_training: FirstTraining | None = None
     """What could be trained first; None where that was not asked for, or errors refuse a training."""
+    n_good: int = 0
+    """Cases without an error."""
 
     @property
     def exit_code(self) -> int:
@@ -106,6 +108,7 @@ def check(
     screened = assess(config, dataset, cases, kept=start.intensity)
     seen = start.seen(screened.split.val) if screened.split else ()
     findings = (*listing_findings, *screened.findings, *start.findings, *seen)
+    n_good = len({case.case for case in cases} - {finding.case for finding in errors(findings)})
     fingerprint = take_fingerprint(
         cases, dataset, split=screened.split, intensity=screened.intensity, scaling=screened.scaling
     )
@@ -116,9 +119,9 @@ def check(
         first = None
         if suggest and config.data.mode == "resize" and not errors(findings):
             first = suggest_training(config, screened, measure=measure, progress=progress)
-        return Report(findings, fingerprint, None, mirrored, start.lines, first)
+        return Report(findings, fingerprint, None, mirrored, start.lines, first, n_good)
     estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
-    return Report((*findings, *cost_findings), fingerprint, estimate, mirrored, start.lines)
+    return Report((*findings, *cost_findings), fingerprint, estimate, mirrored, start.lines, n_good=n_good)
 
 
 @dataclass(frozen=True)
@@ -232,8 +235,7 @@ def _text_of_next_steps(report: Report) -> list[str]:
     first = report.first_training
     if found := errors(report.findings):
         lines = ["NEXT", "  repair        what is named above, each finding says how; then check again"]
-        bad = {finding.case for finding in found}
-        if "" not in bad and report.fingerprint and len(bad) < report.fingerprint.n_cases:  # others are left
+        if report.n_good and all(finding.case for finding in found):  # without a case there is none to leave out
             lines.append("  or leave out  bodyseg train … --skip_bad_cases trains without the cases that have errors")
         return lines
     if first is None:

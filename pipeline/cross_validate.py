@@ -257,7 +257,7 @@ def _record(config: Config, study: StudyFolder, screened: Screened, folds: Folds
         folds={number: dict(split.items()) for number, split in folds.splits.items()},
         shared=shared,
         notes=_about_start(config, folds),
-        run_names={n: name_of(replace(config, experiment=_experiment_of(study, n))) for n in folds.splits},
+        run_names={n: name_of(replace(config, experiment=_experiment_of(config, study, n))) for n in folds.splits},
     )
 
 
@@ -404,12 +404,12 @@ def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int
     if config.data.augment_on_device is None:
         shared["augment_on_device"] = who_augmented(record.settings["data"])
     if record.run_names:
-        config = replace(config, experiment=_experiment_of(study, number))
+        config = replace(config, experiment=_experiment_of(config, study, number))
     return replace(config, data=replace(config.data, folds=n_folds, fold=number, **shared))
 
 
-def _experiment_of(study: StudyFolder, number: int) -> ExperimentConfig:
-    return ExperimentConfig(name=f"fold_{number}", log_dir=str(study.path))
+def _experiment_of(config: Config, study: StudyFolder, number: int) -> ExperimentConfig:
+    return replace(config.experiment, name=f"fold_{number}", log_dir=str(study.path))
 
 
 def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: Console) -> None:

@@ -42,7 +42,7 @@ from pipeline.training.preparing_time import preparing_s
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 from transforms.left_right import find_sides
 
-_CHAMBER = re.compile("ventric|atri(?:um|a)", re.IGNORECASE)
+_CHAMBER = re.compile(r"(?<!lateral[ _-])ventric|atri(?:um|a)|(?<![a-z])[lr][va](?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -137,6 +137,7 @@ def train(
         _say_beginning(folder, state, resume, say)
         if state is not None and (early_stop := _early_stop(config, state)):
             if is_first_process():
+                folder.write_log(state.log)
                 folder.write_summary(
                     "interrupted",
                     state.log,
@@ -196,6 +197,11 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
         return None
     state = read_resume(folder.resume_checkpoint)
     refuse_changed_settings(folder, as_mapping(config), may_move_data=bool(state.contents))
+    if config.training.max_epochs < state.epochs_finished:
+        raise ConfigError(
+            f"training.max_epochs is {config.training.max_epochs}, but {folder.path} has finished "
+            f"{state.epochs_finished} epochs already; give the number of all epochs, {state.epochs_finished} or more"
+        )
     if is_first_process():
         refuse_other_best(folder, state)
     return state
@@ -469,14 +475,12 @@ def _say_data(prepared: PreparedData, say: Say) -> None:
 
 
 def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say: Say) -> DataWorkers:
-    size, batch_size = config.data.target_size, config.data.batch_size
-    if prepared.patches is not None:  # an early stage may have larger batches than the last
-        size, batch_size = prepared.patches.largest_batch
-    n_bytes = batch_bytes(
-        size,
-        batch_size=batch_size,
-        in_channels=prepared.in_channels,
-        n_classes=prepared.n_classes,
+    batches: list[tuple[Sequence[int], int]] = [(config.data.target_size, config.data.batch_size)]
+    if prepared.patches is not None:  # an early stage may have larger batches than the last; validation has whole cases
+        batches = [prepared.patches.largest_batch, *((prepared.val.size(i), 1) for i in range(len(prepared.val)))]
+    n_bytes = max(
+        batch_bytes(size, batch_size=n, in_channels=prepared.in_channels, n_classes=prepared.n_classes)
+        for size, n in batches
     )
     shared = shared_memory()
     shared_free = shared[0] // devices.per_machine if shared else None
@@ -522,7 +526,7 @@ def _fit(
     with (
         setup.trackers.closing(),
         record_ending(folder, recorder, _memory_settings(config)),
-        launch(others, partial(record_lost, folder, recorder), orderly=Stopped),
+        launch(others, partial(record_lost, folder, recorder)),
         quiet_lightning(),
     ):
         say("Saving training configuration...")

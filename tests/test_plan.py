@@ -296,10 +296,18 @@ def test_a_plan_is_not_called_json(dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("names", "flips"), [(("left kidney", "right kidney"), [0]), (("left ventricle", "right ventricle"), [])]
+    ("names", "flips"),
+    [
+        (("left kidney", "right kidney"), [0]),
+        (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"), [0]),
+        (("left ventricle", "right ventricle"), []),
+        (("LV", "RV"), []),
+    ],
 )
 def test_chambers_of_a_heart_are_not_mirrored(names, flips, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
+    for folder in ("images", "labels"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
     for case in "abcd":
         save(tmp_path / "data" / "images" / f"{case}.nii.gz", rng.integers(0, 900, (32, 32, 32)).astype(np.int16))
         save(tmp_path / "data" / "labels" / f"{case}.nii.gz", rng.integers(0, 3, (32, 32, 32)).astype(np.uint8))

@@ -112,6 +112,10 @@ class CachedDataset(Dataset):
             raise CacheError(f"case {self.store.case(index)}: it has no label to count classes in")
         return np.array(counts, np.int64)
 
+    def size(self, index: int) -> tuple[int, ...]:
+        """Return the voxels (I, J, K) of the prepared case. Raises CacheError where it cannot be prepared."""
+        return self.store.read(index, read_header).image_shape[1:]
+
     def _transform(self, index: int) -> Any:
         # MONAI's Dataset calls this for an int
         return self._item(index, f"draw {int(torch.randint(2**62, ()))}" if self.transform.transforms else "")

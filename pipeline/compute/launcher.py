@@ -38,6 +38,9 @@ GRACE_S = 10.0
 EXIT_LOST = 2
 """Exit code of a process that could not end by itself."""
 
+GO_ON = "continue with --resume (a cross-validation: repeat its command)"
+"""What to do once the cause is gone."""
+
 _POLL_S = 0.5
 
 
@@ -111,7 +114,6 @@ def launch(
     others: Others | None,
     when_lost: Callable[[str], None],
     *,
-    orderly: type[BaseException] | tuple[type[BaseException], ...] = (),
     grace_s: float = GRACE_S,
 ) -> Iterator[None]:
     """Train inside together with the processes that `others_ready` has started; None: alone, or as one of them.
@@ -120,7 +122,6 @@ def launch(
         others: the other processes.
         when_lost: called with a sentence, from another thread, where this process has to be ended because it still
             waits for one that has died, as in a rendezvous or on a GPU.
-        orderly: what the training raises where all processes agreed to stop.
         grace_s: seconds that a process has to end by itself after another one has.
 
     Raises:
@@ -129,14 +130,11 @@ def launch(
     if others is not None:
         with variables(others.environment):
             others.begin()
-            patience_s = 0.0
+            patience_s = _POLL_S
             try:
                 with _watched(others.children, when_lost, grace_s), _in_words(others.children):
                     yield
                 patience_s = grace_s
-            except BaseException as error:
-                patience_s = grace_s if isinstance(error, orderly) else _POLL_S
-                raise
             finally:
                 end_children(others.children, patience_s)
     elif read_rank().world_size > 1:
@@ -284,7 +282,7 @@ def _dead(children: list[subprocess.Popen], wait_s: float = 0.0) -> str | None:
 
 def _sentence(what: str) -> str:
     n = n_processes() if n_processes() > 1 else read_rank().world_size
-    return f"{what}; the training of {n} processes ended with it; fix the cause, then continue with --resume"
+    return f"{what}; the training of {n} processes ended with it; fix the cause, then {GO_ON}"
 
 
 def end_with_parent(parent: int, grace_s: float = 0.0) -> None:

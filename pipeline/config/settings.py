@@ -320,9 +320,10 @@ class ModelConfig:
         require(
             self.n_classes is None or self.n_classes >= 2, f"model.n_classes must be at least 2, got {self.n_classes}"
         )
-        require(self.base_channels >= 2, f"model.base_channels must be at least 2, got {self.base_channels}")
         if self.network is not None:
             require("_target_" in self.network, "model.network has no _target_; name the network's class there")
+        least = 2 if _network_name(self) == "BodyNet" else 1  # the light form halves it
+        require(self.base_channels >= least, f"model.base_channels must be at least {least}, got {self.base_channels}")
         for name in ("use_light_model", "checkpointing"):
             require(
                 not getattr(self, name) or _network_name(self) == "BodyNet",

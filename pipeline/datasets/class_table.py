@@ -121,6 +121,9 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
         remedy = "write the value of each class"
         raise DatasetError("dataset", source, 'labels as {"liver": 1, …}', f"{labels!r:.60}", remedy)
     ignored = [value for value, name in pairs if means_ignore(name)]
+    if 0 in ignored:
+        remedy = "give voxels that are to be ignored another value"
+        raise DatasetError("dataset", source, 'a value above 0 for "ignore"', "0, which is the background", remedy)
     table = _table([pair for pair in pairs if not means_ignore(pair[1])], ignored[0] if ignored else None, source)
     _refuse_twice("label value", [*table.values, *dict.fromkeys(ignored)], source)
     further = dict.fromkeys(ignored[1:], ignore_index(len(table.names)))

@@ -91,8 +91,8 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
         lines = [f"left out, since the data set has no image of it: case {case}" for case in without_image]
         refused = {error.case: str(error) for error in dataset.refused if error.kind != "missing_image"}
         notes = tuple(first_lines(lines, "and {} more cases without an image"))
-        own_table = find_table(path) if path.is_dir() else None
-        states_values = own_table is not None and own_table.states_values
+        has_masks = any(isinstance(label, tuple) for label in files.values())
+        own_table = find_table(path) if has_masks and path.is_dir() else None
         return CaseFiles(
             kind,
             path,
@@ -100,7 +100,7 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
             dataset.classes,
             subjects,
             images,
-            are_masks=not states_values and any(isinstance(label, tuple) for label in files.values()),
+            are_masks=has_masks and not (own_table and own_table.states_values),
             headers=headers,
             refused=refused,
             annotated=dataset.annotated_names(),

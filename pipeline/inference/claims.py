@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from pipeline.files.atomic import make_folder, write_error
 from pipeline.files.lock import Lock, lock_holder, take_lock
 from pipeline.writers.outputs import OutputOptions
@@ -35,7 +37,7 @@ class CaseClaims:
         try:
             lock = take_lock(path)
         except PermissionError as error:
-            if not path.exists():
+            if not os.access(path, os.F_OK):
                 raise write_error(path.parent, error) from error
             raise CaseTakenError(
                 f"another user segments this case into {self._outputs.folder} or was stopped over it; run the same "

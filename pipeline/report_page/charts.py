@@ -13,8 +13,8 @@ from pipeline.report_page.markup import text
 
 WIDTH, HEIGHT = 520, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 10, 34
-_MOST_POINTS = 150
 _LEAST_DIFFERENCE = 1e-9  # of values, as a share of them, that makes a scale
+_MOST_POINTS = 150
 """Points of a line that say their value; of a longer training every so many."""
 
 _MOST_SEEN = 40

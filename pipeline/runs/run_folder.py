@@ -193,7 +193,7 @@ class RunFolder:
     def _can_continue(self, state: State) -> bool:
         if state == "finished":
             raise FileError(self._occupied(state))
-        if not self.resume_checkpoint.exists() and len(self.read_log()):
+        if not self.resume_checkpoint.exists() and (len(self.read_log()) or self.best_checkpoint.exists()):
             raise FileError(
                 f"{self.resume_checkpoint}: expected the state after the last epoch, found nothing; "
                 f"restore the file from a copy, or {START_AGAIN}"

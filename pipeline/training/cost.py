@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import re
 import shlex
 import shutil
 import signal
@@ -22,7 +21,7 @@ from pipeline.cache.folder import cache_info
 from pipeline.checks.findings import Finding
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import run_measurement
-from pipeline.compute.memory import memory_bytes
+from pipeline.compute.memory import memory_bytes, ran_out_of_memory
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.console.text import BYTES_PER_GB, gigabytes
@@ -232,7 +231,7 @@ def read_trial(exit_code: int, output: str, error_output: str) -> Trial | Findin
     message = str(answer.get("error") or _last_line(error_output))
     if exit_code == -signal.SIGKILL:
         return _failed("memory", "the process was killed, as the system does when memory ends", LESS_MEMORY)
-    if re.search(r"out of memory|can't allocate memory|MemoryError", message, re.IGNORECASE):
+    if ran_out_of_memory(RuntimeError(message)):
         return _failed("memory", message[:200], LESS_MEMORY)
     found = message[:400] or f"a process that ended with code {exit_code}"
     return _failed("step_failed", found, "correct the settings")

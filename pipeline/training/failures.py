@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from pipeline.compute.launcher import GO_ON
 from pipeline.compute.memory import (
     MORE_SHARED_MEMORY,
     free_memory_bytes,
@@ -97,7 +98,7 @@ def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> 
         return _shared_memory_sentence(settings, epoch)
     file = f" ({refusal.filename})" if refusal.filename else ""
     reason = f"{refusal.strerror or refusal}{file} in epoch {epoch}"
-    return f"{reason}; fix the cause, then continue with --resume"
+    return f"{reason}; fix the cause, then {GO_ON}"
 
 
 def _shared_memory_sentence(settings: MemorySettings, epoch: int) -> str:

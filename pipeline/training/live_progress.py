@@ -100,6 +100,10 @@ class LiveProgress(pl.Callback):
             self._bar.__exit__(None, None, None)
             self._bar = None
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Close the bar: Lightning calls no teardown then."""
+        self.teardown(trainer, pl_module, "fit")
+
 
 def _epoch_in_words(trainer: pl.Trainer) -> str:
     """Its number, and how many have begun of how many."""

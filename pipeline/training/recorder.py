@@ -76,6 +76,7 @@ class RunRecorder(pl.Callback):
         self.stop_request = StopRequest()
         """Set by a signal handler; the training stops after the batch in progress."""
         self._module: SegmentationModule | None = None
+        self._on_gpu = False
         self._peak = resume.peak_memory if resume else NOTHING_MEASURED
         self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
         self._clock = time.monotonic()
@@ -95,16 +96,17 @@ class RunRecorder(pl.Callback):
         """The most memory so far: of this process, and of the others and earlier parts up to the last epoch."""
         if self._module is None:
             return self._peak
-        return max(self._peak, peak_memory(on_gpu=self._module.device.type == "cuda"))
+        return max(self._peak, peak_memory(on_gpu=self._on_gpu))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Restore weights, optimiser and epoch as the last finished epoch left them."""
         assert isinstance(pl_module, SegmentationModule)
         self._module = pl_module
+        self._on_gpu = pl_module.device.type == "cuda"  # Lightning moves the module to the CPU when it ends
         if self.resume:
             restore(self.resume, trainer, pl_module)
             self.pictures.restore(self.resume.pictures)
-            if trainer.is_global_zero and (self.resume.holds_best or not self.folder.best_checkpoint.exists()):
+            if trainer.is_global_zero and self.resume.holds_best:
                 self._write_best(pl_module, self.history)
             self.resume = None
         if trainer.is_global_zero:

@@ -56,8 +56,8 @@ def refuse_interrupted_neighbours(folder: RunFolder, settings: Mapping[str, Mapp
     """
     found = []
     for path in sorted(folder.path.parent.glob(f"{glob.escape(settings['experiment']['name'])}_bs*")):
-        other = RunFolder.at(path)
         with contextlib.suppress(FileError, OSError):  # damaged runs are not asked for
+            other = RunFolder.at(path)
             if other.name == folder.name or other.state not in ("interrupted", "failed"):
                 continue
             if other.has_ended or is_locked(other.lock) or not other.resume_checkpoint.exists():
@@ -165,8 +165,7 @@ def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any
         ("model", "class_names", "the classes"),
         ("model", "network_settings", "the network"),
     ):
-        old = before[group].get(key)
-        now = record[group].get(key)
+        old, now = (_without_source(document[group].get(key)) for document in (before, record))
         if key == "cross_validation" and key not in before[group]:
             continue  # earlier versions used a data set's own folds and recorded the split alone
         if old != null_for_undefined(now):
@@ -174,6 +173,10 @@ def refuse_changed_data(folder: RunFolder, record: Mapping[str, Mapping[str, Any
                 f"{group}.{key}: {what} of {folder.path} changed since it was started ({_difference(old, now)}); "
                 "a resumed run keeps them: put the data back as they were, or start another run"
             )
+
+
+def _without_source(value: Any) -> Any:
+    return {k: v for k, v in value.items() if k != "source"} if isinstance(value, Mapping) else value
 
 
 def _difference(old: Any, now: Any) -> str:
@@ -308,8 +311,6 @@ def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
     best = state.log.best_epoch
     if best is None or state.holds_best:
         return
-    if state.log.best_val_miou is None and not folder.best_checkpoint.exists():
-        return  # earlier versions kept no weights then; the recorder writes those of the state
     try:
         with open_regular(folder.best_checkpoint):  # refuses what torch.load would read for ever
             checkpoint = torch.load(folder.best_checkpoint, map_location="cpu", weights_only=True, mmap=True)

@@ -93,6 +93,7 @@ class Trackers:
         self._followed = [_Followed(name, _tracker(options, run)) for name, options in read_trackers(entries).items()]
         self._settings: Mapping[str, Any] = {}
         self._history = TrainingLog()
+        self._remembered: dict[str, Remembered] = {}
         self._numbers: dict[int, Mapping[str, float]] = {}
         """Of the epochs of this process; those before it are taken from the history."""
 
@@ -111,9 +112,9 @@ class Trackers:
         if not self._followed:
             return
         self._settings, self._history = tracked_settings(document), history
-        remembered = _remembered(self.run.folder)
+        self._remembered = _remembered(self.run.folder)
         for followed in self._followed:
-            followed.before = remembered.get(followed.name)
+            followed.before = self._remembered.get(followed.name)
             self._catch_up(followed)
 
     def after_epoch(self, history: TrainingLog, iou_per_class: Mapping[str, float | None]) -> None:
@@ -212,9 +213,10 @@ class Trackers:
 
     def _remember(self) -> None:
         """Write trackers.json, where a tracker has something to remember."""
-        kept = {f.name: found._asdict() for f in self._followed if (found := self._as_remembered(f)) is not None}
-        if kept:
-            write_json(self.run.folder.trackers, kept)
+        found = {f.name: self._as_remembered(f) for f in self._followed}
+        self._remembered |= {name: one for name, one in found.items() if one is not None}
+        if self._remembered:
+            write_json(self.run.folder.trackers, {name: one._asdict() for name, one in self._remembered.items()})
 
 
 def _remembered(folder: RunFolder) -> dict[str, Remembered]:

@@ -60,7 +60,7 @@ def build_trainer(
         callbacks.insert(1, _ValidateEvery(validate_every, growth))
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
-        plugins=[_GivenRanks()] if devices.n_processes > 1 else None,
+        plugins=[_GivenRanks()],
         max_epochs=max_epochs,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=gradient_clip or None,

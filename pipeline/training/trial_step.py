@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch.utils.data import DataLoader
 
 from pipeline.compute.devices import choose_devices, shared_threads
@@ -81,6 +82,7 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
     clock = _Clock()
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
+        plugins=[LightningEnvironment()],
         max_epochs=1,
         gradient_clip_val=config.training.gradient_clip or None,
         callbacks=[clock],

@@ -308,7 +308,7 @@ def told_by_the_first(reason):
 def test_the_reason_of_another_process_is_told():
     assert told_by_the_first("case body_07: the file has gone") == (
         "process 1: case body_07: the file has gone; the training of 2 processes ended with it; fix the cause, then "
-        "continue with --resume"
+        "continue with --resume (a cross-validation: repeat its command)"
     )
 
 

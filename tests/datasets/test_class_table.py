@@ -104,3 +104,8 @@ def test_the_first_of_three_files_names_the_classes(tmp_path):
 def test_a_class_of_the_value_to_ignore_is_refused():
     with pytest.raises(DatasetError, match="expected every label value once, found label value 2 2 times"):
         parse_table({"background": 0, "liver": 1, "spleen": 2, "ignore": 2}, SOURCE)
+
+
+def test_the_background_cannot_be_ignored():
+    with pytest.raises(DatasetError, match='expected a value above 0 for "ignore", found 0, which is the background'):
+        parse_table({"liver": 1, "ignore": 0}, SOURCE)

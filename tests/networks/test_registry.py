@@ -191,3 +191,10 @@ def test_a_network_that_could_fetch_is_taken_where_that_is_switched_off():
 def test_a_network_from_elsewhere_does_not_know_its_settings():
     with pytest.raises(NetworkError, match="Linear does not know its settings"):
         network_settings(nn.Linear(1, 1))
+
+
+def test_arguments_beside_another_path_of_body_net_count_as_in_earlier_runs():
+    spec = {"_target_": "pasco.models.body_net.BodyNet", "base_channels": 4}
+    assert network_settings(build_network(spec, n_classes=3, base_channels=32))["base_channels"] == 4
+    with pytest.raises(NetworkError, match=r"base_channels is 4 in model\.network, but 32"):
+        build_network({**spec, "_target_": "BodyNet"}, n_classes=3, base_channels=32)

