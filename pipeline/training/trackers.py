@@ -112,9 +112,10 @@ class Trackers:
         if not self._followed:
             return
         self._settings, self._history = tracked_settings(document), history
-        self._remembered = _remembered(self.run.folder)
+        remembered = _remembered(self.run.folder)
+        self._remembered = dict(remembered)
         for followed in self._followed:
-            followed.before = self._remembered.get(followed.name)
+            followed.before = remembered.get(followed.name)
             self._catch_up(followed)
 
     def after_epoch(self, history: TrainingLog, iou_per_class: Mapping[str, float | None]) -> None:
