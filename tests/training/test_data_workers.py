@@ -48,14 +48,27 @@ def test_docker_at_the_documented_size_is_told_what_helps():
         choose_data_workers(4, 65_536_000, cores=8, shared_free=DOCKER)
 
 
-def test_an_early_stage_of_larger_batches_decides_how_many_workers_there_are(monkeypatch):
+class Cases(list):
+    """The sizes of prepared cases, as a data set of them has them."""
+
+    size = list.__getitem__
+
+
+@pytest.mark.parametrize(
+    ("growth", "validated", "gigabytes"),
+    [([[64, 64, 64, 30, 5]], [(96, 96, 96)], "0.039"), ([], [(96, 96, 96), (300, 300, 400)], "0.180")],
+)
+def test_larger_batches_of_an_early_stage_or_whole_cases_decide_how_many_workers_there_are(
+    monkeypatch, growth, validated, gigabytes
+):
     """64×64×64 voxels in batches of 30, before patches of 96×96×96 in batches of 2: 39.3 MB, 8.8 MB."""
     monkeypatch.setattr("pipeline.train.shared_memory", lambda: (DOCKER, DOCKER))
     monkeypatch.setattr("pipeline.train.available_cores", lambda: 8)
     config = Config(data=DataConfig("scans", target_size=(96, 96, 96), batch_size=2, num_workers=4))
-    patches = PatchSchedule.from_settings((96, 96, 96), 2, 1.0, [[64, 64, 64, 30, 5]])
-    prepared, devices = SimpleNamespace(patches=patches, in_channels=1, n_classes=3), SimpleNamespace(per_machine=1)
-    with pytest.raises(ConfigError, match=r"a batch takes 0\.039 GB, and the shared memory"):
+    patches = PatchSchedule.from_settings((96, 96, 96), 2, 1.0, growth)
+    prepared = SimpleNamespace(patches=patches, in_channels=1, n_classes=3, val=Cases(validated))
+    devices = SimpleNamespace(per_machine=1)
+    with pytest.raises(ConfigError, match=f"a batch takes {gigabytes} GB, and the shared memory"):
         _data_workers(config, devices, prepared, print)
 
 
