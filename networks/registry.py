@@ -129,12 +129,14 @@ def specify(
     known = (
         dict.fromkeys(IN_CHANNELS, in_channels) | dict.fromkeys(N_CLASSES, n_classes) | dict.fromkeys(SPATIAL_DIMS, 3)
     )
-    if specification.class_path == BODY_NET:
-        # By another import path the arguments of model.network count, as they did when earlier runs were trained.
-        name = spec if isinstance(spec, str) else (spec or {}).get("_target_", BODY_NET)
-        by_other_path = _class_path(name) != BODY_NET
-        of_body_net: dict[str, Any] = {"base_channels": base_channels, "light": light}
-        known |= {k: v for k, v in of_body_net.items() if not (by_other_path and k in specification.arguments)}
+    found = specification.network_class
+    if f"{found.__module__}.{found.__name__}" == BODY_NET:
+        own: dict[str, Any] = {"base_channels": base_channels, "light": light}
+        if specification.class_path != BODY_NET:
+            # By another import path the arguments of model.network count, as they did when earlier runs were trained.
+            own = {name: value for name, value in own.items() if name not in specification.arguments}
+            specification = specification._replace(class_path=BODY_NET)
+        known |= own
         if checkpointing:
             specification.arguments["checkpointing"] = True
     elif light or checkpointing:
@@ -189,10 +191,7 @@ def read_specification(spec: Mapping[str, Any] | str, *, trust: bool = False) ->
             f"model.network: the arguments of {name} must be plain numbers, texts, lists and mappings ({error})"
         ) from None
     class_path = _class_path(name)
-    network_class = _find_class(class_path, trust)
-    if f"{network_class.__module__}.{network_class.__name__}" == BODY_NET:  # by another import path, too
-        class_path = BODY_NET
-    specification = Specification(network_class, class_path, arguments)
+    specification = Specification(_find_class(class_path, trust), class_path, arguments)
     if not trust:
         _refuse_fetching(specification)
     return specification

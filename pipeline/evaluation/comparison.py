@@ -85,8 +85,7 @@ def compare_metrics(first: Path | str, second: Path | str, metric: str = "dice",
 
     Raises:
         EvaluationError: case lists, labels or subjects that differ, no class in common; surfaces of two kinds, or
-            surface Dice at two tolerances.
-        EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
+            surface Dice at two tolerances; a file that is not a metrics.json. FileError: one that cannot be read.
     """
     if metric not in COMPARED:
         raise EvaluationError(f"metric is {metric!r}, expected one of {', '.join(COMPARED)}")
@@ -136,8 +135,8 @@ def check_baseline(baseline: Path, output: Path, metric: str, options: ScoringOp
         The options that the evaluation has to have.
 
     Raises:
-        EvaluationError: the same file; surfaces that `metric` cannot compare; no tolerance where one is needed.
-        EvaluationError, FileError: a file that is not a metrics.json or cannot be read.
+        EvaluationError: the same file; surfaces that `metric` cannot compare; no tolerance where one is needed; a file
+            that is not a metrics.json. FileError: one that cannot be read.
     """
     scores = scores_at(baseline)
     stored = read_metrics(baseline) if scores is None else stored_metrics(scores.document, baseline)

@@ -107,19 +107,18 @@ def segment_cases(
         for first in to_do[:1]:
             say(f"{first.id}: reading")
         try:
-            with contextlib.closing(
-                _results(to_do, steps)
-            ) as results:  # the writer has ended before claims are released
+            # Closed here, so that the writer has ended before the claims are released.
+            with contextlib.closing(_results(to_do, steps)) as results:
                 for case, result in results:
                     claims.release(case.id)
                     records[case.id] = record_failed(case, result) if isinstance(result, Exception) else result
                     say(f"{case.id}: {records[case.id].status}")
         except Stopped as stop:  # the case that was being written is finished by now
             n_finished = len(steps.written | {case for case, record in records.items() if record.status == "skipped"})
-            others = (
+            again = (
                 "does all of them again, and without --overwrite goes on" if overwrite else "goes on with the others"
             )
-            stop.advice = f"{n_finished} of {len(cases)} scans are finished; the same command {others}"
+            stop.advice = f"{n_finished} of {len(cases)} scans are finished; the same command {again}"
             raise
     return [records[case.id] for case in cases]
 

@@ -156,9 +156,10 @@ def _data_sets_in(
     left to `list_volumes`.
     """
     found: dict[Path, list[InputCase]] = {}
+    # Results in this tree are no scans; but the tree may lie in the folder of the results.
+    results = output if output is not None and _lies_in(output, root) else None
     for folder in data_sets_below(root, files, follow_links=follow_links):
-        # Results in this tree are no scans; but the tree may lie in the folder of the results.
-        if output is not None and _lies_in(output, root) and _lies_in(folder, output):
+        if results is not None and _lies_in(folder, results):
             continue
         above = "_".join(folder.relative_to(root).parts)
         try:

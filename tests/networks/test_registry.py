@@ -198,3 +198,5 @@ def test_arguments_beside_another_path_of_body_net_count_as_in_earlier_runs():
     assert network_settings(build_network(spec, n_classes=3, base_channels=32))["base_channels"] == 4
     with pytest.raises(NetworkError, match=r"base_channels is 4 in model\.network, but 32"):
         build_network({**spec, "_target_": "BodyNet"}, n_classes=3, base_channels=32)
+    with pytest.raises(NetworkError, match=r"n_classes is 5 in model\.network, but 3"):
+        build_network({**spec, "n_classes": 5}, n_classes=3)
