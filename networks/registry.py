@@ -133,8 +133,9 @@ def specify(
     if f"{found.__module__}.{found.__name__}" == BODY_NET:
         own: dict[str, Any] = {"base_channels": base_channels, "light": light}
         if specification.class_path != BODY_NET:
-            # By another import path the arguments of model.network count, as they did when earlier runs were trained.
-            own = {name: value for name, value in own.items() if name not in specification.arguments}
+            # By another import path the arguments of model.network count, as they did when earlier runs were trained;
+            # the light form, once it is asked for, must agree.
+            own = {n: value for n, value in own.items() if n not in specification.arguments or value is True}
             specification = specification._replace(class_path=BODY_NET)
         known |= own
         if checkpointing:

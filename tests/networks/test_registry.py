@@ -200,3 +200,5 @@ def test_arguments_beside_another_path_of_body_net_count_as_in_earlier_runs():
         build_network({**spec, "_target_": "BodyNet"}, n_classes=3, base_channels=32)
     with pytest.raises(NetworkError, match=r"n_classes is 5 in model\.network, but 3"):
         build_network({**spec, "n_classes": 5}, n_classes=3)
+    with pytest.raises(NetworkError, match=r"light is False in model\.network, but True"):
+        build_network({**spec, "light": False}, n_classes=3, light=True)
