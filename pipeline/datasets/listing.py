@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from pipeline.datasets.pairs import pair_of_folders
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
-from transforms.io.load import known_kind
+from transforms.io.load import known_kind, volume_stem
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
@@ -280,7 +280,7 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
     problems = list(listing.problems)
     wrong = {error.case for error in problems if error.case}
     folder = root.parent if root.is_file() else root
-    named = cache(partial(_named_files, listing.rows))
+    named = cache(partial(_spellings, listing.rows))
     for listed in listing.rows:
         if listed.id in wrong:
             continue
@@ -299,16 +299,21 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
     return replace(listing, rows=tuple(rows), problems=tuple(problems))
 
 
-def _named_files(rows: Sequence[Row]) -> frozenset[str]:
-    """The images and label maps of all rows, as absolute paths."""
+def _spellings(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
+    """How many images and label maps of all rows, by different names, are spelt alike."""
     of_rows = ((*row.image, row.label) if isinstance(row.label, Path) else row.image for row in rows)
-    return frozenset(os.path.abspath(path) for paths in of_rows for path in paths)  # noqa: PTH100  (links stay)
+    return Counter(map(_spelling, {os.path.abspath(path) for paths in of_rows for path in paths}))  # noqa: PTH100
 
 
-def _with_other_spellings(row: Row, files: FileIndex, named: Callable[[], Collection[str]]) -> Row:
+def _spelling(path: Path | str) -> tuple[str, str]:
+    """Folder and name of a file, whatever its suffix and case of letters."""
+    return os.path.dirname(os.path.abspath(path)), volume_stem(path).lower()  # noqa: PTH100, PTH120  (links stay)
+
+
+def _with_other_spellings(row: Row, files: FileIndex, named: Callable[[], Counter[tuple[str, str]]]) -> Row:
     """Take a.nii for a missing a.nii.gz, or A.nii.gz, where it is the only volume of that name.
 
-    named: the files of all rows, as `_named_files` has them: none of these is another one's.
+    named: as `_spellings` has them: a file that others are spelt like may be theirs.
     """
 
     def found(path: Path) -> Path:
@@ -318,8 +323,7 @@ def _with_other_spellings(row: Row, files: FileIndex, named: Callable[[], Collec
             alike = files.alike(path)
         except OSError:
             return path
-        is_free = len(alike) == 1 and os.path.abspath(alike[0]) not in named()  # noqa: PTH100  (links stay)
-        return alike[0] if is_free else path
+        return alike[0] if len(alike) == 1 and named()[_spelling(path)] == 1 else path
 
     label = found(row.label) if isinstance(row.label, Path) else row.label
     return replace(row, image=tuple(found(path) for path in row.image), label=label)

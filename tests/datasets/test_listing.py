@@ -160,3 +160,16 @@ def test_other_spellings_are_found_by_looking_through_each_folder_once(tmp_path,
     monkeypatch.setattr(FileIndex, "volume_files", lambda self, at: looked.update([at]) or volume_files(self, at))
     assert len(list_cases(tmp_path).cases) == 40
     assert looked[tmp_path / "labelsTr"] <= 2
+
+
+def test_a_file_is_taken_for_no_two_names(tmp_path):
+    """Names that differ in the case of letters, and one file that may be either's."""
+    volume(tmp_path / "a.nii")
+    cases = [
+        {"case": case, "image": f"{name}.nii.gz", "label": "l.nii.gz"} for case, name in (("one", "a"), ("two", "A"))
+    ]
+    volume(tmp_path / "l.nii.gz")
+    listed = write_json(tmp_path / "cases.json", {"cases": cases, "labels": LABELS})
+    refused(listed, "case one: ", "a.nii.gz: expected a file", "case two: ", "A.nii.gz: expected a file")
+    write_json(listed, {"cases": [cases[0], {**cases[0], "case": "again"}], "labels": LABELS})
+    assert [case.image[0].name for case in list_cases(listed).cases] == ["a.nii", "a.nii"]
