@@ -130,9 +130,10 @@ def _on_one_grid(
 def _tables(
     kind: Kind, paths: Mapping[str, Path], case: Mapping[str, Any], class_names: Sequence[str]
 ) -> Iterator[ClassTable]:
-    """What values may mean: as the prediction's record or a class table beside the labels says, in order, or by the
-    file's own header."""
-    folders = paths["label"].parents[:2], paths["prediction"].parents[:1]
+    """What values may mean: as the prediction's record or a class table says, its own before the other's, in
+    order, or by the file's own header."""
+    label, prediction = paths["label"].parents[:2], paths["prediction"].parents[:1]
+    folders = (label, prediction) if kind == "label" else (prediction, label)
     sources: list[Callable[[], ClassTable | None]] = [
         lambda: table_of_records(read_records(_folder(paths["prediction"]), [case["case"]])),
         *(partial(find_table, folder) for group in folders for folder in group),

@@ -164,3 +164,24 @@ def test_a_label_is_read_by_the_names_in_its_own_header(tmp_path):
     write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2})
     for scored, shown in scored_and_read(tmp_path).values():
         assert shown == pytest.approx(scored)
+
+
+def test_a_prediction_is_read_by_its_own_table_before_the_labels(tmp_path):
+    """The tables differ in classes that the label does not annotate, so that counts cannot tell them apart."""
+    label = two_boxes()
+    save_masks(label, tmp_path / "labels" / "a" / "segmentations", ("", "liver", "spleen"))
+    save(label.astype(np.int16), tmp_path / "labels" / "a" / "ct.nii.gz")
+    for name in ("liver", "spleen", "kidney", "zebra"):
+        save(np.zeros_like(label), tmp_path / "labels" / "b" / "segmentations" / f"{name}.nii.gz")
+    save(label.astype(np.int16), tmp_path / "labels" / "b" / "ct.nii.gz")
+    predicted = label.copy()
+    predicted[14:, :4, :4], predicted[:1, :2, :2] = 3, 4
+    for case in "ab":
+        save(predicted, tmp_path / "predictions" / f"{case}.nii.gz")
+    write_names(tmp_path / "labels", {"background": 0, "liver": 1, "spleen": 2, "kidney": 3, "zebra": 4})
+    write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2, "kidney": 4, "zebra": 3})
+    document = to_document(evaluate(tmp_path / "predictions", tmp_path / "labels", OPTIONS))
+    (case,) = [case for case in document["cases"] if case["case"] == "a"]
+    read = read_scored_case(case, document["class_names"])
+    found = {name: int((read.prediction == index).sum()) for index, name in enumerate(document["class_names"])}
+    assert (found["kidney"], found["zebra"]) == (np.sum(predicted == 4), np.sum(predicted == 3))
