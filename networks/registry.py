@@ -17,9 +17,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from networks.deep_supervision import return_coarse_outputs
+from networks.deep_supervision import CoarseHeads, return_coarse_outputs
 from networks.errors import NetworkError
 from networks.features_and_head import split_head
 from networks.parameter_limit import limit_parameters
@@ -129,8 +130,7 @@ def specify(
     known = (
         dict.fromkeys(IN_CHANNELS, in_channels) | dict.fromkeys(N_CLASSES, n_classes) | dict.fromkeys(SPATIAL_DIMS, 3)
     )
-    found = specification.network_class
-    if f"{found.__module__}.{found.__name__}" == BODY_NET:
+    if _is_body_net(specification):
         own: dict[str, Any] = {"base_channels": base_channels, "light": light}
         if specification.class_path != BODY_NET:
             # By another import path the arguments of model.network count, as they did when earlier runs were trained;
@@ -148,14 +148,40 @@ def specify(
     return complete_arguments(specification, known)
 
 
-def check_network(spec: Mapping[str, Any] | str | None, *, trust: bool = False) -> None:
+def check_network(
+    spec: Mapping[str, Any] | str | None,
+    *,
+    base_channels: int = 32,
+    light: bool = False,
+    deep_supervision: bool = False,
+    trust: bool = False,
+) -> None:
     """Check a specification as far as that takes no data, before they are prepared for hours.
 
+    Args:
+        spec: As for `build_network`, and so are `base_channels`, `light` and `trust`.
+        deep_supervision: Whether coarser levels of a BodyNet get heads.
+
     Raises:
-        NetworkError: As `build_network` for the class, the names of its arguments and what they would fetch.
+        NetworkError: As `build_network` for the class, the names of its arguments and what they would fetch, and, of
+            BodyNet, for their values; or if it has no coarser levels for `deep_supervision`.
     """
-    if spec is not None:
-        _accepted_arguments(read_specification(spec, trust=trust))
+    if spec is None:
+        return
+    specification = read_specification(spec, trust=trust)
+    _accepted_arguments(specification)
+    if _is_body_net(specification):
+        n = {name: specification.arguments.get(name, 2) for name in ("in_channels", "n_classes")}
+        with torch.device("meta"):  # shapes without memory; not every other network can be built like this
+            network = call_constructor(specify(spec, **n, base_channels=base_channels, light=light, trust=trust))
+            if deep_supervision:
+                CoarseHeads(network, n_classes=2)
+
+
+def _is_body_net(specification: Specification) -> bool:
+    """Whether it is BodyNet, by whichever import path."""
+    found = specification.network_class
+    return f"{found.__module__}.{found.__name__}" == BODY_NET
 
 
 def network_settings(network: nn.Module) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from rich.console import Console
 
-from networks.registry import check_network, network_settings
+from networks.registry import network_settings
 from pipeline.cache.folder import one_at_a_time
 from pipeline.checks.screening import list_configured
 from pipeline.compute.devices import Devices, choose_devices, shared_threads
@@ -44,6 +44,7 @@ from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.failures import MemorySettings
 from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
+from pipeline.training.network import check_settings
 from pipeline.training.prepared_data import PreparedData, prepare_data, say_who_augments
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
@@ -116,7 +117,7 @@ def train(
     begin_peak()
     folder = folder or RunFolder(Path(config.experiment.log_dir), name_of(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
-    check_network(config.model.network, trust=trust)
+    check_settings(config.model, deep_supervision=config.training.deep_supervision, trust=trust)
     if is_first_process():
         refuse_missing(config.experiment.logger)
     alone = only_training_in(folder) if is_first_process() else nullcontext()

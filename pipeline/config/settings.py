@@ -502,6 +502,12 @@ def without_effect(config: Config) -> tuple[str, ...]:
     target = _network_name(model)
     if target != "BodyNet" and model.base_channels != ModelConfig.base_channels:
         notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
+    own_width = (model.network or {}).get("base_channels", model.base_channels)
+    if target == "BodyNet" and model.base_channels not in (own_width, ModelConfig.base_channels):
+        notes.append(
+            f"model.base_channels is {model.base_channels} and {own_width} in model.network, which counts; remove one "
+            "of the two"
+        )
     if data.folds and data.split_shares != DataConfig.split_shares:
         notes.append(f"data.split_shares change nothing with data.folds {data.folds}; remove one of the two")
     for name, way, verb in (

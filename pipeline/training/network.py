@@ -1,4 +1,4 @@
-"""Build the network that the settings describe."""
+"""Build the network that the settings describe, or check them before there are data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from networks.registry import build_network
+from networks.registry import build_network, check_network
 from pipeline.config.settings import ModelConfig
 
 
@@ -33,5 +33,20 @@ def network_of_settings(
         light=model.use_light_model,
         target_size=target_size,
         checkpointing=model.checkpointing,
+        trust=trust,
+    )
+
+
+def check_settings(model: ModelConfig, *, deep_supervision: bool, trust: bool = False) -> None:
+    """Check what can be checked before any data are read.
+
+    Raises:
+        NetworkError: as `network_of_settings`, or if there are no coarser levels for `deep_supervision`.
+    """
+    check_network(
+        model.network,
+        base_channels=model.base_channels,
+        light=model.use_light_model,
+        deep_supervision=deep_supervision,
         trust=trust,
     )

@@ -25,6 +25,7 @@ def test_a_config_cannot_be_changed_after_it_was_made():
     [
         ("--max_epochs 3", "training.warmup_epochs is 5 but training.max_epochs 3: .* never reaches training.lr"),
         ("--base_channels 64 --model.network SegResNet", "model.base_channels is BodyNet's and changes nothing in Seg"),
+        ("--base_channels 24 --model.network NARROW", "model.base_channels is 24 and 16 in model.network, which"),
         (f"{PATCHES} --max_epochs 9", "patch_growth takes 9 epochs but training.max_epochs is 9: .* never trained on"),
         (PATCHES.replace("8,8,8,4", "16,16,16,2"), "data.patch_growth changes nothing"),
         ("--data.folds 5 --data.split_shares 90 10 0", "data.split_shares change nothing with data.folds 5"),
@@ -34,7 +35,8 @@ def test_a_config_cannot_be_changed_after_it_was_made():
     ],
 )
 def test_a_setting_that_changes_nothing_is_named(arguments, words):
-    flags = arguments.replace("SegResNet", '{"_target_":"SegResNet"}').split()
+    narrow = '{"_target_":"pasco.models.body_net.BodyNet","base_channels":16}'
+    flags = arguments.replace("SegResNet", '{"_target_":"SegResNet"}').replace("NARROW", narrow).split()
     (note,) = without_effect(settings("--dataset_root", "d", *flags))
     assert re.search(words, note)
 
