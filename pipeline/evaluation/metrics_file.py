@@ -90,7 +90,9 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
     surface = None
     if options.surface is not None:
         surface = {"kind": options.surface, "definition": DEFINITIONS[options.surface]}
-    return {
+    label = evaluation.classes.label
+    remap = {str(value): (*label.names, "ignore")[min(c, len(label.names))] for value, c in label.remap.items()}
+    return ({"label_remap": remap} if remap else {}) | {
         "format": FORMAT,
         "created": now(),
         "predictions": evaluation.predictions,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.class_table import ClassTable, find_table
+from pipeline.datasets.class_table import ClassTable, find_table, resolve_remap
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.evaluation.case_files import mask_files
@@ -47,7 +49,10 @@ class ScoredCase(NamedTuple):
 
 
 def read_scored_case(
-    case: Mapping[str, Any], class_names: Sequence[str], metrics: Path | str | None = None
+    case: Mapping[str, Any],
+    class_names: Sequence[str],
+    metrics: Path | str | None = None,
+    label_remap: Mapping[int | str, int | str] | None = None,
 ) -> ScoredCase:
     """Read a case of a metrics.json.
 
@@ -59,6 +64,7 @@ def read_scored_case(
         case: as it stands there.
         class_names: of the metrics.json.
         metrics: its path: relative paths in it are those of the folder where it was scored, which is looked for above.
+        label_remap: of the metrics.json, further values of the labels.
 
     Raises:
         EvaluationError, VolumeError: files that are gone, or no longer those that were scored; one line each.
@@ -72,7 +78,7 @@ def read_scored_case(
         counts = _counts(found.indices, len(class_names))
         return found if np.array_equal(counts[1:], counted["label"][1:]) else None
 
-    label = _first_that_fits("label", paths, case, class_names, as_label)
+    label = _first_that_fits("label", paths, case, class_names, as_label, label_remap or {})
 
     def beside_label(found: LabelMap) -> tuple[LabelMap, NDArray[np.integer]] | None:
         reference, predicted = _on_one_grid(label, found, paths, case)
@@ -160,21 +166,23 @@ def _first_that_fits(
     case: Mapping[str, Any],
     class_names: Sequence[str],
     fitting: Callable[[LabelMap], Fitting | None],
+    remap: Mapping[int | str, int | str] = MappingProxyType({}),
 ) -> Fitting:
     """Read a label map by the first table with which it is what was scored; indices are those of `class_names`."""
     path = paths[kind]
     reason = f"the {kind} {path} no longer holds what was scored; evaluate again"
     for table in _tables(kind, paths, case, class_names):
         try:
-            found = read_label_map(_source(path, table), case["case"], table)
-        except VolumeError as error:
+            remapped = replace(table, remap={**table.remap, **resolve_remap(remap, table.names)})
+            found = read_label_map(_source(path, table), case["case"], remapped)
+        except (VolumeError, DatasetError) as error:
             reason = str(error)
             continue
         index = [list(class_names).index(name) if name in class_names else 0 for name in table.names]
         highest = max(int(found.indices.max()), ignore_index(len(index)))
         lookup = np.zeros(highest + 1, np.uint16)
         lookup[: len(index)] = index
-        if kind == "label" and table.ignores_voxels:
+        if kind == "label" and remapped.ignores_voxels:
             lookup[ignore_index(len(index))] = _IGNORED
         fitted = fitting(LabelMap(lookup[found.indices], found.affine))
         if fitted is not None:

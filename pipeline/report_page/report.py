@@ -133,7 +133,7 @@ def _scores(path: Path, n_views: int, incomplete: str) -> Scores:
     name = str(path.parent) if path.name == "metrics.json" else str(path)
     try:
         page([], [Scores(name, document)])  # before any volume is read
-        views = tuple(_view(case, document["class_names"], path) for case in document["cases"][:n_views])
+        views = tuple(_view(case, document, path) for case in document["cases"][:n_views])
     except _OF_ANOTHER_KIND as error:
         reason = one_line(error, 100)
         raise EvaluationError(
@@ -142,14 +142,14 @@ def _scores(path: Path, n_views: int, incomplete: str) -> Scores:
     return Scores(name, document, views, incomplete or about_missing(document, path))
 
 
-def _view(case: Mapping[str, Any], class_names: Sequence[str], metrics: Path) -> CaseView:
+def _view(case: Mapping[str, Any], document: Mapping[str, Any], metrics: Path) -> CaseView:
     """The worst structure of a case, with its surroundings."""
     scored = scored_structures(case)
     if not scored:
         return CaseView(case["case"], "no structure", None, None, "its label holds no structure")
-    worst = next(iter(scored))
+    worst, class_names = next(iter(scored)), document["class_names"]
     try:
-        read = read_scored_case(case, class_names, metrics)
+        read = read_scored_case(case, class_names, metrics, document.get("label_remap"))
     except (EvaluationError, VolumeError, FileError, OSError) as error:
         log.warning("the page cannot show case %s: %s", case["case"], one_line(error))
         return CaseView(case["case"], worst, scored[worst], None, one_line(error))

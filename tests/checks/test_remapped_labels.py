@@ -15,6 +15,8 @@ from pipeline.checks.screening import screen
 from pipeline.cli.main import main
 from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import evaluate_run
+from pipeline.evaluation.metrics_file import to_document
+from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.training.prepared_data import prepare_data
 from tests.support.screening import arguments, record_of, run_of, settings
 from tests.support.volumes import Folder, configured, hounsfield, organs, save
@@ -73,6 +75,14 @@ def test_a_run_with_a_remap_evaluates_its_labels_with_it(folder: Folder) -> None
     hashes = {case.pair.case: case.label_sha256 for case in scores.cases}
     assert hashes.keys() == {"a", "b"}
     assert hashes["a"] == hashes["b"]  # the same label but for the value of its liver
+    document = to_document(scores)
+    assert document["label_remap"] == {"255": "liver", "77": "background"}
+    names = document["class_names"]
+    shown = {
+        case["case"]: read_scored_case(case, names, label_remap=document["label_remap"]).label
+        for case in document["cases"]
+    }
+    assert np.array_equal(shown["b"], organs())
 
 
 def test_no_remap_keeps_the_names_of_cache_entries(folder: Folder) -> None:
