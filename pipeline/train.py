@@ -41,7 +41,6 @@ from pipeline.training.data_workers import DataWorkers, batch_bytes, choose_data
 from pipeline.training.datamodule import BodyData
 from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
-from pipeline.training.failures import MemorySettings
 from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.network import check_settings
@@ -526,7 +525,7 @@ def _fit(
     recorder = setup.recorder
     with (
         setup.trackers.closing(),
-        record_ending(folder, recorder, _memory_settings(config)),
+        record_ending(folder, recorder, config),
         launch(others, partial(record_lost, folder, recorder)),
         quiet_lightning(),
     ):
@@ -550,14 +549,3 @@ def _fit(
             record=record,
         )
         trainer.fit(setup.module, datamodule=setup.data)
-
-
-def _memory_settings(config: Config) -> MemorySettings:
-    return MemorySettings(
-        batch_size=config.data.batch_size,
-        target_size=config.data.target_size,
-        num_workers=config.data.num_workers,
-        body_net_channels=config.model.base_channels if config.model.network is None else None,
-        checkpointing=config.model.checkpointing,
-        light=config.model.use_light_model,
-    )

@@ -322,13 +322,28 @@ class ModelConfig:
         )
         if self.network is not None:
             require("_target_" in self.network, "model.network has no _target_; name the network's class there")
-        least = 2 if _network_name(self) == "BodyNet" else 1  # the light form halves it
+        least = self.least_channels
         require(self.base_channels >= least, f"model.base_channels must be at least {least}, got {self.base_channels}")
         for name in ("use_light_model", "checkpointing"):
             require(
-                not getattr(self, name) or _network_name(self) == "BodyNet",
+                not getattr(self, name) or self.is_body_net,
                 f"model.{name} is BodyNet's; remove it or model.network",
             )
+
+    @property
+    def network_name(self) -> str:
+        """Name of the network's class."""
+        return "BodyNet" if self.network is None else str(self.network["_target_"]).rpartition(".")[2]
+
+    @property
+    def is_body_net(self) -> bool:
+        """Whether the network is ours."""
+        return self.network_name == "BodyNet"
+
+    @property
+    def least_channels(self) -> int:
+        """Of base_channels: the light form of BodyNet halves it."""
+        return 2 if self.is_body_net else 1
 
 
 @dataclass(frozen=True)
@@ -483,27 +498,21 @@ class Config:
             bool(self.data.dataset_root) and "" not in self.data.dataset_roots,
             "data.dataset_root is missing; name the folder of your scans with --dataset_root DIR",
         )
-        name = _network_name(self.model)
         require(
-            not self.training.deep_supervision or name == "BodyNet",
-            f"training.deep_supervision is BodyNet's; switch it off, {name} has its own argument for it in "
-            "model.network, if at all",
+            not self.training.deep_supervision or self.model.is_body_net,
+            f"training.deep_supervision is BodyNet's; switch it off, {self.model.network_name} has its own argument "
+            "for it in model.network, if at all",
         )
-
-
-def _network_name(model: ModelConfig) -> str:
-    return "BodyNet" if model.network is None else str(model.network["_target_"]).rpartition(".")[2]
 
 
 def without_effect(config: Config) -> tuple[str, ...]:
     """Say which settings that differ from their defaults change nothing, each in a sentence with what to do."""
     data, model, training = config.data, config.model, config.training
     notes = []
-    target = _network_name(model)
-    if target != "BodyNet" and model.base_channels != ModelConfig.base_channels:
-        notes.append(f"model.base_channels is BodyNet's and changes nothing in {target}; remove it")
+    if not model.is_body_net and model.base_channels != ModelConfig.base_channels:
+        notes.append(f"model.base_channels is BodyNet's and changes nothing in {model.network_name}; remove it")
     own_width = (model.network or {}).get("base_channels", model.base_channels)
-    if target == "BodyNet" and model.base_channels not in (own_width, ModelConfig.base_channels):
+    if model.is_body_net and model.base_channels not in (own_width, ModelConfig.base_channels):
         notes.append(
             f"model.base_channels is {model.base_channels} and {own_width} in model.network, which counts; remove one "
             "of the two"

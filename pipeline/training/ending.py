@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, report_failure
 from pipeline.compute.signals import Stopped, handling
+from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, Status
-from pipeline.training.failures import MemorySettings, in_one_sentence
+from pipeline.training.failures import in_one_sentence
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.signals import stop_between_batches
@@ -23,13 +24,13 @@ RULE = "=" * 60
 
 
 @contextmanager
-def record_ending(folder: RunFolder, recorder: RunRecorder, settings: MemorySettings) -> Iterator[None]:
+def record_ending(folder: RunFolder, recorder: RunRecorder, settings: Config) -> Iterator[None]:
     """Write training_summary.json however the training inside ends; a stopping signal ends it between two batches.
 
     Args:
         folder: the run's.
         recorder: the run's; its history and its stop request go into the summary.
-        settings: what an error about memory may advise to lower.
+        settings: the training's, some of which an error about memory may advise to lower.
 
     Raises:
         Stopped: a signal asked to stop; the summary says "interrupted".
@@ -48,7 +49,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, settings: MemorySett
             _write_summary(folder, recorder, "completed", None)
 
 
-def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: MemorySettings, error: BaseException) -> None:
+def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Config, error: BaseException) -> None:
     """Write the summary of a training that raised, and raise its error in words where its kind is known."""
     if recorder.stop_request.reason and not isinstance(error, FileError | TrainingError):
         # Whatever follows a signal is its effect: an exception of Lightning, workers or processes that it ended first.

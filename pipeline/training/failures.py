@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import re
 import resource
-from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +18,7 @@ from pipeline.compute.memory import (
     shared_memory,
 )
 from pipeline.compute.ranks import ProcessError
+from pipeline.config.settings import Config
 from pipeline.console.text import gigabytes
 from pipeline.files.atomic import FileError, disk_error
 from pipeline.training.lightning_module import TrainingError
@@ -43,25 +43,12 @@ _WORKER_KILLED = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class MemorySettings:
-    """The settings that decide how much memory a training takes."""
-
-    batch_size: int
-    target_size: tuple[int, int, int]
-    num_workers: int
-    body_net_channels: int | None
-    """Base channels of BodyNet; None for another network, which has its own settings."""
-    checkpointing: bool = False
-    light: bool = False
-
-
-def in_one_sentence(error: BaseException, settings: MemorySettings, *, epoch: int) -> BaseException:
+def in_one_sentence(error: BaseException, settings: Config, *, epoch: int) -> BaseException:
     """Return the error to raise for one that ended a training: a TrainingError in plain words if its kind is known.
 
     Args:
         error: what was raised; returned itself where its kind is unknown.
-        settings: the ones that an error about memory may advise to lower.
+        settings: the training's, some of which an error about memory may advise to lower.
         epoch: in which epoch, counted from 0.
     """
     if isinstance(error, TrainingError | FileError | ProcessError):
@@ -70,7 +57,7 @@ def in_one_sentence(error: BaseException, settings: MemorySettings, *, epoch: in
     return error if sentence is None else TrainingError(sentence)
 
 
-def _sentence(error: BaseException, settings: MemorySettings, epoch: int) -> str | None:
+def _sentence(error: BaseException, settings: Config, epoch: int) -> str | None:
     text = str(error)
     sentence = None
     if isinstance(error, RuntimeError | OSError) and _NO_SHARED_MEMORY.search(text):
@@ -86,10 +73,10 @@ def _sentence(error: BaseException, settings: MemorySettings, epoch: int) -> str
     return sentence
 
 
-def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> str | None:
+def _system_sentence(error: Exception, settings: Config, epoch: int) -> str | None:
     """Word an error of the operating system; those of writing the run folder were worded where they occurred."""
     if _NO_FILES.search(str(error)):
-        fewer = ", or lower --num_workers" if settings.num_workers else ""
+        fewer = ", or lower --num_workers" if settings.data.num_workers else ""
         return f"too many open files in epoch {epoch}; raise the limit with `ulimit -n`{fewer}"
     refusal = disk_error(error)
     if refusal is None or refusal.errno is None:
@@ -101,7 +88,7 @@ def _system_sentence(error: Exception, settings: MemorySettings, epoch: int) -> 
     return f"{reason}; fix the cause, then {GO_ON}"
 
 
-def _shared_memory_sentence(settings: MemorySettings, epoch: int) -> str:
+def _shared_memory_sentence(settings: Config, epoch: int) -> str:
     free, total = shared_memory() or (0, 0)
     return (
         f"the shared memory (/dev/shm) of the data workers ran out in epoch {epoch}: {gigabytes(free)} free of "
@@ -109,7 +96,7 @@ def _shared_memory_sentence(settings: MemorySettings, epoch: int) -> str:
     )
 
 
-def _memory_sentence(error: BaseException, settings: MemorySettings, epoch: int) -> str:
+def _memory_sentence(error: BaseException, settings: Config, epoch: int) -> str:
     in_worker = _IN_A_WORKER.search(str(error)) is not None
     on_gpu = not in_worker and (isinstance(error, torch.OutOfMemoryError) or "CU" in str(error))
     requested = ""
@@ -124,7 +111,7 @@ def _memory_sentence(error: BaseException, settings: MemorySettings, epoch: int)
     )
 
 
-def _killed_worker_sentence(killed: re.Match[str], settings: MemorySettings, epoch: int) -> str:
+def _killed_worker_sentence(killed: re.Match[str], settings: Config, epoch: int) -> str:
     free, total = _free_and_total(on_gpu=False)
     return (
         f"data worker {killed['pid'].strip()} {killed['how']} in epoch {epoch}, as happens when memory runs out: "
@@ -133,21 +120,22 @@ def _killed_worker_sentence(killed: re.Match[str], settings: MemorySettings, epo
     )
 
 
-def _size_in_words(settings: MemorySettings) -> str:
-    size = "×".join(map(str, settings.target_size))
-    return f"batch_size {settings.batch_size}, target_size {size}, num_workers {settings.num_workers}"
+def _size_in_words(settings: Config) -> str:
+    data = settings.data
+    size = "×".join(map(str, data.target_size))
+    return f"batch_size {data.batch_size}, target_size {size}, num_workers {data.num_workers}"
 
 
-def _remedies(settings: MemorySettings, *, workers_first: bool) -> str:
+def _remedies(settings: Config, *, workers_first: bool) -> str:
     """Name three settings that help and are not yet as low as they go, the least costly first."""
-    channels = settings.body_net_channels
+    data, model = settings.data, settings.model
     helps = {
-        "lower --num_workers": workers_first and settings.num_workers > 0,
-        "lower --batch_size": settings.batch_size > 1,
-        "set --model.checkpointing true": channels is not None and not settings.checkpointing,
+        "lower --num_workers": workers_first and data.num_workers > 0,
+        "lower --batch_size": data.batch_size > 1,
+        "set --model.checkpointing true": model.is_body_net and not model.checkpointing,
         "choose a smaller --target_size": True,
-        "train the light model (--use_light_model)": channels is not None and not settings.light,
-        "lower --base_channels": channels is not None and channels > 1,
+        "train the light model (--use_light_model)": model.is_body_net and not model.use_light_model,
+        "lower --base_channels": model.is_body_net and model.base_channels > model.least_channels,
     }
     return ", or ".join([remedy for remedy, applies in helps.items() if applies][:3])
 

@@ -254,12 +254,12 @@ def ending_of(work: Path, name: str, *, num_workers: int = 0) -> Iterator[tuple[
     """The end of a training in this process, whose epochs are up to the caller; (recorder, run folder)."""
     from pipeline.runs.run_folder import RunFolder
     from pipeline.training.ending import record_ending
-    from pipeline.training.failures import MemorySettings
     from pipeline.training.recorder import RunRecorder
 
+    settings, _ = settings_of(work, name, num_workers=str(num_workers))
     run = work / "logs" / name
     folder = RunFolder.at(run)
     folder.make_ready(keep=False)
     recorder = RunRecorder(folder, description(name))
-    with record_ending(folder, recorder, MemorySettings(1, (16, 16, 24), num_workers, body_net_channels=2)):
+    with record_ending(folder, recorder, settings):
         yield recorder, run

@@ -15,7 +15,7 @@ import pipeline.train
 from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.train import _data_workers
 from pipeline.training.data_workers import choose_data_workers
-from pipeline.training.failures import MemorySettings, in_one_sentence
+from pipeline.training.failures import in_one_sentence
 from pipeline.training.patch_schedule import PatchSchedule
 from tests.support.tiny_training import complaint, ended, start, summary, tiny_training, train
 
@@ -117,7 +117,8 @@ def exhaust_shared_memory():
     try:
         list(DataLoader([torch.zeros(10**6)] * 2, num_workers=1, batch_size=1))
     except Exception as error:
-        print(in_one_sentence(error, MemorySettings(1, (16, 16, 24), 1, body_net_channels=2), epoch=3), flush=True)
+        settings = Config(data=DataConfig(dataset_root="d", num_workers=1))
+        print(in_one_sentence(error, settings, epoch=3), flush=True)
     os._exit(7)
 
 
