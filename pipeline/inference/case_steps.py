@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.compute.memory import free_memory_bytes, ran_out_of_memory
 from pipeline.console.progress import CaseProgress
 from pipeline.console.text import gigabytes
+from pipeline.files.atomic import FileError, remove_durably
 from pipeline.files.json_files import write_json
 from pipeline.inference.claims import CaseClaims
-from pipeline.inference.earlier_files import remove_earlier, warn_of_others
+from pipeline.inference.earlier_files import refuse_others, remove_earlier, warn_of_others
 from pipeline.inference.inputs import InputCase, ScanVersion
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
@@ -98,6 +100,8 @@ class CaseSteps:
         earlier = None if self.overwrite else reusable_record(case, self.outputs, self.made_by, renew=self.renew)
         if earlier is not None:  # another process has finished it meanwhile
             return earlier
+        if not self.overwrite and not self.claims.was_left(case.id):
+            refuse_others(case, self.outputs)
         state = case.state
         geometry = read_geometry(case.images[0])
         refused = refused_formats(case.images[0], geometry.kind, self.outputs)
@@ -184,28 +188,45 @@ class CaseSteps:
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         is_ct = self.models[0].first_channel_is_ct
-        refused = write_files(segmentation, files, probabilities=restored.probabilities, is_ct=is_ct)
-        written = {
-            str(file.path.relative_to(self.outputs.folder)): file.path for file in files if file.kind not in refused
-        }
-        if not written:
-            raise SegmentationError("; ".join(refused.values()))
-        warn_of_others(case, self.outputs, written.values())
-        record = record_done(
-            case,
-            segmentation,
-            self.made_by,
-            written=written,
-            not_written={**read.refused, **refused},
-            version=read.version,
-            warnings=read.warnings,
-            voxels_removed=voxels_removed,
-            seconds={**segmented.seconds, "write": time.perf_counter() - start},
-            precision=tuple(computed_in(model, self.inference) for model in self.models),
-        )
-        write_json(self.outputs.record_file(case.id), record.to_document())
+        refused: dict[str, str] = {}
+        with _all_or_none() as written:
+            for file, reason in write_files(segmentation, files, probabilities=restored.probabilities, is_ct=is_ct):
+                if reason:
+                    refused[file.kind] = reason
+                else:
+                    written[file.path.relative_to(self.outputs.folder).as_posix()] = file.path
+            if not written:
+                raise SegmentationError("; ".join(refused.values()))
+            warn_of_others(case, self.outputs, written.values())
+            record = record_done(
+                case,
+                segmentation,
+                self.made_by,
+                written=written,
+                not_written={**read.refused, **refused},
+                version=read.version,
+                warnings=read.warnings,
+                voxels_removed=voxels_removed,
+                seconds={**segmented.seconds, "write": time.perf_counter() - start},
+                precision=tuple(computed_in(model, self.inference) for model in self.models),
+            )
+            write_json(self.outputs.record_file(case.id), record.to_document())
         self.written.add(case.id)
         return record
+
+
+@contextmanager
+def _all_or_none() -> Iterator[dict[str, Path]]:
+    """Remove the files that were written inside where not all can be: without a record they would be taken for files of
+    another origin."""
+    written: dict[str, Path] = {}
+    try:
+        yield written
+    except Exception:
+        for path in written.values():
+            with suppress(FileError):
+                remove_durably(path)
+        raise
 
 
 @contextmanager

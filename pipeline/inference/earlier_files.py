@@ -38,6 +38,22 @@ def remove_earlier(case: InputCase, outputs: OutputOptions, *, was_killed: bool 
     remove_record(case.id, outputs, was_killed=was_killed)
 
 
+def refuse_others(case: InputCase, outputs: OutputOptions) -> None:
+    """Raise SegmentationError where files of another origin, which no record names, have the names of a case's results.
+
+    What a killed process had written of a case has no record either: ask the case's lock first.
+    """
+    if outputs.record_file(case.id).exists():
+        return
+    there = [file.path for file in outputs.files(case.id) if file.path.exists()]
+    if there:
+        raise SegmentationError(
+            f"{there[0]}: is there already and was not written for this case (it has no "
+            f"{outputs.record_file(case.id).name}); move it away or choose another --output, or give --overwrite to "
+            "replace it"
+        )
+
+
 def warn_of_others(case: InputCase, outputs: OutputOptions, written: Collection[Path]) -> None:
     """Warn of files that others would take for the result of a case and that are not of those just `written`."""
     others = [path for path in _results_there(case, outputs) if path not in written]

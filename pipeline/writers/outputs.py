@@ -10,7 +10,7 @@ OUTPUT/CASE.json                                      what was done; written las
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -151,7 +151,7 @@ def write_files(
     *,
     probabilities: Mapping[int, NDArray[np.uint8]],
     is_ct: bool = False,
-) -> dict[str, str]:
+) -> Iterator[tuple[OutputFile, str]]:
     """Write files of one case, each whole or not at all.
 
     Args:
@@ -160,14 +160,16 @@ def write_files(
         probabilities: (I, J, K) uint8 by class index, 255 for certain; of every class that `files` names.
         is_ct: whether the source holds HU, for the window of a preview.
 
-    Returns:
-        By kind why a file could not be written: DICOM may find only now that the source does not allow it.
+    Yields:
+        Each file once it is written, with "", or with the reason why not: DICOM may find only now that the source does
+        not allow it.
 
     Raises:
         FileError: the disk refuses. VolumeError: a preview finds that the source can no longer be read.
     """
-    refused: dict[str, str] = {}
-    for kind, path, class_index in files:
+    for file in files:
+        kind, path, class_index = file
+        refused = ""
         make_folder(path.parent)
         if kind == "nifti":
             write_nifti(segmentation, path)
@@ -179,14 +181,14 @@ def write_files(
             try:
                 write_dicom_seg(segmentation, path)
             except SegmentationError as error:
-                refused[kind] = str(error)
+                refused = str(error)
         elif kind == "mask":
             write_mask(segmentation, class_index, path)
         elif kind == "probabilities":
             write_probabilities(segmentation, probabilities[class_index], path)
         else:
             write_preview(segmentation, path, is_ct=is_ct)
-    return refused
+        yield file, refused
 
 
 def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bool = False) -> str | None:

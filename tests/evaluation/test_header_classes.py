@@ -190,7 +190,8 @@ def test_a_dicom_seg_is_read_by_the_names_that_were_cut_and_cleaned_for_it(tmp_p
     array[1:4], array[5:8] = 2, 3
     segmentation = replace(segmentation_of(tmp_path / "series", names), array=array)
     for folder, formats in (("predictions", ("dicom",)), ("labels", ("nifti",))):
-        write_files(segmentation, OutputOptions(tmp_path / folder, names, formats=formats).files("a"), probabilities={})
+        files = OutputOptions(tmp_path / folder, names, formats=formats).files("a")
+        list(write_files(segmentation, files, probabilities={}))
         write_names(tmp_path / folder, {name: value for value, name in enumerate(names)})
     (case,) = evaluate(tmp_path / "predictions", tmp_path / "labels").cases
     assert case.dice[2:].tolist() == [1.0, 1.0]

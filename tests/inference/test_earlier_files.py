@@ -77,3 +77,20 @@ def test_a_record_removes_no_file_but_the_cases_own(run, tmp_path, name):
     before = files_in(tmp_path)
     remove_earlier(InputCase(case, (tmp_path / "scan.nii.gz",)), OutputOptions(out, ("background", "liver")))
     assert set(before) - set(files_in(tmp_path)) == {f"out/{case}.json"}
+
+
+@pytest.mark.parametrize("name", ["case.nii.gz", "case.png", "case/segmentations/liver.nii.gz"])
+def test_files_of_another_origin_are_not_replaced_unasked(run, tmp_path, name):
+    """A label beside its scan, a picture, the masks that a data set has of a case."""
+    path, out = scan(tmp_path / "case_0000.nii.gz"), tmp_path / "out"
+    foreign = out / name
+    foreign.parent.mkdir(parents=True)
+    foreign.write_bytes(b"by hand")
+    options = {"per_structure": True, "preview": True}
+    report = predicted([run], [path], out, **options)
+    assert (
+        f"{foreign}: is there already and was not written for this case (it has no case.json)" in report.cases[0].error
+    )
+    assert foreign.read_bytes() == b"by hand"
+    assert predicted([run], [path], out, overwrite=True, **options).n_done == 1
+    assert foreign.read_bytes() != b"by hand"

@@ -178,7 +178,7 @@ def _written_files(f: Callable, g: Given) -> None:
     segmentation = replace(plain, array=g.label_array(*SIZE, only="uint8"))
     options = OutputOptions(g.folder, plain.class_names, ("nifti", "nrrd"), per_structure=True, probabilities=(1,))
     probabilities = {1: g.label_array(*SIZE, n_classes=255, only="uint8")}
-    f(segmentation, options.files("c"), probabilities=probabilities)
+    list(f(segmentation, options.files("c"), probabilities=probabilities))
 
 
 def _drawn_planes(f: Callable, g: Given) -> None:

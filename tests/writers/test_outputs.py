@@ -29,7 +29,7 @@ from tests.support.segmentations import NAMES, save_source, segmentation_of
 def test_every_structure_becomes_a_mask_as_totalsegmentator_has_them(tmp_path):
     segmentation = segmentation_of(save_source(tmp_path / "s.nii.gz"))
     options = OutputOptions(tmp_path / "out", NAMES, formats=(), per_structure=True)
-    write_files(segmentation, options.files("case"), probabilities={})
+    list(write_files(segmentation, options.files("case"), probabilities={}))
     found = sorted(path.name for path in (tmp_path / "out" / "case" / "segmentations").iterdir())
     assert found == sorted(
         f"{n}.nii.gz" for n in ("liver", "kidney_left", "evil_name", "kidney_left_2", "Kidney_Left_3")
@@ -60,7 +60,7 @@ def test_every_format_holds_the_label_values_of_the_data_set(tmp_path, values, d
     expected = np.array(values)[segmentation.array]
     assert len(np.unique(expected)) == 4
     options = OutputOptions(tmp_path / "out", NAMES, values, ("nifti", "nrrd"), per_structure=True)
-    write_files(segmentation, options.files("case"), probabilities={})
+    list(write_files(segmentation, options.files("case"), probabilities={}))
     write_table(options, None, replace=False)
     nifti = nib.load(tmp_path / "out" / "case.nii.gz")
     assert nifti.get_data_dtype() == dtype
