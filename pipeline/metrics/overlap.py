@@ -70,16 +70,16 @@ def _check_classes(name: str, classes: Int[Tensor, " n"], n_classes: int, ignore
 def dice_of(histogram: Int[Tensor, "*cases C C"]) -> Float[Tensor, "*cases C"]:
     """Return the Dice (1945) of each class from joint histograms: 2 TP / (reference voxels + predicted voxels).
 
-    float32, background included; NaN where the reference lacks the class.
+    float64, background included; NaN where the reference lacks the class.
 
     >>> dice_of(torch.tensor([[1, 0, 0], [1, 2, 0], [0, 0, 0]]))  # class 2 is in neither map
-    tensor([0.6667, 0.8000,    nan])
+    tensor([0.6667, 0.8000,    nan], dtype=torch.float64)
     """
     overlap = histogram.diagonal(dim1=-2, dim2=-1).double()
     reference, prediction = histogram.sum(-1).double(), histogram.sum(-2).double()
     # Where the reference holds the class, the denominator is at least 1.
     dice = 2 * overlap / (reference + prediction).clamp(min=1)
-    return torch.where(reference > 0, dice, torch.nan).float()
+    return torch.where(reference > 0, dice, torch.nan)
 
 
 def mean_iou(dice: Float[Tensor, "cases classes"]) -> tuple[float, Float[Tensor, " classes"]]:

@@ -24,9 +24,9 @@ LEAST_SUBJECTS = 6
 NUMBERS_AT_ONCE = 2**21
 """Numbers in memory while subjects are drawn (16 MB of float64), whatever their number."""
 
-_EQUAL_WITHIN_DIGITS = 9
+_EQUAL_WITHIN_DIGITS = 6
 """Differences are rounded to so many decimals before they are called zero, or equal to each other: 0.1 + 0.2 − 0.3 is
-5.6e-17, which is not a difference."""
+5.6e-17, which is not a difference, and earlier versions stored Dice to 3e-8."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def wilcoxon_p(differences: Float[np.ndarray, " n"]) -> float:
     """Return the two-sided p of Wilcoxon's signed-rank test (1945) that independent paired differences centre on zero.
 
     Equal pairs are dropped, as Wilcoxon did; without any unequal pair p is 1. Exact up to 50 untied differences, and by
-    scipy's choice of approximation above. Differences count to nine decimals.
+    scipy's choice of approximation above. Differences count to six decimals.
 
     >>> wilcoxon_p(np.array([0.1, 0.2, 0.3, 0.4, 0.5]))  # 2 of 2**5 sign patterns
     0.0625

@@ -31,7 +31,7 @@ class ValidationIoU(Metric):
 
     def update(self, histogram: Int[Tensor, "C C"]) -> None:
         """Add a case."""
-        self.dice.append(dice_of(histogram)[None, 1:])
+        self.dice.append(dice_of(histogram)[None, 1:].float())
 
     def compute(self) -> tuple[Tensor, Float[Tensor, " classes"]]:
         """Return the mean over classes, and the IoU of each foreground class; NaN where no case holds one."""

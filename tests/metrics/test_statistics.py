@@ -109,6 +109,12 @@ def test_rounding_errors_are_neither_differences_nor_untied():
     assert wilcoxon_p(tied) == wilcoxon_p(np.array([0.1, 0.1, 0.1, 0.1, -0.1])) == pytest.approx(0.375)
 
 
+def test_dice_of_earlier_versions_in_single_precision_make_no_difference():
+    one, other = np.float32([0.8, 0.6]).astype(float), np.float32([0.7, 0.7]).astype(float)
+    assert one.mean() != other.mean()
+    assert wilcoxon_p(np.full(6, one.mean() - other.mean())) == 1.0
+
+
 def test_few_tied_differences_are_counted_exactly():
     rng = np.random.default_rng(2)
     for _ in range(10):
