@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
 from jaxtyping import Float64, Integer
 from pydicom.uid import SegmentationStorage
 
+from transforms.io.dicom import STEP_TOLERANCE
 from transforms.io.errors import VolumeError
 from transforms.io.grid import LPS_TO_RAS, check_affine, check_memory, check_shape
 
@@ -67,12 +68,23 @@ def read_dicom_seg(path: Path) -> SegmentMap:
             rows, columns = int(segmentation.Rows), int(segmentation.Columns)
             shape = check_shape((int(segmentation.NumberOfFrames), rows, columns), str(path))
             check_memory(2 * math.prod(shape), str(path))
-            volume = segmentation.get_volume(combine_segments=True, relabel=False)
+            volume = _volume(segmentation)
     except VolumeError:
         raise
     except Exception as error:
         raise _unreadable(path, error) from error
     return SegmentMap(np.asarray(volume.array), check_affine(LPS_TO_RAS @ volume.affine, str(path)))
+
+
+def _volume(segmentation: Any) -> Any:
+    """The frames as a volume, with gaps between them filled; as uneven as the slices of a series may be."""
+    try:
+        return segmentation.get_volume(combine_segments=True, relabel=False, rtol=STEP_TOLERANCE)
+    except Exception:
+        # Without gaps each step may be off by what both of its slices may be.
+        return segmentation.get_volume(
+            combine_segments=True, relabel=False, rtol=2 * STEP_TOLERANCE, allow_missing_positions=False
+        )
 
 
 def _unreadable(path: Path, error: Exception) -> VolumeError:

@@ -47,6 +47,22 @@ def test_what_our_writer_writes_is_read_back(tmp_path):
         assert np.allclose(sorted(found.tolist()), sorted(expected.tolist()), atol=1e-4)
 
 
+@pytest.mark.parametrize("off", ["rounded", "by 5 %"])
+def test_slices_as_uneven_as_a_series_may_be_make_a_volume(tmp_path, off):
+    """Thin slices whose positions were rounded to hundredths of a mm; slices that lie a little beside their places."""
+    even = 0.625 * np.arange(40)
+    heights = even.round(2) if off == "rounded" else even + 0.625 * np.random.default_rng(1).uniform(-0.05, 0.05, 40)
+    write_series(tmp_path / "series", heights.tolist())
+    segmentation = segmentation_of(tmp_path / "series")
+    write_dicom_seg(segmentation, tmp_path / "a.dcm")
+    segments = read_dicom_seg(tmp_path / "a.dcm")
+    found = at_points(segments, segmentation.affine, segmentation.array.shape)
+    numbers = segment_numbers(tmp_path / "a.dcm")
+    for name in ("liver", "kidney_left"):
+        inside = segmentation.array == segmentation.class_names.index(name)
+        assert np.array_equal(found == numbers[name], inside)
+
+
 def test_other_files_are_none_and_a_damaged_one_is_refused(tmp_path):
     write_series(tmp_path / "series", [0, 3])
     slice_ = next((tmp_path / "series").iterdir())
