@@ -27,6 +27,9 @@ FORMAT = 3
 label_sha256 holds the label's grid, too, so that hashes of format 1 are never equal to it."""
 READABLE_FORMATS = (2, 3)
 
+IGNORE = "ignore"
+"""What values are called whose voxels are left out of the scores."""
+
 COUNTS = ("true_positives", "false_positives", "false_negatives")
 DEFINITIONS = {
     "voxels": "distances between the centres of surface voxels, each counting 1 (monai.metrics, use_subvoxels=False)",
@@ -90,9 +93,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
     surface = None
     if options.surface is not None:
         surface = {"kind": options.surface, "definition": DEFINITIONS[options.surface]}
-    label = evaluation.classes.label
-    remap = {str(value): (*label.names, "ignore")[min(c, len(label.names))] for value, c in label.remap.items()}
-    return ({"label_remap": remap} if remap else {}) | {
+    return {
         "format": FORMAT,
         "created": now(),
         "predictions": evaluation.predictions,
@@ -110,6 +111,7 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
             },
         },
         "class_names": evaluation.class_names,
+        **_values(evaluation),
         "left_out": {
             "only_in_labels": evaluation.classes.only_in_labels,
             "only_in_predictions": evaluation.classes.only_in_predictions,
@@ -123,6 +125,22 @@ def _head(evaluation: Evaluation) -> dict[str, Any]:
         "labels_without_prediction": evaluation.labels_without_prediction,
         "predictions_without_label": evaluation.predictions_without_label,
     }
+
+
+def _values(evaluation: Evaluation) -> dict[str, dict[str, str]]:
+    """Which class each value of the labels and of the predictions is, where that is the same in all of them."""
+    tables = {"label": evaluation.classes.label, "prediction": evaluation.classes.prediction}
+    found: dict[str, dict[str, str]] = {}
+    for kind, table in tables.items():
+        if any(getattr(case.pair, f"{kind}_table") not in (None, table) for case in evaluation.cases):
+            continue
+        found[f"{kind}_values"] = {str(v): name for v, name in zip(table.values, table.names, strict=True)}
+        if table.ignore_value is not None:
+            found[f"{kind}_values"][str(table.ignore_value)] = IGNORE
+        if table.remap:
+            names = (*table.names, IGNORE)  # a higher index is that of values to ignore
+            found[f"{kind}_remap"] = {str(v): names[min(c, len(table.names))] for v, c in table.remap.items()}
+    return found
 
 
 def refused_cases(evaluation: Evaluation) -> list[dict[str, str]]:

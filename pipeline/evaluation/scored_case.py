@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.datasets.class_table import ClassTable, find_table, resolve_remap
+from pipeline.datasets.class_table import ClassTable, find_table, parse_table, resolve_remap
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.evaluation.case_files import mask_files
@@ -49,27 +48,23 @@ class ScoredCase(NamedTuple):
 
 
 def read_scored_case(
-    case: Mapping[str, Any],
-    class_names: Sequence[str],
-    metrics: Path | str | None = None,
-    label_remap: Mapping[int | str, int | str] | None = None,
+    case: Mapping[str, Any], document: Mapping[str, Any], metrics: Path | str | None = None
 ) -> ScoredCase:
     """Read a case of a metrics.json.
 
-    The file does not say which value is which class: what is read must have the numbers of voxels that were counted
-    when it was scored, class by class, or it is refused. So no structure is shown under another's name, and no label
-    that has changed since.
+    Not every file says which value is which class: what is read must have the numbers of voxels that were counted when
+    it was scored, class by class, or it is refused. So no structure is shown under another's name, and no label that
+    has changed since.
 
     Args:
         case: as it stands there.
-        class_names: of the metrics.json.
+        document: the metrics.json.
         metrics: its path: relative paths in it are those of the folder where it was scored, which is looked for above.
-        label_remap: of the metrics.json, further values of the labels.
 
     Raises:
         EvaluationError, VolumeError: files that are gone, or no longer those that were scored; one line each.
     """
-    root = _where_it_was_scored(case, metrics)
+    root, class_names = _where_it_was_scored(case, metrics), document["class_names"]
     paths = {kind: root / case[kind] for kind in ("label", "prediction")}
     counted = _counted(case, class_names)
     compared = [c for c, name in enumerate(class_names) if c and name not in case.get("not_annotated", ())]
@@ -78,7 +73,7 @@ def read_scored_case(
         counts = _counts(found.indices, len(class_names))
         return found if np.array_equal(counts[1:], counted["label"][1:]) else None
 
-    label = _first_that_fits("label", paths, case, class_names, as_label, label_remap or {})
+    label = _first_that_fits("label", paths, case, document, as_label)
 
     def beside_label(found: LabelMap) -> tuple[LabelMap, NDArray[np.integer]] | None:
         reference, predicted = _on_one_grid(label, found, paths, case)
@@ -90,7 +85,7 @@ def read_scored_case(
         )
         return (reference, predicted) if fits else None
 
-    reference, predicted = _first_that_fits("prediction", paths, case, class_names, beside_label)
+    reference, predicted = _first_that_fits("prediction", paths, case, document, beside_label)
     reference.indices[reference.indices == _IGNORED] = 0
     image = _image(root, paths["prediction"], case["case"], reference)
     return ScoredCase(image, reference.indices, predicted, reference.affine)
@@ -134,10 +129,13 @@ def _on_one_grid(
 
 
 def _tables(
-    kind: Kind, paths: Mapping[str, Path], case: Mapping[str, Any], class_names: Sequence[str]
+    kind: Kind, paths: Mapping[str, Path], case: Mapping[str, Any], document: Mapping[str, Any]
 ) -> Iterator[ClassTable]:
-    """What values may mean: as the prediction's record or a class table says, its own before the other's, in
-    order, or by the file's own header."""
+    """What values may mean: as the metrics.json says where it does, else as the prediction's record or a class table
+    does, its own before the other's, in order, or by the file's own header."""
+    if values := document.get(f"{kind}_values"):
+        yield parse_table(values, paths[kind])
+    class_names = document["class_names"]
     label, prediction = paths["label"].parents[:2], paths["prediction"].parents[:1]
     folders = (label, prediction) if kind == "label" else (prediction, label)
     sources: list[Callable[[], ClassTable | None]] = [
@@ -164,26 +162,27 @@ def _first_that_fits(
     kind: Kind,
     paths: Mapping[str, Path],
     case: Mapping[str, Any],
-    class_names: Sequence[str],
+    document: Mapping[str, Any],
     fitting: Callable[[LabelMap], Fitting | None],
-    remap: Mapping[int | str, int | str] = MappingProxyType({}),
 ) -> Fitting:
-    """Read a label map by the first table with which it is what was scored; indices are those of `class_names`."""
+    """Read a label map by the first table with which it is what was scored; indices are those of the classes there."""
     path = paths[kind]
+    remap = document.get(f"{kind}_remap", {})
     reason = f"the {kind} {path} no longer holds what was scored; evaluate again"
-    for table in _tables(kind, paths, case, class_names):
+    for table in _tables(kind, paths, case, document):
         try:
             remapped = replace(table, remap={**table.remap, **resolve_remap(remap, table.names)})
             found = read_label_map(_source(path, table), case["case"], remapped)
         except (VolumeError, DatasetError) as error:
-            reason = str(error)
+            if error.kind == "unreadable":
+                reason = str(error)
             continue
-        index = [list(class_names).index(name) if name in class_names else 0 for name in table.names]
-        highest = max(int(found.indices.max()), ignore_index(len(index)))
-        lookup = np.zeros(highest + 1, np.uint16)
-        lookup[: len(index)] = index
+        n_read = len(table.names)
+        lookup = np.zeros(max(int(found.indices.max()), ignore_index(n_read)) + 1, np.uint16)
+        for index, own in match_names(document["class_names"][1:], table.names[1:]).items():
+            lookup[own + 1] = index + 1
         if kind == "label" and remapped.ignores_voxels:
-            lookup[ignore_index(len(index))] = _IGNORED
+            lookup[ignore_index(n_read)] = _IGNORED
         fitted = fitting(LabelMap(lookup[found.indices], found.affine))
         if fitted is not None:
             return fitted

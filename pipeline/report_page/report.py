@@ -149,7 +149,7 @@ def _view(case: Mapping[str, Any], document: Mapping[str, Any], metrics: Path) -
         return CaseView(case["case"], "no structure", None, None, "its label holds no structure")
     worst, class_names = next(iter(scored)), document["class_names"]
     try:
-        read = read_scored_case(case, class_names, metrics, document.get("label_remap"))
+        read = read_scored_case(case, document, metrics)
     except (EvaluationError, VolumeError, FileError, OSError) as error:
         log.warning("the page cannot show case %s: %s", case["case"], one_line(error))
         return CaseView(case["case"], worst, scored[worst], None, one_line(error))

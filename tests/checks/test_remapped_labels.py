@@ -77,11 +77,7 @@ def test_a_run_with_a_remap_evaluates_its_labels_with_it(folder: Folder) -> None
     assert hashes["a"] == hashes["b"]  # the same label but for the value of its liver
     document = to_document(scores)
     assert document["label_remap"] == {"255": "liver", "77": "background"}
-    names = document["class_names"]
-    shown = {
-        case["case"]: read_scored_case(case, names, label_remap=document["label_remap"]).label
-        for case in document["cases"]
-    }
+    shown = {case["case"]: read_scored_case(case, document).label for case in document["cases"]}
     assert np.array_equal(shown["b"], organs())
 
 

@@ -31,7 +31,7 @@ def dice(label, prediction, index):
 
 def test_label_and_prediction_are_those_that_were_scored(scored):
     for case in scored["cases"]:
-        read = read_scored_case(case, scored["class_names"])
+        read = read_scored_case(case, scored)
         assert read.image is None
         assert np.allclose(read.affine, AFFINE)
         for name, one in case["classes"].items():
@@ -50,7 +50,7 @@ def test_the_image_is_the_one_of_the_record_on_the_labels_axes(scored, tmp_path)
     classes = [{"value": v, "name": n} for v, n in zip(TABLE.values, TABLE.names, strict=True)]
     record = {"case": case["case"], "source": [str(tmp_path / "image.nii.gz")], "classes": classes, "files": []}
     (tmp_path / "predictions" / f"{case['case']}.json").write_text(json.dumps(record))
-    read = read_scored_case(case, scored["class_names"])
+    read = read_scored_case(case, scored)
     assert np.array_equal(read.image, image)
 
 
@@ -66,8 +66,8 @@ def test_relative_paths_are_found_above_the_metrics_file(tmp_path, monkeypatch):
     (case,) = [one for one in document["cases"] if one["case"] == "a"]
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EvaluationError, match="start this where bodyseg evaluate was started"):
-        read_scored_case(case, document["class_names"])
-    read = read_scored_case(case, document["class_names"], root / "predictions" / "metrics.json")
+        read_scored_case(case, document)
+    read = read_scored_case(case, document, root / "predictions" / "metrics.json")
     assert np.array_equal(read.label, blobs(1))
     assert np.array_equal(read.image, blobs(7))
 
@@ -79,24 +79,35 @@ def test_a_label_that_has_changed_is_refused(scored):
     array[array == TABLE.values[1]] = TABLE.values[2]
     save(array, Path(case["label"]), label.affine)
     with pytest.raises(EvaluationError, match=r"the label .* no longer holds what was scored; evaluate again"):
-        read_scored_case(case, scored["class_names"])
+        read_scored_case(case, scored)
     Path(case["label"]).unlink()
     with pytest.raises(EvaluationError, match="no such file"):
-        read_scored_case(case, scored["class_names"])
+        read_scored_case(case, scored)
 
 
-def scored_and_read(root, **options):
-    """The first case, and by structure its Dice in metrics.json and in what is read again."""
-    document = to_document(
-        evaluate(root / "predictions", root / "labels", ScoringOptions(surface=None, workers=1, **options))
-    )
+def scored_and_read(root, class_names=None, *, also_by_guessing=True, **options):
+    """The first case, and by structure its Dice in metrics.json and in what is read again.
+
+    also_by_guessing: read it, too, as if the file did not say which value is which class, as those of earlier versions.
+    """
+    options = ScoringOptions(surface=None, workers=1, **options)
+    document = to_document(evaluate(root / "predictions", root / "labels", options, class_names=class_names))
     case, names = document["cases"][0], document["class_names"]
-    read = read_scored_case(case, names)
+    readings = [read_scored_case(case, document)]
+    if also_by_guessing:
+        assert document.keys() >= {"label_values", "prediction_values"}
+        readings.append(read_scored_case(case, earlier_version(document)))
+        assert np.array_equal(readings[0].label, readings[1].label)
+        assert np.array_equal(readings[0].prediction, readings[1].prediction)
     return {
-        name: (one["dice"], dice(read.label, read.prediction, names.index(name)))
+        name: (one["dice"], dice(readings[0].label, readings[0].prediction, names.index(name)))
         for name, one in case["classes"].items()
         if one["dice"] is not None
     }
+
+
+def earlier_version(document):
+    return {key: value for key, value in document.items() if not key.endswith(("_values", "_remap"))}
 
 
 def two_boxes():
@@ -114,6 +125,28 @@ def test_a_resampled_prediction_is_read_by_its_own_names_of_values(tmp_path):
     write_names(tmp_path / "predictions", {"background": 0, "spleen": 1, "liver": 2})
     for scored, shown in scored_and_read(tmp_path, resample=True).values():
         assert shown == pytest.approx(scored)
+
+
+@pytest.mark.parametrize("class_names", [None, {"liver": 5, "spleen": 7}])
+def test_values_that_no_table_names_are_read_as_they_were_scored(tmp_path, class_names):
+    values = np.array([0, 5, 7], np.uint8)
+    save(values[two_boxes()], tmp_path / "labels" / "a.nii.gz")
+    save(values[np.roll(two_boxes(), 1, 0)], tmp_path / "predictions" / "a.nii.gz")
+    found = scored_and_read(tmp_path, class_names, also_by_guessing=False)
+    assert set(found) == set(class_names or ("class_5", "class_7"))
+    for scored, shown in found.values():
+        assert shown == pytest.approx(scored) == pytest.approx(0.75)
+
+
+def test_names_that_are_spelt_otherwise_are_read_as_they_were_scored(tmp_path):
+    label = two_boxes()
+    save_masks(label, tmp_path / "labels" / "a", ("", "kidney_left", "spleen"))
+    save(np.array([0, 20, 30], np.uint8)[np.roll(label, 1, 0)], tmp_path / "predictions" / "a.nii.gz")
+    write_names(tmp_path / "predictions", {"background": 0, "Kidney left": 20, "Spleen": 30})
+    found = scored_and_read(tmp_path)
+    assert found.keys() == {"kidney_left", "spleen"}
+    for scored, shown in found.values():
+        assert shown == pytest.approx(scored) == pytest.approx(0.75)
 
 
 def test_what_is_predicted_outside_of_a_cropped_label_is_shown(tmp_path):
@@ -182,6 +215,6 @@ def test_a_prediction_is_read_by_its_own_table_before_the_labels(tmp_path):
     write_names(tmp_path / "predictions", {"background": 0, "liver": 1, "spleen": 2, "kidney": 4, "zebra": 3})
     document = to_document(evaluate(tmp_path / "predictions", tmp_path / "labels", OPTIONS))
     (case,) = [case for case in document["cases"] if case["case"] == "a"]
-    read = read_scored_case(case, document["class_names"])
+    read = read_scored_case(case, earlier_version(document))
     found = {name: int((read.prediction == index).sum()) for index, name in enumerate(document["class_names"])}
     assert (found["kidney"], found["zebra"]) == (np.sum(predicted == 4), np.sum(predicted == 3))
