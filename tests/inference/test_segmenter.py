@@ -50,6 +50,7 @@ def test_windows_are_those_of_predict(tmp_path):
         (np.zeros((8, 8)), np.eye(4), VolumeError, r"shape \(8, 8\) of float64"),
         (np.full((8, 8, 8), "a"), np.eye(4), VolumeError, "expected numbers"),
         (np.full((8, 8, 8), np.nan), np.eye(4), VolumeError, "512 NaN or infinite voxels"),
+        (np.full((8, 8, 8), 1e303), np.eye(4), VolumeError, "512 voxels beyond 3.4e38, as float32 holds them"),
         (np.zeros((8, 8, 8)), np.zeros((4, 4)), VolumeError, "singular"),
         (np.zeros((8, 8, 8)), np.eye(3), VolumeError, r"4×4 affine, found shape \(3, 3\)"),
     ],

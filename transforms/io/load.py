@@ -361,7 +361,10 @@ def _finite_float32(
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, and is refused below
         image = array.astype(np.float32, copy=False)
     if array.dtype.kind == "f" and (n_bad := int(image.size - np.count_nonzero(np.isfinite(image)))):
-        found = f"{n_bad} NaN or infinite voxels"
+        is_finite = bool(np.isfinite(array).all())
+        found = (
+            f"{n_bad} voxels beyond 3.4e38, as float32 holds them" if is_finite else f"{n_bad} NaN or infinite voxels"
+        )
         remedy = "repair the file"
         if np.isnan(image).any():
             remedy += "; a training with data.fill_nan (the chain's fill_nan) gives NaN voxels a number"
