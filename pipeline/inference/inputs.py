@@ -127,7 +127,7 @@ def list_inputs(
     leave_out = [] if output is None else [output]
     for path in map(Path, paths):
         if output is not None and path.is_dir() and path.resolve() == output.resolve():
-            raise SegmentationError(f"{path}: scans and results would lie in one folder; choose another --output")
+            raise _in_one_folder(path)
         listing = find_images(path, n_channels=len(channel_names), follow_links=follow_links, files=files)
         if listing is not None and not _counts_cases(listing, channel_names):
             found += _of_dataset(listing, path, channel_names, output, follow_links=follow_links)
@@ -191,7 +191,10 @@ def _of_dataset(
     images = {case: tuple(files[position] for position in order) for case, files in listing.images.items()}
     if output is not None and _lies_in(output, root):
         there = output.resolve()
-        images = {case: files for case, files in images.items() if not files[0].resolve().is_relative_to(there)}
+        scans = {case: files for case, files in images.items() if not files[0].resolve().is_relative_to(there)}
+        if images and not scans:
+            raise _in_one_folder(output)
+        images = scans
     if not follow_links:
         for folder in (path for files in images.values() for path in files if path.is_dir()):
             refuse_linked_slices(folder, root)
@@ -200,6 +203,10 @@ def _of_dataset(
         case = error.case or f"{root.name} entry {number}"
         cases[case] = InputCase(case, (), str(error))
     return list(cases.values())
+
+
+def _in_one_folder(folder: Path) -> SegmentationError:
+    return SegmentationError(f"{folder}: scans and results would lie in one folder; choose another --output")
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

@@ -27,12 +27,22 @@ def test_results_inside_the_input_tree_are_no_scans(tmp_path):
         list_inputs([tmp_path / "in"], output=tmp_path / "in")
 
 
+def nnunet_data_set(folder):
+    for name in ("imagesTr/a_0000", "labelsTr/a"):
+        save(folder / f"{name}.nii.gz")
+    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(description))
+
+
+def test_a_data_set_whose_scans_all_lie_in_the_folder_of_the_results_is_refused(tmp_path):
+    nnunet_data_set(tmp_path / "set")
+    with pytest.raises(SegmentationError, match="imagesTr: scans and results would lie in one folder"):
+        list_inputs([tmp_path / "set"], output=tmp_path / "set" / "imagesTr")
+
+
 def test_label_maps_of_a_data_set_within_the_folder_of_the_results_are_no_scans(tmp_path):
     scans = tmp_path / "work" / "scans"
-    for folder, name in (("imagesTr", "a_0000"), ("labelsTr", "a")):
-        save(scans / "setA" / folder / f"{name}.nii.gz")
-    description = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
-    (scans / "setA" / "dataset.json").write_text(json.dumps(description))
+    nnunet_data_set(scans / "setA")
     assert ids(list_inputs([scans], output=tmp_path / "work")) == ["setA_a"]
 
 
