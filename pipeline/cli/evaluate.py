@@ -40,7 +40,7 @@ def run(arguments: list[str]) -> int:
     with quick_imports():
         from pipeline.evaluate import default_output
         from pipeline.evaluation.comparison import check_baseline, compare_metrics
-        from pipeline.evaluation.metrics_file import metrics_path, write_files
+        from pipeline.evaluation.metrics_file import metrics_path, refuse_other_files, write_files
         from pipeline.evaluation.options import ScoringOptions
         from pipeline.evaluation.report import comparison_text, evaluation_text
     from pipeline.runs.study import is_study_folder, metrics_at
@@ -53,6 +53,7 @@ def run(arguments: list[str]) -> int:
         raise ConfigError(f"--output: the scores of {given.run} lie in its own folder; leave --output out")
     folder = given.output or default_output(given.run, given.split, given.predictions)
     check_writable(folder)
+    refuse_other_files(folder)
     if given.compare:
         given.compare = metrics_at(given.compare)
         options = check_baseline(given.compare, metrics_path(folder), given.compare_by, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -19,6 +20,7 @@ from pipeline.evaluation.summary import CONVENTIONS, Evaluation, mean_over_class
 from pipeline.files.atomic import make_folder, remove_half_written, write_atomically, write_error
 from pipeline.files.json_files import now, null_for_undefined, read_json
 from pipeline.files.lock import alone
+from pipeline.files.regular import open_regular
 from pipeline.metrics.statistics import CONFIDENCE, N_RESAMPLES
 from pipeline.metrics.surface_elements import SurfaceKind
 
@@ -47,13 +49,33 @@ def metrics_path(folder: Path) -> Path:
     return folder / "metrics.json"
 
 
+def refuse_other_files(folder: Path) -> None:
+    """Raise EvaluationError where files of another origin have the names of the results, as of a case "metrics"."""
+    for path, beginning in ((metrics_path(folder), rb'\{\s*"format":'), (folder / "metrics.csv", rb"case,class,")):
+        if path.exists() and not re.match(beginning, _first_bytes(path)):
+            raise EvaluationError(
+                f"{path}: expected none or one of bodyseg evaluate, found another file; choose another --output"
+            )
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open_regular(path) as stream:
+            return stream.read(64)
+    except OSError as error:
+        raise write_error(path.parent, error) from error
+
+
 def write_files(evaluation: Evaluation, folder: Path) -> tuple[Path, Path]:
-    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke. Raises FileError.
+    """Write metrics.json and metrics.csv into a folder, made if need be, each at one stroke.
+
+    Raises FileError, and EvaluationError as `refuse_other_files`.
 
     Of several evaluations that write there at a time, one comes after the other: the two files are always of one of
     them. What an evaluation that was killed had begun to write of them is removed.
     """
     make_folder(folder)
+    refuse_other_files(folder)
     json_path, csv_path = metrics_path(folder), folder / "metrics.csv"
     try:
         with alone(folder / ".metrics.lock"):

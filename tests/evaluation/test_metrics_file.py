@@ -16,6 +16,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from pipeline.cli.main import main
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import read_metrics, to_document, write_files
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
@@ -30,6 +31,22 @@ from tests.support.paths import ROOT
 @pytest.fixture
 def folders(tmp_path):
     return three_cases(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "metrics.csv"])
+def test_a_file_of_another_origin_is_not_replaced(folders, name, capsys):
+    """The record of a case that is called metrics, or somebody's own table."""
+    command = ["evaluate", "--predictions", str(folders / "predictions"), "--labels", str(folders / "labels")]
+    assert main([*command, "--surface", "none"]) == main([*command, "--surface", "none"]) == 0
+    theirs = folders / "predictions" / name
+    theirs.write_text('{"case": "metrics", "status": "done"}')
+    capsys.readouterr()
+    assert main(command) == 2
+    assert (
+        "expected none or one of bodyseg evaluate, found another file; choose another --output"
+        in capsys.readouterr().err
+    )
+    assert theirs.read_text() == '{"case": "metrics", "status": "done"}'
 
 
 def test_metrics_json_fits_its_schema_and_repeats_bit_for_bit(folders):
