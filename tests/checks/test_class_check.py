@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import nibabel as nib
@@ -94,6 +95,11 @@ def test_overlapping_masks_are_named_with_the_one_that_wins(tmp_path: Path) -> N
     assert "lesion gives 16 voxels in 4 cases to liver; nothing is left of lesion" in finding.found
     assert "leave" not in finding.remedy
     assert "drop" not in finding.remedy
+    for names in (["kidney", "lesion", "liver"], ["kidney", "liver", "lesion"]):  # the advice, followed
+        (tmp_path / "labels.json").write_text(json.dumps(["background", *names]))
+        (finding,) = check(tmp_path, workers=1).findings
+    assert "liver gives 16 voxels in 4 cases to lesion" in finding.found
+    assert "nothing is left" not in finding.found
 
 
 def test_masks_that_do_not_overlap_are_not_complained_of(tmp_path: Path) -> None:
