@@ -22,6 +22,7 @@ from typing import Any
 
 from pipeline.cache.entry import CacheError, CannotWriteError, DamagedEntryError, read_header
 from pipeline.cache.locks import locked
+from pipeline.console.text import some_of
 from pipeline.files.atomic import write_error
 from pipeline.files.regular import read_regular
 
@@ -79,11 +80,17 @@ class Pruned:
 def open_folder(folder: Path) -> None:
     """Make the folder and its tag where they are missing.
 
-    Raises CannotWriteError if it cannot, CacheError if the tag is another's.
+    Raises CannotWriteError if it cannot, CacheError if the tag is another's, or if files of other kinds lie in a folder
+    without one: backups would skip them, too.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / TAG).exists():
+            if others := [path.name for path in folder.iterdir() if not _may_lie_in_a_new_cache(path.name)]:
+                raise CacheError(
+                    f"cache folder {folder}: expected a new folder or a cache, which backups may skip, found one that "
+                    f"holds {some_of(sorted(others), 3)}; name a folder of its own"
+                )
             fresh = folder / f"{TAG}.{uuid.uuid4().hex}"
             fresh.write_text(TAG_TEXT)
             fresh.replace(folder / TAG)
@@ -91,6 +98,12 @@ def open_folder(folder: Path) -> None:
         raise CannotWriteError(f"cache folder {write_error(folder, error)}") from error
     if not _is_ours(folder):
         raise CacheError(f"cache folder {folder} is another program's cache (see its {TAG}); name another folder")
+
+
+def _may_lie_in_a_new_cache(name: str) -> bool:
+    """What is ours, hidden, or made with a file system."""
+    ours = name in (SOURCES, INSPECTIONS) or OURS.fullmatch(name) is not None
+    return ours or name.startswith((".", TAG)) or name == "lost+found"
 
 
 def cache_info(folder: str | os.PathLike[str]) -> CacheInfo:

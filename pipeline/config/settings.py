@@ -209,6 +209,7 @@ class DataConfig:
             not self.augmentation or self.data_aug,
             "data.augmentation is set but augmentation is off; add --data_aug or remove data.augmentation",
         )
+        require(self.cache_dir != "", "data.cache_dir is empty; name a folder of its own, or leave it out")
         require(
             0 <= self.cache_limit_gb < math.inf,
             f"data.cache_limit_gb must be a number of 0 (no limit) or more, got {self.cache_limit_gb}",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache.entry import CacheError, CannotWriteError
-from pipeline.cache.folder import cache_info, prune
+from pipeline.cache.folder import cache_info, open_folder, prune
 from tests.support.cached_cases import entries
 
 
@@ -55,6 +55,20 @@ def test_info_says_what_the_folder_holds(make):
         '{"window": [-1000, 1000]}',
     }
     assert info.free_bytes > 0
+
+
+def test_a_folder_that_holds_something_else_does_not_become_a_cache(tmp_path):
+    """Backups leave out what lies in a folder with CACHEDIR.TAG."""
+    (tmp_path / "thesis.txt").write_text("keep")
+    with pytest.raises(CacheError, match=r"found one that holds thesis\.txt; name a folder of its own"):
+        open_folder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    for name in ("lost+found", ".nfs1", f"{'a' * 16}-{'b' * 32}.bodycase", "sources.jsonl", "CACHEDIR.TAG.1"):
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        (tmp_path / "cache" / name).write_text("")
+    open_folder(tmp_path / "cache")
+    open_folder(tmp_path / "cache")
+    assert (tmp_path / "cache" / "CACHEDIR.TAG").exists()
 
 
 def test_prune_touches_nothing_that_is_not_recognisably_ours(make, tmp_path):

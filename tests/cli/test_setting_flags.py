@@ -112,6 +112,7 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--base_channels", "1"], "model.base_channels must be at least 2, got 1"),
         (["--data.layout", "bids"], "data.layout"),
         (["--data.cache_limit_gb", ".inf"], "data.cache_limit_gb must be a number of 0 (no limit) or more, got inf"),
+        (["--data.cache_dir", ""], "data.cache_dir is empty; name a folder of its own"),
         (["--weight_decay", ".inf"], "training.weight_decay must be a number of 0 or more, got inf"),
         (["--training.ema", "1"], "training.ema must lie between 0 and 1, got 1.0"),
         (["--data.spacing_mm", "1", "1", "1"], "data.spacing_mm is for patches; set data.mode to patch, or remove it"),
