@@ -131,8 +131,8 @@ def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset, covered: set[int])
     yield Finding(
         "warning", "masks_overlap", "", str(dataset.root), "masks that do not overlap",
         f"some that do, where the class later in the table wins: {some_of(lines, _NAMES_LISTED)}{left}",
-        "where an inner structure lies in an outer one, name the inner one later in labels.json beside the cases, which "
-        "may be a list of all names, the background first",
+        "where an inner structure lies in an outer one, name the inner one later in labels.json beside the cases, "
+        "which may be a list of all names, the background first",
     )  # fmt: skip
 
 
