@@ -23,11 +23,12 @@ from pipeline.checks.screening import (
     screen,
     warnings_of_listing,
 )
+from pipeline.checks.window import LEAST_DEVIATION, WIDEST
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.compute.other_programs import OtherPrograms
 from pipeline.config.files import from_mapping
-from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.config.settings import Config, ConfigError, DataConfig, unused_scaling
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import PAGE_WIDTH, wrapped
 from pipeline.console.terminal import screen_width
@@ -223,9 +224,14 @@ def _described(roots: Sequence[str], given: Mapping[str, Any]) -> Config:
 def _put_given(plan: Plan, data: DataConfig, screened: Screened) -> None:
     """Write down what was said about the data, and how the training scales MR where that was left open."""
     given = described(data)
+    unused = unused_scaling(data, screened.intensity.by_channel)
     for name, value in ({"cache_dir": data.cache_dir} | given).items():
-        plan.put(f"data.{name}", value, "")
-    if set(screened.intensity.by_channel) == {"mr"} and given.keys().isdisjoint({"intensity", "percentiles"}):
+        if name in unused:
+            plan.warnings.append(f"data.{name} is left out: intensities are scaled as {screened.intensity.in_words}")
+        else:
+            plan.put(f"data.{name}", value, "")
+    ways = set(screened.intensity.by_channel)
+    if "mr" in ways <= {"mr", "zscore"} and given.keys().isdisjoint({"intensity", "percentiles"}):
         plan.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
 
 
@@ -235,9 +241,14 @@ def _put_ct_scaling(plan: Plan, screened: Screened) -> None:
         return
     scaling, given = screened.scaling, plan.settings["data"]
     if "window" not in given:
-        plan.put("data.window", list(scaling.window), "HU that hold 99 % of the training cases' labelled voxels")
+        held = "HU that hold 99 % of the training cases' labelled voxels"
+        because = "no voxel of a CT is labelled" if scaling.window == WIDEST else held
+        plan.put("data.window", list(scaling.window), because)
     if scaling.mean_std and "mean_std" not in given:
-        plan.put("data.mean_std", list(scaling.mean_std), "their mean and deviation, as nnU-Net scales CT")
+        because = "their mean and deviation, as nnU-Net scales CT"
+        if scaling.mean_std[1] == round(LEAST_DEVIATION, 2):
+            because = "their mean, and the least deviation that is taken"
+        plan.put("data.mean_std", list(scaling.mean_std), because)
 
 
 def _warnings(plan: Plan, data: DataConfig, screened: Screened, of_listing: Sequence[Finding]) -> tuple[str, ...]:

@@ -265,6 +265,44 @@ def test_a_setting_that_the_plan_chooses_is_refused_by_name(dataset, tmp_path, c
     assert f"bodyseg: {name}: bodyseg plan takes settings that describe the data set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("channels", "labelled", "expected", "reasons"),
+    [
+        (["T1", "PET"], 40, {"intensity": "zscore"}, {}),
+        (["CT"], 0, {"window": [-1000, 1000]}, {"window": "no voxel of a CT is labelled"}),
+        (["CT"], 40, {"window": [-10, 90]}, {"mean_std": "their mean, and the least deviation that is taken"}),
+    ],
+)
+def test_intensities_are_planned_as_the_data_have_them(
+    tmp_path, monkeypatch, capsys, channels, labelled, expected, reasons
+):
+    """Two channels that are no CT; CT without a label; CT whose labelled voxels are all alike."""
+    steps = [step((8, 8, 8), 2, 0.1, 0.1, 1000), step((16, 8, 8), 2, 0.2, 0.2, 2000)]
+    monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
+    label = np.zeros((12, 12, 12), np.uint8)
+    label[1:5, 4:8, 4:8] = labelled > 0
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    for number in range(4):
+        save(tmp_path / "labelsTr" / f"p{number}.nii.gz", label, np.eye(4))
+        for channel in range(len(channels)):
+            image = np.random.default_rng(number + 9 * channel).normal(300, 50, label.shape).astype(np.int16)
+            image[label > 0] = 40
+            save(tmp_path / "imagesTr" / f"p{number}_{channel:04d}.nii.gz", image, np.eye(4))
+    names = {str(number): name for number, name in enumerate(channels)}
+    described = {"channel_names": names, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps(described))
+    unused = ["--data.percentiles", "1", "99"] if channels == ["CT"] else ["--data.window", "-9", "9"]
+    command = ["plan", str(tmp_path), "--output", str(tmp_path / "p.yaml"), "--cache_dir", str(tmp_path / "cache")]
+    assert main([*command, *unused, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    data = printed["settings"]["data"]
+    assert {key: data[key] for key in expected} == expected
+    assert {key: printed["because"][f"data.{key}"] for key in reasons} == reasons
+    assert unused[0].removeprefix("--data.") not in data
+    assert any(line.startswith(f"{unused[0][2:]} is left out: intensities") for line in printed["warnings"])
+
+
 def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):
     def slow(request):
         return [step(patch, batch, 1e-5 * math.prod(patch) * batch, 1, 1000) for patch, batch in request.steps]

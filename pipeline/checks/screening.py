@@ -18,7 +18,7 @@ from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.voxel_statistics import ImageStatistics
 from pipeline.checks.window import WIDEST, choose_mean_std, choose_window
-from pipeline.config.settings import Config, DataConfig
+from pipeline.config.settings import Config, DataConfig, unused_scaling
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.datasets.errors import DatasetError
@@ -174,15 +174,17 @@ def assess(
             split, folds = _divided(config, dataset, cases)
         except DatasetError as error:
             findings += [from_error(part, file=dataset.root) for part in error.parts]
-    elif not config.data.split_shares[1]:
-        found = f"{len(split.val)}: the data set's own split comes first"
-        remedy = "to train on all cases, remove that split; else leave data.split_shares out"
-        expected = f"no cases to validate with, as data.split_shares {list(config.data.split_shares)} says"
+    elif config.data.split_shares != DataConfig.split_shares:
+        found = f"{len(split.train)} and {len(split.val)} cases: the data set's own split comes first"
+        remedy = "remove that split, or leave data.split_shares out"
+        shares = list(config.data.split_shares)
+        expected = f"cases to train and to validate with, divided as data.split_shares {shares} says"
         findings.append(Finding("warning", "setting", "", str(dataset.root), expected, found, remedy))
     intensity = kept if kept is not None and len(kept.by_channel) == len(dataset.channel_names) else None
     if intensity is None or "unknown" in intensity.by_channel:
         chosen = choose_intensity(dataset.channel_names, _by_channel(dataset, cases), config.data.intensity)
         intensity = chosen if intensity is None else intensity.completed(chosen)
+    findings += _unused_settings(config.data, intensity, dataset)
     scaling = choose_scaling(cases, intensity, config.data, split.train if split else None)
     findings += check_dataset(
         cases,
@@ -193,6 +195,19 @@ def assess(
         target=TargetGrid(config.data.target_size, config.data.keep_aspect, config.data.spacing_mm),
     )
     return Screened(dataset, split, folds, tuple(cases), intensity, scaling, tuple(findings))
+
+
+def _unused_settings(data: DataConfig, intensity: IntensityChoice, dataset: Dataset) -> list[Finding]:
+    """Warn of numbers for intensities that the data have none of; where data.intensity names a way, it was judged."""
+    if data.intensity != "auto":
+        return []
+    expected, found = "settings that have an effect on these data", f"intensities scaled as {intensity.in_words}"
+    return [
+        Finding(
+            "warning", "setting", "", str(dataset.root), expected, f"data.{name}, and {found}", f"leave data.{name} out"
+        )
+        for name in unused_scaling(data, intensity.by_channel)
+    ]
 
 
 def _divided(config: Config, dataset: Dataset, cases: Sequence[CheckedCase]) -> tuple[Split, Folds | None]:

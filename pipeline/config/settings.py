@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -506,6 +506,14 @@ class Config:
         )
 
 
+def unused_scaling(data: DataConfig, ways: Collection[str]) -> tuple[str, ...]:
+    """Names of the settings with numbers for a way of scaling intensities (ct, mr) that no channel has; none where a
+    channel's is unknown."""
+    way_of = {"window": "ct", "mean_std": "ct", "percentiles": "mr"}
+    given = [name for name in way_of if getattr(data, name) not in ("auto", "none", getattr(DataConfig, name))]
+    return tuple(name for name in given if "unknown" not in ways and way_of[name] not in ways)
+
+
 def without_effect(config: Config) -> tuple[str, ...]:
     """Say which settings that differ from their defaults change nothing, each in a sentence with what to do."""
     data, model, training = config.data, config.model, config.training
@@ -520,13 +528,9 @@ def without_effect(config: Config) -> tuple[str, ...]:
         )
     if data.folds and data.split_shares != DataConfig.split_shares:
         notes.append(f"data.split_shares change nothing with data.folds {data.folds}; remove one of the two")
-    for name, way, verb in (
-        ("window", "ct", "changes"),
-        ("mean_std", "ct", "changes"),
-        ("percentiles", "mr", "change"),
-    ):
-        if data.intensity not in ("auto", way) and getattr(data, name) != getattr(DataConfig, name):
-            notes.append(f"data.{name} {verb} nothing with data.intensity {data.intensity}; remove one of the two")
+    if data.intensity != "auto":
+        for name in unused_scaling(data, (data.intensity,)):
+            notes.append(f"data.{name} has no effect with data.intensity {data.intensity}; remove one of the two")
     if training.warmup_epochs > training.max_epochs:
         notes.append(
             f"training.warmup_epochs is {training.warmup_epochs} but training.max_epochs {training.max_epochs}: the "

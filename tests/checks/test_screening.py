@@ -63,14 +63,30 @@ def test_bad_cases_refuse_a_training_with_a_line_for_every_error(
     assert list((work / "cache").glob("*.bodycase")) == []
 
 
-@pytest.mark.parametrize(("shares", "n_warnings"), [((100, 0, 0), 1), ((90, 10, 0), 0)])
-def test_a_split_of_the_data_sets_own_is_named_where_all_cases_were_to_train(folder, shares, n_warnings) -> None:
+@pytest.mark.parametrize(("shares", "n_warnings"), [((100, 0, 0), 1), ((90, 10, 0), 1), ((80, 10, 10), 0)])
+def test_a_split_of_the_data_sets_own_is_named_where_another_was_asked_for(folder, shares, n_warnings) -> None:
     root = folder.write().parent
     found = check(configured(root / "cases.json", data={"split_shares": shares}), measure=False).findings
     named = [finding for finding in found if finding.kind == "setting"]
     assert [(f.severity, f.found) for f in named] == [
-        ("warning", "2: the data set's own split comes first")
+        ("warning", "2 and 2 cases: the data set's own split comes first")
     ] * n_warnings
+
+
+@pytest.mark.parametrize(
+    ("channel", "settings", "unused"),
+    [
+        ("MR", {"window": (-100, 300)}, ["data.window"]),
+        ("MR", {"mean_std": (10, 20), "percentiles": (1, 99)}, ["data.mean_std"]),
+        ("CT", {"window": (-100, 300), "percentiles": (1, 99)}, ["data.percentiles"]),
+        ("CT", {"mean_std": "none"}, []),
+    ],
+)
+def test_numbers_for_intensities_that_the_data_have_none_of_are_named(folder, channel, settings, unused) -> None:
+    folder.channel_names = [channel]
+    root = folder.write().parent
+    found = check(configured(root / "cases.json", data=settings), measure=False).findings
+    assert [f.found.partition(",")[0] for f in found if f.kind == "setting"] == unused
 
 
 @pytest.mark.fault(

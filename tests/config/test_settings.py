@@ -29,9 +29,9 @@ def test_a_config_cannot_be_changed_after_it_was_made():
         (f"{PATCHES} --max_epochs 9", "patch_growth takes 9 epochs but training.max_epochs is 9: .* never trained on"),
         (PATCHES.replace("8,8,8,4", "16,16,16,2"), "data.patch_growth changes nothing"),
         ("--data.folds 5 --data.split_shares 90 10 0", "data.split_shares change nothing with data.folds 5"),
-        ("--data.intensity mr --data.window 0 80", "data.window changes nothing with data.intensity mr"),
-        ("--data.intensity mr --data.mean_std 40 50", "data.mean_std changes nothing with data.intensity mr"),
-        ("--data.intensity ct --data.percentiles 1 99", "data.percentiles change nothing with data.intensity ct"),
+        ("--data.intensity mr --data.window 0 80", "data.window has no effect with data.intensity mr"),
+        ("--data.intensity mr --data.mean_std 40 50", "data.mean_std has no effect with data.intensity mr"),
+        ("--data.intensity ct --data.percentiles 1 99", "data.percentiles has no effect with data.intensity ct"),
     ],
 )
 def test_a_setting_that_changes_nothing_is_named(arguments, words):
