@@ -89,7 +89,7 @@ def open_folder(folder: Path) -> None:
             if others := [path.name for path in folder.iterdir() if not _may_lie_in_a_new_cache(path.name)]:
                 raise CacheError(
                     f"cache folder {folder}: expected a new folder or a cache, which backups may skip, found one that "
-                    f"holds {some_of(sorted(others), 3)}; name a folder of its own"
+                    f"holds {some_of(sorted(others), 3)}; name a folder of its own in data.cache_dir"
                 )
             fresh = folder / f"{TAG}.{uuid.uuid4().hex}"
             fresh.write_text(TAG_TEXT)
