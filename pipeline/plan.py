@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pipeline.checks.findings import Finding
 from pipeline.checks.screening import (
     Screened,
@@ -27,7 +25,7 @@ from pipeline.checks.window import LEAST_DEVIATION, WIDEST
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.compute.other_programs import OtherPrograms
-from pipeline.config.files import from_mapping
+from pipeline.config.files import from_mapping, write_yaml
 from pipeline.config.settings import Config, ConfigError, DataConfig, unused_scaling
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import PAGE_WIDTH, wrapped
@@ -279,7 +277,7 @@ def to_yaml(plan: Plan, budget_s: float) -> str:
             value = plan.settings[group][key]
             text = json.dumps(value, ensure_ascii=False)
             if isinstance(value, dict) or key in ("dataset_root", "cache_dir", "name", "split_file"):
-                text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**6).strip()
+                text = write_yaml(value, in_one_line=True).strip()
                 text = text.removesuffix("...").strip()
             lines.append(f"  {key}: {text}" + (f"  # {because}" if because else ""))
     return "\n".join(lines) + "\n"

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import yaml
 
 from pipeline.checks.case_check import CheckedCase
+from pipeline.config.files import write_yaml
 from pipeline.datasets.dataset import Dataset
 
 MANY_VALUES = 50
@@ -49,8 +49,7 @@ def suggest_remap(cases: Sequence[CheckedCase], dataset: Dataset) -> dict[int, s
 
 def write_remap(remap: Mapping[int, str]) -> str:
     """Write a table as YAML takes it in one line: {7: liver, 255: background}."""
-    text = yaml.safe_dump(dict(remap), default_flow_style=True, allow_unicode=True, sort_keys=False, width=10**6)
-    return text.strip()
+    return write_yaml(dict(remap), in_one_line=True).strip()
 
 
 def _class_sizes_ml(cases: Sequence[CheckedCase], n_classes: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import re
@@ -14,11 +15,12 @@ from typing import Any, Literal
 
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from yaml import YAMLError
 
 from pipeline.cli.arguments import with_value
 from pipeline.cli.kept_settings import Groups, with_kept_settings
 from pipeline.cli.plain_words import explain
-from pipeline.config.files import load_mapping
+from pipeline.config.files import load_mapping, read_yaml
 from pipeline.config.settings import GROUPS, Config, ConfigError, takes_texts, tuple_and_words
 
 SHORT_FLAGS: dict[str, str] = {
@@ -88,6 +90,8 @@ def _argument_of(hint: Any, setting: dataclasses.Field) -> dict[str, Any]:
         # A list: jsonargparse checks the elements in place.
         metavar = _METAVARS.get(elements[0], setting.name.upper())
         return {"type": elements[0], "nargs": count, "default": list(default), "metavar": metavar}
+    if any(typing.get_origin(part) is dict for part in typing.get_args(hint)):
+        hint = dict | None  # of Any: texts in it would be read as YAML again, and a class named "1" be an index
     argument: dict[str, Any] = {"type": hint, "default": default}
     if not isinstance(hint, types.UnionType) and typing.get_origin(hint) is Literal:
         return argument
@@ -161,7 +165,7 @@ def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None
     may_be_apart = apart != arguments and any(action.dest == "dataset" for action in parser._actions)
     as_written: ConfigError | None = None
     try:
-        parsed: dict[str, Any] = parser.parse_args(arguments, namespace=copy.deepcopy(base)).as_dict()
+        parsed = _parsed_as_given(parser, arguments, copy.deepcopy(base))
         if not may_be_apart or parsed["dataset"] or parsed["data"]["dataset_root"]:
             return parsed
     except ConfigError as error:
@@ -169,11 +173,23 @@ def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None
             raise
         as_written = error
     try:
-        parsed = parser.parse_args(apart, namespace=base).as_dict()
+        parsed = _parsed_as_given(parser, apart, base)
     except ConfigError as error:
         raise as_written or error from None
     if as_written and len(parsed["dataset"]) > 1 and not Path(apart[0]).exists():
         raise as_written  # a wrong value behind a data set that is named already
+    return parsed
+
+
+def _parsed_as_given(parser: ArgumentParser, arguments: list[str], base: Namespace | None) -> dict[str, Any]:
+    """The values of all flags; one of a single entry, --model.network.norm batch, is of its type in a config file."""
+    parsed: dict[str, Any] = parser.parse_args(arguments, namespace=base).as_dict()
+    for found in filter(None, (re.match(r"--(\w+)\.(\w+)\.([^=]+)", argument) for argument in arguments)):
+        group, name, entry = found.groups()
+        mapping = parsed[group][name]
+        if isinstance(mapping, dict) and isinstance(mapping.get(entry), str):
+            with contextlib.suppress(ValueError, YAMLError):
+                mapping[entry] = read_yaml(mapping[entry])
     return parsed
 
 

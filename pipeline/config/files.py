@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
@@ -32,7 +33,10 @@ LARGEST_CONFIG = 16 * 2**20
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases: a dozen lines of them stand for more values than memory holds ("billion laughs")."""
+    """YAML without aliases: a dozen lines of them stand for more values than memory holds ("billion laughs").
+
+    Numbers may have an exponent without a point (1e-5), as in JSON and YAML 1.2, and dates are texts.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -49,6 +53,15 @@ class _PlainLoader(yaml.SafeLoader):
         return mapping
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Writes what `_PlainLoader` reads back: texts that look like its numbers in quotes."""
+
+
+_WITH_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_PlainLoader.add_implicit_resolver(*_WITH_EXPONENT)
+_PlainDumper.add_implicit_resolver(*_WITH_EXPONENT)
+_PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: str(node.value))
+
 _TWICE = "{!r} is given twice; the last would silently replace the first: keep one"
 
 
@@ -59,6 +72,19 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(_TWICE.format(key))
         found[key] = value
     return found
+
+
+def read_yaml(text: str) -> Any:
+    """Read YAML as config files have it: plain types, no aliases, no key twice. Raises YAMLError, or ValueError."""
+    return yaml.load(text, _PlainLoader)
+
+
+def write_yaml(value: Any, *, in_one_line: bool = False) -> str:
+    """Write plain types as YAML that `read_yaml` reads back, mappings in their own order."""
+    width = 10**6 if in_one_line else None
+    return yaml.dump(
+        value, Dumper=_PlainDumper, default_flow_style=in_one_line, allow_unicode=True, sort_keys=False, width=width
+    )
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
@@ -74,7 +100,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
         if path.suffix == ".json":
             document = json.loads(text, object_pairs_hook=_object_without_duplicates)
         else:
-            document = yaml.load(text, _PlainLoader)
+            document = read_yaml(text)
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -216,4 +242,4 @@ def with_roots_together(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """The settings as a YAML file that `--config` reads."""
-    return yaml.safe_dump(as_mapping(config), sort_keys=False, allow_unicode=True)
+    return write_yaml(as_mapping(config))

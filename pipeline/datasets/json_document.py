@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.files import write_yaml
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.foreign_text import decoded
 from pipeline.files.regular import read_regular
@@ -67,9 +68,8 @@ class _KeyTwiceError(ValueError):
         super().__init__(f"the key {key!r} twice, with {first!r:.40} and {second!r:.40}")
         self.remedy = "keep one of the two"
         if isinstance(first, int) and isinstance(second, int):  # values of a class
-            self.remedy += (
-                f"; if label files hold both, write under data in the settings  label_remap: {{{second}: {key}}}"
-            )
+            table = write_yaml({second: key}, in_one_line=True).strip()
+            self.remedy += f"; if label files hold both, write under data in the settings  label_remap: {table}"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -133,8 +133,10 @@ def test_what_was_said_about_the_data_stands_in_the_commands_to_type(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = Folder(tmp_path)
+    folder.labels = {"background": 0, "2": 1, "1": 2, "liver": 3}
     path = str(folder.write())
-    said = ["--data.window", "-150", "250", "--data.label_remap", "{9: background}", "--data.fill_nan", "-1024"]
+    said = ["--data.window", "-150", "250", "--data.fill_nan", "-1024"]
+    said += ["--data.label_remap", '{9: background, 12: "1", 13: 1}']
     said += ["--data.subject_pattern", "(.+)_t [0-9]", "--data.intensity", "ct"]
     assert main(["check", path, *said, "--no_measure"]) in (0, 1)
     text = capsys.readouterr().out
@@ -143,7 +145,8 @@ def test_what_was_said_about_the_data_stands_in_the_commands_to_type(
     assert main([*training[1:], "--print_config"]) == 0
     found = yaml.safe_load(capsys.readouterr().out)["data"]
     assert (found["window"], found["fill_nan"], found["intensity"]) == ([-150, 250], -1024, "ct")
-    assert {int(value): target for value, target in found["label_remap"].items()} == {9: "background"}
+    remap = {int(value): target for value, target in found["label_remap"].items()}
+    assert remap == {9: "background", 12: "1", 13: 1}  # a class named 1, and the first class
     assert found["subject_pattern"] == "(.+)_t [0-9]"
     taken: list[DataConfig] = []
 

@@ -170,3 +170,11 @@ def test_several_data_sets_are_a_list_in_flags_and_files_and_one_stays_a_text(tm
 def test_the_light_form_of_a_planned_body_net_may_be_asked_for():
     network = '{"_target_": "BodyNet", "strides": [[2, 2, 2]], "kernels": [[3, 3, 3], [3, 3, 3]]}'
     assert settings("--dataset_root", "D", "--use_light_model", "--model.network", network).model.use_light_model
+
+
+def test_a_flag_for_one_entry_of_a_mapping_has_the_type_that_a_file_would_give_it():
+    flags = "--model.network._target_ UNet --model.network.channels [16,32] --model.network.eps=1e-5"
+    flags += " --model.network.norm batch --data.label_remap.7 1 --data.label_remap.8 '2'"
+    config = settings("--dataset_root", "d", *flags.split())
+    assert config.model.network == {"_target_": "UNet", "channels": [16, 32], "eps": 1e-5, "norm": "batch"}
+    assert config.data.label_remap == {7: 1, 8: "2"}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
+import yaml
 
-from pipeline.config.files import as_mapping, to_yaml
+from pipeline.config.files import as_mapping, read_yaml, to_yaml, write_yaml
 from pipeline.config.settings import ConfigError
 from tests.support.settings import settings
 
@@ -82,3 +84,51 @@ def test_a_group_that_is_given_twice_in_json_is_refused_too(tmp_path):
     path.write_text('{"training": {"seed": 7}, "data": {"dataset_root": "d"}, "training": {"lr": 0.5}}')
     with pytest.raises(ConfigError, match=r"cannot be read as JSON \('training' is given twice; .*keep one"):
         settings("--config", str(path))
+
+
+TEXTS = ["1", "12", "1e3", "no", "null", "true", "0.5", "010", "1:30", "2024-01-15", "[1]", "{a: 1}", "~", "", "-1e-5"]
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json", "flags"])
+def test_a_text_that_looks_like_another_type_stays_a_text(tmp_path, kind):
+    """Teeth are named by FDI number, vertebrae by level; read as an index, 12 is another class."""
+    groups = {
+        "data": {"label_remap": {**dict(enumerate(TEXTS, 1)), 99: 12}},
+        "model": {"network": {"_target_": "UNet", "act": "null", "norm": "1", "channels": [16, "32"], "eps": 1e-5}},
+        "training": {"start_from": str(tmp_path / "weights.pt"), "start_classes": {text: text for text in TEXTS}},
+    }
+    torch.save(torch.nn.Conv3d(1, 2, 1).state_dict(), tmp_path / "weights.pt")
+    path = tmp_path / f"c.{kind}"
+    path.write_text(json.dumps(groups))  # which is YAML, too
+    flags = [
+        word
+        for group, values in groups.items()
+        for name, value in values.items()
+        for word in (f"--{group}.{name}", value if name == "start_from" else json.dumps(value))
+    ]
+    arguments = flags if kind == "flags" else ["--config", str(path)]
+    config = settings("--dataset_root", "d", "--lr", "0.1", *arguments)
+    assert config.data.label_remap == groups["data"]["label_remap"]
+    assert config.model.network == groups["model"]["network"]
+    assert config.training.start_classes == groups["training"]["start_classes"]
+    path.with_suffix(".yaml").write_text(to_yaml(config))
+    assert settings("--config", str(path.with_suffix(".yaml"))) == config
+
+
+def test_a_number_may_have_an_exponent_without_a_point_and_a_date_is_a_text(tmp_path):
+    """As in YAML 1.2 and JSON; YAML 1.1 takes 1e-5 for a text."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "model: {network: {_target_: UNet, eps: 1e-5, both: [-2E+3, .5e1]}}\nexperiment: {name: 2024-01-15}"
+    )
+    config = settings("--config", str(path), "--dataset_root", "d")
+    assert config.experiment.name == "2024-01-15"
+    assert config.model.network == {"_target_": "UNet", **json.loads('{"eps": 1e-5, "both": [-2E+3, 0.5e1]}')}
+
+
+@pytest.mark.parametrize("in_one_line", [True, False])
+def test_what_is_written_as_yaml_is_the_same_to_other_readers(in_one_line):
+    values = {7: "liver", **dict(enumerate(TEXTS, 10)), 40: [1, 1e-5, 1e20, None, True]}
+    text = write_yaml(values, in_one_line=in_one_line)
+    assert read_yaml(text) == yaml.safe_load(text) == values
+    assert in_one_line == (text.count("\n") == 1)

@@ -36,6 +36,10 @@ def test_a_key_twice_with_two_values_is_refused(tmp_path):
     assert "keep one of the two" in caught.value.remedy
     assert "label_remap: {2: liver}" in caught.value.remedy
     assert read_json(path, keys_twice=True) == {"liver": 2}  # where they do not matter
+    path.write_text('{"12": 1, "12": 2}')
+    with pytest.raises(DatasetError) as caught:
+        read_json(path)
+    assert "label_remap: {2: '12'}" in caught.value.remedy  # a tooth, not the class of index 12
     path.write_text('{"liver": 1, "liver": 1}')
     assert read_json(path) == {"liver": 1}
 
