@@ -35,7 +35,8 @@ LARGEST_CONFIG = 16 * 2**20
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases: a dozen lines of them stand for more values than memory holds ("billion laughs").
 
-    Numbers may have an exponent without a point (1e-5), as in JSON and YAML 1.2, and dates are texts.
+    Numbers may have an exponent without a point (1e-5), as in JSON and YAML 1.2, and dates are texts. What YAML 1.1
+    takes for octal (010 is 8), hexadecimal, binary or to base 60 (1:30 is 90), and digits with underscores, is refused.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -52,6 +53,15 @@ class _PlainLoader(yaml.SafeLoader):
             raise yaml.YAMLError(f"line {node.start_mark.line + 1} and below: {_TWICE.format(twice)}")
         return mapping
 
+    def construct_decimal(self, node: yaml.ScalarNode) -> int | float:
+        if re.match(r"[-+]?0[\dbx]|.*[_:]", node.value):
+            raise yaml.YAMLError(
+                f"line {node.start_mark.line + 1}: expected a decimal number, found {node.value}; write one, without "
+                "zeros in front, or a text in quotes, or a blank behind the colon of a mapping"
+            )
+        is_whole = node.tag == "tag:yaml.org,2002:int"
+        return self.construct_yaml_int(node) if is_whole else self.construct_yaml_float(node)
+
 
 class _PlainDumper(yaml.SafeDumper):
     """Writes what `_PlainLoader` reads back: texts that look like its numbers in quotes."""
@@ -60,6 +70,8 @@ class _PlainDumper(yaml.SafeDumper):
 _WITH_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 _PlainLoader.add_implicit_resolver(*_WITH_EXPONENT)
 _PlainDumper.add_implicit_resolver(*_WITH_EXPONENT)
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_decimal)
+_PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_decimal)
 _PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: str(node.value))
 
 _TWICE = "{!r} is given twice; the last would silently replace the first: keep one"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -124,6 +125,32 @@ def test_a_number_may_have_an_exponent_without_a_point_and_a_date_is_a_text(tmp_
     config = settings("--config", str(path), "--dataset_root", "d")
     assert config.experiment.name == "2024-01-15"
     assert config.model.network == {"_target_": "UNet", **json.loads('{"eps": 1e-5, "both": [-2E+3, 0.5e1]}')}
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("data: {target_size: [064, 064, 096]}", "064"),
+        ("data: {label_remap: {010: liver}}", "010"),
+        ("data: {label_remap: {7: 0x1F}}", "0x1F"),
+        ("data: {label_remap: {7:1}}", "7:1"),
+        ("training: {seed: 1:30}", "1:30"),
+        ("training: {lr: 1:30.5}", "1:30.5"),
+        ("training: {max_epochs: 1_0}", "1_0"),
+        ("training: {gradient_clip: 1_0.5}", "1_0.5"),
+        ("training: {seed: -0b11}", "-0b11"),
+    ],
+)
+def test_a_number_that_is_not_decimal_is_refused_by_line(tmp_path, text, found):
+    """YAML 1.1 takes 064 for 52, and 1:30 for 90."""
+    path = tmp_path / "c.yaml"
+    path.write_text("# settings\n" + text)
+    with pytest.raises(ConfigError, match=re.escape(f"YAML (line 2: expected a decimal number, found {found}; write")):
+        settings("--dataset_root", "d", "--config", str(path))
+    path.write_text("training: {lr: 0.5, warmup_epochs: 0, weight_decay: 0e0, seed: +7, gradient_clip: 10.}")
+    training = settings("--dataset_root", "d", "--config", str(path)).training
+    numbers = (training.lr, training.warmup_epochs, training.weight_decay, training.seed, training.gradient_clip)
+    assert numbers == (0.5, 0, 0, 7, 10)
 
 
 @pytest.mark.parametrize("in_one_line", [True, False])
