@@ -38,6 +38,9 @@ class CommandParser(ArgumentParser):
             return super().parse_args(*args, **kwargs)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), self)) from None
+        except OverflowError:
+            word = next(word for word in args[0] if re.search(r"\d{309}", word))
+            raise ConfigError(f"{word:.20}…: expected numbers below 1e308, found over 308 digits; correct it") from None
 
     def switch(self, flag: str, words: str) -> None:
         """Add a flag without a value, which is False where it is left out; `words` are its help."""

@@ -165,6 +165,7 @@ def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[s
     kept = {key: value for key, value in values.items() if key in known}
     hints = typing.get_type_hints(cls)
     for key, value in kept.items():
+        _check_value(f"{group}.{key}", hints[key], value)
         form = tuple_and_words(hints[key])
         if takes_texts(hints[key]) and isinstance(value, str):
             kept[key] = [value]
@@ -180,13 +181,14 @@ def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
     """Build a Config from plain groups whose values have the right types already.
 
     Raises:
-        ConfigError: a value that is out of range or contradicts another, by name.
+        ConfigError: a value that is null, out of range or contradicts another, by name.
     """
     built = {}
     for group, cls in GROUPS.items():
         hints = typing.get_type_hints(cls)
         values = dict(groups.get(group, {}))
         for key, value in values.items():
+            _check_value(f"{group}.{key}", hints[key], value)
             form = tuple_and_words(hints[key])
             if takes_texts(hints[key]) and isinstance(value, list | tuple):
                 values[key] = value[0] if len(value) == 1 else tuple(value) or ""
@@ -194,6 +196,22 @@ def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
                 values[key] = _as_tuple(f"{group}.{key}", form, value)
         built[group] = cls(**values)
     return Config(**built)
+
+
+def _check_value(key: str, hint: Any, value: Any) -> None:
+    """Refuse what the types of the settings have no place for, and the parser no message."""
+    require(
+        value is not None or type(None) in typing.get_args(hint),
+        f"{key}: expected a value, found null; give one, or leave the setting out",
+    )
+    require(
+        not takes_texts(hint) or isinstance(value, str | list | tuple),
+        f"{key}: expected a text, or a list of texts, found {value!r:.60}",
+    )
+    require(
+        not re.search(r"\d{309}", str(value)),
+        f"{key}: expected numbers below 1e308, found one of over 308 digits; correct it",
+    )
 
 
 def _as_tuple(key: str, form: tuple[Any, tuple[str, ...]], value: Any) -> tuple | str:

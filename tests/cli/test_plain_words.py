@@ -39,6 +39,7 @@ SETTINGS = "train --dataset_root d"
         (f"{SETTINGS} --target_size a b c", "data.target_size element 1: expected a whole number, found 'a'"),
         (f"{SETTINGS} --target_size 1 2", "--data.target_size/--target_size: expected 3 values"),
         (f"{SETTINGS} --data.augmentation 5", "data.augmentation: expected a mapping such as '{name: value}', found"),
+        (f"{SETTINGS} --lr 1{'0' * 400}", "1" + "0" * 19 + "…: expected numbers below 1e308, found over 308 digits"),
         (f"{SETTINGS} --lr", "--training.lr/--lr: expected a value after it"),
         (f"{SETTINGS} --resume=maybe", "--resume: expected no value, found 'maybe'"),
         ("evaluate --surface x", "--surface: expected one of voxels, area, none, found 'x'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 
@@ -9,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from pipeline.config.files import as_mapping, read_yaml, to_yaml, write_yaml
-from pipeline.config.settings import ConfigError
+from pipeline.config.files import as_mapping, from_mapping, read_yaml, to_yaml, write_yaml
+from pipeline.config.settings import GROUPS, ConfigError
 from tests.support.settings import settings
 
 
@@ -125,6 +126,45 @@ def test_a_number_may_have_an_exponent_without_a_point_and_a_date_is_a_text(tmp_
     config = settings("--config", str(path), "--dataset_root", "d")
     assert config.experiment.name == "2024-01-15"
     assert config.model.network == {"_target_": "UNet", **json.loads('{"eps": 1e-5, "both": [-2E+3, 0.5e1]}')}
+
+
+NULL = {"label_remap", "fill_nan", "sided_pairs", "augmentation", "augment_on_device", "n_classes", "network", "ema"}
+NULL |= {"n_gpus", "n_processes", "start_from", "start_classes", "weight_alpha"}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_null_is_refused_by_name_but_where_a_setting_may_be_left_open(tmp_path, group):
+    """Those that may are null in the records of runs, and go on being read."""
+    path = tmp_path / "training_config.json"
+    record = as_mapping(settings("--dataset_root", "d"))
+    for name in record[group]:
+        with_null = {**record, group: {**record[group], name: None}}
+        path.write_text(json.dumps(with_null))
+        for read in (functools.partial(settings, "--config", str(path)), functools.partial(from_mapping, with_null)):
+            if name in NULL:
+                assert as_mapping(read())[group][name] is None
+                continue
+            with pytest.raises(ConfigError, match=rf"^{group}\.{name}: expected a value, found null; give one, or"):
+                read()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "data: {dataset_root: {a: null}}",
+            "data.dataset_root: expected a text, or a list of texts, found {'a': None}",
+        ),
+        (f"training: {{lr: 1{'0' * 400}}}", "training.lr: expected numbers below 1e308, found one of over 308 digits"),
+        (f"data: {{split_shares: [80, 20, 1{'0' * 400}]}}", "data.split_shares: expected numbers below 1e308"),
+        (f"training: {{lr: '1{'0' * 400}'}}", "training.lr: expected numbers below 1e308, found one of over 308"),
+    ],
+)
+def test_a_value_that_the_parser_does_not_survive_is_named(tmp_path, text, words):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        settings("--config", str(path))
 
 
 @pytest.mark.parametrize(
