@@ -10,8 +10,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_loader
+from yaml import YAMLError
 
+from pipeline.config.files import read_yaml
 from pipeline.config.settings import ConfigError
 from pipeline.console.text import one_line
 
@@ -21,9 +23,13 @@ _EXPECTED = {
     "bool": "true or false",
     "str": "a text",
     "dict": "a mapping such as '{name: value}'",
+    "list[list": "a list of lists such as '[[name, name]]'",
     "Path": "a path",
 }
 """How the types of arguments are called."""
+
+
+set_loader("yaml", read_yaml, (YAMLError, RecursionError))  # mappings as those of config files
 
 
 class CommandParser(ArgumentParser):
@@ -151,7 +157,7 @@ _MESSAGES: tuple[tuple[str, Callable[[re.Match, ArgumentParser], str]], ...] = (
     (r"argument (\S+): invalid choice: (.*) \(choose from (.*)\)", _choice),
     (r"argument (\S+): ignored explicit argument (.*)", _switch),
     (r'"([^"]+)".*surrogates not allowed', _no_text),
-    (r'"([^"]+)"( element \d+)?: (.*?)(?:Got|Given) value: (.*)', _type),
+    (r'"([^"]+)"( element \d+)?: (.*)(?:Got|Given) value: ?(.*)', _type),
 )
 """Messages of argparse and jsonargparse, and what says them in plain words."""
 
@@ -187,7 +193,9 @@ def _written(name: str, parser: ArgumentParser) -> str:
 
 def _expected(text: str) -> str:
     """Say in words what a type check expected: words, a number beside them, or the first of several types."""
-    kind = re.search(r"(?:<class '(?:\w+\.)*|Expected an? |Subtypes: \[)(int|float|bool|str|dict|Path)\b", text)
+    kind = re.search(
+        r"(?:<class '(?:\w+\.)*|Expected an? |Subtypes: \[)(int|float|bool|str|dict|list\[list|Path)\b", text
+    )
     if choices := re.search(r"Literal\[([^]]*)\]", text):
         number = f"{_EXPECTED[kind[1]]} or " if kind and kind[1] in ("int", "float") else ""
         words = choices[1].replace(chr(39), "")

@@ -88,7 +88,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_yaml(text: str) -> Any:
     """Read YAML as config files have it: plain types, no aliases, no key twice. Raises YAMLError, or ValueError."""
-    return yaml.load(text, _PlainLoader)
+    return yaml.load(text.encode(), _PlainLoader)  # encoded: names that are no text are told from wrong YAML
 
 
 def write_yaml(value: Any, *, in_one_line: bool = False) -> str:

@@ -39,6 +39,19 @@ SETTINGS = "train --dataset_root d"
         (f"{SETTINGS} --target_size a b c", "data.target_size element 1: expected a whole number, found 'a'"),
         (f"{SETTINGS} --target_size 1 2", "--data.target_size/--target_size: expected 3 values"),
         (f"{SETTINGS} --data.augmentation 5", "data.augmentation: expected a mapping such as '{name: value}', found"),
+        (f"{SETTINGS} --data.augmentation {{1:2}}", "expected a mapping such as '{name: value}', found '{1:2}'"),
+        (
+            f"{SETTINGS} --data.label_remap {{7:1}}",
+            "data.label_remap: expected a mapping such as '{name: value}', found",
+        ),
+        (f"{SETTINGS} --data.label_remap {{010:␣a}}", "expected a mapping such as '{name: value}', found '{010"),
+        (
+            f"{SETTINGS} --data.sided_pairs [[1,2]]",
+            "expected a list of lists such as '[[name, name]]', found '[[1, 2]]'",
+        ),
+        (f"{SETTINGS} --data.sided_pairs [1]", "expected a list of lists such as '[[name, name]]', found '[1]'"),
+        (f"{SETTINGS} --seed=", "training.seed: expected a whole number, found ''"),
+        (f"{SETTINGS} --data.fill_nan=", "data.fill_nan: expected a number, found ''"),
         (f"{SETTINGS} --lr 1{'0' * 400}", "1" + "0" * 19 + "…: expected numbers below 1e308, found over 308 digits"),
         (f"{SETTINGS} --lr", "--training.lr/--lr: expected a value after it"),
         (f"{SETTINGS} --resume=maybe", "--resume: expected no value, found 'maybe'"),
@@ -48,7 +61,7 @@ SETTINGS = "train --dataset_root d"
     ],
 )
 def test_a_wrong_argument_is_explained_in_one_plain_line(arguments, words, capsys):
-    assert main(arguments.split()) == 2
+    assert main([word.replace("␣", " ") for word in arguments.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
 

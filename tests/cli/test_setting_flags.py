@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import yaml
 
+from pipeline.cli.plain_words import CommandParser
 from pipeline.cli.setting_flags import SHORT_FLAGS
 from pipeline.config.files import as_mapping, to_yaml
 from pipeline.config.settings import Config, ConfigError
@@ -64,6 +66,14 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
 @pytest.mark.parametrize(("words", "value"), [("-1024", -1024.0), ("0", 0.0), ("null", None)])
 def test_a_number_for_nan_may_be_negative(words, value):
     assert settings("--dataset_root", "d", "--data.fill_nan", words).data.fill_nan == value
+
+
+@pytest.mark.parametrize("name", ["2024-01-15", "2024_01", "010", "1:30", "{a}", "a: b", "[1]", "null", "*a", "1e3"])
+def test_a_name_or_path_may_look_like_any_yaml(name):
+    assert settings("--dataset_root", name, "--exp_name", name).experiment.name == name
+    parser = CommandParser(exit_on_error=False)
+    parser.add_argument("--output", type=Path)
+    assert parser.parse_args(["--output", name]).output == Path(name)
 
 
 @pytest.mark.parametrize(
