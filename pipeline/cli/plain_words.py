@@ -35,6 +35,10 @@ set_loader("yaml", read_yaml, (YAMLError, RecursionError))  # mappings as those 
 class CommandParser(ArgumentParser):
     """A parser of one command: wrong arguments raise ConfigError with one plain line, and paths may stand anywhere."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._negative_number_matcher = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
+
     def parse_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse as `ArgumentParser` does. Raises ConfigError."""
         if args and any(not action.option_strings for action in self._actions):

@@ -63,9 +63,11 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert config.training.precision == "16"  # YAML reads a number
 
 
-@pytest.mark.parametrize(("words", "value"), [("-1024", -1024.0), ("0", 0.0), ("null", None)])
-def test_a_number_for_nan_may_be_negative(words, value):
-    assert settings("--dataset_root", "d", "--data.fill_nan", words).data.fill_nan == value
+@pytest.mark.parametrize("words", ["-1024", "0", "null", "-1e3", "-1.5E+3", "-.5e1", "-1024."])
+def test_a_number_may_be_negative_and_have_an_exponent(words):
+    value = None if words == "null" else float(words)
+    data = settings("--dataset_root", "d", "--data.fill_nan", words, "--data.window", "-1e2", "2e2").data
+    assert (data.fill_nan, data.window) == (value, (-100.0, 200.0))
 
 
 @pytest.mark.parametrize("name", ["2024-01-15", "2024_01", "010", "1:30", "{a}", "a: b", "[1]", "null", "*a", "1e3"])
