@@ -36,6 +36,7 @@ class FeaturesAndHead(nn.Module):
         head_is_transposed: Whether the network's own head is a *transposed* 1×1×1 convolution, which is the same
             with in and out exchanged.
         divisor: The network takes sizes that are multiples of it; others are padded. 0: it takes `fixed_size` only.
+        smallest_edge: Volumes that are shorter along every axis are padded to a cube of it.
         fixed_size: The only size that it takes, where divisor is 0.
     """
 
@@ -47,6 +48,7 @@ class FeaturesAndHead(nn.Module):
         head_name: str = "",
         head_is_transposed: bool = False,
         divisor: int = 1,
+        smallest_edge: int = 1,
         fixed_size: Size | None = None,
     ) -> None:
         super().__init__()
@@ -55,6 +57,7 @@ class FeaturesAndHead(nn.Module):
         self.head_name = head_name
         self.head_is_transposed = head_is_transposed
         self.divisor = divisor
+        self.smallest_edge = smallest_edge
         self.fixed_size = fixed_size
         self.settings: dict[str, Any] = {}
 
@@ -77,6 +80,8 @@ class FeaturesAndHead(nn.Module):
         if not self.divisor and tuple(size) != self.fixed_size:
             raise NetworkError(f"the network was built for volumes of {self.fixed_size} voxels; found {tuple(size)}")
         missing = [-n % (self.divisor or 1) for n in size]
+        if all(n + more < self.smallest_edge for n, more in zip(size, missing, strict=True)):
+            missing = [self.smallest_edge - n for n in size]
         if any(missing):
             # Edge values, not zeros: zero is air in a CT scaled to 0…1, but the mean in a standardised MR
             padding = [end for n in reversed(missing) for end in (n // 2, n - n // 2)]
@@ -161,7 +166,9 @@ def split_head(
         head_name = Probe(small, name, in_channels, n_classes).head_name(small_size)
         if head_name is not None and not _is_same(small, head_name, torch.rand(1, in_channels, *small_size)):
             head_name = None
-    sizes: dict[str, Any] = {"divisor": divisor, "fixed_size": None if divisor else (i, j, k)}
+        sizes: dict[str, Any] = {"divisor": 0, "fixed_size": (i, j, k)}
+        if divisor:
+            sizes = {"divisor": divisor, "smallest_edge": probe.smallest_edge(divisor, (i, j, k))}
     if head_name is None:
         return FeaturesAndHead(use_safe_convolutions(network), **sizes)
     head, transposed = _take_out(network, head_name)

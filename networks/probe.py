@@ -4,6 +4,7 @@ no memory, no arithmetic."""
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class Probe:
             multiples = [-(-n // divisor) for n in target]
             # Odd multiples, because a multiple of 2·divisor would pass for a network that needs 2·divisor
             sizes = [_scaled(multiples, divisor), _scaled([n | 1 for n in multiples], divisor)]
-            if all(self.failure(size, evaluation=False) is None for size in sizes):
+            if all(self.failure(size, modes=(True,)) is None for size in sizes):
                 return divisor
         if reason is None:
             return 0
@@ -63,16 +64,28 @@ class Probe:
                 return edge, edge, edge
         return _scaled([-(-n // divisor) for n in target], divisor)
 
-    def failure(self, size: Size, *, evaluation: bool = True) -> str | None:
-        """Return why the network does not take volumes of this size in training (and in evaluation); None if it does.
+    def smallest_edge(self, divisor: int, target: Size) -> int:
+        """Return the smallest multiple of the divisor such that the network takes a cube of that edge in evaluation:
+        instance normalisation refuses what is a single voxel at the coarsest level."""
+        edges = range(divisor, max(target) + divisor, divisor)
+        n_refused = bisect_left(edges, True, key=lambda edge: self.failure((edge, edge, edge), modes=(False,)) is None)
+        return edges[n_refused] if n_refused < len(edges) else divisor
+
+    def failure(self, size: Size, *, modes: Sequence[bool] = (True, False), batch: int = 1) -> str | None:
+        """Return why the network does not take volumes of this size; None if it does.
+
+        Args:
+            size: Voxels (I, J, K).
+            modes: Whether to try it in training (True) and in evaluation (False).
+            batch: Volumes at once.
 
         Raises:
             NetworkError: If what it returns are not logits, whatever the size, one volume in evaluation; in training
                 there may be several, see `outputs`.
         """
-        for training in (True, False) if evaluation else (True,):
+        for training in modes:
             try:
-                out = self.network.train(training)(self._input(size))
+                out = self.network.train(training)(self._input(size, batch))
             except Exception as error:  # whatever a network raises says that this size does not suit it
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             finest, *coarser = (tuple(output.shape[2:]) for output in self._checked(out, training))
@@ -121,8 +134,8 @@ class Probe:
                 handle.remove()
         return next((name for name, outs in results.items() if len(outs) == 1 and outs[0] is out), None)
 
-    def _input(self, size: Size) -> Tensor:
-        return torch.empty(1, self.in_channels, *size, device="meta")
+    def _input(self, size: Size, batch: int = 1) -> Tensor:
+        return torch.empty(batch, self.in_channels, *size, device="meta")
 
 
 def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -> list[str]:

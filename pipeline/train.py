@@ -43,7 +43,7 @@ from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
-from pipeline.training.network import check_settings
+from pipeline.training.network import check_settings, refuse_patches
 from pipeline.training.prepared_data import PreparedData, prepare_data, say_who_augments
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
@@ -412,6 +412,14 @@ def _build(
         window=config.data.target_size if prepared.patches is not None else None,
         trust=trust,
     )
+    if prepared.patches is not None and prepared.patches.growth:
+        refuse_patches(
+            module.network,
+            prepared.patches,
+            in_channels=prepared.in_channels,
+            n_classes=prepared.n_classes,
+            max_epochs=config.training.max_epochs,
+        )
     _say_parameters(module.network, say)
     return module
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
+from networks.errors import NetworkError
+from networks.probe import Probe
 from networks.registry import build_network, check_network
 from pipeline.config.settings import ModelConfig
+from pipeline.training.patch_schedule import PatchSchedule
 
 
 def network_of_settings(
@@ -50,3 +54,26 @@ def check_settings(model: ModelConfig, *, deep_supervision: bool, trust: bool = 
         deep_supervision=deep_supervision,
         trust=trust,
     )
+
+
+def refuse_patches(
+    network: nn.Module, patches: PatchSchedule, *, in_channels: int, n_classes: int, max_epochs: int
+) -> None:
+    """Try the patches and batches of every epoch, by their shapes alone: no weight and no random number changes.
+
+    A network that cannot be tried without values passes.
+
+    Raises:
+        NetworkError: the network cannot be trained on the patches of a stage.
+    """
+    probe, in_training = Probe(network, "", in_channels, n_classes), (True,)
+    with torch.random.fork_rng(devices=[]):
+        if probe.failure(patches.patch, modes=in_training, batch=patches.batch_size) is not None:
+            return
+        for patch, batch in dict.fromkeys((patches.patch_of(n), patches.batch_of(n)) for n in range(max_epochs)):
+            if reason := probe.failure(patch, modes=in_training, batch=batch):
+                size = "×".join(map(str, patch))
+                raise NetworkError(
+                    f"data.patch_growth: expected patches that model.network can be trained on, found {size} voxels in "
+                    f"batches of {batch} ({reason}); give that stage larger patches or batches, or remove it"
+                )

@@ -84,6 +84,26 @@ def test_a_size_between_the_strides_is_padded_with_the_edge_and_cropped():
         assert torch.equal(network(x), plain(network)(padded)[..., 1:18, :, :31])
 
 
+def test_a_volume_that_leaves_one_voxel_to_normalise_is_padded_to_two_along_each_axis():
+    network = build_network({"_target_": "UNet", **LEVELS}, n_classes=2, target_size=(16, 16, 16))
+    monai, x = plain(network), torch.rand(1, 1, 8, 4, 3)
+    small = x[:, :, :4]
+    with torch.no_grad():
+        with pytest.raises(ValueError, match="more than 1 spatial element"):
+            monai(torch.rand(1, 1, 4, 4, 4))
+        padded = torch.nn.functional.pad(small, (2, 3, 2, 2, 2, 2), mode="replicate")
+        assert torch.equal(network(small), monai(padded)[..., 2:6, 2:6, 2:5])
+        two_are_left = torch.nn.functional.pad(x, (0, 1, 0, 0, 0, 0), mode="replicate")
+        assert torch.equal(network(x), monai(two_are_left)[..., :3])
+
+
+@pytest.mark.parametrize("name", ["AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "SegResNet", "UNet"])
+def test_the_smallest_patches_of_a_plan_and_those_between_are_taken(name):
+    network = build_network(SMALL[name], n_classes=2, target_size=(32, 32, 32)).train()
+    for size in ((4, 8, 4), (20, 24, 20)):
+        assert network(torch.rand(2, 1, *size)).shape == (2, 2, *size)
+
+
 def test_training_reaches_every_parameter_through_features_and_head():
     network = small_segresnet()
     network.head(network.features(torch.rand(1, 1, 12, 13, 14))).square().mean().backward()

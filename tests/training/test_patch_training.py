@@ -17,8 +17,10 @@ from monai.metrics import DiceMetric
 from monai.networks.utils import one_hot
 
 from networks.body_net import BodyNet
+from networks.errors import NetworkError
 from networks.sliding_window import gaussian_weights, window_starts
 from pipeline.predict import PredictionOptions, predict
+from pipeline.train import train as run_training
 from tests.support.paths import ROOT
 from tests.support.tiny_training import (
     EPOCHS,
@@ -26,6 +28,7 @@ from tests.support.tiny_training import (
     differences,
     ended,
     finish,
+    settings_of,
     strict_json,
     tiny_training,
     train,
@@ -53,6 +56,33 @@ def grown(work):
     process, run, output = train(work, "grown", max_epochs=EPOCHS, **SETTINGS)
     ended(process, run, output, code=0)
     return run
+
+
+UNET = '{"_target_":"UNet","channels":[2,4,8,8],"strides":[2,2,2],"norm":"%s"}'
+
+
+def test_a_unet_is_trained_and_used_on_patches_of_one_voxel_at_its_coarsest_level(work, tmp_path):
+    growth = "[4,8,4,3,1] [8,8,8,2,1]"
+    more = {"data.patch_growth": growth, "model.network": UNET % "instance", "training.deep_supervision": "false"}
+    config, run = settings_of(work, "unet", **SETTINGS | more | {"max_epochs": 3})
+    run_training(config)
+    history = strict_json(run / "training_log.json")["training_history"]
+    assert len(history["train_loss"]) == 3
+    assert None not in history["train_loss"]
+    path = next((work / "data" / "imagesTr").glob("*.nii.gz"))
+    options = PredictionOptions(device="cpu", precision="32", roi=(8, 8, 8))
+    assert predict([run], [path], tmp_path, options).cases[0].status == "done"
+
+
+def test_patches_that_a_network_cannot_be_trained_on_are_refused_before_there_is_a_run(work):
+    more = {"data.patch_growth": "[8,8,8,1,1]", "model.network": UNET % "batch", "training.deep_supervision": "false"}
+    config, run = settings_of(work, "one_voxel", **SETTINGS | more | {"max_epochs": 3})
+    with pytest.raises(NetworkError, match=r"data\.patch_growth: .* found 8×8×8 voxels in batches of 1 .*1 value per"):
+        run_training(config)
+    assert not run.exists() or not any(run.glob("*.json"))
+    two = settings_of(work, "one_voxel", **SETTINGS | more | {"data.patch_growth": "[8,8,8,2,1]", "max_epochs": 2})[0]
+    run_training(two)
+    assert strict_json(run / "training_summary.json")["status"] == "completed"
 
 
 def test_epochs_that_are_not_validated_are_null_and_the_last_one_is(work, grown):
