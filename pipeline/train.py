@@ -26,7 +26,7 @@ from pipeline.compute.memory import available_cores, shared_memory
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
@@ -44,6 +44,7 @@ from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.network import check_settings, refuse_patches
+from pipeline.training.patch_schedule import PatchSchedule
 from pipeline.training.prepared_data import PreparedData, prepare_data, say_who_augments
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.resume import (
@@ -162,6 +163,12 @@ def train(
             folder.make_ready(keep=state is not None)
         console_log.begin()
         _fit(config, devices, folder, setup, others, say=say, console=console, record=console_log.line)
+        best = setup.recorder.history.best_epoch
+        if best is not None and best < (grown := _first_of_final_size(config.data)):
+            say(
+                f"Warning: the best epoch, {best}, had smaller patches than data.target_size, which those from epoch "
+                f"{grown} on have; train longer with these"
+            )
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     return folder.path
 
@@ -238,7 +245,16 @@ def _say_other_threads(folder: RunFolder, document: dict[str, dict[str, Any]], s
 
 
 def _early_stop(config: Config, state: ResumeState) -> str | None:
-    return early_stop_reason(state.log, config.training.early_stopping_patience, config.training.max_epochs)
+    training = config.training
+    return early_stop_reason(
+        state.log, training.early_stopping_patience, training.max_epochs, _first_of_final_size(config.data)
+    )
+
+
+def _first_of_final_size(data: DataConfig) -> int:
+    """The first epoch whose patches have their final size."""
+    growth = PatchSchedule.from_settings(data.target_size, data.batch_size, data.patches_per_case, data.patch_growth)
+    return sum(growth.growth_epochs)
 
 
 def _say_beginning(folder: RunFolder, state: ResumeState | None, resume: bool, say: Say) -> None:
@@ -323,6 +339,7 @@ def _set_up(
             ),
             overlay_every=config.training.overlay_every,
             patience=config.training.early_stopping_patience,
+            grown=_first_of_final_size(config.data),
             resume=state,
             contents=prepared.contents(),
             trackers=trackers,

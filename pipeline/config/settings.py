@@ -385,7 +385,7 @@ class TrainingConfig:
     on_nan_loss: Literal["stop", "skip"] = "stop"
     """When a loss or gradient is NaN or infinite: stop the training, or skip (and count) that step."""
     early_stopping_patience: int = 0
-    """Stop when val_mIoU has not risen for so many validated epochs; 0 = never."""
+    """Stop when val_mIoU has not risen for so many validated epochs, of the final patch size; 0 = never."""
     compile: bool = False
     """Compile the network with torch.compile (needs a C++ compiler on a CPU; pays on long GPU trainings)."""
     validate_every: int = 1

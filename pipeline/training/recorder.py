@@ -46,6 +46,7 @@ class RunRecorder(pl.Callback):
         description: what best_model.ckpt carries beside weights and score.
         overlay_every: epochs between two pictures of a validation in TensorBoard; 0 = none.
         patience: validated epochs without a better val_mIoU after which training stops; 0 = never.
+        grown: the first epoch whose patches have their final size, with which patience begins.
         resume: the state to go on from, or None for a new training.
         contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
         trackers: where the training is followed beside TensorBoard; None: nowhere.
@@ -58,6 +59,7 @@ class RunRecorder(pl.Callback):
         *,
         overlay_every: int = 0,
         patience: int = 0,
+        grown: int = 0,
         resume: ResumeState | None = None,
         contents: Mapping[str, str] | None = None,
         trackers: Trackers | None = None,
@@ -65,7 +67,7 @@ class RunRecorder(pl.Callback):
         self.folder = folder
         self.description = description
         self.pictures = ValidationPictures(overlay_every, description.class_names)
-        self.patience = patience
+        self.patience, self.grown = patience, grown
         self.resume = resume
         self.contents = contents or {}
         self.trackers = trackers
@@ -179,7 +181,7 @@ class RunRecorder(pl.Callback):
             self.folder.write_log(history)
         # Only now has the epoch finished: where the disk refused, the summary must not count it.
         self.history = history
-        self.early_stop = early_stop_reason(history, self.patience, int(trainer.max_epochs or 1))
+        self.early_stop = early_stop_reason(history, self.patience, int(trainer.max_epochs or 1), self.grown)
         if self.early_stop:
             trainer.should_stop = True
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
