@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from networks.errors import NetworkError
-from networks.parameter_limit import limit_parameters
-from networks.registry import N_CLASSES, Specification, complete_arguments, construct, read_specification
+from networks.parameter_limit import MOST_MODULES, limit_parameters
+from networks.registry import N_CLASSES, Specification, complete_arguments, construct, leaves, read_specification
 
 CHECKPOINT_FORMAT = 1
 """Version of best_model.ckpt."""
@@ -53,6 +53,8 @@ def network_of(
     weights = checkpoint["state_dict"]
     try:
         specification = complete_arguments(read_specification(checkpoint["network"], trust=trust), known={})
+        if not trust:
+            _refuse_large_numbers(specification)
         n_weights = sum(math.prod(value.shape) for value in weights.values())
         _refuse_giant(specification, n_weights)
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or SMALL_SIZE
@@ -64,6 +66,16 @@ def network_of(
     except Exception as error:  # whatever building or loading raises is about what the file holds
         raise NetworkError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
     return network.to(map_location).eval()
+
+
+def _refuse_large_numbers(specification: Specification) -> None:
+    """Raise NetworkError for an argument that could make a constructor loop or fill memory before it has a layer."""
+    for key, value in leaves(specification.arguments):
+        if isinstance(value, int) and abs(value) > MOST_MODULES:
+            raise NetworkError(
+                f"network {specification.name}: expected arguments up to {MOST_MODULES:,}, found {key} {value}; the "
+                "file is damaged, copy it again"
+            )
 
 
 def _refuse_giant(specification: Specification, n_weights: int) -> None:

@@ -259,7 +259,7 @@ def _refuse_fetching(specification: Specification) -> None:
     """
     parameters = inspect.signature(specification.network_class).parameters
     defaults = {key: p.default for key, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    for key, value in _leaves(defaults | specification.arguments):
+    for key, value in leaves(defaults | specification.arguments):
         is_text = isinstance(value, str) and value != ""
         if (FETCHING.search(key) and value) or (is_text and (PATHS.search(key) or "://" in value)):
             raise NetworkError(
@@ -268,14 +268,14 @@ def _refuse_fetching(specification: Specification) -> None:
             )
 
 
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every plain value inside, with the name of the mapping's entry that holds it."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            yield from _leaves(inner, str(name) if not FETCHING.search(key) else key)
+            yield from leaves(inner, str(name) if not FETCHING.search(key) else key)
     elif isinstance(value, list | tuple):
         for inner in value:
-            yield from _leaves(inner, key)
+            yield from leaves(inner, key)
     else:
         yield key, value
 

@@ -1,8 +1,9 @@
 """Bring trained weights into a network with other classes or other image channels.
 
 Pure: weights, names and shapes in; weights and a record out. What has an entry for each class or channel is taken entry
-by entry. The entries of a new channel are zero, so that the network predicts at first what the old one does, and those
-of a new class stay as they were drawn.
+by entry. The entries of a new channel are zero, so that the network predicts at first what the old one does (but for
+VNet, which adds its input's channels to what its first convolution gives), and those of a new class stay as they were
+drawn.
 """
 
 from __future__ import annotations

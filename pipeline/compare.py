@@ -94,6 +94,8 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     skipped: list[str] = []
     left_out: list[str] = []
     incomplete: list[str] = []
+    if not paths:
+        raise FileError("expected run folders to compare, found none; name one")
     folders = _list(paths)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:

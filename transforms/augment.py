@@ -298,11 +298,23 @@ class RandomAugmentd(Randomizable, MapTransform):
 
     def _check_sizes(self, data: Mapping[Hashable, Any]) -> None:
         for key in self.key_iterator(dict(data)):
+            wanted = "a float32 tensor" if key == "image" else "a tensor of whole numbers, (1, I, J, K)"
+            if not _is_of_type(data[key], key):
+                found = f"{getattr(data[key], 'dtype', type(data[key]).__name__)}, {tuple(data[key].shape)}"
+                raise VolumeError("wrong_type", key, wanted, found, "convert it", str(data.get("case", "?")))
             if tuple(data[key].shape[1:]) != self.target_size:
                 expected = f"{self.target_size} voxels, for which the augmentation chain was made"
                 found = f"{tuple(data[key].shape[1:])} voxels"
                 remedy = "prepare it with the same target_size"
                 raise VolumeError("wrong_size", key, expected, found, remedy, str(data.get("case", "?")))
+
+
+def _is_of_type(volume: Any, key: Hashable) -> bool:
+    if not isinstance(volume, Tensor):
+        return False
+    if key == "image":
+        return volume.dtype == torch.float32
+    return not volume.dtype.is_floating_point and volume.dtype != torch.bool and len(volume) == 1
 
 
 def _like(before: Tensor, after: Tensor) -> Tensor:

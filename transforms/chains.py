@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from monai.data.meta_obj import get_track_meta
 from monai.transforms import Compose, Orientationd
 
 from transforms.augment import RandomAugmentd, Strengths
@@ -43,11 +44,21 @@ class ChainError(ValueError):
 
 
 class Chain(Compose):
-    """A Compose that raises a part's VolumeError as it is, where MONAI's would hide it in "applying transform …"."""
+    """A Compose that raises a part's VolumeError as it is, where MONAI's would hide it in "applying transform …".
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    It is never lazy, which would make labels float32. Raises ChainError where MONAI is told to drop affines.
+    """
+
+    def __call__(
+        self, input_: Any, start: int = 0, end: int | None = None, threading: bool = False, lazy: bool | None = None
+    ) -> Any:
+        if not get_track_meta():
+            raise ChainError(
+                "a chain needs the affines of volumes, but monai.data.set_track_meta(False) was called; call "
+                "set_track_meta(True)"
+            )
         try:
-            return super().__call__(*args, **kwargs)
+            return super().__call__(input_, start, end, threading, lazy=False)
         except RuntimeError as error:
             if isinstance(cause := root_cause(error), VolumeError):
                 raise cause from None

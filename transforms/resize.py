@@ -161,8 +161,12 @@ def resize_label(label: Integer[Tensor, "1 I J K"], alignment: GridAlignment) ->
     and 0.89 for radii of 60, 20, 8 and 4 mm (0.84 at the worst position of a 4 mm ball); a triangle kernel reaches 0.87
     at 4 mm, "nearest-exact" 0.87 and only 0.943 at 8 mm. An argmax minds no negative lobes; an image would.
 
-    Returns the label's dtype.
+    Returns the label's dtype. Raises ValueError for a value below 0.
     """
+    if label.dtype.is_signed and label.numel() and int(label.amin()) < 0:
+        raise ValueError(
+            f"label: expected class indices of 0 and above, found {int(label.amin())}; give it another value"
+        )
     order, matrices = slowest_first(label[0].stride()), alignment.matrices("cubic")
     source = label[0].permute(order)
     first, *rest = [matrices[axis] for axis in order]
@@ -206,6 +210,11 @@ def _share(
 
 
 def _resize_label_compactly(label: Tensor, alignment: GridAlignment) -> Tensor:
+    if label.ndim != 4 or len(label) != 1 or label.dtype.is_floating_point or label.dtype == torch.bool:
+        raise ValueError(
+            f"label: expected class indices of a type of whole numbers, (1, I, J, K), found {label.dtype}, "
+            f"{tuple(label.shape)}; convert it"
+        )
     out = resize_label(label, alignment)
     return out.to(torch.uint16) if out.dtype == torch.int32 else out
 
@@ -266,6 +275,7 @@ class ResizeLabeld(_Resized):
     """`resize_label` as a dictionary transform.
 
     A label of more than 255 classes arrives in int32, which torch can flip, and leaves in uint16, which is half.
+    Raises ValueError for labels that are not class indices, (1, I, J, K).
     """
 
     resample = staticmethod(_resize_label_compactly)

@@ -87,6 +87,8 @@ def load_models(runs: Sequence[Path | str], device: torch.device, *, trust: bool
         NetworkError: a checkpoint that is missing, damaged or incomplete, or networks whose classes or channels differ.
     """
     models = tuple(_load_model(Path(run), device, trust) for run in runs)
+    if not models:
+        raise NetworkError("expected a run folder or a best_model.ckpt, found none; name one")
     first = models[0]
     for other in models[1:]:
         pair = f"{first.path} and {other.path} cannot be joined"

@@ -59,6 +59,8 @@ def report(sources: Sequence[Path | str], output: Path | str, *, images: bool = 
         raise FileError(f'--output {output}: expected a file ending in .html, found "{output.suffix}"')
     if n_cases < 0:
         raise FileError(f"--cases must be 0 or more, got {n_cases}")
+    if not sources:
+        raise FileError("expected run folders or metrics.json files to report on, found none; name one")
     folders, metrics = _found(sources)
     runs = [_facts(name, folder) for name, folder in zip(distinct_names(folders), folders, strict=True)]
     scores, left = [], n_cases if images else 0

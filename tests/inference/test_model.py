@@ -8,12 +8,17 @@ import pytest
 import torch
 
 from networks.errors import NetworkError
+from pipeline.compare import compare
 from pipeline.files import regular
+from pipeline.files.atomic import FileError
 from pipeline.inference import model as models_module
 from pipeline.inference.model import load_models
 from pipeline.inference.passes import InferenceOptions
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import provenance
+from pipeline.inference.segmenter import Segmenter
+from pipeline.predict import predict
+from pipeline.report_page.report import report
 from pipeline.runs.stored_scores import weights_id
 from pipeline.writers.outputs import OutputOptions
 from tests.support.tiny_prediction import NAMES, checkpoint, predicted, scan
@@ -86,3 +91,15 @@ def test_weights_that_are_replaced_while_they_are_read_are_read_again(tmp_path, 
     monkeypatch.setattr(models_module, when, lambda path: (replace(path, 2), real(path))[1])
     with pytest.raises(NetworkError, match="expected a file that stays, found another one after each reading"):
         load_models([path], torch.device("cpu"))
+
+
+def test_a_list_without_runs_is_refused(tmp_path):
+    for call, error in (
+        (lambda: Segmenter([]), NetworkError),
+        (lambda: predict([], [tmp_path], tmp_path / "out"), NetworkError),
+        (lambda: compare([]), FileError),
+        (lambda: report([], tmp_path / "page.html"), FileError),
+    ):
+        with pytest.raises(error, match="found none; name one"):
+            call()
+    assert not list(tmp_path.iterdir())

@@ -143,3 +143,16 @@ def test_a_checkpoint_of_a_swin_unetr_is_loaded(tmp_path):
     loaded = load_network(save(tmp_path / "best_model.ckpt", network, preprocessing={"target_size": [32, 32, 32]}))
     state = loaded.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+
+
+def test_a_number_that_would_keep_a_constructor_busy_is_refused_before_it_runs(tmp_path):
+    """Lists of 5 million blocks a level took 8 GB and 23 s before their first layer."""
+    hostile = {
+        "_target_": "monai.networks.nets.SwinUNETR",
+        "in_channels": 1,
+        "out_channels": 2,
+        "depths": [5 * 10**6] * 4,
+    }
+    path = save(tmp_path / "best_model.ckpt", BodyNet(base_channels=4), network=hostile)
+    with pytest.raises(NetworkError, match="network SwinUNETR: expected arguments up to 50,000, found depths 5000000"):
+        load_network(path)

@@ -102,7 +102,7 @@ ROWS = [
     ),
     Row(
         "a checkpoint of a network that no machine holds",
-        lambda: checkpoint(network={"_target_": "networks.body_net.BodyNet", "n_classes": 4, "base_channels": 100000}),
+        lambda: checkpoint(network={"_target_": "networks.body_net.BodyNet", "n_classes": 4, "base_channels": 40000}),
         ("best_model.ckpt", "expected weights for a network of"),
     ),
     Row(

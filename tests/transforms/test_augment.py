@@ -231,3 +231,17 @@ def test_a_volume_of_another_size_is_refused_by_case():
         VolumeError, match=r"case c1: image: expected \(8, 8, 8\) voxels, .* found \(22, 26, 30\) voxels"
     ):
         RandomAugmentd((8, 8, 8))(case())
+
+
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_a_volume_of_another_type_is_refused_whatever_is_drawn(key):
+    part = RandomAugmentd(SIZE)
+    odd = {"image": [torch.float16, torch.float64, torch.int16], "label": [torch.float32, torch.bool]}[key]
+    for dtype in odd:
+        for draw in (DRAW, Draw(), Draw(flips=(0,))):
+            with pytest.raises(VolumeError, match=rf"case c1: {key}: expected a .*, found {dtype}, .*; convert it"):
+                part.apply(case() | {key: case()[key].to(dtype)}, draw)
+    with pytest.raises(VolumeError, match="expected a float32 tensor, found float32"):
+        part.apply(case() | {"image": case()["image"].numpy()}, DRAW)
+    with pytest.raises(VolumeError, match=r"\(1, I, J, K\), found torch.uint8, \(2, 22"):
+        part.apply(case() | {"label": torch.cat([blocks(4)] * 2)}, DRAW)

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import Dataset, MetaTensor
+from monai.data import Dataset, MetaTensor, set_track_meta
 from monai.transforms import Compose, Orientation, Resize
 from scipy import ndimage
 
@@ -136,6 +136,25 @@ def test_the_stored_arguments_build_the_same_chains_again(tmp_path):
     alone = inference_chain(**again)({"image": item["image"]})
     assert torch.equal(alone["image"].as_tensor(), expected["image"].as_tensor())
     assert "label" not in alone
+
+
+def test_a_lazy_chain_of_monai_gives_the_same_as_any_other(tmp_path):
+    item, _ = markers(tmp_path, axcodes="LPS")
+    chain = validation_chain((16, 24, 32))
+    expected, found = chain(item), Compose([chain], lazy=True)(item)
+    assert found["label"].dtype == expected["label"].dtype == torch.uint8
+    for key in ("image", "label"):
+        assert torch.equal(found[key].as_tensor(), expected[key].as_tensor())
+
+
+def test_without_affines_a_chain_is_refused(tmp_path):
+    item, _ = markers(tmp_path)
+    set_track_meta(False)
+    try:
+        with pytest.raises(ChainError, match=r"call set_track_meta\(True\)"):
+            inference_chain((16, 24, 32), spacing_mm=(4.0, 4.0, 4.0))(item)
+    finally:
+        set_track_meta(True)
 
 
 def test_a_training_chain_is_decided_by_its_seed(tmp_path):

@@ -172,6 +172,20 @@ def test_the_ignore_index_stays_where_it_has_the_largest_share(dtype):
     assert (out[:, 4:, 5:] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [
+        (torch.full((1, 4, 4, 4), -1, dtype=torch.int16), "of 0 and above, found -1"),
+        (torch.zeros(1, 4, 4, 4), r"whole numbers, \(1, I, J, K\), found torch.float32"),
+        (torch.zeros(1, 4, 4, 4, dtype=torch.bool), "found torch.bool"),
+        (torch.zeros(2, 4, 4, 4, dtype=torch.uint8), r"found torch.uint8, \(2, 4, 4, 4\)"),
+    ],
+)
+def test_a_label_that_is_no_map_of_class_indices_is_refused(label, found):
+    with pytest.raises(ValueError, match=found):
+        ResizeLabeld("label", (8, 8, 8))({"label": label})
+
+
 @pytest.mark.parametrize(("halves", "winner"), [((1, 2), 1), ((2, 1), 1), ((0, 3), 0), ((3, 0), 0)])
 def test_equal_shares_go_to_the_lower_class(halves, winner):
     label = torch.tensor(halves, dtype=torch.uint8).repeat_interleave(4).view(1, 8, 1, 1).expand(1, 8, 4, 4)
