@@ -162,10 +162,13 @@ class RunFolder:
             raise write_error(self.path, error) from error
 
     def tidy(self) -> None:
-        """Remove what a kill left in a completed run at the very end of its training."""
-        if self.state == "finished":
-            self._remove_resume()
-            self._remove_half_written()
+        """Remove from a completed run what resuming needed and what a kill left half written; raises FileError."""
+        try:
+            if self.state == "finished":
+                self._remove_half_written()
+                self._remove_resume()
+        except OSError as error:
+            raise FileError(f"{self.resume}: cannot be removed ({error}); remove it by hand") from error
 
     def _occupied(self, state: State) -> str:
         kind = "an interrupted (or still running)" if state == "interrupted" else f"a {state}"
@@ -201,8 +204,19 @@ class RunFolder:
         return self.resume_checkpoint.exists()
 
     def _remove_resume(self) -> None:
-        """Remove the state to resume from, unless its weights are the only ones of the run."""
-        if self.resume.exists() and self.best_checkpoint.exists():
+        """Remove the state to resume from, unless its weights are the only ones of the run.
+
+        Where resume/ is a link to a folder elsewhere, what is not the run's stays there.
+        """
+        if not self.best_checkpoint.exists():
+            return
+        if self.resume.is_symlink():
+            self.resume_checkpoint.unlink(missing_ok=True)
+            self.lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # gone, or not empty
+                self.resume.resolve().rmdir()
+            self.resume.unlink()
+        elif self.resume.exists():
             shutil.rmtree(self.resume)
 
     def _remove_half_written(self) -> None:
@@ -258,11 +272,7 @@ class RunFolder:
             summary |= {"peak_memory_gb": round(peak.n_bytes / BYTES_PER_GB, 3), "peak_memory_of": peak.device}
         write_json(self.summary, summary)
         if status == "completed":
-            try:
-                self._remove_resume()
-                self._remove_half_written()
-            except OSError as error:
-                raise FileError(f"{self.resume}: cannot be removed ({error}); remove it by hand") from error
+            self.tidy()
 
     def read_config(self) -> dict[str, Any]:
         """Read training_config.json: its groups, each a dict; raises FileError when it is missing or damaged."""

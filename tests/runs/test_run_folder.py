@@ -92,6 +92,31 @@ def test_completing_leaves_alone_what_another_process_is_writing(tmp_path):
     assert folder.curves.read_bytes() == b"PNG"
 
 
+def test_completing_removes_a_link_to_the_state_elsewhere_and_there_only_what_is_the_runs(tmp_path):
+    folder = RunFolder(tmp_path / "logs", "run")
+    folder.path.mkdir(parents=True)
+    for name, others in (("own", []), ("shared", ["notes.txt"])):
+        place = tmp_path / name
+        place.mkdir()
+        for other in others:
+            (place / other).touch()
+        folder.resume.symlink_to(place)
+        start(folder, overwrite=True)
+        folder.best_checkpoint.touch()
+        folder.resume_checkpoint.mkdir()
+        with pytest.raises(FileError, match=r"run/resume: cannot be removed \(.*last\.ckpt.*\); remove it by hand"):
+            folder.write_summary("completed", TrainingLog())
+        with pytest.raises(FileError, match=r"run/resume: cannot be removed"):
+            folder.tidy()  # as the next start does
+        folder.resume_checkpoint.rmdir()
+        folder.resume_checkpoint.touch()
+        folder.lock.touch()
+        folder.tidy()
+        assert not os.path.lexists(folder.resume)
+        assert [path.name for path in place.glob("*")] == others
+        assert place.exists() == bool(others)
+
+
 def test_paths_stand_in_the_summary_as_the_run_was_started(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = finished_run(Path("logs"), documented_config())
