@@ -286,8 +286,14 @@ class RunFolder:
             raise FileError(f"{self.config}: {error}; {RESTORE_ADVICE}") from error
 
     def read_log(self) -> TrainingLog:
-        """Read training_log.json, an empty history while there is none; raises FileError when it is damaged."""
+        """Read training_log.json, an empty history before the first epoch; raises FileError when damaged or missing."""
         if not self.log.exists():
+            n_epochs = self.read_summary().get("total_epochs") if self.summary.exists() else 0
+            if n_epochs:
+                raise FileError(
+                    f"{self.log}: expected the {n_epochs!r:.20} epochs of {self.summary.name}, found no file; "
+                    f"{RESTORE_ADVICE}"
+                )
             return TrainingLog()
         document = read_json(self.log)
         try:

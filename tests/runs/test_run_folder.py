@@ -15,7 +15,9 @@ import jsonschema
 import pandas as pd
 import pytest
 
+from pipeline.compare import compare
 from pipeline.files.atomic import FileError, write_atomically
+from pipeline.plot import plot
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs, run_name
 from tests.support.finished_run import append, documented_config, finished_run, start
@@ -243,6 +245,23 @@ def test_other_damage_is_named_too(tmp_path):
     folder.config.unlink()
     with pytest.raises(FileError, match="No such file"):
         folder.read_config()
+
+
+def test_a_history_that_the_summary_counts_and_nobody_finds_is_missed(tmp_path):
+    folder = finished_run(tmp_path, documented_config())
+    log = folder.read_log()
+    folder.log.unlink()
+    missing = r"training_log\.json: expected the 6 epochs of training_summary\.json, found no file; restore the file"
+    for read in (folder.read_log, folder.may_start, lambda: plot([folder.path]), lambda: compare([folder.path])):
+        with pytest.raises(FileError, match=missing):
+            read()
+    assert not folder.may_start(overwrite=True)
+    folder.write_summary("interrupted", log)
+    folder.resume.mkdir()
+    folder.resume_checkpoint.touch()
+    assert folder.may_start(resume=True), "the state to resume from holds the history, too"
+    folder.write_summary("interrupted", TrainingLog())
+    assert len(folder.read_log()) == 0
 
 
 def test_runs_are_listed_once_from_folders_and_from_log_folders(tmp_path, monkeypatch):
