@@ -28,7 +28,7 @@ from pipeline.console.text import (
 )
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
-from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs
+from pipeline.runs.run_folder import RunFolder, distinct_names, folders_in, is_run_folder, list_runs
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
 from pipeline.runs.stored_scores import ALSO_INCOMPLETE, ALSO_LEFT_OUT, StoredScores, scores_of
 from pipeline.runs.study import StudyFolder, is_study_folder
@@ -72,7 +72,7 @@ class Comparison:
     more: tuple[str, ...]
     """The keys of MORE_COLUMNS that any run has."""
     skipped: tuple[str, ...]
-    """One line for each run that could not be read."""
+    """One line for each run, and each folder beside runs, that could not be read."""
     left_out: tuple[str, ...] = ()
     """One line for each evaluation whose scores are not, or may not be, those of a run's present weights."""
     incomplete: tuple[str, ...] = ()
@@ -96,7 +96,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     incomplete: list[str] = []
     if not paths:
         raise FileError("expected run folders to compare, found none; name one")
-    folders = _list(paths)
+    folders = _list(paths, skipped)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
             row, config = _read_study(name, folder) if isinstance(folder, StudyFolder) else _read_row(name, folder)
@@ -176,18 +176,21 @@ def _mean_dice(scores: StoredScores) -> float | None:
         return None
 
 
-def _list(paths: Sequence[str | Path]) -> list[RunFolder | StudyFolder]:
-    """The runs and the cross-validations at the paths; of a cross-validation's folder not its runs."""
+def _list(paths: Sequence[str | Path], skipped: list[str]) -> list[RunFolder | StudyFolder]:
+    """The runs and the cross-validations at the paths; of a cross-validation's folder not its runs.
+
+    Entries that cannot be read are named in `skipped`.
+    """
     found: dict[Path, RunFolder | StudyFolder] = {}
     for path in map(Path, paths):
-        entries: list[RunFolder | StudyFolder] = []
-        has_runs = True
+        inside: list[Path] = []
         with contextlib.suppress(OSError):  # list_runs says what is wrong
-            inside = [path] if is_study_folder(path) or is_run_folder(path) else sorted(path.glob("[!.]*/"))
-            entries = [StudyFolder.at(study) for study in filter(is_study_folder, inside)]
-            has_runs = not entries or any(map(is_run_folder, inside))
-        if has_runs:
-            entries = sorted([*entries, *list_runs([path])], key=lambda entry: entry.path)
+            is_one = is_study_folder(path) or is_run_folder(path)
+            inside = [path] if is_one else folders_in(path, lambda line: skipped.append(one_line(line)))
+        entries: list[RunFolder | StudyFolder] = [StudyFolder.at(study) for study in filter(is_study_folder, inside)]
+        runs = list(filter(is_run_folder, inside))
+        if runs or not entries:
+            entries = sorted([*entries, *list_runs(runs or [path])], key=lambda entry: entry.path)
         for entry in entries:
             found.setdefault(entry.path.resolve(), entry)
     return list(found.values())

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import shlex
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,6 +18,8 @@ from pipeline.console.text import BYTES_PER_GB
 from pipeline.files.atomic import FileError, remove_half_written, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
 from pipeline.runs.history import TrainingLog
+
+log = logging.getLogger(__name__)
 
 Status = Literal["completed", "interrupted", "failed"]
 """How a training ended, as training_summary.json says it."""
@@ -316,15 +319,31 @@ def is_run_folder(path: Path) -> bool:
     return any((path / file).is_file() for file in files)
 
 
+def folders_in(path: Path, unreadable: Callable[[str], object]) -> list[Path]:
+    """What lies in a folder of runs and may be one, by name; hidden entries are left out, and those of others' that
+    this user may not enter, each with a line for `unreadable`. Raises OSError.
+    """
+    found = []
+    for entry in sorted(path.glob("[!.]*")):
+        try:
+            is_run_folder(entry)
+        except OSError as error:
+            unreadable(f"{entry}: cannot be read ({error.strerror}); check its permissions")
+        else:
+            found.append(entry)
+    return found
+
+
 def list_runs(paths: Iterable[str | Path]) -> list[RunFolder]:
     """Name the runs at the given paths, each a run folder or a folder of several; each run once, in order.
 
-    Raises FileError for a path that holds none or cannot be read.
+    Entries of a folder that cannot be read are left out with a warning. Raises FileError for a path that holds none or
+    cannot be read.
     """
     found: dict[Path, RunFolder] = {}
     for path in map(Path, paths):
         try:
-            folders = [path] if is_run_folder(path) else sorted(filter(is_run_folder, path.glob("[!.]*/")))
+            folders = [path] if is_run_folder(path) else [*filter(is_run_folder, folders_in(path, log.warning))]
         except OSError as error:
             raise FileError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
         if not folders:

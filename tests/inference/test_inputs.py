@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 from pipeline.datasets.errors import DatasetError
 from pipeline.inference.inputs import InputCase, list_inputs, list_volumes
 from pipeline.writers.segmentation import SegmentationError
+from tests.support.nobody import Nobody
 from tests.support.volumes import write_series
 from transforms.io.errors import VolumeError
 from transforms.io.load import read_geometry
@@ -37,18 +38,6 @@ def readable_by_all():
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         yield Path(folder)
-
-
-class Nobody:
-    """As a user whom permissions bind; root reads everything."""
-
-    def __enter__(self) -> None:
-        self.user = os.geteuid()
-        if self.user == 0:
-            os.seteuid(65534)
-
-    def __exit__(self, *_: object) -> None:
-        os.seteuid(self.user)
 
 
 def test_a_folder_that_a_link_fetches_is_refused_by_name_or_followed(tmp_path):

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jsonschema
@@ -22,6 +23,7 @@ from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs, run_name
 from tests.support.finished_run import append, documented_config, finished_run, start
 from tests.support.killed_writer import KILLED
+from tests.support.nobody import Nobody
 from tests.support.paths import ROOT
 
 PARTS = {"name": "body_unet", "batch_size": 2, "lr": 1e-4, "base_channels": 32}
@@ -274,6 +276,26 @@ def test_runs_are_listed_once_from_folders_and_from_log_folders(tmp_path, monkey
     assert [run.name for run in runs] == ["b", "a"]
     assert distinct_names(runs) == ["b", "a"]
     assert distinct_names([RunFolder("x", "a"), RunFolder("y", "a")]) == ["x/a", "y/a"]
+
+
+@pytest.mark.fault("a folder beside the runs that its owner closed", "the others are read; the closed one is named")
+def test_a_closed_folder_beside_the_runs_is_named_and_hides_none(caplog):
+    with tempfile.TemporaryDirectory() as name:
+        logs = Path(name)
+        logs.chmod(0o755)
+        for run in ("a", "z"):
+            finished_run(logs / run, documented_config()).path.rename(logs / run / "run")
+            (logs / f"{run}_run").symlink_to(logs / run / "run")
+        (logs / "colleague").mkdir(0o700)
+        (logs / "link").symlink_to("colleague/run")
+        with Nobody():
+            runs, table = list_runs([logs]), compare([logs])
+            with pytest.raises(FileError, match="colleague: cannot be read"):
+                list_runs([logs / "colleague"])
+    said = [f"{logs / closed}: cannot be read (Permission denied); check its perm" for closed in ("colleague", "link")]
+    assert [run.name for run in runs] == ["a_run", "z_run"] == sorted(row["run"] for row in table.rows)
+    for lines in ([record.getMessage() for record in caplog.records], table.skipped):
+        assert [line.startswith(words) for line, words in zip(lines, said, strict=True)] == [True, True]
 
 
 @pytest.mark.parametrize(("path", "words"), [("none", "no such folder"), ("", "no training_config.json in it")])
