@@ -36,7 +36,7 @@ from pipeline.runs.setting_differences import changed_settings, who_augmented
 from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
 from pipeline.train import name_of, train
-from pipeline.training.resume import MAY_CHANGE_ON_RESUME
+from pipeline.training.resume import MAY_CHANGE_ON_RESUME, changes_since
 from pipeline.training.start_from import keep_scaling, seen_before
 from pipeline.training.start_source import read_source
 
@@ -135,7 +135,8 @@ def cross_validate(
         console: where progress goes.
 
     Raises:
-        ConfigError: settings or folds that differ from those the study was begun with; no such fold.
+        ConfigError: settings or folds that differ from those the study was begun with, or a finished fold was trained
+            with; no such fold.
         FileError: the folder holds something else, or the disk refuses. What `train` and `evaluate_study` raise.
         Stopped: a signal asked to stop; the same call goes on.
     """
@@ -159,6 +160,7 @@ def cross_validate(
         report = StudyReport(study, states, None)
         if report.unfinished:
             return report
+        _refuse_folds_of_other_settings(config, study, record)  # other processes may have trained some since
         evaluation = _score(study, workers, trust=trust, say=say, console=console)
         stored = None if evaluation is None else scores_of_study(study)
         return replace(report, evaluation=evaluation, incomplete="" if stored is None else stored.incomplete)
@@ -223,12 +225,12 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
         assert screened.folds is not None  # the cases were divided into folds, or refused
         _refuse_cases_scored_twice(screened.folds)
         record = _record(config, study, screened, screened.folds)
-        if earlier is None:
-            if is_first_process():
-                study.write_record(record)
-        else:
+        if earlier is not None:
             _refuse_changed_folds(study, earlier, record)
             record = earlier
+        _refuse_folds_of_other_settings(config, study, record)
+        if earlier is None and is_first_process():
+            study.write_record(record)
     for note in record.notes:
         say(note)
     sizes = ", ".join(str(len(parts["val"])) for parts in record.folds.values())
@@ -383,6 +385,20 @@ def _train_folds(
             n_ended = sum(study.run_of(record, other).has_ended for other in record.folds)
             advice = f"{n_ended} of {len(record.folds)} folds are finished; the same command goes on with fold {number}"
             raise Stopped(str(stop), advice) from stop
+
+
+def _refuse_folds_of_other_settings(config: Config, study: StudyFolder, record: StudyRecord) -> None:
+    """Raise ConfigError for a finished fold whose training_config.json is not of the study's settings."""
+    for number in record.folds:
+        run = study.run_of(record, number)
+        if not run.has_ended:
+            continue  # `train` compares the settings of what it resumes
+        settings = as_mapping(of_fold(config, study, record, number))
+        if changes := changes_since(run.read_config(), settings, MAY_CHANGE):
+            raise ConfigError(
+                f"fold {number} in {run.path} was trained with other settings: {'; '.join(changes)}; give the old "
+                "values, another --exp_name to begin another study, or remove that folder to train the fold again"
+            )
 
 
 def _is_in_training(run: RunFolder) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ def refuse_interrupted_neighbours(folder: RunFolder, settings: Mapping[str, Mapp
                 continue
             before = other.read_config()
             if before["experiment"].get("name") == settings["experiment"]["name"]:
-                found.append(f"{other.name} ({'; '.join(_changes(before, settings))})")
+                found.append(f"{other.name} ({'; '.join(changes_since(before, settings))})")
     if found:
         raise ConfigError(
             f"--resume: there is no run in {folder.path}, but interrupted ones beside it: {some_of(found, 3)}; "
@@ -82,19 +82,23 @@ def refuse_changed_settings(
         settings: as `config.files.as_mapping` gives them.
         may_move_data: accept another data.dataset_root; the cases are compared by content, see `refuse_changed_cases`.
     """
-    if changes := _changes(folder.read_config(), settings, may_move_data=may_move_data):
+    if changes := changes_since(folder.read_config(), settings, may_move_data=may_move_data):
         raise ConfigError(
             f"{folder.path} was begun with other settings: {'; '.join(changes)}; a resumed run keeps them: give the "
             "old values, or start another run with another --exp_name"
         )
 
 
-def _changes(
-    before: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Mapping[str, Any]], *, may_move_data: bool = False
+def changes_since(
+    before: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Mapping[str, Any]],
+    may_change: Collection[str] = MAY_CHANGE_ON_RESUME,
+    *,
+    may_move_data: bool = False,
 ) -> list[str]:
     """What no longer is as when a run was begun, in words; before: its training_config.json."""
     changes = []
-    for changed in changed_settings(before, settings, MAY_CHANGE_ON_RESUME):
+    for changed in changed_settings(before, settings, may_change):
         # What is left open or to be found: see `keep_what_was_found`
         is_left_open = changed.now is None and changed.name in {"model.n_classes", "training.n_gpus"}
         is_found = changed.now == "auto" and changed.name in {"data.window", "data.mean_std"}
