@@ -311,8 +311,10 @@ def _set_up(
         class_weights = _class_weights(prepared, float(config.loss.weight_alpha or 0.0), say)
     module = _build(config, prepared, class_weights, trust=trust, say=say)
     started_from = _take_over(start, before, module, prepared, config, say)
-    started = before["experiment"].get("start_time") if before else None  # a resumed run: when it was first started
-    document = run_document(config, prepared, module.network, devices, class_weights, started_from, start_time=started)
+    epoch = state.epochs_finished if state is not None else 0
+    document = run_document(
+        config, prepared, module.network, devices, class_weights, started_from, before=before, epoch=epoch
+    )
     trackers = _trackers(config, folder, prepared)
     return _Setup(
         module=module,
@@ -322,7 +324,7 @@ def _set_up(
             batch_size=config.data.batch_size,
             workers=_data_workers(config, devices, prepared, say),
             seed=config.training.seed,
-            epoch=state.epochs_finished if state is not None else 0,
+            epoch=epoch,
         ),
         recorder=RunRecorder(
             folder,

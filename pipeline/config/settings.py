@@ -572,7 +572,7 @@ FOUND_OUT: dict[str, frozenset[str]] = {
         }
     ),
     "model": frozenset({"total_parameters", "network_settings", "in_channels", "class_names"}),
-    "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch", "started_from"}),
+    "training": frozenset({"effective_precision", "n_nodes", "steps_per_epoch", "started_from", "resumed"}),
     "loss": frozenset({"class_weights_stats", "class_weights", "classes_that_never_occur"}),
 }
 """Keys of training_config.json that a run finds out by itself; they are no settings."""

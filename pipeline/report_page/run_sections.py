@@ -176,9 +176,21 @@ def _repeat(runs: Sequence[RunFacts]) -> str:
     where = f" Start it where {relative[0]} lies: that path is relative." if relative else ""
     about = (
         f"<p>training_config.json holds every setting and the split; seed {text(seeds)} decides everything random."
-        f"{text(where)}</p>"
+        f"{text(where)}{text(''.join(map(_about_resuming, runs)))}</p>"
     )
     return about + "".join(f"<pre>{text(line)}</pre>" for line in lines)
+
+
+def _about_resuming(run: RunFacts) -> str:
+    """Say of a run that was resumed with other settings what its training_config.json does not repeat."""
+    parts = run.config["training"].get("resumed")
+    if not parts:
+        return ""
+    changed = [key for key in parts[0] if key != "epoch" and len({part[key] for part in parts}) > 1]
+    held = [f"from epoch {part['epoch']} on {' and '.join(f'{key} {part[key]}' for key in changed)}" for part in parts]
+    return (
+        f" {run.name} was resumed with other settings ({'; '.join(held)}): repeated, it has the last ones throughout."
+    )
 
 
 def _study(run: RunFacts) -> str:

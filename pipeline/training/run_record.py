@@ -24,6 +24,11 @@ from pipeline.training.prepared_data import PreparedData
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
 
 
+_NUMBERS_DEPEND_ON = {"max_epochs": 0, "n_gpus": 0, "n_nodes": 1, "n_processes": 1}
+"""Of the settings that may change when a run is resumed: those with other learning rates or batches, and what they are
+where training_config.json has none."""
+
+
 def run_document(
     config: Config,
     prepared: PreparedData,
@@ -32,9 +37,12 @@ def run_document(
     class_weights: np.ndarray | None = None,
     started_from: Mapping[str, Any] | None = None,
     *,
-    start_time: str | None = None,
+    before: Mapping[str, Mapping[str, Any]] | None = None,
+    epoch: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """Return training_config.json, a valid `--config` that repeats the run, from what is known before its first batch.
+
+    Of a run that was resumed with other max_epochs or processes it repeats the last ones throughout, see `_parts`.
 
     Args:
         config: every setting.
@@ -43,11 +51,12 @@ def run_document(
         devices: what it is trained on.
         class_weights: (n_classes,) weights of the loss.
         started_from: what was taken over from another run, see `start_from.Started`; None: nothing.
-        start_time: when the run was first started; None: now.
+        before: training_config.json as it is, where the run is resumed.
+        epoch: the first one that is trained now.
     """
     document = as_mapping(config)
     classes = prepared.dataset.classes.names
-    document["experiment"]["start_time"] = start_time or now()
+    document["experiment"]["start_time"] = (before and before["experiment"].get("start_time")) or now()
     document["data"] |= _data_facts(prepared)
     if prepared.folds is not None:
         document["data"]["cross_validation"] = folds_document(prepared.folds, config.data.fold)
@@ -67,10 +76,23 @@ def run_document(
     document["training"] |= _device_facts(devices)
     if started_from is not None:
         document["training"]["started_from"] = dict(started_from)
+    if before and (parts := _parts(before["training"], document["training"], epoch)):
+        document["training"]["resumed"] = parts
     document["loss"]["class_weights_stats"] = None if class_weights is None else weight_stats(class_weights)
     document["loss"]["classes_that_never_occur"] = list(absent_classes(prepared))
     document["system"] = _system_facts()
     return document
+
+
+def _parts(before: Mapping[str, Any], now: Mapping[str, Any], epoch: int) -> list[dict[str, Any]]:
+    """From which epoch on a resumed run was trained with which of `_NUMBERS_DEPEND_ON`; [] where none ever changed."""
+    then, today = (
+        {key: group.get(key) or default for key, default in _NUMBERS_DEPEND_ON.items()} for group in (before, now)
+    )
+    parts = [part for part in before.get("resumed", [{"epoch": 0} | then]) if part["epoch"] < epoch]
+    if parts[-1] | today != parts[-1]:
+        parts.append({"epoch": epoch} | today)
+    return parts if len(parts) > 1 else []
 
 
 def _data_facts(prepared: PreparedData) -> dict[str, Any]:

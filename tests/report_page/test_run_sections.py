@@ -82,6 +82,14 @@ def test_patches_and_joined_data_sets_are_described():
     assert after(words, "modality, intensities") == "ct, mr, because their names say so"
 
 
+def test_what_a_resumed_run_does_not_repeat_is_said_beside_the_command():
+    parts = [{"epoch": 0, "max_epochs": 3, "n_gpus": 1}, {"epoch": 2, "max_epochs": 6, "n_gpus": 1}]
+    (about,) = [word for word in said(run("a"), run("b", **{"training.resumed": parts})) if "every setting and" in word]
+    held = "from epoch 0 on max_epochs 3; from epoch 2 on max_epochs 6"
+    assert about.count("resumed") == 1
+    assert f"b was resumed with other settings ({held}): repeated, it has the last ones throughout." in about
+
+
 def test_folds_are_repeated_together():
     def fold(n: int, study: str = "my logs/study") -> RunFacts:
         place = {"experiment.name": f"fold_{n}", "experiment.log_dir": study}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from networks.deep_supervision import CoarseHeads
-from pipeline.config.files import as_mapping
+from pipeline.config.files import as_mapping, load_mapping
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
@@ -161,6 +162,12 @@ def test_what_may_change_on_resuming_is_applied_also_in_a_moved_log_folder(work,
     if name != "n_gpus":
         group = {"num_workers": "data", "max_epochs": "training"}.get(name, "model")
         assert json.dumps(record[group][name.split(".")[-1]]) == value
+    parts = record["training"].get("resumed", [{"epoch": 0, "max_epochs": EPOCHS}])
+    assert [(part["epoch"], part["max_epochs"]) for part in parts] == [(0, EPOCHS), (2, 5)][: 1 if kept else 2]
+    for epoch, rate in enumerate(strict_json(run / "training_log.json")["training_history"]["learning_rate"]):
+        last = [part["max_epochs"] for part in parts if part["epoch"] <= epoch][-1]  # cosine after one warm-up epoch
+        assert rate == pytest.approx(0.003 * (1 + math.cos(math.pi * max(0, epoch - 1) / (last - 1))) / 2)
+    load_mapping(run / "training_config.json")
     if kept:
         assert differences(work / "logs" / WHOLE, run) == []
 

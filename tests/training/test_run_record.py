@@ -14,7 +14,7 @@ from pipeline.checks.findings import Finding
 from pipeline.checks.modality import IntensityChoice
 from pipeline.compute.devices import choose_devices
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, DataConfig, LossConfig
+from pipeline.config.settings import Config, DataConfig, LossConfig, TrainingConfig
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.planning.fingerprint import ClassCount, Fingerprint, Spread
@@ -33,7 +33,7 @@ NOTHING_THERE = Fingerprint(
 )  # fmt: skip
 
 
-def document_of(config=CONFIG, class_weights=WEIGHTS, start_time=None, **changes):
+def document_of(config=CONFIG, class_weights=WEIGHTS, before=None, epoch=0, **changes):
     dataset = Dataset(
         root=Path("scans"),
         layout="pairs",
@@ -56,11 +56,14 @@ def document_of(config=CONFIG, class_weights=WEIGHTS, start_time=None, **changes
     network = torch.nn.Linear(3, 3)
     network.settings = {"_target_": "x"}
     prepared = SimpleNamespace(**facts | changes)
-    return run_document(config, prepared, network, choose_devices(0, None, "32"), class_weights, start_time=start_time)
+    return run_document(
+        config, prepared, network, choose_devices(0, None, "32"), class_weights, before=before, epoch=epoch
+    )
 
 
 def test_the_document_holds_every_setting_and_what_the_run_found():
-    document = document_of(start_time="2024-01-15 10:30:00")
+    started = {"start_time": "2024-01-15 10:30:00"}
+    document = document_of(before={"experiment": started, "training": {"max_epochs": 100, "n_gpus": 0}}, epoch=3)
     assert json.loads(json.dumps(document)) == document
     for group, settings in as_mapping(CONFIG).items():
         kept = {
@@ -85,6 +88,22 @@ def test_the_document_holds_every_setting_and_what_the_run_found():
     assert [(one["kind"], one["cases"]) for one in check["findings"]] == [("odd_spacing", ["a"])]
     assert document["system"]["threads"] == torch.get_num_threads()
     assert "skipped_cases" not in document["data"]
+    assert "resumed" not in document["training"]
+
+
+def test_the_document_of_a_resumed_run_says_from_which_epoch_on_which_settings_held():
+    then = document_of()
+    held = {"n_gpus": 0, "n_nodes": 1, "n_processes": 1}
+    for epoch, max_epochs, expected in (
+        (2, 6, {0: 100, 2: 6}),
+        (2, 9, {0: 100, 2: 9}),  # no epoch was trained with 6
+        (5, 9, {0: 100, 2: 9}),
+        (7, 8, {0: 100, 2: 9, 7: 8}),
+        (2, 100, None),  # as where the state of an earlier epoch was put back
+    ):
+        then = document_of(replace(CONFIG, training=TrainingConfig(max_epochs=max_epochs)), before=then, epoch=epoch)
+        parts = expected and [{"epoch": first, "max_epochs": last} | held for first, last in expected.items()]
+        assert then["training"].get("resumed") == parts
 
 
 def test_the_document_says_which_fold_of_which_division_a_run_trains():
