@@ -90,7 +90,7 @@ def _parts(before: Mapping[str, Any], now: Mapping[str, Any], epoch: int) -> lis
         {key: group.get(key) or default for key, default in _NUMBERS_DEPEND_ON.items()} for group in (before, now)
     )
     parts = [part for part in before.get("resumed", [{"epoch": 0} | then]) if part["epoch"] < epoch]
-    if parts[-1] | today != parts[-1]:
+    if not parts or parts[-1] | today != parts[-1]:
         parts.append({"epoch": epoch} | today)
     return parts if len(parts) > 1 else []
 
