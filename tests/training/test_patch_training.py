@@ -98,13 +98,13 @@ def test_epochs_that_are_not_validated_are_null_and_the_last_one_is(work, grown)
 def test_patience_begins_with_the_final_patch_and_a_best_epoch_before_it_is_named(work):
     settings = SETTINGS | {"lr": "1e-12", "warmup_epochs": "0", "training.validate_every": "1", "max_epochs": "9"}
     settings |= {"data.patch_growth": "[8,8,8,3,2] [12,12,16,2,2]", "training.early_stopping_patience": "1"}
-    (config, run), said = settings_of(work, "patient", **settings), []
+    (config, run), said = settings_of(work, "grows", **settings), []
     run_training(config, say=said.append)
     log = strict_json(run / "training_log.json")
     assert [value is None for value in log["training_history"]["val_mIoU"]] == [True, False, True, False, False]
     assert log["best_metrics"]["best_epoch"] == 1  # nothing is learnt, and the first of equal ones is the best
     assert sum("the best epoch, 1, had smaller patches than data.target_size" in line for line in said) == 1
-    more = settings_of(work, "patient", **settings | {"training.early_stopping_patience": "2"})[0]
+    more = settings_of(work, "grows", **settings | {"training.early_stopping_patience": "2"})[0]
     run_training(more, resume=True)
     assert len(strict_json(run / "training_log.json")["training_history"]["epoch"]) == 6
 
