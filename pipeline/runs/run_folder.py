@@ -223,7 +223,7 @@ class RunFolder:
             shutil.rmtree(self.resume)
 
     def _remove_half_written(self) -> None:
-        for folder in (self.path, self.checkpoints, self.resume):
+        for folder in (self.path, self.checkpoints, self.resume, self.epoch_table.parent):
             if folder.exists():
                 remove_half_written(folder)
 

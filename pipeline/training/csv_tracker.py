@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger
-
 from pipeline.config.trackers import CsvOptions
 from pipeline.console.text import printable
+from pipeline.files.atomic import make_folder, write_atomically
 from pipeline.files.regular import read_regular
 from pipeline.training.tracked_run import Ending, Remembered, TrackedRun, distinct
 
 
 class CsvTracker:
-    """csv/metrics.csv, written by Lightning's CSVLogger.
-
-    That one writes over a file that it finds, so the lines that a resumed training has written before are read first
-    and written again.
-    """
+    """csv/metrics.csv: one column for each number of an epoch, and its number as "epoch" and "step"."""
 
     run_id: str | None = None
 
@@ -29,28 +25,34 @@ class CsvTracker:
         self.place = str(run.folder.epoch_table)
         self.remedy = "free space or make its folder writable"
         self._file = run.folder.epoch_table
-        self._logger: CSVLogger | None = None
-        self._names: dict[str, str] = {}
+        self._names = distinct(run.metric_names, printable)
+        self._columns: list[str] = []
 
     def open(self, run: TrackedRun, settings: Mapping[str, Any], before: Remembered | None, n_epochs: int) -> int:
-        """Open the file with the lines of the epochs that it has; settings stand in training_config.json."""
+        """Replace the file, at one stroke, by the header and its whole lines; settings stand in training_config.json.
+
+        Raises FileError: the disk refuses; the old file is then untouched.
+        """
         if not run.folder.path.is_dir():
             raise FileNotFoundError(f"{run.folder.path} is gone")
         lines = lines_of(self._file)[:n_epochs]
-        self._names = distinct(run.metric_names, printable)
-        folder = self._file.parent
-        self._logger = CSVLogger(folder.parent.parent, folder.parent.name, folder.name, flush_logs_every_n_steps=1)
-        for epoch, line in enumerate(lines):
-            self._logger.experiment.log_metrics(line, epoch)
-        self._logger.save()
+        self._columns = sorted({"epoch", "step", *self._names.values()}.union(*lines))
+        header = dict(zip(self._columns, self._columns, strict=True))
+        make_folder(self._file.parent)
+        write_atomically(self._file, lambda stream: stream.write(self._written([header, *lines])))
         return len(lines)
 
     def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Write the line of an epoch."""
-        assert self._logger is not None
-        line: dict[str, Any] = {self._names[name]: value for name, value in numbers.items()}
-        line["epoch"] = epoch
-        self._logger.log_metrics(line, epoch)
+        """Write the line of an epoch. Raises OSError: the file is gone, or the disk refuses."""
+        line = {self._names[name]: value for name, value in numbers.items()}
+        with self._file.open("r+b") as file:
+            file.seek(0, os.SEEK_END)
+            file.write(self._written([line | {"epoch": epoch, "step": epoch}]))
+
+    def _written(self, lines: Iterable[Mapping[str, Any]]) -> bytes:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self._columns).writerows(lines)
+        return text.getvalue().encode()
 
     def close(self, ending: Ending) -> None:
         """Every line is written when its epoch ends."""
@@ -67,5 +69,5 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     for line in csv.DictReader(io.StringIO(whole, newline="")):
         if line.get("step") != str(len(lines)) or None in line or None in line.values():
             break
-        lines.append({name: value for name, value in line.items() if name != "step" and value})
+        lines.append(line)
     return lines

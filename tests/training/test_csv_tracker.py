@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import signal
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
 
 from pipeline.training.csv_tracker import lines_of
 from pipeline.training.trackers import Trackers
+from tests.support.paths import ROOT
 from tests.support.small_disk import small_disk
 from tests.support.tracked import follow, tracked_run
 
@@ -70,7 +74,7 @@ def test_a_full_disk_is_named_once_and_caught_up_with(tmp_path, caplog, monkeypa
         trackers = Trackers(["csv"], run)
         follow(trackers, SCORES[:2])
         (named,) = caplog.messages
-        assert "tracker csv fails (OSError: [Errno 28] No space left on device" in named
+        assert "metrics.csv: cannot be written (No space left on device)" in named
         assert "training_log.json has every number; free space or make its folder writable" in named
         ballast.unlink()
         follow(trackers, SCORES, n_before=2)
@@ -78,3 +82,52 @@ def test_a_full_disk_is_named_once_and_caught_up_with(tmp_path, caplog, monkeypa
         table = table_of(run)
     assert table["train_loss"].tolist() == [2.0, 1.0, 0.5, 0.25]
     assert table["val_IoU/Milz ü"].fillna(-1).tolist() == [0.25, 0.5, -1, 0.75]
+
+
+RESUMED = """
+import os, signal, sys
+from pathlib import Path
+from pipeline.training.trackers import Trackers
+from tests.support.tracked import follow, tracked_run
+
+def end(event, details):
+    if event == "os.rename" and "metrics.csv" in str(details[0]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(end)
+run = tracked_run(Path(sys.argv[1]))
+follow(Trackers(["csv"], run), [0.25, 0.5], n_before=2)
+"""
+"""A training that is resumed, and killed before a file is in the place of metrics.csv."""
+
+
+@pytest.mark.fault(
+    "SIGKILL or a full disk while `--resume` opens metrics.csv", "it keeps all that it had, classes included"
+)
+def test_a_resumed_training_that_is_killed_or_finds_a_full_disk_keeps_the_table(tmp_path):
+    run = tracked_run(tmp_path)
+    with small_disk(run.folder.epoch_table.parent, "16k") as disk:
+        follow(Trackers(["csv"], run), SCORES[:2])
+        before = run.folder.epoch_table.read_bytes()
+        killed = subprocess.run([sys.executable, "-c", RESUMED, str(tmp_path)], cwd=ROOT, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert run.folder.epoch_table.read_bytes() == before
+        run.folder.make_ready(keep=True)
+        assert [path.name for path in disk.iterdir()] == ["metrics.csv"]  # the half of a killed process is gone
+        with (disk / "ballast").open("wb", buffering=0) as stream, contextlib.suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
+        follow(Trackers(["csv"], run), SCORES[:2], n_before=2)
+        assert run.folder.epoch_table.read_bytes() == before
+        (disk / "ballast").unlink()
+        follow(Trackers(["csv"], run), SCORES, n_before=2)
+        assert table_of(run)["val_IoU/Milz ü"].fillna(-1).tolist() == [0.25, 0.5, -1, 0.75]
+
+
+def test_the_header_has_all_names_before_they_have_a_number(tmp_path):
+    run = tracked_run(tmp_path)
+    follow(Trackers(["csv"], run), [None])
+    columns = set(table_of(run))
+    follow(Trackers(["csv"], run), [None, 0.5], n_before=1)
+    assert set(table_of(run)) == columns
+    assert table_of(run)["val_IoU/liver"].fillna(-1).tolist() == [-1, 0.5]

@@ -8,7 +8,6 @@ import signal
 
 import pandas as pd
 import pytest
-from pytorch_lightning.loggers import CSVLogger
 
 from pipeline import train as train_module
 from pipeline.config.settings import ConfigError
@@ -81,14 +80,14 @@ def put(monkeypatch):
     "named once, with what to do; the training goes on, bit for bit the same",
 )
 def test_no_tracker_changes_a_training_whenever_it_fails(work, put, caplog, monkeypatch):
-    write = CSVLogger.log_metrics
+    write = CsvTracker.write
 
-    def fail_later(logger, metrics, step=None):
-        if step == 1:
+    def fail_later(tracker, epoch, numbers):
+        if epoch == 1:
             raise MemoryError("no more")
-        write(logger, metrics, step)
+        write(tracker, epoch, numbers)
 
-    monkeypatch.setattr(CSVLogger, "log_metrics", fail_later)
+    monkeypatch.setattr(CsvTracker, "write", fail_later)
     server, closing = Broken("open", error=SystemExit(3)), Broken("close")
     put(CsvTracker, lambda *_: server, lambda *_: closing)
     config, run = settings_of(work, "hindered", max_epochs=EPOCHS, **{"experiment.logger": "csv mlflow wandb"})
