@@ -120,6 +120,8 @@ class RunRecorder(pl.Callback):
                 best = self.history.best_val_miou
                 best_epoch = self.history.best_epoch or 0
                 trainer.logger.write_settings(settings, math.nan if best is None else best, best_epoch)
+                if len(self.history):
+                    trainer.logger.write_missing(self.history)
             if self.trackers is not None:
                 self.trackers.begin(self.folder.read_config(), self.history)
 

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pytorch_lightning.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from pipeline.console.text import one_line, printable
+from pipeline.runs.history import HISTORY_KEYS, TrainingLog
+from pipeline.training.tracked_run import epoch_numbers
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +106,26 @@ class EventsLogger(TensorBoardLogger):
             events.add_scalar("seconds_per_epoch", total, epoch)
             events.flush()
 
+    def write_missing(self, history: TrainingLog) -> None:
+        """Write what the event files of earlier parts of a training lack of its epochs, as after a kill.
+
+        history: the finished epochs; classes are known of the best one alone, and times of none.
+        """
+        try:
+            written = _written(Path(self.root_dir), history)
+        except Exception as error:  # with another's rights, or a damaged file
+            log.warning("%s: cannot be read (%s); epochs that its curves lack stay out", self.root_dir, one_line(error))
+            return
+        events = self.experiment
+        if events is None:
+            return
+        with self._lasting():
+            for epoch in range(len(history)):
+                for name, value in epoch_numbers(history, epoch).items():
+                    if name != BEST_TAG and (printable(name), epoch) not in written:
+                        events.add_scalar(printable(name), value, epoch)
+            events.flush()
+
     def write_picture(self, tag: str, epoch: int, picture: NDArray[np.uint8]) -> None:
         """Write a (height, width, 3) RGB picture, 0…255."""
         events = self.experiment
@@ -139,3 +162,20 @@ class EventsLogger(TensorBoardLogger):
         if events is not None and math.isfinite(best):
             with self._lasting():
                 events.add_scalar(BEST_TAG, best, epoch)
+
+
+def _written(run: Path, history: TrainingLog) -> set[tuple[str, int]]:
+    """The tag and epoch of every number in a run's event files but those of a training that it has overwritten."""
+    known = {(key, n): value for key in HISTORY_KEYS[1:] for n, value in enumerate(history.history[key])}
+    written: set[tuple[str, int]] = set()
+    for folder in run.glob("version_*"):
+        found = {
+            (value.tag, event.step): value.simple_value
+            for file in folder.glob("events.out.tfevents.*")
+            for event in LegacyEventFileLoader(str(file)).Load()
+            for value in event.summary.value
+        }
+        ours = ((known.get(at, value), value) for at, value in found.items())
+        if all(one is None or math.isclose(one, value, rel_tol=1e-6) for one, value in ours):  # they are float32
+            written.update(found)
+    return written

@@ -77,14 +77,18 @@ class Tracker(Protocol):
         ...
 
 
-def epoch_numbers(history: TrainingLog, epoch: int, iou_per_class: Mapping[str, float | None]) -> dict[str, float]:
+def epoch_numbers(
+    history: TrainingLog, epoch: int, iou_per_class: Mapping[str, float | None] | None = None
+) -> dict[str, float]:
     """The numbers of an epoch as training_log.json holds them, by name; undefined ones are left out.
 
     Args:
         history: epochs up to that one at least.
         epoch: counted from 0.
-        iou_per_class: validation IoU by class name.
+        iou_per_class: validation IoU by class name; None: as the history has it, of the best epoch alone.
     """
+    if iou_per_class is None:
+        iou_per_class = history.per_class_iou if epoch == history.best_epoch else {}
     scores = [score for score in history.history["val_mIoU"][: epoch + 1] if score is not None]
     found = {key: history.history[key][epoch] for key in HISTORY_KEYS[1:]}
     found["best_val_mIoU"] = max(scores, default=None)

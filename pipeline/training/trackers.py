@@ -169,11 +169,7 @@ class Trackers:
                 self._remember()
             n_before = followed.n_epochs
             for epoch in range(n_before, len(history)):
-                numbers = self._numbers.get(epoch)
-                if numbers is None:
-                    of_best = history.per_class_iou if epoch == history.best_epoch else {}
-                    numbers = epoch_numbers(history, epoch, of_best)
-                tracker.write(epoch, numbers)
+                tracker.write(epoch, self._numbers.get(epoch) or epoch_numbers(history, epoch))
                 followed.n_epochs = epoch + 1
             if followed.n_epochs > n_before:
                 self._remember()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.train import train as run_training
-from tests.support.tiny_training import ended, interrupted_run, resumed, settings_of, strict_json, train
+from tests.support.tiny_training import EPOCHS, ended, interrupted_run, resumed, settings_of, strict_json, train
 
 
 def test_the_files_of_a_run_are_readable_by_the_group(work):
@@ -60,3 +61,19 @@ def test_the_best_of_a_resumed_training_stands_at_its_own_epoch(work):
     assert len(points) > 1
     for step, value in points:
         assert value == pytest.approx(scores[step])
+
+
+@pytest.mark.fault("SIGKILL between an epoch's log and its curves, then `--resume`", "TensorBoard has every epoch once")
+def test_an_epoch_that_was_killed_before_its_curves_gets_them_when_resumed(work):
+    process, run, output = train(work, "curves", pause=2)
+    process.kill()
+    ended(process, run, output, code=-signal.SIGKILL)
+    resumed(work, "curves")
+    history = strict_json(run / "training_log.json")["training_history"]
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_mIoU", "learning_rate"):
+        points = []
+        for folder in sorted(run.glob("version_*")):
+            events = EventAccumulator(str(folder))
+            events.Reload()
+            points += [(event.step, event.value) for event in events.Scalars(name)]
+        assert points == [(epoch, pytest.approx(history[name][epoch])) for epoch in range(EPOCHS)]

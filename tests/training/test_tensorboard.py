@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.training.tensorboard import EventsLogger
+from tests.support.tracked import history_of
 
 
 def write(tmp_path, **changes):
@@ -80,3 +81,43 @@ def test_settings_are_written_for_the_table_of_runs(tmp_path):
     assert found["training.betas"].string_value == "[0.9, 0.99]"
     assert len(found["data.root"].string_value) == 300
     assert [(event.step, event.value) for event in events.Scalars("best_val_mIoU")] == [(4, 0.25)]
+
+
+def test_a_resumed_training_writes_the_numbers_that_its_earlier_parts_lack(tmp_path):
+    """Those of a training that was overwritten are no reason to leave any out."""
+    history = history_of([0.1, None, 0.3, 0.2])
+    values = [{key: row[n] for key, row in history.history.items() if row[n] is not None} for n in range(4)]
+    overwritten = [{"train_loss": 7.0, "learning_rate": 1e-3, "val_mIoU": 0.1}] * 4
+    killed = [values[0] | {"val_IoU/liver": 0.1}, values[1], {"train_loss": values[2]["train_loss"]}]
+    for epochs in (overwritten, killed):
+        logger = EventsLogger(save_dir=tmp_path, name="run")
+        for epoch, numbers in enumerate(epochs):
+            scalars = {name: value for name, value in numbers.items() if name != "epoch"}
+            logger.write_epoch(epoch, values=scalars, iou_per_class={}, seconds={})
+        logger.finalize("success")
+    with next((tmp_path / "run" / "version_1").glob("events*")).open("ab") as file:
+        file.write(bytes(7))  # half an event
+    logger = EventsLogger(save_dir=tmp_path, name="run")
+    logger.write_missing(history)
+    logger.finalize("success")
+    found = {}
+    for version in (1, 2):
+        events = EventAccumulator(str(tmp_path / "run" / f"version_{version}"))
+        events.Reload()
+        for tag in events.Tags()["scalars"]:
+            found[tag] = found.get(tag, []) + [(event.step, event.value) for event in events.Scalars(tag)]
+    for name in ("train_loss", "train_accuracy", "val_loss", "learning_rate"):
+        assert found[name] == [(epoch, pytest.approx(values[epoch][name])) for epoch in range(4)]
+    assert found["val_mIoU"] == [(epoch, pytest.approx(values[epoch]["val_mIoU"])) for epoch in (0, 2, 3)]
+    assert found["val_IoU/liver"] == [(0, pytest.approx(0.1)), (2, pytest.approx(0.3))]
+
+
+def test_event_files_that_cannot_be_read_are_said_and_nothing_is_written_twice(tmp_path, caplog):
+    folder = tmp_path / "run" / "version_0"
+    (folder / "events.out.tfevents.1").mkdir(parents=True)
+    logger = EventsLogger(save_dir=tmp_path, name="run")
+    logger.write_missing(history_of([0.5]))
+    logger.finalize("success")
+    (warning,) = caplog.messages
+    assert warning.startswith(f"{tmp_path / 'run'}: cannot be read (")
+    assert not list((tmp_path / "run").glob("version_1/*"))
