@@ -80,7 +80,7 @@ class RunRecorder(pl.Callback):
         self._module: SegmentationModule | None = None
         self._on_gpu = False
         self._peak = resume.peak_memory if resume else NOTHING_MEASURED
-        self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0}
+        self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0, "writing": 0.0}
         self._clock = time.monotonic()
 
     @property
@@ -124,11 +124,12 @@ class RunRecorder(pl.Callback):
                     trainer.logger.write_missing(self.history)
             if self.trackers is not None:
                 self.trackers.begin(self.folder.read_config(), self.history)
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clocks."""
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         self._clock = time.monotonic()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Count what was written since the curves of the last epoch, as its pictures, with this epoch's files."""
+        self._lap("writing")
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count the time since the last batch as waiting for data."""
@@ -157,6 +158,7 @@ class RunRecorder(pl.Callback):
         epoch = trainer.current_epoch
         learning_rate = pl_module.schedule.learning_rate(epoch)
         metrics = metrics_of_epoch(trainer, pl_module)
+        self._lap("step")
         values = {name: metrics.get(name, math.nan) for name in _RECORDED}
         iou_per_class = {}
         if "val_mIoU" in metrics:
@@ -186,12 +188,14 @@ class RunRecorder(pl.Callback):
         self.early_stop = early_stop_reason(history, self.patience, int(trainer.max_epochs or 1), self.grown)
         if self.early_stop:
             trainer.should_stop = True
+        self._lap("writing")
+        seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
             trainer.logger.write_epoch(
                 epoch,
                 values=values | {"learning_rate": learning_rate},
                 iou_per_class=iou_per_class,
-                seconds=self._seconds,
+                seconds=seconds,
             )
             if is_best and history.best_val_miou is not None:
                 trainer.logger.write_best(history.best_val_miou, epoch)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train as run_training
+from pipeline.training.trackers import Trackers
 from tests.support.tiny_training import EPOCHS, ended, interrupted_run, resumed, settings_of, strict_json, train
 
 
@@ -77,3 +80,30 @@ def test_an_epoch_that_was_killed_before_its_curves_gets_them_when_resumed(work)
             events.Reload()
             points += [(event.step, event.value) for event in events.Scalars(name)]
         assert points == [(epoch, pytest.approx(history[name][epoch])) for epoch in range(EPOCHS)]
+
+
+def test_what_a_slow_disk_and_a_slow_tracker_take_is_in_the_time_of_an_epoch(work, monkeypatch):
+    """That of the tracker, which gets an epoch after its curves, in the time of the next one."""
+    slow_s = 0.25
+
+    def slow(write):
+        def slowly(*given):
+            time.sleep(slow_s)
+            write(*given)
+
+        return slowly
+
+    monkeypatch.setattr(RunFolder, "write_log", slow(RunFolder.write_log))
+    monkeypatch.setattr(Trackers, "after_epoch", slow(Trackers.after_epoch))
+    config, run = settings_of(work, "slow_disk", max_epochs="3")
+    run_training(config)
+    events = EventAccumulator(str(run / "version_0"))
+    events.Reload()
+    parts = [tag for tag in events.Tags()["scalars"] if tag.startswith("time_share/")]
+    assert set(parts) == {f"time_share/{part}" for part in ("data", "step", "validation", "writing")}
+    shares = {tag: [event.value for event in events.Scalars(tag)] for tag in parts}
+    assert [sum(epoch) for epoch in zip(*shares.values(), strict=True)] == pytest.approx([1.0] * 3)
+    seconds = [event.value for event in events.Scalars("seconds_per_epoch")]
+    writing = [share * whole for share, whole in zip(shares["time_share/writing"], seconds, strict=True)]
+    assert min(writing) >= slow_s
+    assert min(writing[1:]) >= 2 * slow_s
