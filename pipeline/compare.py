@@ -32,7 +32,7 @@ from pipeline.runs.run_folder import RunFolder, distinct_names, folders_in, is_r
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
 from pipeline.runs.stored_scores import ALSO_INCOMPLETE, ALSO_LEFT_OUT, StoredScores, scores_of
 from pipeline.runs.study import StudyFolder, is_study_folder
-from pipeline.runs.time_stamps import in_hours, seconds_between
+from pipeline.runs.time_stamps import in_hours, training_time
 
 COLUMNS = {
     "run": "run",
@@ -141,9 +141,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "status": summary.get("status", "unfinished"),
         "base_channels": config["model"].get("base_channels"),
         "total_parameters": config["model"].get("total_parameters"),
-        "time": seconds_between(
-            config["experiment"].get("start_time"), summary.get("completion_time", log.last_update)
-        ),
+        "time": training_time(config, log, summary),
         **{key: summary.get(key) for key in MORE_COLUMNS},
     }
     return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))

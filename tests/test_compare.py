@@ -69,6 +69,15 @@ def test_runs_are_sorted_by_their_best_miou_and_show_what_differs(tmp_path):
     }
 
 
+def test_the_time_of_a_run_is_that_of_its_epochs_without_pauses(tmp_path):
+    folder = a_run(tmp_path, "a")
+    log = folder.read_log()
+    log.training_seconds = 3725.9
+    folder.write_log(log)
+    a_run(tmp_path, "earlier")
+    assert [row["time"] for row in compare([tmp_path]).rows] == ["01:02:05", "52:03:09"]
+
+
 def test_a_group_of_settings_that_one_run_lacks_differs_key_by_key(tmp_path):
     a_run(tmp_path, "a", model__network={"_target_": "SegResNet", "init_filters": 8}, training__clip=None)
     a_run(tmp_path, "b")

@@ -14,7 +14,7 @@ from pipeline.report_page.data_sections import data_section, split_sizes
 from pipeline.report_page.markup import Facts, legend, section, side_by_side, text
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.setting_differences import differing_settings, flat_settings
-from pipeline.runs.time_stamps import in_hours, seconds_between
+from pipeline.runs.time_stamps import in_hours, training_time
 
 _LONGEST_VALUE = 300
 _LONGEST_HASH = 12
@@ -139,15 +139,15 @@ def _value(key: str, value: Any) -> str:
 
 def _time_and_machine(run: RunFacts) -> Facts:
     training, system = run.config["training"], run.config["system"]
-    start = run.config["experiment"].get("start_time")
-    end = run.summary.get("completion_time") or run.log.last_update
-    seconds = seconds_between(start, end)
+    seconds = training_time(run.config, run.log, run.summary)
+    is_known = run.log.training_seconds is not None  # else pauses are among it
     peak, of = run.summary.get("peak_memory_gb"), run.summary.get("peak_memory_of")
     names = {"n_gpus": "GPUs", "n_nodes": "machines", "n_processes": "processes", "effective_precision": "precision"}
     return [
-        ("started", start),
-        ("ended", end),
-        ("from start to end", None if seconds is None else in_hours(seconds)),
+        ("started", run.config["experiment"].get("start_time")),
+        ("ended", run.summary.get("completion_time")),
+        ("last epoch", run.log.last_update if len(run.log) and not run.summary else None),
+        ("time in training" if is_known else "from start to end", None if seconds is None else in_hours(seconds)),
         ("for each epoch", f"{seconds / len(run.log):.1f} s" if seconds is not None and len(run.log) else None),
         ("most memory of a process", None if peak is None else f"{peak:.3g} GB of {_memory(of)}"),
         *((name, training.get(key)) for key, name in names.items()),

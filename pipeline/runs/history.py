@@ -22,6 +22,9 @@ class TrainingLog:
     per_class_iou: dict[str, float | None] = field(default_factory=dict)
     """Class name -> validation IoU in the best epoch; None where no case holds the class; empty when unknown."""
     last_update: str = field(default_factory=now)
+    training_seconds: float | None = None
+    """What the finished epochs took, until the last one's files were written, without the pauses before a resume; None
+    where an earlier version began the run."""
 
     def __len__(self) -> int:
         """Count the finished epochs."""
@@ -96,6 +99,7 @@ class TrainingLog:
             "best_metrics": {"best_val_mIoU": self.best_val_miou, "best_epoch": self.best_epoch},
             "per_class_iou": dict(self.per_class_iou),
             "last_update": self.last_update,
+            "training_seconds": self.training_seconds,
         }
 
     @classmethod
@@ -111,11 +115,15 @@ class TrainingLog:
             raise FileError(f"training_history: expected arrays of equal length, found {lengths}")
         if history["epoch"] != list(range(lengths["epoch"])):
             raise FileError(f"training_history.epoch: expected 0, 1, 2, …, found {_shown(history['epoch'])}")
+        seconds = document.get("training_seconds")
+        if seconds is not None and not (_is_number(seconds) and seconds >= 0):
+            raise FileError(f"training_seconds: expected a number from 0, found {_shown(seconds)}")
         iou, updated = document.get("per_class_iou"), document.get("last_update")
         return cls(
             history={key: list(history[key]) for key in HISTORY_KEYS},
             per_class_iou=dict(iou) if isinstance(iou, dict) else {},
             last_update=updated if isinstance(updated, str) else now(),
+            training_seconds=seconds,
         )
 
 

@@ -255,7 +255,8 @@ class RunFolder:
             stopped_early: an interruption by the run's own settings, after which nothing is left to train.
             peak: the most memory of any of its processes, over all parts of a resumed training.
 
-        "best_by" is there where val_mIoU was undefined in all epochs: what else decided which weights were kept.
+        "training_seconds" is what the finished epochs took. "best_by" is there where val_mIoU was undefined in all
+        epochs: what else decided which weights were kept.
         """
         if status == "failed" and not reason:
             raise FileError(f'{self.summary}: status "failed" needs a reason')
@@ -271,6 +272,8 @@ class RunFolder:
         summary |= {"reason": reason} if reason else {}
         summary |= {"skipped_steps": skipped_steps} if skipped_steps else {}
         summary |= {"stopped_early": True} if stopped_early else {}
+        if log.training_seconds is not None:
+            summary["training_seconds"] = log.training_seconds
         if peak.n_bytes:
             summary |= {"peak_memory_gb": round(peak.n_bytes / BYTES_PER_GB, 3), "peak_memory_of": peak.device}
         write_json(self.summary, summary)

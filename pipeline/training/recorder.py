@@ -71,7 +71,7 @@ class RunRecorder(pl.Callback):
         self.resume = resume
         self.contents = contents or {}
         self.trackers = trackers
-        self.history = resume.log if resume else TrainingLog()
+        self.history = resume.log if resume else TrainingLog(training_seconds=0.0)
         """The finished epochs."""
         self.early_stop: str | None = None
         """Why training stopped before max_epochs, see `early_stop_reason`."""
@@ -81,7 +81,8 @@ class RunRecorder(pl.Callback):
         self._on_gpu = False
         self._peak = resume.peak_memory if resume else NOTHING_MEASURED
         self._seconds = {"data": 0.0, "step": 0.0, "validation": 0.0, "writing": 0.0}
-        self._clock = time.monotonic()
+        self._clock = self._began = time.monotonic()
+        self._seconds_before = self.history.training_seconds
 
     @property
     def epochs_finished(self) -> int:
@@ -125,7 +126,7 @@ class RunRecorder(pl.Callback):
             if self.trackers is not None:
                 self.trackers.begin(self.folder.read_config(), self.history)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
-        self._clock = time.monotonic()
+        self._clock = self._began = time.monotonic()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Count what was written since the curves of the last epoch, as its pictures, with this epoch's files."""
@@ -168,6 +169,7 @@ class RunRecorder(pl.Callback):
         is_best = history.append_epoch(epoch, learning_rate=learning_rate, per_class_iou=iou_per_class, **values)
         peak = self.peak_memory
         self._peak = PeakMemory(highest(peak.n_bytes, pl_module.device), peak.device)
+        history.training_seconds = self._training_seconds()
         if trainer.is_global_zero:
             if "val_mIoU" in metrics:
                 self.pictures.keep(epoch, pl_module.sample, is_best=is_best)
@@ -216,6 +218,11 @@ class RunRecorder(pl.Callback):
         now = time.monotonic()
         self._seconds[part] += now - self._clock
         self._clock = now
+
+    def _training_seconds(self) -> float | None:
+        """Seconds in training until now, those of earlier parts included; None where they did not say."""
+        before = self._seconds_before
+        return None if before is None else round(before + time.monotonic() - self._began, 3)
 
     def _stop_if_asked(self, device: torch.device) -> None:
         """Raise Stopped where any process was asked to stop: all of them come here after the same batch."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from html.parser import HTMLParser
 
 from pipeline import cross_validate
@@ -50,6 +51,20 @@ def test_a_run_is_described_with_how_it_ended_and_how_long_it_took():
     assert after(words, "cuda version") == "12.7"
     assert "validation mIoU (ringed: the best)" in words
     assert "bodyseg train --config logs/first/training_config.json --exp_name again" in words
+
+
+def test_the_time_in_training_is_that_of_the_epochs_where_the_run_says_it_and_no_end_is_said_of_one_that_has_none():
+    paused = run("first")
+    paused.log.training_seconds = 4.8
+    words = said(paused)
+    assert after(words, "time in training") == "00:00:04"
+    assert after(words, "for each epoch") == "0.8 s"
+    assert after(words, "ended") == "2024-01-15 10:36:00"
+    assert not {"from start to end", "last epoch"} & set(words)
+    words = said(replace(paused, summary={}))
+    assert after(words, "how it ended") == "unfinished"
+    assert after(words, "last epoch") == paused.log.last_update
+    assert "ended" not in words
 
 
 def test_of_several_runs_the_settings_that_differ_are_listed():

@@ -56,6 +56,10 @@ def test_a_history_goes_on_after_a_round_trip_through_json():
     append(log, None)
     again = TrainingLog.from_dict(json.loads(json.dumps(log.to_dict(), allow_nan=False)))
     assert again == log
+    assert again.training_seconds is None  # as in those of earlier versions
+    assert TrainingLog.from_dict(log.to_dict() | {"training_seconds": 2.5}).training_seconds == 2.5
+    with pytest.raises(FileError, match="training_seconds: expected a number from 0, found -1"):
+        TrainingLog.from_dict(log.to_dict() | {"training_seconds": -1})
     assert not append(again, 0.5)
     assert again.history["epoch"] == [0, 1, 2]
     assert len(log) == 2  # nothing is shared

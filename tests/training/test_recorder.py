@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from functools import partial
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from pipeline.runs.run_folder import RunFolder
 from pipeline.train import train as run_training
+from pipeline.training.checkpoint import write_tensors
 from pipeline.training.trackers import Trackers
-from tests.support.tiny_training import EPOCHS, ended, interrupted_run, resumed, settings_of, strict_json, train
+from tests.support.tiny_training import (
+    EPOCHS,
+    ended,
+    interrupted_run,
+    resumed,
+    settings_of,
+    strict_json,
+    summary,
+    train,
+)
 
 
 def test_the_files_of_a_run_are_readable_by_the_group(work):
@@ -107,3 +119,20 @@ def test_what_a_slow_disk_and_a_slow_tracker_take_is_in_the_time_of_an_epoch(wor
     writing = [share * whole for share, whole in zip(shares["time_share/writing"], seconds, strict=True)]
     assert min(writing) >= slow_s
     assert min(writing[1:]) >= 2 * slow_s
+
+
+def test_the_time_in_training_of_a_resumed_run_has_no_pauses_and_stays_unknown_where_it_was(work, tmp_path):
+    run = interrupted_run(work, "timed")
+    earlier = tmp_path / run.name
+    shutil.copytree(run, earlier)
+    state = torch.load(run / "resume" / "last.ckpt", weights_only=True)
+    assert 0 < state["log"]["training_seconds"] == summary(run)["training_seconds"]
+    began = time.monotonic()
+    write_tensors(run / "resume" / "last.ckpt", state | {"log": state["log"] | {"training_seconds": 1e6}})
+    run_training(settings_of(work, "timed", max_epochs=EPOCHS)[0], resume=True)
+    assert 0 < summary(run)["training_seconds"] - 1e6 < time.monotonic() - began
+    assert strict_json(run / "training_log.json")["training_seconds"] == summary(run)["training_seconds"]
+    del state["log"]["training_seconds"]
+    write_tensors(earlier / "resume" / "last.ckpt", state)
+    run_training(settings_of(work, "timed", max_epochs=EPOCHS, log_dir=str(tmp_path))[0], resume=True)
+    assert "training_seconds" not in summary(earlier)
