@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from pipeline.config.settings import Config
 from tests.support.settings import settings as settings_from
@@ -35,6 +36,9 @@ def run_command(arguments: Sequence[str], output: Path, before: Callable[[], obj
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     multiprocessing.set_start_method("fork", force=True)  # as in a process that was not started by a server
+    # As in the tests' own process: the server has the environment in which the first test of all started it
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
     if before is not None:
         before()
     from pipeline.cli.main import main

@@ -60,6 +60,7 @@ def test_weights_without_a_history_are_never_replaced(folded, tmp_path):
     config, run = settings_of(folder, "own", max_epochs=EPOCHS, **place)
     shutil.rmtree(run / "resume")
     (run / "training_log.json").unlink()
+    (run / "training_summary.json").unlink()
     weights = (run / "checkpoints" / "best_model.ckpt").read_bytes()
     with pytest.raises(FileError, match="expected the state after the last epoch, found nothing"):
         run_training(config, resume=True)
