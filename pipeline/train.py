@@ -164,7 +164,8 @@ def train(
         console_log.begin()
         _fit(config, devices, folder, setup, others, say=say, console=console, record=console_log.line)
         best = setup.recorder.history.best_epoch
-        if best is not None and best < (grown := _first_of_final_size(config.data)):
+        n_epochs = len(setup.recorder.history)
+        if best is not None and best < (grown := _first_of_final_size(config.data)) < n_epochs:
             say(
                 f"Warning: the best epoch, {best}, had smaller patches than data.target_size, which those from epoch "
                 f"{grown} on have; train longer with these"

@@ -33,6 +33,8 @@ TAG_TEXT = (
     "# bodyseg: prepared cases, made again when missing; `bodyseg cache prune` removes them\n"
 )
 OURS = re.compile(r"(?P<chain>[0-9a-f]{16})-[0-9a-f]{32}(\.bodycase|\.tmp|\.lock)")
+NEW_OR_OURS, ELSEWHERE = "a new folder or a cache, which backups may skip", "name a folder of its own in data.cache_dir"
+_ON_EVERY_DISK = ("lost+found", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db", "desktop.ini", "@eaDir")
 _POLL_S = 0.2
 SOURCES = "sources.jsonl"
 """What source files hash to, see `key`."""
@@ -86,10 +88,10 @@ def open_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / TAG).exists():
-            if others := [path.name for path in folder.iterdir() if not _may_lie_in_a_new_cache(path.name)]:
+            if others := others_in(folder):
                 raise CacheError(
-                    f"cache folder {folder}: expected a new folder or a cache, which backups may skip, found one that "
-                    f"holds {some_of(sorted(others), 3)}; name a folder of its own in data.cache_dir"
+                    f"cache folder {folder}: expected {NEW_OR_OURS}, found one that holds {some_of(others, 3)}; "
+                    f"{ELSEWHERE}"
                 )
             fresh = folder / f"{TAG}.{uuid.uuid4().hex}"
             fresh.write_text(TAG_TEXT)
@@ -100,10 +102,16 @@ def open_folder(folder: Path) -> None:
         raise CacheError(f"cache folder {folder} is another program's cache (see its {TAG}); name another folder")
 
 
-def _may_lie_in_a_new_cache(name: str) -> bool:
-    """What is ours, hidden, or made with a file system."""
-    ours = name in (SOURCES, INSPECTIONS) or OURS.fullmatch(name) is not None
-    return ours or name.startswith((".", TAG)) or name == "lost+found"
+def others_in(folder: Path) -> list[str]:
+    """Names in a folder, which is there, that keep it from becoming a cache; none in a cache. Raises OSError.
+
+    What is ours, hidden, or made by systems on every disk keeps none.
+    """
+    if (folder / TAG).exists():
+        return []
+    names = sorted(path.name for path in folder.iterdir())
+    ours = {name for name in names if name in (SOURCES, INSPECTIONS) or OURS.fullmatch(name)}
+    return [name for name in names if name not in {*ours, *_ON_EVERY_DISK} and not name.startswith((".", TAG))]
 
 
 def cache_info(folder: str | os.PathLike[str]) -> CacheInfo:

@@ -186,7 +186,7 @@ def _parsed_as_given(parser: ArgumentParser, arguments: list[str], base: Namespa
     parsed: dict[str, Any] = parser.parse_args(arguments, namespace=base).as_dict()
     for found in filter(None, (re.match(r"--(\w+)\.(\w+)\.([^=]+)", argument) for argument in arguments)):
         group, name, entry = found.groups()
-        mapping = parsed[group][name]
+        mapping = parsed[group][name] if group in GROUPS else None
         if isinstance(mapping, dict) and isinstance(mapping.get(entry), str):
             with contextlib.suppress(ValueError, YAMLError):
                 mapping[entry] = read_yaml(mapping[entry])

@@ -205,11 +205,15 @@ def _check_value(key: str, hint: Any, value: Any) -> None:
         f"{key}: expected a value, found null; give one, or leave the setting out",
     )
     require(
+        not (hint is str or takes_texts(hint)) or not isinstance(value, int | float),
+        f"{key}: expected a text, found the number {value}; write it in quotes",
+    )
+    require(
         not takes_texts(hint) or isinstance(value, str | list | tuple),
         f"{key}: expected a text, or a list of texts, found {value!r:.60}",
     )
     require(
-        not re.search(r"\d{309}", str(value)),
+        hint is str or takes_texts(hint) or not re.search(r"\d{309}", str(value)),
         f"{key}: expected numbers below 1e308, found one of over 308 digits; correct it",
     )
 

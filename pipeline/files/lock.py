@@ -33,10 +33,13 @@ class Lock:
     was_left: bool = False
     """Whether the file was there: its last holder was killed."""
 
-    def release(self) -> None:
-        """Let go, and remove the file. Raises nothing: closing the file frees the lock in any case."""
+    def release(self, *, keep: bool = False) -> None:
+        """Let go, and remove the file unless it is to `keep` being taken for that of a process that was killed.
+
+        Raises nothing: closing the file frees the lock in any case.
+        """
         with contextlib.suppress(OSError):
-            if _is_still(self.path, self.descriptor):
+            if not keep and _is_still(self.path, self.descriptor):
                 self.path.unlink()
         os.close(self.descriptor)
 

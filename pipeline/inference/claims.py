@@ -57,10 +57,14 @@ class CaseClaims:
         return case in self._locks and self._locks[case].was_left
 
     def release(self, case: str) -> None:
-        """Let go of a case; of one that is not claimed, nothing happens."""
+        """Let go of a case; of one that is not claimed, nothing happens.
+
+        The lock's file stays where a process was killed over the case and its record is still missing: what that one
+        had written of it is to be replaced by whoever finishes the case.
+        """
         lock = self._locks.pop(case, None)
         if lock is not None:
-            lock.release()
+            lock.release(keep=lock.was_left and not self._outputs.record_file(case).exists())
 
     def __enter__(self) -> CaseClaims:
         return self

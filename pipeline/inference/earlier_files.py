@@ -48,7 +48,7 @@ def refuse_others(case: InputCase, outputs: OutputOptions) -> None:
     there = [file.path for file in outputs.files(case.id) if file.path.exists()]
     if there:
         raise SegmentationError(
-            f"{there[0]}: is there already and was not written for this case (it has no "
+            f"{there[0]}: is there already and is no finished result of this case (it has no "
             f"{outputs.record_file(case.id).name}); move it away or choose another --output, or give --overwrite to "
             "replace it"
         )

@@ -17,14 +17,14 @@ from typing import Any
 
 from networks.sliding_window import count_windows
 from pipeline.cache.entry import CacheError, entry_bytes
-from pipeline.cache.folder import cache_info
+from pipeline.cache.folder import ELSEWHERE, NEW_OR_OURS, cache_info, others_in
 from pipeline.checks.findings import Finding
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import run_measurement
 from pipeline.compute.memory import memory_bytes, ran_out_of_memory
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
-from pipeline.console.text import BYTES_PER_GB, gigabytes
+from pipeline.console.text import BYTES_PER_GB, gigabytes, some_of
 from pipeline.datasets.dataset import Dataset, Split
 from pipeline.planning.epochs import n_validations
 from pipeline.planning.network_shape import Triple
@@ -144,7 +144,7 @@ def estimate_training(
         peak_bytes=trial.peak_bytes * (devices.per_machine if devices.accelerator == "cpu" else 1) if trial else 0,
         trial=trial,
     )
-    return estimate, tuple(_shortages(estimate, config.data.cache_limit_gb))
+    return estimate, (*_shortages(estimate, config.data.cache_limit_gb), *_other_folder(cache_dir))
 
 
 def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
@@ -164,6 +164,12 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
         expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
         found = f"{gigabytes(estimate.peak_bytes, 1)} of all processes, estimated from trial steps"
         yield Finding("warning", "memory", "", estimate.trial.device, expected, found, LESS_MEMORY)
+
+
+def _other_folder(cache_dir: Path) -> Iterator[Finding]:
+    with contextlib.suppress(OSError):  # it is to be made, or may not be read: its preparation says what is wrong
+        if others := others_in(cache_dir):
+            yield Finding("error", "cache", "", str(cache_dir), NEW_OR_OURS, some_of(others, 3), ELSEWHERE)
 
 
 def _pruning(estimate: Estimate) -> str:

@@ -129,13 +129,14 @@ def _size_in_words(settings: Config) -> str:
 def _remedies(settings: Config, *, workers_first: bool) -> str:
     """Name three settings that help and are not yet as low as they go, the least costly first."""
     data, model = settings.data, settings.model
+    own = {"base_channels", "light"} & (model.network or {}).keys()  # there the flags for them are refused
     helps = {
         "lower --num_workers": workers_first and data.num_workers > 0,
         "lower --batch_size": data.batch_size > 1,
         "set --model.checkpointing true": model.is_body_net and not model.checkpointing,
         "choose a smaller --target_size": True,
-        "train the light model (--use_light_model)": model.is_body_net and not model.use_light_model,
-        "lower --base_channels": model.is_body_net and model.base_channels > model.least_channels,
+        "train the light model (--use_light_model)": model.is_body_net and not (own or model.use_light_model),
+        "lower --base_channels": model.is_body_net and not own and model.base_channels > model.least_channels,
     }
     return ", or ".join([remedy for remedy, applies in helps.items() if applies][:3])
 

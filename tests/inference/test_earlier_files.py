@@ -89,7 +89,8 @@ def test_files_of_another_origin_are_not_replaced_unasked(run, tmp_path, name):
     options = {"per_structure": True, "preview": True}
     report = predicted([run], [path], out, **options)
     assert (
-        f"{foreign}: is there already and was not written for this case (it has no case.json)" in report.cases[0].error
+        f"{foreign}: is there already and is no finished result of this case (it has no case.json)"
+        in report.cases[0].error
     )
     assert foreign.read_bytes() == b"by hand"
     assert predicted([run], [path], out, overwrite=True, **options).n_done == 1

@@ -54,6 +54,20 @@ def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done
     assert predicted([other], [tmp_path / "in"], tmp_path / "out", overwrite=True).n_done == 2
 
 
+def test_what_a_killed_process_left_is_replaced_also_after_the_next_one_failed(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    good, lock = path.read_bytes(), out / ".case.lock"
+    predicted([run], [path], out)
+    (out / "case.json").unlink()
+    lock.write_text("process 1 on another machine")  # as a kill before the record leaves both
+    path.write_bytes(good[:-60])
+    assert predicted([run], [path], out).n_failed == 1
+    path.write_bytes(good)
+    assert lock.exists()
+    assert predicted([run], [path], out).n_done == 1
+    assert not lock.exists()
+
+
 def test_a_result_that_was_replaced_only_in_part_is_never_called_finished(run, tmp_path):
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
     formats = ("nifti", "nrrd")

@@ -17,6 +17,7 @@ import torch
 
 from networks.sliding_window import SlidingWindow
 from pipeline.cache.cached_dataset import CachedDataset
+from pipeline.cache.entry import CacheError
 from pipeline.cache.folder import open_folder
 from pipeline.check import check
 from pipeline.checks.findings import Finding
@@ -64,6 +65,20 @@ def test_a_cache_limit_below_the_need_is_an_error(folder: Folder) -> None:
     (finding,) = check(settings, measure=False, workers=1).findings
     assert (finding.severity, finding.kind) == ("error", "disk")
     assert "data.cache_limit_gb 1e-06" in finding.found
+
+
+def test_a_cache_folder_that_a_training_refuses_is_an_error(folder: Folder) -> None:
+    cache = folder.root.parent / "notes"
+    cache.mkdir()
+    (cache / "Thumbs.db").touch()
+    folder.write()
+    settings = configured(folder.root / "cases.json", data={"cache_dir": str(cache)})
+    assert [finding for finding in check(settings, measure=False, workers=1).findings if finding.kind == "cache"] == []
+    (cache / "notes.txt").write_text("mine")
+    (finding,) = [f for f in check(settings, measure=False, workers=1).findings if f.kind == "cache"]
+    assert (finding.severity, finding.found) == ("error", "notes.txt")
+    with pytest.raises(CacheError, match=r"found one that holds notes\.txt"):
+        open_folder(cache)
 
 
 def test_entries_that_may_be_of_other_settings_make_a_full_disk_a_warning(
