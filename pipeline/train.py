@@ -32,6 +32,7 @@ from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
 from pipeline.losses.class_weights import median_frequency_weights
 from pipeline.runs.console_log import ConsoleLog
+from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
 from pipeline.runs.study import is_study_folder
@@ -163,13 +164,7 @@ def train(
             folder.make_ready(keep=state is not None)
         console_log.begin()
         _fit(config, devices, folder, setup, others, say=say, console=console, record=console_log.line)
-        best = setup.recorder.history.best_epoch
-        n_epochs = len(setup.recorder.history)
-        if best is not None and best < (grown := _first_of_final_size(config.data)) < n_epochs:
-            say(
-                f"Warning: the best epoch, {best}, had smaller patches than data.target_size, which those from epoch "
-                f"{grown} on have; train longer with these"
-            )
+        _say_smaller_patches(config.data, setup.recorder.history, say)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     return folder.path
 
@@ -256,6 +251,16 @@ def _first_of_final_size(data: DataConfig) -> int:
     """The first epoch whose patches have their final size."""
     growth = PatchSchedule.from_settings(data.target_size, data.batch_size, data.patches_per_case, data.patch_growth)
     return sum(growth.growth_epochs)
+
+
+def _say_smaller_patches(data: DataConfig, history: TrainingLog, say: Say) -> None:
+    """Warn where the best epoch is one of smaller patches than the final ones, although these were trained, too."""
+    best, grown = history.best_epoch, _first_of_final_size(data)
+    if best is not None and best < grown < len(history):
+        say(
+            f"Warning: the best epoch, {best}, had smaller patches than data.target_size, which those from epoch "
+            f"{grown} on have; train longer with these"
+        )
 
 
 def _say_beginning(folder: RunFolder, state: ResumeState | None, resume: bool, say: Say) -> None:
