@@ -34,7 +34,7 @@ from transforms.io.errors import VolumeError
 from transforms.large_pages import empty_like
 from transforms.left_right import mirror_partners, swap_annotated, swap_sides
 from transforms.separable import apply_along, gaussian_matrix, low_resolution_matrix
-from transforms.warp import affine_map, indexable, sample_affine
+from transforms.warp import affine_map, indexable, is_label_map, sample_affine
 
 TINY = 1e-30
 """Keeps a constant channel's 0 / 0 at 0."""
@@ -298,8 +298,8 @@ class RandomAugmentd(Randomizable, MapTransform):
 
     def _check_sizes(self, data: Mapping[Hashable, Any]) -> None:
         for key in self.key_iterator(dict(data)):
-            wanted = "a float32 tensor" if key == "image" else "a tensor of whole numbers, (1, I, J, K)"
             if not _is_of_type(data[key], key):
+                wanted = "a float32 tensor" if key == "image" else "a tensor of whole numbers, (1, I, J, K)"
                 found = f"{getattr(data[key], 'dtype', type(data[key]).__name__)}, {tuple(data[key].shape)}"
                 raise VolumeError("wrong_type", key, wanted, found, "convert it", str(data.get("case", "?")))
             if tuple(data[key].shape[1:]) != self.target_size:
@@ -312,9 +312,7 @@ class RandomAugmentd(Randomizable, MapTransform):
 def _is_of_type(volume: Any, key: Hashable) -> bool:
     if not isinstance(volume, Tensor):
         return False
-    if key == "image":
-        return volume.dtype == torch.float32
-    return not volume.dtype.is_floating_point and volume.dtype != torch.bool and len(volume) == 1
+    return volume.dtype == torch.float32 if key == "image" else is_label_map(volume)
 
 
 def _like(before: Tensor, after: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from transforms.io.grid import slowest_first
 from transforms.separable import apply_along, band, kernel_matrix, row_blocks
+from transforms.warp import is_label_map
 
 TIE = 1e-5
 """Shares closer than this count as equal (float32 sums differ in the last digits); the lower class index then wins."""
@@ -210,7 +211,7 @@ def _share(
 
 
 def _resize_label_compactly(label: Tensor, alignment: GridAlignment) -> Tensor:
-    if label.ndim != 4 or len(label) != 1 or label.dtype.is_floating_point or label.dtype == torch.bool:
+    if not is_label_map(label):
         raise ValueError(
             f"label: expected class indices of a type of whole numbers, (1, I, J, K), found {label.dtype}, "
             f"{tuple(label.shape)}; convert it"

@@ -147,6 +147,12 @@ def indexable(label: Tensor) -> Tensor:
     return label.int() if label.dtype == torch.uint16 else label
 
 
+def is_label_map(volume: Tensor) -> bool:
+    """Whether a volume is what label transforms take: whole numbers, (1, I, J, K)."""
+    is_whole = not volume.dtype.is_floating_point and volume.dtype != torch.bool
+    return is_whole and volume.ndim == 4 and len(volume) == 1
+
+
 def _bordered(volume: Tensor, outside: Tensor | float | int) -> Tensor:
     """Flat volume with one voxel of `outside` on every side."""
     bordered = empty_like(volume, [n + 2 for n in volume.shape])

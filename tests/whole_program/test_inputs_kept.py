@@ -382,6 +382,7 @@ CALLS: dict[str, Call] = {
     "transforms.separable.apply_along": lambda f, g: f(g.floats(1, *SIZE), g.floats(5, SIZE[1]), 2),
     "transforms.warp.sample_affine": lambda f, g: f(g.floats(2, *SIZE, only="float32"), g.labels(1, *SIZE), MOVE),
     "transforms.warp.indexable": lambda f, g: f(g.labels(1, *SIZE)),
+    "transforms.warp.is_label_map": lambda f, g: f(g.labels(1, *SIZE)),
 }
 
 
