@@ -16,6 +16,8 @@ from pipeline.datasets.json_document import read_json
 from transforms.io.label_values import ignore_index
 
 TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
+IGNORE = "ignore"
+"""What the value of voxels is called that are left out of loss and scores."""
 LARGEST_VALUE = 2**31 - 1
 """Of a class: the largest number of the widest type that label files are written in."""
 
@@ -132,7 +134,7 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
 
 def means_ignore(name: object) -> bool:
     """Say whether a name is not a class's but that of voxels that are left out of loss and scores."""
-    return str(name).lower() == "ignore"
+    return str(name).lower() == IGNORE
 
 
 def _in_order(names: Sequence[Any], source: Path) -> list[tuple[int, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipeline.console.text import spreadsheet_text
+from pipeline.datasets.class_table import IGNORE
 from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.case_scores import METRICS, VOLUMES, CaseScores
 from pipeline.evaluation.options import EvaluationError
@@ -28,9 +29,6 @@ FORMAT = 3
 """Of metrics.json. 3: cases have subjects, from which intervals are drawn; predictions without a label are named. 2:
 label_sha256 holds the label's grid, too, so that hashes of format 1 are never equal to it."""
 READABLE_FORMATS = (2, 3)
-
-IGNORE = "ignore"
-"""What values are called whose voxels are left out of the scores."""
 
 COUNTS = ("true_positives", "false_positives", "false_negatives")
 DEFINITIONS = {
