@@ -22,6 +22,7 @@ from typing import BinaryIO
 import numpy as np
 import pydicom
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
+from jaxtyping import Float64
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 from pydicom.valuerep import VR
@@ -393,9 +394,14 @@ def _check_steps(slices: Sequence[_Slice], normal: np.ndarray, folder: Path) -> 
         remedy = "resample it to an upright volume first (dcm2niix does)"
         raise VolumeError("dicom_gantry_tilt", folder, "an upright stack of slices", found, remedy)
     _check_line(slices, heights, folder)
-    off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights)))
-    if off.max() > STEP_TOLERANCE * np.median(steps):
+    if not are_even(heights):
         raise _uneven(steps, slices, folder)
+
+
+def are_even(heights: Float64[np.ndarray, " n"]) -> bool:
+    """Whether slices at ascending heights in mm lie where even steps would have them, to `STEP_TOLERANCE`."""
+    off = np.abs(heights - np.linspace(heights[0], heights[-1], len(heights)))
+    return bool(off.max() <= STEP_TOLERANCE * np.median(np.diff(heights)))
 
 
 def _uneven(steps: np.ndarray, slices: Sequence[_Slice], folder: Path) -> VolumeError:

@@ -12,7 +12,7 @@ import pydicom
 from jaxtyping import Float64, Integer
 from pydicom.uid import SegmentationStorage
 
-from transforms.io.dicom import STEP_TOLERANCE
+from transforms.io.dicom import STEP_TOLERANCE, are_even
 from transforms.io.errors import VolumeError
 from transforms.io.grid import LPS_TO_RAS, check_affine, check_memory, check_shape
 
@@ -78,13 +78,20 @@ def read_dicom_seg(path: Path) -> SegmentMap:
 
 def _volume(segmentation: Any) -> Any:
     """The frames as a volume, with gaps between them filled; as uneven as the slices of a series may be."""
-    try:
-        return segmentation.get_volume(combine_segments=True, relabel=False, rtol=STEP_TOLERANCE)
-    except Exception:
+    tolerance: dict[str, Any] = {"rtol": STEP_TOLERANCE}
+    if segmentation.get_volume_geometry(**tolerance) is None and are_even(_heights(segmentation)):
         # Without gaps each step may be off by what both of its slices may be.
-        return segmentation.get_volume(
-            combine_segments=True, relabel=False, rtol=2 * STEP_TOLERANCE, allow_missing_positions=False
-        )
+        tolerance = {"rtol": 2 * STEP_TOLERANCE, "allow_missing_positions": False}
+    return segmentation.get_volume(combine_segments=True, relabel=False, **tolerance)
+
+
+def _heights(segmentation: Any) -> Float64[np.ndarray, " n"]:
+    """Where the frames lie along their normal in mm, ascending, each place once."""
+    orientation = segmentation.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    normal = np.cross(orientation[:3], orientation[3:])
+    frames = segmentation.PerFrameFunctionalGroupsSequence
+    places = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+    return np.sort(np.unique(np.asarray(places, np.float64), axis=0) @ normal)
 
 
 def _unreadable(path: Path, error: Exception) -> VolumeError:

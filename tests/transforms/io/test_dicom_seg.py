@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
@@ -61,6 +62,34 @@ def test_slices_as_uneven_as_a_series_may_be_make_a_volume(tmp_path, off):
     for name in ("liver", "kidney_left"):
         inside = segmentation.array == segmentation.class_names.index(name)
         assert np.array_equal(found == numbers[name], inside)
+
+
+def edit_written(tmp_path, edit):
+    """A DICOM SEG of forty slices 3 mm apart, changed by hand."""
+    write_series(tmp_path / "series", [3.0 * n for n in range(40)])
+    write_dicom_seg(segmentation_of(tmp_path / "series"), tmp_path / "a.dcm")
+    header = pydicom.dcmread(tmp_path / "a.dcm")
+    edit(header)
+    header.save_as(tmp_path / "a.dcm")
+    return tmp_path / "a.dcm"
+
+
+def widen_the_upper_half(header):
+    """Steps of 3.5 mm in the upper half: near the mean of 3.25 mm, but the errors add up to 5 mm."""
+    for frame in header.PerFrameFunctionalGroupsSequence:
+        position = frame.PlanePositionSequence[0].ImagePositionPatient
+        position[2] = position[2] + 0.5 * max(0, position[2] / 3 - 20)
+
+
+def fill_the_segments(header):
+    header.PixelData = b"\xff" * len(header.PixelData)
+
+
+@pytest.mark.parametrize(("edit", "found"), [(widen_the_upper_half, "volume"), (fill_the_segments, "overlap")])
+def test_frames_that_make_no_label_map_are_refused_with_the_reason(tmp_path, edit, found):
+    path = edit_written(tmp_path, edit)
+    with pytest.raises(VolumeError, match=f"expected a DICOM SEG whose segments make one label map, found .*{found}"):
+        read_dicom_seg(path)
 
 
 def test_other_files_are_none_and_a_damaged_one_is_refused(tmp_path):
