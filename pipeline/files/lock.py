@@ -22,16 +22,22 @@ log = logging.getLogger(__name__)
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
 _POLL_S = 0.02
+_LARGEST = 1 << 20
+"""Bytes of a lock file that are read; a line of 100 a structure takes far less."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A locked file; it holds who locked it."""
+    """A locked file; it holds who locked it, and below that what its holder adds."""
 
     path: Path
     descriptor: int
-    was_left: bool = False
-    """Whether the file was there: its last holder was killed."""
+    left: str = ""
+    """What was in the file: its last holder was killed."""
+
+    def add(self, line: str) -> None:
+        """Leave a line for the next holder, in case this process is killed. Raises OSError (a full disk)."""
+        os.write(self.descriptor, f"\n{line}".encode())
 
     def release(self, *, keep: bool = False) -> None:
         """Let go, and remove the file unless it is to `keep` being taken for that of a process that was killed.
@@ -64,7 +70,8 @@ def take_lock(path: Path) -> Lock | None:
                 return None
             log.warning("%s: this file system has no locks; let one process at a time write there", path)
         if _is_still(path, descriptor):
-            lock = Lock(path, descriptor, was_left=os.fstat(descriptor).st_size > 0)
+            left = os.pread(descriptor, min(os.fstat(descriptor).st_size, _LARGEST), 0)
+            lock = Lock(path, descriptor, left.decode(errors="replace"))
             holder = f"process {os.getpid()} on {socket.gethostname()} (since {now()})".encode()
             try:
                 os.ftruncate(descriptor, os.write(descriptor, holder))
@@ -107,7 +114,7 @@ def is_locked(path: Path) -> bool:
 def lock_holder(path: Path) -> str:
     """Say who holds a lock, "process 4711 on host (since …)"; "another process" where the file does not say."""
     with contextlib.suppress(OSError):
-        text = read_regular(path).decode(errors="replace")[:200].strip()
+        text = read_regular(path).decode(errors="replace").partition("\n")[0][:200].strip()
         return text if text.isprintable() and text else "another process"
     return "another process"
 

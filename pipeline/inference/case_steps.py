@@ -100,8 +100,8 @@ class CaseSteps:
         earlier = None if self.overwrite else reusable_record(case, self.outputs, self.made_by, renew=self.renew)
         if earlier is not None:  # another process has finished it meanwhile
             return earlier
-        if not self.overwrite and not self.claims.was_left(case.id):
-            refuse_others(case, self.outputs)
+        if not self.overwrite:
+            refuse_others(case, self.outputs, self.claims)
         state = case.state
         geometry = read_geometry(case.images[0])
         refused = refused_formats(case.images[0], geometry.kind, self.outputs)
@@ -195,6 +195,7 @@ class CaseSteps:
                     refused[file.kind] = reason
                 else:
                     written[file.path.relative_to(self.outputs.folder).as_posix()] = file.path
+                    self.claims.note_written(case.id, file.path)
             if not written:
                 raise SegmentationError("; ".join(refused.values()))
             warn_of_others(case, self.outputs, written.values())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 
 from pipeline.files.atomic import make_folder, write_error
 from pipeline.files.lock import Lock, lock_holder, take_lock
@@ -51,10 +53,27 @@ class CaseClaims:
                 "when that has ended"
             )
         self._locks[case] = lock
+        for line in lock.left.split("\n")[1:]:  # until the case is finished
+            lock.add(line)
+
+    def note_written(self, case: str, path: Path) -> None:
+        """Note in the lock of a claimed case that a file of it is written; see `is_of_killed`. Raises FileError."""
+        try:
+            self._locks[case].add(self._note(path))
+        except OSError as error:
+            raise write_error(path.parent, error) from error
 
     def was_left(self, case: str) -> bool:
         """Whether the process that had a claimed case before was killed over it."""
-        return case in self._locks and self._locks[case].was_left
+        return case in self._locks and bool(self._locks[case].left)
+
+    def is_of_killed(self, case: str, path: Path) -> bool:
+        """Whether a process that was killed over a claimed case wrote this file, and nobody changed it since."""
+        return case in self._locks and self._note(path) in self._locks[case].left.split("\n")[1:]
+
+    def _note(self, path: Path) -> str:
+        status = path.stat()
+        return json.dumps([path.relative_to(self._outputs.folder).as_posix(), status.st_size, status.st_mtime_ns])
 
     def release(self, case: str) -> None:
         """Let go of a case; of one that is not claimed, nothing happens.
@@ -64,7 +83,7 @@ class CaseClaims:
         """
         lock = self._locks.pop(case, None)
         if lock is not None:
-            lock.release(keep=lock.was_left and not self._outputs.record_file(case).exists())
+            lock.release(keep=bool(lock.left) and not self._outputs.record_file(case).exists())
 
     def __enter__(self) -> CaseClaims:
         return self

@@ -10,6 +10,7 @@ from pathlib import Path
 from pipeline.console.text import some_of
 from pipeline.files.atomic import FileError, remove_durably
 from pipeline.files.json_files import read_json
+from pipeline.inference.claims import CaseClaims
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.record import CaseRecord, FileContent, content_of
 from pipeline.writers.outputs import OutputOptions, remove_record
@@ -38,14 +39,13 @@ def remove_earlier(case: InputCase, outputs: OutputOptions, *, was_killed: bool 
     remove_record(case.id, outputs, was_killed=was_killed)
 
 
-def refuse_others(case: InputCase, outputs: OutputOptions) -> None:
-    """Raise SegmentationError where files of another origin, which no record names, have the names of a case's results.
-
-    What a killed process had written of a case has no record either: ask the case's lock first.
-    """
+def refuse_others(case: InputCase, outputs: OutputOptions, claims: CaseClaims) -> None:
+    """Raise SegmentationError where files of another origin have the names of a case's results: no record names them,
+    nor does the lock that a killed process left."""
     if outputs.record_file(case.id).exists():
         return
-    there = [file.path for file in outputs.files(case.id) if file.path.exists()]
+    files = [file.path for file in outputs.files(case.id)]
+    there = [path for path in files if path.exists() and not claims.is_of_killed(case.id, path)]
     if there:
         raise SegmentationError(
             f"{there[0]}: is there already and is no finished result of this case (it has no "

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.tiny_prediction import checkpoint, predicted, scan, scans, voxels
 
 
@@ -43,8 +46,7 @@ def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done
     predicted([run], [tmp_path / "in"], tmp_path / "out")
     before = (tmp_path / "out" / "case1.nii.gz").read_bytes()
     (tmp_path / "out" / "case1.json").unlink()  # as a kill before the record leaves it
-    (tmp_path / "out" / "case1.nii.gz").write_bytes(b"half")
-    (tmp_path / "out" / ".case1.lock").write_text("process 1 on another machine")
+    left_by_killed(tmp_path / "out", "case1")
     again = predicted([run], [tmp_path / "in"], tmp_path / "out")
     assert [record.status for record in again.cases] == ["skipped", "done"]
     assert (tmp_path / "out" / "case1.nii.gz").read_bytes() == before
@@ -54,18 +56,48 @@ def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done
     assert predicted([other], [tmp_path / "in"], tmp_path / "out", overwrite=True).n_done == 2
 
 
+def left_by_killed(out, case):
+    """Leave a case's lock as a process does that is killed between its label map and its record."""
+    program = f"""
+import os
+from pathlib import Path
+from pipeline.inference.claims import CaseClaims
+from pipeline.writers.outputs import OutputOptions
+out = Path({str(out)!r})
+claims = CaseClaims(OutputOptions(out, ("background", "liver")))
+claims.claim({case!r})
+claims.note_written({case!r}, out / {case + ".nii.gz"!r})
+os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == -9
+    assert (out / f".{case}.lock").exists()
+
+
 def test_what_a_killed_process_left_is_replaced_also_after_the_next_one_failed(run, tmp_path):
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
     good, lock = path.read_bytes(), out / ".case.lock"
     predicted([run], [path], out)
     (out / "case.json").unlink()
-    lock.write_text("process 1 on another machine")  # as a kill before the record leaves both
+    left_by_killed(out, "case")
     path.write_bytes(good[:-60])
     assert predicted([run], [path], out).n_failed == 1
     path.write_bytes(good)
     assert lock.exists()
     assert predicted([run], [path], out).n_done == 1
     assert not lock.exists()
+
+
+def test_what_a_person_put_there_after_a_kill_is_not_replaced(run, tmp_path):
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    predicted([run], [path], out)
+    (out / "case.json").unlink()
+    left_by_killed(out, "case")
+    (out / "case.nii.gz").write_bytes(b"corrected by hand")
+    for _ in range(2):
+        assert "is no finished result of this case" in predicted([run], [path], out).cases[0].error
+        assert (out / "case.nii.gz").read_bytes() == b"corrected by hand"
+    assert predicted([run], [path], out, overwrite=True).n_done == 1
+    assert [file.name for file in out.glob(".*")] == []
 
 
 def test_a_result_that_was_replaced_only_in_part_is_never_called_finished(run, tmp_path):
