@@ -217,7 +217,11 @@ def _resize_label_compactly(label: Tensor, alignment: GridAlignment) -> Tensor:
             f"{tuple(label.shape)}; convert it"
         )
     out = resize_label(label, alignment)
-    return out.to(torch.uint16) if out.dtype == torch.int32 else out
+    if out.dtype != torch.int32:
+        return out
+    if out.numel() and (largest := int(out.amax())) > 65535:
+        raise ValueError(f"label: expected class indices of at most 65535, found {largest}; give it another value")
+    return out.to(torch.uint16)
 
 
 class _Resized(MapTransform):

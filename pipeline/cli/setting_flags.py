@@ -20,7 +20,7 @@ from yaml import YAMLError
 from pipeline.cli.arguments import with_value
 from pipeline.cli.kept_settings import Groups, with_kept_settings
 from pipeline.cli.plain_words import explain
-from pipeline.config.files import load_mapping, read_yaml
+from pipeline.config.files import OTHER_NUMBER, load_mapping, read_yaml
 from pipeline.config.settings import GROUPS, Config, ConfigError, takes_texts, tuple_and_words
 
 SHORT_FLAGS: dict[str, str] = {
@@ -117,6 +117,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         NetworkError: what training.start_from names cannot be read.
     """
     files = [load_mapping(path) for path in _config_files(arguments)]
+    _refuse_other_numbers(arguments)
     others: dict[str, Any] = {}
 
     def over(beneath: Groups | None) -> Groups:
@@ -238,6 +239,19 @@ def _with_true(arguments: Sequence[str]) -> list[str]:
                     pattern, values = values_of[hint]
                     given = with_value(given, f"--{flag}", pattern, "true", values)
     return given
+
+
+def _refuse_other_numbers(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for 1:30 or 0x10 behind the flag of a number: the parser would read 90 and 16."""
+    flag = ""
+    for argument in arguments:
+        name, _, value = argument.rpartition("=") if argument.startswith("--") else (flag, "", argument)
+        flag = name or value
+        group, _, setting = SHORT_FLAGS.get(flag[2:], flag[2:]).partition(".")
+        hint = typing.get_type_hints(GROUPS[group]).get(setting) if group in GROUPS else None
+        is_number = bool({int, float} & {hint, *typing.get_args(hint)})
+        if is_number and OTHER_NUMBER.match(value) and not Path(value).exists():  # a data set behind a value
+            raise ConfigError(f"{flag}: expected a decimal number without zeros in front, found {value}")
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

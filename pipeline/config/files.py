@@ -32,11 +32,15 @@ LARGEST_CONFIG = 16 * 2**20
 """Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
 
 
+OTHER_NUMBER = re.compile(r"[-+]?0[\dbx]|[-+]?\d.*[_:]")
+"""What YAML 1.1 takes for a number and nobody means by it: 1:30 is 90 and 010 is 8."""
+
+
 class _PlainLoader(yaml.SafeLoader):
     """YAML without aliases: a dozen lines of them stand for more values than memory holds ("billion laughs").
 
-    Numbers may have an exponent without a point (1e-5), as in JSON and YAML 1.2, and dates are texts. What YAML 1.1
-    takes for octal (010 is 8), hexadecimal, binary or to base 60 (1:30 is 90), and digits with underscores, is refused.
+    Numbers may have an exponent without a point (1e-5), as in JSON and YAML 1.2, and dates are texts; `OTHER_NUMBER` is
+    refused.
     """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -54,7 +58,7 @@ class _PlainLoader(yaml.SafeLoader):
         return mapping
 
     def construct_decimal(self, node: yaml.ScalarNode) -> int | float:
-        if re.match(r"[-+]?0[\dbx]|.*[_:]", node.value):
+        if OTHER_NUMBER.match(node.value):
             raise yaml.YAMLError(
                 f"line {node.start_mark.line + 1}: expected a decimal number, found {node.value}; write one, without "
                 "zeros in front, or a text in quotes, or a blank behind the colon of a mapping"

@@ -96,6 +96,9 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
     [
         (["--lr", "abc"], "training.lr"),
         (["--lr", "0"], "training.lr must be above 0"),
+        (["--max_epochs", "1:30"], "--max_epochs: expected a decimal number without zeros in front, found 1:30"),
+        (["--training.lr=0x10"], "--training.lr: expected a decimal number"),
+        (["--data.percentiles", "1", "1_0"], "--data.percentiles: expected a decimal number"),
         (["--learning_rat", "1"], "--learning_rat"),
         (["--batch", "1"], "--batch"),
         (["--precision", "8"], "training.precision"),

@@ -176,6 +176,7 @@ def test_the_ignore_index_stays_where_it_has_the_largest_share(dtype):
     ("label", "found"),
     [
         (torch.full((1, 4, 4, 4), -1, dtype=torch.int16), "of 0 and above, found -1"),
+        (torch.full((1, 4, 4, 4), 70_000, dtype=torch.int32), "at most 65535, found 70000"),
         (torch.zeros(1, 4, 4, 4), r"whole numbers, \(1, I, J, K\), found torch.float32"),
         (torch.zeros(1, 4, 4, 4, dtype=torch.bool), "found torch.bool"),
         (torch.zeros(2, 4, 4, 4, dtype=torch.uint8), r"found torch.uint8, \(2, 4, 4, 4\)"),
