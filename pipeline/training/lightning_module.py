@@ -30,6 +30,7 @@ from pipeline.metrics.overlap import joint_histogram
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.metrics.validation_iou import ValidationIoU
 from pipeline.training.ahead_loader import AheadLoader
+from pipeline.training.muon import hidden_matrices
 from pipeline.training.optimisation import NOTHING_TAKEN, Optimisation
 from pipeline.training.schedule import Schedule
 from pipeline.training.weight_average import WeightAverage
@@ -133,7 +134,11 @@ class SegmentationModule(pl.LightningModule):
         """The optimiser, in one fused kernel where gradients are not scaled."""
         # A fused optimiser unscales float16 gradients itself, too late for clipping.
         return self.optimisation.build(
-            self.parameters(), lr=self.schedule.lr, fused=not self._is_scaled, taken=self.taken
+            self.parameters(),
+            lr=self.schedule.lr,
+            fused=not self._is_scaled,
+            taken=self.taken,
+            matrices=hidden_matrices(self.network, self.head),
         )
 
     @property

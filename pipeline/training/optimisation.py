@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from pipeline.training.muon import Muon
+
 NESTEROV_MOMENTUM = 0.99
 """As nnU-Net has it (nnUNetTrainer.configure_optimizers)."""
 
@@ -36,28 +38,38 @@ NOTHING_TAKEN = TakenWeights()
 class Optimisation:
     """What the settings say of it."""
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """Which optimiser."""
     weight_decay: float = 0.0
-    """Apart from the gradient in AdamW, a part of it in SGD."""
+    """Apart from the gradient in AdamW and Muon, a part of it in SGD."""
     ema: float | None = None
     """Decay of the moving average of the weights, see `weight_average`; None: there is none."""
 
     def build(
-        self, parameters: Iterable[nn.Parameter], *, lr: float, fused: bool, taken: TakenWeights = NOTHING_TAKEN
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        fused: bool,
+        taken: TakenWeights = NOTHING_TAKEN,
+        matrices: Collection[nn.Parameter] = (),
     ) -> torch.optim.Optimizer:
-        """AdamW (Loshchilov & Hutter 2019), or SGD with Nesterov's momentum (Sutskever et al. 2013).
+        """AdamW (Loshchilov & Hutter 2019), Muon, or SGD with Nesterov's momentum (Sutskever et al. 2013).
 
         Where what was taken over learns at another rate it is a group of its own, with that factor as "lr_factor".
+
+        matrices: what Muon makes orthogonal, see `muon.hidden_matrices`.
         """
         every = list(parameters)
-        groups: Any = every
+        groups: list[dict[str, Any]] = [{"params": every}]
         if taken.lr_factor != 1:
             whole = {id(parameter) for parameter in taken.whole}
             groups = [
                 {"params": [p for p in every if id(p) not in whole], "lr_factor": 1.0},
                 {"params": [p for p in every if id(p) in whole], "lr_factor": taken.lr_factor},
             ]
+        if self.optimizer == "muon":
+            return Muon(groups, matrices, lr=lr, weight_decay=self.weight_decay, fused=fused)
         if self.optimizer == "sgd":
             return torch.optim.SGD(
                 groups,

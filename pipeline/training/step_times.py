@@ -27,6 +27,8 @@ from pipeline.compute.memory import keep_freed_memory
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.planning.network_shape import Triple
+from pipeline.training.muon import hidden_matrices
+from pipeline.training.optimisation import Optimisation
 from transforms.slabs import segmentation_dtype
 
 N_STEPS = 4
@@ -166,7 +168,8 @@ class _Work:
         label = torch.randint(n_classes, (batch, 1, *patch), generator=generator)
         self.label = label.to(device, segmentation_dtype(n_classes))
         self.criterion = SlabDiceCELoss()
-        self.optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+        matrices = hidden_matrices(network, network.head)
+        self.optimizer = Optimisation("muon").build(network.parameters(), lr=1e-3, fused=True, matrices=matrices)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
 
     def seconds(self, after_backward: Callable[[], None] = lambda: None) -> tuple[float, float]:
