@@ -146,16 +146,6 @@ def test_a_data_set_that_is_divided_keeps_its_split():
     assert make_plan(HIPPOCAMPUS, MACHINE, 300, Measured()).settings["data"]["split_shares"] == [90, 10, 0]
 
 
-def test_a_short_training_takes_larger_steps():
-    rates = {}
-    for minutes in (2, 5, 15, 60):
-        plan = make_plan(HIPPOCAMPUS, MACHINE, 60 * minutes, Measured(voxel_s=3e-6))
-        n_steps = int(re.match(r"(\d+) steps", plan.because["training.max_epochs"])[1])
-        rates[minutes] = plan.settings["training"]["lr"]
-        assert rates[minutes] == (0.008 if n_steps < 2000 else 0.002)
-    assert rates[2] > rates[60]
-
-
 def test_what_is_shown_often_is_varied_more():
     varied = {}
     for minutes in (2, 5, 15, 30, 240):
