@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from monai.data import DataLoader, list_data_collate
+from torch import Generator
 from torch.utils.data import Dataset as TorchDataset
 
 from pipeline.cache.cached_dataset import CachedDataset
@@ -147,6 +148,7 @@ class BodyData(pl.LightningDataModule):
             persistent_workers=number > 0,
             prefetch_factor=self.workers.prefetched if number else None,
             pin_memory=self.is_on_gpu,
+            generator=Generator(),  # else each epoch draws from the network's, but not with workers
         )
 
     def _rank(self) -> tuple[int, int]:

@@ -61,6 +61,19 @@ def test_batches_are_the_same_with_workers_and_after_a_resume(prepared):
     assert [case for case, _ in cases_and_images(another)] != [case for case, _ in cases_and_images(alone)]
 
 
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_reading_batches_leaves_the_networks_random_numbers_alone(prepared, n_workers):
+    """Dropout would differ between numbers of workers: torch draws a seed in each epoch without, in the first with."""
+    data = BodyData(prepared, batch_size=2, workers=DataWorkers(n_workers), seed=5)
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        for _ in range(2):
+            torch.manual_seed(5)
+            expected = torch.rand(3)
+            torch.manual_seed(5)
+            list(loader)
+            assert torch.equal(torch.rand(3), expected)
+
+
 def test_validation_batches_are_single_cases_and_never_augmented(prepared):
     data = BodyData(prepared, batch_size=3, seed=0)
     once, again = (list(data.val_dataloader()) for _ in range(2))
