@@ -72,11 +72,15 @@ def encoder_weights(network: nn.Module, in_channels: int, size: Size) -> frozens
 
 
 def _calls(network: Any, in_channels: int, size: Size) -> list[tuple[nn.Module, int]]:
-    """The modules in the order in which they are done, with the voxels of what each returns."""
+    """The modules with weights, in the order in which they are done, with the voxels of what each returns.
+
+    Others, such as those that rearrange a transformer's heads, give tensors of five axes that are no volumes, too.
+    """
     calls: list[tuple[nn.Module, int]] = []
     handles = [
         module.register_forward_hook(lambda module, _inputs, out: calls.append((module, _n_voxels(out))))
         for module in network.modules()
+        if next(module.parameters(), None) is not None
     ]
     try:
         network(torch.empty(1, in_channels, *size, device="meta"))

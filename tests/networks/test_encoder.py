@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from monai.networks.nets import UNETR
 
 from networks.body_net import BodyNet
 from networks.encoder import encoder_weights
@@ -13,23 +13,6 @@ from networks.registry import build_network
 from tests.support.monai_networks import DYN, SMALL
 
 SIZE = (16, 16, 16)
-
-
-class OfSequences(nn.Module):
-    """A network whose coarsest level is a sequence of tokens, as in MONAI's UNETR."""
-
-    def __init__(self):
-        super().__init__()
-        self.patches = nn.Conv3d(1, 4, 4, stride=4)
-        self.layer = nn.Linear(4, 4)
-        self.fine = nn.Conv3d(1, 2, 3, padding=1)
-        self.up = nn.ConvTranspose3d(4, 2, 4, stride=4)
-        self.head = nn.Conv3d(2, 2, 1)
-
-    def forward(self, x):
-        coarse = self.patches(x)
-        tokens = self.layer(coarse.flatten(2).transpose(1, 2))
-        return self.head(self.fine(x) + self.up(tokens.transpose(1, 2).reshape(coarse.shape)))
 
 
 @pytest.mark.parametrize(
@@ -41,9 +24,13 @@ class OfSequences(nn.Module):
             {"conv_0", "down_1", "down_2", "down_3", "down_4"},
             {"final_conv", "upcat_1", "upcat_2", "upcat_3", "upcat_4"},
         ),
-        (OfSequences, {"patches", "layer"}, {"fine", "up", "head"}),
+        (
+            lambda: UNETR(1, 2, SIZE, feature_size=4, hidden_size=24, mlp_dim=32, num_heads=4),
+            {"vit"},
+            {"encoder1", "encoder2", "encoder3", "encoder4", "decoder2", "decoder3", "decoder4", "decoder5", "out"},
+        ),
     ],
-    ids=["BodyNet", "BasicUNet", "tokens"],
+    ids=["BodyNet", "BasicUNet", "UNETR"],
 )
 def test_the_encoder_is_what_is_computed_until_the_coarsest_level_is_done(network, encoder, rest):
     built = network()
