@@ -190,6 +190,8 @@ def _finest(
             schedule = _largest(grid, cost, machine, training_s, wanted)
         if schedule is not None:
             return grid, cost, schedule
+    if grid.network != measured.network:
+        cost = grid.measured(measure, NARROW)
     return grid, cost, _largest(grid, cost, machine, training_s)
 
 

@@ -34,6 +34,16 @@ def test_a_wider_network_is_taken_where_there_is_time_for_it_and_measured_again(
     assert [asked[3] for asked in measure.asked] == [16, 16, 32]
 
 
+def test_what_is_chosen_is_what_was_measured_also_where_the_time_is_short():
+    """Thick slices: at coarser voxels the network halves other axes, with other kernels."""
+    sizes, spacings = ((512, 512, 40),) * 20, ((0.5, 0.5, 6.0),) * 20
+    data = replace(WHOLE_BODY, sizes=sizes, spacings_mm=spacings, n_train=18, n_val=2)
+    measure = Measured(voxel_s=5e-6)
+    grid = choose(data, MACHINE, 120, measure).grid
+    assert measure.asked[-1][1:3] == (grid.strides, grid.kernels)
+    assert measure.asked[0][1:3] != measure.asked[-1][1:3]
+
+
 @pytest.mark.parametrize("edge", [6, 8, 12, 20, 40, 64, 100, 150, 333])
 def test_two_different_numbers_of_voxels_are_measured(edge):
     measure = Measured()
