@@ -95,6 +95,8 @@ def plan(
     began = time.monotonic()
     if not 60 <= budget_s < math.inf:
         raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise ConfigError(f"--memory: expected a number of GB above 0, found {memory_gb:g}")
     if output.exists():
         raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
     if output.suffix == ".json":

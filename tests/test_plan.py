@@ -265,6 +265,14 @@ def test_a_setting_that_the_plan_chooses_is_refused_by_name(dataset, tmp_path, c
     assert f"bodyseg: {name}: bodyseg plan takes settings that describe the data set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("memory", ["0", "-1", "nan", "inf"])
+def test_a_memory_that_no_machine_has_is_refused_before_anything_is_measured(dataset, tmp_path, capsys, memory):
+    assert main(["plan", str(dataset), "--output", str(tmp_path / "p.yaml"), "--memory", memory]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "--memory: expected a number" in said.err
+
+
 @pytest.mark.parametrize(
     ("channels", "labelled", "expected", "reasons"),
     [
