@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,7 +103,7 @@ def _check_and_remember(
 @contextlib.contextmanager
 def _locked(folder: Path, dataset: Dataset) -> Iterator[None]:
     """Hold this data set's lock in the folder; where nothing may be written, go on without it."""
-    name = hashlib.sha256(str(dataset.root.absolute()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(dataset.root.absolute())).hexdigest()[:16]
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(CannotWriteError):
             stack.enter_context(locked(folder / f"inspection-{name}.lock", wait=True))
