@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,16 +124,23 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     names, preprocessing = checkpoint.get("class_names"), checkpoint.get("preprocessing")
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
-    name = str(checkpoint.get("run") or path.stem)
     try:
+        name, precision = str(checkpoint.get("run") or path.stem), str(checkpoint.get("precision") or "")
         inference_chain(**preprocessing)
         channel_names = tuple(str(channel) for channel in checkpoint.get("channel_names") or ["image"])
         flips = tuple(int(axis) for axis in checkpoint.get("flips") or ())
         pairs = checkpoint.get("sided_pairs")
         sided_pairs = None if pairs is None else tuple(tuple(str(name) for name in pair) for pair in pairs)
+        label_values = tuple(int(value) for value in preprocessing.get("label_values") or ())
     except Exception as error:  # whatever a chain says to arguments that no training wrote
         reason = one_line(error, 200)
         raise NetworkError(f"{path}: expected the preprocessing of a training, found another ({reason})") from error
+    if "label_values" not in preprocessing:
+        log.warning("%s does not say the values of its classes in label files; results hold class indices", path)
+    if label_values and len(label_values) != len(names):
+        raise NetworkError(
+            f"{path}: expected a label value for each of {len(names)} classes, found {len(label_values)}"
+        )
     network = network_of(checkpoint, path, map_location=device, trust=trust)
     return Model(
         name=name,
@@ -145,20 +152,11 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         channel_names=channel_names,
         flips=flips,
         sided_pairs=sided_pairs,
-        label_values=_label_values(preprocessing, len(names), path),
-        precision=str(checkpoint.get("precision") or ""),
+        label_values=label_values,
+        precision=precision,
         scans=_scan_range(checkpoint.get("scans"), path),
         trained=TrainedWeights.of_checkpoint(checkpoint, name, identity),
     )
-
-
-def _label_values(preprocessing: Mapping[str, Any], n_classes: int, path: Path) -> tuple[int, ...]:
-    if "label_values" not in preprocessing:
-        log.warning("%s does not say the values of its classes in label files; results hold class indices", path)
-    values = tuple(int(value) for value in preprocessing.get("label_values") or ())
-    if values and len(values) != n_classes:
-        raise NetworkError(f"{path}: expected a label value for each of {n_classes} classes, found {len(values)}")
-    return values
 
 
 def _scan_range(document: Any, path: Path) -> ScanRange | None:

@@ -41,7 +41,7 @@ class ScanRange:
         return cls(
             spacing_mm=_two_rows(document["spacing_mm"]),
             extent_mm=_two_rows(document["extent_mm"]),
-            orientations=tuple(str(code) for code in document["orientations"]),
+            orientations=tuple(_axis_code(code) for code in document["orientations"]),
             modalities=tuple(str(modality) for modality in document["modalities"]),
             darkest=(float(document["darkest"][0]), float(document["darkest"][1])),
         )
@@ -65,6 +65,12 @@ def scan_range(images: Sequence[ImageStatistics]) -> ScanRange | None:
 
 def _smallest_and_largest(rows: np.ndarray) -> tuple[PerAxis, PerAxis]:
     return _two_rows([rows.min(0).tolist(), rows.max(0).tolist()])
+
+
+def _axis_code(code: str) -> str:
+    if len(code) != 3 or not all(set(code) & set(pair) for pair in ("RL", "AP", "SI")):
+        raise ValueError(f"expected an axis code such as RAS, found {code!r}")
+    return code
 
 
 def _two_rows(rows: Sequence[Sequence[float]]) -> tuple[PerAxis, PerAxis]:

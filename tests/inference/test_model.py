@@ -51,6 +51,21 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path, key):
     assert model.class_names == tuple(NAMES)
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        {"run": torch.zeros(0)},
+        {"precision": torch.zeros(2)},
+        {"scans": {"orientations": ["\x1b[31m"], "spacing_mm": [[1, 1, 1]] * 2, "extent_mm": [[9, 9, 9]] * 2}},
+    ],
+    ids=["run", "precision", "scans"],
+)
+def test_a_checkpoint_whose_words_are_none_is_refused_by_file(tmp_path, damaged):
+    path = checkpoint(tmp_path / "m.ckpt", extra=damaged)
+    with pytest.raises(NetworkError, match=f"{path}: expected the"):
+        load_models([path], torch.device("cpu"))
+
+
 def replace(path, seed):
     """As a training does that finds a better epoch: at one stroke, by another file."""
     checkpoint(path.with_name("next"), seed=seed).replace(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pytest
 
 from pipeline.checks.voxel_statistics import measure_image
 from pipeline.planning.scan_range import ScanRange, scan_range
@@ -34,6 +35,13 @@ def test_scans_that_differ_in_axis_order_alone_have_one_spacing_and_extent(tmp_p
         darkest=(-2, 0),
     )
     assert ScanRange.from_document(json.loads(json.dumps(found.to_document()))) == found
+
+
+@pytest.mark.parametrize("code", ["\x1b[31mred", "RA", "RRR", "RASP", "xyz", ""])
+def test_a_range_of_other_axes_is_none(code):
+    document = {"spacing_mm": [[1, 1, 1]] * 2, "extent_mm": [[9, 9, 9]] * 2, "orientations": [code]}
+    with pytest.raises(ValueError, match="axis code such as RAS"):
+        ScanRange.from_document(document | {"modalities": [], "darkest": [0, 0]})
 
 
 def test_no_scan_has_no_range():
