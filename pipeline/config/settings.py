@@ -290,7 +290,8 @@ class DataConfig:
         require(not self.keep_aspect, "data.keep_aspect is for resizing; remove it or set data.mode to resize")
         require(not self.augment_on_device, "data.augment_on_device is for data.mode resize; remove it")
         require(
-            0 < self.patches_per_case < math.inf, f"data.patches_per_case must be above 0, got {self.patches_per_case}"
+            0 < self.patches_per_case <= 1e6,
+            f"data.patches_per_case must lie above 0 and not above 1e6, got {self.patches_per_case}",
         )
         require(0 <= self.foreground <= 1, f"data.foreground must lie within 0 to 1, got {self.foreground}")
         for stage in self.patch_growth:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 import threading
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +55,19 @@ def test_a_second_start_opens_no_case(folder: Folder, monkeypatch: pytest.Monkey
     folder.labels["spleen"] = 4
     prepare_data(settings(folder))
     assert len(names) == 8  # with other classes other values are known
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_data_set_below_a_folder_whose_name_is_not_utf8_is_prepared_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / os.fsdecode(b"of_1999_\xff")
+    root.mkdir()
+    folder = Folder(root)
+    prepare_data(settings(folder, cache_dir=str(tmp_path / "cache")))
+    names = opened(monkeypatch)
+    prepare_data(settings(folder, cache_dir=str(tmp_path / "cache")))
+    assert names == []
 
 
 def test_what_is_remembered_is_what_was_found(folder: Folder, tmp_path: Path) -> None:
