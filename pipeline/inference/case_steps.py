@@ -16,7 +16,7 @@ from pipeline.files.atomic import FileError, remove_durably
 from pipeline.files.json_files import write_json
 from pipeline.inference.claims import CaseClaims
 from pipeline.inference.earlier_files import refuse_others, remove_earlier, warn_of_others
-from pipeline.inference.inputs import InputCase, ScanVersion
+from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions, NetworkInput, computed_in, prepare, scan_features
 from pipeline.inference.postprocessing import PostprocessingOptions, clean
@@ -38,7 +38,10 @@ Result = TypeVar("Result")
 class ReadCase:
     """A case between reading and computing."""
 
-    version: ScanVersion
+    state: str
+    """`InputCase.state` from before the scan was read."""
+    content: str
+    """`InputCase.content`."""
     geometry: Geometry
     inputs: list[NetworkInput]
     """The scan as each network takes it."""
@@ -109,9 +112,9 @@ class CaseSteps:
             raise SegmentationError("; ".join(refused.values()))
         with _memory_in_words("read and prepare it", "crop the volume, or end other programs"):
             prepared = prepare(self.models, case.images, case.id)
-        version = ScanVersion(state, case.content)
+        content = case.content
         seconds = time.perf_counter() - start
-        return ReadCase(version, geometry, prepared.inputs, prepared.warnings, refused, seconds)
+        return ReadCase(state, content, geometry, prepared.inputs, prepared.warnings, refused, seconds)
 
     def segment(self, case: InputCase, read: ReadCase | CaseRecord) -> SegmentedCase | CaseRecord:
         """Compute features in all passes of all networks, and from them the segmentation of the scan's own voxels.
@@ -202,14 +205,15 @@ class CaseSteps:
             record = record_done(
                 case,
                 segmentation,
-                self.made_by,
-                written=written,
+                written,
+                {**segmented.seconds, "write": time.perf_counter() - start},
+                source_state=read.state,
+                source_content=read.content,
                 not_written={**read.refused, **refused},
-                version=read.version,
                 warnings=read.warnings,
                 voxels_removed=voxels_removed,
-                seconds={**segmented.seconds, "write": time.perf_counter() - start},
                 precision=tuple(computed_in(model, self.inference) for model in self.models),
+                made_by=self.made_by,
             )
             write_json(self.outputs.record_file(case.id), record.to_document())
         self.written.add(case.id)

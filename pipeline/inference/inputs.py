@@ -31,15 +31,6 @@ from transforms.io.load import known_kind, volume_kind, volume_stem
 log = logging.getLogger(__name__)
 
 
-class ScanVersion(NamedTuple):
-    """What distinguishes a scan from others at its path."""
-
-    state: str = ""
-    """`InputCase.state` from before the scan was read."""
-    content: str = ""
-    """`InputCase.content`; empty in records of earlier versions."""
-
-
 @dataclass(frozen=True)
 class InputCase:
     """A scan to segment."""

@@ -7,14 +7,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 
 from pipeline.compute.memory import peak_memory_bytes
 from pipeline.console.text import one_line
+from pipeline.files.json_files import plain
 from pipeline.files.regular import sha256_of
-from pipeline.inference.inputs import InputCase, ScanVersion
+from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model
 from pipeline.inference.passes import InferenceOptions
 from pipeline.inference.postprocessing import PostprocessingOptions
@@ -29,7 +30,8 @@ Status = Literal["done", "skipped", "failed"]
 """Segmented now; already there and equal; not segmented."""
 
 
-class ClassVolume(NamedTuple):
+@dataclass(frozen=True)
+class ClassVolume:
     """One class in a case's label map."""
 
     value: int
@@ -40,7 +42,8 @@ class ClassVolume(NamedTuple):
     volume_ml: float
 
 
-class Grid(NamedTuple):
+@dataclass(frozen=True)
+class Grid:
     """The voxel grid of a case's label map, which is its scan's own."""
 
     shape: tuple[int, ...]
@@ -55,17 +58,19 @@ class Grid(NamedTuple):
     """Format of the scan: "nifti", "nrrd", "metaimage" or "dicom"."""
 
 
-class FileContent(NamedTuple):
+@dataclass(frozen=True)
+class FileContent:
     """What a written file holds."""
 
-    n_bytes: int
+    bytes: int
+    """How many."""
     sha256: str
     """Of its bytes, in hex."""
 
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What became of a case."""
+    """What became of a case: the fields of its JSON file, in that order."""
 
     case: str
     """Its id, which its files bear."""
@@ -74,8 +79,10 @@ class CaseRecord:
     """Paths of the scan, one a channel."""
     error: str = ""
     """Why it failed, in one line; the facts below are then empty."""
-    version: ScanVersion = field(default_factory=ScanVersion)
-    """Which scan it was."""
+    source_state: str = ""
+    """`InputCase.state` from before the scan was read."""
+    source_content: str = ""
+    """`InputCase.content`; empty in records of earlier versions."""
     files: tuple[str, ...] = ()
     """What was written, relative to the output folder."""
     contents: Mapping[str, FileContent] = field(default_factory=dict)
@@ -88,40 +95,24 @@ class CaseRecord:
     classes: tuple[ClassVolume, ...] = ()
     voxels_removed: int = 0
     """By postprocessing."""
+    precision: tuple[str, ...] = ()
+    """What each network computed in: "32", "bf16" or "16"."""
     seconds: Mapping[str, float] | None = None
     """Of "read", "network", "restore" and "write"."""
     peak_memory_mb: float = 0.0
     """MiB that this process held at most since it began, or last began a training."""
     peak_gpu_memory_mb: float | None = None
     """MiB that torch allocated on the GPU at most; None without one."""
-    precision: tuple[str, ...] = ()
-    """What each network computed in: "32", "bf16" or "16"."""
     made_by: Mapping[str, Any] | None = None
     """What decides whether an equal result is the same: see `provenance`."""
 
     def to_document(self) -> dict[str, Any]:
         """The record as JSON has it."""
-        document: dict[str, Any] = {"case": self.case, "status": self.status, "source": list(self.source)}
+        document = plain(self)
         if self.status == "failed":
-            return document | {"error": self.error}
-        assert self.geometry is not None
-        document |= {
-            "source_state": self.version.state,
-            "source_content": self.version.content,
-            "files": list(self.files),
-            "contents": {name: {"bytes": one.n_bytes, "sha256": one.sha256} for name, one in self.contents.items()},
-            "not_written": dict(self.not_written),
-            "warnings": list(self.warnings),
-            "geometry": self.geometry._asdict(),
-            "classes": [one._asdict() for one in self.classes],
-            "voxels_removed": self.voxels_removed,
-            "precision": list(self.precision),
-            "seconds": dict(self.seconds or {}),
-            "peak_memory_mb": self.peak_memory_mb,
-        }
-        if self.peak_gpu_memory_mb is not None:
-            document["peak_gpu_memory_mb"] = self.peak_gpu_memory_mb
-        return json.loads(json.dumps(document | {"made_by": self.made_by}))
+            return {name: document[name] for name in ("case", "status", "source", "error")}
+        left_out = ("error", "peak_gpu_memory_mb") if self.peak_gpu_memory_mb is None else ("error",)
+        return {name: value for name, value in document.items() if name not in left_out}
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> CaseRecord:
@@ -131,7 +122,8 @@ class CaseRecord:
                 case=str(document["case"]),
                 status="done",
                 source=tuple(map(str, document["source"])),
-                version=ScanVersion(str(document["source_state"]), str(document.get("source_content", ""))),
+                source_state=str(document["source_state"]),
+                source_content=str(document.get("source_content", "")),
                 files=tuple(map(str, document["files"])),
                 contents={
                     str(name): FileContent(int(one["bytes"]), str(one["sha256"]))
@@ -157,37 +149,23 @@ class CaseRecord:
 def record_done(
     case: InputCase,
     segmentation: Segmentation,
-    made_by: Mapping[str, Any],
-    *,
     written: Mapping[str, Path],
-    not_written: Mapping[str, str],
-    version: ScanVersion,
-    warnings: tuple[str, ...],
-    voxels_removed: int,
     seconds: Mapping[str, float],
-    precision: tuple[str, ...],
+    **others: Any,
 ) -> CaseRecord:
     """The record of a case, `written` to these files by name; the other arguments are as `CaseRecord` has them.
 
     Raises OSError if a file that was just written cannot be read.
     """
     affine = segmentation.affine
-    table = zip(
-        segmentation.values.tolist(),
-        segmentation.class_names,
-        segmentation.colours.tolist(),
-        segmentation.voxels,
-        strict=True,
-    )
+    values, volumes_ml = segmentation.values.tolist(), (segmentation.voxels * segmentation.voxel_ml).tolist()
+    classes = zip(values, segmentation.class_names, map(tuple, segmentation.colours.tolist()), volumes_ml, strict=True)
     return CaseRecord(
         case=case.id,
         status="done",
-        source=tuple(str(path) for path in case.images),
-        version=version,
+        source=tuple(map(str, case.images)),
         files=tuple(written),
         contents={name: content_of(path) for name, path in written.items()},
-        not_written=not_written,
-        warnings=warnings,
         geometry=Grid(
             shape=segmentation.array.shape,
             spacing_mm=tuple(round(mm, 6) for mm in voxel_edges_mm(affine)),
@@ -195,16 +173,11 @@ def record_done(
             affine=affine.tolist(),
             kind=segmentation.source_kind,
         ),
-        classes=tuple(
-            ClassVolume(value, name, (red, green, blue), float(count) * segmentation.voxel_ml)
-            for value, name, (red, green, blue), count in table
-        ),
-        voxels_removed=voxels_removed,
+        classes=tuple(ClassVolume(*one) for one in classes),
         seconds={name: round(value, 3) for name, value in seconds.items()},
         peak_memory_mb=round(peak_memory_bytes() / 2**20, 1),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
-        precision=precision,
-        made_by=made_by,
+        **others,
     )
 
 

@@ -67,9 +67,9 @@ def _read_record(path: Path) -> CaseRecord:
 def _is_of_this_scan(earlier: CaseRecord, case: InputCase, path: Path) -> bool:
     """False where the scan was replaced. Raises SegmentationError where it is another scan, OSError."""
     before, now = [Path(image).resolve() for image in earlier.source], [image.resolve() for image in case.images]
-    if earlier.version.state == case.state:
+    if earlier.source_state == case.state:
         # The same files in another order of channels are another scan.
-        if before == now and not (earlier.version.content and case.was_touched_after(path.stat().st_mtime_ns)):
+        if before == now and not (earlier.source_content and case.was_touched_after(path.stat().st_mtime_ns)):
             return True
         if _has_same_content(earlier, case):
             return True
@@ -83,8 +83,8 @@ def _is_of_this_scan(earlier: CaseRecord, case: InputCase, path: Path) -> bool:
 
 def _has_same_content(earlier: CaseRecord, case: InputCase) -> bool:
     content = case.content
-    if earlier.version.content:
-        return earlier.version.content == content
+    if earlier.source_content:
+        return earlier.source_content == content
     try:
         return InputCase(case.id, tuple(map(Path, earlier.source))).content == content
     except OSError:
