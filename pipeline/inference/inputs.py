@@ -252,8 +252,8 @@ def list_volumes(
     for (root, folder), volumes in by_folder.items():
         above = folder.relative_to(root).parts
         for joined in join_channels(volumes, channel_names):
-            parts = (*above, joined.name) if joined.name else above or (folder.resolve().name,)
-            cases.append(InputCase(_plain("_".join(parts)), joined.images, joined.error))
+            parts = (*above, joined.id) if joined.id else above or (folder.resolve().name,)
+            cases.append(replace(joined, id=_plain("_".join(parts))))
     position = {path: number for number, path in enumerate(found)}
     cases.sort(key=lambda case: position[case.images[0]])
     if twice := [name for name, count in Counter(case.id for case in cases).items() if count > 1]:
@@ -265,18 +265,7 @@ def list_volumes(
     return tuple(cases)
 
 
-class JoinedChannels(NamedTuple):
-    """The images of a case."""
-
-    name: str
-    """The case's; "" where the files are named by channel alone, so that the folder's name is the case's."""
-    images: tuple[Path, ...]
-    """One a channel, in the network's order."""
-    error: str = ""
-    """What is missing."""
-
-
-def join_channels(volumes: Mapping[Path, str], channel_names: Sequence[str]) -> list[JoinedChannels]:
+def join_channels(volumes: Mapping[Path, str], channel_names: Sequence[str]) -> list[InputCase]:
     """Put the volumes of one folder together that are the channels of one case.
 
     Args:
@@ -284,35 +273,36 @@ def join_channels(volumes: Mapping[Path, str], channel_names: Sequence[str]) -> 
         channel_names: in the network's order.
 
     Returns:
-        The cases; a volume whose name does not say which channel it is is one by itself.
+        The cases, images in the network's order; with the id "" where files are named by channel alone, so that the
+        folder's name is the case's. A volume whose name does not say which channel it is is one by itself.
 
     >>> files = {Path(name): name for name in ("a_0000", "a_0001", "b_pet", "ct_b", "c")}
-    >>> [(case.name, len(case.images)) for case in join_channels(files, ["CT", "PET"])]
+    >>> [(case.id, len(case.images)) for case in join_channels(files, ["CT", "PET"])]
     [('a', 2), ('b', 2), ('c', 1)]
     """
     if len(channel_names) == 1:
-        return [JoinedChannels(name.removesuffix("_0000"), (path,)) for path, name in volumes.items()]
+        return [InputCase(name.removesuffix("_0000"), (path,)) for path, name in volumes.items()]
     channels: dict[str, dict[int, Path]] = {}
     alone = []
     for path, name in volumes.items():
         case, number = _case_and_channel(name, channel_names)
         if number is None or number in channels.get(case, {}):
-            alone.append(JoinedChannels(name, (path,)))
+            alone.append(InputCase(name, (path,)))
         else:
             channels.setdefault(case, {})[number] = path
     return [*(_joined(case, images, channel_names) for case, images in channels.items()), *alone]
 
 
-def _joined(case: str, images: Mapping[int, Path], channel_names: Sequence[str]) -> JoinedChannels:
+def _joined(case: str, images: Mapping[int, Path], channel_names: Sequence[str]) -> InputCase:
     in_order = tuple(images[number] for number in sorted(images))
     if sorted(images) == list(range(len(channel_names))):
-        return JoinedChannels(case, in_order)
+        return InputCase(case, in_order)
     found = ", ".join(path.name for path in in_order)
     error = (
         f"expected an image of each channel ({', '.join(channel_names)}), found {found} in {in_order[0].parent}; add "
         "what is missing, or predict with a run that was trained on such scans"
     )
-    return JoinedChannels(case, in_order, error)
+    return InputCase(case, in_order, error)
 
 
 def _case_and_channel(stem: str, channel_names: Sequence[str]) -> tuple[str, int | None]:
