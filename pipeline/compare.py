@@ -11,10 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
-from pipeline.console.tables import empty_table, in_parts, rendered
+from pipeline.console.tables import in_parts, wrapped
 from pipeline.console.terminal import screen_width
 from pipeline.console.text import (
     counted,
@@ -290,22 +287,13 @@ def _narrow_tables(
     """Lay out names, results and settings one below the other; settings have a line each if they outnumber the runs."""
     rows = [{"#": number} | row for number, row in enumerate(comparison.rows, start=1)]
     results = {"#": "#"} | {key: heading for key, heading in headings.items() if key != "run"}
-    tables = [rendered(_names(rows), width), _table(results, rows, width)]
+    names = [[str(row["#"]), _cell("run", row["run"])] for row in rows]  # go on in the next line rather than being cut
+    tables = [wrapped(("#", "run"), names, width, left=(1,)), _table(results, rows, width)]
     if len(settings) > len(rows):
         tables.append(_turned_table(settings, rows, width))
     elif settings:
         tables.append(_table({key: key for key in ("#", *settings)}, rows, width))
     return tables
-
-
-def _names(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Numbers and names of the runs; a name goes on in the next line rather than being cut."""
-    table = empty_table()
-    for heading in ("#", "run"):
-        table.add_column(heading, justify="right" if heading == "#" else "left", overflow="fold")
-    for row in rows:
-        table.add_row(str(row["#"]), Text(_cell("run", row["run"])))
-    return table
 
 
 def _table(headings: Mapping[str, str], rows: Sequence[Mapping[str, Any]], width: int | None) -> str:

@@ -17,13 +17,12 @@ PAGE_WIDTH = 100
 """Columns of a table of sentences where the output is no terminal."""
 
 
-def empty_table() -> Table:
-    """A table with a line under its headings and no frame; give its columns `overflow="fold"` to lose no text."""
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-
-
-def wrapped(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+def wrapped(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], width: int, *, left: Collection[int] | None = None
+) -> str:
     """Write a table of texts that is at most `width` columns wide.
+
+    left: columns that are aligned on the left; None: all.
 
     >>> print(wrapped(["setting", "because"], [["lr", "for short schedules"]], 24))
     setting  because
@@ -32,7 +31,8 @@ def wrapped(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) 
              schedules
     """
     every = range(len(headings))
-    return rendered(_columns(headings, [[printable(cell) for cell in row] for row in rows], every, every), width)
+    rows = [[printable(cell) for cell in row] for row in rows]
+    return _rendered(_columns(headings, rows, every, every if left is None else left), width)
 
 
 def in_parts(
@@ -64,20 +64,16 @@ def in_parts(
         rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     parts: list[list[int]] = [[]]
     for c in shown:
-        if (
-            parts[-1]
-            and width is not None
-            and natural_width(_columns(headings, rows, [0, *parts[-1], c], left)) > width
-        ):
+        if width is not None and parts[-1] and _width(_columns(headings, rows, [0, *parts[-1], c], left)) > width:
             parts.append([])
         parts[-1].append(c)
-    return "\n\n".join(rendered(_columns(headings, rows, [0, *part], left), width) for part in parts)
+    return "\n\n".join(_rendered(_columns(headings, rows, [0, *part], left), width) for part in parts)
 
 
 def _columns(
     headings: Sequence[str], rows: Sequence[Sequence[str]], columns: Sequence[int], left: Collection[int]
 ) -> Table:
-    table = empty_table()
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))  # a line under the headings, no frame
     for c in columns:
         table.add_column(Text(headings[c]), justify="left" if c in left else "right", overflow="fold")
     for row in rows:
@@ -89,13 +85,13 @@ def _cell_width(heading: str, cells: Sequence[str]) -> int:
     return max(map(len, [*heading.split("\n"), *cells]))
 
 
-def natural_width(table: Table) -> int:
+def _width(table: Table) -> int:
     """Columns that a table takes where no cell goes on in the next line."""
     console = _console(None)
     return Measurement.get(console, console.options, table).maximum
 
 
-def rendered(table: Table, width: int | None) -> str:
+def _rendered(table: Table, width: int | None) -> str:
     """Write a table without colours, at most `width` columns wide; None: as wide as it takes."""
     console = _console(width)
     console.print(table)
