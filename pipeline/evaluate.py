@@ -75,7 +75,6 @@ def evaluate(
 
     A case that cannot be scored is in `refused` of the result.
     """
-    options = options or ScoringOptions()
     matching = match(
         list_case_files(predictions, "prediction"),
         list_case_files(labels, "label", follow_links=follow_links),
@@ -83,7 +82,7 @@ def evaluate(
         progress=progress,
     )
     sources = str(predictions), str(labels)
-    return _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    return _scored(matching, options, sources, progress, case_progress)
 
 
 def evaluate_run(
@@ -115,7 +114,6 @@ def evaluate_run(
 
     A case that cannot be predicted or scored is in `refused` of the result.
     """
-    options = options or ScoringOptions()
     if is_study_folder(Path(run)) and split != "test":
         raise EvaluationError(
             f"{run}: networks of this cross-validation saw its {split} cases; evaluate one of its runs"
@@ -129,19 +127,11 @@ def evaluate_run(
         _refuse_trained_on(cases, RunFolder.at(other), dataset)
     models = load_models(runs, choose_device(device), trust=trust)
     target = default_output(Path(run), split) if output is None else Path(output)
-    outputs, failed = _predicted(
-        models,
-        dataset,
-        cases,
-        target / "predictions",
-        precision=precision,
-        overwrite=overwrite,
-        progress=progress,
-        case_progress=case_progress,
-    )
-    matching = _matching_of_run(dataset, [case for case in cases if case.id not in failed], outputs, failed)
+    how = {"overwrite": overwrite, "progress": progress, "case_progress": case_progress}
+    outputs, failed = _predicted(models, dataset, cases, target / "predictions", precision, **how)
+    matching = _matching_of_run(dataset, cases, outputs, failed)
     sources = str(RunFolder.at(run).path), f"{split} cases of {dataset.root}"
-    evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    evaluation = _scored(matching, options, sources, progress, case_progress)
     return replace(evaluation, notes=(*_ABOUT_SPLIT[split], *evaluation.notes), networks=_weights_of(models))
 
 
@@ -173,7 +163,6 @@ def evaluate_study(
 
     A case that cannot be predicted or scored is in `refused` of the result.
     """
-    options = options or ScoringOptions()
     folder = StudyFolder.at(study)
     record, runs = folder.read_record(), folder.ended_runs()
     configs = {number: run.read_config()["data"] for number, run in runs.items()}
@@ -185,25 +174,19 @@ def evaluate_study(
     failed: dict[str, str] = {}
     begun = 0
     networks: list[TrainedWeights] = []
+    how = {"overwrite": overwrite, "renew": True, "case_progress": case_progress}
     for number, run in runs.items():
         models = load_models([run.path], chosen_device, trust=trust)
         networks += _weights_of(models)
+        part = _part_of(progress, begun, len(every), f"fold {number}")
         outputs, failed_here = _predicted(
-            models,
-            dataset,
-            cases_of[number],
-            folder.predictions,
-            precision=precision,
-            overwrite=overwrite,
-            renew=True,
-            progress=_part_of(progress, begun, len(every), f"fold {number}"),
-            case_progress=case_progress,
+            models, dataset, cases_of[number], folder.predictions, precision, progress=part, **how
         )
         failed |= failed_here
         begun += len(cases_of[number])
-    matching = _matching_of_run(dataset, [case for case in every if case.id not in failed], outputs, failed)
+    matching = _matching_of_run(dataset, every, outputs, failed)
     sources = str(folder.path), f"cases of {dataset.root}, each unseen by its network"
-    evaluation = _scored(matching, options, sources, progress=progress, case_progress=case_progress)
+    evaluation = _scored(matching, options, sources, progress, case_progress)
     notes = (_ABOUT_STUDY.format(len(runs)), *record.notes, *evaluation.notes)
     return replace(evaluation, notes=notes, networks=tuple(networks))
 
@@ -285,20 +268,12 @@ def _part_of(progress: Progress | None, begun: int, n_all: int, part: str) -> Pr
 
 
 def _predicted(
-    models: Sequence[Model],
-    dataset: Dataset,
-    cases: Sequence[Case],
-    folder: Path,
-    *,
-    precision: str,
-    overwrite: bool,
-    renew: bool = False,
-    progress: Progress | None,
-    case_progress: CaseProgress | None,
+    models: Sequence[Model], dataset: Dataset, cases: Sequence[Case], folder: Path, precision: str, **how: Any
 ) -> tuple[OutputOptions, dict[str, str]]:
     """Segment cases of a data set into a folder; what was written where, and the cases that failed, with the reasons.
 
-    Raises EvaluationError where the networks are of other classes than the data set.
+    `how` is what `segment_cases` takes by name. Raises EvaluationError where the networks are of other classes than the
+    data set.
     """
     first = models[0]
     choose_precision(precision, first.device)  # before a scan is read
@@ -308,28 +283,22 @@ def _predicted(
         )
     order = channel_order(dataset.channel_names, first.channel_names, dataset.root)
     outputs = OutputOptions(folder, first.class_names, first.label_values)
-    records = segment_cases(
-        models,
-        [InputCase(case.id, tuple(case.image[position] for position in order)) for case in cases],
-        outputs,
-        InferenceOptions(precision=precision),
-        overwrite=overwrite,
-        renew=renew,
-        progress=progress,
-        case_progress=case_progress,
-    )
+    scans = [InputCase(case.id, tuple(case.image[position] for position in order)) for case in cases]
+    records = segment_cases(models, scans, outputs, InferenceOptions(precision=precision), **how)
     return outputs, {one.case: f"case {one.case}: {one.error}" for one in records if one.status == "failed"}
 
 
 def _matching_of_run(
-    dataset: Dataset, cases: list[Case], outputs: OutputOptions, failed: Mapping[str, str]
+    dataset: Dataset, cases: Sequence[Case], outputs: OutputOptions, failed: Mapping[str, str]
 ) -> Matching:
-    """Pair the predictions of a run with the labels of its data set; the records say which value is which class."""
-    names = dataset.classes.names
-    table = table_of_records(read_records(outputs.folder, [case.id for case in cases]))
-    labels = {case.id: case.label for case in cases if case.label is not None}
+    """Pair the predictions of a run, but for those that `failed`, with the labels of its data set.
+
+    The records of the predictions say which value is which class.
+    """
+    predicted = [case for case in cases if case.id not in failed]
+    table = table_of_records(read_records(outputs.folder, [case.id for case in predicted]))
+    labels = {case.id: case.label for case in predicted if case.label is not None}
     own_tables = _differing_tables(labels, dataset)
-    tables = {case.id: own_tables.get(case.id) or case.table for case in cases}
     annotated = dataset.annotated_names()
     pairs = [
         Pair(
@@ -337,11 +306,11 @@ def _matching_of_run(
             outputs.label_map(case.id, "nifti"),
             labels[case.id],
             case.subject,
-            label_table=tables[case.id],
+            label_table=own_tables.get(case.id) or case.table,
             image=case.image[0],
             annotated=annotated.get(case.id),
         )
-        for case in cases
+        for case in predicted
         if case.id in labels
     ]
     lines = [
@@ -351,7 +320,7 @@ def _matching_of_run(
     ]
     return Matching(
         pairs=tuple(pairs),
-        classes=match_by_name(dataset.classes, table or ClassTable(names, dataset.classes.values)),
+        classes=match_by_name(dataset.classes, table or ClassTable(dataset.classes.names, dataset.classes.values)),
         notes=tuple(first_lines(lines, "and {} more cases with such labels")),
         refused=failed,
         labels_without_prediction=(),
@@ -379,13 +348,13 @@ def _differing_tables(labels: Mapping[str, Label], dataset: Dataset) -> dict[str
 
 def _scored(
     matching: Matching,
-    options: ScoringOptions,
+    options: ScoringOptions | None,
     sources: tuple[str, str],
-    *,
     progress: Progress | None,
     case_progress: CaseProgress | None,
 ) -> Evaluation:
     """Score what was matched; `sources` says where predictions and labels come from."""
+    options = options or ScoringOptions()
     chosen = options.tolerance_mm
     files = [(pair.label, pair.prediction) for pair in matching.pairs]
     tolerance_mm = default_tolerance_of(files) if chosen is None else chosen
