@@ -154,9 +154,11 @@ def score_case(
     maps = _read_pair(pair, classes, options)
     advance(SHARE_OF_READING)
     grid = maps.grid
-    overlap = _overlap(maps.reference, maps.predicted, classes, grid.affine)
     annotated = np.array([pair.annotated is None or name in pair.annotated for name in classes.names])
     annotated[0] = True
+    overlap = {name: scores.numpy() for name, scores in _overlap(maps, classes)._asdict().items()}
+    overlap |= {name: np.where(annotated, overlap[name], 0) for name in ("false_positives", "prediction_ml")}
+    reference_ml = overlap["reference_ml"]
     shear = grid.shear_degrees
     surface = options.surface if shear <= MAX_SHEAR_DEGREES else None
     hd95_mm, surface_dice = np.full((2, len(classes.names)), np.nan)
@@ -173,7 +175,6 @@ def score_case(
             surface=surface,
         )
     advance(1.0)
-    reference_ml, prediction_ml = overlap.reference_ml.numpy(), np.where(annotated, overlap.prediction_ml.numpy(), 0.0)
     return CaseScores(
         pair=pair,
         label_sha256=maps.label_sha256,
@@ -182,17 +183,11 @@ def score_case(
         surface=surface,
         n_overlapping=maps.n_overlapping,
         resampled=maps.resampled,
-        dice=overlap.dice.double().numpy(),
-        iou=overlap.iou.double().numpy(),
         hd95_mm=hd95_mm,
         surface_dice=surface_dice,
-        volume_difference_ml=np.where(reference_ml > 0, prediction_ml - reference_ml, np.nan),
-        true_positives=overlap.true_positives.numpy(),
-        false_positives=np.where(annotated, overlap.false_positives.numpy(), 0),
-        false_negatives=overlap.false_negatives.numpy(),
-        reference_ml=reference_ml,
-        prediction_ml=prediction_ml,
+        volume_difference_ml=np.where(reference_ml > 0, overlap["prediction_ml"] - reference_ml, np.nan),
         annotated=annotated,
+        **overlap,
     )
 
 
@@ -235,10 +230,9 @@ def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:
     return indices if lookup is None else lookup[indices]
 
 
-def _overlap(reference: np.ndarray, predicted: np.ndarray, classes: CommonClasses, affine: np.ndarray) -> ClassScores:
-    maps = torch.from_numpy(reference), torch.from_numpy(predicted)
-    histogram = joint_histogram(*maps, len(classes.names), classes.ignored)
-    return class_scores(histogram, voxel_ml=voxel_ml(affine))
+def _overlap(maps: _Maps, classes: CommonClasses) -> ClassScores:
+    both = torch.from_numpy(maps.reference), torch.from_numpy(maps.predicted)
+    return class_scores(joint_histogram(*both, len(classes.names), classes.ignored), voxel_ml(maps.grid.affine))
 
 
 def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray) -> str:
