@@ -63,18 +63,11 @@ class CommonClasses:
 
         As long as the highest index of a label needs, `ignore_index` of its classes included.
         """
-        n_read = len(self.label.names)
-        lookup = _lookup(self.of_label, n_read, ignore_index(n_read) if self.ignored is not None else n_read - 1)
-        if lookup is not None and self.ignored is not None:
-            lookup[ignore_index(n_read)] = self.ignored
-        return lookup
+        return _lookup(self.of_label, self.label, self.ignored)
 
     def prediction_lookup(self) -> Integer[np.ndarray, " n"] | None:
         """The same for a prediction; voxels that it would ignore count as background."""
-        n_read = len(self.prediction.names)
-        if self.prediction.ignores_voxels:
-            return _filled_lookup(self.of_prediction, ignore_index(n_read))
-        return _lookup(self.of_prediction, n_read, n_read - 1)
+        return _lookup(self.of_prediction, self.prediction, 0 if self.prediction.ignores_voxels else None)
 
 
 def _others(table: ClassTable, scored: Iterable[int], other: ClassTable) -> tuple[str, ...]:
@@ -83,13 +76,18 @@ def _others(table: ClassTable, scored: Iterable[int], other: ClassTable) -> tupl
     return tuple(name for c, name in enumerate(table.names) if c not in kept and name not in known)
 
 
-def _lookup(common: tuple[int, ...], n_classes: int, highest: int) -> Integer[np.ndarray, " n"] | None:
-    return None if common == tuple(range(n_classes)) else _filled_lookup(common, highest)
+def _lookup(scored: tuple[int, ...], read: ClassTable, ignored: int | None) -> Integer[np.ndarray, " n"] | None:
+    """Index among the `scored` classes of each class that is read; None where all are equal.
 
-
-def _filled_lookup(common: tuple[int, ...], highest: int) -> Integer[np.ndarray, " n"]:
-    lookup = np.zeros(highest + 1, dtype=label_dtype(len(common)))
-    lookup[list(common)] = np.arange(len(common))
+    ignored: what voxels become that the file marks as to be ignored; None: there are none.
+    """
+    n_read = len(read.names)
+    if scored == tuple(range(n_read)) and ignored != 0:
+        return None
+    lookup = np.zeros(n_read if ignored is None else ignore_index(n_read) + 1, dtype=label_dtype(len(scored)))
+    lookup[list(scored)] = np.arange(len(scored))
+    if ignored is not None:
+        lookup[ignore_index(n_read)] = ignored
     return lookup
 
 
