@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -150,14 +151,9 @@ def _draw_box(figure: Figure, box: _Box, colours: NDArray[np.uint8], window: tup
     picture = overlay_slice(enlarged(box.plane.image, size), enlarged(box.plane.label, size), colours, window, line)
     width, height = (figure.get_size_inches() * DPI).tolist()
     top = _HEADER + box.y
-    axes = figure.add_axes(
-        (  # one pixel of the picture is one of the figure
-            (_GAP + box.x) / width,
-            1 - (top + box.height) / height,
-            box.width / width,
-            box.height / height,
-        )
-    )
+    # one pixel of the picture is one of the figure
+    corner = ((_GAP + box.x) / width, 1 - (top + box.height) / height)
+    axes = figure.add_axes((*corner, box.width / width, box.height / height))
     axes.imshow(picture, interpolation="nearest", aspect="auto")
     axes.set_axis_off()
     letters: Sequence[str] = box.plane.letters
@@ -181,34 +177,31 @@ def _draw_bar(figure: Figure, box: _Box, top: int) -> None:
     length = max((mm for mm in _BARS_MM if mm * per_mm <= box.width / 3), default=None)
     if length is None or box.height < 60:
         return
-    width, height = (figure.get_size_inches() * DPI).tolist()
     x, y = _GAP + box.x + 8, top + box.height - 10
-    bar = Rectangle(
-        (x / width, 1 - y / height), length * per_mm / width, 3 / height, transform=figure.transFigure,
-        facecolor="white", edgecolor="black", linewidth=0.6,
-    )  # fmt: skip
-    figure.add_artist(bar)
+    _rectangle(figure, x, y, (length * per_mm, 3), facecolor="white", edgecolor="black", linewidth=0.6)
     words = f"{length} mm" if length < 10 else f"{length // 10} cm"
     text = _text(figure, x, y - 10, words, size=8, color="white")
     text.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 
 def _draw_legend(figure: Figure, legend: Sequence[LegendEntry], columns: int, lines: int, top: int) -> None:
-    width, height = (figure.get_size_inches() * DPI).tolist()
     most = columns * lines
     shown = list(legend[: most - 1 if len(legend) > most else most])
     for number, entry in enumerate(shown):
         x, y = _GAP + number // lines * _LEGEND_COLUMN, top + number % lines * _LEGEND_LINE
-        swatch = Rectangle(
-            (x / width, 1 - (y + 14) / height), 14 / width, 14 / height, transform=figure.transFigure,
-            facecolor=entry.colour / 255, edgecolor="0.3", linewidth=0.5,
-        )  # fmt: skip
-        figure.add_artist(swatch)
+        _rectangle(figure, x, y + 14, (14, 14), facecolor=entry.colour / 255, edgecolor="0.3", linewidth=0.5)
         volume = "" if entry.volume_ml is None else f"   {volume_in_words(entry.volume_ml)}"
         _text(figure, x + 20, y + 8, f"{shortened(entry.name, 30)}{volume}", size=8.5)
     if len(shown) < len(legend):
         x, y = _GAP + (columns - 1) * _LEGEND_COLUMN, top + (lines - 1) * _LEGEND_LINE
         _text(figure, x + 20, y + 8, f"and {len(legend) - len(shown)} more", size=8.5, color="0.35")
+
+
+def _rectangle(figure: Figure, x: float, y: float, size: tuple[float, float], **look: Any) -> None:
+    """Draw a rectangle whose lower left corner is so many pixels from the figure's top left; size: width and height."""
+    width, height = (figure.get_size_inches() * DPI).tolist()
+    corner, size = (x / width, 1 - y / height), (size[0] / width, size[1] / height)
+    figure.add_artist(Rectangle(corner, *size, transform=figure.transFigure, **look))
 
 
 def _text(figure: Figure, x: float, y: float, words: str, *, size: float, **look: str) -> Text:
