@@ -30,6 +30,12 @@ from transforms.io.load import read_volume
 
 Fitting = TypeVar("Fitting")
 
+Document = Mapping[str, Any]
+"""A metrics.json, or one of its cases."""
+
+Paths = Mapping[str, Path]
+"""Of "label" and "prediction"."""
+
 _IGNORED = 65535
 """In a label as it is read, where it counts for nothing."""
 
@@ -47,9 +53,7 @@ class ScoredCase(NamedTuple):
     """4×4, voxel index -> world mm (RAS+)."""
 
 
-def read_scored_case(
-    case: Mapping[str, Any], document: Mapping[str, Any], metrics: Path | str | None = None
-) -> ScoredCase:
+def read_scored_case(case: Document, document: Document, metrics: Path | str | None = None) -> ScoredCase:
     """Read a case of a metrics.json.
 
     Not every file says which value is which class: what is read must have the numbers of voxels that were counted when
@@ -65,13 +69,13 @@ def read_scored_case(
         EvaluationError, VolumeError: files that are gone, or no longer those that were scored; one line each.
     """
     root, class_names = _where_it_was_scored(case, metrics), document["class_names"]
+    n_classes = len(class_names)
     paths = {kind: root / case[kind] for kind in ("label", "prediction")}
     counted = _counted(case, class_names)
     compared = [c for c, name in enumerate(class_names) if c and name not in case.get("not_annotated", ())]
 
     def as_label(found: LabelMap) -> LabelMap | None:
-        counts = _counts(found.indices, len(class_names))
-        return found if np.array_equal(counts[1:], counted["label"][1:]) else None
+        return found if np.array_equal(_counts(found.indices, n_classes)[1:], counted["label"][1:]) else None
 
     label = _first_that_fits("label", paths, case, document, as_label)
 
@@ -80,7 +84,7 @@ def read_scored_case(
         predicted[reference.indices == _IGNORED] = 0
         both = np.where(predicted == reference.indices, predicted, 0)
         fits = all(
-            np.array_equal(_counts(array, len(class_names))[compared], counted[kind][compared])
+            np.array_equal(_counts(array, n_classes)[compared], counted[kind][compared])
             for array, kind in ((predicted, "prediction"), (both, "both"))
         )
         return (reference, predicted) if fits else None
@@ -91,7 +95,7 @@ def read_scored_case(
     return ScoredCase(image, reference.indices, predicted, reference.affine)
 
 
-def _where_it_was_scored(case: Mapping[str, Any], metrics: Path | str | None) -> Path:
+def _where_it_was_scored(case: Document, metrics: Path | str | None) -> Path:
     """The folder that the case's paths are relative to: this one, or one above the metrics.json."""
     above = () if metrics is None else Path(metrics).resolve().parents
     for folder in (Path(), *above):
@@ -102,7 +106,7 @@ def _where_it_was_scored(case: Mapping[str, Any], metrics: Path | str | None) ->
     raise EvaluationError(f"{missing} is not found: no such file or folder; {remedy}")
 
 
-def _counted(case: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+def _counted(case: Document, class_names: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Voxels by class, as they were counted: of the label, of the prediction, and where both have the class."""
     counted = {kind: np.zeros(len(class_names), np.int64) for kind in ("label", "prediction", "both")}
     for name, one in case["classes"].items():
@@ -114,7 +118,7 @@ def _counted(case: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, N
 
 
 def _on_one_grid(
-    label: LabelMap, prediction: LabelMap, paths: Mapping[str, Path], case: Mapping[str, Any]
+    label: LabelMap, prediction: LabelMap, paths: Paths, case: Document
 ) -> tuple[LabelMap, NDArray[np.integer]]:
     """The label, extended where it was cropped to its content, and the prediction on its grid, as they were scored."""
     if is_seg(paths["label"]):
@@ -128,9 +132,7 @@ def _on_one_grid(
     return label, onto_label(prediction, label, sources, case["case"], resample=True)[0].copy()
 
 
-def _tables(
-    kind: Kind, paths: Mapping[str, Path], case: Mapping[str, Any], document: Mapping[str, Any]
-) -> Iterator[ClassTable]:
+def _tables(kind: Kind, paths: Paths, case: Document, document: Document) -> Iterator[ClassTable]:
     """What values may mean: as the metrics.json says where it does, else as the prediction's record or a class table
     does, its own before the other's, in order, or by the file's own header."""
     if values := document.get(f"{kind}_values"):
@@ -159,11 +161,7 @@ def _folder(prediction: Path) -> Path:
 
 
 def _first_that_fits(
-    kind: Kind,
-    paths: Mapping[str, Path],
-    case: Mapping[str, Any],
-    document: Mapping[str, Any],
-    fitting: Callable[[LabelMap], Fitting | None],
+    kind: Kind, paths: Paths, case: Document, document: Document, fitting: Callable[[LabelMap], Fitting | None]
 ) -> Fitting:
     """Read a label map by the first table with which it is what was scored; indices are those of the classes there."""
     path = paths[kind]
