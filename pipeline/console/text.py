@@ -86,7 +86,7 @@ def gigabytes(n_bytes: float, digits: int = 2) -> str:
     return f"{n_bytes / BYTES_PER_GB:.{digits}f} GB"
 
 
-def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
+def some_of(names: Iterable[object], most: int = 12) -> str:
     """Write the first `most` names and how many are left.
 
     >>> some_of(["liver", "spleen", "aorta", "heart"], most=2)
@@ -94,7 +94,7 @@ def some_of(names: Iterable[object], most: int = 12, more: str = "more") -> str:
     """
     texts = [str(name) for name in names]
     left = len(texts) - most
-    return ", ".join(texts[:most]) + (f" and {left} {more}" if left > 0 else "")
+    return ", ".join(texts[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def shortened(name: str, most: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -120,7 +120,7 @@ def _slice_axis(orientation: str) -> str:
 
 def _kind_warnings(scan: ScanFacts, model: Model) -> list[str]:
     """Warn of an MR network on a CT, or the other way round: by the headers where they say it, else by the values."""
-    expected = _trained_kind(model.preprocessing, model)
+    expected = _trained_kind(model)
     if not expected:
         return []
     if scan.modality in ("CT", "MR"):
@@ -187,11 +187,11 @@ def _is_like_labels(channel: torch.Tensor) -> bool:
     return float((first == second)[is_structure].float().mean()) > _EQUAL_NEIGHBOURS
 
 
-def _trained_kind(preprocessing: Mapping[str, Any], model: Model) -> str:
+def _trained_kind(model: Model) -> str:
     """ "CT" or "MR" by the training's headers, intensities or scaling; "" where these do not tell."""
     if model.scans is not None and len(model.scans.modalities) == 1:
         return model.scans.modalities[0]
-    intensity = preprocessing.get("intensity")
+    intensity = model.preprocessing.get("intensity")
     first = intensity if isinstance(intensity, str) else next(iter(intensity or ()), "")
     if model.scans is not None:
         lowest, highest = model.scans.darkest

@@ -67,10 +67,6 @@ def test_a_long_list_is_cut_and_says_how_much_is_left(names, text):
     assert some_of(names, 2) == text
 
 
-def test_the_rest_of_a_list_can_be_named():
-    assert some_of("abcd", 1, "more cases") == "a and 3 more cases"
-
-
 def test_texts_that_differ_are_shortened_to_texts_that_differ():
     """All texts of one letter in two forms between others, wherever and however often they differ."""
     parts = [("/data/hospital/", "/mnt/d/"), ("2019", "2021"), ("/labels" * 5, "/"), ("a", "b"), ("/nnUNet_raw", "")]
