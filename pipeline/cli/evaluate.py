@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -144,24 +144,14 @@ def _evaluated(given: Namespace, options: ScoringOptions, folder: Path) -> Evalu
     from pipeline.runs.study import is_study_folder
 
     with Bar("Evaluating") as bar:
+        how: dict[str, Any] = {"progress": bar.update, "case_progress": bar.update_part}
         if given.run is None:
+            names = parse_class_names(given.class_names)
             return evaluate(
-                given.predictions,
-                given.labels,
-                options,
-                class_names=parse_class_names(given.class_names),
-                follow_links=given.follow_links,
-                progress=bar.update,
-                case_progress=bar.update_part,
+                given.predictions, given.labels, options, class_names=names, follow_links=given.follow_links, **how
             )
-        how = {
-            "device": given.device,
-            "precision": given.precision,
-            "overwrite": given.overwrite,
-            "trust": given.trust_config,
-            "progress": bar.update,
-            "case_progress": bar.update_part,
-        }
+        how |= {"device": given.device, "precision": given.precision}
+        how |= {"overwrite": given.overwrite, "trust": given.trust_config}
         if given.split == "val" and is_study_folder(given.run):
             return evaluate_study(given.run, options, **how)
         return evaluate_run(given.run, given.split, options, output=folder, **how)
