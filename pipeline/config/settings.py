@@ -39,6 +39,13 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _check_least(group: str, settings: Any, least: Mapping[str, int]) -> None:
+    """Refuse whole numbers below the least that each of these settings of a group may be; None may stand for any."""
+    for name, number in least.items():
+        value, words = getattr(settings, name), f"at least {number}" if number else "0 or more"
+        require(value is None or value >= number, f"{group}.{name} must be {words}, got {value}")
+
+
 def _checked_remap(remap: Mapping[Any, Any]) -> dict[int, int | str]:
     """Values of label files as whole numbers, which JSON writes as texts, to class names or indices."""
     for value, target in remap.items():
@@ -187,28 +194,20 @@ class DataConfig:
             min(self.split_shares) >= 0 and self.split_shares[0] > 0 and abs(sum(self.split_shares) - 100) < 1e-6,
             f"data.split_shares {list(self.split_shares)}: expected a sum of 100, and more than 0 for the training",
         )
-        require(self.batch_size >= 1, f"data.batch_size must be at least 1, got {self.batch_size}")
-        require(self.num_workers >= 0, f"data.num_workers must be 0 or more, got {self.num_workers}")
+        _check_least("data", self, {"batch_size": 1, "num_workers": 0, "fold": 0})
         self._check_folds()
         self._check_data_sets()
         self._check_intensities()
         require(set(self.flips) <= {0, 1, 2}, f"data.flips {list(self.flips)}: axes are 0, 1 and 2")
-        require(
-            not self.flips or self.data_aug,
-            "data.flips is set but augmentation is off; add --data_aug or remove data.flips",
-        )
+        for name in ("flips", "augment_on_device", "augmentation"):
+            require(
+                not getattr(self, name) or self.data_aug,
+                f"data.{name} is set but augmentation is off; add --data_aug or remove data.{name}",
+            )
         require(
             self.sided_pairs is None or LEFT_RIGHT in self.flips,
             f"data.sided_pairs is set but data.flips lacks axis {LEFT_RIGHT} (left-right); add it or remove "
             "data.sided_pairs",
-        )
-        require(
-            not self.augment_on_device or self.data_aug,
-            "data.augment_on_device is set but augmentation is off; add --data_aug or remove data.augment_on_device",
-        )
-        require(
-            not self.augmentation or self.data_aug,
-            "data.augmentation is set but augmentation is off; add --data_aug or remove data.augmentation",
         )
         require(self.cache_dir != "", "data.cache_dir is empty; name a folder of its own, or leave it out")
         require(
@@ -217,7 +216,6 @@ class DataConfig:
         )
 
     def _check_folds(self) -> None:
-        require(self.fold >= 0, f"data.fold must be 0 or more, got {self.fold}")
         require(self.folds == 0 or self.folds >= 2, f"data.folds must be 2 or more (0 = one split), got {self.folds}")
         require(
             not self.folds or self.fold < self.folds,
@@ -320,13 +318,9 @@ class ModelConfig:
     """Save memory by computing activations twice (for small GPUs; BodyNet only)."""
 
     def __post_init__(self) -> None:
-        require(
-            self.n_classes is None or self.n_classes >= 2, f"model.n_classes must be at least 2, got {self.n_classes}"
-        )
         if self.network is not None:
             require("_target_" in self.network, "model.network has no _target_; name the network's class there")
-        least = self.least_channels
-        require(self.base_channels >= least, f"model.base_channels must be at least {least}, got {self.base_channels}")
+        _check_least("model", self, {"n_classes": 2, "base_channels": self.least_channels})
         for name in ("use_light_model", "checkpointing"):
             require(
                 not getattr(self, name) or self.is_body_net,
@@ -416,13 +410,9 @@ class TrainingConfig:
             f"training.weight_decay must be a number of 0 or more, got {self.weight_decay}",
         )
         require(self.ema is None or 0 < self.ema < 1, f"training.ema must lie between 0 and 1, got {self.ema}")
-        require(self.max_epochs >= 1, f"training.max_epochs must be at least 1, got {self.max_epochs}")
-        require(self.warmup_epochs >= 0, f"training.warmup_epochs must be 0 or more, got {self.warmup_epochs}")
-        require(self.n_gpus is None or self.n_gpus >= 0, f"training.n_gpus must be 0 or more, got {self.n_gpus}")
-        require(
-            self.n_processes is None or self.n_processes >= 1,
-            f"training.n_processes must be at least 1, got {self.n_processes}",
-        )
+        counts = {"max_epochs": 1, "warmup_epochs": 0, "n_gpus": 0, "n_processes": 1, "accumulate": 1}
+        counts |= {"early_stopping_patience": 0, "validate_every": 1, "overlay_every": 0}
+        _check_least("training", self, counts)
         require(
             not self.n_gpus or self.n_processes in (None, self.n_gpus),
             f"training.n_processes is {self.n_processes}, but {self.n_gpus} GPUs make {self.n_gpus} processes; "
@@ -433,17 +423,10 @@ class TrainingConfig:
             0 <= self.gradient_clip < math.inf,
             f"training.gradient_clip must be a number of 0 (no clipping) or more, got {self.gradient_clip}",
         )
-        require(self.accumulate >= 1, f"training.accumulate must be at least 1, got {self.accumulate}")
-        require(
-            self.early_stopping_patience >= 0,
-            f"training.early_stopping_patience must be 0 or more, got {self.early_stopping_patience}",
-        )
-        require(self.validate_every >= 1, f"training.validate_every must be at least 1, got {self.validate_every}")
-        require(self.overlay_every >= 0, f"training.overlay_every must be 0 or more, got {self.overlay_every}")
 
     def _check_start(self) -> None:
         require(self.start_from != "", "training.start_from is empty; name a run folder or a file, or leave it out")
-        require(self.freeze_epochs >= 0, f"training.freeze_epochs must be 0 or more, got {self.freeze_epochs}")
+        _check_least("training", self, {"freeze_epochs": 0})
         require(
             0 < self.taken_lr_factor < math.inf,
             f"training.taken_lr_factor must be above 0, got {self.taken_lr_factor}; training.freeze_epochs freezes",
