@@ -7,11 +7,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from pipeline.cache.case_store import CaseStore
 from pipeline.cache.entry import CacheError, CannotWriteError
@@ -91,13 +92,13 @@ def build_entries(
     build.run(progress)
 
 
+@dataclass(frozen=True)
 class _Build:
     """One build: the cases of all stores, by their position in `cases`."""
 
-    def __init__(self, cases: Sequence[_Case], workers: int, max_bytes: int | None) -> None:
-        self.cases = cases
-        self.workers = workers
-        self.max_bytes = max_bytes
+    cases: Sequence[_Case]
+    workers: int
+    max_bytes: int | None
 
     def run(self, progress: Progress | None) -> None:
         """Build; see `build_entries`."""
@@ -159,11 +160,12 @@ class _Build:
             yield from (self.prepare(position, wait=False) for position in waiting)
             return
         # A generator of its own: otherwise the first start, which builds, would train from other random numbers than
-        # the second. Out of order, so that one large case does not hold up the others.
-        loader = DataLoader(
-            _Preparing(self, waiting),
+        # the second. Out of order, so that one large case does not hold up the others. The processes prepare what is
+        # to be collated: torch's loader is the process pool, with its care for dead workers.
+        loader: DataLoader = DataLoader(
+            waiting,  # type: ignore[arg-type]  # a list will do for a Dataset
             batch_size=None,
-            collate_fn=_unchanged,
+            collate_fn=partial(self.prepare, wait=False),
             num_workers=workers,
             in_order=False,
             generator=torch.Generator(),
@@ -209,24 +211,6 @@ class _Build:
         if needed > free:
             found = f"needs {gigabytes(needed)} for {n_missing} cases, its disk has {gigabytes(free)} free"
             raise CacheError(f"cache folder {store.folder} {found}; free some, prune the cache or name another folder")
-
-
-class _Preparing(Dataset):
-    """Item n prepares the n-th waiting case: torch's loader is the process pool, with its care for dead workers."""
-
-    def __init__(self, build: _Build, waiting: list[int]) -> None:
-        self._build = build
-        self._waiting = waiting
-
-    def __len__(self) -> int:
-        return len(self._waiting)
-
-    def __getitem__(self, n: int) -> _Outcome:
-        return self._build.prepare(self._waiting[n], wait=False)
-
-
-def _unchanged(outcome: Any) -> Any:
-    return outcome
 
 
 def _build_error(failures: list[tuple[str, str]], n_cases: int) -> CacheBuildError:
