@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -130,10 +130,7 @@ def _read_part(request: Request, part: str, ending: str, n_channels: int, proble
         labels = {}
 
     def row(case: str) -> Row:
-        numbers = sorted(channels.get(case, {}))
-        if numbers and numbers != list(range(n_channels)):
-            raise _missing_channels(case, numbers, n_channels)
-        image = tuple(_only(channels[case][number], ending, case) for number in numbers)
+        image = _image(case, channels[case], n_channels, ending) if case in channels else ()
         return Row(case, image, _only(labels[case], ending, case) if case in labels else None)
 
     return collect(row, sorted(channels.keys() | labels.keys()), problems)
@@ -205,14 +202,7 @@ def read_numbered(folder: Path, n_channels: int | None, files: FileIndex) -> Lis
         return None
     problems: list[DatasetError] = []
     channels = channels_by_case(paths, declared, (), problems)
-
-    def row(case: str) -> Row:
-        numbers = sorted(channels[case])
-        if numbers != list(range(declared)):
-            raise _missing_channels(case, numbers, declared)
-        return Row(case, tuple(_only(channels[case][number], ".nii.gz", case) for number in numbers), None)
-
-    rows = collect(row, channels, problems)
+    rows = collect(lambda case: Row(case, _image(case, channels[case], declared, ".nii.gz"), None), channels, problems)
     return Listing(tuple(rows), None, names or unnamed_channels(rows), tuple(problems))
 
 
@@ -258,10 +248,13 @@ def _declared_channels(folder: Path, files: FileIndex) -> tuple[str, ...] | None
     return None
 
 
-def _missing_channels(case: str, numbers: Sequence[int], n_channels: int) -> DatasetError:
-    found = ", ".join(f"_{number:04d}" for number in numbers)
-    expected, remedy = f"{counted(n_channels, 'channel file')} from _0000 on", "add the missing ones or remove the case"
-    return DatasetError("dataset", "", expected, found, remedy, case)
+def _image(case: str, files: Mapping[int, Sequence[Path]], n_channels: int, ending: str) -> tuple[Path, ...]:
+    """The file of each channel; files: by the channel's number. Raises DatasetError where one is missing or double."""
+    if sorted(files) != list(range(n_channels)):
+        expected = f"{counted(n_channels, 'channel file')} from _0000 on"
+        found = ", ".join(f"_{number:04d}" for number in sorted(files))
+        raise DatasetError("dataset", "", expected, found, "add the missing ones or remove the case", case)
+    return tuple(_only(files[number], ending, case) for number in range(n_channels))
 
 
 def _only(paths: Sequence[Path], ending: str, case: str) -> Path:
