@@ -5,6 +5,7 @@ Ids are unique and safe as file names, every file is there, every image has its 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -211,7 +212,10 @@ def find_images(
     path = Path(path)
     files = files or FileIndex()
     layout = _find_layout(path, files)
-    found = None if _is_series(path, files) else _image_rows(path, layout, n_channels, files)
+    is_series = False
+    with contextlib.suppress(OSError):
+        is_series = files.is_folder(path) and files.is_volume(path)
+    found = None if is_series else _image_rows(path, layout, n_channels, files)
     if found is None:
         return None
     listing, layout = found
@@ -226,9 +230,11 @@ def find_images(
 def _image_rows(path: Path, layout: str | None, n_channels: int | None, files: FileIndex) -> tuple[Listing, str] | None:
     """The images at a path of some layout, and the layout that they are in; None where they are no data set."""
     if layout is None or (layout == "pairs" and files.is_folder(path / "imagesTs")):  # beside imagesTr and labelsTr
-        numbered = _numbered_images(path, n_channels, files)
-        if numbered is not None:
-            return numbered, "nnunet"
+        with contextlib.suppress(OSError):
+            # In a tree, other scans would be missing without a word
+            read = read_undescribed if files.folders(path) else read_numbered
+            if (numbered := read(path, n_channels, files)) is not None:
+                return numbered, "nnunet"
     if layout is None or (layout == "list" and files.is_file(path) and path.suffix.lower() not in _LIST_SUFFIXES):
         return None
     try:
@@ -241,22 +247,6 @@ def _image_rows(path: Path, layout: str | None, n_channels: int | None, files: F
     if layout == "pairs" and has_others and pair_of_folders(path, files) is None:
         return None  # a_mask beside a_ct may be a channel
     return listing, layout
-
-
-def _is_series(path: Path, files: FileIndex) -> bool:
-    try:
-        return files.is_folder(path) and files.is_volume(path)
-    except OSError:
-        return False
-
-
-def _numbered_images(path: Path, n_channels: int | None, files: FileIndex) -> Listing | None:
-    try:
-        if files.folders(path):  # a tree, whose other scans would be missing without a word
-            return read_undescribed(path, n_channels, files)
-        return read_numbered(path, n_channels, files)
-    except OSError:
-        return None
 
 
 def _find_layout(path: Path, files: FileIndex) -> str | None:
