@@ -43,10 +43,7 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, settings: Config) ->
         except BaseException as error:
             _record_exception(folder, recorder, settings, error)
             raise
-        if recorder.early_stop:
-            _write_summary(folder, recorder, "interrupted", recorder.early_stop)
-        else:
-            _write_summary(folder, recorder, "completed", None)
+        _write_summary(folder, recorder, "interrupted" if recorder.early_stop else "completed", recorder.early_stop)
 
 
 def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Config, error: BaseException) -> None:
