@@ -17,8 +17,7 @@ from pipeline.compute.devices import Devices
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.datasets.dataset import Folds
-from pipeline.files.json_files import now
-from pipeline.planning.fingerprint import Spread
+from pipeline.files.json_files import now, plain
 from pipeline.training.prepared_data import PreparedData
 
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "nibabel")
@@ -117,25 +116,17 @@ def _data_facts(prepared: PreparedData) -> dict[str, Any]:
 
 def _check_facts(prepared: PreparedData) -> dict[str, Any]:
     """The data in numbers, and what was unusual about them, for a person who asks later what was trained on."""
-    found = prepared.fingerprint
+    found = plain(prepared.fingerprint)
+    of_class = ("name", "n_cases", "n_train", "n_val", "median_ml")
     return {
-        "n_subjects": found.n_subjects,
-        "layout": found.layout,
-        "size_voxels": _spread(found.sizes),
-        "spacing_mm": _spread(found.spacings_mm),
-        "orientations": dict(found.orientations),
-        "formats": dict(found.formats),
-        "dtypes": dict(found.dtypes),
-        "classes": [
-            {name: getattr(one, name) for name in ("name", "n_cases", "n_train", "n_val", "median_ml")}
-            for one in found.classes
-        ],
+        "n_subjects": found["n_subjects"],
+        "layout": found["layout"],
+        "size_voxels": found["sizes"],
+        "spacing_mm": found["spacings_mm"],
+        **{name: found[name] for name in ("orientations", "formats", "dtypes")},
+        "classes": [{name: one[name] for name in of_class} for one in found["classes"]],
         "findings": findings_document(prepared.findings),
     }
-
-
-def _spread(spread: Spread | None) -> dict[str, list[float]] | None:
-    return {name: list(row) for name, row in asdict(spread).items()} if spread else None
 
 
 def _device_facts(devices: Devices) -> dict[str, Any]:
