@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label
 from pipeline.evaluation.class_matching import CommonClasses
-from pipeline.evaluation.label_maps import covering, is_seg, onto_label, padded_to, read_label_map
+from pipeline.evaluation.label_maps import LabelMap, covering, is_seg, onto_label, outside_ml, padded_to, read_label_map
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
@@ -78,6 +78,8 @@ class CaseScores:
     """Voxels that lie in more than one mask of the label or of the prediction; the later class has them."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
+    outside_ml: float
+    """Volume of the prediction's structures outside the label's grid, which count for nothing; 0 unless resampled."""
     dice: Float[np.ndarray, " C"]
     iou: Float[np.ndarray, " C"]
     hd95_mm: Float[np.ndarray, " C"]
@@ -183,6 +185,7 @@ def score_case(
         surface=surface,
         n_overlapping=maps.n_overlapping,
         resampled=maps.resampled,
+        outside_ml=maps.outside_ml,
         hd95_mm=hd95_mm,
         surface_dice=surface_dice,
         volume_difference_ml=np.where(reference_ml > 0, overlap["prediction_ml"] - reference_ml, np.nan),
@@ -200,6 +203,7 @@ class _Maps(NamedTuple):
     label_sha256: str
     n_overlapping: int
     resampled: bool
+    outside_ml: float
 
 
 def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _Maps:
@@ -216,13 +220,15 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
         label = padded_to(label, pair.image)
     sources = pair.prediction, pair.label
     predicted, resampled = onto_label(prediction, label, sources, pair.case, resample=options.resample)
+    lookup = classes.prediction_lookup()
     return _Maps(
         _looked_up(label.indices, classes.label_lookup()),
-        _looked_up(predicted, classes.prediction_lookup()),
+        _looked_up(predicted, lookup),
         label.geometry,
         digest,
         n_overlapping,
         resampled,
+        outside_ml(LabelMap(_looked_up(prediction.indices, lookup), prediction.affine), label) if resampled else 0.0,
     )
 
 

@@ -13,7 +13,7 @@ from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Label, label_path
 from transforms.io.dicom_seg import read_dicom_seg
 from transforms.io.errors import VolumeError
-from transforms.io.grid import Geometry, axes_onto, describe_mismatch, part_of
+from transforms.io.grid import Geometry, axes_onto, describe_mismatch, part_of, voxel_ml
 from transforms.io.label_values import LabelLookup
 from transforms.io.load import LoadVolumed, read_geometry
 from transforms.resize import voxel_map
@@ -116,7 +116,9 @@ def onto_label(
     if not resample:
         expected = f"a prediction on the grid of its label {_location(sources[1])}"
         found = describe_mismatch(prediction.geometry, label.geometry)
-        remedy = "predict from the labelled image, or pass resample (--resample) to compare them all the same"
+        remedy = "predict from the labelled image"
+        if _holds_centre_of(prediction, label) or _holds_centre_of(label, prediction):
+            remedy += ", or pass resample (--resample) to compare them all the same"
         raise VolumeError("grid_mismatch", _location(sources[0]), expected, found, remedy, case)
     matrix = voxel_map(label.affine, prediction.affine)
     return _nearest(prediction.indices, matrix, label.indices.shape), True
@@ -128,6 +130,26 @@ def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> n
     return ndimage.affine_transform(
         array, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
     )
+
+
+def outside_ml(prediction: LabelMap, label: LabelMap) -> float:
+    """Volume in ml of the prediction's structures whose voxels have their centres outside the label's grid."""
+    onto = voxel_map(prediction.affine, label.affine)
+    j, k = np.ogrid[tuple(map(slice, prediction.indices.shape[1:]))]
+    n_voxels = 0
+    for i, plane in enumerate(prediction.indices):
+        inside = np.ones(plane.shape, bool)
+        for row, n in zip(onto, label.indices.shape, strict=False):
+            at = row[0] * i + row[1] * j + row[2] * k + row[3]
+            inside &= (at >= -0.5) & (at <= n - 0.5)
+        n_voxels += np.count_nonzero(plane[~inside])
+    return float(n_voxels * voxel_ml(prediction.affine))
+
+
+def _holds_centre_of(one: LabelMap, other: LabelMap) -> bool:
+    """Whether the middle of another map's grid lies within this one's: else they hardly show the same."""
+    centre = voxel_map(other.affine, one.affine) @ [*((np.array(other.indices.shape) - 1) / 2), 1]
+    return bool(((centre[:3] >= -0.5) & (centre[:3] <= np.array(one.indices.shape) - 0.5)).all())
 
 
 def _location(source: Label) -> str:

@@ -191,7 +191,8 @@ def _case_document(case: CaseScores, evaluation: Evaluation) -> dict[str, Any]:
     """A case with the structures that label or prediction holds; the others are in neither, or not annotated."""
     names = evaluation.class_names
     not_annotated = [name for name, shown in zip(names, case.annotated.tolist(), strict=True) if not shown]
-    return ({"not_annotated": not_annotated} if not_annotated else {}) | {
+    special = {"not_annotated": not_annotated, "outside_ml": case.outside_ml}
+    return {name: value for name, value in special.items() if value} | {
         "case": case.case,
         "subject": case.pair.subject,
         "prediction": _path(case.pair.prediction),

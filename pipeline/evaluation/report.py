@@ -141,8 +141,15 @@ def _left_over(evaluation: Evaluation) -> list[str]:
         lines.append(f"left out, since only the labels know them: {', '.join(classes.only_in_labels)}")
     if classes.only_in_predictions:
         lines.append(f"left out, since only the predictions know them: {', '.join(classes.only_in_predictions)}")
-    if resampled := [case.case for case in evaluation.cases if case.resampled]:
-        lines.append(f"resampled onto the label's grid by nearest neighbour: {', '.join(resampled)}")
+    if resampled := [case for case in evaluation.cases if case.resampled]:
+        names = ", ".join(case.case for case in resampled)
+        lines.append(f"resampled onto the label's grid by nearest neighbour: {names}")
+        lines += [
+            f"{case.case}: {case.outside_ml:.4g} ml of the predicted structures lie outside the label's grid and count "
+            "for nothing, neither in Dice nor in volumes"
+            for case in resampled
+            if case.outside_ml
+        ]
     lines += [f"refused: {reason}" for reason in evaluation.refused.values()]
     if without := evaluation.labels_without_prediction:
         lines.append(f"labels without a prediction: {len(without)} ({some_of(without, N_WORST)})")

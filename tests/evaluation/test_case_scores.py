@@ -149,6 +149,31 @@ def test_another_grid_is_refused_by_name_or_resampled_as_simpleitk_does(tmp_path
     assert scores.true_positives == pytest.approx(class_scores(histogram, 1.0).true_positives, abs=3)
 
 
+@pytest.mark.parametrize(("shift", "outside"), [(-8, 0.6), (3, 0.0), (30, 0.2)])
+def test_what_a_prediction_holds_outside_the_labels_grid_is_said(tmp_path, shift, outside):
+    """A cube of 1 ml of which that share lies before the label's first slice, or behind its last."""
+    cube = np.zeros((40, 40, 40), np.uint8)
+    cube[2:12, 10:20, 10:20] = 1
+    label = save(cube, tmp_path / "label.nii.gz", np.eye(4))
+    moved = np.eye(4)
+    moved[0, 3] = shift
+    prediction = save(cube, tmp_path / "prediction.nii.gz", moved)
+    scores = score_case(Pair("x", prediction, label), TABLE, ScoringOptions(resample=True))
+    assert scores.outside_ml == pytest.approx(outside)
+    assert scores.prediction_ml[1] == pytest.approx(1 - outside)
+
+
+def test_grids_that_lie_apart_are_not_advised_to_be_resampled(tmp_path):
+    label = save(blobs(1), tmp_path / "label.nii.gz")
+    for mm, advised in ((5, True), (3000, False)):
+        moved = AFFINE.copy()
+        moved[0, 3] += mm
+        prediction = save(blobs(1), tmp_path / "prediction.nii.gz", moved)
+        with pytest.raises(VolumeError) as error:
+            score_case(Pair("x", prediction, label), TABLE)
+        assert ("--resample" in str(error.value)) == advised
+
+
 def test_the_mismatched_real_pair_is_refused_by_name(shared_data):
     folder = shared_data / "mismatched_pair"
     table = ClassTable(tuple(f"c{n}" for n in range(255)), tuple(range(255)))
