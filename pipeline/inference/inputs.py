@@ -9,7 +9,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -262,7 +262,19 @@ def list_volumes(
         roots = {found[case.images[0]].root for case in cases if case.id == twice[0]}
         remedy = "rename one or move it away" if len(roots) == 1 else "pass the common parent folder instead"
         raise VolumeError("same_name", same, "names that differ", equal, remedy)
+    _warn_of_uncorrected({case.id for case in cases})
     return tuple(cases)
+
+
+def _warn_of_uncorrected(names: Set[str]) -> None:
+    """Warn of scans whose slices dcm2niix has put in their places in a second file, and left wrong in the first."""
+    for name in sorted(names):
+        found = re.fullmatch(r"(.+?)(_Tilt|_Eq|_Tilt_Eq)(_\d+)?", name)
+        if found and found[1] in names:
+            log.warning(
+                "case %s: its slices are not where %s has them, which dcm2niix writes of a tilted or uneven series; "
+                "use the result of that one alone", found[1], name,
+            )  # fmt: skip
 
 
 def join_channels(volumes: Mapping[Path, str], channel_names: Sequence[str]) -> list[InputCase]:

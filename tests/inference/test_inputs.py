@@ -197,6 +197,16 @@ def test_a_folder_tree_gives_every_volume_once_under_its_own_name(tree):
     assert len(list_volumes([tree, tree / "a", tree / "a/ct.nii.gz"])) == 4
 
 
+@pytest.mark.parametrize("corrected", ["ct_Tilt_1", "ct_Eq_1", "ct_Tilt_Eq_1"])
+def test_a_scan_that_dcm2niix_corrected_in_a_second_file_is_warned_of(tree, caplog, corrected):
+    """The names are dcm2niix's for series with gantry tilt or changing slice distance."""
+    list_volumes([tree])
+    assert not caplog.records
+    shutil.copy(tree / "a" / "ct.nii.gz", tree / "a" / f"{corrected}.nii.gz")
+    list_volumes([tree])
+    assert [f"case a_ct: its slices are not where a_{corrected} has them" in line for line in caplog.messages] == [True]
+
+
 def test_a_volume_file_is_named_without_its_suffix(tree):
     (case,) = list_volumes([tree / "a/ct.nii.gz"])
     assert (case.id, case.images) == ("ct", (tree / "a/ct.nii.gz",))
