@@ -182,6 +182,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
         one_more_s = (seconds(more)[0] - small_s) / (more.batch - small.batch)
         sample_s = max(0.0, one_more_s - voxel_s * math.prod(small.patch))
     voxel_bytes = max(0.0, (large.peak_bytes - small.peak_bytes) / (large_voxels - small_voxels))
+    patch = "×".join(map(str, large.patch)) + (f"×{large.batch}" if large.batch > 1 else "")
     together = f"{each_s:.2g} s in each of {n_cores} processes of one thread, and " if large.in_processes else ""
     lacks = f"; {n_cores} could not be measured, as where memory ends" if n_cores > 1 and not large.in_processes else ""
     return Cost(
@@ -191,7 +192,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
         voxel_bytes=voxel_bytes,
         validation_voxel_s=validation_s / math.prod(large.patch),
         n_processes=n_cores if in_processes else 1,
-        why_processes=f"a step takes {together}{large.all_threads[0]:.2g} s in one process{lacks}",
+        why_processes=f"a step of {patch} voxels takes {together}{large.all_threads[0]:.2g} s in one process{lacks}",
         sample_s=sample_s,
     )
 

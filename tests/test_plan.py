@@ -167,7 +167,8 @@ def test_one_process_has_all_threads_where_memory_holds_no_other():
     measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, None, 4000)]
     cost = cost_of(measured, 2)
     assert cost.n_processes == 1
-    assert cost.why_processes == "a step takes 0.5 s in one process; 2 could not be measured, as where memory ends"
+    lacks = "2 could not be measured, as where memory ends"
+    assert cost.why_processes == f"a step of 20×10×10 voxels takes 0.5 s in one process; {lacks}"
     assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.5 + BETWEEN_STEPS_S)
 
 
