@@ -119,7 +119,8 @@ def test_a_full_disk_ends_the_build_without_blaming_a_case(make, monkeypatch):
     with pytest.raises(CacheError, match=r"No space left on device\); free space on that disk") as caught:
         dataset.build()
     assert not isinstance(caught.value, CacheBuildError)
-    assert [path.name for path in dataset.store.folder.iterdir()] == ["CACHEDIR.TAG"]
+    # Of files that had not changed for a while, what they hash to is known by now
+    assert {path.name for path in dataset.store.folder.iterdir()} <= {"CACHEDIR.TAG", "sources.jsonl"}
 
 
 @pytest.mark.fault(

@@ -344,6 +344,7 @@ CALLS: dict[str, Call] = {
         f(g.floats(*SIZE, only=name)) for name in ("float32", "float64")
     ],
     "transforms.large_pages.empty_like": lambda f, g: f(g.floats(*SIZE), (2, 3)).shape,
+    "transforms.io.dicom.are_even": lambda f, g: f(g.floats(9, only="float64")),
     "transforms.io.grid.AxisChange.apply": lambda f, g: f(TURNED, g.label_array(*SIZE)),
     "transforms.io.grid.AxisChange.undo": lambda f, g: f(TURNED, g.label_array(*SIZE)),
     "transforms.io.grid.check_affine": lambda f, g: f(g.affine(), "a"),
