@@ -102,7 +102,7 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
         f"{1 - TRAINING_SHARE:.0%} for a slower moment"
     )
     plan.put("training.max_epochs", schedule.n_epochs, because)
-    plan.put("training.optimizer", "muon", "learned in 476 steps what took AdamW three times as many")
+    plan.put("training.optimizer", "muon", "on a hippocampus 580 steps of it did what took AdamW 1570")
     plan.put("training.lr", LEARNING_RATE, "0.008 to 0.064 differed little")
     because = "a step takes this times lr off the weights; 0.0001 overfitted, 0.3 did no better"
     plan.put("training.weight_decay", WEIGHT_DECAY, because)

@@ -109,23 +109,25 @@ def test_the_costs_of_a_training_are_those_that_were_measured():
         if found is not None:
             assert rounds_to(found["seconds"], said[1])
             assert rounds_to(found["peak_bytes"] / 1e9, said[2])
-    planned = next(run for run in planned_runs() if run["budget"] == "15min")
-    assert "mean Dice 0.887 | 2 processor cores | 836 s |" in README
-    assert rounds_to(planned["seconds"]["train"], "836")
-    assert rounds_to(planned["dice"]["mean"], "0.887")
+    planned = next(run for run in planned_runs("Muon") if run["budget"] == "5min")
+    dice, seconds = re.search(r"mean Dice ([\d.]+) \| 2 processor cores \| (\d+) s \|", README).groups()
+    assert rounds_to(planned["seconds"]["train"], seconds)
+    assert rounds_to(planned["dice"]["mean"], dice)
     assert "a prepared scan 20 MB" in README
     assert rounds_to(160 * 160 * 256 * 3 / 1e6, "20")  # uint16 image and uint8 label, as pipeline.cache.entry stores it
 
 
-def planned_runs() -> list[dict[str, Any]]:
-    return [run for run in results("deadline")["runs"] if "budget" in run and "earlier" not in run]
+def planned_runs(optimiser: str = "") -> list[dict[str, Any]]:
+    runs = [run for run in results("deadline")["runs"] if "budget" in run and "earlier" not in run]
+    return [run for run in runs if optimiser in run["optimiser"]]
 
 
 def test_what_plans_reach_is_that_of_the_result_file():
     page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
-    said = re.findall(r"\| (\d+) minutes \| (\d+) \| (\d+) s \| ([\d.]+) \|", page)
-    assert [(f"{row[0]}min", int(row[1])) for row in said] == [(run["budget"], run["seed"]) for run in planned_runs()]
-    for (_, _, seconds, dice), run in zip(said, planned_runs(), strict=True):
+    said = re.findall(r"\| (\d+) minutes \| (Muon|AdamW) \| (\d+) \| (\d+) s \| ([\d.]+) \|", page)
+    measured = [(run["budget"], run["optimiser"], run["seed"]) for run in planned_runs()]
+    assert [(f"{row[0]}min", row[1], int(row[2])) for row in said] == measured
+    for (*_, seconds, dice), run in zip(said, planned_runs(), strict=True):
         assert rounds_to(run["seconds"]["train"], seconds)
         assert rounds_to(run["dice"]["mean"], dice)
     runs = results("deadline")["runs"]
@@ -133,11 +135,14 @@ def test_what_plans_reach_is_that_of_the_result_file():
     said = re.search(r"With the default augmentation half an hour ended at ([\d.]+) \((\d+) s\)", page)
     assert rounds_to(varied_less["dice"]["mean"], said[1])
     assert rounds_to(varied_less["seconds"]["train"], said[2])
-    stronger, all_cases = (run for run in runs if "trained" in run)
+    stronger, all_cases, with_muon = (run for run in runs if "trained" in run)
+    said = re.search(r"with AdamW reach ([\d.]+) with Muon \(seed 42, (\d+) s", page)
+    assert rounds_to(with_muon["dice"]["mean"], said[1])
+    assert rounds_to(with_muon["seconds"]["train"], said[2])
     said = re.search(
         r"little difference, ([\d.]+) for ([\d.]+) \((\d+) s .* trained on, too, ([\d.]+)\.", page, re.DOTALL
     )
-    default = next(run for run in planned_runs() if run["budget"] == "15min")
+    default = next(run for run in planned_runs("AdamW") if run["budget"] == "15min")
     shown = [
         (stronger["dice"]["mean"], said[1]),
         (default["dice"]["mean"], said[2]),
@@ -161,36 +166,34 @@ def test_what_plans_reach_is_that_of_the_result_file():
 
 def test_what_learning_rates_reach_is_that_of_the_result_file():
     page = (ROOT / "docs" / "measurements.md").read_text(encoding="utf-8")
-    said = re.search(
-        r"with 476 steps ([\d.]+) for ([\d.]+) \(([\d.]+) with twice\), in five\s+minutes, planned again, "
-        r"([\d.]+) for ([\d.]+) \(([\d.]+) with twice; two seeds each\)",
-        page,
-    )
-    found = {(row["steps"], row["lr"]): fmean(row["dice"]) for row in results("deadline")["learning_rates"]}
-    before = fmean(run["dice"]["mean"] for run in planned_runs() if run["budget"] == "5min")
-    means = [found[476, 0.008], found[476, 0.002], found[476, 0.004], found[1568, 0.008], before, found[1568, 0.004]]
-    for mean, stated in zip(means, said.groups(), strict=True):
-        assert rounds_to(mean, stated)
+    said = re.findall(r"\| ([\d,]+) \| (AdamW|Muon) \| (0\.\d+) \| (0\.\d+)(?: and (0\.\d+))? \|", page)
+    found = results("deadline")["learning_rates"]
+    assert len(said) == len(found)
+    for (steps, optimiser, rate, *dice), row in zip(said, found, strict=True):
+        assert (steps.replace(",", ""), optimiser, rate) == (str(row["steps"]), row["optimiser"], str(row["lr"]))
+        for mean, stated in zip(row["dice"], filter(None, dice), strict=True):
+            assert rounds_to(mean, stated)
 
 
 def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
     page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     found = results("deadline_phantoms")
-    slower, _, patches, whole = (run["dice"]["mean"] for run in found["runs"])
+    _, _, adamw, patches, whole = (run["dice"]["mean"] for run in found["runs"])
     said = re.search(
-        r"of ([\d.]+) over the 70 structures of computed bodies; with a quarter [^.]* reached ([\d.]+), and whole "
-        r"bodies\s+resized to one size ([\d.]+)",
+        r"of ([\d.]+) over the 70 structures of computed bodies; with AdamW in the place of Muon it reached ([\d.]+), and"
+        r"\s+whole bodies\s+resized to one size ([\d.]+)",
         README,
     )
-    for mean, stated in zip((patches, slower, whole), said.groups(), strict=True):
+    for mean, stated in zip((patches, adamw, whole), said.groups(), strict=True):
         assert rounds_to(mean, stated)
     limits = {"35 above 60 ml": (60, 1e9), "25 of 15 to 60 ml": (15, 60), "10 below 15 ml": (0, 15)}
     assert "| all 70 | " + " | ".join(limits) + " |" in page
     names = (
-        "patches, learning rate 0.002",
-        "patches, 0.004",
-        "patches, as planned now, 0.008",
-        "whole, resized to 80×48×128, 0.002",
+        "patches, AdamW, 0.002",
+        "patches, AdamW, 0.004",
+        "patches, AdamW, 0.008",
+        "patches, as planned now: Muon, 0.016",
+        "whole, resized to 80×48×128, AdamW, 0.002",
     )
     for name, run in zip(names, found["runs"], strict=True):
         said = re.search(rf"\| {name} \| [^|]* \| ([\d,]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", page)
