@@ -122,7 +122,10 @@ def _ours(folder: Path, train: Path, test: Path, seed: str, config: Path) -> dic
     seconds = {"train": _bodyseg(folder, "train", *settings)}
     (run,) = (folder / "logs").iterdir()
     seconds["predict"] = _bodyseg(folder, "predict", run, test, "--tta", "--output", "predictions")
-    return {"method": "bodyseg", "config": config.name, "seed": int(seed), "seconds": seconds}
+    training = json.loads((run / "training_config.json").read_text())["training"]
+    optimiser = {"adamw": "AdamW", "muon": "Muon", "sgd": "SGD"}[training["optimizer"]]
+    found = {"method": "bodyseg", "config": config.name, "seed": int(seed), "seconds": seconds}
+    return found | {"optimiser": optimiser, "lr": training["lr"]}
 
 
 def _nnunet(folder: Path, train: Path, test: Path, commands: Path, iterations: int) -> dict[str, Any]:

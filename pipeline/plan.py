@@ -93,15 +93,7 @@ def plan(
         FileError: the file cannot be written.
     """
     began = time.monotonic()
-    if not 60 <= budget_s < math.inf:
-        raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
-    if memory_gb is not None and not 0 < memory_gb < math.inf:
-        raise ConfigError(f"--memory: expected a number of GB above 0, found {memory_gb:g}")
-    if output.exists():
-        raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
-    if output.suffix == ".json":
-        raise ConfigError(f"--output {output}: a plan is YAML, with comments; name it {output.with_suffix('.yaml')}")
-    check_writable(output.parent)  # before minutes of measuring
+    _check_request(budget_s, memory_gb, output)
     roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
     config = _described(roots, {"cache_dir": cache_dir, "skip_bad_cases": skip_bad_cases, **(data or {})})
     listed = list_configured(config)
@@ -213,6 +205,19 @@ def _summary(screened: Screened) -> DataSummary:
         # The chambers of a heart are no mirror images of each other.
         mirrors=few and not find_sides(names).without_partner and not any(map(_CHAMBER.search, names)),
     )
+
+
+def _check_request(budget_s: float, memory_gb: float | None, output: Path) -> None:
+    """Raise ConfigError or FileError for what cannot be planned, before minutes of measuring."""
+    if not 60 <= budget_s < math.inf:
+        raise ConfigError(f"--budget: expected a minute at least, found {budget_s:g} s; say 30min or 8h")
+    if memory_gb is not None and not 0 < memory_gb < math.inf:
+        raise ConfigError(f"--memory: expected a number of GB above 0, found {memory_gb:g}")
+    if output.exists():
+        raise ConfigError(f"--output {output}: expected a new file, found one; name another, or remove it")
+    if output.suffix == ".json":
+        raise ConfigError(f"--output {output}: a plan is YAML, with comments; name it {output.with_suffix('.yaml')}")
+    check_writable(output.parent)
 
 
 def _described(roots: Sequence[str], given: Mapping[str, Any]) -> Config:
