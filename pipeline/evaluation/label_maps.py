@@ -142,7 +142,7 @@ def outside_ml(prediction: LabelMap, label: LabelMap) -> float:
         for row, n in zip(onto, label.indices.shape, strict=False):
             at = row[0] * i + row[1] * j + row[2] * k + row[3]
             inside &= (at >= -0.5) & (at <= n - 0.5)
-        n_voxels += np.count_nonzero(plane[~inside])
+        n_voxels += int(np.count_nonzero(plane[~inside]))
     return float(n_voxels * voxel_ml(prediction.affine))
 
 
