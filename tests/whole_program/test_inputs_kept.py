@@ -332,6 +332,7 @@ CALLS: dict[str, Call] = {
     "pipeline.visualisation.planes.cut_planes": lambda f, g: f(
         g.array(*SIZE), g.label_array(*SIZE), g.affine(), 0.0, beside=g.label_array(*SIZE)
     ),
+    "pipeline.training.muon.orthogonalised": lambda f, g: f(g.floats(4, 9, only="float32")),
     "pipeline.writers.nifti.write_probabilities": lambda f, g: f(
         segmentation_of(save_source(g.folder / "a.nii", shape=SIZE)),
         g.label_array(*SIZE, only="uint8"),
@@ -344,7 +345,7 @@ CALLS: dict[str, Call] = {
         f(g.floats(*SIZE, only=name)) for name in ("float32", "float64")
     ],
     "transforms.large_pages.empty_like": lambda f, g: f(g.floats(*SIZE), (2, 3)).shape,
-    "transforms.io.dicom.are_even": lambda f, g: f(g.floats(9, only="float64")),
+    "transforms.io.dicom.are_even": lambda f, g: f(g.affine()[0]),
     "transforms.io.grid.AxisChange.apply": lambda f, g: f(TURNED, g.label_array(*SIZE)),
     "transforms.io.grid.AxisChange.undo": lambda f, g: f(TURNED, g.label_array(*SIZE)),
     "transforms.io.grid.check_affine": lambda f, g: f(g.affine(), "a"),

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from pathlib import Path
 
 from setuptools import find_packages
 
@@ -50,4 +49,4 @@ def test_every_shipped_config_is_installed():
 
 def test_no_package_is_hidden_from_git():
     ignored = [line.strip() for line in (ROOT / ".gitignore").read_text().splitlines()]
-    assert not {f"{path.name}/" for path in Path(ROOT / "pipeline").iterdir()} & set(ignored)
+    assert not {f"{path.parent.name}/" for path in ROOT.glob("pipeline/*/__init__.py")} & set(ignored)
