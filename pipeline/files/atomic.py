@@ -10,7 +10,8 @@ import secrets
 import socket
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,6 +21,9 @@ class FileError(ValueError):
 
     is_input_error = True
 
+
+_TOLD: ContextVar[Callable[[Path, Path], object] | None] = ContextVar("told", default=None)
+"""See `told_before_renaming`."""
 
 UNFINISHED = ".writing"
 """Ends the name of a file being written; only a kill leaves one behind."""
@@ -65,6 +69,17 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         raise
 
 
+@contextlib.contextmanager
+def told_before_renaming(tell: Callable[[Path, Path], object]) -> Iterator[None]:
+    """Call `tell` with the temporary and the final name of each file that this thread writes inside, when all of it is
+    on the disk: a renaming changes neither its size nor its times. What `tell` raises leaves the old file untouched."""
+    token = _TOLD.set(tell)
+    try:
+        yield
+    finally:
+        _TOLD.reset(token)
+
+
 def replace_durably(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write the new file `temporary`, flush it to the disk, rename it to path and make the renaming durable, too.
 
@@ -76,6 +91,8 @@ def replace_durably(path: Path, temporary: Path, write: Callable[[BinaryIO], obj
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
+        if tell := _TOLD.get():
+            tell(temporary, path)
         temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException:

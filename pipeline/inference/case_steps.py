@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.compute.memory import free_memory_bytes, ran_out_of_memory
 from pipeline.console.progress import CaseProgress
 from pipeline.console.text import gigabytes
-from pipeline.files.atomic import FileError, remove_durably
+from pipeline.files.atomic import FileError, remove_durably, told_before_renaming
 from pipeline.files.json_files import write_json
 from pipeline.inference.claims import CaseClaims
 from pipeline.inference.earlier_files import refuse_others, remove_earlier, warn_of_others
@@ -192,13 +193,12 @@ class CaseSteps:
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         is_ct = self.models[0].first_channel_is_ct
         refused: dict[str, str] = {}
-        with _all_or_none() as written:
+        with _all_or_none() as written, told_before_renaming(partial(self.claims.note_written, case.id)):
             for file, reason in write_files(segmentation, files, probabilities=restored.probabilities, is_ct=is_ct):
                 if reason:
                     refused[file.kind] = reason
                 else:
                     written[file.path.relative_to(self.outputs.folder).as_posix()] = file.path
-                    self.claims.note_written(case.id, file.path)
             if not written:
                 raise SegmentationError("; ".join(refused.values()))
             warn_of_others(case, self.outputs, written.values())

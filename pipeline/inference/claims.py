@@ -56,12 +56,12 @@ class CaseClaims:
         for line in lock.left.split("\n")[1:]:  # until the case is finished
             lock.add(line)
 
-    def note_written(self, case: str, path: Path) -> None:
-        """Note in the lock of a claimed case that a file of it is written; see `is_of_killed`. Raises FileError."""
-        try:
-            self._locks[case].add(self._note(path))
-        except OSError as error:
-            raise write_error(path.parent, error) from error
+    def note_written(self, case: str, temporary: Path, path: Path) -> None:
+        """Note in the lock of a claimed case that a file of it is about to be renamed to `path`; see `is_of_killed`.
+
+        Raises OSError.
+        """
+        self._locks[case].add(self._note(temporary, path))
 
     def was_left(self, case: str) -> bool:
         """Whether the process that had a claimed case before was killed over it."""
@@ -69,10 +69,10 @@ class CaseClaims:
 
     def is_of_killed(self, case: str, path: Path) -> bool:
         """Whether a process that was killed over a claimed case wrote this file, and nobody changed it since."""
-        return case in self._locks and self._note(path) in self._locks[case].left.split("\n")[1:]
+        return case in self._locks and self._note(path, path) in self._locks[case].left.split("\n")[1:]
 
-    def _note(self, path: Path) -> str:
-        status = path.stat()
+    def _note(self, file: Path, path: Path) -> str:
+        status = file.stat()
         return json.dumps([path.relative_to(self._outputs.folder).as_posix(), status.st_size, status.st_mtime_ns])
 
     def release(self, case: str) -> None:

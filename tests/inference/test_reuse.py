@@ -45,8 +45,9 @@ def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done
     scans(tmp_path / "in", 2)
     predicted([run], [tmp_path / "in"], tmp_path / "out")
     before = (tmp_path / "out" / "case1.nii.gz").read_bytes()
-    (tmp_path / "out" / "case1.json").unlink()  # as a kill before the record leaves it
-    left_by_killed(tmp_path / "out", "case1")
+    (tmp_path / "out" / "case1.json").unlink()
+    (tmp_path / "out" / "case1.nii.gz").unlink()
+    left_by_killed(run, tmp_path / "in", tmp_path / "out", "case1")
     again = predicted([run], [tmp_path / "in"], tmp_path / "out")
     assert [record.status for record in again.cases] == ["skipped", "done"]
     assert (tmp_path / "out" / "case1.nii.gz").read_bytes() == before
@@ -56,29 +57,29 @@ def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done
     assert predicted([other], [tmp_path / "in"], tmp_path / "out", overwrite=True).n_done == 2
 
 
-def left_by_killed(out, case):
-    """Leave a case's lock as a process does that is killed between its label map and its record."""
+def left_by_killed(run, scans_, out, case):
+    """Segment scans in a process that is killed right after its label map of a case has got its name."""
     program = f"""
 import os
 from pathlib import Path
-from pipeline.inference.claims import CaseClaims
-from pipeline.writers.outputs import OutputOptions
-out = Path({str(out)!r})
-claims = CaseClaims(OutputOptions(out, ("background", "liver")))
-claims.claim({case!r})
-claims.note_written({case!r}, out / {case + ".nii.gz"!r})
-os.kill(os.getpid(), 9)
+from tests.support.tiny_prediction import predicted
+replace = Path.replace
+def and_die(self, target):
+    replace(self, target)
+    if Path(target).name == {case + ".nii.gz"!r}:
+        os.kill(os.getpid(), 9)
+Path.replace = and_die
+predicted([Path({str(run)!r})], [Path({str(scans_)!r})], Path({str(out)!r}))
 """
     assert subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT).returncode == -9
     assert (out / f".{case}.lock").exists()
+    assert not (out / f"{case}.json").exists()
 
 
 def test_what_a_killed_process_left_is_replaced_also_after_the_next_one_failed(run, tmp_path):
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
     good, lock = path.read_bytes(), out / ".case.lock"
-    predicted([run], [path], out)
-    (out / "case.json").unlink()
-    left_by_killed(out, "case")
+    left_by_killed(run, path, out, "case")
     path.write_bytes(good[:-60])
     assert predicted([run], [path], out).n_failed == 1
     path.write_bytes(good)
@@ -89,9 +90,7 @@ def test_what_a_killed_process_left_is_replaced_also_after_the_next_one_failed(r
 
 def test_what_a_person_put_there_after_a_kill_is_not_replaced(run, tmp_path):
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
-    predicted([run], [path], out)
-    (out / "case.json").unlink()
-    left_by_killed(out, "case")
+    left_by_killed(run, path, out, "case")
     (out / "case.nii.gz").write_bytes(b"corrected by hand")
     for _ in range(2):
         assert "is no finished result of this case" in predicted([run], [path], out).cases[0].error
