@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import chain
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ def encoder_weights(network: nn.Module, in_channels: int, size: Size) -> frozens
 
 
 def _calls(network: Any, in_channels: int, size: Size) -> list[tuple[nn.Module, int]]:
-    """The modules with weights, in the order in which they are done, with the voxels of what each returns.
+    """The modules with weights or buffers, in the order in which they are done, with the voxels of what each returns.
 
     Others, such as those that rearrange a transformer's heads, give tensors of five axes that are no volumes, too.
     """
@@ -80,7 +81,7 @@ def _calls(network: Any, in_channels: int, size: Size) -> list[tuple[nn.Module, 
     handles = [
         module.register_forward_hook(lambda module, _inputs, out: calls.append((module, _n_voxels(out))))
         for module in network.modules()
-        if next(module.parameters(), None) is not None
+        if next(chain(module.parameters(), module.buffers()), None) is not None
     ]
     try:
         network(torch.empty(1, in_channels, *size, device="meta"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from monai.networks.nets import UNETR
+from torch import nn
 
 from networks.body_net import BodyNet
 from networks.encoder import encoder_weights
@@ -51,6 +52,18 @@ def test_buffers_of_batch_normalisations_belong_to_it():
     names = encoder_weights(network, 1, SIZE)
     assert "model.0.conv.0.adn.N.running_mean" in names
     assert not any("attention" in name for name in names)
+
+
+def test_normalisations_without_weights_belong_to_it():
+    down, norm, up = (
+        nn.Conv3d(1, 2, 2, stride=2),
+        nn.BatchNorm3d(2, affine=False),
+        nn.ConvTranspose3d(2, 2, 2, stride=2),
+    )
+    network = nn.Sequential(down, norm, up, nn.BatchNorm3d(2, affine=False))
+    found = encoder_weights(network, 1, SIZE)
+    assert {name.partition(".")[0] for name in found} == {"0", "1"}
+    assert "1.running_mean" in found
 
 
 def test_a_network_of_one_resolution_has_none():
