@@ -87,9 +87,10 @@ def _volume(segmentation: Any) -> Any:
 
 def _heights(segmentation: Any) -> Float64[np.ndarray, " n"]:
     """Where the frames lie along their normal in mm, ascending, each place once."""
-    orientation = segmentation.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    frames, shared = segmentation.PerFrameFunctionalGroupsSequence, segmentation.SharedFunctionalGroupsSequence[0]
+    holder = shared if "PlaneOrientationSequence" in shared else frames[0]
+    orientation = holder.PlaneOrientationSequence[0].ImageOrientationPatient
     normal = np.cross(orientation[:3], orientation[3:])
-    frames = segmentation.PerFrameFunctionalGroupsSequence
     places = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
     return np.sort(np.unique(np.asarray(places, np.float64), axis=0) @ normal)
 
