@@ -149,6 +149,7 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
+    _refuse_other_numbers(arguments)
     parsed = _parsed(parser, _with_true(arguments), None)
     return {name: parsed.pop(name) for name in GROUPS if name in parsed}, parsed
 
@@ -249,9 +250,12 @@ def _refuse_other_numbers(arguments: Sequence[str]) -> None:
         flag = name or value
         group, _, setting = SHORT_FLAGS.get(flag[2:], flag[2:]).partition(".")
         hint = typing.get_type_hints(GROUPS[group]).get(setting) if group in GROUPS else None
-        is_number = bool({int, float} & {hint, *typing.get_args(hint)})
-        if is_number and OTHER_NUMBER.match(value) and not Path(value).exists():  # a data set behind a value
+        if _takes_numbers(hint) and OTHER_NUMBER.match(value) and not Path(value).exists():  # a data set behind a value
             raise ConfigError(f"{flag}: expected a decimal number without zeros in front, found {value}")
+
+
+def _takes_numbers(hint: Any) -> bool:
+    return hint in (int, float) or any(map(_takes_numbers, typing.get_args(hint)))
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

@@ -32,7 +32,7 @@ LARGEST_CONFIG = 16 * 2**20
 """Bytes; a run's training_config.json with the split of 100,000 cases takes under 4 MB."""
 
 
-OTHER_NUMBER = re.compile(r"[-+]?0[\dbx]|[-+]?\d.*[_:]")
+OTHER_NUMBER = re.compile(r"[-+]?(0[\dbx][\da-fA-F_.:]*|\d[\d_.]*[_:][\d_.:eE+-]*)$")
 """What YAML 1.1 takes for a number and nobody means by it: 1:30 is 90 and 010 is 8."""
 
 

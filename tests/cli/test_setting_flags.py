@@ -99,6 +99,8 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--max_epochs", "1:30"], "--max_epochs: expected a decimal number without zeros in front, found 1:30"),
         (["--training.lr=0x10"], "--training.lr: expected a decimal number"),
         (["--data.percentiles", "1", "1_0"], "--data.percentiles: expected a decimal number"),
+        (["--data.window", "1:30", "0x100"], "--data.window: expected a decimal number"),
+        (["--max_epochs", "3", "2024_scans"], "unexpected '2024_scans'"),
         (["--learning_rat", "1"], "--learning_rat"),
         (["--batch", "1"], "--batch"),
         (["--precision", "8"], "training.precision"),
