@@ -179,8 +179,8 @@ def test_what_patches_and_whole_volumes_reach_is_that_of_the_result_file():
     found = results("deadline_phantoms")
     _, _, adamw, patches, whole = (run["dice"]["mean"] for run in found["runs"])
     said = re.search(
-        r"of ([\d.]+) over the 70 structures of computed bodies; with AdamW in the place of Muon it reached ([\d.]+), "
-        r"and\s+whole bodies\s+resized to one size ([\d.]+)",
+        r"of ([\d.]+) over the 70 structures of computed bodies; with the optimiser AdamW in the place of Muon "
+        r"it reached ([\d.]+), and\s+whole bodies\s+resized to one size ([\d.]+)",
         README,
     )
     for mean, stated in zip((patches, adamw, whole), said.groups(), strict=True):
