@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import re
 import types
 import typing
@@ -62,7 +63,7 @@ def add_settings(
         if not any(name.startswith(f"{group_name}.") for name in names):
             continue
         group = parser.add_argument_group(group_name, cls.__doc__ or "")
-        hints = typing.get_type_hints(cls)
+        hints = _hints(group_name)
         texts = {p.arg_name: p.description or "" for p in parse_from_object(cls).params}
         for setting in fields(cls):
             key = f"{group_name}.{setting.name}"
@@ -203,7 +204,7 @@ def _with_dataset_in_front(arguments: list[str]) -> list[str]:
     """
     of_flag = {}
     for group, cls in GROUPS.items():
-        hints = typing.get_type_hints(cls)
+        hints = _hints(group)
         for setting in fields(cls):
             argument = _argument_of(hints[setting.name], setting)
             if argument.get("nargs") in ("+", "*"):
@@ -232,8 +233,8 @@ def _with_true(arguments: Sequence[str]) -> list[str]:
         bool: (r"(?i)true|false|yes|no", "true, false, yes or no"),
         bool | None: (r"(?i)true|false|yes|no|null", "true, false, yes, no or null"),
     }
-    for group, cls in GROUPS.items():
-        for setting, hint in typing.get_type_hints(cls).items():
+    for group in GROUPS:
+        for setting, hint in _hints(group).items():
             name = f"{group}.{setting}"
             for flag in (name, *(short for short, full in SHORT_FLAGS.items() if full == name)):
                 if hint in values_of:
@@ -249,9 +250,15 @@ def _refuse_other_numbers(arguments: Sequence[str]) -> None:
         name, _, value = argument.rpartition("=") if argument.startswith("--") else (flag, "", argument)
         flag = name or value
         group, _, setting = SHORT_FLAGS.get(flag[2:], flag[2:]).partition(".")
-        hint = typing.get_type_hints(GROUPS[group]).get(setting) if group in GROUPS else None
+        hint = _hints(group).get(setting) if group in GROUPS else None
         if _takes_numbers(hint) and OTHER_NUMBER.match(value) and not Path(value).exists():  # a data set behind a value
             raise ConfigError(f"{flag}: expected a decimal number without zeros in front, found {value}")
+
+
+@functools.cache
+def _hints(group: str) -> dict[str, Any]:
+    """The types of a group's settings by name."""
+    return typing.get_type_hints(GROUPS[group])
 
 
 def _takes_numbers(hint: Any) -> bool:
