@@ -35,6 +35,11 @@ class Lock:
     left: str = ""
     """What was in the file: its last holder was killed."""
 
+    @property
+    def left_lines(self) -> list[str]:
+        """What its last holder had added."""
+        return self.left.split("\n")[1:]
+
     def add(self, line: str) -> None:
         """Leave a line for the next holder, in case this process is killed. Raises OSError (a full disk)."""
         os.write(self.descriptor, f"\n{line}".encode())

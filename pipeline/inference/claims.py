@@ -53,7 +53,7 @@ class CaseClaims:
                 "when that has ended"
             )
         self._locks[case] = lock
-        for line in lock.left.split("\n")[1:]:  # until the case is finished
+        for line in lock.left_lines:  # until the case is finished
             lock.add(line)
 
     def note_written(self, case: str, temporary: Path, path: Path) -> None:
@@ -69,7 +69,7 @@ class CaseClaims:
 
     def is_of_killed(self, case: str, path: Path) -> bool:
         """Whether a process that was killed over a claimed case wrote this file, and nobody changed it since."""
-        return case in self._locks and self._note(path, path) in self._locks[case].left.split("\n")[1:]
+        return case in self._locks and self._note(path, path) in self._locks[case].left_lines
 
     def _note(self, file: Path, path: Path) -> str:
         status = file.stat()
