@@ -138,8 +138,10 @@ def outside_ml(prediction: LabelMap, label: LabelMap) -> float:
     j, k = np.ogrid[tuple(map(slice, prediction.indices.shape[1:]))]
     n_voxels = 0
     for i, plane in enumerate(prediction.indices):
+        if not plane.any():
+            continue
         inside = np.ones(plane.shape, bool)
-        for row, n in zip(onto, label.indices.shape, strict=False):
+        for row, n in zip(onto[:3], label.indices.shape, strict=True):
             at = row[0] * i + row[1] * j + row[2] * k + row[3]
             inside &= (at >= -0.5) & (at <= n - 0.5)
         n_voxels += int(np.count_nonzero(plane[~inside]))
