@@ -236,8 +236,16 @@ def predict(
         min_volume_ml=float(options.min_volume_ml),
     )
     with Bar("Predicting", console) as bar:
-        how: dict[str, Any] = {"progress": bar.update, "case_progress": bar.update_part}
-        records = segment_cases(models, cases, outputs, inference, postprocessing, overwrite=options.overwrite, **how)
+        records = segment_cases(
+            models,
+            cases,
+            outputs,
+            inference,
+            postprocessing,
+            overwrite=options.overwrite,
+            progress=bar.update,
+            case_progress=bar.update_part,
+        )
     exchanged = exchanged_in_words(inference.mirrored, models)
     return PredictionReport(tuple(str(run) for run in runs), names, tuple(records), exchanged, str(output))
 

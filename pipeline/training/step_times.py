@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from networks.registry import build_network
+from networks.registry import BODY_NET, build_network
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, run_together
 from pipeline.compute.memory import keep_freed_memory
@@ -122,7 +122,7 @@ def _take_steps(request: dict[str, Any]) -> None:
     dtype = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}.get(devices.precision)
     for patch, batch in request["steps"]:
         network = build_network(
-            {"_target_": "networks.body_net.BodyNet", **request["network"]},
+            {"_target_": BODY_NET, **request["network"]},
             in_channels=request["in_channels"],
             n_classes=request["n_classes"],
             base_channels=request["base_channels"],
