@@ -7,13 +7,14 @@ import difflib
 import math
 import re
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_loader
 from yaml import YAMLError
 
-from pipeline.config.files import read_yaml
+from pipeline.config.files import OTHER_NUMBER, read_yaml
 from pipeline.config.settings import ConfigError
 from pipeline.console.text import one_line
 
@@ -52,9 +53,22 @@ class CommandParser(ArgumentParser):
             word = next(word for word in args[0] if re.search(r"\d{309}", word))
             raise ConfigError(f"{word:.20}…: expected numbers below 1e308, found over 308 digits; correct it") from None
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse 1:30 and 0x10 for numbers, which would be read as 90 and 16: argparse asks here for each argument."""
+        if _takes_numbers(getattr(action, "_typehint", action.type)):
+            for word in filter(OTHER_NUMBER.match, arg_strings):
+                raise ConfigError(
+                    f"{_named(action.dest, self)}: expected a decimal number without zeros in front, found {word}"
+                )
+        return super()._get_values(action, arg_strings)
+
     def switch(self, flag: str, words: str) -> None:
         """Add a flag without a value, which is False where it is left out; `words` are its help."""
         self.add_argument(flag, action="store_true", help=words)
+
+
+def _takes_numbers(hint: Any) -> bool:
+    return hint in (int, float) or any(map(_takes_numbers, typing.get_args(hint)))
 
 
 def _paths_in_front(arguments: Sequence[str], flags: Mapping[str, argparse.Action]) -> list[str]:
@@ -142,8 +156,7 @@ def _switch(found: re.Match, parser: ArgumentParser) -> str:
 
 
 def _type(found: re.Match, parser: ArgumentParser) -> str:
-    name = found[1] if "." in found[1] else _written(found[1], parser)
-    return f"{name}{found[2] or ''}: expected {_expected(found[3])}, found {found[4]!r:.60}"
+    return f"{_named(found[1], parser)}{found[2] or ''}: expected {_expected(found[3])}, found {found[4]!r:.60}"
 
 
 def _no_text(found: re.Match, parser: ArgumentParser) -> str:
@@ -183,6 +196,11 @@ def closest(word: str, known: Sequence[str]) -> str | None:
     found = difflib.get_close_matches(wanted, forms, n=1, cutoff=0.7)
     longer = sorted((form for form in forms if wanted and form.startswith(wanted)), key=len)
     return forms[(found + longer)[0]] if found or longer else None
+
+
+def _named(name: str, parser: ArgumentParser) -> str:
+    """How an argument with a wrong value is called: a setting by its full name."""
+    return name if "." in name else _written(name, parser)
 
 
 def _written(name: str, parser: ArgumentParser) -> str:

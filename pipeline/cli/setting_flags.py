@@ -21,7 +21,7 @@ from yaml import YAMLError
 from pipeline.cli.arguments import with_value
 from pipeline.cli.kept_settings import Groups, with_kept_settings
 from pipeline.cli.plain_words import explain
-from pipeline.config.files import OTHER_NUMBER, load_mapping, read_yaml
+from pipeline.config.files import load_mapping, read_yaml
 from pipeline.config.settings import GROUPS, Config, ConfigError, takes_texts, tuple_and_words
 
 SHORT_FLAGS: dict[str, str] = {
@@ -118,7 +118,6 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         NetworkError: what training.start_from names cannot be read.
     """
     files = [load_mapping(path) for path in _config_files(arguments)]
-    _refuse_other_numbers(arguments)
     others: dict[str, Any] = {}
 
     def over(beneath: Groups | None) -> Groups:
@@ -150,7 +149,6 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
-    _refuse_other_numbers(arguments)
     parsed = _parsed(parser, _with_true(arguments), None)
     return {name: parsed.pop(name) for name in GROUPS if name in parsed}, parsed
 
@@ -243,26 +241,10 @@ def _with_true(arguments: Sequence[str]) -> list[str]:
     return given
 
 
-def _refuse_other_numbers(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for 1:30 or 0x10 behind the flag of a number: the parser would read 90 and 16."""
-    flag = ""
-    for argument in arguments:
-        name, _, value = argument.rpartition("=") if argument.startswith("--") else (flag, "", argument)
-        flag = name or value
-        group, _, setting = SHORT_FLAGS.get(flag[2:], flag[2:]).partition(".")
-        hint = _hints(group).get(setting) if group in GROUPS else None
-        if _takes_numbers(hint) and OTHER_NUMBER.match(value) and not Path(value).exists():  # a data set behind a value
-            raise ConfigError(f"{flag}: expected a decimal number without zeros in front, found {value}")
-
-
 @functools.cache
 def _hints(group: str) -> dict[str, Any]:
     """The types of a group's settings by name."""
     return typing.get_type_hints(GROUPS[group])
-
-
-def _takes_numbers(hint: Any) -> bool:
-    return hint in (int, float) or any(map(_takes_numbers, typing.get_args(hint)))
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:

@@ -56,6 +56,15 @@ SETTINGS = "train --dataset_root d"
         (f"{SETTINGS} --lr", "--training.lr/--lr: expected a value after it"),
         (f"{SETTINGS} --resume=maybe", "--resume: expected no value, found 'maybe'"),
         ("evaluate --surface x", "--surface: expected one of voxels, area, none, found 'x'"),
+        ("sample s --n_cases 010", "--n_cases: expected a decimal number without zeros in front, found 010"),
+        (
+            "predict r s --output o --roi 0x10 16 16",
+            "--roi: expected a decimal number without zeros in front, found 0x10",
+        ),
+        (
+            "evaluate a --tolerance_mm 1:30",
+            "--tolerance_mm: expected a decimal number without zeros in front, found 1:30",
+        ),
         ("sample s --n_cases x", "--n_cases: expected a whole number, found 'x'"),
         ("check-geometry --keep_aspect=maybe", "--keep_aspect: expected true or false, found 'maybe'"),
     ],
