@@ -391,13 +391,11 @@ def _check_steps(slices: Sequence[_Slice], normal: np.ndarray, folder: Path) -> 
             f"slices sheared by {angle:.1f} degrees (gantry tilt, header says {slices[0].tilt}), "
             f"{np.linalg.norm(sideways):.1f} mm over the stack"
         )
-        name = "_Tilt"
         if not are_even(heights):
             found += f", and {steps.min():.4g} to {steps.max():.4g} mm apart"
-            name = "_Tilt_Eq"
         remedy = (
-            "resample it to an upright volume first; of the files that dcm2niix makes of it, take the one with "
-            f"{name} in its name alone: where there is none it has corrected nothing, and the others are wrong"
+            "export an upright reconstruction; of the files that dcm2niix makes of it only the one with _Tilt in its "
+            "name (_Tilt_Eq where there is one) is upright, and that may lie centimetres away from the scanner's place"
         )
         raise VolumeError("dicom_gantry_tilt", folder, "an upright stack of slices", found, remedy)
     _check_line(slices, heights, folder)

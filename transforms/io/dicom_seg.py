@@ -77,7 +77,7 @@ def read_dicom_seg(path: Path) -> SegmentMap:
 
 
 def _volume(segmentation: Any) -> Any:
-    """The frames as a volume, with gaps between them filled; as uneven as the slices of a series may be."""
+    """The frames as a volume: gaps between even ones filled; without gaps as uneven as slices of a series may be."""
     tolerance: dict[str, Any] = {"rtol": STEP_TOLERANCE}
     if segmentation.get_volume_geometry(**tolerance) is None and are_even(_heights(segmentation)):
         # Without gaps each step may be off by what both of its slices may be.

@@ -84,8 +84,8 @@ def test_other_files_in_a_dicom_folder_are_passed_over(tmp_path):
     ("folder", "words"),
     [
         ("ct_head_tilted_dicom", ("18.5 degrees", "gantry tilt")),
-        ("dicom_series_faults/gantry_tilt", ("14.0 degrees", "take the one with _Tilt in its name alone")),
-        ("ct_head_tilted_dicom", ("1.081 to 6.999 mm apart", "take the one with _Tilt_Eq in its name alone")),
+        ("dicom_series_faults/gantry_tilt", ("14.0 degrees", "only the one with _Tilt in its name")),
+        ("ct_head_tilted_dicom", ("1.081 to 6.999 mm apart", "(_Tilt_Eq where there is one) is upright")),
         ("dicom_series_faults/uneven_spacing", ("10 mm between", "0009", "0010", "usually 5 mm")),
         ("ct_lung_dicom", ("not evenly spaced", "2 missing")),
     ],
