@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
+
+from transforms.slabs import share_out
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -62,20 +66,30 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             trained = [parameter for parameter in group["params"] if parameter.grad is not None]
-            (self._step_matrices if group["is_matrix"] else self._step_others)(trained, group)
+            if group["is_matrix"] and trained:
+                # Each CPU thread has matrices of its own: they are too small for threads to meet within each product.
+                n = torch.get_num_threads()
+                dealt = [parameter for first in range(n) for parameter in trained[first::n]]  # alike in size
+                share_out(dealt, partial(self._step_matrices, group=group), trained[0].device)
+            else:
+                self._step_others(trained, group)
         return loss
 
-    def _step_matrices(self, trained: list[Tensor], group: dict[str, Any]) -> None:
+    def _step_matrices(self, trained: Sequence[Tensor], group: dict[str, Any]) -> None:
+        directions: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
         for parameter in trained:
             gradient, state = parameter.grad, self.state[parameter]
             assert gradient is not None
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(gradient)
             state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
-            matrix = gradient.lerp(state["momentum_buffer"], MOMENTUM).flatten(1)
+            direction = gradient.lerp(state["momentum_buffer"], MOMENTUM).flatten(1)
+            directions[direction.shape].append((parameter, direction))
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            size = RMS * max(matrix.shape) ** 0.5
-            parameter.add_(orthogonalised(matrix).view_as(parameter), alpha=-group["lr"] * size)
+        for shape, pairs in directions.items():  # those of one shape together: a GPU has less to start
+            steps = orthogonalised(torch.stack([direction for _, direction in pairs]))
+            for (parameter, _), step in zip(pairs, steps, strict=True):
+                parameter.add_(step.view_as(parameter), alpha=-group["lr"] * RMS * max(shape) ** 0.5)
 
     def _step_others(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in trained:
@@ -116,24 +130,24 @@ def hidden_matrices(network: nn.Module, head: nn.Module | None = None) -> list[n
     return [cast(nn.Parameter, layer.weight) for layer in layers if getattr(layer, "groups", 1) == 1]
 
 
-def orthogonalised(matrix: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-    """Bring all singular values near 1 (0.7 to 1.2) but those below a hundredth of the matrix's Frobenius norm.
+def orthogonalised(matrices: Float[Tensor, "*n rows columns"]) -> Float[Tensor, "*n rows columns"]:
+    """Bring all singular values near 1 (0.7 to 1.2) but those below a hundredth of a matrix's Frobenius norm.
 
-    The polynomials are applied to the product of the matrix with its own transpose, of the shorter side, so that the
+    The polynomials are applied to the product of a matrix with its own transpose, of the shorter side, so that the
     matrix itself is multiplied only twice.
     """
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    flat = matrix.T if is_tall else matrix
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    flat = matrices.mT if is_tall else matrices
     if torch.get_float32_matmul_precision() != "highest":  # rounded products would let small singular values explode
         flat = flat.double()
     a, b, c = COEFFICIENTS
-    gram = flat @ flat.T
-    norm = gram.trace().clamp(min=torch.finfo(gram.dtype).tiny)
+    gram = flat @ flat.mT
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=torch.finfo(gram.dtype).tiny)[..., None, None]
     gram = gram / norm
-    factor = identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    factor = identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     for _ in range(N_ITERATIONS):
         polynomial = a * identity + b * gram + c * gram @ gram
         factor = polynomial @ factor
         gram = polynomial @ gram @ polynomial
-    out = ((factor / norm.sqrt()) @ flat).to(matrix.dtype)
-    return out.T if is_tall else out
+    out = ((factor / norm.sqrt()) @ flat).to(matrices.dtype)
+    return out.mT if is_tall else out

@@ -92,6 +92,31 @@ def test_a_convolution_is_the_matrix_of_its_first_axis_and_everything_else_adamw
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-6)
 
 
+def test_matrices_of_one_shape_are_made_orthogonal_together_as_each_by_itself():
+    matrices = random(3, 6, 20) * torch.tensor([1.0, 1e-6, 0.0])[:, None, None]
+    for together, matrix in zip(orthogonalised(matrices), matrices, strict=True):
+        torch.testing.assert_close(together, orthogonalised(matrix))
+
+
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_threads_that_share_the_matrices_take_the_steps_of_one(n_threads):
+    networks = [nn.Sequential(*(nn.Conv3d(4, 4, 3, bias=False) for _ in range(5)), nn.Conv3d(4, 2, 1))]
+    networks.append(deepcopy(networks[0]))
+    before = torch.get_num_threads()
+    for network, n in zip(networks, (1, n_threads), strict=True):
+        for seed, parameter in enumerate(network.parameters()):
+            parameter.grad = random(*parameter.shape, seed=seed)
+        optimizer = Muon([{"params": list(network.parameters())}], hidden_matrices(network), lr=0.1, weight_decay=0.1)
+        try:
+            torch.set_num_threads(n)
+            optimizer.step()
+            assert torch.get_num_threads() == n
+        finally:
+            torch.set_num_threads(before)
+    for one, several in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        torch.testing.assert_close(one, several, atol=1e-6, rtol=1e-5)
+
+
 def test_the_head_and_grouped_convolutions_are_no_matrices():
     network = build_network(None, in_channels=1, n_classes=3, base_channels=4, light=False, target_size=(16, 16, 16))
     convolutions = [m for m in network.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
