@@ -134,10 +134,7 @@ def test_what_plans_reach_is_that_of_the_result_file():
     said = re.search(r"With the default augmentation half an hour ended at ([\d.]+) \((\d+) s\)", page)
     assert rounds_to(varied_less["dice"]["mean"], said[1])
     assert rounds_to(varied_less["seconds"]["train"], said[2])
-    stronger, all_cases, with_muon = (run for run in runs if "trained" in run)
-    said = re.search(r"with AdamW reach ([\d.]+) with Muon \(seed 42, (\d+) s", page)
-    assert rounds_to(with_muon["dice"]["mean"], said[1])
-    assert rounds_to(with_muon["seconds"]["train"], said[2])
+    stronger, all_cases = (run for run in runs if "trained" in run)
     said = re.search(
         r"little difference, ([\d.]+) for ([\d.]+) \((\d+) s .* trained on, too, ([\d.]+)\.", page, re.DOTALL
     )
