@@ -40,7 +40,7 @@ def deep_supervision_loss(
 ) -> DiceCE:
     """Return the weighted mean of the criterion over the levels; the counts are those of the finest level.
 
-    With one level it is the criterion's own result. The other arguments and what is raised: `slab_dice_ce`.
+    With one level it is the criterion's own result. The other arguments and what is raised: `SlabDiceCELoss.forward`.
 
     Args:
         criterion: The loss of one level, such as a `SlabDiceCELoss`.

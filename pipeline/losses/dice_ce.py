@@ -114,55 +114,31 @@ class SlabDiceCELoss(nn.Module):
     ) -> DiceCE:
         """Compute the loss of `head(features)`; with head None the features are the logits (F = n_classes).
 
-        The other arguments and what is raised: `slab_dice_ce`.
+        The head's product is taken in float32 (float64 for float64 features) whatever the autocast, from features of
+        any floating type; gradients come back in the type and layout of what they belong to, so a GradScaler works as
+        usual.
+
+        Args:
+            features: The network's features.
+            head: Its 1×1×1 convolution.
+            label: Integer map (B, 1, *grid) or (B, *grid).
+            across_processes: Take the batches of all connected processes for one. All must call this together. The loss
+                is the same in all of them, and gradients are scaled so that their *mean* over the processes, which
+                DistributedDataParallel takes, is the gradient of one process with all the samples; n_correct and
+                n_voxels remain this process's own.
+            counted: Whether each sample counts; one that does not only fills the batch up: the loss is as if it were
+                not there, and its gradient is 0. None: all count.
+            annotated: By sample the indices of the classes that its label shows, the background among them unsaid. The
+                probability of the others counts as background (Shi et al. 2021). None: all; of connected processes all
+                or none give it.
+
+        Raises:
+            ValueError: If the label's grid is not the features', if a label is neither a class nor `ignore_index`, if
+                it holds a class that is not annotated, or if `class_weights` has another length than there are classes.
         """
         weight, bias = head_matrix(head, features.shape[1])
         options = _Options(self.ignore_index, self.memory_budget_mb, across_processes, annotated, self.checks_labels)
         return _dice_ce(features, weight, bias, label, self.class_weights, counted, options)
-
-
-def slab_dice_ce(
-    features: Float[Tensor, "B F *grid"],
-    weight: Float[Tensor, "C F"] | None,
-    bias: Float[Tensor, " C"] | None,
-    label: Integer[Tensor, "B ..."],
-    *,
-    class_weights: Float[Tensor, " weights"] | None = None,
-    ignore_index: int | None = None,
-    memory_budget_mb: float | int | None = None,
-    across_processes: bool = False,
-    counted: Sequence[bool] | None = None,
-    annotated: Sequence[Collection[int]] | None = None,
-) -> DiceCE:
-    """Compute what `SlabDiceCELoss` computes, from the head's weight and bias.
-
-    The head's product is taken in float32 (float64 for float64 features) whatever the autocast, from features of any
-    floating type; gradients come back in the type and layout of what they belong to, so a GradScaler works as usual.
-
-    Args:
-        features: The network's features; without `weight` the logits.
-        weight: The head's matrix.
-        bias: The head's bias.
-        label: Integer map (B, 1, *grid) or (B, *grid).
-        class_weights: See `SlabDiceCELoss`, as the two arguments after it.
-        ignore_index: See there.
-        memory_budget_mb: See there.
-        across_processes: Take the batches of all connected processes for one. All must call this together. The loss is
-            the same in all of them, and gradients are scaled so that their *mean* over the processes, which
-            DistributedDataParallel takes, is the gradient of one process with all the samples; n_correct and n_voxels
-            remain this process's own.
-        counted: Whether each sample counts; one that does not only fills the batch up: the loss is as if it were not
-            there, and its gradient is 0. None: all count.
-        annotated: By sample the indices of the classes that its label shows, the background among them unsaid. The
-            probability of the others counts as background (Shi et al. 2021). None: all; of connected processes all or
-            none give it.
-
-    Raises:
-        ValueError: If the label's grid is not the features', if a label is neither a class nor `ignore_index`, if it
-            holds a class that is not annotated, or if `class_weights` has another length than there are classes.
-    """
-    options = _Options(ignore_index, memory_budget_mb, across_processes, annotated)
-    return _dice_ce(features, weight, bias, label, class_weights, counted, options)
 
 
 def _dice_ce(
@@ -202,13 +178,13 @@ def _dice_ce(
 class VolumeDiceCE:
     """The loss of one volume whose features come in parts, as those of a sliding window do; without gradient.
 
-    Equal to `slab_dice_ce` of the whole volume, since the loss is made of sums over voxels.
+    Equal to `SlabDiceCELoss` of the whole volume, since the loss is made of sums over voxels.
 
     Args:
         head: the network's 1×1×1 convolution, or None where the features are the logits.
         class_weights: (C,), see `SlabDiceCELoss`; None weighs all classes alike.
         ignore_index: see there.
-        annotated: indices of the classes that the label shows, see `slab_dice_ce`; None: all.
+        annotated: indices of the classes that the label shows, see `SlabDiceCELoss.forward`; None: all.
     """
 
     def __init__(
@@ -227,7 +203,7 @@ class VolumeDiceCE:
 
     @torch.no_grad()
     def add(self, features: Float[Tensor, F * grid], label: Integer[Tensor, "*grid"]) -> None:
-        """Add a part of the volume. Raises ValueError as `slab_dice_ce` does."""
+        """Add a part of the volume. Raises ValueError as `SlabDiceCELoss.forward` does."""
         weight, bias = head_matrix(self.head, len(features))
         flat = label.as_subclass(Tensor).reshape(1, -1)
         with torch.autocast(features.device.type, enabled=False):

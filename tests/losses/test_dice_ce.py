@@ -8,7 +8,7 @@ from monai.losses import DiceCELoss
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE, slab_dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from tests.support.loss_inputs import BUDGET_MB, GRID, LargestTensor, assert_same, gradients, make
 
 
@@ -105,13 +105,12 @@ def test_a_batch_without_any_counted_voxel_costs_nothing(weights):
 def test_the_gradient_is_the_derivative(with_head):
     features, head, label = make(2, 3, 3, grid=(3, 2, 4), dtype=torch.float64, n_labels=2)
     label[0, 0, 0, 0, :2] = 9
-    weights = torch.tensor([0.5, 1.0, 0.25])
+    loss = SlabDiceCELoss([0.5, 1.0, 0.25], ignore_index=9)
 
-    def value(features, *head):
-        return slab_dice_ce(features, *(head or (None, None)), label, class_weights=weights, ignore_index=9).loss
+    def value(features, *parameters):  # those of the head, which gradcheck changes in place
+        return loss(features, head if parameters else None, label).loss
 
-    matrix = (head.weight.detach().flatten(1).requires_grad_(), head.bias) if with_head else ()
-    assert torch.autograd.gradcheck(value, (features, *matrix))
+    assert torch.autograd.gradcheck(value, (features, *(head.parameters() if with_head else ())))
 
 
 def test_logits_of_ten_thousand_are_safe():

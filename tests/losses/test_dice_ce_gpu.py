@@ -7,7 +7,7 @@ import torch
 from monai.losses import DiceCELoss
 
 from pipeline.losses import dice_ce
-from pipeline.losses.dice_ce import SlabDiceCELoss, slab_dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.losses.label_counts import refuse_unknown_labels
 from tests.support.interpreted import interpreted
 
@@ -71,11 +71,11 @@ def test_ignored_voxels_and_counts_are_those_of_slabs(kernels, ignore_index):
 
 def test_a_bias_need_not_be_contiguous(kernels):
     features, label = torch.randn(1, 8, 4, 5, 6).bfloat16(), torch.randint(0, 6, (1, 4, 5, 6))
-    weight, bias = torch.randn(6, 8), torch.randn(12)[::2]
-    found = slab_dice_ce(features, weight, bias, label).loss
+    head = torch.nn.Conv3d(8, 6, 1)
+    head.bias = torch.nn.Parameter(torch.randn(12)[::2])
+    found = SlabDiceCELoss()(features, head, label).loss
     monais = DiceCELoss(to_onehot_y=True, softmax=True, batch=True)
-    logits = torch.einsum("cf,bfijk->bcijk", weight, features.float()) + bias[:, None, None, None]
-    torch.testing.assert_close(found, monais(logits, label[:, None]))
+    torch.testing.assert_close(found, monais(head(features.float()), label[:, None]))
 
 
 def test_no_voxel_is_correct_whose_logits_hold_nan(kernels):

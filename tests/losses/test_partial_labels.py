@@ -8,7 +8,7 @@ from monai.losses import DiceCELoss
 
 from networks.deep_supervision import Level
 from pipeline.losses.deep_supervision import deep_supervision_loss
-from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE, slab_dice_ce
+from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.losses.partial_labels import merge_into_background, merged_classes, spread_gradient
 from tests.support.loss_inputs import BUDGET_MB, GRID, LargestTensor, assert_same, gradients, make
 
@@ -85,12 +85,12 @@ def test_the_gradient_is_the_derivative():
     sets = [(2,), (1, 2, 3), ()]
     features, head, label = partly_labelled(sets, 2, 4, grid=(2, 2, 2), scale=1.0)
     label[0, 0, 0, 0] = 9
-    weights = torch.tensor([0.5, 1.0, 0.25, 2.0])
+    loss = SlabDiceCELoss([0.5, 1.0, 0.25, 2.0], ignore_index=9)
 
-    def value(features, weight, bias):
-        return slab_dice_ce(features, weight, bias, label, class_weights=weights, ignore_index=9, annotated=sets).loss
+    def value(features, *_):  # the head has the parameters, which gradcheck changes in place
+        return loss(features, head, label, annotated=sets).loss
 
-    assert torch.autograd.gradcheck(value, (features, head.weight.detach().flatten(1).requires_grad_(), head.bias))
+    assert torch.autograd.gradcheck(value, (features, *head.parameters()))
 
 
 @pytest.mark.parametrize("ignore_index", [None, 255])
@@ -118,7 +118,7 @@ def test_float32_logits_of_ten_thousand_are_safe():
     logits, _, label = partly_labelled(SETS, N_CLASSES, dtype=torch.float32, scale=1e4)
     ours = SlabDiceCELoss(memory_budget_mb=BUDGET_MB)(logits, None, label, annotated=SETS).loss
     exact = logits.detach().double().requires_grad_()
-    theirs = slab_dice_ce(exact, None, None, label, annotated=SETS).loss
+    theirs = SlabDiceCELoss()(exact, None, label, annotated=SETS).loss
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-6)
     assert_same(gradients(ours, logits), [g.float() for g in gradients(theirs, exact)])
 

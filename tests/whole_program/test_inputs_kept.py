@@ -147,12 +147,6 @@ def _slab_loss(f: Callable, g: Given) -> None:
     f(SlabDiceCELoss(), features, head, g.labels(2, *SIZE)).loss.backward()
 
 
-def _plain_slab_loss(f: Callable, g: Given) -> None:
-    weight, bias = (g.floats(*shape, only="float32").requires_grad_() for shape in ((4, 3), (4,)))
-    weights = g.keep(torch.rand(4))
-    f(g.floats(2, 3, *SIZE), weight, bias, g.labels(2, *SIZE), class_weights=weights, ignore_index=2).loss.backward()
-
-
 def _levels(f: Callable, g: Given) -> None:
     loss, features, head = _loss(g)
     f(loss, [Level(features, head), Level(features[..., :4, :4, :4], head, (2, 2, 2))], g.labels(2, 1, *SIZE))
@@ -256,7 +250,6 @@ CALLS: dict[str, Call] = {
         g.labels(2, 1, *SIZE), Level(torch.empty(2, 4, 5, 4, 4), None, (2, 2, 2), (-1, 0, 0))
     ),
     "pipeline.losses.dice_ce.SlabDiceCELoss.forward": _slab_loss,
-    "pipeline.losses.dice_ce.slab_dice_ce": _plain_slab_loss,
     "pipeline.losses.dice_ce.VolumeDiceCE.add": lambda f, g: f(
         VolumeDiceCE(torch.nn.Conv3d(3, 4, 1), ignore_index=3), g.floats(3, *SIZE, only="float32"), g.labels(*SIZE)
     ),
