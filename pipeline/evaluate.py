@@ -127,8 +127,10 @@ def evaluate_run(
         _refuse_trained_on(cases, RunFolder.at(other), dataset)
     models = load_models(runs, choose_device(device), trust=trust)
     target = default_output(Path(run), split) if output is None else Path(output)
-    how = {"overwrite": overwrite, "progress": progress, "case_progress": case_progress}
-    outputs, failed = _predicted(models, dataset, cases, target / "predictions", precision, **how)
+    outputs, failed = _predicted(
+        models, dataset, cases, target / "predictions", precision,
+        overwrite=overwrite, renew=False, progress=progress, case_progress=case_progress,
+    )  # fmt: skip
     matching = _matching_of_run(dataset, cases, outputs, failed)
     sources = str(RunFolder.at(run).path), f"{split} cases of {dataset.root}"
     evaluation = _scored(matching, options, sources, progress, case_progress)
@@ -174,14 +176,14 @@ def evaluate_study(
     failed: dict[str, str] = {}
     begun = 0
     networks: list[TrainedWeights] = []
-    how = {"overwrite": overwrite, "renew": True, "case_progress": case_progress}
     for number, run in runs.items():
         models = load_models([run.path], chosen_device, trust=trust)
         networks += _weights_of(models)
         part = _part_of(progress, begun, len(every), f"fold {number}")
         outputs, failed_here = _predicted(
-            models, dataset, cases_of[number], folder.predictions, precision, progress=part, **how
-        )
+            models, dataset, cases_of[number], folder.predictions, precision,
+            overwrite=overwrite, renew=True, progress=part, case_progress=case_progress,
+        )  # fmt: skip
         failed |= failed_here
         begun += len(cases_of[number])
     matching = _matching_of_run(dataset, every, outputs, failed)
@@ -268,12 +270,21 @@ def _part_of(progress: Progress | None, begun: int, n_all: int, part: str) -> Pr
 
 
 def _predicted(
-    models: Sequence[Model], dataset: Dataset, cases: Sequence[Case], folder: Path, precision: str, **how: Any
+    models: Sequence[Model],
+    dataset: Dataset,
+    cases: Sequence[Case],
+    folder: Path,
+    precision: str,
+    *,
+    overwrite: bool,
+    renew: bool,
+    progress: Progress | None,
+    case_progress: CaseProgress | None,
 ) -> tuple[OutputOptions, dict[str, str]]:
     """Segment cases of a data set into a folder; what was written where, and the cases that failed, with the reasons.
 
-    `how` is what `segment_cases` takes by name. Raises EvaluationError where the networks are of other classes than the
-    data set.
+    The arguments by name are those of `segment_cases`. Raises EvaluationError where the networks are of other classes
+    than the data set.
     """
     first = models[0]
     choose_precision(precision, first.device)  # before a scan is read
@@ -284,7 +295,10 @@ def _predicted(
     order = channel_order(dataset.channel_names, first.channel_names, dataset.root)
     outputs = OutputOptions(folder, first.class_names, first.label_values)
     scans = [InputCase(case.id, tuple(case.image[position] for position in order)) for case in cases]
-    records = segment_cases(models, scans, outputs, InferenceOptions(precision=precision), **how)
+    records = segment_cases(
+        models, scans, outputs, InferenceOptions(precision=precision),
+        overwrite=overwrite, renew=renew, progress=progress, case_progress=case_progress,
+    )  # fmt: skip
     return outputs, {one.case: f"case {one.case}: {one.error}" for one in records if one.status == "failed"}
 
 

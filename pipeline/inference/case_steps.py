@@ -202,11 +202,9 @@ class CaseSteps:
             if not written:
                 raise SegmentationError("; ".join(refused.values()))
             warn_of_others(case, self.outputs, written.values())
-            record = record_done(
-                case,
-                segmentation,
-                written,
-                {**segmented.seconds, "write": time.perf_counter() - start},
+            seconds = {**segmented.seconds, "write": time.perf_counter() - start}
+            record = replace(
+                record_done(case, segmentation, written, seconds),
                 source_state=read.state,
                 source_content=read.content,
                 not_written={**read.refused, **refused},

@@ -147,13 +147,9 @@ class CaseRecord:
 
 
 def record_done(
-    case: InputCase,
-    segmentation: Segmentation,
-    written: Mapping[str, Path],
-    seconds: Mapping[str, float],
-    **others: Any,
+    case: InputCase, segmentation: Segmentation, written: Mapping[str, Path], seconds: Mapping[str, float]
 ) -> CaseRecord:
-    """The record of a case, `written` to these files by name; the other arguments are as `CaseRecord` has them.
+    """What the files of a case, `written` by name, say for its record; the caller adds what it knows of the scan.
 
     Raises OSError if a file that was just written cannot be read.
     """
@@ -177,7 +173,6 @@ def record_done(
         seconds={name: round(value, 3) for name, value in seconds.items()},
         peak_memory_mb=round(peak_memory_bytes() / 2**20, 1),
         peak_gpu_memory_mb=_peak_gpu_memory_mb(),
-        **others,
     )
 
 
