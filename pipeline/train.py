@@ -18,6 +18,7 @@ from rich.console import Console
 
 from networks.registry import network_settings
 from pipeline.cache.folder import one_at_a_time
+from pipeline.checks.findings import errors
 from pipeline.checks.screening import list_configured
 from pipeline.compute.devices import Devices, choose_devices, shared_threads
 from pipeline.compute.launcher import Others, launch, others_ready
@@ -44,7 +45,7 @@ from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
 from pipeline.training.handed_over import HandOver
 from pipeline.training.lightning_module import SegmentationModule
-from pipeline.training.network import check_settings, refuse_patches
+from pipeline.training.network import check_settings, refuse_network
 from pipeline.training.patch_schedule import PatchSchedule
 from pipeline.training.prepared_data import PreparedData, prepare_data, say_who_augments
 from pipeline.training.recorder import RunRecorder
@@ -307,7 +308,7 @@ def _set_up(
     if before is not None:
         config = keep_what_was_found(config, before)
     data = say_who_augments(config.data, on_gpu=devices.n_gpus > 0, before=before and before["data"])
-    prepared, start = _prepare(replace(config, data=data), before, fitting, handed, console)
+    prepared, start = _prepare(replace(config, data=data), before, fitting, handed, console, trust=trust)
     _say_data(prepared, say)
     if LEFT_RIGHT in config.data.flips:
         names = prepared.dataset.classes.names
@@ -357,17 +358,24 @@ def _set_up(
 
 
 def _prepare(
-    config: Config, before: Mapping[str, Any] | None, fitting: Fitting | None, handed: HandOver, console: Console
+    config: Config,
+    before: Mapping[str, Any] | None,
+    fitting: Fitting | None,
+    handed: HandOver,
+    console: Console,
+    *,
+    trust: bool,
 ) -> tuple[PreparedData, Start | None]:
     """Take the data that another process of this machine has prepared, else prepare them and leave them for others."""
     with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
         prepared = handed.take(config)
         if prepared is not None:
             return prepared, None if fitting is None else plan_start(fitting, config, prepared.dataset)
-        listed = start = None
-        if fitting is not None:
-            listed = list_configured(config)
-            start = plan_start(fitting, config, listed[0])
+        listed = dataset, findings = list_configured(config)
+        start = None if fitting is None else plan_start(fitting, config, dataset)
+        if all(finding.case for finding in errors(findings)):  # else the data set is refused, which says more
+            n_classes = len(dataset.classes.names)
+            refuse_network(config, in_channels=len(dataset.channel_names), n_classes=n_classes, trust=trust)
         prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
         handed.leave(config, prepared)
     return prepared, start
@@ -437,14 +445,6 @@ def _build(
         window=config.data.target_size if prepared.patches is not None else None,
         trust=trust,
     )
-    if prepared.patches is not None and prepared.patches.growth:
-        refuse_patches(
-            module.network,
-            prepared.patches,
-            in_channels=prepared.in_channels,
-            n_classes=prepared.n_classes,
-            max_epochs=config.training.max_epochs,
-        )
     _say_parameters(module.network, say)
     return module
 

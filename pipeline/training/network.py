@@ -10,7 +10,7 @@ from torch import nn
 from networks.errors import NetworkError
 from networks.probe import Probe
 from networks.registry import build_network, check_network
-from pipeline.config.settings import ModelConfig
+from pipeline.config.settings import Config, ModelConfig
 from pipeline.training.patch_schedule import PatchSchedule
 
 
@@ -56,21 +56,27 @@ def check_settings(model: ModelConfig, *, deep_supervision: bool, trust: bool = 
     )
 
 
-def refuse_patches(
-    network: nn.Module, patches: PatchSchedule, *, in_channels: int, n_classes: int, max_epochs: int
-) -> None:
-    """Try the patches and batches of every epoch, by their shapes alone: no weight and no random number changes.
+def refuse_network(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> None:
+    """Build the network of a data set before its cases are prepared for hours, and try the patches of every epoch by
+    their shapes alone. No random number changes.
 
-    A network that cannot be tried without values passes.
+    A network that cannot be tried without values passes, and so does BodyNet on one size: it takes any.
 
     Raises:
-        NetworkError: the network cannot be trained on the patches of a stage.
+        NetworkError: as `network_of_settings`, or if the network cannot be trained on the patches of a stage.
     """
-    probe, in_training = Probe(network, "", in_channels, n_classes), (True,)
+    data = config.data
+    patches = PatchSchedule.from_settings(data.target_size, data.batch_size, data.patches_per_case, data.patch_growth)
+    if config.model.is_body_net and not patches.growth:
+        return
+    sizes = {"in_channels": in_channels, "n_classes": n_classes}
     with torch.random.fork_rng(devices=[]):
+        network = network_of_settings(config.model, **sizes, target_size=data.target_size, trust=trust)
+        probe, in_training = Probe(network, "", in_channels, n_classes), (True,)
         if probe.failure(patches.patch, modes=in_training, batch=patches.batch_size) is not None:
             return
-        for patch, batch in dict.fromkeys((patches.patch_of(n), patches.batch_of(n)) for n in range(max_epochs)):
+        stages = ((patches.patch_of(n), patches.batch_of(n)) for n in range(config.training.max_epochs))
+        for patch, batch in dict.fromkeys(stages):
             if reason := probe.failure(patch, modes=in_training, batch=batch):
                 size = "×".join(map(str, patch))
                 raise NetworkError(

@@ -74,12 +74,14 @@ def test_a_unet_is_trained_and_used_on_patches_of_one_voxel_at_its_coarsest_leve
     assert predict([run], [path], tmp_path, options).cases[0].status == "done"
 
 
-def test_patches_that_a_network_cannot_be_trained_on_are_refused_before_there_is_a_run(work):
+def test_patches_that_a_network_cannot_be_trained_on_are_refused_before_a_case_is_prepared(work, tmp_path):
     more = {"data.patch_growth": "[8,8,8,1,1]", "model.network": UNET % "batch", "training.deep_supervision": "false"}
+    more["data.cache_dir"] = str(tmp_path)
     config, run = settings_of(work, "one_voxel", **SETTINGS | more | {"max_epochs": 3})
     with pytest.raises(NetworkError, match=r"data\.patch_growth: .* found 8×8×8 voxels in batches of 1 .*1 value per"):
         run_training(config)
     assert not run.exists() or not any(run.glob("*.json"))
+    assert not list(tmp_path.rglob("*.npy"))
     two = settings_of(work, "one_voxel", **SETTINGS | more | {"data.patch_growth": "[8,8,8,2,1]", "max_epochs": 2})[0]
     run_training(two)
     assert strict_json(run / "training_summary.json")["status"] == "completed"
