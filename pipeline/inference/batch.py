@@ -91,6 +91,8 @@ def segment_cases(
             progress(len(records), len(cases), note=note)
 
     with CaseClaims(outputs) as claims:
+        for finished in records:
+            claims.remove_left(finished)
         steps = CaseSteps(
             models=models,
             outputs=outputs,

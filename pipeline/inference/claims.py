@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
 
-from pipeline.files.atomic import make_folder, write_error
+from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import Lock, lock_holder, take_lock
 from pipeline.writers.outputs import OutputOptions
 
@@ -55,6 +56,13 @@ class CaseClaims:
         self._locks[case] = lock
         for line in lock.left_lines:  # until the case is finished
             lock.add(line)
+
+    def remove_left(self, case: str) -> None:
+        """Remove the lock of a finished case whose process was killed right after the record, unless it is held."""
+        with contextlib.suppress(CaseTakenError, FileError):
+            if self._outputs.lock_file(case).exists():
+                self.claim(case)
+                self.release(case)
 
     def note_written(self, case: str, temporary: Path, path: Path) -> None:
         """Note in the lock of a claimed case that a file of it is about to be renamed to `path`; see `is_of_killed`.

@@ -102,3 +102,19 @@ def test_a_case_that_another_user_holds_is_left_to_him_and_the_others_go_on(tmp_
             claims.claim("a")
         with pytest.raises(FileError, match="cannot be written"):
             claims.claim("b")
+
+
+def test_the_lock_of_a_finished_case_goes_at_the_next_run_unless_it_is_held(run, tmp_path):
+    """A process that is killed right after the record leaves it."""
+    scans(tmp_path / "in", 2)
+    out = tmp_path / "out"
+    predicted([run], [tmp_path / "in"], out)
+    left, held = out / ".case0.lock", out / ".case1.lock"
+    left.write_text("process 4711 on host (since 2024-01-15 10:30:00)")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
+    ) as other:
+        assert other.stdout.readline() == b"held\n"
+        assert predicted([run], [tmp_path / "in"], out).n_skipped == 2
+        assert list(out.glob(".*")) == [held]
+        other.stdin.close()
