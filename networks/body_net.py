@@ -15,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from networks import BODY_NET
 from networks.checkpoint import load_network
 from networks.errors import NetworkError
 from networks.norm_act import NEGATIVE_SLOPE, NormAct, NormActConv, Triple, free_scratch, half_of
 from networks.onednn_workaround import HALF, SafeConv3d
-from networks.registry import BODY_NET
 
 # Channels at full, 1/2, … 1/32 resolution as multiples of base_channels, and residual blocks there on the way down; on
 # the way up there is one a level. With base_channels 32 this makes 20.47 million parameters, most of them at 1/8 and

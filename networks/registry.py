@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from networks import BODY_NET
 from networks.deep_supervision import CoarseHeads, return_coarse_outputs
 from networks.errors import NetworkError
 from networks.features_and_head import split_head
@@ -28,7 +29,6 @@ from networks.probe import Size, freeze_unused_parameters
 
 logger = logging.getLogger(__name__)
 
-BODY_NET = "networks.body_net.BodyNet"
 MONAI_NETS = "monai.networks.nets"
 KNOWN = (
     *("BodyNet", "AttentionUnet", "BasicUNet", "BasicUNetPlusPlus", "DynUNet", "HighResNet", "MedNeXt"),

@@ -12,11 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from networks import BODY_NET
 from pipeline.config.trackers import TrackerName, read_trackers
 from transforms.axes import LEFT_RIGHT
 from transforms.io.limits import MAX_VOXELS
 
-_BODY_NET = "networks.body_net.BodyNet"
 Precision = Literal["32", "16", "bf16"]
 LayoutName = Literal["auto", "nnunet", "msd", "totalsegmentator", "pairs", "folders", "list"]
 
@@ -507,7 +507,7 @@ def without_effect(config: Config) -> tuple[str, ...]:
     if not model.is_body_net and model.base_channels != ModelConfig.base_channels:
         notes.append(f"model.base_channels is BodyNet's and changes nothing in {model.network_name}; remove it")
     own_width = (model.network or {}).get("base_channels", model.base_channels)
-    by_other_path = model.network is not None and str(model.network["_target_"]) not in ("BodyNet", _BODY_NET)
+    by_other_path = model.network is not None and str(model.network["_target_"]) not in ("BodyNet", BODY_NET)
     # By BodyNet's own path the two are refused
     if model.is_body_net and by_other_path and model.base_channels not in (own_width, ModelConfig.base_channels):
         notes.append(

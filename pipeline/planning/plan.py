@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
+from networks import BODY_NET
 from pipeline.planning.choice import (
     NARROW,
     TRAINING_SHARE,
@@ -94,7 +95,7 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
     because = f"{2 * NARROW} where there is time for {WIDE_STEPS} steps of them"
     plan.put("model.base_channels", choice.base_channels, because)
     strides, kernels = ([list(each) for each in triples] for triples in (choice.grid.strides, choice.grid.kernels))
-    network = {"_target_": "networks.body_net.BodyNet", "strides": strides, "kernels": kernels}
+    network = {"_target_": BODY_NET, "strides": strides, "kernels": kernels}
     plan.put("model.network", network, "an axis is halved while it has 8 voxels (nnU-Net's rule)")
     because = (
         f"{schedule.n_steps} steps: what a budget of {budget_s / 60:.3g} min holds beside validations, "

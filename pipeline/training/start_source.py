@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from networks import BODY_NET
 from networks.errors import NetworkError
 from networks.growing_axes import Growing, growing_axes
 from networks.parameter_limit import ParameterLimitError
 from networks.registry import (
-    BODY_NET,
     IMAGE_SIZE,
     IN_CHANNELS,
     N_CLASSES,

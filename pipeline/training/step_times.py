@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import distributed
 
-from networks.registry import BODY_NET, build_network
+from networks import BODY_NET
+from networks.registry import build_network
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import begin_measurement, clock_s, peak_bytes, run_together
 from pipeline.compute.memory import keep_freed_memory
