@@ -129,11 +129,11 @@ class PredictionReport:
         lines = [f"{self.n_done} done, {self.n_skipped} skipped, {self.n_failed} failed"]
         if self.exchanged:
             lines.append(printable(self.exchanged))
-        for record in self.cases:
-            if record.status == "failed":
-                lines.append(f"  {record.case}: {record.error}")
-            lines += [f"  {record.case}: {name} was not written: {why}" for name, why in record.not_written.items()]
-        lines += self._warnings()
+        failed = [f"  {record.case}: {record.error}" for record in self.cases if record.status == "failed"]
+        refused = [f"  {one.case}: {name}: {why}" for one in self.cases for name, why in one.not_written.items()]
+        parts = {"Scans that failed:": failed, "Formats that were not written:": refused, "Warnings:": self._warnings()}
+        for heading, found in parts.items():
+            lines += [heading, *found] if found else []
         if volumes := self._volumes(width):
             lines += ["", *volumes, ""]
         return fitted("\n".join([*lines, *self._where()]), width)
@@ -175,7 +175,7 @@ class PredictionReport:
         return lines
 
     def _warnings(self) -> list[str]:
-        lines = [f"  {record.case}: warning: {text}" for record in self.cases for text in record.warnings]
+        lines = [f"  {record.case}: {text}" for record in self.cases for text in record.warnings]
         return first_lines(lines, "  {} more warnings are in the records (CASE.json)", MOST_WARNINGS)
 
     def write(self, path: Path) -> None:

@@ -120,7 +120,8 @@ def test_the_command_ends_with_1_and_the_list_of_failed_cases(run, tmp_path, cap
     assert main(command) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "1 done, 0 skipped, 1 failed"
-    assert lines[1].startswith("  case1: ")
+    assert lines[1] == "Scans that failed:"
+    assert lines[2].startswith("  case1: ")
     assert lines[-1] == "1 scan failed, see above: case1"
     assert lines[-2].endswith(f"Results in {tmp_path / 'out'}: case0.nii.gz, with its record case0.json")
     report = json.loads((tmp_path / "r.json").read_text())

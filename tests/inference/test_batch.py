@@ -64,9 +64,9 @@ def test_a_format_that_a_scan_does_not_allow_does_not_lose_the_others(run, tmp_p
     command = ["predict", str(run), str(path), "--output", str(out), "--device", "cpu", "--formats", "dicom,nifti"]
     for outcome in ("1 done, 0 skipped, 0 failed", "0 done, 1 skipped, 0 failed"):
         assert main(command) == 1
-        counts, line, *_ = capsys.readouterr().out.splitlines()
-        assert counts == outcome
-        assert line.startswith("  case: dicom was not written: ")
+        counts, heading, line, *_ = capsys.readouterr().out.splitlines()
+        assert (counts, heading) == (outcome, "Formats that were not written:")
+        assert line.startswith("  case: dicom: ")
         assert "DICOM series" in line
         assert sorted(file.name for file in out.iterdir()) == ["case.json", "case.nii.gz", "labels.ctbl"]
 
@@ -206,8 +206,8 @@ def test_a_batch_goes_on_after_a_bad_case_and_says_which_and_why(run, tmp_path):
     damaged.write_bytes(damaged.read_bytes()[:-60])
     report = predicted([run], [tmp_path / "in"], tmp_path / "out")
     assert [record.status for record in report.cases] == ["done", "failed", "done"]
-    assert report.to_text().splitlines()[0] == "2 done, 0 skipped, 1 failed"
-    assert "case1" in report.to_text().splitlines()[1]
+    assert report.to_text().splitlines()[:2] == ["2 done, 0 skipped, 1 failed", "Scans that failed:"]
+    assert report.to_text().splitlines()[2].startswith("  case1: ")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "case0.json", "case0.nii.gz", "case2.json", "case2.nii.gz", "labels.ctbl",
     ]  # fmt: skip

@@ -128,9 +128,9 @@ def test_warnings_are_printed_and_recorded(tmp_path, capsys):
     run = checkpoint(tmp_path / "m.ckpt", intensity="mr")
     path = saved(tmp_path / "case.nii")
     assert main(["predict", str(run), str(path), "--output", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    counts, line, *_ = capsys.readouterr().out.splitlines()
-    assert counts == "1 done, 0 skipped, 0 failed"
-    assert line.startswith("  case: warning: the scan is CT")
+    counts, heading, line, *_ = capsys.readouterr().out.splitlines()
+    assert (counts, heading) == ("1 done, 0 skipped, 0 failed", "Warnings:")
+    assert line.startswith("  case: the scan is CT")
     (recorded,) = json.loads((tmp_path / "out" / "case.json").read_text())["warnings"]
     assert line.endswith(recorded)
 
