@@ -54,12 +54,17 @@ class CommandParser(ArgumentParser):
             raise ConfigError(f"{word:.20}…: expected numbers below 1e308, found over 308 digits; correct it") from None
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Refuse 1:30 and 0x10 for numbers, which would be read as 90 and 16: argparse asks here for each argument."""
-        if _takes_numbers(getattr(action, "_typehint", action.type)):
+        """Refuse 1:30 and 0x10 for numbers, which would be read as 90 and 16, and what no config file may hold, such as
+        a key twice: argparse asks here for each argument."""
+        hint = getattr(action, "_typehint", action.type)
+        if _takes_numbers(hint):
             for word in filter(OTHER_NUMBER.match, arg_strings):
                 raise ConfigError(
                     f"{_named(action.dest, self)}: expected a decimal number without zeros in front, found {word}"
                 )
+        if _takes_yaml(hint):
+            for word in arg_strings:
+                _refuse_as_in_files(word, _named(action.dest, self))
         return super()._get_values(action, arg_strings)
 
     def switch(self, flag: str, words: str) -> None:
@@ -69,6 +74,22 @@ class CommandParser(ArgumentParser):
 
 def _takes_numbers(hint: Any) -> bool:
     return hint in (int, float) or any(map(_takes_numbers, typing.get_args(hint)))
+
+
+def _takes_yaml(hint: Any) -> bool:
+    kinds = (dict, list)
+    return hint in kinds or typing.get_origin(hint) in kinds or any(map(_takes_yaml, typing.get_args(hint)))
+
+
+def _refuse_as_in_files(word: str, name: str) -> None:
+    """Raise ConfigError where a mapping or list is YAML, but of a kind that `read_yaml` refuses."""
+    try:
+        if word.startswith(("{", "[")):
+            read_yaml(word)
+    except (ValueError, YAMLError, RecursionError) as error:
+        if type(error) is YAMLError:  # of its subclasses is what is no YAML at all: the parser says what it expected
+            what = re.sub(r"^line 1( and below)?: ", "", str(error))
+            raise ConfigError(f"{name}: {what}") from None
 
 
 def _paths_in_front(arguments: Sequence[str], flags: Mapping[str, argparse.Action]) -> list[str]:

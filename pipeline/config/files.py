@@ -74,6 +74,10 @@ class _PlainDumper(yaml.SafeDumper):
 _WITH_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 _PlainLoader.add_implicit_resolver(*_WITH_EXPONENT)
 _PlainDumper.add_implicit_resolver(*_WITH_EXPONENT)
+# YAML 1.1 takes 010 for a number, 08 for a text
+_ZERO_IN_FRONT = ("tag:yaml.org,2002:int", re.compile(r"[-+]?0\d+$"), list("-+0"))
+_PlainLoader.add_implicit_resolver(*_ZERO_IN_FRONT)
+_PlainDumper.add_implicit_resolver(*_ZERO_IN_FRONT)
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _PlainLoader.construct_decimal)
 _PlainLoader.add_constructor("tag:yaml.org,2002:float", _PlainLoader.construct_decimal)
 _PlainLoader.add_constructor("tag:yaml.org,2002:timestamp", lambda _, node: str(node.value))

@@ -39,12 +39,10 @@ SETTINGS = "train --dataset_root d"
         (f"{SETTINGS} --target_size a b c", "data.target_size element 1: expected a whole number, found 'a'"),
         (f"{SETTINGS} --target_size 1 2", "--data.target_size/--target_size: expected 3 values"),
         (f"{SETTINGS} --data.augmentation 5", "data.augmentation: expected a mapping such as '{name: value}', found"),
-        (f"{SETTINGS} --data.augmentation {{1:2}}", "expected a mapping such as '{name: value}', found '{1:2}'"),
-        (
-            f"{SETTINGS} --data.label_remap {{7:1}}",
-            "data.label_remap: expected a mapping such as '{name: value}', found",
-        ),
-        (f"{SETTINGS} --data.label_remap {{010:␣a}}", "expected a mapping such as '{name: value}', found '{010"),
+        (f"{SETTINGS} --data.augmentation {{1:2}}", "data.augmentation: expected a decimal number, found 1:2; write"),
+        (f"{SETTINGS} --data.label_remap {{7:", "data.label_remap: expected a mapping such as '{name: value}', found"),
+        (f"{SETTINGS} --data.label_remap {{08:␣a}}", "data.label_remap: expected a decimal number, found 08; write"),
+        (f"{SETTINGS} --data.label_remap {{7:␣a,7:␣b}}", "data.label_remap: 7 is given twice; the last would silently"),
         (
             f"{SETTINGS} --data.sided_pairs [[1,2]]",
             "expected a list of lists such as '[[name, name]]', found '[[1, 2]]'",

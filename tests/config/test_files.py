@@ -88,7 +88,8 @@ def test_a_group_that_is_given_twice_in_json_is_refused_too(tmp_path):
         settings("--config", str(path))
 
 
-TEXTS = ["1", "12", "1e3", "no", "null", "true", "0.5", "010", "1:30", "2024-01-15", "[1]", "{a: 1}", "~", "", "-1e-5"]
+TEXTS = ["1", "12", "1e3", "no", "null", "true", "0.5", "010", "08", "-1e-5"]
+TEXTS += ["1:30", "2024-01-15", "[1]", "{a: 1}", "~", ""]
 
 
 @pytest.mark.parametrize("kind", ["yaml", "json", "flags"])
@@ -172,6 +173,8 @@ def test_a_value_that_the_parser_does_not_survive_is_named(tmp_path, text, words
     [
         ("data: {target_size: [064, 064, 096]}", "064"),
         ("data: {label_remap: {010: liver}}", "010"),
+        ("data: {label_remap: {08: liver}}", "08"),
+        ("model: {network: {_target_: UNet, act: -09}}", "-09"),
         ("data: {label_remap: {7: 0x1F}}", "0x1F"),
         ("data: {label_remap: {7:1}}", "7:1"),
         ("training: {seed: 1:30}", "1:30"),
