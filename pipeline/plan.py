@@ -136,7 +136,7 @@ def plan(
         found.warnings.append(_disturbed(others.n_cores(), cores))
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
-    _put_given(found, config.data, screened)
+    _put_given(found, config.data, screened, scales_mr="percentiles" in (data or {}))
     planned = from_mapping(found.settings)
     assessed = assess(planned, screened.dataset, screened.cases)
     _put_ct_scaling(found, assessed)
@@ -227,8 +227,11 @@ def _described(roots: Sequence[str], given: Mapping[str, Any]) -> Config:
     return from_mapping({"data": {"dataset_root": roots, **shares, **given}})
 
 
-def _put_given(plan: Plan, data: DataConfig, screened: Screened) -> None:
-    """Write down what was said about the data, and how the training scales MR where that was left open."""
+def _put_given(plan: Plan, data: DataConfig, screened: Screened, *, scales_mr: bool) -> None:
+    """Write down what was said about the data, and how the training scales MR where that was left open.
+
+    scales_mr: whether the percentiles that MR is scaled by were given.
+    """
     given = described(data)
     unused = unused_scaling(data, screened.intensity.by_channel)
     for name, value in ({"cache_dir": data.cache_dir} | given).items():
@@ -237,7 +240,7 @@ def _put_given(plan: Plan, data: DataConfig, screened: Screened) -> None:
         else:
             plan.put(f"data.{name}", value, "")
     ways = set(screened.intensity.by_channel)
-    if "mr" in ways <= {"mr", "zscore"} and given.keys().isdisjoint({"intensity", "percentiles"}):
+    if "mr" in ways <= {"mr", "zscore"} and "intensity" not in given and not scales_mr:
         plan.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
 
 

@@ -310,6 +310,9 @@ def test_intensities_are_planned_as_the_data_have_them(
     assert {key: printed["because"][f"data.{key}"] for key in reasons} == reasons
     assert unused[0].removeprefix("--data.") not in data
     assert any(line.startswith(f"{unused[0][2:]} is left out: intensities") for line in printed["warnings"])
+    given = ["--data.percentiles", "0.5", "99.5", "--output", str(tmp_path / "given.yaml"), "--json"]
+    assert main([*command, *given]) == 0
+    assert "intensity" not in json.loads(capsys.readouterr().out)["settings"]["data"]
 
 
 def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):
