@@ -60,12 +60,29 @@ def network_of(
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or SMALL_SIZE
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
             network = construct(specification, size, most_parameters=n_weights)
-        network.load_state_dict(weights)
+        _load_weights(network, weights)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
     except Exception as error:  # whatever building or loading raises is about what the file holds
         raise NetworkError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:500]}") from error
     return network.to(map_location).eval()
+
+
+def _load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
+    """Raise NetworkError for the first weight that is not the network's by name and shape."""
+    try:
+        network.load_state_dict(weights)
+    except Exception as error:
+        states = network.state_dict(), weights
+        own, held = ({name: list(value.shape) for name, value in state.items()} for state in states)
+        for name in {**own, **held}:
+            expected, found = own.get(name, "none"), held.get(name, "none")
+            if expected != found:
+                raise NetworkError(
+                    f"state_dict: expected for {str(name)[:80]!r} the shape {expected}, found {found}; it is damaged, "
+                    "copy it again from its run"
+                ) from error
+        raise
 
 
 def _refuse_large_numbers(specification: Specification) -> None:
@@ -176,11 +193,18 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def problem_of_weights(weights: Mapping[str, Any]) -> str:
-    """Return what is wrong with a state_dict; of a complex weight torch would drop the imaginary half."""
+    """Return what is wrong with a state_dict: of a complex weight torch would drop the imaginary half, and one number
+    that a tensor shows a billion times would pass for as many."""
     for name, value in weights.items():
-        if not isinstance(value, torch.Tensor) or value.is_complex() or value.layout != torch.strided:
-            found = f"{value.layout} {value.dtype}" if isinstance(value, torch.Tensor) else type(value).__name__
+        if not isinstance(value, torch.Tensor) or value.is_complex() or value.layout != torch.strided or value.is_meta:
+            is_tensor = isinstance(value, torch.Tensor)
+            found = f"{value.device} {value.layout} {value.dtype}" if is_tensor else type(value).__name__
             return f"state_dict: expected tensors of real numbers, found {found} in {str(name)[:80]!r}"
+    storages = [(value.untyped_storage(), value.element_size()) for value in weights.values()]
+    n_held = sum({storage.data_ptr(): storage.nbytes() // size for storage, size in storages}.values())
+    n_numbers = sum(value.numel() for value in weights.values())
+    if n_numbers > 2 * n_held:  # weights may be shared
+        return f"state_dict: expected numbers that the file holds, found {n_numbers:,}, of which it holds {n_held:,}"
     return ""
 
 

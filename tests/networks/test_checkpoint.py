@@ -129,11 +129,40 @@ def test_class_names_are_one_text_for_each_class_of_the_network(names, found, tm
     assert read_checkpoint(path)["class_names"] == NAMES
 
 
-@pytest.mark.parametrize("odd", [torch.zeros(4, dtype=torch.complex64), torch.zeros(4).to_sparse(), 3.0])
+ODD = [torch.zeros(4, dtype=torch.complex64), torch.zeros(4).to_sparse(), torch.zeros(4, device="meta"), 3.0]
+
+
+@pytest.mark.parametrize("odd", ODD)
 def test_weights_are_real_numbers(odd, tmp_path):
     network = BodyNet(base_channels=4)
     path = save(tmp_path / "best_model.ckpt", network, state_dict=network.state_dict() | {"last.bias": odd})
     with pytest.raises(NetworkError, match=r"expected tensors of real numbers, found .* in 'last\.bias'"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("shown", [lambda held, n: held[:1].expand(n), lambda held, n: held[:n]])
+def test_a_file_holds_the_numbers_that_its_weights_show(shown, tmp_path):
+    """A few numbers, shown again and again, would else stand for a network that no memory holds."""
+    network = BodyNet(base_channels=4)
+    weights = network.state_dict()
+    held = torch.zeros(max(value.numel() for value in weights.values()))
+    hollow = {name: shown(held, value.numel()).view(value.shape) for name, value in weights.items()}
+    path = save(tmp_path / "best_model.ckpt", network, state_dict=hollow)
+    with pytest.raises(NetworkError, match=rf"that the file holds, found [\d,]+, of which it holds {len(held):,};"):
+        load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"head.bias": torch.zeros(())}, r"expected for .head\.bias. the shape \[3\], found \[\]; it is damaged, copy"),
+        ({"more": torch.zeros(2)}, r"expected for .more. the shape none, found \[2\]"),
+    ],
+)
+def test_a_weight_of_another_shape_is_named(changed, words, tmp_path):
+    network = BodyNet(n_classes=3, base_channels=4)
+    path = save(tmp_path / "best_model.ckpt", network, state_dict=network.state_dict() | changed)
+    with pytest.raises(NetworkError, match=words):
         load_network(path)
 
 
