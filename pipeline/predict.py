@@ -23,7 +23,14 @@ from pipeline.files.json_files import write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
 from pipeline.inference.model import load_models, shared_label_values
-from pipeline.inference.passes import AUTO, InferenceOptions, choose_mirrored, exchanged_in_words, mirror_axes
+from pipeline.inference.passes import (
+    AUTO,
+    InferenceOptions,
+    choose_mirrored,
+    exchanged_in_words,
+    mirror_axes,
+    refuse_window,
+)
 from pipeline.inference.postprocessing import PostprocessingOptions
 from pipeline.inference.record import CaseRecord
 from pipeline.runs.run_folder import is_run_folder
@@ -231,6 +238,7 @@ def predict(
         step=options.step,
         precision=options.precision,
     )
+    refuse_window(models, inference)
     postprocessing = PostprocessingOptions(
         keep_largest=_class_indices(options.keep_largest, names, "keep_largest"),
         min_volume_ml=float(options.min_volume_ml),

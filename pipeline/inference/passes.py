@@ -18,13 +18,16 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 from torch import Tensor
 
+from networks.checkpoint import SMALL_SIZE
 from networks.errors import NetworkError
 from networks.head import head_matrix
+from networks.probe import Probe
 from networks.sliding_window import STEP, SlidingWindow
 from pipeline.compute.devices import choose_precision
 from pipeline.console.text import some_of
 from pipeline.inference.model import Model
 from pipeline.inference.scan_check import ScanFacts, warnings_about
+from pipeline.planning.network_shape import Triple, triple
 from transforms.chains import inference_chain
 from transforms.io.grid import Affine
 from transforms.io.load import volume_tensor
@@ -326,6 +329,38 @@ def choose_mirrored(tta: str, models: Sequence[Model]) -> str:
         if not sides.pairs and len(models[0].class_names) > 2:
             log.warning("--tta x exchanges no classes: none is named as the left or right of another")
     return "".join(letter for letter, axis in AXES.items() if axis in chosen)
+
+
+def refuse_window(models: Sequence[Model], options: InferenceOptions) -> None:
+    """Try the window by its shape alone, before a scan is read. A network that cannot be tried without values passes.
+
+    Raises:
+        NetworkError: a network does not take it, as one that halves it until nothing is left; names one that it takes.
+    """
+    if options.roi is None:
+        return
+    for model in models:
+        probe = Probe(model.network, model.name, model.n_channels, len(model.class_names))
+        trained = triple(model.preprocessing.get("target_size") or SMALL_SIZE)
+        if not _takes(probe, options.roi) and _takes(probe, trained):
+            asked, other = (" ".join(map(str, size)) for size in (options.roi, _larger(options.roi, trained, probe)))
+            raise NetworkError(
+                f"roi {asked}: expected a window that the network of {model.name} takes, such as {other}, found "
+                "one that it does not take; give that one, or leave roi out"
+            )
+
+
+def _takes(probe: Probe, size: Triple) -> bool:
+    return probe.failure(size, modes=(False,)) is None
+
+
+def _larger(roi: Triple, trained: Triple, probe: Probe) -> Triple:
+    """The window from `roi` on that the network takes, found along each axis by itself; else that of its training."""
+    edges = []
+    for axis, n in enumerate(roi):
+        sizes = ([*trained[:axis], edge, *trained[axis + 1 :]] for edge in range(n, trained[axis]))
+        edges.append(next((size[axis] for size in sizes if _takes(probe, triple(size))), max(n, trained[axis])))
+    return triple(edges) if _takes(probe, triple(edges)) else trained
 
 
 def exchanged_in_words(mirrored: str, models: Sequence[Model]) -> str:

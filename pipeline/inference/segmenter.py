@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.inference.model import load_models, shared_label_values
-from pipeline.inference.passes import InferenceOptions, choose_mirrored, prepare_array, scan_features
+from pipeline.inference.passes import InferenceOptions, choose_mirrored, prepare_array, refuse_window, scan_features
 from pipeline.writers.segmentation import values_of
 from transforms.io.grid import Affine
 from transforms.restore import restore
@@ -54,6 +54,7 @@ class Segmenter:
         choose_precision(inference.precision, chosen)
         self._models = load_models([runs] if isinstance(runs, Path | str) else runs, chosen, trust=trust)
         self._inference = replace(inference, mirrored=choose_mirrored(tta, self._models))
+        refuse_window(self._models, self._inference)
         values = () if class_indices else shared_label_values(self._models)
         self._values = values_of(self.class_names, values)
 

@@ -184,3 +184,12 @@ def test_what_a_mirror_exchanges_is_said(run):
     models = load_models([run], choose_device("cpu"))
     assert "kidney_left with kidney_right" in exchanged_in_words("xy", models)
     assert exchanged_in_words("y", models) == ""
+
+
+def test_a_window_that_pooling_leaves_nothing_of_is_refused_with_one_that_the_network_takes(tmp_path):
+    network = {"_target_": "BasicUNet", "features": [4, 4, 4, 8, 8, 4]}
+    run = checkpoint(tmp_path / "m.ckpt", network=network, target=(32, 32, 32))
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    with pytest.raises(NetworkError, match=r"roi 8 32 24: .* network of run0 takes, such as 16 32 24, found"):
+        predicted([run], [path], out, roi=(8, 32, 24))
+    assert predicted([run], [path], out, roi=(16, 32, 24)).n_done == 1
