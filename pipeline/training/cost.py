@@ -37,8 +37,6 @@ HEADROOM = 0.9
 KEPT_SHARE = 0.15
 """How much more a training on a CPU holds after ten steps than after the few that are measured: memory that it frees is
 kept in pieces that fit no longer. 8.11 GB after two steps became 9.39 at 160×160×256."""
-LESS_MEMORY = "lower --batch_size, --base_channels or --target_size, or set model.checkpointing"
-"""The remedy where memory does not suffice."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +142,11 @@ def estimate_training(
         peak_bytes=trial.peak_bytes * (devices.per_machine if devices.accelerator == "cpu" else 1) if trial else 0,
         trial=trial,
     )
-    return estimate, (*_shortages(estimate, config.data.cache_limit_gb), *_other_folder(cache_dir))
+    return estimate, (*_shortages(estimate, config), *_other_folder(cache_dir))
 
 
-def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
+def _shortages(estimate: Estimate, config: Config) -> Iterator[Finding]:
+    cache_limit_gb = config.data.cache_limit_gb
     needed = f"{gigabytes(estimate.cache_bytes)} for the prepared cases"
     if estimate.cache_bytes > estimate.free_bytes:
         # Whether what the cache holds is of this data and these settings shows only once every file is hashed.
@@ -163,7 +162,7 @@ def _shortages(estimate: Estimate, cache_limit_gb: float) -> Iterator[Finding]:
     if estimate.trial and estimate.peak_bytes > HEADROOM * estimate.memory_bytes:
         expected = f"a peak of at most {gigabytes(HEADROOM * estimate.memory_bytes, 1)} ({HEADROOM:.0%} of the memory)"
         found = f"{gigabytes(estimate.peak_bytes, 1)} of all processes, estimated from trial steps"
-        yield Finding("warning", "memory", "", estimate.trial.device, expected, found, LESS_MEMORY)
+        yield Finding("warning", "memory", "", estimate.trial.device, expected, found, less_memory(config))
 
 
 def _other_folder(cache_dir: Path) -> Iterator[Finding]:
@@ -194,6 +193,27 @@ def _held_bytes(folder: Path) -> int:
     return 0
 
 
+def less_memory(settings: Config, *, workers_first: bool = False, may_take_longer: bool = True) -> str:
+    """Name three settings that help where memory ends and are not yet as low as they go, the least costly first.
+
+    Args:
+        settings: of the training.
+        workers_first: whether it ended in a process that prepares batches.
+        may_take_longer: False leaves out what takes time instead of memory.
+    """
+    data, model = settings.data, settings.model
+    own = {"base_channels", "light"} & (model.network or {}).keys()  # there the flags for them are refused
+    helps = {
+        "lower --num_workers": workers_first and data.num_workers > 0,
+        "lower --batch_size": data.batch_size > 1,
+        "set --model.checkpointing true": may_take_longer and model.is_body_net and not model.checkpointing,
+        "choose a smaller --target_size": True,
+        "train the light model (--use_light_model)": model.is_body_net and not (own or model.use_light_model),
+        "lower --base_channels": model.is_body_net and not own and model.base_channels > model.least_channels,
+    }
+    return ", or ".join([remedy for remedy, applies in helps.items() if applies][:3])
+
+
 def measure_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial | Finding:
     """Take one training step at the configured size in a process of its own (`trial_step`), which the kernel may end.
 
@@ -210,8 +230,9 @@ def measure_step(config: Config, *, in_channels: int, n_classes: int, trust: boo
     try:
         process = run_measurement("pipeline.training.trial_step", request, time_limit_s=TIME_LIMIT_S)
     except subprocess.TimeoutExpired:
-        return _failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", LESS_MEMORY)
-    trial = read_trial(process.returncode, process.stdout, process.stderr)
+        less = less_memory(config, may_take_longer=False)
+        return _failed("step_failed", f"none within {TIME_LIMIT_S / 60:.0f} minutes", less)
+    trial = read_trial(process.returncode, process.stdout, process.stderr, less_memory(config))
     if isinstance(trial, Finding):
         return trial
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
@@ -225,10 +246,12 @@ def after_ten_steps(trial: Trial, accelerator: str) -> Trial:
     return replace(trial, peak_bytes=int((1 + KEPT_SHARE) * trial.peak_bytes))
 
 
-def read_trial(exit_code: int, output: str, error_output: str) -> Trial | Finding:
+def read_trial(exit_code: int, output: str, error_output: str, if_memory_ends: str) -> Trial | Finding:
     """Return what the process of a trial step says, or why it failed as a finding.
 
-    >>> read_trial(-9, "", "").found
+    if_memory_ends: what to do then.
+
+    >>> read_trial(-9, "", "", "lower --batch_size").found
     'the process was killed, as the system does when memory ends'
     """
     answer = _answer(output)
@@ -236,9 +259,9 @@ def read_trial(exit_code: int, output: str, error_output: str) -> Trial | Findin
         return Trial(**answer)
     message = str(answer.get("error") or _last_line(error_output))
     if exit_code == -signal.SIGKILL:
-        return _failed("memory", "the process was killed, as the system does when memory ends", LESS_MEMORY)
+        return _failed("memory", "the process was killed, as the system does when memory ends", if_memory_ends)
     if ran_out_of_memory(RuntimeError(message)):
-        return _failed("memory", message[:200], LESS_MEMORY)
+        return _failed("memory", message[:200], if_memory_ends)
     found = message[:400] or f"a process that ended with code {exit_code}"
     return _failed("step_failed", found, "correct the settings")
 

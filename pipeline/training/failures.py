@@ -21,6 +21,7 @@ from pipeline.compute.ranks import ProcessError
 from pipeline.config.settings import Config
 from pipeline.console.text import gigabytes
 from pipeline.files.atomic import FileError, disk_error
+from pipeline.training.cost import less_memory
 from pipeline.training.lightning_module import TrainingError
 
 _ASKED_FOR = re.compile(
@@ -107,7 +108,7 @@ def _memory_sentence(error: BaseException, settings: Config, epoch: int) -> str:
     where = "of the GPU" if on_gpu else "of a data worker" if in_worker else "of this process"
     return (
         f"the memory {where} ran out in epoch {epoch}: {requested}{gigabytes(free)} free of {gigabytes(total)} "
-        f"({_size_in_words(settings)}); {_remedies(settings, workers_first=in_worker)}"
+        f"({_size_in_words(settings)}); {less_memory(settings, workers_first=in_worker)}"
     )
 
 
@@ -116,7 +117,7 @@ def _killed_worker_sentence(killed: re.Match[str], settings: Config, epoch: int)
     return (
         f"data worker {killed['pid'].strip()} {killed['how']} in epoch {epoch}, as happens when memory runs out: "
         f"{gigabytes(free)} free of {gigabytes(total)} now ({_size_in_words(settings)}); "
-        f"{_remedies(settings, workers_first=True)}"
+        f"{less_memory(settings, workers_first=True)}"
     )
 
 
@@ -124,21 +125,6 @@ def _size_in_words(settings: Config) -> str:
     data = settings.data
     size = "×".join(map(str, data.target_size))
     return f"batch_size {data.batch_size}, target_size {size}, num_workers {data.num_workers}"
-
-
-def _remedies(settings: Config, *, workers_first: bool) -> str:
-    """Name three settings that help and are not yet as low as they go, the least costly first."""
-    data, model = settings.data, settings.model
-    own = {"base_channels", "light"} & (model.network or {}).keys()  # there the flags for them are refused
-    helps = {
-        "lower --num_workers": workers_first and data.num_workers > 0,
-        "lower --batch_size": data.batch_size > 1,
-        "set --model.checkpointing true": model.is_body_net and not model.checkpointing,
-        "choose a smaller --target_size": True,
-        "train the light model (--use_light_model)": model.is_body_net and not (own or model.use_light_model),
-        "lower --base_channels": model.is_body_net and not own and model.base_channels > model.least_channels,
-    }
-    return ", or ".join([remedy for remedy, applies in helps.items() if applies][:3])
 
 
 def _free_and_total(on_gpu: bool) -> tuple[float, float]:

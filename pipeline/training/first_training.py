@@ -15,7 +15,7 @@ from pipeline.console.progress import Progress, one_step
 from pipeline.planning.data_settings import DESCRIBING, described
 from pipeline.planning.network_shape import Triple
 from pipeline.planning.target_size import TargetSuggestion, suggest_target_size
-from pipeline.training.cost import LESS_MEMORY, Estimate, Trial, after_ten_steps, estimate_training
+from pipeline.training.cost import Estimate, Trial, after_ten_steps, estimate_training, less_memory
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
 
 SMALL: Triple = (32, 32, 32)
@@ -65,7 +65,7 @@ def suggest_training(
     trial, too_large = _trial(config, screened, progress) if measure else (None, None)
     estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial)
     if too_large is not None and all(finding.kind != "memory" for finding in shortages):
-        shortages = (*shortages, _not_measured(too_large))
+        shortages = (*shortages, _not_measured(too_large, config))
     found = assess(config, screened.dataset, screened.cases).findings
     lost = next((finding.found for finding in found if finding.kind == "class_lost"), "")
     return FirstTraining(target, lost, estimate, shortages, roots, data_settings, has_other_settings)
@@ -83,9 +83,10 @@ def probes(target: Triple) -> tuple[tuple[Triple, int], ...]:
     return tuple((patch, 1) for patch in dict.fromkeys((SMALL, LEAST, large)))
 
 
-def _not_measured(patch: Triple) -> Finding:
+def _not_measured(patch: Triple, config: Config) -> Finding:
     expected = f"memory for a training step of {'×'.join(map(str, patch))} voxels"
-    return Finding("warning", "memory", "", "trial step", expected, "a process that ended before it", LESS_MEMORY)
+    found = "a process that ended before it"
+    return Finding("warning", "memory", "", "trial step", expected, found, less_memory(config))
 
 
 def _trial(config: Config, screened: Screened, progress: Progress | None) -> tuple[Trial | None, Triple | None]:

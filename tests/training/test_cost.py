@@ -141,7 +141,7 @@ def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> 
     _, (finding,) = estimate_training(config, dataset, dataset.split, large)
     assert (finding.severity, finding.kind) == ("warning", "memory")
     assert "90% of the memory" in finding.expected
-    assert "--batch_size, --base_channels or --target_size" in finding.remedy
+    assert finding.remedy.startswith("set --model.checkpointing true, or choose a smaller --target_size")
     in_three = configured(
         folder.root / "cases.json", data={"cache_dir": "cache"}, training={"n_processes": 3, "n_gpus": 0}
     )
@@ -187,14 +187,43 @@ def test_patches_take_the_time_of_their_voxels_and_validation_that_of_its_window
     ],
 )
 def test_a_step_that_fails_is_a_finding(code: int, output: str, errors: str, kind: str, found: str) -> None:
-    finding = read_trial(code, output, errors)
+    finding = read_trial(code, output, errors, "lower it")
     assert isinstance(finding, Finding)
     assert (finding.severity, finding.kind) == ("error", kind)
+    assert (finding.remedy == "lower it") == (kind == "memory")
     assert found in finding.found
 
 
+def test_advice_where_memory_ends_names_only_settings_that_the_network_takes(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The light form, checkpointing and base_channels are refused beside another network, or change nothing in it."""
+    unet = {"base_channels": 32, "network": {"_target_": "UNet", "channels": [8, 16], "strides": [2]}}
+    for model, others in (({"base_channels": 4}, True), (unet, False)):
+        config = configured(folder.root / "cases.json", model=model)
+        killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
+        monkeypatch.setattr(cost, "run_measurement", lambda *asked, killed=killed, **limit: killed)
+        finding = measure_step(config, in_channels=1, n_classes=4)
+        assert isinstance(finding, Finding)
+        found = set(re.findall(r"--[\w.]+", finding.remedy))
+        assert found == {"--target_size"} | ({"--model.checkpointing", "--use_light_model"} if others else set())
+
+
+def test_advice_for_a_step_that_takes_too_long_names_nothing_that_makes_it_longer(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(*asked: object, time_limit_s: float) -> None:
+        raise subprocess.TimeoutExpired("step", time_limit_s)
+
+    monkeypatch.setattr(cost, "run_measurement", late)
+    finding = measure_step(configured(folder.root / "cases.json"), in_channels=1, n_classes=4)
+    assert isinstance(finding, Finding)
+    assert "checkpointing" not in finding.remedy
+    assert "--target_size" in finding.remedy
+
+
 def test_what_a_step_prints_is_read_back() -> None:
-    assert read_trial(0, "a warning\n" + json.dumps(TRIAL.__dict__), "") == TRIAL
+    assert read_trial(0, "a warning\n" + json.dumps(TRIAL.__dict__), "", "") == TRIAL
 
 
 def test_the_memory_that_a_step_needs_on_a_cpu_is_that_of_a_training_after_ten(
