@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -173,8 +174,9 @@ class _Build:
         try:
             yield from loader
         except RuntimeError as error:
-            advice = f"what is done is kept; build with fewer workers than {workers}"
-            raise CacheError(f"a process that prepares cases died (out of memory?); {advice}: {error}") from error
+            died = f"one of {workers} processes that prepare cases died (out of memory?: {error})"
+            advice = "what is done is kept: end other programs that take memory, then repeat the command"
+            raise CacheError(f"{died}; {advice}") from error
 
     def prepare(self, position: int, *, wait: bool) -> _Outcome:
         """Prepare one case; with `wait` also one that another process is at."""
@@ -198,19 +200,22 @@ class _Build:
             return
         store = self.cases[0].store
         needed = n_missing * sum(sizes) // max(1, len(sizes))
+        cache_dir = shlex.quote(str(store.folder))
+        pruning = f"remove what was used longest ago (bodyseg cache prune --cache_dir {cache_dir} --max_gb N)"
         if n_missing:
             log.info("cache %s: %d cases to prepare, about %s", store.folder, n_missing, gigabytes(needed))
         if self.max_bytes is not None:
             held = sum(chain.n_bytes for chain in cache_info(store.folder).chains if chain.chain == store.chain_id)
             if n_missing and held + needed > self.max_bytes:
-                found = f"holds {gigabytes(held)} of this chain and needs {gigabytes(needed)} more"
-                limit = f"its limit is {gigabytes(self.max_bytes)}; raise it or prune the cache"
-                raise CacheError(f"cache folder {store.folder} {found}; {limit}")
+                found = f"holds {gigabytes(held)} prepared with these settings and needs {gigabytes(needed)} more"
+                limit = f"its limit is {gigabytes(self.max_bytes)} (data.cache_limit_gb)"
+                raise CacheError(f"cache folder {store.folder} {found}; {limit}: raise it, or {pruning}")
             prune(store.folder, self.max_bytes - needed, keep_chain=store.chain_id)
         free = shutil.disk_usage(store.folder).free
         if needed > free:
             found = f"needs {gigabytes(needed)} for {n_missing} cases, its disk has {gigabytes(free)} free"
-            raise CacheError(f"cache folder {store.folder} {found}; free some, prune the cache or name another folder")
+            remedy = f"free some, or {pruning}, or name another data.cache_dir"
+            raise CacheError(f"cache folder {store.folder} {found}; {remedy}")
 
 
 def _build_error(failures: list[tuple[str, str]], n_cases: int) -> CacheBuildError:

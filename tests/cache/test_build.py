@@ -101,7 +101,7 @@ class Fatal:
 
 def test_the_death_of_a_building_process_ends_in_a_sentence(make):
     dataset = make(note=Fatal())
-    with pytest.raises(CacheError, match=r"a process that prepares cases died .*what is done is kept"):
+    with pytest.raises(CacheError, match=r"of 2 processes that prepare cases died .*what is done is kept: end other"):
         dataset.build(workers=2)
     assert entries(dataset)
 
@@ -152,7 +152,7 @@ def test_disk_space_for_training_and_validation_is_checked_at_once(make, items, 
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(CacheError, match=r"needs .* for 4 cases, its disk has"):
         build_entries([training.store, validation.store])
-    with pytest.raises(CacheError, match=r"of this chain and needs .* more; its limit is"):
+    with pytest.raises(CacheError, match=r"prepared with these settings and needs .* more; its limit is"):
         build_entries([training.store, validation.store], max_bytes=4 * size)
     assert met() == ["body_00"]
     monkeypatch.undo()

@@ -31,7 +31,7 @@ def test_the_size_limit_removes_other_chains_first_used_longest_ago(make):
 
 def test_a_limit_below_what_the_chain_itself_needs_is_refused(make, met):
     make(key={"n": 0}).build()
-    with pytest.raises(CacheError, match=r"of this chain and needs .* more; its limit is"):
+    with pytest.raises(CacheError, match=r"prepared with these settings and needs .* more; its limit is"):
         make(max_bytes=30_000).build()
     assert cache_info(make().store.folder).chains[-1].n_entries == 5
 
