@@ -253,7 +253,7 @@ def _text_of_next_steps(report: Report) -> list[str]:
     if first.lost:
         whole.insert(1, f"    too coarse for some classes: {first.lost}")
     patches = [
-        "  patches, at the scans' own resolution or near it; writes plan.yaml for the time you have:",
+        "  patches, at the scans' median voxel size, or coarser where the time is short; writes plan.yaml:",
         f"    bodyseg plan {roots} --budget 1h{flags}",
     ]
     advised = patches if first.lost or target.times_coarser > _PLAN_INSTEAD else whole

@@ -17,7 +17,7 @@ EXIT_DONE_IN_PART = 1
 EXIT_WRONG_INPUT = 2
 
 TRUST = "Import network classes from any package; its code then runs."
-LINKS = "Take files that links in a data set or folder fetch from outside it."
+LINKS = "Follow symbolic links that lead out of a data set or folder."
 
 
 def command_parser(command: str, function: Callable, usage: str | None = None) -> CommandParser:

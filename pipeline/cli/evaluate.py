@@ -102,7 +102,10 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--labels", type=Path | None, metavar="DIR", help="The same with the true labels, or a data set of training."
     )
-    parser.add_argument("--output", type=Path | None, metavar="DIR", help="Folder for metrics.json and metrics.csv.")
+    parser.add_argument(
+        "--output", type=Path | None, metavar="DIR",
+        help="Folder for metrics.json and metrics.csv; default: RUN/evaluation/SPLIT, or that of the predictions.",
+    )  # fmt: skip
     parser.add_argument(
         "--class_names", default="", metavar="NAMES",
         help="What the numbers in the files mean, where nothing says so: liver=1,spleen=2,… for those to be scored, or "
@@ -128,12 +131,12 @@ def _parser() -> ArgumentParser:
         "--compare_by", choices=["dice", "iou", "hd95_mm", "surface_dice"], default="dice", help="What is compared."
     )
     parser.add_argument("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N (with RUN).")
-    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32 or bf16 (with RUN).")
+    parser.add_argument("--precision", default="auto", metavar="P", help="auto, 32, bf16 or 16 (with RUN).")
     parser.switch("--overwrite", "Predict finished cases again (with RUN).")
     parser.switch("--trust_config", TRUST)
     parser.switch("--follow_links", LINKS)
     parser.add_argument("--workers", type=int | None, metavar="N", help="Cases scored at once; default: what fits.")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Of the bootstrap intervals.")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="Seed of the bootstrap intervals.")
     parser.switch("--json", "Print JSON instead of tables.")
     return parser
 

@@ -154,6 +154,7 @@ def _overview() -> str:
     for name, command in COMMANDS.items():
         summary = (command.__doc__ or "").splitlines()[0]
         lines.append(f"  {name:15} {summary}")
+    lines += ["", "With --debug a command that ends with an error shows its traceback."]
     return "\n".join(lines)
 
 

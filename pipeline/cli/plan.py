@@ -27,7 +27,11 @@ def run(arguments: list[str]) -> int:
         "dataset", nargs="+", type=str, metavar="DATASET", help="Folder or list file of a data set, or of several."
     )
     parser.add_argument("--budget", default="1h", metavar="TIME", help="Time for the training, such as 30min or 8h.")
-    parser.add_argument("--memory", type=float | None, metavar="GB", help="Memory it may take; default: what is there.")
+    parser.add_argument(
+        "--memory", type=float | None, metavar="GB",
+        help="Memory of the GPU, or where there is none of the machine, to plan for; training takes four fifths of it "
+        "at most; default: all there is.",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, default=Path("plan.yaml"), metavar="FILE", help="The file to write.")
     parser.add_argument("--exp_name", default="plan", metavar="NAME", help="Name of the training.")
     parser.switch("--json", "Print JSON.")

@@ -58,7 +58,10 @@ def _parser() -> CommandParser:
         "order).",
     )  # fmt: skip
     parser.switch("--per_structure", "Also one mask a structure, in CASE/segmentations.")
-    parser.add_argument("--probabilities", default="", metavar="CLASS,CLASS", help="Also the probabilities of classes.")
+    parser.add_argument(
+        "--probabilities", default="", metavar="CLASS,CLASS",
+        help="Also the probabilities (0 to 1) of these classes, in CASE/probabilities.",
+    )  # fmt: skip
     parser.switch("--preview", "Also a picture of three planes for every scan.")
     parser.add_argument(
         "--tta", default="", metavar="AXES",
@@ -68,7 +71,8 @@ def _parser() -> CommandParser:
     )  # fmt: skip
     parser.add_argument(
         "--roi", nargs=3, type=int, metavar="N",
-        help="Sliding window in voxels; default: the patch of the training, else the whole scan.",
+        help="Sliding window in voxels of the network's grid (left-right, back-front, foot-head); default: the patch "
+        "of the training, else the whole scan.",
     )  # fmt: skip
     parser.add_argument(
         "--step", type=float, default=0.5, metavar="SHARE",

@@ -11,7 +11,7 @@ from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2)
 """Ctrl-C; the end of a job (also a preempted one); a terminal that was closed; a CPU time limit (`ulimit -t`); the
-warnings that batch systems send before the end, as `sbatch --signal=B:USR1@120`."""
+warnings that batch systems send before the end, as `sbatch --signal=USR1@300`."""
 
 
 class Stopped(KeyboardInterrupt):

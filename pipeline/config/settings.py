@@ -122,12 +122,12 @@ class DataConfig:
     """Regular expression for whole names of cases whose first group is the subject, such as (.+)_t[0-9]+ for two visits
     of a patient, who is then never in two splits; empty: as the data set says, else each case is a subject."""
     follow_links: bool = False
-    """Take files that links in a published layout fetch from outside the data set (a list file may name any file)."""
+    """Follow symbolic links that lead out of the data set's folder (a list file may name any file)."""
     skip_bad_cases: bool = False
     """Train without the cases that have errors instead of refusing; training_config.json names them."""
     mode: Literal["resize", "patch"] = "resize"
-    """resize = every volume becomes target_size; patch = volumes keep their resolution (spacing_mm), the network is
-    trained on patches of target_size and predicts whole scans through a window of that size."""
+    """resize = every volume becomes target_size; patch = volumes are resampled to spacing_mm, the network is trained on
+    patches of target_size and predicts whole scans through a window of that size."""
     target_size: tuple[int, int, int] = (160, 160, 256)
     """Size in voxels (left-right, back-front, foot-head) of the patch in patch mode, else that every volume is resized
     to."""
@@ -156,18 +156,20 @@ class DataConfig:
     """Number that NaN voxels of images become, such as those outside the field of view (−1024 in a CT), in training and
     prediction; null: such images are refused, as those with infinite voxels are."""
     batch_size: int = 2
-    """Volumes in one training batch (of each process)."""
+    """Volumes, or patches in patch mode, in one training batch of each process."""
     num_workers: int = 4
-    """Processes that prepare batches; 0 = in the main process."""
+    """Processes that prepare batches, for each process that trains; 0 = that process itself."""
     data_aug: bool = False
     """Vary the training volumes at random: rotation, scale, shift, contrast, noise, blur, low resolution."""
     flips: tuple[int, ...] = ()
-    """Voxel axes that augmentation may mirror (0 = left-right; sided classes are then swapped by name)."""
+    """Voxel axes that augmentation may mirror: 0 = left-right (sided classes are then swapped by name), 1 = back-front,
+    2 = foot-head."""
     sided_pairs: list[list[str]] | None = None
     """Class names that a mirror from left to right exchanges, such as [[Parotid_L, Parotid_R]]; null: those whose names
     differ in the side alone."""
     augmentation: dict[str, Any] | None = None
-    """Strengths of the augmentation, by name; see transforms.chains.augmentation_chain."""
+    """Strengths of the augmentation by name, such as {rotation_deg: 25, noise: 0}; transforms.augment.Strengths
+    explains them all."""
     augment_on_device: bool | None = None
     """Augment on the device that trains instead of in the workers; null: where that is a GPU, which needs milliseconds.
     Patches are always augmented in the workers."""
@@ -354,22 +356,25 @@ class TrainingConfig:
     time (lr 0.016); or sgd with Nesterov's momentum of 0.99 as in nnU-Net, which takes lr 0.01, weight_decay 3e-5 and
     schedule poly."""
     weight_decay: float = 0.0
-    """Weight decay: apart from the gradient with adamw and muon, added to it with sgd."""
+    """Weight decay: decoupled from the gradient with adamw and muon, added to it with sgd (L2)."""
     ema: float | None = None
     """Decay of an exponential moving average of the weights, such as 0.999, which is then validated and kept in
-    best_model.ckpt; after n steps min(ema, (1 + n) / (10 + n)); null = the weights themselves."""
+    best_model.ckpt; after n steps the decay is (1 + n) / (10 + n) at most; null = the weights themselves."""
     max_epochs: int = 100
     """Epochs to train."""
     warmup_epochs: int = 5
     """Epochs in which the learning rate rises linearly to lr."""
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    """What the learning rate does after warm-up."""
+    """What the learning rate does after warm-up: cosine = half a cosine down to 0, poly = (1 - t)^0.9 as in nnU-Net, or
+    constant."""
     n_gpus: int | None = None
-    """GPUs to train on, on each machine, one process a GPU; 0 = CPU; null: one where there is one."""
+    """GPUs to train on, on each machine, one process a GPU; 0 = CPU; null: one where there is one.
+    CUDA_VISIBLE_DEVICES=1 in front of the command chooses the second."""
     n_processes: int | None = None
     """Processes that train together on the CPUs of each machine; null: one, or as many as torchrun or SLURM started."""
     precision: Precision = "16"
-    """Numbers the network computes in: 32, 16 (float16 on a GPU, bfloat16 on a CPU that has it) or bf16."""
+    """Numbers the network computes in: 32, 16 (float16 on a GPU) or bf16; a CPU takes bfloat16 for both where it has
+    it, else float32."""
     seed: int = 42
     """Decides everything random: split, weights, order, augmentation."""
     gradient_clip: float = 12.0

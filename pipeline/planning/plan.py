@@ -123,7 +123,7 @@ def make_plan(data: DataSummary, machine: Machine, budget_s: float, measure: Mea
 def _put_data(plan: Plan, data: DataSummary, machine: Machine, choice: Choice) -> None:
     grid, schedule = choice.grid, choice.schedule
     final = schedule.stages[-1]
-    plan.put("data.mode", "patch", "cases keep their own resolution")
+    plan.put("data.mode", "patch", "cases are resampled to spacing_mm, not to one size")
     plan.put("data.spacing_mm", list(grid.spacing_mm), _why_spacing(choice))
     size = "median case" if final.patch == grid.whole else "largest part of the median case that memory and time allow"
     limit = f"{choice.peak_bytes / machine.memory_bytes:.0%} of the memory at most"
