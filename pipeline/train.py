@@ -259,8 +259,8 @@ def _say_smaller_patches(data: DataConfig, history: TrainingLog, say: Say) -> No
     best, grown = history.best_epoch, _first_of_final_size(data)
     if best is not None and best < grown < len(history):
         say(
-            f"Warning: the best epoch, {best}, had smaller patches than data.target_size, which those from epoch "
-            f"{grown} on have; train longer with these"
+            f"Warning: the best epoch, {best}, had smaller patches than data.target_size, the size from epoch {grown} "
+            "on: train more epochs at that size"
         )
 
 
