@@ -31,7 +31,7 @@ def run(arguments: list[str]) -> int:
         help="Folder or list file of a data set, or of several.",
     )
     parser.add_argument("--config", metavar="FILE", help="Settings of a training: checks its data and its costs.")
-    parser.switch("--no_measure", "Estimate costs without real training steps.")
+    parser.switch("--no_measure", "Take no training steps; only the disk that a training needs is then estimated.")
     parser.switch("--write_labels", "Write labels.json beside data without class names, for you to edit.")
     parser.switch("--trust_config", TRUST)
     parser.switch("--json", "Print JSON.")

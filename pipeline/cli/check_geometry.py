@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
         nargs=3,
         type=int,
         metavar="N",
-        help="Another size than that of the run or settings, or in place of their voxel size.",
+        help="Voxels (left-right, back-front, foot-head) in place of the size, or the voxel size, of run or settings.",
     )
     parser.add_argument(
         "--keep_aspect", type=bool | None, nargs="?", const=True, metavar="true|false",

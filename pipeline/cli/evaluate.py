@@ -85,7 +85,7 @@ def _where(evaluation: Evaluation, metrics: Path, predictions: Path | None) -> s
 
 
 def _parser() -> ArgumentParser:
-    usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split val|test] [OPTION ...]"
+    usage = "bodyseg evaluate --predictions DIR --labels DIR | RUN [--split train|val|test] [OPTION ...]"
     parser = command_parser("evaluate", run, usage)
     parser.add_argument(
         "run", nargs="?", type=Path, metavar="RUN", help="Run folder of a training, or folder of a cross-validation."

@@ -135,7 +135,8 @@ class DataConfig:
     """Voxel size (left-right, back-front, foot-head) that volumes are resampled to in patch mode; `bodyseg plan` finds
     it."""
     patches_per_case: float = 1.0
-    """Patches of the final batch size drawn in an epoch, for each training case (patch mode)."""
+    """Patches drawn for each training case in an epoch of the final patch size (patch mode); the epochs of
+    data.patch_growth have as many batches."""
     foreground: float = 0.5
     """Share of the patches that are placed over a structure, rare ones as often as large ones (patch mode)."""
     patch_growth: tuple[list[int], ...] = ()
