@@ -290,7 +290,7 @@ def _refuse_changed_settings(study: StudyFolder, record: StudyRecord, config: Co
     if changed:
         raise ConfigError(
             f"{study.path} was begun with other settings: {'; '.join(changed)}; give the old values to go on with it, "
-            "or another --exp_name to begin another study"
+            "or another --exp_name to begin another cross-validation"
         )
 
 
@@ -302,7 +302,7 @@ def _refuse_changed_folds(study: StudyFolder, before: StudyRecord, now: StudyRec
     found = "; ".join(f"{word} {some_of(sorted(ids), 3)}" for word, ids in words if ids)
     raise ConfigError(
         f"{study.path} was begun with other folds ({found or 'the same cases, divided otherwise'}); put the data and "
-        "their folds back as they were, or begin another study with another --exp_name"
+        "their folds back as they were, or begin another cross-validation with another --exp_name"
     )
 
 
@@ -310,7 +310,8 @@ def _refuse_changed_folds(study: StudyFolder, before: StudyRecord, now: StudyRec
 def _alone(path: Path, console: Console) -> Iterator[None]:
     """Let one process in at a time; the others wait where a signal is answered."""
     while (lock := _taken(path)) is None:
-        console.print(f"{lock_holder(path)} prepares this study; waiting for it", highlight=False, markup=False)
+        waiting = f"{lock_holder(path)} prepares this cross-validation; waiting for it"
+        console.print(waiting, highlight=False, markup=False)
         while is_locked(path):
             time.sleep(_POLL_S)
     try:
@@ -397,7 +398,7 @@ def _refuse_folds_of_other_settings(config: Config, study: StudyFolder, record: 
         if changes := changes_since(run.read_config(), settings, MAY_CHANGE):
             raise ConfigError(
                 f"fold {number} in {run.path} was trained with other settings: {'; '.join(changes)}; give the old "
-                "values, another --exp_name to begin another study, or remove that folder to train the fold again"
+                "values, another --exp_name to begin another cross-validation, or remove that folder to train it again"
             )
 
 

@@ -237,7 +237,7 @@ def _refuse_seen(
                 why = f"fold {other} scores it, too" if other != number else "it was trained on a scan of that subject"
                 raise EvaluationError(
                     f"{run.config}: case {case}: expected its only score to be of a network that has not seen it, "
-                    f"found that {why}; correct the folds or the subjects and begin another study"
+                    f"found that {why}; correct the folds or the subjects and begin another cross-validation"
                 )
 
 

@@ -400,7 +400,7 @@ def test_a_case_that_validates_in_two_folds_and_a_runs_folder_are_refused(work, 
     ):
         command.cross_validate(settings(*study_command(work, "five", **(own | {"data.folds": "5"}))[1:]))
     shutil.copytree(fold_of(work / "logs" / "study", 0), tmp_path / "run")
-    with pytest.raises(FileError, match="expected a study or nothing, found the run of one training"):
+    with pytest.raises(FileError, match="expected a cross-validation or nothing, found the run of one training"):
         command.cross_validate(settings(*study_command(work, "run", "--log_dir", str(tmp_path))[1:]))
 
 

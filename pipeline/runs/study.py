@@ -89,7 +89,7 @@ class StudyRecord:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise FileError(
                 f"{path}: expected the record of a cross-validation, found another document ({reason}); restore the "
-                "file from a copy, or begin another study with another --exp_name"
+                "file from a copy, or begin another one, with another --exp_name"
             ) from error
         return cls(settings, source, digest, folds, shared, notes, created, run_names)
 
@@ -139,8 +139,8 @@ class StudyFolder:
         """Raise FileError where the folder is a run's, which must not become a study."""
         if is_run_folder(self.path):
             raise FileError(
-                f"{self.path}: expected a study or nothing, found the run of one training; give the study another "
-                "--exp_name"
+                f"{self.path}: expected a cross-validation or nothing, found the run of one training; give "
+                "this one another --exp_name"
             )
 
     def ended_runs(self) -> dict[int, RunFolder]:
