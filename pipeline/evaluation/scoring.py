@@ -89,8 +89,8 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
         if error.errno != errno.ENOSPC or not lacks_shared_memory():
             raise
         raise EvaluationError(
-            f"the shared memory (/dev/shm) has no room for {n_workers} processes that score; use --workers 1, or "
-            f"{MORE_SHARED_MEMORY}"
+            f"the shared memory (/dev/shm) has no room for {n_workers} processes that score; use bodyseg evaluate "
+            f"--workers 1, or {MORE_SHARED_MEMORY}"
         ) from error
     waiting: dict[Future[CaseScores], Pair] = {}
     try:
@@ -103,7 +103,8 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
                 yield waiting[future], error
     except BrokenProcessPool:
         raise EvaluationError(
-            f"one of {n_workers} processes that score was killed, probably because memory ran out; use fewer --workers"
+            f"one of {n_workers} processes that score was killed, probably because memory ran out; use bodyseg "
+            "evaluate with fewer --workers"
         ) from None
     finally:
         # Ctrl-C: the cases in hand end, no other starts.

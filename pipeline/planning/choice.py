@@ -280,7 +280,8 @@ def _refusal(grid: Grid, cost: Cost, machine: Machine, preparing_s: float) -> Co
         size = " × ".join(map(str, grid.smallest()))
         return ConfigError(
             f"--memory: expected {gigabytes(needed, 1)} at least, of which training on the smallest patches ({size} "
-            f"voxels) may take {MEMORY_SHARE:.0%}, found {gigabytes(machine.memory_bytes, 1)}; use a machine with more"
+            f"voxels) may take {MEMORY_SHARE:.0%}, found {gigabytes(machine.memory_bytes, 1)}; raise it if the "
+            "machine has more, else use another one"
         )
     least_s = min(least_seconds(cost, stages, grid.cases) for stages in candidates)
     minutes = math.ceil((least_s / TRAINING_SHARE + machine.start_s + preparing_s) / 60)
