@@ -62,7 +62,7 @@ BENCH = $(BIN)/python -m benchmarks $(if $(ROWS),--rows $(ROWS)) $(if $(HIPPOCAM
 bench: $(VENV)/.test-ready  ## measure ours beside plain MONAI at reduced sizes, in minutes
 	$(BENCH)
 
-bench-full: $(VENV)/.test-ready  ## the same at the documented size, 160×160×256 (wants 24 GiB and an hour)
+bench-full: $(VENV)/.test-ready  ## the same at the documented size, 160×160×256 (wants 24 GiB and an hour and a half)
 	$(BENCH) --full
 
 clean:  ## remove what the targets made (never the run folders in logs/)
