@@ -81,7 +81,7 @@ def test_patches_that_a_network_cannot_be_trained_on_are_refused_before_a_case_i
     with pytest.raises(NetworkError, match=r"data\.patch_growth: .* found 8×8×8 voxels in batches of 1 .*1 value per"):
         run_training(config)
     assert not run.exists() or not any(run.glob("*.json"))
-    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.rglob("*.bodycase"))
     two = settings_of(work, "one_voxel", **SETTINGS | more | {"data.patch_growth": "[8,8,8,2,1]", "max_epochs": 2})[0]
     run_training(two)
     assert strict_json(run / "training_summary.json")["status"] == "completed"
