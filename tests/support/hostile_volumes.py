@@ -103,7 +103,7 @@ ROWS = [
     Row(
         "a NRRD header of a voxel size 0",
         lambda: scan(nrrd(directions="(0,0,0) (0,2,0) (0,0,3)"), "b.nrrd"),
-        ("case b", "finite affine"),
+        ("case b", "singular"),
     ),
     Row(
         "a NRRD header that names another file",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -29,11 +30,20 @@ from transforms.io.grid import (
     check_memory,
     check_shape,
 )
-from transforms.io.itk_header import is_nrrd, meta_data_file, meta_header, nrrd_data_file, nrrd_header
+from transforms.io.itk_header import (
+    is_nrrd,
+    meta_data_file,
+    meta_header,
+    meta_header_end,
+    nrrd_data_file,
+    nrrd_header,
+)
 
-# The spaces that ITK's NRRD reader turns to LPS; every other one it passes on as if it were LPS.
+# The signs that turn a space of NRRD to RAS+. ITK passes every other one on as if it were LPS, and until 2025 it
+# turned the wrong axis of "left-anterior-superior" (its issue 5207): the vectors are taken from the header itself.
 _NRRD_SPACES = {
-    "lps", "ras", "las", "left-posterior-superior", "right-anterior-superior", "left-anterior-superior",
+    "lps": (-1, -1, 1), "ras": (1, 1, 1), "las": (-1, 1, 1), "left-posterior-superior": (-1, -1, 1),
+    "right-anterior-superior": (1, 1, 1), "left-anterior-superior": (-1, 1, 1),
 }  # fmt: skip
 # MetaImage's fields of numbers: how many there are, as a power of the number of axes.
 _META_LISTS = {
@@ -41,6 +51,7 @@ _META_LISTS = {
     "TransformMatrix": 2, "Rotation": 2, "Orientation": 2,
 }  # fmt: skip
 _MAX_AXES = 5
+_BLOCK = 2**16  # packed bytes unpacked at once: at most 67 MB
 _DTYPES = {
     sitk.sitkUInt8: np.uint8, sitk.sitkInt8: np.int8, sitk.sitkUInt16: np.uint16, sitk.sitkInt16: np.int16,
     sitk.sitkUInt32: np.uint32, sitk.sitkInt32: np.int32, sitk.sitkUInt64: np.uint64, sitk.sitkInt64: np.int64,
@@ -57,6 +68,10 @@ class _Claims(NamedTuple):
     data_path: Path
     """The file that holds them."""
     compressed: bool
+    start: int | None = None
+    """Byte of that file at which the packed voxels of a MetaImage begin; else None."""
+    packed_bytes: int | None = None
+    """Bytes that these take where the header says so."""
 
 
 def open_itk(path: Path) -> OpenVolume:
@@ -68,7 +83,8 @@ def open_itk(path: Path) -> OpenVolume:
         OSError: the file cannot be opened.
     """
     kind = "nrrd" if is_nrrd(path) else "metaimage"
-    claims = _nrrd(nrrd_header(path), path) if kind == "nrrd" else _meta(meta_header(path), path)
+    fields = nrrd_header(path) if kind == "nrrd" else meta_header(path)
+    claims = _nrrd(fields, path) if kind == "nrrd" else _meta(fields, path)
     where = str(path)
     check_shape(claims.sizes, where)
     check_data_size(claims.n_bytes, claims.data_path.stat().st_size, compressed=claims.compressed, where=where)
@@ -88,8 +104,9 @@ def open_itk(path: Path) -> OpenVolume:
     if math.prod(shape) != math.prod(claims.sizes):
         expected, found = f"the size {claims.sizes} of the header", f"{shape} as ITK reads it"
         raise VolumeError("unreadable", where, expected, found, "save it again")
-    geometry = Geometry(shape, _affine(reader, where), np.dtype(_DTYPES[reader.GetPixelID()]), kind)
-    return OpenVolume(geometry, None, partial(_read_voxels, reader, shape, path))
+    affine = _nrrd_affine(fields, where) if kind == "nrrd" else _affine(reader, where)
+    geometry = Geometry(shape, affine, np.dtype(_DTYPES[reader.GetPixelID()]), kind)
+    return OpenVolume(geometry, None, partial(_read_voxels, reader, shape, path, claims))
 
 
 def _affine(reader: sitk.ImageFileReader, where: str) -> Affine:
@@ -101,15 +118,52 @@ def _affine(reader: sitk.ImageFileReader, where: str) -> Affine:
     return check_affine(LPS_TO_RAS @ affine, where)
 
 
-def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path) -> np.ndarray:
+def _nrrd_affine(fields: dict[str, str], where: str) -> Affine:
+    """The affine that the header's own vectors make, see `_NRRD_SPACES`."""
+    written = f"{fields['spacedirections']} {fields.get('spaceorigin', '(0,0,0)')}"
+    vectors = [_numbers(words.replace(",", " ")) for words in re.findall(r"\(([^()]*)\)", written)]
+    if [len(vector) for vector in vectors] != [3] * 4:
+        expected = "three space directions and a space origin of three numbers each"
+        raise VolumeError("unreadable", where, expected, repr(written[:80]), "save it again")
+    affine = np.eye(4)
+    affine[:3] = np.array(vectors).T
+    signs = _NRRD_SPACES[fields["space"].strip().lower()]
+    return check_affine(np.diag([*signs, 1.0]) @ affine, where)
+
+
+def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path, claims: _Claims) -> np.ndarray:
     n_bytes = math.prod(shape) * np.dtype(_DTYPES[reader.GetPixelID()]).itemsize
     check_memory(2 * n_bytes, str(path))  # ITK's own and the array
+    if claims.start is not None:
+        _check_packed(claims, claims.start, path)
     try:
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
         found = f"a truncated or damaged one ({_reason(error)})"
         raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error
     return array.T.reshape(shape, order="F")  # ITK's arrays are (K, J, I)
+
+
+def _check_packed(claims: _Claims, start: int, path: Path) -> None:
+    """Unpack a MetaImage to the end of its stream, where its check sum is: ITK hands on what is damaged or missing.
+
+    Raises:
+        VolumeError: it is truncated or damaged.
+    """
+    stream, n_bytes = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib or gzip, as MetaIO takes both
+    left = claims.data_path.stat().st_size if claims.packed_bytes is None else claims.packed_bytes
+    try:
+        with claims.data_path.open("rb") as file:
+            file.seek(start)
+            while not stream.eof and left and (block := file.read(min(left, _BLOCK))):
+                left -= len(block)
+                n_bytes += len(stream.decompress(block))
+    except zlib.error as error:
+        found = f"a damaged one ({error})"
+        raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error
+    if not stream.eof or n_bytes < claims.n_bytes:
+        expected, found = f"{claims.n_bytes} bytes of voxels", f"{n_bytes} in a truncated file"
+        raise VolumeError("unreadable", path, expected, found, "copy it again")
 
 
 def _reason(error: RuntimeError) -> str:
@@ -148,10 +202,17 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
     n_bytes = math.prod(sizes) * _item_size(fields.get("ElementType", ""), path)
     compressed = fields.get("CompressedData", "").lower() in ("true", "1", "yes")
     data_path = _data_path(meta_data_file(fields), path)
+    packed_bytes = None
     if compressed and "CompressedDataSize" in fields:  # ITK allocates as much
-        claimed = _integers(fields, "CompressedDataSize", path)[0]
-        check_data_size(claimed, data_path.stat().st_size, compressed=False, where=str(path))
-    return _Claims(sizes, n_bytes, data_path, compressed)
+        packed_bytes = _integers(fields, "CompressedDataSize", path)[0] or None
+        check_data_size(packed_bytes or 0, data_path.stat().st_size, compressed=False, where=str(path))
+    if compressed and packed_bytes is None and data_path == path:  # ITK would unpack the header
+        expected, remedy = "CompressedDataSize in the header of packed voxels", "save it again"
+        raise VolumeError("unreadable", path, expected, "none", remedy)
+    start = None
+    if compressed and fields.get("HeaderSize", "0") == "0":  # else the voxels are behind something else
+        start = meta_header_end(path) if data_path == path else 0
+    return _Claims(sizes, n_bytes, data_path, compressed, start, packed_bytes)
 
 
 def _check_axes(fields: dict[str, str], field: str, sizes: tuple[int, ...], path: Path) -> None:

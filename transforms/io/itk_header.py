@@ -90,6 +90,14 @@ def meta_header(path: Path) -> dict[str, str]:
     raise VolumeError("unreadable", path, "ElementDataFile at the header's end", "none", remedy)
 
 
+def meta_header_end(path: Path) -> int:
+    """Return the byte behind a MetaImage header, where its voxels follow in the same file. Raises OSError."""
+    with path.open("rb") as file:
+        while (line := file.readline()) and not line.startswith(b"ElementDataFile"):
+            pass
+        return file.tell()
+
+
 def header_lines(path: Path) -> Iterator[str]:
     """Yield a header's lines, without their ends. Raises VolumeError for what programs end in different places."""
     n_read = 0

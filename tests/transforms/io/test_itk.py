@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
@@ -54,3 +56,59 @@ def test_all_spellings_of_a_number_type_are_read(tmp_path, name):
     path.write_bytes(path.read_bytes().replace(b"type: short", f"type: {name}".encode(), 1))
     assert np.array_equal(read_volume(path).array, expected)
     assert np.array_equal(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T, expected)
+
+
+def nrrd_head(space: str) -> bytes:
+    return (
+        f"NRRD0004\ntype: short\ndimension: 3\nspace: {space}\nsizes: 5 6 7\n"
+        "space directions: (0.8,0.1,0) (-0.1,0.9,0.2) (0,-0.2,2.5)\nspace origin: (10,20,30)\n"
+        "endian: little\nencoding: raw\n\n"
+    ).encode()
+
+
+@pytest.mark.parametrize(
+    ("space", "right", "front"),
+    [
+        ("right-anterior-superior", 1, 1),
+        ("left-posterior-superior", -1, -1),
+        ("left-anterior-superior", -1, 1),
+        ("LAS", -1, 1),
+    ],
+)
+def test_a_nrrd_lies_where_its_space_says(tmp_path, space, right, front):
+    path = tmp_path / "a.nrrd"
+    path.write_bytes(nrrd_head(space) + volume().tobytes(order="F"))
+    found = read_volume(path)
+    assert np.array_equal(found.array, volume())
+    in_space = np.array([[0.8, -0.1, 0, 10], [0.1, 0.9, -0.2, 20], [0, 0.2, 2.5, 30], [0, 0, 0, 1]])
+    np.testing.assert_allclose(found.affine, np.diag([right, front, 1, 1]) @ in_space, atol=1e-12)
+
+
+META_HEAD = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = False\nCompressedData = True\n{more}"
+    "Offset = 0 0 0\nTransformMatrix = 1 0 0 0 1 0 0 0 1\nElementSpacing = 1 1 1\nDimSize = 5 6 7\n"
+    "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+)
+
+
+def test_packed_metaimages_that_are_damaged_or_cut_short_are_refused(tmp_path):
+    path, packed = tmp_path / "a.mha", zlib.compress(volume().tobytes(order="F"), 0)  # packed, but not changed
+
+    def write(content: bytes, size: int) -> None:
+        path.write_bytes(META_HEAD.format(more=f"CompressedDataSize = {size}\n").encode() + content)
+
+    write(packed, len(packed))
+    assert np.array_equal(read_volume(path).array, volume())
+    damaged = bytearray(packed)
+    damaged[len(packed) // 2] ^= 0x10
+    write(bytes(damaged), len(packed))
+    refused(path, "damaged")
+    write(packed, len(packed) // 2)
+    refused(path, "truncated")
+
+
+def test_packed_metaimages_without_their_length_are_refused(tmp_path):
+    path, packed = tmp_path / "a.mha", zlib.compress(volume().tobytes(order="F"))
+    for more in ("", "CompressedDataSize = 0\n"):
+        path.write_bytes(META_HEAD.format(more=more).encode() + packed)
+        refused(path, "CompressedDataSize")
