@@ -136,7 +136,7 @@ class SlidingWindow:
         self._ready = [(at, part) for at, part in self._ready if at + part.shape[1] > first]
         if self._ready[0][0] > first:
             raise ValueError(f"slices: {start} to {stop} lie before what is kept; ask in rising order")
-        parts = [part[:, max(0, first - at) : last - at] for at, part in self._ready]
+        parts = [part[:, max(0, first - at) : max(0, last - at)] for at, part in self._ready]
         found = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
         return self._cropped(found.movedim(1, 1 + self.axis))
 

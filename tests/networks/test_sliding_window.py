@@ -122,3 +122,10 @@ def test_a_window_larger_than_the_volume_and_a_step_of_nothing_are_refused():
         window_starts(10, 11)
     with pytest.raises(ValueError, match="step: expected a share"):
         window_starts(10, 5, 0.0)
+
+
+def test_slices_within_those_handed_out_before_come_alone():
+    window = SlidingWindow(lambda x: x, torch.arange(26.0).view(1, 13, 2, 1), (5, 2, 1), step=1.0, axis=0)
+    for start, stop in ((0, 9), (5, 9), (6, 7)):
+        expected = torch.arange(2.0 * start, 2.0 * stop).view(1, -1, 2, 1)
+        torch.testing.assert_close(window.slices(start, stop), expected)
