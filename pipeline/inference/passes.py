@@ -339,11 +339,12 @@ def refuse_window(models: Sequence[Model], options: InferenceOptions) -> None:
     """
     if options.roi is None:
         return
+    roi = triple(options.roi)
     for model in models:
         probe = Probe(model.network, model.name, model.n_channels, len(model.class_names))
         trained = triple(model.preprocessing.get("target_size") or SMALL_SIZE)
-        if not _takes(probe, options.roi) and _takes(probe, trained):
-            asked, other = (" ".join(map(str, size)) for size in (options.roi, _larger(options.roi, trained, probe)))
+        if not _takes(probe, roi) and _takes(probe, trained):
+            asked, other = (" ".join(map(str, size)) for size in (roi, _larger(roi, trained, probe)))
             raise NetworkError(
                 f"roi {asked}: expected a window that the network of {model.name} takes, such as {other}, found "
                 "one that it does not take; give that one, or leave roi out"

@@ -192,4 +192,4 @@ def test_a_window_that_pooling_leaves_nothing_of_is_refused_with_one_that_the_ne
     path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
     with pytest.raises(NetworkError, match=r"roi 8 32 24: .* network of run0 takes, such as 16 32 24, found"):
         predicted([run], [path], out, roi=(8, 32, 24))
-    assert predicted([run], [path], out, roi=(16, 32, 24)).n_done == 1
+    assert predicted([run], [path], out, roi=[16, 32, 24]).n_done == 1  # a list, too, from Python
