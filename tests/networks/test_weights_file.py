@@ -29,6 +29,13 @@ def test_a_state_dict_is_found_by_itself_and_where_programs_put_it(tmp_path, wei
     assert all(torch.equal(found.weights[key], weights[key]) for key in weights)
 
 
+def test_weights_that_a_file_holds_under_several_names_are_read(tmp_path):
+    network = nn.Conv3d(1, 4, 3)
+    model = nn.ModuleDict({name: nn.ModuleDict({"net": network}) for name in ("model", "loss", "metric")})
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    assert list(read_weights(tmp_path / "a.pt").weights) == list(model.state_dict())
+
+
 def test_a_checkpoint_of_ours_comes_with_its_description(tmp_path):
     network = BodyNet(base_channels=2, n_classes=2)
     checkpoint = {"format": 1, "state_dict": network.state_dict(), "network": network_settings(network)}
