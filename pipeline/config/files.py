@@ -68,7 +68,13 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Writes what `_PlainLoader` reads back: texts that look like its numbers in quotes."""
+    """Writes what `_PlainLoader` reads back: texts that look like its numbers in quotes, and the line separator that
+    readers would take for a blank escaped."""
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        analysis = super().analyze_scalar(scalar)
+        analysis.allow_single_quoted = analysis.allow_single_quoted and "\x85" not in scalar
+        return analysis
 
 
 _WITH_EXPONENT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))

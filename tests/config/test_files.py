@@ -198,7 +198,7 @@ def test_a_number_that_is_not_decimal_is_refused_by_line(tmp_path, text, found):
 
 @pytest.mark.parametrize("in_one_line", [True, False])
 def test_what_is_written_as_yaml_is_the_same_to_other_readers(in_one_line):
-    values = {7: "liver", **dict(enumerate(TEXTS, 10)), 40: [1, 1e-5, 1e20, None, True]}
+    values = {7: "liver", **dict(enumerate(TEXTS, 10)), 40: [1, 1e-5, 1e20, None, True], 41: "a\x85b"}
     text = write_yaml(values, in_one_line=in_one_line)
     assert read_yaml(text) == yaml.safe_load(text) == values
     assert in_one_line == (text.count("\n") == 1)
