@@ -33,7 +33,7 @@ from pipeline.console.terminal import screen_width
 from pipeline.console.text import BYTES_PER_GB, fitted, gigabytes, printable
 from pipeline.files.atomic import check_writable, make_folder, write_atomically
 from pipeline.planning.choice import MEMORY_SHARE, DataSummary
-from pipeline.planning.data_settings import described, refuse_chosen
+from pipeline.planning.data_settings import DESCRIBING, described, refuse_chosen
 from pipeline.planning.machine import BETWEEN_STEPS_S, GPU_CASE_S, GPU_EPOCH_S, Cost, Machine
 from pipeline.planning.network_shape import Triple, target_spacing
 from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
@@ -287,7 +287,7 @@ def to_yaml(plan: Plan, budget_s: float) -> str:
         for key, because in sorted(reasons.items(), key=lambda item: item[1] != ""):
             value = plan.settings[group][key]
             text = json.dumps(value, ensure_ascii=False)
-            if isinstance(value, dict) or key in ("dataset_root", "cache_dir", "name", "split_file"):
+            if isinstance(value, dict) or key in ("dataset_root", "name", *DESCRIBING):
                 text = write_yaml(value, in_one_line=True).strip()
                 text = text.removesuffix("...").strip()
             lines.append(f"  {key}: {text}" + (f"  # {because}" if because else ""))

@@ -21,10 +21,12 @@ from pipeline.compute.memory import available_cores
 from pipeline.config.files import from_mapping, load_mapping
 from pipeline.config.settings import Config, ConfigError
 from pipeline.phantoms.sample_dataset import write_dataset
-from pipeline.plan import cost_of
+from pipeline.plan import cost_of, to_yaml
 from pipeline.planning.machine import BETWEEN_STEPS_S
+from pipeline.planning.plan import make_plan
 from pipeline.training.prepared_data import preprocessing_of
 from pipeline.training.step_times import StepTime, measure_steps
+from tests.support.plans import HIPPOCAMPUS, MACHINE, Measured
 from tests.support.volume_files import save
 
 
@@ -338,6 +340,15 @@ def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatc
     assert coarse >= 2
     assert "falx (in 4 cases)" in warned[coarse]
     assert "falx" not in warned[fine]
+
+
+def test_names_with_any_line_separator_are_read_back_as_they_were_given():
+    plan = make_plan(HIPPOCAMPUS, MACHINE, 3600, Measured())
+    given = {"class_names": ["background", "a\x85b\u2028c\x7f"], "subject_pattern": "(.+)\x85.*", "intensity": "mr"}
+    for name, value in {"experiment.name": "p", **{f"data.{key}": value for key, value in given.items()}}.items():
+        plan.put(name, value, "")
+    read = yaml.safe_load(to_yaml(plan, 3600))["data"]
+    assert {key: read[key] for key in given} == given
 
 
 def test_a_plan_is_not_called_json(dataset, tmp_path, capsys):

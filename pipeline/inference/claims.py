@@ -59,7 +59,7 @@ class CaseClaims:
 
     def remove_left(self, case: str) -> None:
         """Remove the lock of a finished case whose process was killed right after the record, unless it is held."""
-        with contextlib.suppress(CaseTakenError, FileError):
+        with contextlib.suppress(CaseTakenError, FileError, OSError):
             if self._outputs.lock_file(case).exists():
                 self.claim(case)
                 self.release(case)
