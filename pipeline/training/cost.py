@@ -203,10 +203,11 @@ def less_memory(settings: Config, *, workers_first: bool = False, may_take_longe
     """
     data, model = settings.data, settings.model
     own = {"base_channels", "light"} & (model.network or {}).keys()  # there the flags for them are refused
+    recomputes = model.checkpointing or bool((model.network or {}).get("checkpointing"))
     helps = {
         "lower --num_workers": workers_first and data.num_workers > 0,
         "lower --batch_size": data.batch_size > 1,
-        "set --model.checkpointing true": may_take_longer and model.is_body_net and not model.checkpointing,
+        "set --model.checkpointing true": may_take_longer and model.is_body_net and not recomputes,
         "choose a smaller --target_size": True,
         "train the light model (--use_light_model)": model.is_body_net and not (own or model.use_light_model),
         "lower --base_channels": model.is_body_net and not own and model.base_channels > model.least_channels,

@@ -199,14 +199,19 @@ def test_advice_where_memory_ends_names_only_settings_that_the_network_takes(
 ) -> None:
     """The light form, checkpointing and base_channels are refused beside another network, or change nothing in it."""
     unet = {"base_channels": 32, "network": {"_target_": "UNet", "channels": [8, 16], "strides": [2]}}
-    for model, others in (({"base_channels": 4}, True), (unet, False)):
+    recomputing = {"network": {"_target_": "BodyNet", "checkpointing": True}}
+    for model, others in (
+        ({"base_channels": 4}, {"--model.checkpointing", "--use_light_model"}),
+        (unet, set()),
+        (recomputing, {"--use_light_model", "--base_channels"}),
+    ):
         config = configured(folder.root / "cases.json", model=model)
         killed = subprocess.CompletedProcess([], -signal.SIGKILL, "", "")
         monkeypatch.setattr(cost, "run_measurement", lambda *asked, killed=killed, **limit: killed)
         finding = measure_step(config, in_channels=1, n_classes=4)
         assert isinstance(finding, Finding)
         found = set(re.findall(r"--[\w.]+", finding.remedy))
-        assert found == {"--target_size"} | ({"--model.checkpointing", "--use_light_model"} if others else set())
+        assert found == {"--target_size"} | others
 
 
 def test_advice_for_a_step_that_takes_too_long_names_nothing_that_makes_it_longer(
