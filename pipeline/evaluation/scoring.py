@@ -89,7 +89,7 @@ def _in_processes(score: Callable[..., CaseScores], pairs: Sequence[Pair], n_wor
         if error.errno != errno.ENOSPC or not lacks_shared_memory():
             raise
         raise EvaluationError(
-            f"the shared memory (/dev/shm) has no room for {n_workers} processes that score; use bodyseg evaluate "
+            f"the shared memory (/dev/shm) is too small for {n_workers} processes that score; use bodyseg evaluate "
             f"--workers 1, or {MORE_SHARED_MEMORY}"
         ) from error
     waiting: dict[Future[CaseScores], Pair] = {}

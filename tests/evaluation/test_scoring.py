@@ -46,7 +46,9 @@ def test_a_full_shared_memory_is_said_as_such(folders, monkeypatch):
 
     monkeypatch.setattr(scoring, "ProcessPoolExecutor", full)
     monkeypatch.setattr(memory, "shared_memory", lambda: (0, 64 << 20))
-    with pytest.raises(EvaluationError, match=r"no room for 2 processes that score; use bodyseg evaluate --workers 1"):
+    with pytest.raises(
+        EvaluationError, match=r"too small for 2 processes that score; use bodyseg evaluate --workers 1"
+    ):
         evaluate(folders / "predictions", folders / "labels", ScoringOptions(workers=2))
 
 

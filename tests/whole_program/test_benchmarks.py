@@ -31,7 +31,7 @@ PEERS_WARNINGS = (
     "ignore:.*smaller than the logging interval.*",
     "ignore:.*isinstance\\(treespec, LeafSpec\\).*",
     "ignore:.*have no `val_dataloader`.*",
-    "ignore:.*is all 0, this may result in nan/inf distance",  # a toy volume has no room for all structures
+    "ignore:.*is all 0, this may result in nan/inf distance",  # a tiny volume does not hold all structures
     "ignore:NvImgCodecPydicomReader.*",  # MONAI asks for every reader it could have
     "ignore:.*always_return_as_numpy.*:FutureWarning",  # inside MONAI 1.6
 )
