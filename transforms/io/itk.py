@@ -30,14 +30,7 @@ from transforms.io.grid import (
     check_memory,
     check_shape,
 )
-from transforms.io.itk_header import (
-    is_nrrd,
-    meta_data_file,
-    meta_header,
-    meta_header_end,
-    nrrd_data_file,
-    nrrd_header,
-)
+from transforms.io.itk_header import header_end, is_nrrd, meta_data_file, meta_header, nrrd_data_file, nrrd_header
 
 # The signs that turn a space of NRRD to RAS+. ITK passes every other one on as if it were LPS, and until 2025 it
 # turned the wrong axis of "left-anterior-superior" (its issue 5207): the vectors are taken from the header itself.
@@ -69,7 +62,7 @@ class _Claims(NamedTuple):
     """The file that holds them."""
     compressed: bool
     start: int | None = None
-    """Byte of that file at which the packed voxels of a MetaImage begin; else None."""
+    """Byte of that file at which packed voxels begin; else None, and where that is not known."""
     packed_bytes: int | None = None
     """Bytes that these take where the header says so."""
 
@@ -145,19 +138,27 @@ def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Pat
 
 
 def _check_packed(claims: _Claims, start: int, path: Path) -> None:
-    """Unpack a MetaImage to the end of its stream, where its check sum is: ITK hands on what is damaged or missing.
+    """Unpack voxels to the end of their stream, where its check sum is: ITK hands on what is damaged or missing.
+
+    As ITK takes them: zlib or gzip, of a NRRD one gzip behind the other, too.
 
     Raises:
         VolumeError: it is truncated or damaged.
     """
-    stream, n_bytes = zlib.decompressobj(zlib.MAX_WBITS | 32), 0  # zlib or gzip, as MetaIO takes both
+    stream, n_bytes, several = zlib.decompressobj(zlib.MAX_WBITS | 32), 0, is_nrrd(path)
     left = claims.data_path.stat().st_size if claims.packed_bytes is None else claims.packed_bytes
     try:
         with claims.data_path.open("rb") as file:
             file.seek(start)
-            while not stream.eof and left and (block := file.read(min(left, _BLOCK))):
+            while (not stream.eof or n_bytes < claims.n_bytes) and left and (block := file.read(min(left, _BLOCK))):
                 left -= len(block)
-                n_bytes += len(stream.decompress(block))
+                while block:
+                    if stream.eof:
+                        if not several or n_bytes >= claims.n_bytes:
+                            break
+                        stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                    n_bytes += len(stream.decompress(block))
+                    block = stream.unused_data
     except zlib.error as error:
         found = f"a damaged one ({error})"
         raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error
@@ -189,7 +190,11 @@ def _nrrd(fields: dict[str, str], path: Path) -> _Claims:
         expected, remedy = "the encoding raw, gzip, hex or ascii", "save it again"
         raise VolumeError("unreadable", path, expected, encoding or "none", remedy)
     n_bytes = least[encoding] * math.prod(sizes)
-    return _Claims(sizes, n_bytes, _data_path(nrrd_data_file(fields), path), encoding.startswith("gz"))
+    data_path, compressed = _data_path(nrrd_data_file(fields), path), encoding.startswith("gz")
+    start = None
+    if compressed and fields.keys().isdisjoint({"lineskip", "byteskip"}):
+        start = header_end(path) if data_path == path else 0
+    return _Claims(sizes, n_bytes, data_path, compressed, start)
 
 
 def _meta(fields: dict[str, str], path: Path) -> _Claims:
@@ -210,8 +215,9 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
         expected, remedy = "CompressedDataSize in the header of packed voxels", "save it again"
         raise VolumeError("unreadable", path, expected, "none", remedy)
     start = None
-    if compressed and fields.get("HeaderSize", "0") == "0":  # else the voxels are behind something else
-        start = meta_header_end(path) if data_path == path else 0
+    if compressed:
+        start = _integers({"HeaderSize": "0"} | fields, "HeaderSize", path)[0]  # MetaIO counts from the file's start
+        start = header_end(path) if start == 0 and data_path == path else start
     return _Claims(sizes, n_bytes, data_path, compressed, start, packed_bytes)
 
 

@@ -90,11 +90,12 @@ def meta_header(path: Path) -> dict[str, str]:
     raise VolumeError("unreadable", path, "ElementDataFile at the header's end", "none", remedy)
 
 
-def meta_header_end(path: Path) -> int:
-    """Return the byte behind a MetaImage header, where its voxels follow in the same file. Raises OSError."""
+def header_end(path: Path) -> int:
+    """Return the byte behind a header, where voxels follow in the same file. Raises OSError."""
     with path.open("rb") as file:
-        while (line := file.readline()) and not line.startswith(b"ElementDataFile"):
-            pass
+        for line in iter(file.readline, b""):
+            if not line.strip(b"\r\n") if is_nrrd(path) else line.startswith(b"ElementDataFile"):
+                break
         return file.tell()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
 
 import numpy as np
@@ -105,6 +106,36 @@ def test_packed_metaimages_that_are_damaged_or_cut_short_are_refused(tmp_path):
     refused(path, "damaged")
     write(packed, len(packed) // 2)
     refused(path, "truncated")
+
+
+def test_packed_metaimages_behind_a_header_of_another_size_are_refused_or_read(tmp_path):
+    path, packed = tmp_path / "a.mhd", bytearray(16) + zlib.compress(volume().tobytes(order="F"), 0)
+    head = META_HEAD.format(more=f"CompressedDataSize = {len(packed) - 16}\nHeaderSize = 16\n")
+    path.write_text(head.replace("LOCAL", "a.zraw"))
+    (tmp_path / "a.zraw").write_bytes(packed)
+    assert np.array_equal(read_volume(path).array, volume())
+    packed[len(packed) // 2] ^= 0x10
+    (tmp_path / "a.zraw").write_bytes(packed)
+    refused(path, "damaged")
+    local = tmp_path / "b.mha"
+    local.write_bytes(head.encode() + packed[16:])
+    refused(local, "damaged")
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n"])
+def test_packed_nrrds_are_read_in_one_or_two_pieces_and_refused_where_damaged(tmp_path, end):
+    head = nrrd_head("LPS").replace(b"encoding: raw\n\n", b"encoding: gzip" + end)
+    path, voxels = tmp_path / "a.nrrd", volume().tobytes(order="F")
+    path.write_bytes(head + gzip.compress(voxels))
+    assert np.array_equal(read_volume(path).array, volume())
+    path.write_bytes(head + gzip.compress(voxels[:100]) + gzip.compress(voxels[100:]))
+    assert np.array_equal(read_volume(path).array, volume())
+    packed = bytearray(gzip.compress(voxels, 0))
+    for at in range(12, len(packed), 7):
+        damaged = packed.copy()
+        damaged[at] ^= 0x10
+        path.write_bytes(head + damaged)
+        refused(path)
 
 
 def test_packed_metaimages_without_their_length_are_refused(tmp_path):
