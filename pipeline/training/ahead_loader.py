@@ -28,6 +28,19 @@ class AheadLoader:
     def __len__(self) -> int:
         return len(self.loader)
 
+    @property
+    def _iterator(self) -> Any:
+        """The loader's own, whose workers Lightning ends with a training; it looks for it here.
+
+        Left alone, each of a loader with pinned memory keeps the program for 5 s at its end (torch before 2.13).
+        """
+        return self.loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self.loader._iterator = iterator
+        self._batches = iter(())
+
     def __iter__(self) -> Iterator[Any]:
         self._batches, self._fetched = iter(self.loader), []
         return self

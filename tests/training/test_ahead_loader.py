@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
@@ -76,3 +79,26 @@ def test_a_training_fetches_each_next_batch_and_tells_the_sampler_its_epochs(tmp
     assert sampler.epochs == [0, 1]
     assert sorted(seen) == sorted(2 * [case["case"] for case in cases])
     assert len(calls) == 2 * (4 + 4)  # after each backward pass, and when Lightning asks for a batch
+
+
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in QUIET])
+@pytest.mark.parametrize("fails", [False, True])
+def test_workers_stay_for_all_epochs_and_end_with_the_training(fails, tmp_path):
+    cases = [{**batch, "case": batch["case"][0]} for batch in batches(4)]
+    loader = DataLoader(cases, batch_size=None, num_workers=2, persistent_workers=True)
+    workers = []
+
+    def prepare(batch):
+        workers.append([worker.pid for worker in multiprocessing.active_children()])
+        if fails and len(workers) == 6:
+            raise RuntimeError("a batch that cannot be prepared")
+        return batch | {"case": [batch["case"]]}
+
+    fit = trainer(tmp_path)
+    fit.fit_loop.max_epochs = 2
+    with pytest.raises(RuntimeError, match="cannot be prepared") if fails else nullcontext():
+        fit.fit(module(), AheadLoader(loader, prepare))
+    assert len(workers) >= 6
+    assert all(each == workers[0] for each in workers)
+    assert len(workers[0]) == 2
+    assert not multiprocessing.active_children()
