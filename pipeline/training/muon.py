@@ -76,20 +76,17 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, trained: Sequence[Tensor], group: dict[str, Any]) -> None:
-        directions: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for parameter in trained:
-            gradient, state = parameter.grad, self.state[parameter]
-            assert gradient is not None
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(gradient)
-            state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
-            direction = gradient.lerp(state["momentum_buffer"], MOMENTUM).flatten(1)
-            directions[direction.shape].append((parameter, direction))
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        for shape, pairs in directions.items():  # those of one shape together: a GPU has less to start
-            steps = orthogonalised(torch.stack([direction for _, direction in pairs]))
-            for (parameter, _), step in zip(pairs, steps, strict=True):
-                parameter.add_(step.view_as(parameter), alpha=-group["lr"] * RMS * max(shape) ** 0.5)
+        parameters, gradients = list(trained), [cast(Tensor, parameter.grad) for parameter in trained]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        means = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
+        directions = [each.flatten(1) for each in torch._foreach_lerp(gradients, means, MOMENTUM)]
+        steps = [step.view_as(p) for step, p in zip(orthogonalised(directions), parameters, strict=True)]
+        torch._foreach_mul_(steps, [RMS * max(direction.shape) ** 0.5 for direction in directions])
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, steps, alpha=-group["lr"])
 
     def _step_others(self, trained: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in trained:
@@ -130,24 +127,46 @@ def hidden_matrices(network: nn.Module, head: nn.Module | None = None) -> list[n
     return [cast(nn.Parameter, layer.weight) for layer in layers if getattr(layer, "groups", 1) == 1]
 
 
-def orthogonalised(matrices: Float[Tensor, "*n rows columns"]) -> Float[Tensor, "*n rows columns"]:
+def orthogonalised(matrices: Sequence[Float[Tensor, "rows columns"]]) -> list[Float[Tensor, "rows columns"]]:
     """Bring all singular values near 1 (0.7 to 1.2) but those below a hundredth of a matrix's Frobenius norm.
 
     The polynomials are applied to the product of a matrix with its own transpose, of the shorter side, so that the
-    matrix itself is multiplied only twice.
+    matrix itself is multiplied only twice; those with the same shorter side together, so that a GPU has less to start.
     """
-    is_tall = matrices.shape[-2] > matrices.shape[-1]
-    flat = matrices.mT if is_tall else matrices
-    if torch.get_float32_matmul_precision() != "highest":  # rounded products would let small singular values explode
-        flat = flat.double()
+    by_side: dict[int, dict[torch.Size, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for position, matrix in enumerate(matrices):
+        by_side[min(matrix.shape)][matrix.shape].append(position)
+    found = list(matrices)
+    for shapes in by_side.values():
+        flats = [_lying([matrices[position] for position in positions]) for positions in shapes.values()]
+        roots = _inverse_root(torch.cat([flat @ flat.mT for flat in flats]))
+        for (shape, positions), flat in zip(shapes.items(), flats, strict=True):
+            root, roots = roots[: len(positions)], roots[len(positions) :]
+            steps = (root @ flat).to(matrices[positions[0]].dtype)
+            for position, step in zip(positions, steps.mT if shape[0] > shape[1] else steps, strict=True):
+                found[position] = step
+    return found
+
+
+def _lying(matrices: Sequence[Tensor]) -> Tensor:
+    """Those of one shape in one tensor, no higher than wide."""
+    stacked = torch.stack(list(matrices))
+    flat = stacked.mT if stacked.shape[-2] > stacked.shape[-1] else stacked
+    # Rounded products would let small singular values explode.
+    return flat if torch.get_float32_matmul_precision() == "highest" else flat.double()
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """What matrices with the products `gram`, (n, side, side), are multiplied by so that their singular values are
+    near 1."""
     a, b, c = COEFFICIENTS
-    gram = flat @ flat.mT
-    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp(min=torch.finfo(gram.dtype).tiny)[..., None, None]
+    norm = gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_(min=torch.finfo(gram.dtype).tiny)[:, None, None]
     gram = gram / norm
-    factor = identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    for _ in range(N_ITERATIONS):
-        polynomial = a * identity + b * gram + c * gram @ gram
-        factor = polynomial @ factor
-        gram = polynomial @ gram @ polynomial
-    out = ((factor / norm.sqrt()) @ flat).to(matrices.dtype)
-    return out.mT if is_tall else out
+    root = norm.rsqrt()
+    for iteration in range(N_ITERATIONS):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        root = polynomial @ root if iteration else polynomial * root
+        if iteration + 1 < N_ITERATIONS:
+            gram = polynomial @ gram @ polynomial
+    return root

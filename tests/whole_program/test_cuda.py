@@ -23,6 +23,8 @@ from pipeline.losses.deep_supervision import label_at_level
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.metrics.slab_argmax import segment_in_slabs
 from pipeline.training.lightning_module import SegmentationModule, TrainingError
+from pipeline.training.muon import hidden_matrices
+from pipeline.training.optimisation import Optimisation
 from pipeline.training.schedule import Schedule
 from transforms.augment import RandomAugmentd, Strengths
 from transforms.restore import FeatureMap, restore
@@ -38,10 +40,12 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 5e-3, torc
 @pytest.fixture(autouse=True)
 def _exact_float32():
     """Without TF32: its ten bits of mantissa would hide what the tests are after."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
     yield
-    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    torch.set_float32_matmul_precision(before[0])
+    torch.backends.cudnn.allow_tf32 = before[1]
 
 
 def computed(device, dtypes, operation, *tensors):
@@ -251,6 +255,29 @@ def test_labels_at_a_coarse_level_are_the_cpus(dtype):
     found = label_at_level(label.to(DEVICE), level)
     assert found.dtype == dtype
     assert torch.equal(found.cpu(), label_at_level(label, level))
+
+
+@pytest.mark.parametrize("matmul_precision", ["highest", "high"])
+def test_muon_steps_as_on_a_cpu(matmul_precision):
+    """Also where TF32 is allowed, whose rounded products would let small singular values explode."""
+    network = BodyNet(1, 5, base_channels=8)
+    gradients = [[torch.randn_like(p) for p in network.parameters()] for _ in range(3)]
+
+    def stepped(device):
+        trained = copy.deepcopy(network).to(device)
+        optimiser = Optimisation("muon", weight_decay=0.1).build(
+            trained.parameters(), lr=0.02, fused=device == DEVICE, matrices=hidden_matrices(trained, trained.head)
+        )
+        for drawn in gradients:
+            for parameter, gradient in zip(trained.parameters(), drawn, strict=True):
+                parameter.grad = gradient.to(device)
+            optimiser.step()
+        return [parameter.detach().cpu() for parameter in trained.parameters()]
+
+    expected = stepped("cpu")
+    torch.set_float32_matmul_precision(matmul_precision)
+    for found, right in zip(stepped(DEVICE), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*(many workers|no `val_dataloader`|isinstance\\(treespec)")

@@ -325,7 +325,7 @@ CALLS: dict[str, Call] = {
     "pipeline.visualisation.planes.cut_planes": lambda f, g: f(
         g.array(*SIZE), g.label_array(*SIZE), g.affine(), 0.0, beside=g.label_array(*SIZE)
     ),
-    "pipeline.training.muon.orthogonalised": lambda f, g: f(g.floats(4, 9, only="float32")),
+    "pipeline.training.muon.orthogonalised": lambda f, g: f([g.floats(4, 9, only="float32")]),
     "pipeline.writers.nifti.write_probabilities": lambda f, g: f(
         segmentation_of(save_source(g.folder / "a.nii", shape=SIZE)),
         g.label_array(*SIZE, only="uint8"),
