@@ -233,6 +233,10 @@ def _put_given(plan: Plan, data: DataConfig, screened: Screened, *, scales_mr: b
     scales_mr: whether the percentiles that MR is scaled by were given.
     """
     given = described(data)
+    if data.split_shares == SPLIT_SHARES:
+        given.pop("split_shares", None)  # the plan's own, which it has put down where cases are divided by shares
+    elif not data.folds:
+        given["split_shares"] = list(data.split_shares)
     unused = unused_scaling(data, screened.intensity.by_channel)
     for name, value in ({"cache_dir": data.cache_dir} | given).items():
         if name in unused:

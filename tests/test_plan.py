@@ -317,6 +317,19 @@ def test_intensities_are_planned_as_the_data_have_them(
     assert "intensity" not in json.loads(capsys.readouterr().out)["settings"]["data"]
 
 
+@pytest.mark.parametrize("shares", [[50, 25, 25], [80, 10, 10], [90, 10, 0], None])
+def test_shares_that_are_given_divide_the_cases_in_place_of_the_plans_own(shares, tmp_path, monkeypatch, capsys):
+    steps = [step((32, 32, 32), 2, 0.05, 0.05, 10**8), step((64, 64, 64), 2, 0.3, 0.3, 10**9)]
+    monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
+    write_dataset(tmp_path / "bodies", n_cases=12, voxel_mm=24)
+    command = ["plan", str(tmp_path / "bodies"), "--cache_dir", str(tmp_path / "cache"), "--json"]
+    given = ["--data.split_shares", *map(str, shares)] if shares else []
+    output = tmp_path / "plan.yaml"
+    assert main([*command, "--output", str(output), *given]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["data"]["split_shares"] == (shares or [90, 10, 0])
+    assert yaml.safe_load(output.read_text())["data"]["split_shares"] == (shares or [90, 10, 0])
+
+
 def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):
     def slow(request):
         return [step(patch, batch, 1e-5 * math.prod(patch) * batch, 1, 1000) for patch, batch in request.steps]

@@ -40,8 +40,6 @@ def run(arguments: list[str]) -> int:
     others = setting_flags.settings_without_flag(parser, arguments)
     refuse_chosen([name for name in others if name != "data.dataset_root"])
     settings, given = setting_flags.parse_some(parser, arguments)
-    if not any(word.partition("=")[0] == "--data.percentiles" for word in arguments):
-        del settings["data"]["percentiles"]  # where they are given, MR is scaled by them, also by the usual ones
     budget_s = parse_time(given["budget"])
     with quick_imports():
         from pipeline.plan import plan, to_json, to_text
@@ -53,7 +51,7 @@ def run(arguments: list[str]) -> int:
             given["output"],
             name=given["exp_name"],
             memory_gb=given["memory"],
-            data=settings["data"],
+            data=settings.get("data"),
             progress=bar.update,
         )
     for warning in report.warnings:

@@ -144,20 +144,31 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     """Read flags where `parser` has those of some settings alone.
 
     Returns:
-        These settings by group and name, and the values of the parser's other flags.
+        Those of these settings that are given, by group and name, and the values of the parser's other flags.
 
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
     parsed = _parsed(parser, _with_true(arguments), None)
-    return {name: parsed.pop(name) for name in GROUPS if name in parsed}, parsed
+    settings = {name: parsed.pop(name) for name in GROUPS if name in parsed}
+    flags, actions = _flags(arguments), parser._option_string_actions
+    given = {actions[flag].dest if flag in actions else flag.removeprefix("--") for flag in flags}
+    given = {".".join(name.split(".")[:2]) for name in given}  # --data.label_remap.7 is an entry of a setting
+    return {
+        group: {name: value for name, value in values.items() if f"{group}.{name}" in given}
+        for group, values in settings.items()
+    }, parsed
 
 
 def settings_without_flag(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """The full names of the settings that are given, by long or short flags, to a parser that lacks these."""
-    flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-    unknown = [flag.removeprefix("--") for flag in flags if flag not in parser._option_string_actions]
+    unknown = [flag.removeprefix("--") for flag in _flags(arguments) if flag not in parser._option_string_actions]
     return [SHORT_FLAGS.get(name, name) for name in unknown if SHORT_FLAGS.get(name, name) in ALL]
+
+
+def _flags(arguments: Sequence[str]) -> list[str]:
+    """The words that are flags, without the value that follows "=" in some."""
+    return [word.partition("=")[0] for word in arguments if word.startswith("--")]
 
 
 def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None) -> dict[str, Any]:

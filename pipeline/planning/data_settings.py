@@ -13,6 +13,7 @@ DESCRIBING = (
     "folds",
     "fold",
     "split_file",
+    "split_shares",
     "class_names",
     "missing_masks",
     "label_remap",
