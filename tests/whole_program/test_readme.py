@@ -96,11 +96,11 @@ def test_new_results_are_written_into_the_table_and_the_costs(tmp_path):
 def test_the_costs_of_a_training_are_those_that_were_measured():
     gpu = comparison("gpu", "steps")["methods"]["BodyNet, ours"]
     assert gpu["facts"]["device"].startswith("NVIDIA H100")
-    assert re.search(r"one H100 \| 0\.06 s a scan and epoch \| 3\.8 GB of the GPU's", README)
-    assert rounds_to(gpu["seconds"], "0.06")
+    assert re.search(r"one H100 \| 0\.05 s a scan and epoch \| 3\.8 GB of the GPU's", README)
+    assert rounds_to(gpu["seconds"], "0.05")
     assert rounds_to(gpu["peak_bytes"] / 1e9, "3.8")
-    assert "100 whole bodies take that GPU 32 minutes for 300 epochs" in README
-    assert rounds_to(100 * 300 * gpu["seconds"] / 60, "32")
+    assert "100 whole bodies take that GPU 27 minutes for 300 epochs" in README
+    assert rounds_to(100 * 300 * gpu["seconds"] / 60, "27")
     for beginning in COSTS:
         said = re.search(rf"{re.escape(beginning)}(\d+) s(?: a scan and epoch)? \| (\d+\.\d) GB \|", README)
         assert said, beginning
