@@ -161,7 +161,10 @@ def _config(folder: str, dataset_root: str, n_epochs: int, base_channels: int) -
     config = from_mapping(load_mapping(CONFIG))
     listed = str(_write_list(folder, dataset_root))
     data = dataclasses.replace(config.data, dataset_root=listed, cache_dir=str(Path(folder, "cache")))
-    training = dataclasses.replace(config.training, max_epochs=n_epochs, warmup_epochs=0)
+    # AdamW on both sides, at a rate of its own.
+    training = dataclasses.replace(
+        config.training, optimizer="adamw", lr=2e-3, weight_decay=1e-4, max_epochs=n_epochs, warmup_epochs=0
+    )
     experiment = dataclasses.replace(config.experiment, log_dir=str(Path(folder, "logs")))
     model = dataclasses.replace(config.model, base_channels=base_channels)
     return dataclasses.replace(config, model=model, data=data, training=training, experiment=experiment)
