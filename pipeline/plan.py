@@ -125,9 +125,7 @@ def plan(
             process_bytes=int(MEMORY_SHARE * memory / n),
         )
         with one_step(progress, "measuring training steps"):
-            cost = cost_of(measure_steps(request), n)
-        on_gpu = devices.accelerator == "gpu"
-        return replace(cost, epoch_s=GPU_EPOCH_S, case_s=GPU_CASE_S) if on_gpu else cost
+            return cost_of(measure_steps(request), n, accelerator=devices.accelerator)
 
     machine = Machine(devices.accelerator, cores, memory)
     others = OtherPrograms()
@@ -147,7 +145,7 @@ def plan(
     return PlanReport(found, output, time.monotonic() - began, warnings)
 
 
-def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
+def cost_of(measured: Sequence[StepTime], n_cores: int, *, accelerator: str = "cpu") -> Cost:
     """Say what any step takes from two or three measured ones: of the smallest patch, of more of these, of the largest.
 
     For one process with all threads, or for one thread a process where that is faster (it was not measured where the
@@ -178,7 +176,7 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
     together = f"{each_s:.2g} s in each of {n_cores} processes of one thread, and " if large.in_processes else ""
     lacks = f"; {n_cores} could not be measured, as where memory ends" if n_cores > 1 and not large.in_processes else ""
     return Cost(
-        fixed_s=max(0.0, small_s - voxel_s * small_voxels - sample_s * small.batch) + BETWEEN_STEPS_S,
+        fixed_s=max(0.0, small_s - voxel_s * small_voxels - sample_s * small.batch) + BETWEEN_STEPS_S[accelerator],
         voxel_s=voxel_s,
         fixed_bytes=max(0.0, small.peak_bytes - voxel_bytes * small_voxels),
         voxel_bytes=voxel_bytes,
@@ -186,6 +184,8 @@ def cost_of(measured: Sequence[StepTime], n_cores: int) -> Cost:
         n_processes=n_cores if in_processes else 1,
         why_processes=f"a step of {patch} voxels takes {together}{large.all_threads[0]:.2g} s in one process{lacks}",
         sample_s=sample_s,
+        epoch_s=GPU_EPOCH_S if accelerator == "gpu" else 0.0,
+        case_s=GPU_CASE_S if accelerator == "gpu" else 0.0,
     )
 
 
