@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +69,7 @@ def check(
     *,
     costs: bool | None = None,
     suggest: bool = False,
+    given: Collection[str] = (),
     measure: bool = True,
     workers: int | None = None,
     trust: bool = False,
@@ -84,6 +85,7 @@ def check(
         target: the settings of a training, or the path of a data set.
         costs: estimate what the training costs; None: of settings yes, of a path no.
         suggest: where costs are not estimated, suggest what to train first, and estimate the costs of that.
+        given: full names of settings, such as data.split_shares, that what is suggested keeps with their defaults, too.
         measure: take real training steps, in a process of its own, for memory and time of the estimates.
         workers: cases opened at once; None: by cores and memory.
         trust: take network classes from any package in the step.
@@ -118,7 +120,7 @@ def check(
     if not costs:
         first = None
         if suggest and config.data.mode == "resize" and not errors(findings):
-            first = suggest_training(config, screened, measure=measure, progress=progress)
+            first = suggest_training(config, screened, given=given, measure=measure, progress=progress)
         return Report(findings, fingerprint, None, mirrored, start.lines, first, n_good)
     estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
     return Report((*findings, *cost_findings), fingerprint, estimate, mirrored, start.lines, n_good=n_good)

@@ -53,6 +53,7 @@ def run(arguments: list[str]) -> int:
             settings,
             costs=describes_training,
             suggest=True,
+            given=setting_flags.given_settings(parser, arguments),
             measure=not flags["no_measure"],
             trust=flags["trust_config"],
             progress=bar.update,

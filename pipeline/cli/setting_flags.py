@@ -151,13 +151,19 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     """
     parsed = _parsed(parser, _with_true(arguments), None)
     settings = {name: parsed.pop(name) for name in GROUPS if name in parsed}
-    flags, actions = _flags(arguments), parser._option_string_actions
-    given = {actions[flag].dest if flag in actions else flag.removeprefix("--") for flag in flags}
-    given = {".".join(name.split(".")[:2]) for name in given}  # --data.label_remap.7 is an entry of a setting
+    given = given_settings(parser, arguments)
     return {
         group: {name: value for name, value in values.items() if f"{group}.{name}" in given}
         for group, values in settings.items()
     }, parsed
+
+
+def given_settings(parser: ArgumentParser, arguments: Sequence[str]) -> set[str]:
+    """The full names of the settings that are given by flags that `parser` has, also where they have their default."""
+    flags, actions = _flags(arguments), parser._option_string_actions
+    given = {actions[flag].dest if flag in actions else flag.removeprefix("--") for flag in flags}
+    # --data.label_remap.7 is an entry of a setting
+    return {".".join(name.split(".")[:2]) for name in given} & set(ALL)
 
 
 def settings_without_flag(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from pipeline.config.settings import ConfigError, DataConfig
@@ -42,8 +42,10 @@ def refuse_chosen(given: Iterable[str]) -> None:
             )
 
 
-def described(data: DataConfig) -> dict[str, Any]:
+def described(data: DataConfig, given: Collection[str] = ()) -> dict[str, Any]:
     """The settings of `DESCRIBING` that differ from their defaults, by name, as a config file has them.
+
+    given: full names of settings that are kept with their defaults, too: a plan has others of its own.
 
     >>> described(DataConfig("scans", fill_nan=-1024, window=(-100, 300), batch_size=1))
     {'window': [-100, 300], 'fill_nan': -1024}
@@ -52,7 +54,7 @@ def described(data: DataConfig) -> dict[str, Any]:
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in values.items()
-        if value != getattr(DataConfig, name)
+        if value != getattr(DataConfig, name) or f"data.{name}" in given
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,18 +43,24 @@ class FirstTraining:
 
 
 def suggest_training(
-    config: Config, screened: Screened, *, measure: bool = True, progress: Progress | None = None
+    config: Config,
+    screened: Screened,
+    *,
+    given: Collection[str] = (),
+    measure: bool = True,
+    progress: Progress | None = None,
 ) -> FirstTraining | None:
     """Suggest a first training; None where no image could be read.
 
     Args:
         config: the settings, of which the target size is replaced.
         screened: the data set and what was found in it.
+        given: see `described`.
         measure: take training steps on small patches, in a process of its own, for time and memory.
         progress: called before and after these steps.
     """
     roots = config.data.dataset_roots
-    data_settings = described(config.data)
+    data_settings = described(config.data, given)
     others = replace(config.data, **{name: getattr(DataConfig, name) for name in DESCRIBING})
     has_other_settings = others != DataConfig(config.data.dataset_root)
     images = [case.images[0] for case in screened.cases if case.images]

@@ -162,6 +162,26 @@ def test_what_was_said_about_the_data_stands_in_the_commands_to_type(
     assert "Further settings of the data" in capsys.readouterr().out
 
 
+def test_what_was_said_as_it_is_by_default_is_told_the_plan_which_has_other_defaults(
+    dataset: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan leaves no case out for a test, and scales MR by mean and deviation."""
+    said = ["--data.split_shares", "80", "10", "10", "--data.percentiles", "0.5", "99.5"]
+    main(["check", dataset, *said, "--no_measure"])
+    training, planning = commands(capsys.readouterr().out)
+    taken: dict = {}
+
+    def plan_nothing(*words: object, data: dict, **rest: object) -> None:
+        taken.update(data)
+        raise ConfigError("enough")
+
+    monkeypatch.setattr("pipeline.plan.plan", plan_nothing)
+    assert main(planning[1:]) == 2
+    assert taken == {"split_shares": [80, 10, 10], "percentiles": [0.5, 99.5]}
+    assert main([*training[1:], "--print_config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["data"]["split_shares"] == [80, 10, 10]
+
+
 def test_the_cost_of_what_is_suggested_is_measured_here(dataset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step of 2 × 16³ voxels, where a voxel is said to take 1 ms and 10 kB beside 1 s and 1 GB."""
     sizes = [(patch, math.prod(patch)) for patch, _ in first_training.probes((16, 16, 16))]
