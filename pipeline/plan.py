@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def plan(
         found.warnings.append(_disturbed(others.n_cores(), cores))
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
-    _put_given(found, config.data, screened, scales_mr="percentiles" in (data or {}))
+    _put_given(found, config.data, screened, data or {})
     planned = from_mapping(found.settings)
     assessed = assess(planned, screened.dataset, screened.cases)
     _put_ct_scaling(found, assessed)
@@ -227,16 +227,18 @@ def _described(roots: Sequence[str], given: Mapping[str, Any]) -> Config:
     return from_mapping({"data": {"dataset_root": roots, **shares, **given}})
 
 
-def _put_given(plan: Plan, data: DataConfig, screened: Screened, *, scales_mr: bool) -> None:
+def _put_given(plan: Plan, data: DataConfig, screened: Screened, said: Collection[str]) -> None:
     """Write down what was said about the data, and how the training scales MR where that was left open.
 
-    scales_mr: whether the percentiles that MR is scaled by were given.
+    said: names of the settings that were given.
     """
     given = described(data)
-    if data.split_shares == SPLIT_SHARES:
-        given.pop("split_shares", None)  # the plan's own, which it has put down where cases are divided by shares
-    elif not data.folds:
+    given.pop("split_shares", None)  # where it was not said, the plan's own or the default
+    if "split_shares" in said and "split_shares" in plan.settings["data"]:
         given["split_shares"] = list(data.split_shares)
+    elif "split_shares" in said:
+        what = "data.folds divide" if data.folds else "the data set's own split divides"
+        plan.warnings.append(f"data.split_shares is left out: {what} the cases")
     unused = unused_scaling(data, screened.intensity.by_channel)
     for name, value in ({"cache_dir": data.cache_dir} | given).items():
         if name in unused:
@@ -244,7 +246,7 @@ def _put_given(plan: Plan, data: DataConfig, screened: Screened, *, scales_mr: b
         else:
             plan.put(f"data.{name}", value, "")
     ways = set(screened.intensity.by_channel)
-    if "mr" in ways <= {"mr", "zscore"} and "intensity" not in given and not scales_mr:
+    if "mr" in ways <= {"mr", "zscore"} and "intensity" not in given and "percentiles" not in said:
         plan.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
 
 

@@ -333,6 +333,27 @@ def test_shares_that_are_given_divide_the_cases_in_place_of_the_plans_own(shares
     assert yaml.safe_load(output.read_text())["data"]["split_shares"] == (shares or [90, 10, 0])
 
 
+@pytest.mark.parametrize("shares", [[80, 10, 10], [90, 10, 0], [50, 25, 25]])
+@pytest.mark.parametrize("by", ["a split of its own", "folds"])
+def test_shares_that_divide_nothing_are_left_out_with_a_warning(by, shares, tmp_path, monkeypatch, capsys):
+    steps = [step((32, 32, 32), 2, 0.05, 0.05, 10**8), step((64, 64, 64), 2, 0.3, 0.3, 10**9)]
+    monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
+    write_dataset(tmp_path / "bodies", n_cases=4, voxel_mm=24)
+    folds = [] if by == "a split of its own" else ["--data.folds", "2"]
+    if not folds:
+        cases = sorted(file.name.removesuffix(".nii.gz") for file in (tmp_path / "bodies" / "labelsTr").iterdir())
+        split = json.dumps([{"train": cases[:2], "val": cases[2:]}])
+        (tmp_path / "bodies" / "splits_final.json").write_text(split)
+    command = ["plan", str(tmp_path / "bodies"), "--cache_dir", str(tmp_path / "cache"), "--json", *folds]
+    command += ["--data.split_shares", *map(str, shares), "--output", str(tmp_path / "plan.yaml")]
+    assert main(command) == 0
+    printed = json.loads(capsys.readouterr().out)
+    written = yaml.safe_load((tmp_path / "plan.yaml").read_text())
+    assert "split_shares" not in printed["settings"]["data"] | written["data"]
+    (warning,) = [line for line in printed["warnings"] if line.startswith("data.split_shares is left out: ")]
+    assert ("data.folds" in warning) == bool(folds)
+
+
 def test_structures_that_a_coarser_plan_loses_are_warned_of(tmp_path, monkeypatch, capsys):
     def slow(request):
         return [step(patch, batch, 1e-5 * math.prod(patch) * batch, 1, 1000) for patch, batch in request.steps]
