@@ -43,7 +43,7 @@ LINES = (
          "UNet, plain", "BodyNet, ours"),
     Line("training step on an H100, batch 1, 71 classes: nnU-Net's network and loss against BodyNet, ours", "gpu",
          "steps", "nnU-Net", "BodyNet, ours"),
-    Line("the same: our training with DiceCELoss against it with the loss in slabs", "gpu", "steps",
+    Line("the same, all alike but the loss: DiceCELoss against ours", "gpu", "steps",
          "BodyNet, DiceCELoss", "BodyNet, ours"),
     Line("Dice of label maps, 71 classes", "metric", "Dice", "DiceMetric", "joint histogram"),
     Line("HD95 + surface Dice, 70 classes", "surfaces", "surfaces", "MONAI", "one pass"),
