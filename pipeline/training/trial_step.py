@@ -26,6 +26,7 @@ from pipeline.config.settings import Config
 from pipeline.console.text import one_line
 from pipeline.training.build import build_module
 from pipeline.training.cost import Trial
+from pipeline.training.network import refuse_network
 from transforms.slabs import segmentation_dtype
 
 N_STEPS = 3  # the first one warms up: kernels are chosen, the optimiser's state is made
@@ -53,7 +54,8 @@ class _Clock(pl.Callback):
 
 
 def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> Trial:
-    """Train for three batches and validate one case as `config` says, on one device.
+    """Train for three batches and validate one case as `config` says, on one device; smaller patches before the final
+    ones are tried by their shapes alone.
 
     Args:
         config: the settings.
@@ -62,10 +64,13 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
         trust: take network classes from any package.
 
     Raises:
-        NetworkError: the network is unknown, not allowed, or its arguments are wrong.
+        NetworkError: the network is unknown, not allowed, its arguments are wrong, or it cannot be trained on patches
+            of a stage.
         ConfigError: more GPUs are asked for than the machine has.
     """
     training = config.training
+    if config.data.patch_growth:
+        refuse_network(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
     chosen = choose_devices(training.n_gpus, training.n_processes, training.precision)
     devices = replace(chosen, per_machine=1, n_machines=1)
     module = build_module(
