@@ -87,7 +87,7 @@ def evaluate(
 
 def evaluate_run(
     run: Path | str,
-    split: SplitName = "val",
+    split: SplitName = "test",
     options: ScoringOptions | None = None,
     *,
     output: Path | str | None = None,
@@ -103,7 +103,7 @@ def evaluate_run(
     Args:
         run: a run folder; its training_config.json names the data set and the split. Or a cross-validation, whose test
             cases, which no fold has seen, all its networks predict together; see `evaluate_study` for the others.
-        split: which of its cases.
+        split: which of its cases; those of the test alone have had no say in the weights.
         options: how cases are scored; None: the defaults.
         output: folder for predictions/ (and the metrics); None: RUN/evaluation/SPLIT.
         device, precision, overwrite, trust: as `predict` has them.

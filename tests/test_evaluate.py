@@ -232,6 +232,7 @@ def test_scores_of_cases_that_chose_or_trained_the_network_say_so(run_folder, ca
     assert "was trained on these same cases" in trained
     assert "decided by val_mIoU on these same cases, so that scores on further scans may be somewhat lower" in chosen
     assert said["test"] == []
+    assert [case.case for case in evaluate_run(run_folder.path).cases] == ["case_2"]  # held out
 
 
 def test_labels_of_a_run_are_read_by_their_own_headers_where_these_differ(run_folder):
