@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 import pytest
+import yaml
+from monai.networks.nets import UNet
 from PIL import Image
 
 from benchmarks.readme import COSTS, LINES, costs, measured_lines, rewritten
@@ -217,12 +219,17 @@ def test_the_memory_at_many_classes_is_that_of_the_result_files():
         assert "killed for memory" in methods["conv + Invertd"]["killed"]
 
 
-def test_a_trained_network_has_the_documented_size():
+def test_networks_have_the_documented_sizes():
     assert "20.47 million parameters" in (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
     parameters = sum(p.numel() for p in BodyNet(in_channels=1, n_classes=71, base_channels=32).parameters())
     assert rounds_to(parameters / 1e6, "20.47")
     assert "a trained network 82 MB" in README
     assert rounds_to(parameters * 4 / 1e6, "82")
+    shipped = (ROOT / "configs" / "networks" / "unet.yaml").read_text(encoding="utf-8")
+    arguments = {name: value for name, value in yaml.safe_load(shipped)["model"]["network"].items() if name[0] != "_"}
+    unet = UNet(spatial_dims=3, in_channels=1, out_channels=71, **arguments)
+    for said in (r"MONAI's UNet \((.*) M\)", README), (r"\((.*) M parameters with 71 classes\)", shipped):
+        assert rounds_to(sum(p.numel() for p in unet.parameters()) / 1e6, re.search(*said)[1])
 
 
 def test_the_targets_of_make_exist():
