@@ -58,10 +58,12 @@ class Probe:
         )
 
     def smallest_size(self, divisor: int, target: Size) -> Size:
-        """Return a small cube that the network takes, or else the target size padded to the divisor."""
+        """Return a small volume that the network takes, a cube or a step longer, or else the target size padded to the
+        divisor. Of a single voxel at the coarsest level instance normalisation cannot be trained, of two it can."""
         for edge in range(divisor, max(target) + divisor, divisor):
-            if edge >= SMALLEST_EDGE and self.failure((edge, edge, edge)) is None:
-                return edge, edge, edge
+            for size in ((edge, edge, edge), (edge + divisor, edge, edge)):
+                if edge >= SMALLEST_EDGE and self.failure(size) is None:
+                    return size
         return _scaled([-(-n // divisor) for n in target], divisor)
 
     def smallest_edge(self, divisor: int, target: Size) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.networks.nets import UNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from networks.probe import freeze_unused_parameters
+from networks.probe import Probe, freeze_unused_parameters
 from networks.registry import KNOWN, build_network
 from tests.support.monai_networks import DEEP, SMALL
 
@@ -16,6 +17,15 @@ from tests.support.monai_networks import DEEP, SMALL
 def test_the_divisor_is_the_networks_own(target, divisor):
     arguments = {"MedNeXt": {"init_filters": 4, "kernel_size": 3}}.get(target, {})
     assert build_network({"_target_": target, **arguments}, target_size=(48, 64, 80)).divisor == divisor
+
+
+def test_a_split_is_verified_on_the_least_volume_that_torch_trains_on():
+    """Halved four times, 16³ voxels are one, of which torch refuses the mean and deviation; of two it takes them."""
+    unet = UNet(3, 1, 2, channels=[2, 2, 2, 2, 2], strides=[2, 2, 2, 2])
+    size = Probe(unet, "", 1, 2).smallest_size(16, (160, 160, 256))
+    assert unet(torch.zeros(1, 1, *size)).shape[2:] == size == (32, 16, 16)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        unet(torch.zeros(1, 1, 16, 16, 16))
 
 
 @pytest.fixture
