@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 
+from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import Label
+from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.label_maps import LabelMap, covering, is_seg, onto_label, outside_ml, padded_to, read_label_map
 from pipeline.evaluation.options import ScoringOptions
@@ -21,6 +22,7 @@ from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
+from transforms.io.errors import VolumeError
 from transforms.io.grid import MAX_SHEAR_DEGREES, Geometry, axes_onto, voxel_ml
 from transforms.io.label_values import ignore_index
 
@@ -148,7 +150,8 @@ def score_case(
         advance: called with the share of the work that is done, 0 to 1.
 
     Raises:
-        VolumeError: named by case: a file that cannot be read, values of no class, grids that differ.
+        VolumeError: named by case: a file that cannot be read, values of no class, grids that differ, voxels of a class
+            that the label is said not to annotate.
     """
     options = options or ScoringOptions()
     advance = advance or (lambda share: None)
@@ -159,6 +162,7 @@ def score_case(
     annotated = np.array([pair.annotated is None or name in pair.annotated for name in classes.names])
     annotated[0] = True
     overlap = {name: scores.numpy() for name, scores in _overlap(maps, classes)._asdict().items()}
+    _check_annotated(pair, classes.names, annotated, overlap["true_positives"] + overlap["false_negatives"])
     overlap |= {name: np.where(annotated, overlap[name], 0) for name in ("false_positives", "prediction_ml")}
     reference_ml = overlap["reference_ml"]
     shear = grid.shear_degrees
@@ -192,6 +196,19 @@ def score_case(
         annotated=annotated,
         **overlap,
     )
+
+
+def _check_annotated(
+    pair: Pair, names: Sequence[str], annotated: Bool[np.ndarray, " C"], voxels: Int[np.ndarray, " C"]
+) -> None:
+    """Refuse a label with voxels of classes that it is said not to annotate, as a training does: which is wrong?"""
+    held = [f"{voxels[c]} of {names[c]}" for c in np.flatnonzero(~annotated & (voxels > 0)).tolist()]
+    if held:
+        said = some_of([name for name, shown in zip(names[1:], annotated[1:], strict=True) if shown], 8) or "nothing"
+        raise VolumeError(
+            "not_annotated", label_path(pair.label) or "", f"voxels of the annotated classes alone ({said})",
+            some_of(held, 8), "name these classes as labelled, too, or leave them out of the label", pair.case,
+        )  # fmt: skip
 
 
 class _Maps(NamedTuple):

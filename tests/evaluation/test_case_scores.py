@@ -190,3 +190,11 @@ def test_ignored_voxels_count_for_nothing(tmp_path):
     ours = score_case(Pair("x", save(prediction, tmp_path / "c.nii"), save(marked, tmp_path / "d.nii")), table)
     assert np.array_equal(ours.dice, cut.dice)
     assert np.array_equal(ours.false_positives, cut.false_positives)
+
+
+def test_voxels_of_a_class_that_is_said_not_to_be_annotated_refuse_the_case(tmp_path):
+    """Its Dice would be counted although nobody vouches for it; a training refuses such a label, too."""
+    files = save(blobs(2), tmp_path / "prediction.nii"), save(blobs(1), tmp_path / "label.nii")
+    with pytest.raises(VolumeError, match=r"case x: .*label\.nii.*alone \(liver, left, right\).* of spleen"):
+        score_case(Pair("x", *files, annotated=frozenset(TABLE.names) - {"spleen"}), TABLE)
+    assert np.isfinite(score_case(Pair("x", *files, annotated=frozenset(TABLE.names)), TABLE).dice).all()
