@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pipeline.console.progress import Progress
 from pipeline.console.text import first_lines, some_of
+from pipeline.datasets.dataset import Label
 from pipeline.datasets.file_names import case_of
 from pipeline.evaluation.case_files import CaseFiles
 from pipeline.evaluation.case_scores import Pair
@@ -71,7 +73,7 @@ def match(
     classes, notes = find_classes(predictions, labels, class_names, pairs, progress)
     _, paired_predictions, paired_labels = (set(names) for names in zip(*named, strict=True))
     return Matching(
-        pairs=tuple(pairs),
+        pairs=tuple(replace(pair, prediction=_in_order(pair.prediction, classes)) for pair in pairs),
         classes=classes,
         notes=(*notes, *_notes(predictions), *_notes(labels), *_missing_masks(predictions)),
         refused=refused,
@@ -80,6 +82,17 @@ def match(
             sorted(case for case in predictions.files if case not in paired_predictions and case not in refused)
         ),
     )
+
+
+def _in_order(prediction: Label, classes: CommonClasses) -> Label:
+    """The masks of a prediction in the order of the labels' classes, behind those that are not scored.
+
+    Of masks that overlap the later one counts: it has to be of the same class in predictions and labels.
+    """
+    if isinstance(prediction, Path):
+        return prediction
+    place = {index: n for n, index in enumerate(classes.of_prediction)}
+    return tuple(sorted(prediction, key=lambda mask: place.get(mask[0], -1)))
 
 
 def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, str, str]]:

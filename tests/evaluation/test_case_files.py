@@ -14,7 +14,9 @@ import pytest
 from pipeline.datasets.errors import DatasetError
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.case_files import list_case_files
+from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
+from pipeline.evaluation.scored_case import read_scored_case
 from pipeline.writers.dicom_seg import write_dicom_seg
 from tests.support.evaluation import TABLE, blobs, save, save_masks, sitk_dice, three_cases, write_names
 from tests.support.segmentations import segmentation_of
@@ -200,6 +202,22 @@ def test_masks_that_overlap_are_scored_with_a_note(tmp_path):
     for kind in ("labels", "predictions"):
         save(liver - lesion, tmp_path / kind / "a" / "liver.nii.gz")
     assert evaluate(tmp_path / "predictions", tmp_path / "labels").notes == ()
+
+
+def test_of_masks_that_overlap_the_same_structure_counts_in_predictions_and_labels(tmp_path):
+    """A cyst in its kidney, and the whole trunk, which no label knows: none of these is lost for its name's letters."""
+    kidney, cyst = np.zeros((2, 12, 12, 12), np.uint8)
+    kidney[2:10, 2:10, 2:10], cyst[4:6, 4:6, 4:6] = 1, 1
+    save(kidney.astype(np.int16), tmp_path / "data" / "s1" / "ct.nii.gz")
+    (tmp_path / "data" / "labels.json").write_text(json.dumps(["background", "kidney", "cyst"]))
+    for name, mask in (("kidney", kidney), ("cyst", cyst)):
+        save(mask, tmp_path / "data" / "s1" / "segmentations" / f"{name}.nii.gz")
+        save(mask, tmp_path / "predictions" / "s1" / f"{name}.nii.gz")
+    save(np.ones_like(kidney), tmp_path / "predictions" / "s1" / "trunk.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "data")
+    assert (result.class_names, result.cases[0].dice.tolist()) == (("background", "kidney", "cyst"), [1, 1, 1])
+    again = read_scored_case(to_document(result)["cases"][0], to_document(result))
+    assert np.array_equal(again.prediction, kidney + cyst)
 
 
 def test_a_json_file_above_the_labels_that_is_no_table_is_passed_over(tmp_path):
