@@ -18,6 +18,8 @@ from transforms.io.label_values import ignore_index
 TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 IGNORE = "ignore"
 """What the value of voxels is called that are left out of loss and scores."""
+NO_IGNORE_MASK = "one of voxels to be left out, which only a value of label maps can say"
+"""What a mask called `IGNORE` is."""
 LARGEST_VALUE = 2**31 - 1
 """Of a class: the largest number of the widest type that label files are written in."""
 
@@ -72,7 +74,7 @@ class ClassTable:
 
     @classmethod
     def in_order(cls, names: Sequence[str], source: Path) -> ClassTable:
-        """Return the table of names that have the values 0, 1, 2, …
+        """Return the table of names that have the values 0, 1, 2, …; "ignore" is no class, as in `parse_table`.
 
         Raises:
             DatasetError: empty names, a name twice, no class beside the background, or no background in front.
@@ -80,7 +82,7 @@ class ClassTable:
         >>> ClassTable.in_order(["background", "liver"], Path("labels.json")).values
         (0, 1)
         """
-        return _table(_in_order(names, source), None, source)
+        return replace(parse_table(list(names), source), states_values=True)
 
 
 def plain_name(name: str) -> str:

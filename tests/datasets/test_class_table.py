@@ -109,3 +109,10 @@ def test_a_class_of_the_value_to_ignore_is_refused():
 def test_the_background_cannot_be_ignored():
     with pytest.raises(DatasetError, match='expected a value above 0 for "ignore", found 0, which is the background'):
         parse_table({"liver": 1, "ignore": 0}, SOURCE)
+
+
+def test_a_bare_list_may_hold_what_is_ignored():
+    """As labels.json and the settings have it (data.class_names, --class_names): voxels of that value are no class."""
+    names = ["background", "liver", "ignore", "spleen"]
+    found = [ClassTable.in_order(names, SOURCE), parse_table(names, SOURCE), reconcile(None, names, SOURCE)]
+    assert found == [ClassTable(("background", "liver", "spleen"), (0, 1, 3), ignore_value=2)] * 3

@@ -157,3 +157,15 @@ def test_combined_labels_may_have_another_suffix(tmp_path):
         volume(tmp_path / case / "combined_labels.nii")
     write_json(tmp_path / "labels.json", {"liver": 4})
     assert list_cases(tmp_path).cases[0].label == tmp_path / "s1/combined_labels.nii"
+
+
+@pytest.mark.parametrize("table", [None, ["background", "liver", "spleen", "ignore"]])
+def test_a_mask_of_voxels_to_be_ignored_is_refused(tmp_path, table):
+    """It would be a class of its own, or count as background."""
+    totalsegmentator(tmp_path)
+    volume(tmp_path / "s1/segmentations/ignore.nii.gz")
+    if table:
+        write_json(tmp_path / "labels.json", table)
+    refused(tmp_path, "case s1", "ignore.nii.gz", "masks of structures", "only a value of label maps can say")
+    (tmp_path / "s1/segmentations/ignore.nii.gz").unlink()
+    assert list_cases(tmp_path).classes.names == ("background", "liver", "spleen")

@@ -220,6 +220,16 @@ def test_of_masks_that_overlap_the_same_structure_counts_in_predictions_and_labe
     assert np.array_equal(again.prediction, kidney + cyst)
 
 
+def test_a_mask_of_voxels_to_be_ignored_is_no_structure(tmp_path):
+    for kind in ("labels", "predictions"):
+        save_masks(map_of(1), tmp_path / kind / "a", NAMES)
+    save((map_of(1) == 0).astype(np.uint8), tmp_path / "predictions" / "a" / "ignore.nii.gz")
+    assert set(evaluate(tmp_path / "predictions", tmp_path / "labels").class_names) == set(NAMES)
+    save((map_of(1) == 0).astype(np.uint8), tmp_path / "labels" / "a" / "ignore.nii.gz")
+    with pytest.raises(VolumeError, match=r"case a: .*ignore\.nii\.gz.*only a value of label maps can say"):
+        evaluate(tmp_path / "predictions", tmp_path / "labels")
+
+
 def test_a_json_file_above_the_labels_that_is_no_table_is_passed_over(tmp_path):
     for kind in ("labels", "predictions"):
         save(blobs(1), tmp_path / kind / "a.nii.gz")
