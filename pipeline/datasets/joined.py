@@ -19,7 +19,7 @@ from pipeline.datasets.class_table import ClassTable, plain_name
 from pipeline.datasets.dataset import Case, Dataset, Folds, Part, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases, list_folds
-from pipeline.datasets.rows import are_named
+from pipeline.datasets.rows import LabelReading, are_named
 from transforms.io.label_values import ignore_index
 
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -47,11 +47,22 @@ def list_data_sets(roots: str | Path | Sequence[str | Path], layout: str | Seque
     twice = [str(root) for n, root in enumerate(roots) if places[n] in places[:n]]
     if twice:
         raise DatasetError("dataset", twice[0], "every data set once", "it twice", "leave one of them out")
+    _refuse_indices(options.get("labels") or LabelReading())
     fold = options.get("fold")
     if fold and not options.get("n_folds") and not list_own_folds(roots, layouts):
         remedy = "have their cases divided into folds with --data.folds 5, or leave data.fold out"
         raise DatasetError("dataset", roots[0], f"folds in all data sets, since data.fold is {fold}", "none", remedy)
     return join([list_cases(root, of_set, **options) for root, of_set in zip(roots, layouts, strict=True)])
+
+
+def _refuse_indices(labels: LabelReading) -> None:
+    """Raise DatasetError where data.label_remap numbers a class: each data set would count its own."""
+    numbered = {value: to for value, to in (labels.remap or {}).items() if to != 0 and not isinstance(to, str)}
+    for value, index in numbered.items():
+        raise DatasetError(
+            "dataset", f"data.label_remap: {value}", "names of classes, since several data sets number theirs apart",
+            f"the index {index}", "write the name of the class, which all of the data sets must have, or ignore",
+        )  # fmt: skip
 
 
 def list_own_folds(

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.joined import list_data_sets, list_own_folds
+from pipeline.datasets.rows import LabelReading
 from tests.support.datasets import decathlon, nnunet, pairs, totalsegmentator, volume, write_json
 
 
@@ -56,6 +57,19 @@ def test_values_stay_where_all_agree_on_them(tmp_path):
     assert tables["x"].class_of_value == {0: 0, 4: 1}
     assert tables["x"].ignored_values == (7,)
     assert (tables["z"].class_of_value, tables["z"].ignored_values) == ({0: 0, 4: 1, 9: 2}, ())
+
+
+def test_a_remap_of_several_data_sets_names_the_class(tmp_path):
+    """Class 1 is the liver in one and the spleen in the other: a number would say both."""
+    roots = [
+        pairs(tmp_path / "one", names={"background": 0, "liver": 1}),
+        pairs(tmp_path / "two", cases=("z",), names={"background": 0, "spleen": 1}),
+    ]
+    with pytest.raises(DatasetError, match=r"data.label_remap: 7: expected names of classes.*found the index 1; write"):
+        list_data_sets(roots, "auto", labels=LabelReading({7: 1}))
+    for background in (0, "background"):
+        joined = list_data_sets(roots, "auto", labels=LabelReading({7: background}))
+        assert {case.table.class_of_value[7] for case in joined.cases} == {0}
 
 
 def test_cases_and_subjects_of_one_name_stay_apart(tmp_path):
