@@ -42,6 +42,7 @@ HEADINGS = {
     "missing_masks": "Structures without a mask in some cases",
     "case_renamed": "Cases of several data sets under one name",
     "channel_unnamed": "Channels without a name beside named ones",
+    "similar_subjects": "Subjects that differ in spelling alone",
     "similar_names": "Names of classes that differ in spelling alone",
     "not_annotated": "Labels with voxels of classes that they do not annotate",
     "not_3d": "Files that are not a single 3-D volume",

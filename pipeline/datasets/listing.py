@@ -24,7 +24,7 @@ from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.nnunet import read_numbered, read_undescribed
 from pipeline.datasets.pairs import pair_of_folders
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
-from pipeline.datasets.subjects import subject_by_pattern, suspect_subjects, suspicion
+from pipeline.datasets.subjects import similar_subjects, subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
 from transforms.io.load import known_kind, volume_stem
 
@@ -431,7 +431,11 @@ def _dataset(
         folds=all_folds,
         unlabelled=tuple(_case(row, classes.names, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.problems,
-        warnings=(*listing.warnings, *_suspected(labelled, listing.rows, split, root)),
+        warnings=(
+            *listing.warnings,
+            *_suspected(labelled, listing.rows, split, root),
+            *_similar(labelled, split, root),
+        ),
     )
 
 
@@ -477,6 +481,26 @@ def _suspected(rows: Sequence[Row], listed: Sequence[Row], split: Split | None, 
         if not (is_settled or together or in_one_split):
             suspected.append(group)
     return (suspicion(suspected, list(subject_of), stated, root),) if suspected else ()
+
+
+def _similar(rows: Sequence[Row], split: Split | None, root: Path) -> tuple[DatasetError, ...]:
+    """A warning about subjects that differ in spelling alone and may come, or are, in different splits."""
+    cases_of: dict[str, list[str]] = {}
+    for row in rows:
+        if row.subject is not None:
+            cases_of.setdefault(row.subject, []).append(row.id)
+    pairs = [
+        " and ".join(f"{name!r} ({some_of(cases_of[name], 2)})" for name in names)
+        for names in similar_subjects(cases_of)
+        if split is None or len({split.of(case) for name in names for case in cases_of[name]}) > 1
+    ]
+    if not pairs:
+        return ()
+    expected, remedy = (
+        "one spelling for each subject",
+        "spell them alike if they are one, so that a split keeps them together",
+    )
+    return (DatasetError("similar_subjects", root, expected, some_of(pairs, 4), remedy),)
 
 
 def _own_split(rows: Sequence[Row], root: Path, source: str) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -153,6 +154,19 @@ def _any_number(text: str, number: str) -> str:
 
 def _one_of(texts: Collection[str]) -> str:
     return next(iter(texts)) if len(texts) == 1 else f"(?:{'|'.join(sorted(texts))})" if texts else ""
+
+
+def similar_subjects(subjects: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the groups of subjects whose names differ in spelling alone: in case, blanks, or zeros before a number.
+
+    >>> similar_subjects(["P07", "p7", "P70", "P 07"])
+    [('P 07', 'P07', 'p7')]
+    """
+    groups: dict[str, set[str]] = {}
+    for subject in subjects:
+        plain = "".join(unicodedata.normalize("NFKC", subject).casefold().split())
+        groups.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), set()).add(subject)
+    return [tuple(sorted(names)) for names in groups.values() if len(names) > 1]
 
 
 def suspicion(

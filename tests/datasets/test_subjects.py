@@ -166,3 +166,21 @@ def test_a_rule_that_does_not_fit_is_refused(tmp_path):
     for pattern in ("(", "no_group"):
         with pytest.raises(ConfigError, match=r"data\.subject_pattern"):
             DataConfig(subject_pattern=pattern)
+
+
+def test_subjects_that_differ_in_spelling_alone_are_a_warning(tmp_path):
+    """Each would be a patient of its own, and his scans might train and validate."""
+    made = pairs(tmp_path, cases="abcd")
+
+    def warned(*columns):
+        lines = [
+            f"images/{case}.nii.gz,labels/{case}.nii.gz,{column}" for case, column in zip("abcd", columns, strict=True)
+        ]
+        (made / "cases.csv").write_text("\n".join(["image,label,subject,split", *lines]))
+        return [str(warning) for warning in list_cases(made, "list").warnings]
+
+    (line,) = warned("P07,", "p7,", "P8,", "P9,")
+    assert "one spelling for each subject, found 'P07' (a) and 'p7' (b); spell them alike" in line
+    assert len(warned("P07,train", "p7,val", "P8,train", "P9,val")) == 1
+    assert warned("P07,train", "p7,train", "P8,train", "P9,val") == []
+    assert warned("P07,", "P7a,", "P70,", "P17,") == []
