@@ -98,6 +98,14 @@ def test_matrices_of_one_shape_are_made_orthogonal_together_as_each_by_itself():
         torch.testing.assert_close(together, orthogonalised([matrix])[0])
 
 
+def test_matrices_of_several_shapes_keep_their_places_and_their_own_singular_values():
+    """Tall, wide and square, several of them with the same shorter side, of sizes far apart."""
+    shapes = [(20, 6), (6, 20), (5, 9), (6, 6), (6, 20), (20, 6), (9, 5), (1, 6), (6, 31)]
+    matrices = [random(*shape, seed=n) * 10.0 ** (n - 4) for n, shape in enumerate(shapes)]
+    for found, matrix in zip(orthogonalised(matrices), matrices, strict=True):
+        torch.testing.assert_close(found.double(), by_singular_values(matrix), atol=5e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("n_threads", [2, 3])
 def test_threads_that_share_the_matrices_take_the_steps_of_one(n_threads):
     networks = [nn.Sequential(*(nn.Conv3d(4, 4, 3, bias=False) for _ in range(5)), nn.Conv3d(4, 2, 1))]
