@@ -97,7 +97,8 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -
     beyond float32, channels or label on another grid than the first channel (a corner further away than 0.1 of the
     smallest voxel edge), label values that are not integral, no label, voxels of a class that the case is said not to
     annotate; label values of no class are only noted.
-    Warnings: constant image, empty label, sform and qform apart, a sheared grid, labelled voxels of NaN. Never raises
+    Warnings: constant image, empty label, sform and qform apart, a sheared grid, labelled voxels of NaN, NaN that
+    becomes a number far from the others. Never raises
     for what a file holds. Memory: a volume and the label at a time.
 
     fill_nan: the number that NaN voxels of an image become; None: they are an error.
@@ -117,6 +118,7 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -
             classes = label.along(change, volume) if label is not None and change is not None else None
             if fill_nan is not None:
                 _check_filled(volume, classes, n_classes, path, notes)
+                _check_fill_number(volume, fill_nan, path, notes)
                 volume = replace(volume, array=fill_nan_voxels(volume.array, fill_nan))
             images.append(measure_image(volume, path, classes, n_classes))
             _check_image(images[-1], notes)
@@ -203,6 +205,20 @@ def _check_filled(volume: Volume, classes: np.ndarray | None, n_classes: int, pa
         found = f"{n_labelled} labelled voxels of NaN, which data.fill_nan gives a number"
         remedy = "check whether image and label belong together"
         notes.add("warning", "nan_labelled", path, "a value in every labelled voxel", found, remedy)
+
+
+def _check_fill_number(volume: Volume, fill_nan: float, path: Path, notes: _Notes) -> None:
+    """Warn of a number so far from the image's own that scaling leaves little contrast: that of a CT in a PET."""
+    if volume.array.dtype.kind != "f" or not (is_nan := np.isnan(volume.array)).any():
+        return
+    known = volume.array[~is_nan & np.isfinite(volume.array)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (fill_nan, fill_nan)
+    if low < high and not low - (high - low) <= fill_nan <= high + (high - low):
+        found = f"{np.count_nonzero(is_nan)} voxels that become {fill_nan:g}, the others are from {low:g} to {high:g}"
+        remedy = (
+            "nothing in a CT, whose window cuts it off; else write another number into the file in the place of NaN"
+        )
+        notes.add("warning", "far_fill_nan", path, "a data.fill_nan near the other voxels", found, remedy)
 
 
 def _check_image(image: ImageStatistics, notes: _Notes) -> None:

@@ -53,6 +53,7 @@ HEADINGS = {
     "grid_mismatch": "Files of one case on different voxel grids",
     "label_cropped": "Labels of a part of their image",
     "not_finite": "Images with NaN or infinite voxels",
+    "far_fill_nan": "NaN that becomes a number far from the others",
     "nan_labelled": "NaN in labelled voxels",
     "label_not_integral": "Labels with values that are not whole numbers",
     "label_unknown_values": "Labels with values that belong to no class",

@@ -75,6 +75,17 @@ def test_nan_outside_the_field_of_view_is_measured_as_the_number_that_fills_it(f
     assert (filled.images[0].minimum, filled.images[0].intensities) == (expected.minimum, expected.intensities)
 
 
+def test_a_number_for_nan_that_is_far_from_the_others_is_warned_of(folder: Folder) -> None:
+    """A CT's -1024 in a PET: scaled by mean and deviation, all that the network is to tell apart would be one grey."""
+    pet = np.random.default_rng(0).gamma(2, 1, hounsfield("a").shape).astype(np.float32)
+    pet[:, :, 11] = np.nan
+    save(folder.image("a"), pet)
+    assert checked(folder, "a", fill_nan=0).findings == ()
+    (finding,) = checked(folder, "a", fill_nan=-1024).findings
+    assert (finding.severity, finding.kind) == ("warning", "far_fill_nan")
+    assert finding.found.startswith(f"{pet[:, :, 11].size} voxels that become -1024, the others are from 0.0")
+
+
 def test_filling_nan_keeps_infinite_voxels_an_error(folder: Folder) -> None:
     without_a_field_of_view(folder, np.inf)
     (finding,) = checked(folder, "a", fill_nan=-1024).findings
