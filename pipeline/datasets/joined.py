@@ -47,22 +47,26 @@ def list_data_sets(roots: str | Path | Sequence[str | Path], layout: str | Seque
     twice = [str(root) for n, root in enumerate(roots) if places[n] in places[:n]]
     if twice:
         raise DatasetError("dataset", twice[0], "every data set once", "it twice", "leave one of them out")
-    _refuse_indices(options.get("labels") or LabelReading())
     fold = options.get("fold")
     if fold and not options.get("n_folds") and not list_own_folds(roots, layouts):
         remedy = "have their cases divided into folds with --data.folds 5, or leave data.fold out"
         raise DatasetError("dataset", roots[0], f"folds in all data sets, since data.fold is {fold}", "none", remedy)
-    return join([list_cases(root, of_set, **options) for root, of_set in zip(roots, layouts, strict=True)])
+    datasets = [list_cases(root, of_set, **options) for root, of_set in zip(roots, layouts, strict=True)]
+    _refuse_indices(options.get("labels") or LabelReading(), datasets)
+    return join(datasets)
 
 
-def _refuse_indices(labels: LabelReading) -> None:
-    """Raise DatasetError where data.label_remap numbers a class: each data set would count its own."""
+def _refuse_indices(labels: LabelReading, datasets: Sequence[Dataset]) -> None:
+    """Raise DatasetError where data.label_remap gives the index of a class that is not the same in all data sets."""
     numbered = {value: to for value, to in (labels.remap or {}).items() if to != 0 and not isinstance(to, str)}
     for value, index in numbered.items():
-        raise DatasetError(
-            "dataset", f"data.label_remap: {value}", "names of classes, since several data sets number theirs apart",
-            f"the index {index}", "write the name of the class, which all of the data sets must have, or ignore",
-        )  # fmt: skip
+        meant = dict.fromkeys(dataset.classes.names[index] for dataset in datasets)
+        if len(meant) > 1:
+            raise DatasetError(
+                "dataset", f"data.label_remap: {value}", "an index that is the same class in all data sets",
+                f"{index}, which is {some_of(list(meant), 4)}",
+                "write the name of the class, which all of the data sets must have, or ignore",
+            )  # fmt: skip
 
 
 def list_own_folds(

@@ -59,17 +59,25 @@ def test_values_stay_where_all_agree_on_them(tmp_path):
     assert (tables["z"].class_of_value, tables["z"].ignored_values) == ({0: 0, 4: 1, 9: 2}, ())
 
 
-def test_a_remap_of_several_data_sets_names_the_class(tmp_path):
+def test_a_remap_to_an_index_of_other_classes_in_each_data_set_is_refused(tmp_path):
     """Class 1 is the liver in one and the spleen in the other: a number would say both."""
     roots = [
         pairs(tmp_path / "one", names={"background": 0, "liver": 1}),
         pairs(tmp_path / "two", cases=("z",), names={"background": 0, "spleen": 1}),
     ]
-    with pytest.raises(DatasetError, match=r"data.label_remap: 7: expected names of classes.*found the index 1; write"):
+    with pytest.raises(DatasetError, match=r"label_remap: 7: .* same class.*found 1, which is liver, spleen; write"):
         list_data_sets(roots, "auto", labels=LabelReading({7: 1}))
     for background in (0, "background"):
         joined = list_data_sets(roots, "auto", labels=LabelReading({7: background}))
         assert {case.table.class_of_value[7] for case in joined.cases} == {0}
+
+
+def test_a_remap_to_an_index_that_is_one_class_in_all_data_sets_is_that_class(tmp_path):
+    """Runs were trained so: their labels stay as they were."""
+    roots = [pairs(tmp_path / "one"), pairs(tmp_path / "two", cases=("z",))]
+    by_index, by_name = (list_data_sets(roots, "auto", labels=LabelReading({7: to})) for to in (1, "liver"))
+    assert by_index == by_name
+    assert {case.table.class_of_value[7] for case in by_index.cases} == {1}
 
 
 def test_cases_and_subjects_of_one_name_stay_apart(tmp_path):
