@@ -164,7 +164,8 @@ def similar_subjects(subjects: Iterable[str]) -> list[tuple[str, ...]]:
     """
     groups: dict[str, set[str]] = {}
     for subject in subjects:
-        plain = "".join(unicodedata.normalize("NFKC", subject).casefold().split())
+        plain = " ".join(unicodedata.normalize("NFKC", subject).casefold().split())
+        plain = re.sub(r"(?<!\d) | (?!\d)", "", plain)  # "1 12" is not "11 2"
         groups.setdefault(re.sub(r"(?<!\d)0+(?=\d)", "", plain), set()).add(subject)
     return [tuple(sorted(names)) for names in groups.values() if len(names) > 1]
 

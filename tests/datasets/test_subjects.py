@@ -184,3 +184,5 @@ def test_subjects_that_differ_in_spelling_alone_are_a_warning(tmp_path):
     assert len(warned("P07,train", "p7,val", "P8,train", "P9,val")) == 1
     assert warned("P07,train", "p7,train", "P8,train", "P9,val") == []
     assert warned("P07,", "P7a,", "P70,", "P17,") == []
+    assert warned("1 12,", "11 2,", "112,", "1 1 2,") == []
+    assert len(warned("1 02,", "1  2,", "12,", "102,")) == 1
