@@ -14,9 +14,8 @@ from pipeline.checks.findings import Finding, Severity, from_error
 from pipeline.checks.voxel_statistics import ImageStatistics, LabelStatistics, measure_image, measure_label
 from pipeline.compute.memory import workers_that_fit
 from pipeline.console.progress import Progress
-from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable, only_ones, plain_name
-from pipeline.datasets.dataset import Case, Dataset, label_path
+from pipeline.datasets.dataset import Case, Dataset, check_annotated, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import MAX_SHEAR_DEGREES, SHEAR_IN_ITK, AxisChange, Geometry, onto_grid
 from transforms.io.label_values import LabelLookup, MergedMasks, count_values, mask_of
@@ -25,8 +24,6 @@ from transforms.io.segment_names import segment_values
 
 BYTES_A_CASE = 3 << 30
 """Memory that a large CT and its label may take while they are checked."""
-
-_NAMES_LISTED = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,25 +244,16 @@ def _read_label(case: Case, dataset: Dataset, grid: Geometry | None, notes: _Not
     else:
         label = _read_masks(case.label, len(dataset.classes.names), grid, notes)
     if label is not None and case.annotated is not None:
-        _check_annotated(case, dataset, label.statistics, notes)
+        annotated, n_voxels = dataset.annotated_in(case.id), label.statistics.class_voxels.tolist()
+        try:
+            check_annotated(case.id, case.label, dataset.classes.names, annotated, n_voxels)
+        except VolumeError as error:
+            notes.add_error(error, Path(error.where))
     if label is not None and not label.statistics.class_voxels[1:].any():
         remedy = "check whether the structures are really absent, or drop the case"
         where = label_path(case.label) or ""
         notes.add("warning", "empty_label", where, "a voxel of some class", "background only", remedy)
     return label
-
-
-def _check_annotated(case: Case, dataset: Dataset, label: LabelStatistics, notes: _Notes) -> None:
-    """Find voxels of classes that the label is said not to annotate."""
-    held = set(np.flatnonzero(label.class_voxels[1:]) + 1) - dataset.annotated_in(case.id)
-    if held:
-        names = dataset.classes.names
-        said = some_of([names[index] for index in sorted(dataset.annotated_in(case.id))], _NAMES_LISTED) or "nothing"
-        found = some_of([f"{label.class_voxels[index]} of {names[index]}" for index in sorted(held)], _NAMES_LISTED)
-        notes.add(
-            "error", "not_annotated", label_path(case.label) or "", f"voxels of the annotated classes alone ({said})",
-            found, "name these classes as labelled, too, or leave them out of the label",
-        )  # fmt: skip
 
 
 def _read_label_map(path: Path, table: ClassTable, grid: Geometry | None, notes: _Notes) -> _Label | None:

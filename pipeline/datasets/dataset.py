@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Literal
 from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.errors import DatasetError
+from transforms.io.errors import VolumeError
 
 SPLITS = ("train", "val", "test")
 """The splits that cases are divided into, in the order in which they are written."""
@@ -41,6 +42,28 @@ def label_path(label: Label | None) -> Path | None:
     if isinstance(label, Path):
         return label
     return label[0][1].parent if label else None
+
+
+def check_annotated(
+    case: str, label: Label | None, names: Sequence[str], annotated: Collection[int], n_voxels: Sequence[int]
+) -> None:
+    """Raise VolumeError where a label holds voxels of classes that it is said not to annotate: which of both is wrong?
+
+    Args:
+        case: its id.
+        label: its label.
+        names: of the classes, background first.
+        annotated: indices of the annotated ones.
+        n_voxels: the label's voxels of each class.
+    """
+    held = [c for c in range(1, len(names)) if n_voxels[c] and c not in annotated]
+    if held:
+        said = some_of([name for c, name in enumerate(names) if c and c in annotated], 8) or "nothing"
+        raise VolumeError(
+            "not_annotated", label_path(label) or "", f"voxels of the annotated classes alone ({said})",
+            some_of([f"{n_voxels[c]} of {names[c]}" for c in held], 8),
+            "name these classes as labelled, too, or leave them out of the label", case,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

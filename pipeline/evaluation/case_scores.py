@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
 
-from pipeline.console.text import some_of
 from pipeline.datasets.class_table import ClassTable
-from pipeline.datasets.dataset import Label, label_path
+from pipeline.datasets.dataset import Label, check_annotated
 from pipeline.evaluation.class_matching import CommonClasses
 from pipeline.evaluation.label_maps import LabelMap, covering, is_seg, onto_label, outside_ml, padded_to, read_label_map
 from pipeline.evaluation.options import ScoringOptions
@@ -22,7 +21,6 @@ from pipeline.evaluation.tolerance import default_tolerance_mm
 from pipeline.metrics.overlap import ClassScores, class_scores, joint_histogram
 from pipeline.metrics.surface_distance import surface_scores
 from pipeline.metrics.surface_elements import SurfaceKind
-from transforms.io.errors import VolumeError
 from transforms.io.grid import MAX_SHEAR_DEGREES, Geometry, axes_onto, voxel_ml
 from transforms.io.label_values import ignore_index
 
@@ -162,7 +160,8 @@ def score_case(
     annotated = np.array([pair.annotated is None or name in pair.annotated for name in classes.names])
     annotated[0] = True
     overlap = {name: scores.numpy() for name, scores in _overlap(maps, classes)._asdict().items()}
-    _check_annotated(pair, classes.names, annotated, overlap["true_positives"] + overlap["false_negatives"])
+    n_voxels = (overlap["true_positives"] + overlap["false_negatives"]).tolist()
+    check_annotated(pair.case, pair.label, classes.names, np.flatnonzero(annotated).tolist(), n_voxels)
     overlap |= {name: np.where(annotated, overlap[name], 0) for name in ("false_positives", "prediction_ml")}
     reference_ml = overlap["reference_ml"]
     shear = grid.shear_degrees
@@ -196,19 +195,6 @@ def score_case(
         annotated=annotated,
         **overlap,
     )
-
-
-def _check_annotated(
-    pair: Pair, names: Sequence[str], annotated: Bool[np.ndarray, " C"], voxels: Int[np.ndarray, " C"]
-) -> None:
-    """Refuse a label with voxels of classes that it is said not to annotate, as a training does: which is wrong?"""
-    held = [f"{voxels[c]} of {names[c]}" for c in np.flatnonzero(~annotated & (voxels > 0)).tolist()]
-    if held:
-        said = some_of([name for name, shown in zip(names[1:], annotated[1:], strict=True) if shown], 8) or "nothing"
-        raise VolumeError(
-            "not_annotated", label_path(pair.label) or "", f"voxels of the annotated classes alone ({said})",
-            some_of(held, 8), "name these classes as labelled, too, or leave them out of the label", pair.case,
-        )  # fmt: skip
 
 
 class _Maps(NamedTuple):
