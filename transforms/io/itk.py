@@ -211,13 +211,13 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
     if compressed and "CompressedDataSize" in fields:  # ITK allocates as much
         packed_bytes = _integers(fields, "CompressedDataSize", path)[0] or None
         check_data_size(packed_bytes or 0, data_path.stat().st_size, compressed=False, where=str(path))
-    if compressed and packed_bytes is None and data_path == path:  # ITK would unpack the header
-        expected, remedy = "CompressedDataSize in the header of packed voxels", "save it again"
-        raise VolumeError("unreadable", path, expected, "none", remedy)
     start = None
     if compressed:
         start = _integers({"HeaderSize": "0"} | fields, "HeaderSize", path)[0]  # MetaIO counts from the file's start
         start = header_end(path) if start == 0 and data_path == path else start
+        if packed_bytes is None and start:  # ITK would take the whole file for them, from there on or with the header
+            expected, remedy = "CompressedDataSize in the header of packed voxels", "save it again"
+            raise VolumeError("unreadable", path, expected, "none", remedy)
     return _Claims(sizes, n_bytes, data_path, compressed, start, packed_bytes)
 
 

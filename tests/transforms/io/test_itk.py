@@ -143,3 +143,6 @@ def test_packed_metaimages_without_their_length_are_refused(tmp_path):
     for more in ("", "CompressedDataSize = 0\n"):
         path.write_bytes(META_HEAD.format(more=more).encode() + packed)
         refused(path, "CompressedDataSize")
+    path.with_suffix(".mhd").write_text(META_HEAD.format(more="HeaderSize = 16\n").replace("LOCAL", "a.zraw"))
+    (tmp_path / "a.zraw").write_bytes(bytes(16) + packed)
+    refused(path.with_suffix(".mhd"), "CompressedDataSize")
