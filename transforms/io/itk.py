@@ -43,6 +43,8 @@ _META_LISTS = {
     "ElementSpacing": 1, "ElementSize": 1, "Offset": 1, "Position": 1, "Origin": 1, "CenterOfRotation": 1,
     "TransformMatrix": 2, "Rotation": 2, "Orientation": 2,
 }  # fmt: skip
+_SKIPS = ("HeaderSize", "lineskip", "byteskip")
+"""Fields that say where in a data file the voxels begin."""
 _MAX_AXES = 5
 _BLOCK = 2**16  # packed bytes unpacked at once: at most 67 MB
 _DTYPES = {
@@ -190,7 +192,7 @@ def _nrrd(fields: dict[str, str], path: Path) -> _Claims:
         expected, remedy = "the encoding raw, gzip, hex or ascii", "save it again"
         raise VolumeError("unreadable", path, expected, encoding or "none", remedy)
     n_bytes = least[encoding] * math.prod(sizes)
-    data_path, compressed = _data_path(nrrd_data_file(fields), path), encoding.startswith("gz")
+    data_path, compressed = _data_path(nrrd_data_file(fields), fields, path), encoding.startswith("gz")
     start = None
     if compressed and fields.keys().isdisjoint({"lineskip", "byteskip"}):
         start = header_end(path) if data_path == path else 0
@@ -206,7 +208,7 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
     _check_meta_numbers(fields, len(sizes), path)
     n_bytes = math.prod(sizes) * _item_size(fields.get("ElementType", ""), path)
     compressed = fields.get("CompressedData", "").lower() in ("true", "1", "yes")
-    data_path = _data_path(meta_data_file(fields), path)
+    data_path = _data_path(meta_data_file(fields), fields, path)
     packed_bytes = None
     if compressed and "CompressedDataSize" in fields:  # ITK allocates as much
         packed_bytes = _integers(fields, "CompressedDataSize", path)[0] or None
@@ -272,7 +274,7 @@ def _item_size(word: str, path: Path) -> int:
     return sizes[plain]
 
 
-def _data_path(name: str | None, path: Path) -> Path:
+def _data_path(name: str | None, fields: dict[str, str], path: Path) -> Path:
     """Return the file that holds the voxels: the header's own, or one in its folder or below."""
     if name is None:
         return path
@@ -286,4 +288,8 @@ def _data_path(name: str | None, path: Path) -> Path:
     if not os.access(data_path, os.R_OK):  # ITK would try NAME.gz and NAME.Z, which nobody has judged
         found = f"its data file {name} without read permission"
         raise VolumeError("unreadable", path, "files that can be read", found, "check its permissions")
+    # From its first byte on ITK would take the header for voxels.
+    if data_path.samefile(path) and all(fields.get(skip, "0") == "0" for skip in _SKIPS):
+        expected, remedy = "voxels behind the header, or in a file of their own", "save it again"
+        raise VolumeError("unreadable", path, expected, f"a header that names itself, {name}", remedy)
     return data_path

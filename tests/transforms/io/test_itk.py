@@ -36,6 +36,8 @@ def test_real_nrrd_reads_as_in_simpleitk(shared_data, name):
         ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = /etc/hostname", ("outside its own folder",)),
         ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = b.raw", ("missing",)),
         ("a.mhd", b"ElementDataFile = a.raw", b"ElementDataFile = LIST", ("one file",)),
+        ("a.mha", b"ElementDataFile = LOCAL", b"ElementDataFile = a.mha", ("names itself",)),
+        ("a.nrrd", b"encoding: raw", b"encoding: raw\ndata file: a.nrrd", ("names itself",)),
         ("a.mha", b"ElementSpacing", b"NoElementSpacing", ("voxel size is unknown",)),
         ("a.mha", b"ElementType = MET_SHORT", b"ElementType = MET_NOTHING", ("number type",)),
         ("a.mha", b"TransformMatrix = ", b"TransformMatrix = 0 0 0 0 0 0 0 0 0 ", ()),
