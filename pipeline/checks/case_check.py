@@ -113,8 +113,7 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -
             change = _onto(volume, grid, path, "channel", notes)
             classes = label.along(change, volume) if label is not None and change is not None else None
             if fill_nan is not None:
-                _check_filled(volume, classes, n_classes, path, notes)
-                _check_fill_number(volume, fill_nan, path, notes)
+                _check_filled(volume, fill_nan, classes, n_classes, path, notes)
                 volume = replace(volume, array=fill_nan_voxels(volume.array, fill_nan))
             images.append(measure_image(volume, path, classes, n_classes))
             _check_image(images[-1], notes)
@@ -192,21 +191,17 @@ def _onto(volume: Volume, grid: Geometry, path: Path, role: str, notes: _Notes) 
     return change
 
 
-def _check_filled(volume: Volume, classes: np.ndarray | None, n_classes: int, path: Path, notes: _Notes) -> None:
-    """Warn of NaN where a label says that there is something to see."""
-    if classes is None or volume.array.dtype.kind != "f":
-        return
-    n_labelled = int(np.count_nonzero(np.isnan(volume.array) & (classes > 0) & (classes < n_classes)))
-    if n_labelled:
-        found = f"{n_labelled} labelled voxels of NaN, which data.fill_nan gives a number"
-        remedy = "check whether image and label belong together"
-        notes.add("warning", "nan_labelled", path, "a value in every labelled voxel", found, remedy)
-
-
-def _check_fill_number(volume: Volume, fill_nan: float, path: Path, notes: _Notes) -> None:
-    """Warn of a number so far from the image's own that scaling leaves little contrast: that of a CT in a PET."""
+def _check_filled(
+    volume: Volume, fill_nan: float, classes: np.ndarray | None, n_classes: int, path: Path, notes: _Notes
+) -> None:
+    """Warn of NaN where a label says that there is something to see, and of a number for NaN so far from the image's
+    own that scaling leaves little contrast: that of a CT in a PET."""
     if volume.array.dtype.kind != "f" or not (is_nan := np.isnan(volume.array)).any():
         return
+    if classes is not None and (n := np.count_nonzero(is_nan & (classes > 0) & (classes < n_classes))):
+        found = f"{n} labelled voxels of NaN, which data.fill_nan gives a number"
+        remedy = "check whether image and label belong together"
+        notes.add("warning", "nan_labelled", path, "a value in every labelled voxel", found, remedy)
     voxels = volume.array.ravel(order="K")  # as they lie in memory: twenty times as fast in a CT
     known = voxels[np.isfinite(voxels)]
     low, high = (float(known.min()), float(known.max())) if known.size else (fill_nan, fill_nan)
