@@ -41,8 +41,8 @@ from pipeline.datasets.dataset import Dataset as ListedDataset
 from pipeline.datasets.listing import list_cases
 from pipeline.files.json_files import read_json
 from pipeline.metrics.overlap import mean_iou
-from pipeline.runs.run_folder import RunFolder
-from pipeline.train import name_of, train
+from pipeline.runs.run_folder import RunFolder, run_name
+from pipeline.train import train
 from transforms.chains import RAS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "hippocampus.yaml"
@@ -52,7 +52,7 @@ POLL_EVERY_S = 0.01
 def ours(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16) -> Measurement:
     """Time between the epochs' entries in training_log.json, which a thread reads as they appear."""
     config = _config(folder, dataset_root, n_epochs, base_channels)
-    run = RunFolder.at(Path(config.experiment.log_dir, name_of(config)))
+    run = RunFolder.at(Path(config.experiment.log_dir, run_name(config)))
     finished: dict[int, float] = {}
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(run.log, finished, done))

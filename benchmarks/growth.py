@@ -17,8 +17,8 @@ from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.files import from_mapping
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.predict import PredictionOptions, predict
-from pipeline.runs.run_folder import RunFolder
-from pipeline.train import name_of, train
+from pipeline.runs.run_folder import RunFolder, run_name
+from pipeline.train import train
 
 POLL_EVERY_S = 0.02
 N_CASES = 4
@@ -86,7 +86,7 @@ def _train(folder: Path, n_epochs: int, resident: dict[int, int]) -> Path:
             "training": {"max_epochs": n_epochs, "warmup_epochs": 0, "n_gpus": 0, "precision": "32"},
         }
     )  # fmt: skip
-    run = RunFolder.at(Path(config.experiment.log_dir, name_of(config)))
+    run = RunFolder.at(Path(config.experiment.log_dir, run_name(config)))
     done = threading.Event()
     follower = threading.Thread(target=_follow, args=(run.log, resident, done))
     follower.start()

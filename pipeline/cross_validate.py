@@ -31,11 +31,11 @@ from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.summary import Evaluation
 from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
-from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.setting_differences import changed_settings, who_augmented
 from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
-from pipeline.train import name_of, train
+from pipeline.train import train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME, changes_since
 from pipeline.training.start_from import keep_scaling, seen_before
 from pipeline.training.start_source import read_source
@@ -259,7 +259,7 @@ def _record(config: Config, study: StudyFolder, screened: Screened, folds: Folds
         folds={number: dict(split.items()) for number, split in folds.splits.items()},
         shared=shared,
         notes=_about_start(config, folds),
-        run_names={n: name_of(replace(config, experiment=_experiment_of(config, study, n))) for n in folds.splits},
+        run_names={n: run_name(replace(config, experiment=_experiment_of(config, study, n))) for n in folds.splits},
     )
 
 

@@ -117,7 +117,7 @@ def train(
     if not is_first_process():
         say = log.debug
     begin_peak()
-    folder = folder or RunFolder(Path(config.experiment.log_dir), name_of(config))
+    folder = folder or RunFolder(Path(config.experiment.log_dir), run_name(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
     check_settings(config.model, deep_supervision=config.training.deep_supervision, trust=trust)
     if is_first_process():
@@ -168,19 +168,6 @@ def train(
         _say_smaller_patches(config.data, setup.recorder.history, say)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     return folder.path
-
-
-def name_of(config: Config) -> str:
-    """Return the run folder's name, from the documented parts."""
-    return run_name(
-        name=config.experiment.name,
-        batch_size=config.data.batch_size,
-        lr=config.training.lr,
-        base_channels=config.model.base_channels,
-        weight_alpha=config.loss.weight_alpha if config.loss.use_class_weights else None,
-        data_aug=config.data.data_aug,
-        light=config.model.use_light_model,
-    )
 
 
 # The beginning: what the run folder holds -----------------------------------------------------------------------------

@@ -29,8 +29,8 @@ from pipeline.config.settings import (
 from pipeline.files.atomic import FileError
 from pipeline.phantoms.anatomy import CLASS_NAMES
 from pipeline.phantoms.sample_dataset import write_dataset
-from pipeline.runs.run_folder import RunFolder
-from pipeline.train import name_of, train
+from pipeline.runs.run_folder import RunFolder, run_name
+from pipeline.train import train
 from pipeline.training.lightning_module import TrainingError
 from pipeline.training.prepared_data import prepare_data
 from tests.support.settings import settings as settings_from
@@ -277,7 +277,7 @@ def test_a_loss_that_is_no_number_ends_as_failed_and_names_the_cases(config):
     wild = named(config, "wild", lr=1e30, warmup_epochs=0, gradient_clip=0.0)
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) in epoch 0, step \d+ \(cases body_\d+"):
         train(wild)
-    summary = json.loads((Path(wild.experiment.log_dir) / name_of(wild) / "training_summary.json").read_text())
+    summary = json.loads((Path(wild.experiment.log_dir) / run_name(wild) / "training_summary.json").read_text())
     assert summary["status"] == "failed"
     assert "smaller --lr" in summary["reason"]
 

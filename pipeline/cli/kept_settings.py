@@ -41,8 +41,7 @@ def with_kept_settings(parse: Parse, *, resume: bool = False) -> Config:
 def _of_resumed_run(parse: Parse, groups: Groups) -> Config | None:
     """The settings over those that a run of this name has kept, where they give that run's folder."""
     from pipeline.files.atomic import FileError
-    from pipeline.runs.run_folder import RunFolder
-    from pipeline.train import name_of
+    from pipeline.runs.run_folder import RunFolder, run_name
 
     name, start_from = groups["experiment"]["name"], groups["training"]["start_from"]
     for path in sorted(Path(groups["experiment"]["log_dir"]).glob(f"{glob.escape(name)}_bs*")):
@@ -54,7 +53,7 @@ def _of_resumed_run(parse: Parse, groups: Groups) -> Config | None:
             config = _over(parse, groups, kept, start_from)
         except (FileError, OSError, ConfigError, AttributeError, TypeError):
             continue  # a damaged run, or one of other settings
-        if name_of(config) == path.name:
+        if run_name(config) == path.name:
             return config
     return None
 

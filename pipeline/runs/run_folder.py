@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory
 from pipeline.config.files import with_roots_apart, with_roots_together
-from pipeline.config.settings import ConfigError
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.text import BYTES_PER_GB
 from pipeline.files.atomic import FileError, remove_half_written, write_error
 from pipeline.files.json_files import RESTORE_ADVICE, kind_of, now, read_json, write_json
@@ -31,25 +31,16 @@ START_AGAIN = "start again with --overwrite (a fold of a cross-validation: remov
 """What is left to do where a run cannot go on."""
 
 
-def run_name(
-    *,
-    name: str,
-    batch_size: int,
-    lr: float,
-    base_channels: int,
-    weight_alpha: float | None,
-    data_aug: bool,
-    light: bool,
-) -> str:
+def run_name(config: Config) -> str:
     """Compose the folder's documented name, as in ``body_unet_bs2_lr0.0001_ch32_cw0.5_aug``.
 
-    weight_alpha None means that no class weights are used. Raises FileError for a name that would leave the log
-    folder, hide the run or garble a terminal.
+    Raises FileError for a name that would leave the log folder, hide the run or garble a terminal.
     """
-    check_name(name)
-    folder = f"{name}_bs{batch_size}_lr{lr}_ch{base_channels}"
-    folder += "" if weight_alpha is None else f"_cw{weight_alpha}"
-    folder += ("_aug" if data_aug else "") + ("_light" if light else "")
+    data, model, loss = config.data, config.model, config.loss
+    check_name(config.experiment.name)
+    folder = f"{config.experiment.name}_bs{data.batch_size}_lr{config.training.lr}_ch{model.base_channels}"
+    folder += f"_cw{loss.weight_alpha}" if loss.use_class_weights else ""
+    folder += ("_aug" if data.data_aug else "") + ("_light" if model.use_light_model else "")
     check_name(folder)
     return folder
 

@@ -37,8 +37,8 @@ from pipeline.config.settings import (
     TrainingConfig,
 )
 from pipeline.phantoms.sample_dataset import write_dataset
-from pipeline.runs.run_folder import RunFolder
-from pipeline.train import _alone_on_this_machine, name_of, train
+from pipeline.runs.run_folder import RunFolder, run_name
+from pipeline.train import _alone_on_this_machine, train
 from tests.support.paths import ROOT
 from tests.support.tiny_training import LIMIT_S, SERVER
 
@@ -159,7 +159,7 @@ def start_tasks(config, *flags):
 
 
 def folder_of(config):
-    return RunFolder(Path(config.experiment.log_dir), name_of(config))
+    return RunFolder(Path(config.experiment.log_dir), run_name(config))
 
 
 def history(config):

@@ -17,18 +17,15 @@ import pandas as pd
 import pytest
 
 from pipeline.compare import compare
+from pipeline.config.settings import Config, DataConfig, ExperimentConfig
 from pipeline.files.atomic import FileError, write_atomically
 from pipeline.plot import plot
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, distinct_names, is_run_folder, list_runs, run_name
-from tests.support.finished_run import append, documented_config, finished_run, start
+from tests.support.finished_run import append, documented_config, finished_run, settings_in, start
 from tests.support.killed_writer import KILLED
 from tests.support.nobody import Nobody
 from tests.support.paths import ROOT
-
-PARTS = {"name": "body_unet", "batch_size": 2, "lr": 1e-4, "base_channels": 32}
-
-PLAIN = PARTS | {"weight_alpha": None, "data_aug": False, "light": False}
 
 
 def checked(spec: Path, folder: RunFolder) -> str:
@@ -63,7 +60,7 @@ def test_the_run_name_is_the_checkers_for_every_combination(shared_spec):
             **{"training.lr": lr, "loss.use_class_weights": alpha is not None, "loss.weight_alpha": alpha},
             **{"data.data_aug": augmented, "model.use_light_model": light},
         )
-        name = run_name(**PARTS | {"lr": lr}, weight_alpha=alpha, data_aug=augmented, light=light)
+        name = run_name(settings_in(config))
         assert name == checker.expected_name(json.loads(json.dumps(config)))
 
 
@@ -132,7 +129,8 @@ def test_paths_stand_in_the_summary_as_the_run_was_started(tmp_path, monkeypatch
     ["../x", "a/b", "a\\b", "..", ".hidden", "", "  ", "a\nb", "a\x1b[2Jb", "a\u202eb", " a", "a\ud800b", "é" * 130],
 )
 def test_a_name_that_is_no_plain_folder_name_is_refused_in_one_line(name, tmp_path):
-    for refused in (lambda: run_name(**PLAIN | {"name": name}), lambda: RunFolder(tmp_path, name)):
+    config = Config(ExperimentConfig(name), DataConfig("scans"))
+    for refused in (lambda: run_name(config), lambda: RunFolder(tmp_path, name)):
         with pytest.raises(FileError, match="choose a plain one") as error:
             refused()
         assert str(error.value).isprintable()

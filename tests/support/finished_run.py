@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pipeline.config.files import from_mapping, settings_of
+from pipeline.config.settings import Config
 from pipeline.files.atomic import write_atomically
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, run_name
@@ -54,20 +56,13 @@ def documented_config(**changes) -> dict:
     return config
 
 
+def settings_in(config: dict) -> Config:
+    """The settings in a training_config.json."""
+    return from_mapping(settings_of(config, Path("training_config.json")))
+
+
 def finished_run(log_dir: Path, config: dict, scores=(0.1, 0.2, None, 0.5, 0.5, 0.3)) -> RunFolder:
-    loss = config["loss"]
-    folder = RunFolder(
-        log_dir,
-        run_name(
-            name=config["experiment"]["name"],
-            batch_size=config["data"]["batch_size"],
-            lr=config["training"]["lr"],
-            base_channels=config["model"]["base_channels"],
-            weight_alpha=loss["weight_alpha"] if loss["use_class_weights"] else None,
-            data_aug=config["data"]["data_aug"],
-            light=config["model"]["use_light_model"],
-        ),
-    )
+    folder = RunFolder(log_dir, run_name(settings_in(config)))
     start(folder)
     folder.write_config(config)
     log = TrainingLog()
