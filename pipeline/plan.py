@@ -64,8 +64,6 @@ def plan(
     *,
     name: str = "plan",
     memory_gb: float | None = None,
-    cache_dir: str = DataConfig.cache_dir,
-    skip_bad_cases: bool = False,
     data: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> PlanReport:
@@ -77,10 +75,7 @@ def plan(
         output: the config file to write.
         name: experiment.name of the training.
         memory_gb: memory that the training may take; None: what the device has.
-        cache_dir: folder of prepared cases, where checks are remembered too.
-        skip_bad_cases: plan without the cases that have errors.
-        data: further settings of the group data that describe the data set, by name, see `DESCRIBING`; these are
-            written, too.
+        data: settings of the group data that describe the data set, by name, see `DESCRIBING`; these are written, too.
         progress: called while cases are checked and steps are measured.
 
     Returns:
@@ -95,7 +90,8 @@ def plan(
     began = time.monotonic()
     _check_request(budget_s, memory_gb, output)
     roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
-    config = _described(roots, {"cache_dir": cache_dir, "skip_bad_cases": skip_bad_cases, **(data or {})})
+    given = data or {}
+    config = _described(roots, given)
     listed = list_configured(config)
     screened = screen(config, progress, listed=listed)
     devices = choose_devices(None, None, "16")
@@ -134,7 +130,7 @@ def plan(
         found.warnings.append(_disturbed(others.n_cores(), cores))
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
-    _put_given(found, config.data, screened, data or {})
+    _put_given(found, config.data, screened, given)
     planned = from_mapping(found.settings)
     assessed = assess(planned, screened.dataset, screened.cases)
     _put_ct_scaling(found, assessed)
