@@ -26,7 +26,8 @@ from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import available_cores, memory_bytes
 from pipeline.compute.other_programs import OtherPrograms
 from pipeline.config.files import from_mapping, write_yaml
-from pipeline.config.settings import Config, ConfigError, DataConfig, unused_scaling
+from pipeline.config.settings import Config, ConfigError, DataConfig
+from pipeline.config.without_effect import unused_scaling
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import PAGE_WIDTH, wrapped
 from pipeline.console.terminal import screen_width

@@ -18,7 +18,8 @@ from pipeline.checks.modality import IntensityChoice, choose_intensity
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.voxel_statistics import ImageStatistics
 from pipeline.checks.window import WIDEST, choose_mean_std, choose_window
-from pipeline.config.settings import Config, DataConfig, unused_scaling
+from pipeline.config.settings import Config, DataConfig
+from pipeline.config.without_effect import unused_scaling
 from pipeline.console.progress import Progress
 from pipeline.datasets.dataset import Dataset, Folds, Split
 from pipeline.datasets.errors import DatasetError

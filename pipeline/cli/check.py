@@ -7,7 +7,8 @@ from dataclasses import replace
 from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, warn
 from pipeline.cli.quick_imports import quick_imports
-from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig, without_effect
+from pipeline.config.settings import Config, DataConfig, LossConfig, ModelConfig, TrainingConfig
+from pipeline.config.without_effect import without_effect
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import screen_width
 from pipeline.console.text import some_of

@@ -11,7 +11,8 @@ from pipeline.cli import setting_flags
 from pipeline.cli.arguments import TRUST, command_parser, say, warn
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.compute.signals import Stopped
-from pipeline.config.settings import ConfigError, without_effect
+from pipeline.config.settings import ConfigError
+from pipeline.config.without_effect import without_effect
 from pipeline.console.terminal import screen_width
 from pipeline.console.text import fitted, printable
 

@@ -7,7 +7,7 @@ from pipeline.cli.arguments import TRUST, command_parser, complain, say, warn
 from pipeline.cli.quick_imports import quick_imports
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import to_yaml
-from pipeline.config.settings import without_effect
+from pipeline.config.without_effect import without_effect
 
 
 def run(arguments: list[str]) -> int:

@@ -12,7 +12,8 @@ import pytest
 from networks.body_net import BodyNet
 from networks.sliding_window import count_windows
 from pipeline.config.files import from_mapping
-from pipeline.config.settings import ConfigError, without_effect
+from pipeline.config.settings import ConfigError
+from pipeline.config.without_effect import without_effect
 from pipeline.planning.choice import grid_of
 from pipeline.planning.plan import OFTEN, make_plan
 from pipeline.training.patch_schedule import PatchSchedule
