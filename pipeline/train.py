@@ -237,8 +237,7 @@ def _early_stop(config: Config, state: ResumeState) -> str | None:
 
 def _first_of_final_size(data: DataConfig) -> int:
     """The first epoch whose patches have their final size."""
-    growth = PatchSchedule.from_settings(data.target_size, data.batch_size, data.patches_per_case, data.patch_growth)
-    return sum(growth.growth_epochs)
+    return sum(PatchSchedule.from_settings(data).growth_epochs)
 
 
 def _say_smaller_patches(data: DataConfig, history: TrainingLog, say: Say) -> None:

@@ -117,11 +117,10 @@ def estimate_training(
     growth: tuple[int, ...] = ()
     size: tuple[int, int, int] = config.data.target_size
     if sizes:
-        data = config.data
-        patches = PatchSchedule.from_settings(size, data.batch_size, data.patches_per_case, data.patch_growth)
+        patches = PatchSchedule.from_settings(config.data)
         growth = patches.growth_epochs
         steps = patches.n_batches(n_train, devices.n_processes)
-        share = patches.mean_voxels(training.max_epochs) / (math.prod(size) * data.batch_size)
+        share = patches.mean_voxels(training.max_epochs) / (math.prod(size) * config.data.batch_size)
         windows = fmean(count_windows(case, size) for case in sizes)
         size = (math.ceil(fmean(map(math.prod, sizes))), 1, 1)
     validated = n_validations(training.max_epochs, training.validate_every, growth)

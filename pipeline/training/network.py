@@ -66,7 +66,7 @@ def refuse_network(config: Config, *, in_channels: int, n_classes: int, trust: b
         NetworkError: as `network_of_settings`, or if the network cannot be trained on the patches of a stage.
     """
     data = config.data
-    patches = PatchSchedule.from_settings(data.target_size, data.batch_size, data.patches_per_case, data.patch_growth)
+    patches = PatchSchedule.from_settings(data)
     if config.model.is_body_net and not patches.growth:
         return
     sizes = {"in_channels": in_channels, "n_classes": n_classes}

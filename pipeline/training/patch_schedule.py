@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from pipeline.config.settings import DataConfig
 from pipeline.planning.epochs import n_batches
 from pipeline.planning.network_shape import Triple
 
@@ -28,12 +28,10 @@ class PatchSchedule:
     """Patch, batch size and epochs of each stage before."""
 
     @classmethod
-    def from_settings(
-        cls, patch: Triple, batch_size: int, patches_per_case: float, growth: Sequence[Sequence[int]]
-    ) -> PatchSchedule:
-        """Take the stages as data.patch_growth has them: lists of voxels i, j, k, batch size and epochs."""
-        stages = tuple(((i, j, k), batch, epochs) for i, j, k, batch, epochs in growth)
-        return cls(patch, batch_size, patches_per_case, stages)
+    def from_settings(cls, data: DataConfig) -> PatchSchedule:
+        """Take the settings; data.patch_growth has lists of voxels i, j, k, batch size and epochs."""
+        stages = tuple(((i, j, k), batch, epochs) for i, j, k, batch, epochs in data.patch_growth)
+        return cls(data.target_size, data.batch_size, data.patches_per_case, stages)
 
     def patch_of(self, epoch: int) -> Triple:
         """Voxels of the patches of an epoch, counted from 0."""

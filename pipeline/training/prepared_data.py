@@ -206,9 +206,7 @@ def prepare_data(
     build_entries(stores, progress, max_bytes=cached["train"].max_bytes)
     patches = None
     if data.mode == "patch":
-        patches = PatchSchedule.from_settings(
-            data.target_size, data.batch_size, data.patches_per_case, data.patch_growth
-        )
+        patches = PatchSchedule.from_settings(data)
         cached["train"].transform = _patch_chain(cached["train"], patches, data.foreground)
     in_training = set(screened.split.train)
     used = in_training | set(screened.split.val)

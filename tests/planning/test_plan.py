@@ -22,12 +22,9 @@ from tests.support.plans import HIPPOCAMPUS, MACHINE, WHOLE_BODY, Measured
 from transforms.chains import augmentation_chain, preprocessing_chain
 from transforms.patches import draw_patch_start
 
-SCHEDULE = ("target_size", "batch_size", "patches_per_case", "patch_growth")
-
 
 def schedule_of(plan):
-    patch, *others = (plan.settings["data"][name] for name in SCHEDULE)
-    return PatchSchedule.from_settings(tuple(patch), *others)
+    return PatchSchedule.from_settings(from_mapping({"data": plan.settings["data"] | {"dataset_root": "scans"}}).data)
 
 
 def seconds_of(plan, data, cost):

@@ -56,7 +56,7 @@ class Cases(list):
 
 @pytest.mark.parametrize(
     ("growth", "validated", "gigabytes"),
-    [([[64, 64, 64, 30, 5]], [(96, 96, 96)], "0.039"), ([], [(96, 96, 96), (300, 300, 400)], "0.180")],
+    [([((64, 64, 64), 30, 5)], [(96, 96, 96)], "0.039"), ([], [(96, 96, 96), (300, 300, 400)], "0.180")],
 )
 def test_larger_batches_of_an_early_stage_or_whole_cases_decide_how_many_workers_there_are(
     monkeypatch, growth, validated, gigabytes
@@ -65,7 +65,7 @@ def test_larger_batches_of_an_early_stage_or_whole_cases_decide_how_many_workers
     monkeypatch.setattr("pipeline.train.shared_memory", lambda: (DOCKER, DOCKER))
     monkeypatch.setattr("pipeline.train.available_cores", lambda: 8)
     config = Config(data=DataConfig("scans", target_size=(96, 96, 96), batch_size=2, num_workers=4))
-    patches = PatchSchedule.from_settings((96, 96, 96), 2, 1.0, growth)
+    patches = PatchSchedule((96, 96, 96), 2, 1.0, growth)
     prepared = SimpleNamespace(patches=patches, in_channels=1, n_classes=3, val=Cases(validated))
     devices = SimpleNamespace(per_machine=1)
     with pytest.raises(ConfigError, match=f"a batch takes {gigabytes} GB, and the shared memory"):

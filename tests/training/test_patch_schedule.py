@@ -2,9 +2,16 @@
 
 import pytest
 
+from pipeline.config.settings import DataConfig
 from pipeline.training.patch_schedule import PatchSchedule
 
-GROWING = PatchSchedule.from_settings((40, 56, 40), 2, 1.0, [[16, 24, 16, 8, 3], [24, 32, 24, 4, 2]])
+
+def growing(*growth, batch_size=2):
+    sizes = {"spacing_mm": (1.0, 1.0, 1.0), "target_size": (40, 56, 40), "batch_size": batch_size}
+    return PatchSchedule.from_settings(DataConfig("scans", mode="patch", patch_growth=growth, **sizes))
+
+
+GROWING = growing([16, 24, 16, 8, 3], [24, 32, 24, 4, 2])
 
 
 def test_stages_follow_each_other_and_the_final_patch_has_the_rest():
@@ -15,15 +22,15 @@ def test_stages_follow_each_other_and_the_final_patch_has_the_rest():
 
 def test_the_largest_batch_may_be_that_of_an_early_stage():
     assert GROWING.largest_batch == ((40, 56, 40), 2)  # 179,200 voxels, before 49,152 and 73,728
-    early = PatchSchedule.from_settings((40, 56, 40), 1, 1.0, [[32, 32, 32, 8, 3], [24, 32, 24, 4, 2]])
+    early = growing([32, 32, 32, 8, 3], [24, 32, 24, 4, 2], batch_size=1)
     assert early.largest_batch == ((32, 32, 32), 8)  # 262,144 voxels
 
 
 def test_stages_with_the_final_patch_are_no_growth_but_before_smaller_ones():
     assert GROWING.growth_epochs == (3, 2)
     stages = [[40, 56, 40, 4, 5], [16, 24, 16, 8, 3], [40, 56, 40, 4, 2]]
-    assert PatchSchedule.from_settings((40, 56, 40), 2, 1.0, stages).growth_epochs == (5, 3)
-    assert PatchSchedule.from_settings((40, 56, 40), 2, 1.0, [[40, 56, 40, 4, 15]]).growth_epochs == ()
+    assert growing(*stages).growth_epochs == (5, 3)
+    assert growing([40, 56, 40, 4, 15]).growth_epochs == ()
 
 
 def test_without_growth_every_epoch_is_alike():
