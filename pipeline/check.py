@@ -152,21 +152,10 @@ def _start(config: Config, dataset: Dataset, *, trust: bool) -> _Start:
         return _Start()
     try:
         start = plan_start(refuse_other_network(read_source(start_from), config, trust=trust), config, dataset)
-        network = network_of_settings(
-            config.model,
-            in_channels=len(dataset.channel_names),
-            n_classes=len(dataset.classes.names),
-            target_size=config.data.target_size,
-            trust=trust,
-        )
+        in_channels, n_classes = len(dataset.channel_names), len(dataset.classes.names)
+        network = network_of_settings(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
         started = take_over(start, network, config)
-        treatment(
-            started.document,
-            network,
-            config.training,
-            in_channels=len(dataset.channel_names),
-            size=config.data.target_size,
-        )
+        treatment(started.document, network, config, in_channels=in_channels)
     except (NetworkError, ConfigError) as error:
         expected = "weights that fit the network and the classes"
         found, _, remedy = str(error).rpartition("; ")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from rich.console import Console
 
 from networks.registry import network_settings
@@ -411,8 +410,7 @@ def _take_over(
         if warning := seen_before(start.source, prepared.split.val):
             say(warning)
     if document is not None:
-        in_channels, size = prepared.in_channels, config.data.target_size
-        module.taken = treatment(document, module.network, config.training, in_channels=in_channels, size=size)
+        module.taken = treatment(document, module.network, config, in_channels=prepared.in_channels)
     return document
 
 
@@ -421,17 +419,16 @@ def _build(
 ) -> SegmentationModule:
     say("Creating model...")
     module = build_module(
-        config.model,
-        config.training,
+        config,
         in_channels=prepared.in_channels,
         n_classes=prepared.n_classes,
-        target_size=config.data.target_size,
         class_weights=class_weights,
         ignores_voxels=prepared.dataset.classes.ignores_voxels,
-        window=config.data.target_size if prepared.patches is not None else None,
         trust=trust,
     )
-    _say_parameters(module.network, say)
+    parameters = list(module.network.parameters())
+    say(f"Total parameters: {sum(p.numel() for p in parameters):,}")
+    say(f"Trainable parameters: {sum(p.numel() for p in parameters if p.requires_grad):,}")
     return module
 
 
@@ -520,13 +517,6 @@ def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray
     return weights
 
 
-def _say_parameters(network: torch.nn.Module, say: Say) -> None:
-    total = sum(p.numel() for p in network.parameters())
-    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    say(f"Total parameters: {total:,}")
-    say(f"Trainable parameters: {trainable:,}")
-
-
 # Fit: from the first file in the run folder to the summary ------------------------------------------------------------
 
 
@@ -560,10 +550,8 @@ def _fit(
             recorder,
             devices,
             console,
-            max_epochs=config.training.max_epochs,
-            accumulate=config.training.accumulate,
-            gradient_clip=config.training.gradient_clip,
-            validate_every=config.training.validate_every if len(prepared.val) else 0,
+            config.training,
+            validates=len(prepared.val) > 0,
             growth=prepared.patches.growth_epochs if prepared.patches is not None else (),
             record=record,
         )

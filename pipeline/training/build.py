@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from networks.deep_supervision import CoarseHeads
-from pipeline.config.settings import ModelConfig, TrainingConfig
+from pipeline.config.settings import Config
 from pipeline.losses.dice_ce import SlabDiceCELoss
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.network import network_of_settings
@@ -18,36 +16,29 @@ from transforms.io import label_values
 
 
 def build_module(
-    model: ModelConfig,
-    training: TrainingConfig,
+    config: Config,
     *,
     in_channels: int,
     n_classes: int,
-    target_size: Sequence[int],
     class_weights: np.ndarray | None = None,
     ignores_voxels: bool = False,
-    window: tuple[int, int, int] | None = None,
     trust: bool = False,
 ) -> SegmentationModule:
     """Build the network, with weights drawn from torch's generator, inside the module that trains it.
 
     Args:
-        model: which network.
-        training: how it is trained.
+        config: which network, on which volumes or patches, and how it is trained.
         in_channels: image channels.
         n_classes: classes, background included.
-        target_size: voxels (I, J, K) of the volumes.
         class_weights: (n_classes,) weights of the loss; None weighs all classes alike.
         ignores_voxels: whether labels mark voxels that the loss and the metric leave out.
-        window: voxels (I, J, K) of the sliding window of validation; None: whole volumes at once.
         trust: import network classes from outside the registry's allow-list. The caller decides, never the settings.
 
     Raises:
         NetworkError: the network is unknown, not allowed, its arguments are wrong, or it has no levels to supervise.
     """
-    network = network_of_settings(
-        model, in_channels=in_channels, n_classes=n_classes, target_size=target_size, trust=trust
-    )
+    data, training = config.data, config.training
+    network = network_of_settings(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
     return SegmentationModule(
         network,
         n_classes=n_classes,
@@ -62,5 +53,5 @@ def build_module(
         seed=training.seed,
         compile_features=training.compile,
         skip_undefined=training.on_nan_loss == "skip",
-        window=window,
+        window=data.target_size if data.mode == "patch" else None,
     )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -14,28 +12,26 @@ from pipeline.config.settings import Config, ModelConfig
 from pipeline.training.patch_schedule import PatchSchedule
 
 
-def network_of_settings(
-    model: ModelConfig, *, in_channels: int, n_classes: int, target_size: Sequence[int], trust: bool = False
-) -> nn.Module:
+def network_of_settings(config: Config, *, in_channels: int, n_classes: int, trust: bool = False) -> nn.Module:
     """Build the network, with weights drawn from torch's generator.
 
     Args:
-        model: which network.
+        config: which network, and for which size of volumes or patches.
         in_channels: image channels.
         n_classes: classes, background included.
-        target_size: voxels (I, J, K) of the volumes.
         trust: import network classes from outside the registry's allow-list. The caller decides, never the settings.
 
     Raises:
         NetworkError: the network is unknown, not allowed, or its arguments are wrong.
     """
+    model = config.model
     return build_network(
         model.network,
         in_channels=in_channels,
         n_classes=n_classes,
         base_channels=model.base_channels,
         light=model.use_light_model,
-        target_size=target_size,
+        target_size=config.data.target_size,
         checkpointing=model.checkpointing,
         trust=trust,
     )
@@ -65,13 +61,11 @@ def refuse_network(config: Config, *, in_channels: int, n_classes: int, trust: b
     Raises:
         NetworkError: as `network_of_settings`, or if the network cannot be trained on the patches of a stage.
     """
-    data = config.data
-    patches = PatchSchedule.from_settings(data)
+    patches = PatchSchedule.from_settings(config.data)
     if config.model.is_body_net and not patches.growth:
         return
-    sizes = {"in_channels": in_channels, "n_classes": n_classes}
     with torch.random.fork_rng(devices=[]):
-        network = network_of_settings(config.model, **sizes, target_size=data.target_size, trust=trust)
+        network = network_of_settings(config, in_channels=in_channels, n_classes=n_classes, trust=trust)
         probe, in_training = Probe(network, "", in_channels, n_classes), (True,)
         if probe.failure(patches.patch, modes=in_training, batch=patches.batch_size) is not None:
             return

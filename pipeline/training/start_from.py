@@ -13,7 +13,7 @@ from networks.encoder import encoder_weights
 from networks.transfer import Transfer, count_of, transfer
 from pipeline.checks.modality import IntensityChoice
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError, TrainingConfig
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.text import aligned, some_of
 from pipeline.datasets.class_table import only_ones, plain_name
 from pipeline.datasets.dataset import Dataset
@@ -260,23 +260,20 @@ def _rows_of_settings(kept: Mapping[str, Any], changed: Mapping[str, list[Any]])
         yield "changed", f"{name}: {there} there, {here} here"
 
 
-def treatment(
-    document: Mapping[str, Any], network: Any, training: TrainingConfig, *, in_channels: int, size: Sequence[int]
-) -> TakenWeights:
+def treatment(document: Mapping[str, Any], network: Any, config: Config, *, in_channels: int) -> TakenWeights:
     """How the parameters that were taken over learn.
 
     Args:
         document: the record of the start, see `Started.document`: a resumed run has no more.
         network: the one that is trained.
-        training: the settings.
+        config: the settings.
         in_channels: image channels.
-        size: voxels (I, J, K) of the volumes.
 
     Raises:
         NetworkError: an encoder is to be frozen and the network has none.
         FileError: the record is damaged.
     """
-    state = network.state_dict(keep_vars=True)
+    training, state = config.training, network.state_dict(keep_vars=True)
     try:
         others = {*document["weights_in_part"], *document["weights_initialised"]}
     except (KeyError, TypeError) as error:
@@ -287,8 +284,7 @@ def treatment(
     whole = {name: value for name, value in state.items() if isinstance(value, nn.Parameter) and name not in others}
     frozen, norms = [], []
     if training.freeze_epochs:
-        i, j, k = size
-        encoder = encoder_weights(network, in_channels, (i, j, k))
+        encoder = encoder_weights(network, in_channels, config.data.target_size)
         frozen = [value for name, value in whole.items() if name in encoder and value.requires_grad]
         tensors = {id(state[name]) for name in encoder}
         norms = [

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from pipeline.compute.devices import Devices
 from pipeline.compute.ranks import gather_texts, read_rank
+from pipeline.config.settings import TrainingConfig
 from pipeline.files.atomic import FileError
 from pipeline.planning.epochs import is_validated
 from pipeline.runs.run_folder import RunFolder
@@ -29,11 +30,9 @@ def build_trainer(
     recorder: RunRecorder,
     devices: Devices,
     console: Console,
+    training: TrainingConfig,
     *,
-    max_epochs: int,
-    accumulate: int = 1,
-    gradient_clip: float = 0.0,
-    validate_every: int = 1,
+    validates: bool = True,
     growth: Sequence[int] = (),
     record: Callable[[str], object] = log.debug,
 ) -> pl.Trainer:
@@ -44,10 +43,8 @@ def build_trainer(
         recorder: writes all other files of the run.
         devices: what the training runs on.
         console: where the progress bar goes.
-        max_epochs: epochs to train.
-        accumulate: batches in one optimiser step.
-        gradient_clip: largest norm of the gradient; 0 = no clipping.
-        validate_every: epochs from one validation to the next; 0 = none is validated.
+        training: epochs, batches in a step, clipping, and which epochs are validated.
+        validates: whether there are cases to validate.
         growth: epochs of each smaller patch, see `is_validated`.
         record: takes the lines of the epochs, which the console gets, too.
     """
@@ -56,17 +53,17 @@ def build_trainer(
         recorder,
         LiveProgress(console, recorder, record),
     ]
-    if validate_every:
-        callbacks.insert(1, _ValidateEvery(validate_every, growth))
+    if validates:
+        callbacks.insert(1, _ValidateEvery(training.validate_every, growth))
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
         plugins=[_GivenRanks()],
-        max_epochs=max_epochs,
-        accumulate_grad_batches=accumulate,
-        gradient_clip_val=gradient_clip or None,
+        max_epochs=training.max_epochs,
+        accumulate_grad_batches=training.accumulate,
+        gradient_clip_val=training.gradient_clip or None,
         logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
         callbacks=callbacks,
-        limit_val_batches=1.0 if validate_every else 0,
+        limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=1,
         use_distributed_sampler=False,
         enable_checkpointing=False,

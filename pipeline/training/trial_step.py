@@ -74,11 +74,9 @@ def take_step(config: Config, *, in_channels: int, n_classes: int, trust: bool =
     chosen = choose_devices(training.n_gpus, training.n_processes, training.precision)
     devices = replace(chosen, per_machine=1, n_machines=1)
     module = build_module(
-        config.model,
-        config.training,
+        config,
         in_channels=in_channels,
         n_classes=n_classes,
-        target_size=config.data.target_size,
         class_weights=np.ones(n_classes) if config.loss.use_class_weights else None,
         trust=trust,
     )

@@ -9,17 +9,18 @@ import torch
 from networks.body_net import BodyNet
 from networks.errors import NetworkError
 from networks.registry import network_settings
-from pipeline.config.settings import ModelConfig, TrainingConfig
+from pipeline.config.settings import Config, DataConfig, ModelConfig, TrainingConfig
 from pipeline.training.build import build_module
 
-SIZES = {"in_channels": 2, "n_classes": 3, "target_size": (16, 16, 16)}
+SIZES = {"in_channels": 2, "n_classes": 3}
+DATA = DataConfig("scans", target_size=(16, 16, 16))
+SMALL = ModelConfig(base_channels=4)
 
 
 def test_every_setting_reaches_network_loss_and_schedule():
     training = TrainingConfig(lr=0.5, warmup_epochs=2, max_epochs=7, schedule="poly", weight_decay=0.25, seed=9)
     module = build_module(
-        ModelConfig(base_channels=4, use_light_model=True),
-        training,
+        Config(data=DATA, model=ModelConfig(base_channels=4, use_light_model=True), training=training),
         class_weights=np.array([0.0, 1.0, 3.0]),
         ignores_voxels=True,
         **SIZES,
@@ -36,7 +37,7 @@ def test_every_setting_reaches_network_loss_and_schedule():
 def test_weights_follow_from_torchs_seed():
     def weights(seed):
         torch.manual_seed(seed)
-        module = build_module(ModelConfig(base_channels=4), TrainingConfig(), **SIZES)
+        module = build_module(Config(data=DATA, model=SMALL), **SIZES)
         return torch.cat([p.flatten() for p in module.network.parameters()])
 
     assert torch.equal(weights(1), weights(1))
@@ -47,7 +48,8 @@ def test_deep_supervision_leaves_the_network_its_weights_and_settings():
     modules = []
     for deep in (False, True):
         torch.manual_seed(1)
-        modules.append(build_module(ModelConfig(base_channels=4), TrainingConfig(deep_supervision=deep), **SIZES))
+        config = Config(data=DATA, model=SMALL, training=TrainingConfig(deep_supervision=deep))
+        modules.append(build_module(config, **SIZES))
     plain, deep = modules
     assert plain.coarse_heads is None
     assert [head.out_channels for head in deep.coarse_heads.heads] == [3, 3, 3]
@@ -61,4 +63,12 @@ def test_deep_supervision_leaves_the_network_its_weights_and_settings():
 def test_a_class_outside_the_allow_list_takes_the_callers_trust():
     model = ModelConfig(network={"_target_": "collections.OrderedDict"})
     with pytest.raises(NetworkError):
-        build_module(model, TrainingConfig(), **SIZES)
+        build_module(Config(data=DATA, model=model), **SIZES)
+
+
+def test_cases_are_validated_through_a_window_of_the_patch_and_else_whole():
+    patches = DataConfig("scans", mode="patch", spacing_mm=(1.0, 1.0, 1.0), target_size=(16, 16, 16))
+    assert [build_module(Config(data=data, model=SMALL), **SIZES).window for data in (DATA, patches)] == [
+        None,
+        (16, 16, 16),
+    ]

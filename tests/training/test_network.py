@@ -7,16 +7,18 @@ import torch
 
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
-from pipeline.config.settings import ModelConfig
+from pipeline.config.settings import Config, DataConfig, ModelConfig
 from pipeline.training.network import check_settings, network_of_settings
 
 
 def test_settings_and_weights_are_those_of_the_registry():
-    sizes = {"in_channels": 2, "n_classes": 3, "target_size": (16, 16, 16)}
+    sizes, size = {"in_channels": 2, "n_classes": 3}, (16, 16, 16)
+    model = ModelConfig(base_channels=4, use_light_model=True, checkpointing=True)
+    config = Config(data=DataConfig("scans", target_size=size), model=model)
     networks = []
     for build in (
-        lambda: network_of_settings(ModelConfig(base_channels=4, use_light_model=True, checkpointing=True), **sizes),
-        lambda: build_network(None, base_channels=4, light=True, checkpointing=True, **sizes),
+        lambda: network_of_settings(config, **sizes),
+        lambda: build_network(None, base_channels=4, light=True, checkpointing=True, target_size=size, **sizes),
     ):
         torch.manual_seed(1)
         networks.append(build())

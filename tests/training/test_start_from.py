@@ -108,10 +108,13 @@ class Weights(tiny_module.pl.Callback):
         self.after.append({key: value.clone() for key, value in pl_module.network.state_dict().items()})
 
 
+def started(size=SIZE, **settings) -> Config:
+    return Config(data=DataConfig("scans", target_size=size), training=TrainingConfig(start_from="r", **settings))
+
+
 def begin(network: nn.Module, **settings):
     document = {"weights_in_part": ["head.weight"], "weights_initialised": ["head.bias"]}
-    training = TrainingConfig(start_from="r", **settings)
-    return treatment(document, network, training, in_channels=1, size=SIZE)
+    return treatment(document, network, started(**settings), in_channels=1)
 
 
 def test_a_frozen_encoder_stays_bit_for_bit_and_then_moves(tmp_path):
@@ -132,15 +135,14 @@ def test_a_frozen_encoder_stays_bit_for_bit_and_then_moves(tmp_path):
 
 def test_a_damaged_record_of_a_start_is_refused():
     with pytest.raises(FileError, match=r"training\.started_from: expected the lists weights_in_part"):
-        treatment({}, module().network, TrainingConfig(), in_channels=1, size=SIZE)
+        treatment({}, module().network, started(), in_channels=1)
 
 
 def test_batch_normalisations_of_a_frozen_encoder_keep_their_means(tmp_path):
     spec = {"_target_": "BasicUNet", "features": [2, 2, 2, 2, 2, 2], "norm": "batch"}
     network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
     document = {"weights_in_part": [], "weights_initialised": []}
-    training = TrainingConfig(start_from="r", freeze_epochs=1)
-    taken = treatment(document, network, training, in_channels=1, size=(16, 16, 16))
+    taken = treatment(document, network, started((16, 16, 16), freeze_epochs=1), in_channels=1)
     own = network.state_dict(keep_vars=True)
     norms = [name for name in own if name.endswith("running_mean") and name.startswith(("conv_0", "down"))]
     assert {id(norm.running_mean) for norm in taken.frozen_norms} == {id(own[name]) for name in norms}
