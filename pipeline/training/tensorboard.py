@@ -43,14 +43,18 @@ class EventsLogger(TensorBoardLogger):
 
     @property
     def experiment(self) -> SummaryWriter | None:
-        """The writer; the first access opens its file. None where that is refused, or the run folder is gone."""
+        """The writer, as Lightning asks for it; None where it is refused."""
         with self._lasting():
-            if self._has_opened and not Path(self.log_dir).parent.is_dir():  # is not made again for curves alone
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-            writer = super().experiment
-            self._has_opened = True
-            return writer
+            return self._writer()
         return None
+
+    def _writer(self) -> SummaryWriter:
+        """The writer; the first time opens its file. Raises OSError where that is refused or the run folder is gone."""
+        if self._has_opened and not Path(self.log_dir).parent.is_dir():  # is not made again for curves alone
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        writer = super().experiment
+        self._has_opened = True
+        return writer
 
     def save(self) -> None:
         """Write nothing: the curves of an epoch are flushed when it ends."""
@@ -92,10 +96,8 @@ class EventsLogger(TensorBoardLogger):
             iou_per_class: validation IoU by class name.
             seconds: time spent on each part of the epoch; written as shares and as their sum.
         """
-        events = self.experiment
-        if events is None:
-            return
         with self._lasting():
+            events = self._writer()
             scalars = {**values, **{f"val_IoU/{name}": iou for name, iou in iou_per_class.items()}}
             for name, value in scalars.items():
                 if math.isfinite(value):
@@ -116,10 +118,8 @@ class EventsLogger(TensorBoardLogger):
         except Exception as error:  # with another's rights, or a damaged file
             log.warning("%s: cannot be read (%s); epochs that its curves lack stay out", self.root_dir, one_line(error))
             return
-        events = self.experiment
-        if events is None:
-            return
         with self._lasting():
+            events = self._writer()
             for epoch in range(len(history)):
                 for name, value in epoch_numbers(history, epoch).items():
                     if name != BEST_TAG and (printable(name), epoch) not in written:
@@ -128,10 +128,8 @@ class EventsLogger(TensorBoardLogger):
 
     def write_picture(self, tag: str, epoch: int, picture: NDArray[np.uint8]) -> None:
         """Write a (height, width, 3) RGB picture, 0…255."""
-        events = self.experiment
-        if events is None:
-            return
         with self._lasting():
+            events = self._writer()
             events.add_image(tag, picture, epoch, dataformats="HWC")
             events.flush()
 
@@ -148,20 +146,17 @@ class EventsLogger(TensorBoardLogger):
             for group, values in settings.items()
             for name, value in values.items()
         }
-        events = self.experiment
-        if events is None:
-            return
         with self._lasting():
+            events = self._writer()
             for summary in hparams(flat, {BEST_TAG: 0.0}):
                 events._get_file_writer().add_summary(summary)
         self.write_best(best, epoch)
 
     def write_best(self, best: float, epoch: int) -> None:
         """Write the best val_mIoU so far; nothing for NaN."""
-        events = self.experiment
-        if events is not None and math.isfinite(best):
+        if math.isfinite(best):
             with self._lasting():
-                events.add_scalar(BEST_TAG, best, epoch)
+                self._writer().add_scalar(BEST_TAG, best, epoch)
 
 
 def _written(run: Path, history: TrainingLog) -> set[tuple[str, int]]:
