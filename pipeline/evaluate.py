@@ -7,26 +7,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from pipeline.compute.devices import choose_device, choose_precision
 from pipeline.console.progress import CaseProgress, Progress
-from pipeline.console.text import first_lines, some_of
+from pipeline.console.text import first_lines
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import SPLITS, Case, Dataset, Label
 from pipeline.datasets.joined import list_data_sets
 from pipeline.datasets.rows import LabelReading
 from pipeline.evaluation.case_files import list_case_files
-from pipeline.evaluation.case_scores import CaseScores, Pair
+from pipeline.evaluation.case_scores import Pair
 from pipeline.evaluation.class_matching import match_by_name
 from pipeline.evaluation.class_names import ClassNames
 from pipeline.evaluation.header_classes import read_headers
+from pipeline.evaluation.notes import score_notes
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
 from pipeline.evaluation.pairing import Matching, match
 from pipeline.evaluation.records import read_records, table_of_records
 from pipeline.evaluation.scoring import score_pairs
 from pipeline.evaluation.summary import Evaluation, worst_first
-from pipeline.evaluation.tolerance import USUAL_MM, default_tolerance_of, too_wide
+from pipeline.evaluation.tolerance import default_tolerance_of
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.channel_order import channel_order
 from pipeline.inference.inputs import InputCase
@@ -368,11 +367,10 @@ def _scored(
     case_progress: CaseProgress | None,
 ) -> Evaluation:
     """Score what was matched; `sources` says where predictions and labels come from."""
-    options = options or ScoringOptions()
-    chosen = options.tolerance_mm
+    asked = options or ScoringOptions()
     files = [(pair.label, pair.prediction) for pair in matching.pairs]
-    tolerance_mm = default_tolerance_of(files) if chosen is None else chosen
-    options = replace(options, tolerance_mm=tolerance_mm)
+    tolerance_mm = default_tolerance_of(files) if asked.tolerance_mm is None else asked.tolerance_mm
+    options = replace(asked, tolerance_mm=tolerance_mm)
     scores, refused = score_pairs(
         matching.pairs, matching.classes, options, progress=progress, case_progress=case_progress
     )
@@ -380,9 +378,6 @@ def _scored(
     if not scores:
         first = next(iter(refused.values()), "there are none")
         raise EvaluationError(f"none of {len(refused)} cases can be scored; the first: {first}")
-    surface_notes: list[str] = []
-    if options.surface is not None:
-        surface_notes = _sheared(scores) + _about_tolerance(scores, tolerance_mm, is_default=chosen is None)
     return Evaluation(
         predictions=sources[0],
         labels=sources[1],
@@ -393,52 +388,8 @@ def _scored(
         refused=dict(sorted(refused.items())),
         labels_without_prediction=matching.labels_without_prediction,
         predictions_without_label=matching.predictions_without_label,
-        notes=(*matching.notes, *_not_annotated(scores, matching.classes.names), *_overlapping(scores), *surface_notes),
+        notes=(*matching.notes, *score_notes(scores, matching.classes.names, asked, tolerance_mm)),
     )
-
-
-def _not_annotated(scores: Sequence[CaseScores], names: Sequence[str]) -> list[str]:
-    """Say which structures are not scored in how many cases, since the labels do not annotate them."""
-    missing = len(scores) - np.sum([case.annotated for case in scores], axis=0)
-    counts = [f"{name} in {n}" for name, n in zip(names, missing, strict=True) if n]
-    if not counts:
-        return []
-    return [f"not annotated, so not scored, in some of {len(scores)} cases: {some_of(counts, 12)}"]
-
-
-def _overlapping(scores: Sequence[CaseScores]) -> list[str]:
-    """Name the cases of which a structure lost voxels to another before it was scored."""
-    lines = [
-        f"case {case.case}: {case.n_overlapping} voxels lie in more than one mask and count for the class later in the "
-        "order of classes alone; score structures that overlap one at a time, in folders of their own"
-        for case in sorted(scores, key=lambda case: case.case)
-        if case.n_overlapping
-    ]
-    return first_lines(lines, "and {} more cases whose masks overlap")
-
-
-def _sheared(scores: Sequence[CaseScores]) -> list[str]:
-    """Name the cases whose surfaces could not be measured."""
-    lines = [
-        f"case {case.case}: the axes of its voxels are {case.shear_degrees:.3g}° off right angles (a tilted gantry?): "
-        "HD95 and surface Dice are left out of it; resample image and label onto an upright grid to have them"
-        for case in sorted(scores, key=lambda case: case.case)
-        if case.surface is None
-    ]
-    return first_lines(lines, "and {} more cases with such voxels")
-
-
-def _about_tolerance(scores: Sequence[CaseScores], tolerance_mm: float, *, is_default: bool) -> list[str]:
-    notes = [f"surfaces agree within {tolerance_mm:g} mm, two voxels of these scans, instead of {USUAL_MM:g} mm"]
-    return [
-        *(notes if is_default and tolerance_mm != USUAL_MM else []),
-        *too_wide(
-            tolerance_mm,
-            {case.case: max(case.spacing_mm) for case in scores},
-            surface_dice=np.stack([case.surface_dice[1:] for case in scores]),
-            dice=np.stack([case.dice[1:] for case in scores]),
-        ),
-    ]
 
 
 def default_output(run: Path | None, split: SplitName, predictions: Path | None = None) -> Path:
