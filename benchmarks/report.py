@@ -13,6 +13,8 @@ from typing import Any
 
 import psutil
 
+from pipeline.console.text import aligned
+
 PACKAGES = ("torch", "monai", "pytorch-lightning", "numpy", "scipy", "nibabel")
 HEADER = ("what", "method", "time", "memory", "faster", "memory share", "remarks")
 
@@ -130,11 +132,7 @@ def _memory(comparison: dict[str, Any], found: dict[str, Any]) -> str:
 
 def as_text(lines: Sequence[Sequence[str]]) -> str:
     """A table for a terminal."""
-    widths = [max(len(line[column]) for line in (HEADER, *lines)) for column in range(len(HEADER))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (HEADER, *lines)
-    )
+    return "\n".join(aligned((HEADER, *lines), left=range(len(HEADER))))
 
 
 def as_markdown(results: Sequence[dict[str, Any]]) -> str:
