@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -40,13 +40,13 @@ def plain(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
             Resized(keys, spatial_size=list(size), mode=["trilinear", "nearest-exact"]),
         ]
     )
-    return _timed(lambda: chain(scan_item(folder)), n)
+    return measure(lambda: chain(scan_item(folder)), n=n, value=summary_of)
 
 
 def uncached(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
     """Our chain, from the files."""
     chain = preprocessing_chain(size)
-    return _timed(lambda: chain(scan_item(folder)), n)
+    return measure(lambda: chain(scan_item(folder)), n=n, value=summary_of)
 
 
 def first_start(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
@@ -77,22 +77,8 @@ def second_epoch(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
     """Our chain's result, from the cache; the first reading is not counted, as in a training's first epoch."""
     dataset = cached(folder, size)
     dataset[0]
-    measured = _timed(lambda: dataset[0], n)
+    measured = measure(lambda: dataset[0], n=n, value=summary_of)
     measured.facts["entry_mb"] = max(path.stat().st_size for path in Path(folder, "cache").rglob("*")) / 1e6
-    return measured
-
-
-def _timed(load: Callable[[], dict[str, Any]], n: int) -> Measurement:
-    """Time the loading alone: what the ways must agree in is summed up afterwards."""
-    found: list[dict[str, Any]] = []
-
-    def work() -> list[float]:
-        found.clear()
-        found.append(load())
-        return []
-
-    measured = measure(work, n=n)
-    measured.value = summary_of(found[0])
     return measured
 
 

@@ -7,6 +7,7 @@ noise, in which no two voxels are alike. Reading, writing and the check that the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ def plain(
 ) -> Measurement:
     """The head, Invertd with linear interpolation on the logits, then the argmax; a first small volume before."""
     _monais_way(**WARM_UP, n_classes=n_classes, noise=True)()
-    return _timed(_monais_way(source_size, size, n_classes, noise), n_classes, n)
+    return measure(_monais_way(source_size, size, n_classes, noise), n=n, value=partial(agreement, n_classes=n_classes))
 
 
 def ours(
@@ -47,20 +48,7 @@ def ours(
 ) -> Measurement:
     """Head and argmax inside each slab; a first small volume before."""
     _our_way(**WARM_UP, n_classes=n_classes, noise=True)()
-    return _timed(_our_way(source_size, size, n_classes, noise), n_classes, n)
-
-
-def _timed(work: Callable[[], np.ndarray], n_classes: int, n: int) -> Measurement:
-    found: list[np.ndarray] = []
-
-    def keep() -> list[float]:
-        found.clear()
-        found.append(work())
-        return []
-
-    measured = measure(keep, n=n)
-    measured.value = agreement(found[0], n_classes)
-    return measured
+    return measure(_our_way(source_size, size, n_classes, noise), n=n, value=partial(agreement, n_classes=n_classes))
 
 
 def _monais_way(

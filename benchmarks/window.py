@@ -8,6 +8,7 @@ its classes can be compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -68,16 +69,11 @@ def ours(
 def _measured(
     work: Callable[[], FeatureMap | FeatureStream], source_size: Sequence[int], n_classes: int
 ) -> Measurement:
-    found: list[np.ndarray] = []
-
     @torch.no_grad()
-    def whole() -> list[float]:
-        found.append(restore([work()], source_size, np.eye(4)).segmentation)
-        return []
+    def whole() -> np.ndarray:
+        return restore([work()], source_size, np.eye(4)).segmentation
 
-    measured = measure(whole)
-    measured.value = agreement(found[0], n_classes)
-    return measured
+    return measure(whole, value=partial(agreement, n_classes=n_classes))
 
 
 class _Network:
