@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-import threading
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -31,7 +30,7 @@ from monai.transforms import (
 )
 
 from benchmarks.augmentation import monai_chain
-from benchmarks.measure import resident_bytes
+from benchmarks.measure import following, resident_bytes
 from benchmarks.measurement import Measurement
 from networks.body_net import BodyNet
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
@@ -46,40 +45,19 @@ from pipeline.train import train
 from transforms.chains import RAS
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "hippocampus.yaml"
-POLL_EVERY_S = 0.01
 
 
 def ours(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16) -> Measurement:
-    """Time between the epochs' entries in training_log.json, which a thread reads as they appear."""
+    """Time between the epochs' entries in training_log.json, as they appear."""
     config = _config(folder, dataset_root, n_epochs, base_channels)
     run = RunFolder.at(Path(config.experiment.log_dir, run_name(config)))
     finished: dict[int, float] = {}
-    done = threading.Event()
-    follower = threading.Thread(target=_follow, args=(run.log, finished, done))
     forget_peak()
     before = resident_bytes()
-    follower.start()
-    try:
+    with following(run.log, lambda n: finished.setdefault(n, time.perf_counter())):
         train(config, overwrite=True)
-        _note(run.log, finished)
-    finally:
-        done.set()
-        follower.join()
     history, training = read_json(run.log)["training_history"], run.read_config()["training"]
     return _measurement(finished, before, _facts(history["val_mIoU"][-1], training["effective_precision"]))
-
-
-def _follow(log: Path, finished: dict[int, float], done: threading.Event) -> None:
-    while not done.wait(POLL_EVERY_S):
-        _note(log, finished)
-
-
-def _note(log: Path, finished: dict[int, float]) -> None:
-    """Note when an epoch first appears in the log."""
-    if log.exists():
-        n_epochs = len(json.loads(log.read_text())["training_history"]["epoch"])
-        if n_epochs:
-            finished.setdefault(n_epochs, time.perf_counter())
 
 
 def plain(folder: str, dataset_root: str, n_epochs: int, base_channels: int = 16) -> Measurement:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from benchmarks.measure import resident_bytes
+from benchmarks.measure import following, resident_bytes
 from benchmarks.measurement import Measurement
 from pipeline.compute.memory import forget_peak, peak_memory_bytes
 from pipeline.config.files import from_mapping
@@ -20,7 +18,6 @@ from pipeline.predict import PredictionOptions, predict
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.train import train
 
-POLL_EVERY_S = 0.02
 N_CASES = 4
 
 
@@ -87,22 +84,6 @@ def _train(folder: Path, n_epochs: int, resident: dict[int, int]) -> Path:
         }
     )  # fmt: skip
     run = RunFolder.at(Path(config.experiment.log_dir, run_name(config)))
-    done = threading.Event()
-    follower = threading.Thread(target=_follow, args=(run.log, resident, done))
-    follower.start()
-    try:
+    with following(run.log, lambda n: resident.setdefault(n, resident_bytes())):
         train(config, overwrite=True)
-    finally:
-        done.set()
-        follower.join()
     return run.path
-
-
-def _follow(log: Path, resident: dict[int, int], done: threading.Event) -> None:
-    changed, is_last = 0, False
-    while not is_last:
-        is_last = done.wait(POLL_EVERY_S)
-        if log.exists() and log.stat().st_mtime_ns != changed:
-            changed = log.stat().st_mtime_ns
-            if n_epochs := len(json.loads(log.read_text())["training_history"]["epoch"]):
-                resident.setdefault(n_epochs, resident_bytes())
