@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from nibabel.orientations import apply_orientation, io_orientation
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from pipeline.console.text import printable
 from pipeline.evaluation.scored_case import ScoredCase
@@ -77,13 +78,10 @@ def _start(mask: NDArray[np.bool_]) -> list[int]:
 
 def _box(mask: NDArray[np.bool_], edges_mm: NDArray[np.float64]) -> list[slice]:
     """The structure's bounding box with its margin; all of a volume without it."""
-    box = []
-    for axis, n in enumerate(mask.shape):
-        used = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        extra = int(np.ceil(MARGIN_MM / edges_mm[axis]))
-        first, last = (int(used[0]), int(used[-1]) + 1) if used.size else (0, n)
-        box.append(slice(max(0, first - extra), min(n, last + extra)))
-    return box
+    found = ndimage.find_objects(mask.view(np.uint8), 1)[0] or tuple(slice(0, n) for n in mask.shape)
+    extra = np.ceil(MARGIN_MM / edges_mm).astype(int).tolist()
+    parts = zip(found, extra, mask.shape, strict=True)
+    return [slice(max(0, part.start - more), min(n, part.stop + more)) for part, more, n in parts]
 
 
 def _steps(shape: tuple[int, ...], edges_mm: NDArray[np.float64]) -> list[int]:
