@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -30,7 +29,7 @@ from pipeline.evaluation.metrics_file import refused_cases, write_files
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.summary import Evaluation
 from pipeline.files.atomic import FileError, make_folder, write_error
-from pipeline.files.lock import Lock, is_locked, lock_holder, take_lock
+from pipeline.files.lock import alone, is_locked, lock_holder, take_lock
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.setting_differences import changed_settings, who_augmented
 from pipeline.runs.stored_scores import scores_of_study
@@ -57,8 +56,6 @@ MAY_CHANGE = MAY_CHANGE_ON_RESUME - {
 
 _FOLD_IN_TRAINING = "BODYSEG_FOLD"
 """Environment variable for the further processes of a training, which repeat this command: the fold they train."""
-
-_POLL_S = 0.2
 
 Say = Callable[[str], None]
 
@@ -308,25 +305,18 @@ def _refuse_changed_folds(study: StudyFolder, before: StudyRecord, now: StudyRec
 
 @contextmanager
 def _alone(path: Path, console: Console) -> Iterator[None]:
-    """Let one process in at a time; the others wait where a signal is answered."""
-    while (lock := _taken(path)) is None:
-        waiting = f"{lock_holder(path)} prepares this cross-validation; waiting for it"
-        console.print(waiting, highlight=False, markup=False)
-        while is_locked(path):
-            time.sleep(_POLL_S)
+    """Let one process in at a time, and leave no folder that nothing was put into."""
+
+    def waiting() -> None:
+        holder = f"{lock_holder(path)} prepares this cross-validation; waiting for it"
+        console.print(holder, highlight=False, markup=False)
+
     try:
-        yield
+        with alone(path, waiting):
+            yield
     finally:
-        lock.release()
         with contextlib.suppress(OSError):
-            path.parent.rmdir()  # where nothing was put into it
-
-
-def _taken(path: Path) -> Lock | None:
-    try:
-        return take_lock(path)
-    except OSError as error:
-        raise write_error(path.parent, error, untouched=False) from error
+            path.parent.rmdir()
 
 
 def _chosen(folds: Sequence[int] | Literal["all"] | None, there: Sequence[int], say: Say) -> list[int]:
@@ -441,7 +431,10 @@ def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: 
 
 def _score(study: StudyFolder, workers: int | None, *, trust: bool, say: Say, console: Console) -> Evaluation | None:
     say("All folds are trained: every case is segmented by the network that has not seen it")
-    lock = _taken(study.scoring_lock)
+    try:
+        lock = take_lock(study.scoring_lock)
+    except OSError as error:
+        raise write_error(study.path, error) from error
     if lock is None:
         say(f"All folds are finished; {lock_holder(study.scoring_lock)} predicts and scores")
         return None

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _TAKEN = frozenset({errno.EACCES, errno.EAGAIN})
 _NO_LOCKS_HERE = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS})
-_POLL_S = 0.02
+_POLL_S = 0.1
 _LARGEST = 1 << 20
 """Bytes of a lock file that are read; a line of 100 a structure takes far less."""
 
@@ -88,11 +88,18 @@ def take_lock(path: Path) -> Lock | None:
 
 
 @contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Let one process in at a time, for what takes moments; the others wait. Raises FileError."""
+def alone(path: Path, waiting: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Let one process in at a time; the others call `waiting` once, and wait where signals are answered.
+
+    Raises FileError.
+    """
     try:
-        while (lock := take_lock(path)) is None:
+        lock = take_lock(path)
+        if lock is None:
+            waiting()
+        while lock is None:
             time.sleep(_POLL_S)
+            lock = take_lock(path)
     except OSError as error:
         raise write_error(path.parent, error) from error
     try:

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from pipeline.files.lock import lock_holder, take_lock
+from pipeline.files.lock import alone, lock_holder, take_lock
 from tests.support.paths import ROOT
 from tests.support.small_disk import small_disk
 
@@ -52,3 +52,19 @@ def test_a_lock_that_a_full_disk_refuses_leaves_nothing(tmp_path):
         with pytest.raises(OSError, match="No space left"):
             take_lock(disk / "a.lock")
         assert [path.name for path in disk.iterdir()] == ["full"]
+
+
+def test_who_waits_for_a_holder_says_so_once_and_comes_in_when_that_has_ended(tmp_path):
+    path, said = tmp_path / "a.lock", []
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
+    with subprocess.Popen([sys.executable, "-c", HOLDS, path], **pipes) as other:
+        assert other.stdout.readline() == b"True\n"
+
+        def waiting():
+            said.append(lock_holder(path))
+            other.kill()
+
+        with alone(path, waiting):
+            assert lock_holder(path).startswith(f"process {os.getpid()} on ")
+    assert [holder.partition(" on ")[0] for holder in said] == [f"process {other.pid}"]
+    assert list(tmp_path.iterdir()) == []
