@@ -37,19 +37,6 @@ class _TrainingCases(TorchDataset):
         return self.cases[epoch, case_index] | {"counted": counted}
 
 
-class _TrainingPatches(TorchDataset):
-    """Batches of patches under the indices of `PatchSampler`: lists of items."""
-
-    def __init__(self, cases: CachedDataset) -> None:
-        self.cases = cases
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __getitem__(self, batch: list[tuple[int, int, int]]) -> list[dict[str, Any]]:
-        return [self.cases[patch] for patch in batch]
-
-
 def _collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     if not items:
         return {"case": []}
@@ -108,8 +95,7 @@ class BodyData(pl.LightningDataModule):
                 rank=rank,
                 world_size=world_size,
             )
-            # The sampler gives whole batches, whose size is its own; Lightning tells it the epoch.
-            return self._loader(_TrainingPatches(cases), batch_size=None, sampler=drawn)
+            return self._loader(cases, batch_sampler=drawn)
         sampler = EpochSampler(len(cases), seed=self.seed, epoch=self.epoch, rank=rank, world_size=world_size)
         return self._loader(_TrainingCases(cases), batch_size=self.batch_size, sampler=sampler)
 

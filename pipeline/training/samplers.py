@@ -92,6 +92,11 @@ class PatchSampler(Sampler[list[tuple[int, int, int]]]):
     rank: int = 0
     world_size: int = 1
 
+    @property
+    def sampler(self) -> PatchSampler:
+        """Itself: Lightning tells the epoch to the sampler of a loader's batch sampler."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch; Lightning calls this before every one."""
         self.epoch = epoch
