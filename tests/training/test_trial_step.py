@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from networks.errors import NetworkError
 from pipeline.check import check, to_text
+from pipeline.training.trainer import quiet_lightning
+from pipeline.training.trial_step import take_step
 from tests.support.volumes import Folder, configured
 
 
@@ -24,23 +27,18 @@ def test_one_real_step_gives_memory_and_time(tmp_path: Path) -> None:
     assert "GB at its peak" in to_text(report)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_patches_before_the_final_ones_that_a_network_cannot_be_trained_on_are_named(
-    tmp_path: Path, batch: int
-) -> None:
+def test_patches_before_the_final_ones_that_a_network_cannot_be_trained_on_are_named() -> None:
     """Batch normalisation of one value a channel: torch refuses 8³ voxels, halved three times, one patch at a time."""
     unet = {"_target_": "UNet", "channels": [2, 4, 8, 8], "strides": [2, 2, 2], "norm": "batch"}
     patches = {"mode": "patch", "spacing_mm": (2.0, 2.0, 3.0), "target_size": (16, 16, 16)}
-    folder = Folder(tmp_path)
-    config = configured(
-        folder.write(),
-        model={"network": unet},
-        data=patches | {"cache_dir": "cache", "patch_growth": [[8, 8, 8, batch, 1]]},
+    alone, together = (
+        configured(Path("scans"), model={"network": unet}, data=patches | {"patch_growth": [[8, 8, 8, batch, 1]]})
+        for batch in (1, 2)
     )
-    found = [finding.found for finding in check(config, workers=1).findings]
-    assert len(found) == (batch == 1)
-    for words in ("data.patch_growth", "8×8×8 voxels in batches of 1", "1 value per channel"):
-        assert all(words in text for text in found)
+    with quiet_lightning():
+        assert take_step(together, in_channels=1, n_classes=3).step_s > 0
+        with pytest.raises(NetworkError, match=r"patch_growth: .* 8×8×8 voxels in batches of 1 .*1 value per channel"):
+            take_step(alone, in_channels=1, n_classes=3)
 
 
 def test_a_network_that_does_not_exist_is_named(tmp_path: Path) -> None:
