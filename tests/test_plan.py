@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -320,12 +321,18 @@ def test_intensities_are_planned_as_the_data_have_them(
     assert "intensity" not in json.loads(capsys.readouterr().out)["settings"]["data"]
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("twelve") / "bodies"
+    write_dataset(folder, n_cases=12, voxel_mm=24)
+    return folder
+
+
 @pytest.mark.parametrize("shares", [[50, 25, 25], [80, 10, 10], [90, 10, 0], None])
-def test_shares_that_are_given_divide_the_cases_in_place_of_the_plans_own(shares, tmp_path, monkeypatch, capsys):
+def test_shares_that_are_given_divide_the_cases_in_place_of_the_plans_own(shares, scans, tmp_path, monkeypatch, capsys):
     steps = [step((32, 32, 32), 2, 0.05, 0.05, 10**8), step((64, 64, 64), 2, 0.3, 0.3, 10**9)]
     monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
-    write_dataset(tmp_path / "bodies", n_cases=12, voxel_mm=24)
-    command = ["plan", str(tmp_path / "bodies"), "--cache_dir", str(tmp_path / "cache"), "--json"]
+    command = ["plan", str(scans), "--cache_dir", str(scans.with_name("cache")), "--json"]
     given = ["--data.split_shares", *map(str, shares)] if shares else []
     output = tmp_path / "plan.yaml"
     assert main([*command, "--output", str(output), *given]) == 0
@@ -335,10 +342,10 @@ def test_shares_that_are_given_divide_the_cases_in_place_of_the_plans_own(shares
 
 @pytest.mark.parametrize("shares", [[80, 10, 10], [90, 10, 0], [50, 25, 25]])
 @pytest.mark.parametrize("by", ["a split of its own", "folds"])
-def test_shares_that_divide_nothing_are_left_out_with_a_warning(by, shares, tmp_path, monkeypatch, capsys):
+def test_shares_that_divide_nothing_are_left_out_with_a_warning(by, shares, dataset, tmp_path, monkeypatch, capsys):
     steps = [step((32, 32, 32), 2, 0.05, 0.05, 10**8), step((64, 64, 64), 2, 0.3, 0.3, 10**9)]
     monkeypatch.setattr("pipeline.plan.measure_steps", lambda request: steps)
-    write_dataset(tmp_path / "bodies", n_cases=4, voxel_mm=24)
+    shutil.copytree(dataset, tmp_path / "bodies")
     folds = [] if by == "a split of its own" else ["--data.folds", "2"]
     if not folds:
         cases = sorted(file.name.removesuffix(".nii.gz") for file in (tmp_path / "bodies" / "labelsTr").iterdir())
