@@ -137,17 +137,7 @@ def train(
         if fitting is not None and not auto_is_new:
             config = keep_scaling(config, fitting.source)
         _say_beginning(folder, state, resume, say)
-        if state is not None and (early_stop := _early_stop(config, state)):
-            if is_first_process():
-                folder.write_log(state.log)
-                folder.write_summary(
-                    "interrupted",
-                    state.log,
-                    reason=early_stop,
-                    skipped_steps=state.skipped_steps,
-                    stopped_early=True,
-                    peak=state.peak_memory,
-                )
+        if state is not None and folder.has_ended and (early_stop := _early_stop(config, state)):
             say("Nothing is left to train; a larger --training.early_stopping_patience lets it go on")
             say_end(folder, state.log, early_stop, say)
             return folder.path

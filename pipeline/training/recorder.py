@@ -112,6 +112,7 @@ class RunRecorder(pl.Callback):
             if trainer.is_global_zero and self.resume.holds_best:
                 self._write_best(pl_module, self.history)
             self.resume = None
+            self._stop_early(trainer)  # killed after its last epoch, it may lack curves of it
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
             if isinstance(trainer.logger, EventsLogger):
@@ -187,9 +188,7 @@ class RunRecorder(pl.Callback):
             self.folder.write_log(history)
         # Only now has the epoch finished: where the disk refused, the summary must not count it.
         self.history = history
-        self.early_stop = early_stop_reason(history, self.patience, int(trainer.max_epochs or 1), self.grown)
-        if self.early_stop:
-            trainer.should_stop = True
+        self._stop_early(trainer)
         self._lap("writing")
         seconds, self._seconds = self._seconds, dict.fromkeys(self._seconds, 0.0)
         if trainer.is_global_zero and isinstance(trainer.logger, EventsLogger):
@@ -213,6 +212,12 @@ class RunRecorder(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the pictures of the last and of the best epoch."""
         self.on_train_end(trainer, pl_module)
+
+    def _stop_early(self, trainer: pl.Trainer) -> None:
+        """Let the training end where its history says so."""
+        self.early_stop = early_stop_reason(self.history, self.patience, int(trainer.max_epochs or 1), self.grown)
+        if self.early_stop:
+            trainer.should_stop = True
 
     def _lap(self, part: str) -> None:
         now = time.monotonic()

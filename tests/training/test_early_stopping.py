@@ -53,15 +53,19 @@ def test_patience_counts_the_epochs_that_were_validated():
 def test_resuming_a_training_that_stopped_early_trains_nothing_until_it_has_more_patience(work):
     settings = {"lr": "1e-12", "warmup_epochs": "0", "max_epochs": "9"}
     patience = {"training.early_stopping_patience": "1"}
-    config, run = settings_of(work, "content", **settings, **patience)
+    config, run = settings_of(work, "content", **settings, **patience, **{"experiment.logger": "csv"})
     run_training(config)
-    before = strict_json(run / "training_log.json")
-    (run / "training_summary.json").unlink()  # as if it had been killed before the last line
+    before, table = strict_json(run / "training_log.json"), run / "csv" / "metrics.csv"
+    lines_before = table.read_text()
+    # As if it had been killed once the log was written
+    (run / "training_summary.json").unlink()
+    table.write_text("".join(lines_before.splitlines(keepends=True)[:-1]))
     for _ in range(2):
         lines = []
         assert run_training(config, resume=True, say=lines.append) == run
         assert "Training stopped early: val_mIoU has not risen for 1 epochs." in lines
         assert strict_json(run / "training_log.json") == before
+        assert len(table.read_text().splitlines()) == len(lines_before.splitlines())
         assert (summary(run)["status"], summary(run)["reason"]) == (
             "interrupted",
             "val_mIoU has not risen for 1 epochs",
