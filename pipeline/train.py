@@ -182,6 +182,12 @@ def _state_to_resume(folder: RunFolder, config: Config, *, resume: bool, overwri
             f"training.max_epochs is {config.training.max_epochs}, but {folder.path} has finished "
             f"{state.epochs_finished} epochs already; give the number of all epochs, {state.epochs_finished} or more"
         )
+    validated = state.log.validated_epochs
+    if validated and validated[-1] + 1 < config.training.max_epochs == state.epochs_finished:
+        raise ConfigError(
+            f"training.max_epochs is {state.epochs_finished}, and {folder.path} has finished as many, the last of them "
+            f"without a validation, so that its weights would be lost; give {state.epochs_finished + 1} or more"
+        )
     if is_first_process():
         refuse_other_best(folder, state)
     return state

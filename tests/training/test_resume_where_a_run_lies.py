@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from pipeline.config.settings import ConfigError
 from pipeline.files.atomic import FileError
@@ -53,6 +54,20 @@ def test_fewer_epochs_than_are_finished_are_refused_and_the_state_is_kept(folded
     with pytest.raises(ConfigError, match=r"max_epochs is 1, but .* has finished 2 epochs already; .* 2 or more"):
         run_training(config, resume=True)
     assert (run / "resume" / "last.ckpt").exists()
+
+
+def test_an_ending_after_an_epoch_without_a_validation_is_refused_and_the_state_is_kept(folded, tmp_path):
+    """As with training.validate_every: the weights of the last validation would be kept, those after it be lost."""
+    folder, place = copied(folded, tmp_path)
+    config, run = settings_of(folder, "own", max_epochs=2, **place)
+    last = run / "resume" / "last.ckpt"
+    state = torch.load(last, weights_only=True)
+    for name in ("val_mIoU", "val_loss"):
+        state["log"]["training_history"][name][1] = None
+    torch.save(state, last)
+    with pytest.raises(ConfigError, match=r"max_epochs is 2, .* weights would be lost; give 3 or more"):
+        run_training(config, resume=True)
+    assert last.exists()
 
 
 def test_weights_without_a_history_are_never_replaced(folded, tmp_path):
