@@ -103,13 +103,14 @@ class FeaturesAndHead(nn.Module):
         return features if self.head is None else self.head(features)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
-        """Return the original network's own state_dict, which plain MONAI loads."""
+        """Return the original network's own state_dict, which plain MONAI loads; with `keep_vars` the parameters
+        themselves, of which a transposed head's has our form."""
         inner = super().state_dict(*args, keep_vars=keep_vars)
         destination = type(inner)() if destination is None else destination
         for key, value in inner.items():
             part, _, rest = key.partition(".")
             name = f"{self.head_name}.{rest}" if part == "head" else rest
-            destination[prefix + name] = self._exchanged(name, value)
+            destination[prefix + name] = value if keep_vars else self._exchanged(name, value)
         return destination
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:

@@ -148,6 +148,15 @@ def test_batch_normalisations_of_a_frozen_encoder_keep_their_means(tmp_path):
     assert {id(norm.running_mean) for norm in taken.frozen_norms} == {id(own[name]) for name in norms}
 
 
+def test_a_head_that_is_a_transposed_convolution_is_taken_whole_too():
+    spec = {"_target_": "MedNeXt", "init_filters": 4, "kernel_size": 3}
+    network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
+    document = {"weights_in_part": [], "weights_initialised": []}
+    training = TrainingConfig(start_from="r", taken_lr_factor=0.5)
+    taken = treatment(document, network, training, in_channels=1, size=(16, 16, 16))
+    assert {id(parameter) for parameter in taken.whole} == {id(parameter) for parameter in network.parameters()}
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
 def test_what_was_taken_whole_learns_at_its_share_of_the_rate(tmp_path, optimizer):
     trained = module(optimisation=replace(module().optimisation, optimizer=optimizer))
