@@ -55,10 +55,10 @@ class MlflowTracker:
         self._names = distinct(run.metric_names, _metric_name)
         self._logger = self._continued(run, before) if before else None
         n_there = 0
-        if self._logger is None or before is None:
+        if self._logger is None:
             self._logger = self._begun(run)
         else:
-            n_there = min(before.epochs, n_epochs)
+            n_there = self._n_epochs(n_epochs)
         self.run_id = str(self._logger.run_id)
         client = self._logger.experiment
         known = client.get_run(self.run_id).data.params  # MLflow refuses a parameter that is given another value
@@ -87,6 +87,12 @@ class MlflowTracker:
                 raise
             return None
         return logger if found.info.lifecycle_stage == "active" else None
+
+    def _n_epochs(self, most: int) -> int:
+        """How many epochs the run has: one may have come after a kill, or after a server was no longer waited for."""
+        assert self._logger is not None
+        known = self._logger.experiment.get_metric_history(self._logger.run_id, self._names["learning_rate"])
+        return min(most, 1 + max((metric.step for metric in known), default=-1))
 
     def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
         """Write the numbers of an epoch as metrics, the epoch as their step."""

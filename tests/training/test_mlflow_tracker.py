@@ -69,6 +69,18 @@ def test_a_run_that_is_gone_is_begun_again_with_all_epochs(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_an_epoch_that_mlflow_has_is_not_written_again(tmp_path):
+    """As after a kill between the epoch and the note of it, or from a server that took it and answered too late."""
+    client = client_of(tmp_path)
+    run = tracked_run(tmp_path)
+    follow(Trackers(["mlflow"], run), SCORES[:2])
+    run.folder.trackers.write_text(run.folder.trackers.read_text().replace('"epochs": 2', '"epochs": 1'))
+    follow(Trackers(["mlflow"], run), SCORES, n_before=2)
+    (found,) = client.search_runs(["1"])
+    assert [metric.step for metric in client.get_metric_history(found.info.run_id, "train_loss")] == [0, 1, 2, 3]
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_server_that_is_not_there_is_named_within_seconds(tmp_path, caplog):
     client_of(tmp_path)
     trackers = Trackers([{"mlflow": {"tracking_uri": "http://127.0.0.1:9"}}], tracked_run(tmp_path))
