@@ -315,9 +315,7 @@ class SegmentationModule(pl.LightningModule):
         return nullcontext() if self.average is None else self.average.in_place_of_weights(self.network)
 
     def on_validation_start(self) -> None:
-        """Validate the weights that are kept."""
-        if self.average is not None:
-            self.average.share(self.network)
+        """Validate the weights that are kept; DistributedDataParallel gives all processes the first one's buffers."""
         self._averaged.enter_context(self.kept_weights())
 
     def on_validation_end(self) -> None:

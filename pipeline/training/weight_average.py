@@ -12,8 +12,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pipeline.compute.ranks import gathered
-
 
 class WeightAverage:
     """The average of all that a network's state_dict holds: weights, and the running means of batch norms with them.
@@ -46,12 +44,6 @@ class WeightAverage:
         for name in now.keys() - averaged:
             self.weights[name].copy_(now[name])
         self.n_steps += 1
-
-    def share(self, network: nn.Module) -> None:
-        """Take the buffers of the first process: a batch norm's hold each process's own batches, unlike the weights."""
-        for name, _ in network.named_buffers():
-            if name in self.weights:
-                self.weights[name].copy_(gathered(self.weights[name][None])[0])
 
     @contextmanager
     def in_place_of_weights(self, network: nn.Module) -> Iterator[None]:

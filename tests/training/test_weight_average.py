@@ -12,7 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.train import train as run_training
-from pipeline.training import recorder, weight_average
+from pipeline.training import recorder
 from pipeline.training.optimisation import Optimisation
 from pipeline.training.weight_average import WeightAverage
 from tests.support import tiny_module
@@ -67,16 +67,6 @@ def test_the_means_of_a_batch_norm_are_averaged_and_its_count_is_copied():
         values.append(stepped.running_var.numpy().copy())
     np.testing.assert_allclose(average.weights["running_var"], closed_form(values, 0.9), rtol=1e-5)
     assert average.weights["num_batches_tracked"] == 7
-
-
-def test_all_processes_take_the_buffers_of_the_first(monkeypatch):
-    """Those of a batch norm differ between them; the weights do not, and are not exchanged."""
-    network, average = torch.nn.BatchNorm1d(2), WeightAverage(0.9)
-    average.update(network)
-    monkeypatch.setattr(weight_average, "gathered", lambda own: torch.cat([torch.full_like(own, 7), own]))
-    average.share(network)
-    assert average.weights["running_mean"].tolist() == average.weights["running_var"].tolist() == [7, 7]
-    assert average.weights["weight"].tolist() == [1, 1]
 
 
 class Noted(pl.Callback):
