@@ -30,6 +30,9 @@ from transforms.patches import PLACES_PER_CLASS
 
 log = logging.getLogger(__name__)
 
+TRIES = 5
+"""How often an entry is prepared that is then gone again: somebody may prune the cache between writing and reading."""
+
 T = TypeVar("T")
 
 
@@ -104,13 +107,14 @@ class CaseStore:
             CacheError: the entry cannot be prepared or written; any error of the chain itself.
         """
         path = self.path(index)
-        try:
-            return read(path)
-        except (FileNotFoundError, NotADirectoryError):
-            log.debug("case %s is not in the cache; preparing it", self.case(index))
-        except DamagedEntryError as error:
-            log.warning("case %s: %s; preparing it again", self.case(index), error)
-        self.prepare(index, wait=True)
+        for _ in range(TRIES):
+            try:
+                return read(path)
+            except (FileNotFoundError, NotADirectoryError):
+                log.debug("case %s is not in the cache; preparing it", self.case(index))
+            except DamagedEntryError as error:
+                log.warning("case %s: %s; preparing it again", self.case(index), error)
+            self.prepare(index, wait=True)
         return read(path)
 
     def prepare(self, index: int, *, wait: bool) -> bool:

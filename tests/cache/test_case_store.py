@@ -12,7 +12,7 @@ import torch
 
 from pipeline.cache import key as cache_key
 from pipeline.cache.build import CacheBuildError
-from pipeline.cache.entry import CacheError, CannotWriteError
+from pipeline.cache.entry import CacheError, CannotWriteError, read_header
 from pipeline.cache.folder import cache_info, prune
 from tests.support.cached_cases import N_CLASSES, entries, make_chain, read
 
@@ -65,6 +65,19 @@ def test_a_folder_that_was_removed_is_made_again(make, met, items):
     dataset.store.folder.write_text("a file in its place")
     with pytest.raises(CannotWriteError, match=r"cache folder .*: cannot be written \((File exists|Not a directory)\)"):
         dataset[0]
+
+
+def test_an_entry_that_is_pruned_between_writing_and_reading_is_prepared_once_more(make, met):
+    store, times = make().store, []
+
+    def read_after_a_prune(path):
+        times.append(path.exists())
+        if len(times) == 2:
+            prune(store.folder, 0)
+        return read_header(path)
+
+    assert store.read(0, read_after_a_prune).case == "body_00"
+    assert (times, met().count("body_00")) == ([False, True, True], 2)
 
 
 class Edit:
