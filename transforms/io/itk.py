@@ -3,6 +3,7 @@
 ITK fills in what a header lacks (orientation, voxel size), follows a detached header to any file of the machine, and
 dies of a MetaImage that claims too many axes (ITK 5.4). So the text header is read here first: what it names, claims,
 says twice or leaves out is judged before ITK sees it, and a header that ITK could read in another way is refused.
+Packed voxels are read here, too, to the end of their stream: ITK hands on what is damaged or missing.
 """
 
 from __future__ import annotations
@@ -63,10 +64,13 @@ class _Claims(NamedTuple):
     data_path: Path
     """The file that holds them."""
     compressed: bool
-    start: int | None = None
-    """Byte of that file at which packed voxels begin; else None, and where that is not known."""
+    is_big_endian: bool
+    start: int = 0
+    """Byte of that file at which packed voxels begin."""
     packed_bytes: int | None = None
     """Bytes that these take where the header says so."""
+    skip: int = 0
+    """Unpacked bytes before the first voxel; -1: the voxels are the last ones, -2: but for one byte, and so on."""
 
 
 def open_itk(path: Path) -> OpenVolume:
@@ -127,10 +131,13 @@ def _nrrd_affine(fields: dict[str, str], where: str) -> Affine:
 
 
 def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Path, claims: _Claims) -> np.ndarray:
-    n_bytes = math.prod(shape) * np.dtype(_DTYPES[reader.GetPixelID()]).itemsize
-    check_memory(2 * n_bytes, str(path))  # ITK's own and the array
-    if claims.start is not None:
-        _check_packed(claims, claims.start, path)
+    dtype, n_voxels = np.dtype(_DTYPES[reader.GetPixelID()]), math.prod(shape)
+    n_bytes = n_voxels * dtype.itemsize
+    check_memory(2 * n_bytes + abs(claims.skip), str(path))  # ITK's own and the array
+    if claims.compressed:
+        stored = dtype.newbyteorder(">" if claims.is_big_endian else "<")
+        voxels = np.frombuffer(_unpacked(claims, n_bytes, path), stored, n_voxels, offset=max(0, claims.skip))
+        return np.require(voxels, dtype, "A").reshape(shape, order="F")
     try:
         array = sitk.GetArrayFromImage(reader.Execute())
     except RuntimeError as error:
@@ -139,34 +146,40 @@ def _read_voxels(reader: sitk.ImageFileReader, shape: tuple[int, ...], path: Pat
     return array.T.reshape(shape, order="F")  # ITK's arrays are (K, J, I)
 
 
-def _check_packed(claims: _Claims, start: int, path: Path) -> None:
-    """Unpack voxels to the end of their stream, where its check sum is: ITK hands on what is damaged or missing.
+def _unpacked(claims: _Claims, n_bytes: int, path: Path) -> bytearray:
+    """Unpack voxels, and what is skipped before or behind them, to the end of their stream, where its check sum is.
 
     As ITK takes them: zlib or gzip, of a NRRD one gzip behind the other, too.
 
     Raises:
         VolumeError: it is truncated or damaged.
     """
-    stream, n_bytes, several = zlib.decompressobj(zlib.MAX_WBITS | 32), 0, is_nrrd(path)
+    stream, unpacked, several = zlib.decompressobj(zlib.MAX_WBITS | 32), bytearray(), is_nrrd(path)
+    from_end = claims.skip < 0
+    n_wanted = n_bytes + (-claims.skip - 1 if from_end else claims.skip)
     left = claims.data_path.stat().st_size if claims.packed_bytes is None else claims.packed_bytes
     try:
         with claims.data_path.open("rb") as file:
-            file.seek(start)
-            while (not stream.eof or n_bytes < claims.n_bytes) and left and (block := file.read(min(left, _BLOCK))):
+            file.seek(claims.start)
+            while (not stream.eof or from_end or len(unpacked) < n_wanted) and (block := file.read(min(left, _BLOCK))):
                 left -= len(block)
                 while block:
                     if stream.eof:
-                        if not several or n_bytes >= claims.n_bytes:
+                        if not several or (len(unpacked) >= n_wanted and not from_end):
                             break
                         stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
-                    n_bytes += len(stream.decompress(block))
+                    piece = stream.decompress(block)
+                    unpacked += piece if from_end else piece[: n_wanted - len(unpacked)]
+                    if from_end:
+                        del unpacked[:-n_wanted]
                     block = stream.unused_data
     except zlib.error as error:
         found = f"a damaged one ({error})"
         raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error
-    if not stream.eof or n_bytes < claims.n_bytes:
-        expected, found = f"{claims.n_bytes} bytes of voxels", f"{n_bytes} in a truncated file"
+    if not stream.eof or len(unpacked) < n_wanted:
+        expected, found = f"{n_wanted} bytes of voxels", f"{len(unpacked)} in a truncated file"
         raise VolumeError("unreadable", path, expected, found, "copy it again")
+    return unpacked
 
 
 def _reason(error: RuntimeError) -> str:
@@ -192,11 +205,17 @@ def _nrrd(fields: dict[str, str], path: Path) -> _Claims:
         expected, remedy = "the encoding raw, gzip, hex or ascii", "save it again"
         raise VolumeError("unreadable", path, expected, encoding or "none", remedy)
     n_bytes = least[encoding] * math.prod(sizes)
-    data_path, compressed = _data_path(nrrd_data_file(fields), fields, path), encoding.startswith("gz")
-    start = None
-    if compressed and fields.keys().isdisjoint({"lineskip", "byteskip"}):
-        start = header_end(path) if data_path == path else 0
-    return _Claims(sizes, n_bytes, data_path, compressed, start)
+    data_path, is_big = _data_path(nrrd_data_file(fields), fields, path), fields.get("endian", "").lower() == "big"
+    if not encoding.startswith("gz"):
+        return _Claims(sizes, n_bytes, data_path, False, is_big)
+    (n_lines, *_), (skip, *_) = (
+        _integers({name: "0"} | fields, name, path, r"-?[0-9]{1,18}") for name in ("lineskip", "byteskip")
+    )
+    with data_path.open("rb") as file:
+        file.seek(header_end(path) if data_path == path else 0)
+        while n_lines > 0 and file.readline():
+            n_lines -= 1
+        return _Claims(sizes, n_bytes, data_path, True, is_big, file.tell(), skip=skip)
 
 
 def _meta(fields: dict[str, str], path: Path) -> _Claims:
@@ -213,14 +232,15 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
     if compressed and "CompressedDataSize" in fields:  # ITK allocates as much
         packed_bytes = _integers(fields, "CompressedDataSize", path)[0] or None
         check_data_size(packed_bytes or 0, data_path.stat().st_size, compressed=False, where=str(path))
-    start = None
+    start = 0
     if compressed:
         start = _integers({"HeaderSize": "0"} | fields, "HeaderSize", path)[0]  # MetaIO counts from the file's start
         start = header_end(path) if start == 0 and data_path == path else start
         if packed_bytes is None and start:  # ITK would take the whole file for them, from there on or with the header
             expected, remedy = "CompressedDataSize in the header of packed voxels", "save it again"
             raise VolumeError("unreadable", path, expected, "none", remedy)
-    return _Claims(sizes, n_bytes, data_path, compressed, start, packed_bytes)
+    is_big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", ""))[:1] in ("T", "t", "1")
+    return _Claims(sizes, n_bytes, data_path, compressed, is_big, start, packed_bytes)
 
 
 def _check_axes(fields: dict[str, str], field: str, sizes: tuple[int, ...], path: Path) -> None:
@@ -255,9 +275,9 @@ def _numbers(words: str) -> list[float]:
     return numbers
 
 
-def _integers(fields: dict[str, str], field: str, path: Path) -> tuple[int, ...]:
+def _integers(fields: dict[str, str], field: str, path: Path, form: str = r"[0-9]{1,18}") -> tuple[int, ...]:
     words = fields.get(field, "").split()
-    if not words or not all(re.fullmatch(r"[0-9]{1,18}", word) for word in words):
+    if not words or not all(re.fullmatch(form, word) for word in words):
         expected = f"whole numbers in the header's {field}"
         raise VolumeError("unreadable", path, expected, repr(fields.get(field)), "save it again")
     return tuple(int(word) for word in words)

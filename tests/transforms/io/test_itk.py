@@ -148,3 +148,39 @@ def test_packed_metaimages_without_their_length_are_refused(tmp_path):
     path.with_suffix(".mhd").write_text(META_HEAD.format(more="HeaderSize = 16\n").replace("LOCAL", "a.zraw"))
     (tmp_path / "a.zraw").write_bytes(bytes(16) + packed)
     refused(path.with_suffix(".mhd"), "CompressedDataSize")
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", ">f4", "<u4", "|u1"])
+def test_packed_voxels_are_read_as_simpleitk_reads_them_in_either_byte_order_and_behind_what_is_skipped(
+    tmp_path, dtype
+):
+    voxels, is_big = volume(dtype=dtype).tobytes(order="F"), dtype[0] == ">"
+    name = {"i2": "short", "f4": "float", "u4": "unsigned int", "u1": "unsigned char"}[dtype[1:]]
+    plain = nrrd_head("LPS").replace(b"endian: little", b"endian: BIG" if is_big else b"endian: little")
+    plain = plain.replace(b"type: short", f"type: {name}".encode()).replace(b"encoding: raw\n", b"encoding: gzip\n{}")
+    path, meta = tmp_path / "a.nrrd", tmp_path / "a.mha"
+    for skips, before, content in (
+        ("", b"", voxels + bytes(9)),
+        ("line skip: 2\nbyte skip: 3\n", b"a\r\nb\n", bytes(3) + voxels + bytes(9)),
+        ("byte skip: -1\n", b"", bytes(10**5) + voxels),
+        ("byte skip: -10\n", b"", bytes(7) + voxels + bytes(9)),
+    ):
+        head = plain.replace(b"{}", skips.encode()) + before
+        path.write_bytes(head + gzip.compress(content[:50]) + gzip.compress(content[50:]))
+        found = read_volume(path).array
+        assert np.array_equal(found, volume(dtype=dtype))
+        assert np.array_equal(found, sitk.GetArrayFromImage(sitk.ReadImage(str(path))).T)
+        assert found.dtype.isnative
+        assert found.flags.aligned
+        packed = bytearray(gzip.compress(content, 0))
+        packed[len(packed) - 8 - content[::-1].index(voxels[::-1]) - len(voxels) // 2] ^= 0x10
+        path.write_bytes(head + packed)
+        refused(path, "damaged")
+    head = META_HEAD.replace("MET_SHORT", "MET_" + name.upper().replace("UNSIGNED ", "U"))
+    for field in ("BinaryDataByteOrderMSB = False\n", "ElementByteOrderMSB = False\n"):
+        more = f"CompressedDataSize = {len(zlib.compress(voxels))}\n" + field.replace("False", str(is_big))
+        own = head.replace("BinaryDataByteOrderMSB = False\n", "").format(more=more)
+        meta.write_bytes(own.encode() + zlib.compress(voxels))
+        found = read_volume(meta).array
+        assert np.array_equal(found, sitk.GetArrayFromImage(sitk.ReadImage(str(meta))).T)
+        assert np.array_equal(found, volume(dtype=dtype))
