@@ -36,6 +36,7 @@ from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
 from pipeline.train import train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME, changes_since
+from pipeline.training.signals import StopRequest
 from pipeline.training.start_from import keep_scaling, seen_before
 from pipeline.training.start_source import read_source
 
@@ -364,17 +365,21 @@ def _train_folds(
             continue
         parts = record.folds[number]
         say(f"Fold {number}: {len(parts['train'])} cases train, {len(parts['val'])} validate and are scored")
+        asked = StopRequest()
         try:
             with variables({_FOLD_IN_TRAINING: str(number)}):
                 fold = of_fold(config, study, record, number)
-                train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, say=say, console=out)
+                train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, asked=asked, say=say, console=out)
+            if asked.reason:  # in the moment in which the fold ended
+                raise Stopped(asked.reason)
         except FileError:
             if not (run.has_ended or _is_in_training(run)):
                 raise
             say(f"Fold {number}: another process has begun it in the meantime; left to that")
         except Stopped as stop:
             n_ended = sum(study.run_of(record, other).has_ended for other in record.folds)
-            advice = f"{n_ended} of {len(record.folds)} folds are finished; the same command goes on with fold {number}"
+            goes_on = "goes on" if run.has_ended else f"goes on with fold {number}"
+            advice = f"{n_ended} of {len(record.folds)} folds are finished; the same command {goes_on}"
             raise Stopped(str(stop), advice) from stop
 
 

@@ -60,6 +60,7 @@ from pipeline.training.resume import (
     refuse_other_best,
 )
 from pipeline.training.run_record import absent_classes, run_document, weight_stats
+from pipeline.training.signals import StopRequest
 from pipeline.training.start_from import Start, keep_scaling, plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
 from pipeline.training.tracked_run import TrackedRun
@@ -81,6 +82,7 @@ def train(
     trust: bool = False,
     folder: RunFolder | None = None,
     auto_is_new: bool = False,
+    asked: StopRequest | None = None,
     say: Say = log.info,
     console: Console | None = None,
 ) -> Path:
@@ -97,6 +99,7 @@ def train(
         folder: the run's; None: as the settings name it.
         auto_is_new: whether "auto" in data.window and data.mean_std asks for another choice than that of the run which
             training.start_from names, as it does on the command line, where what is not given is that run's already.
+        asked: takes the signal that came as the training ended anyway, too late to stop it.
         say: takes the lines that training prints.
         console: where the progress bar goes.
 
@@ -156,6 +159,8 @@ def train(
         _fit(config, devices, folder, setup, others, say=say, console=console, record=console_log.line)
         _say_smaller_patches(config.data, setup.recorder.history, say)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
+    if asked is not None:
+        asked.reason = setup.recorder.stop_request.reason
     return folder.path
 
 

@@ -25,6 +25,7 @@ from pipeline.evaluate import evaluate_run, evaluate_study
 from pipeline.evaluation.options import EvaluationError
 from pipeline.files.atomic import FileError
 from pipeline.predict import PredictionOptions, predict
+from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, runs_at
 from tests.support.paths import ROOT
@@ -293,6 +294,21 @@ def test_a_signal_says_how_to_go_on(work, tmp_path, monkeypatch, capsys):
     # No fold was begun, so that the settings may still be corrected.
     assert main(study_command(work, "stopped", lr="0.1", log_dir=str(tmp_path))) == 143
     assert StudyFolder(tmp_path, "stopped").read_record().settings["training"]["lr"] == 0.1
+
+
+@pytest.mark.fault("SIGTERM while a fold of a cross-validation ends", "the next fold is not begun; exit 143")
+def test_a_signal_as_a_fold_ends_lets_no_other_begin(work, tmp_path, monkeypatch, capsys):
+    write = RunFolder.write_summary
+
+    def asked_to_stop(folder, *arguments, **named):
+        os.kill(os.getpid(), signal.SIGTERM)
+        write(folder, *arguments, **named)
+
+    monkeypatch.setattr(RunFolder, "write_summary", asked_to_stop)
+    assert main(study_command(work, "asked", "--log_dir", str(tmp_path), max_epochs="1")) == 143
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "bodyseg: stopped by SIGTERM; 1 of 2 folds are finished; the same command goes on"
+    assert [folder.name[:6] for folder in (tmp_path / "asked").iterdir() if folder.is_dir()] == ["fold_0"]
 
 
 @pytest.mark.fault(
