@@ -37,8 +37,8 @@ def test_a_torn_line_costs_itself_alone(tmp_path):
     assert list(whole_lines(tmp_path / "x")) == ["two"]
 
 
-def test_a_file_that_has_become_too_large_is_begun_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(checked_lines, "LARGEST_FILE", 30)
-    for text in ("first", "second", "third", "fourth"):
+def test_a_file_that_has_become_too_large_keeps_its_newer_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(checked_lines, "LARGEST_FILE", 50)
+    for text in ("first", "second", "third", "fourth", "fifth"):
         append_line(tmp_path / "x", text)
-    assert list(whole_lines(tmp_path / "x")) == ["third", "fourth"]
+    assert list(whole_lines(tmp_path / "x")) == ["third", "fourth", "fifth"]
