@@ -6,7 +6,7 @@ import dataclasses
 import json
 import shlex
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.cost import Estimate, estimate_training, measure_step
 from pipeline.training.first_training import FirstTraining, suggest_training
-from pipeline.training.network import network_of_settings
+from pipeline.training.network import check_settings, network_of_settings, refuse_network
 from pipeline.training.start_from import plan_start, seen_before, take_over, treatment
 from pipeline.training.start_source import Source, read_source, refuse_other_network
 from transforms.resize import align_to_spacing
@@ -166,20 +166,30 @@ def _start(config: Config, dataset: Dataset, *, trust: bool) -> _Start:
 def _estimate_costs(
     config: Config, screened: Screened, *, measure: bool, trust: bool, progress: Progress | None
 ) -> tuple[Estimate, tuple[Finding, ...]]:
-    trial = None
-    failed = []
+    dataset, trial = screened.dataset, None
+    counts = {"in_channels": len(dataset.channel_names), "n_classes": len(dataset.classes.names)}
+    failed = [] if measure else _refused_network(config, counts, trust=trust)
     if measure:
-        dataset = screened.dataset
-        n_classes = len(dataset.classes.names)
         with one_step(progress, "taking a trial step"):
-            measured = measure_step(config, in_channels=len(dataset.channel_names), n_classes=n_classes, trust=trust)
+            measured = measure_step(config, **counts, trust=trust)
         if isinstance(measured, Finding):
             failed.append(measured)
         else:
             trial = measured
     sizes = _prepared_sizes(screened.cases, config.data)
-    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial, sizes=sizes)
+    estimate, shortages = estimate_training(config, dataset, screened.split, trial, sizes=sizes)
     return estimate, (*failed, *shortages)
+
+
+def _refused_network(config: Config, counts: Mapping[str, int], *, trust: bool) -> list[Finding]:
+    """Why a training would refuse its network, where no trial step says it."""
+    try:
+        check_settings(config.model, deep_supervision=config.training.deep_supervision, trust=trust)
+        refuse_network(config, **counts, trust=trust)
+    except NetworkError as error:
+        expected, remedy = "a network that can be trained", "correct the settings"
+        return [Finding("error", "network", "", "model.network", expected, str(error), remedy)]
+    return []
 
 
 def _prepared_sizes(cases: Sequence[CheckedCase], data: DataConfig) -> list[Triple]:

@@ -96,6 +96,7 @@ HEADINGS = {
     "sheared": "Sheared voxel grids",
     "disk": "Disk space for prepared cases",
     "memory": "Memory for training",
+    "network": "The network",
     "step_failed": "A trial step of the training",
     "start_from": "Trained weights to start from",
 }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
+from pipeline.check import check
 from pipeline.config.settings import Config, DataConfig, ModelConfig
+from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.network import check_settings, network_of_settings
+from tests.support.volumes import configured
 
 
 def test_settings_and_weights_are_those_of_the_registry():
@@ -46,3 +51,25 @@ def test_a_network_that_fits_passes():
     strides = [[2, 2, 2]] * 3
     check_settings(ModelConfig(network={"_target_": "BodyNet", "strides": strides}), deep_supervision=True)
     check_settings(ModelConfig(network={"_target_": "SegResNet", "init_filters": 8}), deep_supervision=False)
+
+
+UNET = {"_target_": "UNet", "channels": [2, 4, 8, 8], "strides": [2, 2, 2], "norm": "batch"}
+
+
+@pytest.mark.parametrize(
+    ("network", "growth", "words"),
+    [
+        ({"_target_": "SegResNet", "init_filter": 8}, (), "SegResNet has no argument init_filter"),
+        ({"_target_": "BodyNet", "strides": [[3, 2, 2]]}, (), "strides"),
+        ({"_target_": "DynUNet", "kernel_size": [3, 3]}, (), "network DynUNet needs the argument strides"),
+        (UNET, ((8, 8, 8, 1, 1),), "data.patch_growth: expected patches that model.network can be trained on"),
+    ],
+)
+def test_a_check_without_trial_steps_says_what_a_training_refuses(tmp_path, network, growth, words):
+    write_dataset(tmp_path / "bodies", n_cases=4, voxel_mm=24)
+    data = {"mode": "patch", "target_size": (32, 32, 32), "spacing_mm": (24, 24, 24), "patch_growth": growth}
+    config = configured(tmp_path / "bodies", data=data)
+    config = replace(config, model=ModelConfig(network=network, base_channels=4))
+    found = [finding for finding in check(config, measure=False, workers=1).findings if finding.severity == "error"]
+    assert [finding.kind for finding in found] == ["network"]
+    assert words in found[0].found
