@@ -116,12 +116,13 @@ def test_both_conventions_for_absent_classes_are_monais(tmp_path):
     assert scores.score("prediction_ml", "left_out")[1:] == pytest.approx([216 * ml, 0, np.nan, np.nan], nan_ok=True)
 
 
-def test_a_prediction_stored_along_other_axes_scores_the_same(tmp_path):
-    label, prediction = blobs(1), blobs(2)
+@pytest.mark.parametrize(("code", "n_slices"), [("SPL", 20), ("IAL", 1)])
+def test_a_prediction_stored_along_other_axes_scores_the_same(tmp_path, code, n_slices):
+    label, prediction = (blobs(seed)[:, :, :n_slices] for seed in (1, 2))
     paths = [save(v, tmp_path / f"{n}.nii.gz") for n, v in enumerate((label, prediction))]
     image = nib.load(paths[1])
     ornt = nib.orientations.ornt_transform(
-        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt("SPL")
+        nib.orientations.io_orientation(image.affine), nib.orientations.axcodes2ornt(code)
     )
     nib.save(image.as_reoriented(ornt), tmp_path / "turned.nii.gz")
     plain = score_case(Pair("x", paths[1], paths[0]), TABLE)

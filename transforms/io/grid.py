@@ -104,7 +104,9 @@ class AxisChange:
 
     def apply(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
         """Return an (I, J, K) array with the new axes: a view, or a copy with its padding."""
-        turned = np.flip(array.transpose(self.order), self.flipped)
+        turned = array.transpose(self.order)
+        # An axis of one voxel has no direction; flipped, its negative stride would stay in a contiguous copy.
+        turned = np.flip(turned, tuple(axis for axis in self.flipped if turned.shape[axis] > 1))
         return np.pad(turned, self.padding) if self.padding else turned
 
     def undo(self, array: Shaped[np.ndarray, "_ _ _"]) -> Shaped[np.ndarray, "_ _ _"]:
