@@ -34,7 +34,8 @@ def evaluation_text(evaluation: Evaluation, width: int | None = None) -> str:
         per_ml,
         decimals(left_out[name]["volume_difference_ml"].mean * per_ml for name in shown),
     )
-    rows = [_table_row(name, left_out[name], scored[name], scales) for name in shown]
+    missed = _missed(evaluation)
+    rows = [_table_row(name, left_out[name], scored[name], missed[name], scales) for name in shown]
     worst = evaluation.cases[:N_WORST]
     lines = [
         _counted(evaluation),
@@ -69,7 +70,7 @@ def _about_columns(evaluation: Evaluation) -> list[str]:
         'label holds the structure ("left_out" in metrics.json)',
         f"95 % interval: of the mean Dice; whole subjects are drawn, there are none for fewer than {LEAST_SUBJECTS}",
     ]
-    if evaluation.options.surface is not None:
+    if any(_missed(evaluation).values()):
         lines.append("cases missed: the structure is in the label and was not found at all; they are in no mean HD95")
     lines.append('Dice, absent scored: a rightly absent structure counts 1, a wrongly predicted one 0 ("scored")')
     return [*(f"- {line}" for line in lines), f"- {_about_surfaces(evaluation)}"]
@@ -102,8 +103,14 @@ def _means(evaluation: Evaluation) -> str:
     return f"Mean over structures: {', '.join(means)}"
 
 
+def _missed(evaluation: Evaluation) -> dict[str, int]:
+    """How many cases each structure is missed in, as their voxels say: HD95 is not measured in every case."""
+    n_missed = sum((case.reference_ml > 0) & (case.prediction_ml == 0) for case in evaluation.cases)
+    return dict(zip(evaluation.class_names, np.asarray(n_missed).tolist(), strict=True))
+
+
 def _table_row(
-    name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary], scales: _Scales
+    name: str, left_out: Mapping[str, Summary], scored: Mapping[str, Summary], n_missed: int, scales: _Scales
 ) -> tuple[str, ...]:
     dice, distance = left_out["dice"], left_out["hd95_mm"]
     return (
@@ -115,7 +122,7 @@ def _table_row(
         _interval("–", *map(number, dice.ci95)),
         number(left_out["iou"].mean),
         number(distance.mean, scales.mm_digits),
-        str(distance.n_infinite or ""),
+        str(n_missed or ""),
         number(left_out["surface_dice"].mean),
         number(left_out["volume_difference_ml"].mean * scales.per_ml, scales.volume_digits),
         number(scored["dice"].mean),

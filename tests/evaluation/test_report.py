@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import write_files
+from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.report import evaluation_text
 from tests.support.evaluation import blobs, save, three_cases, write_names
 
@@ -96,6 +97,17 @@ def test_at_any_width_the_table_says_the_same_and_nothing_is_broken(folders, wid
     assert "95 % interval" not in table  # of three cases there is none
     unbroken = " ".join(evaluation_text(result).split())
     assert all(word in unbroken.split() for word in text.split() if "─" not in word)
+
+
+def test_a_missed_structure_is_counted_where_no_distance_is_measured(folders):
+    missed, sheared = blobs(1), np.diag([1.0, 1, 1, 1])
+    sheared[0, 2] = 0.3
+    missed[missed == 2] = 0
+    save(missed, folders / "predictions" / "a.nii.gz", sheared)
+    save(blobs(1), folders / "labels" / "a.nii.gz", sheared)
+    for surface in ("voxels", None):
+        text = evaluation_text(evaluate(folders / "predictions", folders / "labels", ScoringOptions(surface=surface)))
+        assert columns_of(text)["cases missed"] == {"liver": "", "spleen": "1", "left": "", "right": ""}
 
 
 def test_a_name_from_a_file_cannot_steer_the_terminal(folders):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.report_page.score_sections import CaseView, Scores, score_sections, scored_structures, volumes_by_id
-from tests.support.evaluation import three_cases
+from tests.support.evaluation import blobs, save, three_cases
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,30 @@ def test_the_table_has_the_numbers_of_the_file(document):
         assert f">{one['dice']['mean']:.4f}</td>" in row
     assert re.search('title="predicted minus reference">difference (ml|µl)</button>', content)
     assert "none below 6 subjects" in content
+
+
+def cells_of(content, name, heading):
+    """The cell of a structure's row below a heading."""
+    headings = re.findall(r"<button [^>]*>(.*?)</button>", content)
+    (row,) = re.findall(rf"<tr>(<td [^>]*>{name}</td>.*?)</tr>", content)
+    return re.findall(r"<td [^>]*>(.*?)</td>", row)[headings.index(heading)]
+
+
+def test_missed_structures_are_counted_by_their_voxels_and_small_distances_have_digits(tmp_path):
+    root, affine = three_cases(tmp_path), np.diag([0.001, 0.001, 0.001, 1])
+    for case, shift in zip("abc", (1, 2, 3), strict=True):
+        label = blobs(shift)
+        save(label, root / "labels" / f"{case}.nii.gz", affine)
+        predicted = np.roll(label, 1, 1)
+        predicted[predicted == 2] *= case != "a"
+        save(predicted, root / "predictions" / f"{case}.nii.gz", affine)
+    for surface in (None, "voxels"):
+        options = ScoringOptions(surface=surface, workers=1)
+        document = to_document(evaluate(root / "predictions", root / "labels", options))
+        content = score_sections(0, Scores("val", document))
+        assert [cells_of(content, name, "missed") for name in ("liver", "spleen")] == ["0", "1"]
+    found = document["summary"]["left_out"]["classes"]["liver"]["hd95_mm"]["mean"]
+    assert float(cells_of(content, "liver", "HD95 mm")) == pytest.approx(found, rel=0.01)
 
 
 def test_the_worst_structure_of_a_case_comes_first(document):
