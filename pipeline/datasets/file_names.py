@@ -11,9 +11,12 @@ _IMAGE = "images|image|imgs|img|volume|vol|scan|ct|mri|mr|t1|t2|flair|pet"
 _LABEL_SUFFIX = re.compile(rf"(?P<case>.+?)[._-](?:{_LABEL})", re.IGNORECASE)
 
 
-def _role(words: str) -> re.Pattern[str]:
+def _role(words: str) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """Names that begin or end with one of the words: segmentation-0, label0001, c0_ct; but t12 is no 2 of T1."""
-    return re.compile(rf"(?:{words})(?:[._ -]+(.+)|(?<!\d)(\d.*))|(.+?)[._ -]+(?:{words})", re.IGNORECASE)
+    return (
+        re.compile(rf"(?:{words})(?:[._ -]+|(?<!\d)(?=\d))(.+)", re.IGNORECASE),
+        re.compile(rf"(.+?)[._ -]+(?:{words})", re.IGNORECASE),
+    )
 
 
 _LABEL_ROLE, _IMAGE_ROLE = _role(_LABEL), _role(_IMAGE)
@@ -35,18 +38,17 @@ def label_key(name: str) -> str:
     >>> label_key("segmentation-0"), label_key("label0001"), label_key("c0_seg"), label_key("liver")
     ('0', '0001', 'c0', 'liver')
     """
-    return _without(_LABEL_ROLE, name)
+    return _without(_LABEL_ROLE, name)[0]
 
 
-def image_key(name: str) -> str:
-    """What the name of an image says beside being one; the name itself where it does not say that it is.
+def image_keys(name: str) -> list[str]:
+    """What the name of an image says beside being one, in front or behind; the name itself where it does not say so.
 
-    >>> image_key("volume-0"), image_key("img0001"), image_key("c0_ct")
-    ('0', '0001', 'c0')
+    >>> image_keys("volume-0"), image_keys("img0001"), image_keys("c0_ct"), image_keys("ct_train_1001_image")
+    (['0'], ['0001'], ['c0'], ['train_1001_image', 'ct_train_1001'])
     """
     return _without(_IMAGE_ROLE, name)
 
 
-def _without(role: re.Pattern[str], name: str) -> str:
-    match = role.fullmatch(name)
-    return next(part for part in match.groups() if part is not None) if match else name
+def _without(role: tuple[re.Pattern[str], ...], name: str) -> list[str]:
+    return [match[1] for pattern in role if (match := pattern.fullmatch(name))] or [name]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.file_names import case_of, image_key, label_key
+from pipeline.datasets.file_names import case_of, image_keys, label_key
 from pipeline.datasets.nnunet import has_all_channels, without_channel
 from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file, unnamed_channels
 from transforms.io.load import volume_stem
@@ -97,7 +97,8 @@ def _labels_by_case(labels: Sequence[Path], cases: Collection[str], problems: li
     """The label of each case; one without an image stands for a case of its own name."""
     of_key: dict[str, list[str]] = {}
     for case in cases:
-        of_key.setdefault(image_key(case), []).append(case)
+        for key in image_keys(case):
+            of_key.setdefault(key, []).append(case)
 
     def case_among(path: Path) -> str:
         name = volume_stem(path)
