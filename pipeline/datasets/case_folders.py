@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pipeline.datasets.class_table import find_table
@@ -15,7 +16,9 @@ from transforms.io.load import volume_stem
 _LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt|truth", re.IGNORECASE)
 """What the label map of a case folder is called, without the case's own name in front."""
 
-_LABEL_WORD = re.compile(r"\w*seg(mentation)?s?|labels?|labelmaps?|annotations?|ground|groundtruth|gts?", re.IGNORECASE)
+_LABEL_WORD = re.compile(
+    r"\w*seg(m|mentation)?s?|labels?|labelmaps?|annotations?|ground|groundtruth|gts?", re.IGNORECASE
+)
 """Words of the names of other segmentations beside it: a second rater's, or one that was merged of several."""
 
 _MASK_WORD = re.compile(r"\w*masks?|roi", re.IGNORECASE)
@@ -26,7 +29,7 @@ def read_folders(request: Request) -> Listing:
     """Read CASE/imaging.nii.gz + CASE/segmentation.nii.gz (KiTS), CASE/CASE-t1c.nii.gz + CASE/CASE-seg.nii.gz (BraTS).
 
     Every volume of a case folder but its label map is an image channel, called as its file without the case's name;
-    all cases must have the same channels. A label map may have another name that says what it is
+    all cases must have the same channels, those of most of them. A label map may have another name that says what it is
     (aggregated_MAJ_seg.nii.gz). A case with a second segmentation is refused, since the network would be
     shown what it is to find; a mask among the channels is a warning. Class names are those of labels.json,
     class_names.json or dataset.json, else those of the settings.
@@ -39,8 +42,7 @@ def read_folders(request: Request) -> Listing:
         parts = _parts(folder, request.files)
         if parts:
             cases[folder.name] = parts
-    names = {name for parts in cases.values() for name in parts}
-    channel_names = sorted(name for name in names if not _is_segmentation(name))
+    channel_names = _channels_of_most(cases.values())
 
     def row(case: str) -> Row:
         parts = {name: only_file(paths, case) for name, paths in cases[case].items()}
@@ -50,6 +52,11 @@ def read_folders(request: Request) -> Listing:
                 "dataset", request.root / case, "one label map", f"the segmentations {', '.join(segmentations)}",
                 "move the others to another folder, or list the files in a cases.csv, where every image that is named "
                 "is an input of the network", case,
+            )  # fmt: skip
+        if extra := sorted(parts.keys() - {*segmentations, *channel_names}):
+            raise DatasetError(
+                "dataset", request.root / case, f"the images {', '.join(channel_names)}, as in most cases",
+                f"{', '.join(extra)} besides", "move these files to another folder, or rename them", case,
             )  # fmt: skip
         missing = [name for name in channel_names if name not in parts]
         if missing and len(missing) < len(channel_names):
@@ -74,6 +81,13 @@ def is_case_folder(folder: Path, files: FileIndex) -> bool:
     return len(names) > 1 and len(plain or [name for name in names if _is_segmentation(name)]) == 1
 
 
+def _channels_of_most(cases: Iterable[Iterable[str]]) -> list[str]:
+    """The names of images that half of the cases with any image have, sorted; where there are none, of all images."""
+    images = [names for parts in cases if (names := [name for name in parts if not _is_segmentation(name)])]
+    count = Counter(name for names in images for name in names)
+    return sorted(name for name, n in count.items() if 2 * n >= len(images)) or sorted(count)
+
+
 def _is_segmentation(name: str) -> bool:
     """Say whether a file is the label map of its case, or another segmentation, by its name."""
     return _LABEL.fullmatch(name) is not None or _has_word(name, _LABEL_WORD)
@@ -94,6 +108,6 @@ def _mask_among_channels(masks: Sequence[str], root: Path) -> DatasetError:
 
 
 def _parts(folder: Path, files: FileIndex) -> dict[str, list[Path]]:
-    """The volumes of a case folder by their names without that of the case."""
-    own_name = re.compile(rf"^{re.escape(folder.name)}[-_. ]")
-    return by_name(files.volume_files(folder), lambda path: own_name.sub("", volume_stem(path)))
+    """The volumes of a case folder by their names without that of the case; of that name alone "image"."""
+    own_name = re.compile(rf"^{re.escape(folder.name)}([-_. ]|$)")
+    return by_name(files.volume_files(folder), lambda path: own_name.sub("", volume_stem(path)) or "image")

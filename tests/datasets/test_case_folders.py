@@ -55,6 +55,25 @@ def test_what_a_case_folder_lacks_is_named(tmp_path):
     refused(tmp_path, "case BraTS-GLI-00002-000", "one label map", layout="folders")
 
 
+def test_a_file_that_one_case_alone_has_is_refused_there_and_not_missed_everywhere(tmp_path):
+    kits(tmp_path)
+    for name in ("case_00001/venous", "case_00002/imaging", "case_00002/W39_1998.09.19_Segm"):
+        volume(tmp_path / f"{name}.nii.gz")
+    found = list_cases(tmp_path, strict=False)
+    assert (found.channel_names, [case.id for case in found.cases]) == (("imaging",), ["case_00000", "case_00002"])
+    assert found.cases[1].label.name == "W39_1998.09.19_Segm.nii.gz"  # one label map of BraTS 2020 is called so
+    assert [(error.case, error.found) for error in found.refused] == [("case_00001", "venous besides")]
+
+
+def test_an_image_may_have_the_name_of_its_folder(tmp_path):
+    for case in ("Patient_01", "Patient_02"):  # SegTHOR
+        volume(tmp_path / f"{case}/{case}.nii.gz")
+        volume(tmp_path / f"{case}/GT.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    found = list_cases(tmp_path)
+    assert (found.channel_names, [case.id for case in found.cases]) == (("image",), ["Patient_01", "Patient_02"])
+
+
 @pytest.mark.parametrize("name", ["imaging.nrrd", "case_00001_imaging.nii.gz", "case_00001-segmentation.nii"])
 def test_two_files_of_one_name_are_not_chosen_between(tmp_path, name):
     kits(tmp_path)
