@@ -21,7 +21,7 @@ from pipeline.datasets.file_index import FileIndex, has_volume_name
 from pipeline.datasets.json_document import read_description
 from pipeline.datasets.nnunet import has_all_channels, has_channel_number, read_nnunet
 from pipeline.datasets.pairs import are_paired_by_name, pair_of_folders, read_pairs
-from pipeline.datasets.rows import Reader
+from pipeline.datasets.rows import Reader, Request
 from pipeline.datasets.totalsegmentator import find_scans, is_segmented, read_totalsegmentator
 from transforms.io.dicom import holds_dicom
 
@@ -37,6 +37,9 @@ READERS: dict[str, Reader] = {
 
 _FOLDERS_TRIED = 20
 """Folders of a path without a data set that are looked into, before only the path itself is named."""
+
+_DEPTH_TRIED = 5
+"""How deep below it volumes are looked for, to name them."""
 
 
 def recognise(root: Path, files: FileIndex) -> str:
@@ -80,16 +83,40 @@ def _what_else(root: Path, files: FileIndex) -> tuple[str, str]:
         return f"a folder that is a data set ({inner[0]}), but ", f"name that folder, {root / inner[0]}"
     if inner:
         remedy = (
-            "name one or several of them (classes are joined by name), or list all cases in a cases.csv: image,label"
+            "list all cases in a cases.csv: image,label; or, where each is more than one patient's scans, name one or "
+            "several of them (classes are joined by name)"
         )
         return f"folders that are data sets ({some_of(inner, 3)}), but ", remedy
-    lists = [path for path in files.visible(root) if path.suffix.lower() in (".csv", ".tsv", ".json")]
-    if lists := [path for path in lists if path.name not in TABLE_FILES]:
+    if lists := [path for path in files.visible(root) if _lists_images(path, files)]:
         remedy = f"if it lists the cases, name the file itself: {lists[0]}"
         return f"{some_of([path.name for path in lists], 3)}, but ", remedy
+    if volumes := [str(path.relative_to(root)) for path in _volumes_below(root, files, _DEPTH_TRIED)]:
+        remedy = (
+            "write which label belongs to which image in a list file, cases.csv with the columns image,label, one line "
+            "a case, several channels in one cell (t1.nii.gz|t2.nii.gz)"
+        )
+        return f"volumes in folders below it ({some_of(volumes, 3)}), but ", remedy
     if there := [path.name for path in files.visible(root) if files.is_file(path)]:
         return f"only {some_of(there, 3)}, ", "name the folder that holds one of these, or a list file"
     return "", "name the folder that holds one of these, or a list file"
+
+
+def _lists_images(path: Path, files: FileIndex) -> bool:
+    """Say whether a file is a table or JSON list that names images; kits.json and participants.tsv do not."""
+    if path.suffix.lower() not in (".csv", ".tsv", ".json") or path.name in TABLE_FILES or not files.is_file(path):
+        return False
+    try:
+        return bool(read_list(Request(path, images_only=True, files=files)).rows)
+    except DatasetError:
+        return False
+
+
+def _volumes_below(root: Path, files: FileIndex, depth: int) -> list[Path]:
+    """The volumes of the first folder below one that holds any."""
+    for folder in files.folders(root)[:_FOLDERS_TRIED]:
+        if found := files.volumes(folder) or (depth > 1 and _volumes_below(folder, files, depth - 1)):
+            return found
+    return []
 
 
 def _refuse_misspelled(root: Path, files: FileIndex) -> None:

@@ -11,7 +11,7 @@ from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.layouts import READERS, find_layout, recognise
 from pipeline.datasets.listing import list_cases
 from pipeline.inference.inputs import list_inputs
-from tests.support.datasets import decathlon, nnunet, pairs, refused, totalsegmentator, volume
+from tests.support.datasets import decathlon, nnunet, pairs, refused, totalsegmentator, volume, write_json
 from tests.support.questions import counted
 from tests.support.volumes import write_series
 from transforms.io import dicom
@@ -59,8 +59,25 @@ def test_what_lies_in_the_place_of_a_data_set_is_named(tmp_path):
     refused(tmp_path / "tasks", "folders that are data sets (Task1, Task2)", "name one or several of them")
 
 
+def test_volumes_of_bids_and_of_several_raters_are_named_and_not_the_tables_beside_them(tmp_path):
+    for name in ("derivatives/sub-1/sub-1_msk", "rawdata/sub-1/anat/sub-1_T1w"):
+        volume(tmp_path / "bids" / f"{name}.nii.gz")
+    (tmp_path / "bids/participants.tsv").write_text("participant_id\tage\nsub-1\t60\n")
+    write_json(tmp_path / "bids/dataset_description.json", {"Name": "x", "BIDSVersion": "1.6"})
+    refused(
+        tmp_path / "bids", "volumes in folders below it (derivatives/sub-1/sub-1_msk.nii.gz), but none", "cases.csv"
+    )
+    for name in ("imaging", "aggregated_MAJ_seg", "aggregated_OR_seg"):
+        volume(tmp_path / f"kits21/case_00000/{name}.nii.gz")
+    write_json(tmp_path / "kits21/kits.json", [{"case_id": "case_00000"}])
+    refused(
+        tmp_path / "kits21", "below it (case_00000/aggregated_MAJ_seg.nii.gz", "columns image,label, one line a case"
+    )
+
+
 def test_a_list_of_another_name_is_named(tmp_path):
-    (tmp_path / "train.csv").write_text("image,label\n")
+    (tmp_path / "train.csv").write_text("image,label\na.nii.gz,b.nii.gz\n")
+    (tmp_path / "participants.tsv").write_text("participant_id\tage\nsub-01\t60\n")
     refused(tmp_path, "train.csv, but none of", f"name the file itself: {tmp_path / 'train.csv'}")
     (tmp_path / "Dataset.json").write_text("{}")
     refused(tmp_path, "found Dataset.json", "rename it to dataset.json")
