@@ -37,6 +37,7 @@ HEADINGS = {
     "not_a_volume": "Files of another kind than volumes",
     "outside_folder": "Files that lie outside their folder",
     "missing_case": "Cases that are named but do not exist",
+    "left_out": "Labelled images that are in no case",
     "missing_label": "Images without a label",
     "missing_image": "Labels without an image",
     "missing_masks": "Structures without a mask in some cases",

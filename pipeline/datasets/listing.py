@@ -106,7 +106,8 @@ def list_cases(
     trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
     if trusted.problems and (strict or not trusted.rows):
         raise DatasetError.all_of(trusted.problems)
-    return _dataset(trusted, listing, root, layout, fold, folds, _with_remap(classes, labels.remap, trusted.rows, root))
+    classes = _with_remap(classes, labels.remap, trusted.rows, root)
+    return _dataset(trusted, listing, root, layout, fold, folds, classes, files)
 
 
 def list_folds(root: Path | str, layout: str = "auto", *, split_file: str = "") -> tuple[int, ...]:
@@ -409,6 +410,7 @@ def _dataset(
     fold: int | None,
     folds: OwnFolds | None,
     classes: ClassTable,
+    files: FileIndex,
 ) -> Dataset:
     labelled = [row for row in trusted.rows if row.label is not None]
     has_own_split = any(row.split in ("train", "val") for row in listing.rows)
@@ -433,6 +435,7 @@ def _dataset(
         refused=trusted.problems,
         warnings=(
             *listing.warnings,
+            *(_left_out(listing.rows, root, files) if layout != "list" else ()),
             *_suspected(labelled, listing.rows, split, root),
             *_similar(labelled, split, root),
         ),
@@ -462,6 +465,23 @@ def _with_subjects(rows: Sequence[Row], pattern: str) -> tuple[Row, ...]:
         return bids[0] if bids else None
 
     return tuple(replace(row, subject=subject_of(row.id)) if row.subject is None else row for row in rows)
+
+
+def _left_out(rows: Sequence[Row], root: Path, files: FileIndex) -> tuple[DatasetError, ...]:
+    """A warning of folders of labelled images (imagesVa beside labelsVa) of which no case is."""
+    used = {path.parent for row in rows for path in row.image}
+    found = []
+    with contextlib.suppress(OSError):
+        for folder in files.folders(root):
+            part = folder.name.removeprefix("images")
+            if part not in ("", folder.name) and folder not in used and files.volume_files(root / f"labels{part}"):
+                found += [f"{folder.name} ({counted(n, 'file')})"] if (n := len(files.volume_files(folder))) else []
+    if not found:
+        return ()
+    remedy = (
+        "to validate or test on them, list all cases in a cases.csv: image,label,split; nothing, if they are not meant"
+    )
+    return (DatasetError("left_out", root, "cases of all labelled images", f"none of {some_of(found, 4)}", remedy),)
 
 
 def _suspected(rows: Sequence[Row], listed: Sequence[Row], split: Split | None, root: Path) -> tuple[DatasetError, ...]:

@@ -25,6 +25,16 @@ def test_an_image_without_a_label_and_a_label_without_an_image_are_named(tmp_pat
     refused(tmp_path / "p", "case z", "expected an image", "z.nii.gz")
 
 
+@pytest.mark.parametrize("build", [nnunet, pairs, decathlon])
+def test_labelled_images_of_which_no_case_is_are_a_warning(tmp_path, build):
+    """As AMOS and WORD lay out those to validate on, where dataset.json does not list them or is not there."""
+    build(tmp_path)
+    for name in ("imagesVa/v", "labelsVa/v", "imagesXy/without_labels"):
+        volume(tmp_path / f"{name}.nii.gz")
+    (warning,) = list_cases(tmp_path).warnings
+    assert (warning.kind, warning.found) == ("left_out", "none of imagesVa (1 file)")
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", ".hidden", "-rf", "a\nb", "x" * 200, "ends.", "a\\b", "nul\0"])
 def test_ids_that_cannot_be_file_names_are_refused(tmp_path, name):
     image = volume(tmp_path / "a.nii.gz")
