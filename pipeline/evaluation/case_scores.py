@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -75,7 +75,7 @@ class CaseScores:
     surface: SurfaceKind | None
     """None where surfaces were left out, or the grid is sheared: HD95 and surface Dice are NaN then."""
     n_overlapping: int
-    """Voxels that lie in more than one mask of the label or of the prediction; the later class has them."""
+    """Voxels that scored structures lost to later ones whose masks overlap theirs, in the label or the prediction."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
     outside_ml: float
@@ -214,7 +214,7 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
     label = read_label_map(pair.label, pair.case, label_table)
     digest = _hash(label.indices, label_table, label.affine)
     prediction = read_label_map(pair.prediction, pair.case, pair.prediction_table or classes.prediction)
-    n_overlapping = label.n_overlapping + prediction.n_overlapping
+    lost = _lost(label, classes.of_label) + _lost(prediction, classes.of_prediction)
     if is_seg(pair.label):
         label = covering(label, prediction)
     if is_seg(pair.prediction):
@@ -229,10 +229,15 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
         _looked_up(predicted, lookup),
         label.geometry,
         digest,
-        n_overlapping,
+        lost,
         resampled,
         outside_ml(LabelMap(_looked_up(prediction.indices, lookup), prediction.affine), label) if resampled else 0.0,
     )
+
+
+def _lost(read: LabelMap, scored: Sequence[int]) -> int:
+    """Voxels that the scored classes lost to masks which overlap theirs."""
+    return sum(n_voxels for (loser, _), n_voxels in read.overlaps.items() if loser in scored)
 
 
 def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +29,8 @@ class LabelMap(NamedTuple):
     indices: Integer[np.ndarray, "I J K"]
     affine: Float64[np.ndarray, "4 4"]
     """Voxel index to world mm, RAS+."""
-    n_overlapping: int = 0
-    """Voxels that lie in more than one mask; the later class has them."""
+    overlaps: Mapping[tuple[int, int], int] = MappingProxyType({})
+    """Voxels that a mask of one class (first) lost to that of a later one (second)."""
 
     @property
     def geometry(self) -> Geometry:
@@ -48,7 +50,7 @@ def read_label_map(source: Label, case: str, table: ClassTable) -> LabelMap:
         load = LoadVolumed(("label",), table.values, table.ignore_value, label_remap=table.remap)
         item: dict[Any, Any] = {"label": source}
         tensor = load(item)["label"]
-        return LabelMap(tensor.as_tensor()[0].numpy(), tensor.affine.numpy(), load.lookup.n_overlapping)
+        return LabelMap(tensor.as_tensor()[0].numpy(), tensor.affine.numpy(), load.lookup.overlaps)
     except VolumeError as error:
         remedy = _REMEDY if error.kind == "label_unknown_values" else error.remedy
         raise VolumeError(error.kind, error.where, error.expected, error.found, remedy, case) from error
@@ -93,7 +95,7 @@ def padded_to(label: LabelMap, image: Path) -> LabelMap:
     except VolumeError:
         return label
     change = part_of(label.geometry, grid)
-    return label if change is None else LabelMap(change.apply(label.indices), grid.affine, label.n_overlapping)
+    return label if change is None else LabelMap(change.apply(label.indices), grid.affine)
 
 
 def onto_label(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -73,7 +73,14 @@ def match(
     classes, notes = find_classes(predictions, labels, class_names, pairs, progress)
     _, paired_predictions, paired_labels = (set(names) for names in zip(*named, strict=True))
     return Matching(
-        pairs=tuple(replace(pair, prediction=_in_order(pair.prediction, classes)) for pair in pairs),
+        pairs=tuple(
+            replace(
+                pair,
+                prediction=_in_order(pair.prediction, classes.of_prediction),
+                label=_in_order(pair.label, classes.of_label),
+            )
+            for pair in pairs
+        ),
         classes=classes,
         notes=(*notes, *_notes(predictions), *_notes(labels), *_missing_masks(predictions)),
         refused=refused,
@@ -84,15 +91,15 @@ def match(
     )
 
 
-def _in_order(prediction: Label, classes: CommonClasses) -> Label:
-    """The masks of a prediction in the order of the labels' classes, behind those that are not scored.
+def _in_order(masks: Label, scored: Sequence[int]) -> Label:
+    """The masks of predictions or labels in the order of the classes that are scored, behind those that are not.
 
-    Of masks that overlap the later one counts: it has to be of the same class in predictions and labels.
+    Of masks that overlap the later one counts: it has to be scored, and of the same class in predictions and labels.
     """
-    if isinstance(prediction, Path):
-        return prediction
-    place = {index: n for n, index in enumerate(classes.of_prediction)}
-    return tuple(sorted(prediction, key=lambda mask: place.get(mask[0], -1)))
+    if isinstance(masks, Path):
+        return masks
+    place = {index: n for n, index in enumerate(scored)}
+    return tuple(sorted(masks, key=lambda mask: place.get(mask[0], -1)))
 
 
 def _pair_cases(predictions: CaseFiles, labels: CaseFiles) -> list[tuple[str, str, str]]:

@@ -220,6 +220,18 @@ def test_of_masks_that_overlap_the_same_structure_counts_in_predictions_and_labe
     assert np.array_equal(again.prediction, kidney + cyst)
 
 
+def test_a_mask_of_a_structure_that_the_predictions_do_not_know_takes_no_voxels_from_those_that_are_scored(tmp_path):
+    """The trunk, which only the labels have, holds the liver, and its name comes later in the alphabet."""
+    liver = np.zeros((12, 12, 12), np.uint8)
+    liver[2:10, 2:10, 2:10] = 1
+    for kind in ("labels", "predictions"):
+        save(liver, tmp_path / kind / "s1" / "liver.nii.gz")
+    save(np.ones_like(liver), tmp_path / "labels" / "s1" / "trunk.nii.gz")
+    result = evaluate(tmp_path / "predictions", tmp_path / "labels")
+    assert (result.cases[0].dice.tolist(), result.cases[0].n_overlapping) == ([1, 1], 0)
+    assert np.array_equal(read_scored_case(to_document(result)["cases"][0], to_document(result)).label, liver)
+
+
 def test_a_mask_of_voxels_to_be_ignored_is_no_structure(tmp_path):
     for kind in ("labels", "predictions"):
         save_masks(map_of(1), tmp_path / kind / "a", NAMES)

@@ -68,8 +68,8 @@ class LabelLookup:
         implicit = [value for value in range(255) if value != ignore_value]
         values = implicit if label_values is None else [int(value) for value in label_values]
         classes = implicit if label_values is None else list(range(len(values)))
-        self.n_overlapping = 0
-        """Voxels that lay in more than one mask, over all merges so far."""
+        self.overlaps: Counter[tuple[int, int]] = Counter()
+        """Voxels that a class (first) lost to a later one (second), over all merges so far."""
         self.n_classes = 255 if label_values is None else len(values)
         self.implicit = label_values is None
         if ignore_value is not None:
@@ -152,7 +152,7 @@ class LabelLookup:
             merged.add(index, mask_of(array, str(path)))
         if merged.overlaps:
             n_voxels = sum(merged.overlaps.values())
-            self.n_overlapping += n_voxels
+            self.overlaps += merged.overlaps
             logger.debug("%d voxels lie in more than one of %d masks; the later class wins", n_voxels, len(masks))
         return merged.labels
 
