@@ -252,7 +252,8 @@ def reconcile(found: ClassTable | None, given: Sequence[str], root: Path) -> Cla
         )  # fmt: skip
     if found is None:
         return ClassTable.in_order(given, root)
-    if tuple(given) != found.names:
+    named = tuple(name for name in given if not means_ignore(name))
+    if named != found.names or (len(named) < len(given) and not found.ignores_voxels):
         raise DatasetError(
             "dataset", root, f"data.class_names to be the data set's own {len(found.names)} names",
             f"{len(given)} names that differ ({_first_difference(given, found.names)})",

@@ -75,6 +75,15 @@ def test_names_of_the_settings_must_be_the_data_sets_own():
         reconcile(own, ("background", "liver"), SOURCE)
 
 
+def test_a_list_with_ignore_in_it_agrees_with_the_same_list_of_the_data_set():
+    """What it stands for is no class, so that it is none of the names that are compared."""
+    given = ["background", "liver", "ignore"]
+    own = parse_table(given, SOURCE)
+    assert reconcile(own, given, SOURCE) is own
+    with pytest.raises(DatasetError, match=r"3 names that differ"):
+        reconcile(parse_table(given[:2], SOURCE), given, SOURCE)
+
+
 def test_a_remap_takes_names_and_indices():
     names = ("background", "liver", "spleen")
     assert resolve_remap({7: "spleen", "255": 0}, names) == {7: 2, 255: 0}
