@@ -18,8 +18,6 @@ from transforms.io.label_values import ignore_index
 TABLE_FILES = ("labels.json", "class_names.json", "dataset.json")
 IGNORE = "ignore"
 """What the value of voxels is called that are left out of loss and scores."""
-NO_IGNORE_MASK = "one of voxels to be left out, which only a value of label maps can say"
-"""What a mask called `IGNORE` is."""
 LARGEST_VALUE = 2**31 - 1
 """Of a class: the largest number of the widest type that label files are written in."""
 
@@ -137,6 +135,14 @@ def parse_table(labels: Any, source: Path) -> ClassTable:
 def means_ignore(name: object) -> bool:
     """Say whether a name is not a class's but that of voxels that are left out of loss and scores."""
     return str(name).lower() == IGNORE
+
+
+def refuse_ignore_mask(masks: Mapping[str, Path], remedy: str, case: str) -> None:
+    """Raise DatasetError where a mask, by the name of its structure, is one of voxels that are to be left out."""
+    for name, path in masks.items():
+        if means_ignore(name):
+            found = "one of voxels to be left out, which only a value of label maps can say"
+            raise DatasetError("dataset", path, "masks of structures", found, remedy, case)
 
 
 def _in_order(names: Sequence[Any], source: Path) -> list[tuple[int, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pipeline.console.text import some_of
-from pipeline.datasets.class_table import NO_IGNORE_MASK, ClassTable, find_table, means_ignore
+from pipeline.datasets.class_table import ClassTable, find_table, refuse_ignore_mask
 from pipeline.datasets.csv_table import read_csv
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
@@ -124,9 +124,8 @@ def _one_mask_a_class(
     """
     if not masks:
         return None, None
-    if ignored := [paths[0] for name, paths in masks.items() if means_ignore(name)]:
-        remedy = "move it away, or write label maps (combined_labels.nii.gz) and their values into labels.json"
-        raise DatasetError("dataset", ignored[0], "masks of structures", NO_IGNORE_MASK, remedy, case)
+    remedy = "move it away, or write label maps (combined_labels.nii.gz) and their values into labels.json"
+    refuse_ignore_mask({name: paths[0] for name, paths in masks.items()}, remedy, case)
     structures = list(enumerate(classes.names))[1:]
     label = tuple((index, only_file(masks[name], case)) for index, name in structures if name in masks)
     if not label:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.console.text import first_lines, one_line
-from pipeline.datasets.class_table import NO_IGNORE_MASK, ClassTable, find_table, means_ignore
+from pipeline.datasets.class_table import ClassTable, find_table, means_ignore, refuse_ignore_mask
 from pipeline.datasets.dataset import Label
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
@@ -184,9 +184,9 @@ def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseF
         records += found
         class_of = found[0].class_of_mask if found else {}
         masks[case] = {class_of.get(name, name): file for name, file in mask_files(folder).items()}
-        if kind == "label" and (ignored := [file for name, file in masks[case].items() if means_ignore(name)]):
+        if kind == "label":
             remedy = "move it away, or score against label maps and name its value in a labels.json beside them"
-            raise VolumeError("ignore_mask", ignored[0], "masks of structures", NO_IGNORE_MASK, remedy, case)
+            refuse_ignore_mask(masks[case], remedy, case)
     names = sorted(name for name in set().union(*masks.values()) if not means_ignore(name))
     if not names:
         expected = "a mask a structure (liver.nii.gz, …)"

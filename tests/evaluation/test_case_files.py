@@ -238,7 +238,7 @@ def test_a_mask_of_voxels_to_be_ignored_is_no_structure(tmp_path):
     save((map_of(1) == 0).astype(np.uint8), tmp_path / "predictions" / "a" / "ignore.nii.gz")
     assert set(evaluate(tmp_path / "predictions", tmp_path / "labels").class_names) == set(NAMES)
     save((map_of(1) == 0).astype(np.uint8), tmp_path / "labels" / "a" / "ignore.nii.gz")
-    with pytest.raises(VolumeError, match=r"case a: .*ignore\.nii\.gz.*only a value of label maps can say"):
+    with pytest.raises(DatasetError, match=r"case a: .*ignore\.nii\.gz.*only a value of label maps can say"):
         evaluate(tmp_path / "predictions", tmp_path / "labels")
 
 
