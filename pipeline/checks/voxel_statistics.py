@@ -115,7 +115,8 @@ def measure_image(
     if not max(-minimum, maximum) <= float(np.finfo(np.float32).max):  # NaN is not
         with np.errstate(invalid="ignore"):
             usable = np.abs(array) <= np.finfo(np.float32).max
-        values = array[usable]
+        in_memory = slowest_first(array.strides)  # half the time of a whole measurement in a scan as read from a file
+        values = array.transpose(in_memory)[usable.transpose(in_memory)]
         minimum, maximum = _range(values)
     labelled: Histogram | None = None
     by_class: tuple[tuple[float, ...], ...] = ()
