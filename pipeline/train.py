@@ -509,7 +509,7 @@ def _data_workers(config: Config, devices: Devices, prepared: PreparedData, say:
 
 def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray:
     say("Computing class frequencies...")
-    weights = median_frequency_weights(prepared.class_voxels, alpha)
+    weights = median_frequency_weights(prepared.class_voxels, alpha, prepared.dataset.classes.names)
     stats = weight_stats(weights)
     say(f"Class weights - min: {stats['min']:.3f}, max: {stats['max']:.3f}, mean: {stats['mean']:.3f}")
     absent = absent_classes(prepared)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from pipeline.config.settings import ConfigError
 from pipeline.losses.class_weights import median_frequency_weights
 
 
@@ -18,6 +19,12 @@ def test_the_weights_are_the_papers_formula():
 
 def test_alpha_zero_weighs_all_alike_and_a_class_that_never_occurs_weighs_nothing():
     assert median_frequency_weights(np.array([[60, 0, 40]]), 0.0).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(("alpha", "said"), [(300, "found 3.2e-42 for class background"), (100, "for class cyst")])
+def test_a_weight_that_float32_does_not_hold_is_refused_by_the_name_of_its_class(alpha, said):
+    with pytest.raises(ConfigError, match=f"loss.weight_alpha {alpha}: .* {said}; lower it"):
+        median_frequency_weights(np.array([[60, 40, 0], [50, 40, 10]]), alpha, ["background", "liver", "cyst"])
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int64, np.uint64])
