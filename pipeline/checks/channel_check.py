@@ -19,6 +19,7 @@ _HU_RANGE = 10.0  # a CT whose values span less was scaled: bone and air are 200
 _HU_MEDIAN = 1500.0  # dense bone; half of no scan lies above it
 _HU_HIGHEST = 10000.0  # of the 99.5th percentile: extended scales end at 32767, but only metal reaches so far
 _SQUEEZED = 0.01  # of the range: what 99 % of the voxels have to fill at least
+_LEAST_STEPS = 256  # of float32 between the darkest and the brightest voxels: as many greys as a screen has
 _NAMES_LISTED = 8
 
 
@@ -87,6 +88,7 @@ def _check_image(case: str, image: ImageStatistics, way: str, scaling: Scaling) 
             yield Finding("error", "channel_lost", case, file, expected, values, remedy)
             return
     yield from _unusual(case, image, way, values)
+    yield from _too_coarse(case, image, values)
     if way == "rescale":
         spread = image.intensities[-1] - image.intensities[0]
         if not image.is_two_valued and spread < _SQUEEZED * (image.maximum - image.minimum):
@@ -114,6 +116,19 @@ def _unusual(case: str, image: ImageStatistics, way: str, values: str) -> Iterat
         found = f"{values}, which looks like a CT in HU"
     if found:
         yield Finding("warning", "odd_intensities", case, str(image.path), expected, found, remedy)
+
+
+def _too_coarse(case: str, image: ImageStatistics, values: str) -> Iterator[Finding]:
+    """Warn of values so far from zero that float32, in which volumes are read, does not tell them apart."""
+    kind, low, high = np.dtype(image.dtype), image.foreground[0], image.foreground[-1]
+    if kind.itemsize < 4 or kind == np.float32 or low * high <= 0:
+        return
+    step = float(np.spacing(np.float32(min(abs(low), abs(high)))))
+    if 0 < high - low < _LEAST_STEPS * step and (kind.kind == "f" or step > 1):
+        found = f"{values}, of which 99 % lie within {high - low:g} of each other and float32 has steps of {step:g}"
+        remedy = "subtract the same number from every voxel of all images, and save them again"
+        expected = "values that float32 tells apart"
+        yield Finding("warning", "channel_squeezed", case, str(image.path), expected, found, remedy)
 
 
 def _why_not_hu(image: ImageStatistics, values: str) -> str:

@@ -47,6 +47,14 @@ def test_a_window_beside_the_voxels_is_an_error(folder: Folder) -> None:
     assert "channel_lost" in kinds(folder, window=(300, 3000))
 
 
+def test_values_that_float32_does_not_tell_apart_are_warned_of(folder: Folder) -> None:
+    """A step of float32 is 64 at 2^30; below 2^24 it holds every whole number."""
+    for offset in (2**30, 2**20):
+        fill(folder, lambda seed, offset=offset: soft_tissue(seed).astype(np.int32) + offset)
+        found = kinds(folder, intensity="zscore").get("channel_squeezed", "")
+        assert ("float32 has steps of 64" in found) == (offset == 2**30)
+
+
 def test_a_channel_that_is_the_label_is_named(folder: Folder) -> None:
     """Whatever numbers it has for the classes, two of which may share one; a voxel less of a class is another image."""
     fill(folder, soft_tissue)
