@@ -25,6 +25,11 @@ from transforms.io.label_values import ignore_index
 _UNSAFE = re.compile(r"[^\w.-]+")
 _LONGEST_NAME = 40  # of a data set, in front of a case's
 
+_IF_SAME_PEOPLE = (
+    "nothing, if these are different people; else give each of the data sets a split of its own in which all scans of "
+    "a subject are in one part, or remove those that are twice"
+)
+
 _FIRST_PLACEHOLDER = 65536
 """The value of a class that a data set lacks: more than label files of 16 bits hold."""
 
@@ -135,6 +140,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         warnings=(
             *(warning for dataset in datasets for warning in dataset.warnings),
             *_renamed_cases(renamed, root),
+            *_shared_subjects(datasets, cases, split, root),
             *_similar_names(datasets, root),
             *_unnamed_channels(datasets, channels),
         ),
@@ -319,7 +325,32 @@ def _renamed_cases(renamed: Sequence[Mapping[str, str]], root: Path) -> Iterator
     if changed:
         yield DatasetError(
             "case_renamed", root, "every case to have a name of its own in all data sets together",
-            f"{len(changed)} that share one; they are called {some_of(changed, 4)}", "nothing",
+            f"{len(changed)} that share one; they are called {some_of(changed, 4)}", _IF_SAME_PEOPLE,
+        )  # fmt: skip
+
+
+def _shared_subjects(
+    datasets: Sequence[Dataset], joined: Sequence[Sequence[Case]], split: Split | None, root: Path
+) -> Iterator[DatasetError]:
+    """Warn of names of subjects in several data sets whose cases may come, or are, in different splits; not where they
+    are those of the cases, of which `_renamed_cases` warns."""
+    cases_of: dict[str, dict[str, Case]] = defaultdict(dict)
+    sets_of: dict[str, set[Path]] = defaultdict(set)
+    for dataset, cases in zip(datasets, joined, strict=True):
+        for own, case in zip(dataset.cases, cases, strict=True):
+            cases_of[own.subject][case.id] = own
+            sets_of[own.subject].add(dataset.root)
+    shared = [
+        f"{subject} ({some_of(list(cases), 3)})"
+        for subject, cases in cases_of.items()
+        if len(sets_of[subject]) > 1
+        and any(own.id != subject for own in cases.values())
+        and not (split is not None and len({split.of(case) for case in cases}) == 1)
+    ]
+    if shared:
+        yield DatasetError(
+            "shared_subjects", root, "subjects of different data sets to have different names, or one split",
+            f"{len(shared)} names of several, which count as different people: {some_of(shared, 4)}", _IF_SAME_PEOPLE,
         )  # fmt: skip
 
 

@@ -89,6 +89,23 @@ def test_cases_and_subjects_of_one_name_stay_apart(tmp_path):
     assert "2 that share one; they are called data_1_b, data_2_b" in warning.found
 
 
+def test_subjects_of_one_name_in_two_data_sets_are_warned_of_unless_one_split_keeps_them_together(tmp_path):
+    roots = []
+    for name, case in (("ct", "p1_ct"), ("mr", "p1_mr")):
+        roots.append(nnunet(tmp_path / name, cases=(case, f"{name}9_{name}", f"{name}8_{name}")))
+    joined = list_data_sets(roots, "auto", subject_pattern="(.+)_(?:ct|mr)")
+    (warning,) = joined.warnings
+    assert (warning.kind, "p1 (p1_ct, p1_mr)" in warning.found) == ("shared_subjects", True)
+    for part, kinds in (("train", []), ("val", ["shared_subjects"])):
+        for root, name in zip(roots, ("ct", "mr"), strict=True):
+            rest = "val" if part == "train" or name == "ct" else "train"
+            split = {f"p1_{name}": part if name == "mr" else "train", f"{name}9_{name}": rest, f"{name}8_{name}": rest}
+            folds = [{p: [c for c, of in split.items() if of == p] for p in ("train", "val")}]
+            write_json(root / "splits_final.json", folds)
+        datasets = list_data_sets(roots, "auto", subject_pattern="(.+)_(?:ct|mr)")
+        assert [warning.kind for warning in datasets.warnings] == kinds
+
+
 def test_a_division_of_their_own_is_kept_beside_one_that_is_to_be_made(tmp_path):
     one, two, three = nnunet(tmp_path / "one"), nnunet(tmp_path / "two", cases="bxy"), pairs(tmp_path / "three", "uv")
     for root, val in ((one, "c"), (two, "b")):
