@@ -128,11 +128,16 @@ def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset, covered: set[int])
     left = (
         f"; nothing is left of {some_of([names[index] for index in sorted(covered)], _NAMES_LISTED)}" if covered else ""
     )
+    where = "labels.json beside the cases, which may be a list of all names, the background first"
+    if dataset.parts:
+        where = (
+            f"labels.json of {dataset.parts[0].root}, whose classes are the first in the table, or name another data "
+            "set first"
+        )
     yield Finding(
         "warning", "masks_overlap", "", str(dataset.root), "masks that do not overlap",
         f"some that do, where the class later in the table wins: {some_of(lines, _NAMES_LISTED)}{left}",
-        "where an inner structure lies in an outer one, name the inner one later in labels.json beside the cases, "
-        "which may be a list of all names, the background first",
+        f"where an inner structure lies in an outer one, name the inner one later in {where}",
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline.check import check, to_text
 from pipeline.checks.case_check import check_case
 from pipeline.checks.class_check import TargetGrid, shares_at_target_size
+from pipeline.config.settings import Config, DataConfig
 from pipeline.datasets.listing import list_cases
 from tests.support.volumes import AFFINE, SHAPE, Folder, configured, hounsfield, organs, save
 from transforms.chains import preprocessing_chain
@@ -100,6 +101,21 @@ def test_overlapping_masks_are_named_with_the_one_that_wins(tmp_path: Path) -> N
         (finding,) = check(tmp_path, workers=1).findings
     assert "liver gives 16 voxels in 4 cases to lesion" in finding.found
     assert "nothing is left" not in finding.found
+
+
+def test_of_data_sets_that_are_joined_the_table_of_the_first_says_which_mask_wins(tmp_path: Path) -> None:
+    lesion = np.zeros(SHAPE, bool)
+    lesion[7:9, 9:11, 8:9] = True
+    for root, names in (("one", "ab"), ("two", "cd")):
+        for name in names:
+            masks(tmp_path / root, name, lesion=lesion, liver=organs() == 3)
+    data = DataConfig((str(tmp_path / "one"), str(tmp_path / "two")))
+    for root, won in (("two", False), ("one", True)):  # the second alone does not help: the advice is the first
+        (tmp_path / root / "labels.json").write_text(json.dumps(["background", "liver", "lesion"]))
+        findings = check(Config(data=data), costs=False, workers=1).findings
+        (finding,) = (finding for finding in findings if finding.kind == "masks_overlap")
+        assert f"labels.json of {tmp_path / 'one'}" in finding.remedy
+        assert ("liver gives 16 voxels in 4 cases to lesion" in finding.found) == won
 
 
 def test_masks_that_do_not_overlap_are_not_complained_of(tmp_path: Path) -> None:
