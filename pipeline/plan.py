@@ -40,7 +40,8 @@ from pipeline.planning.network_shape import Triple, target_spacing
 from pipeline.planning.plan import SPLIT_SHARES, Plan, make_plan
 from pipeline.training.preparing_time import preparing_s
 from pipeline.training.step_times import StepRequest, StepTime, measure_steps
-from transforms.left_right import find_sides
+from transforms.axes import LEFT_RIGHT
+from transforms.left_right import Sides, find_sides
 
 _CHAMBER = re.compile(r"(?<!lateral[ _-])ventric|atri(?:um|a)|(?<![a-z])[lr][va](?![a-z])", re.IGNORECASE)
 
@@ -91,14 +92,16 @@ def plan(
     began = time.monotonic()
     _check_request(budget_s, memory_gb, output)
     roots = [str(dataset)] if isinstance(dataset, Path | str) else [str(root) for root in dataset]
-    given = data or {}
+    given = dict(data or {})
+    pairs = given.pop("sided_pairs", None)  # no setting without data.flips, which the plan chooses
     config = _described(roots, given)
     listed = list_configured(config)
+    sides = _sides(listed[0].classes.names, pairs)
     screened = screen(config, progress, listed=listed)
     devices = choose_devices(None, None, "16")
     cores = available_cores()
     memory = int(memory_gb * BYTES_PER_GB) if memory_gb else memory_bytes(devices.accelerator)
-    summary = _summary(screened)
+    summary = _summary(screened, sides)
     # Somewhat coarser than planned, so that voxels are resampled.
     coarser = tuple(1.1 * mm for mm in target_spacing(summary.sizes, summary.spacings_mm))
     prepared = replace(config.data, mode="patch", spacing_mm=coarser)
@@ -132,6 +135,7 @@ def plan(
     found.put("experiment.name", name, "")
     found.put("data.dataset_root", roots[0] if len(roots) == 1 else roots, "")
     _put_given(found, config.data, screened, given)
+    _put_pairs(found, pairs)
     planned = from_mapping(found.settings)
     assessed = assess(planned, screened.dataset, screened.cases)
     _put_ct_scaling(found, assessed)
@@ -186,7 +190,15 @@ def cost_of(measured: Sequence[StepTime], n_cores: int, *, accelerator: str = "c
     )
 
 
-def _summary(screened: Screened) -> DataSummary:
+def _sides(class_names: Sequence[str], pairs: Sequence[Sequence[str]] | None) -> Sides:
+    """Which classes have a side. Raises ConfigError for pairs of other names."""
+    try:
+        return find_sides(class_names, pairs)
+    except ValueError as error:
+        raise ConfigError(f"data.sided_pairs: {error}; name classes of the data set, or leave it out") from None
+
+
+def _summary(screened: Screened, sides: Sides) -> DataSummary:
     assert screened.split is not None  # a data set that cannot be split was refused
     names = screened.dataset.classes.names
     images = [case.images[0] for case in screened.cases if case.images]
@@ -200,7 +212,7 @@ def _summary(screened: Screened) -> DataSummary:
         n_channels=len(screened.dataset.channel_names),
         class_names=names,
         # The chambers of a heart are no mirror images of each other.
-        mirrors=few and not find_sides(names).without_partner and not any(map(_CHAMBER.search, names)),
+        mirrors=few and not sides.without_partner and not any(map(_CHAMBER.search, names)),
     )
 
 
@@ -245,6 +257,14 @@ def _put_given(plan: Plan, data: DataConfig, screened: Screened, said: Collectio
     ways = set(screened.intensity.by_channel)
     if "mr" in ways <= {"mr", "zscore"} and "intensity" not in given and "percentiles" not in said:
         plan.put("data.intensity", "zscore", "mean 0 and deviation 1, as nnU-Net scales MR")
+
+
+def _put_pairs(plan: Plan, pairs: Sequence[Sequence[str]] | None) -> None:
+    """Write down which classes a mirror exchanges, where the training has one."""
+    if pairs is not None and LEFT_RIGHT in plan.settings["data"]["flips"]:
+        plan.put("data.sided_pairs", [list(pair) for pair in pairs], "")
+    elif pairs is not None:
+        plan.warnings.append("data.sided_pairs is left out: the plan mirrors nothing from left to right (data.flips)")
 
 
 def _put_ct_scaling(plan: Plan, screened: Screened) -> None:

@@ -249,9 +249,13 @@ def test_data_that_need_settings_are_planned_with_them_and_the_file_holds_them(t
     assert main(command) == 2
     assert "data.fill_nan" in capsys.readouterr().err
     command += ["--data.label_remap", "{7: liver}", "--data.fill_nan", "-1024", "--data.intensity", "ct"]
+    assert main([*command, "--data.sided_pairs", "[[liver, spleen]]"]) == 2
+    assert "data.sided_pairs" in capsys.readouterr().err
+    command += ["--data.sided_pairs", "[]"]  # no class has a side
     assert main([*command, "--data.subject_pattern", r"(p\d+)_t\d", "--data.window", "-150", "250"]) == 0
     data = yaml.safe_load(output.read_text())["data"]
     assert (data["label_remap"], data["fill_nan"], data["window"]) == ({7: "liver"}, -1024, [-150, 250])
+    assert (data["flips"], data["sided_pairs"]) == ([0], [])
     assert (data["subject_pattern"], data["intensity"], len(data["mean_std"])) == (r"(p\d+)_t\d", "ct", 2)
     split = screen(from_mapping(load_mapping(output))).split
     assert not {case[:2] for case in split.train} & {case[:2] for case in split.val}

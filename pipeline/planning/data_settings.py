@@ -25,6 +25,7 @@ DESCRIBING = (
     "mean_std",
     "percentiles",
     "fill_nan",
+    "sided_pairs",
     "cache_dir",
     "cache_limit_gb",
 )

@@ -61,6 +61,7 @@ def suggest_training(
     """
     roots = config.data.dataset_roots
     data_settings = described(config.data, given)
+    data_settings.pop("sided_pairs", None)  # goes with data.flips, which is one of the others
     others = replace(config.data, **{name: getattr(DataConfig, name) for name in DESCRIBING})
     has_other_settings = others != DataConfig(config.data.dataset_root)
     images = [case.images[0] for case in screened.cases if case.images]
