@@ -26,7 +26,7 @@ from transforms.augment import RandomAugmentd, Strengths
 from transforms.intensity import INTENSITIES, SCALINGS, ScaleIntensityd
 from transforms.io.errors import VolumeError
 from transforms.io.limits import MAX_VOXELS
-from transforms.io.load import LoadVolumed
+from transforms.io.load import FillNaN, LoadVolumed
 from transforms.resize import ResizeImaged, ResizeLabeld
 
 TARGET_SIZE = (160, 160, 256)
@@ -78,7 +78,7 @@ def preprocessing_chain(
     label_values: Sequence[int] | None = None,
     ignore_value: int | None = None,
     label_remap: Mapping[int, int] | None = None,
-    fill_nan: float | None = None,
+    fill_nan: FillNaN = None,
     with_label: bool = True,
 ) -> Compose:
     """Build everything deterministic between a file and the network: what training, validation and inference share.
@@ -100,8 +100,8 @@ def preprocessing_chain(
         label_values: the value in the label file of each class; None: the class indices themselves.
         ignore_value: the value in the label file of voxels that are ignored; becomes 255 (uint16: 65535).
         label_remap: class indices of further values in the label file, or of values that mean something else.
-        fill_nan: the number that NaN voxels of the image become, such as those outside the field of view; None: they
-            are refused, as infinite ones are.
+        fill_nan: the number that NaN voxels of the image become, such as those outside the field of view; one for all
+            channels, or one a channel; None: they are refused, as infinite ones are.
         with_label: whether the chain reads "label" too.
 
     Returns:
@@ -123,8 +123,7 @@ def preprocessing_chain(
     _check_rising("percentiles", percentiles, 0, 100)
     _check_mean_std(mean_std)
     _check_spacing(spacing_mm, keep_aspect)
-    if fill_nan is not None and not math.isfinite(fill_nan):
-        raise ChainError(f"fill_nan is {fill_nan!r}, expected a number")
+    _check_fill_nan(fill_nan)
     keys = ["image", "label"] if with_label else ["image"]
     parts = [
         LoadVolumed(
@@ -235,6 +234,12 @@ def _check_intensity(intensity: str | Sequence[str]) -> None:
         found = unknown[0] if unknown else repr(intensity)
         known = ", ".join(INTENSITIES)
         raise ChainError(f"intensity is {found}, expected one of {known}, or a list with one for each channel")
+
+
+def _check_fill_nan(fill_nan: FillNaN) -> None:
+    numbers = list(fill_nan) if isinstance(fill_nan, Sequence) else [0.0 if fill_nan is None else fill_nan]
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ChainError(f"fill_nan is {fill_nan!r}, expected a number, or a list with one for each channel")
 
 
 def _check_rising(name: str, pair: Sequence[float], low: float, high: float) -> None:

@@ -19,7 +19,15 @@ from pipeline.datasets.dataset import Case, Dataset, check_annotated, label_path
 from transforms.io.errors import VolumeError
 from transforms.io.grid import MAX_SHEAR_DEGREES, SHEAR_IN_ITK, AxisChange, Geometry, onto_grid
 from transforms.io.label_values import LabelLookup, MergedMasks, count_values, mask_of
-from transforms.io.load import Volume, check_single_frame, disagreeing_forms, fill_nan_voxels, read_volume
+from transforms.io.load import (
+    FillNaN,
+    Volume,
+    check_single_frame,
+    disagreeing_forms,
+    fill_nan_voxels,
+    fills_of_channels,
+    read_volume,
+)
 from transforms.io.segment_names import segment_values
 
 BYTES_A_CASE = 3 << 30
@@ -50,7 +58,7 @@ def check_cases(
     cases: Sequence[Case],
     dataset: Dataset,
     *,
-    fill_nan: float | None = None,
+    fill_nan: FillNaN = None,
     workers: int | None = None,
     progress: Progress | None = None,
     on_case: Callable[[CheckedCase], None] | None = None,
@@ -87,7 +95,7 @@ def check_cases(
     return [results[index] for index in range(len(cases))]
 
 
-def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -> CheckedCase:
+def check_case(case: Case, dataset: Dataset, *, fill_nan: FillNaN = None) -> CheckedCase:
     """Open every file of a case and check the case by itself.
 
     Errors: files that cannot be read whole, several frames, no or a singular affine, voxels that are NaN, infinite or
@@ -97,14 +105,14 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -
     Warnings: constant image, empty label, sform and qform apart, a sheared grid, labelled voxels of NaN, NaN that
     becomes a number far from the others. Never raises for what a file holds. Memory: a volume and the label at a time.
 
-    fill_nan: the number that NaN voxels of an image become; None: they are an error.
+    fill_nan: the number that NaN voxels of an image become, or one a channel; None: they are an error.
     """
     notes = _Notes(case.id)
     n_classes = len(dataset.classes.names)
     images: list[ImageStatistics] = []
     grid: Geometry | None = None
     label: _Label | None = None
-    for path in case.image:
+    for path, fill in zip(case.image, fills_of_channels(fill_nan, len(case.image)), strict=True):
         volume = _read(path, notes)
         if volume is not None:
             if grid is None:
@@ -112,9 +120,9 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: float | None = None) -
                 label = _read_label(case, dataset, grid, notes)
             change = _onto(volume, grid, path, "channel", notes)
             classes = label.along(change, volume) if label is not None and change is not None else None
-            if fill_nan is not None:
-                _check_filled(volume, fill_nan, classes, n_classes, path, notes)
-                volume = replace(volume, array=fill_nan_voxels(volume.array, fill_nan))
+            if fill is not None:
+                _check_filled(volume, fill, classes, n_classes, path, notes)
+                volume = replace(volume, array=fill_nan_voxels(volume.array, fill))
             images.append(measure_image(volume, path, classes, n_classes))
             _check_image(images[-1], notes)
         del volume
@@ -208,7 +216,8 @@ def _check_filled(
     if low < high and not low - (high - low) <= fill_nan <= high + (high - low):
         found = f"{np.count_nonzero(is_nan)} voxels that become {fill_nan:g}, the others are from {low:g} to {high:g}"
         remedy = (
-            "nothing in a CT, whose window cuts it off; else write another number into the file in the place of NaN"
+            "nothing in a CT, whose window cuts it off; else give each channel a number of its own (data.fill_nan "
+            "[-1024, 0]), or write another into the file in the place of NaN"
         )
         notes.add("warning", "far_fill_nan", path, "a data.fill_nan near the other voxels", found, remedy)
 

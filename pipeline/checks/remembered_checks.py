@@ -28,6 +28,7 @@ from pipeline.console.progress import Progress
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Case, Dataset
 from pipeline.files.checked_lines import append_line, whole_lines
+from transforms.io.load import FillNaN
 
 _CASE = '{"case": '  # how a line begins behind its key
 
@@ -37,7 +38,7 @@ def check_changed_cases(
     dataset: Dataset,
     folder: Path,
     *,
-    fill_nan: float | None = None,
+    fill_nan: FillNaN = None,
     sources: SourceIndex | None = None,
     progress: Progress | None = None,
 ) -> list[CheckedCase]:

@@ -65,7 +65,7 @@ def list_configured(config: Config) -> Listed:
     """List the data set of the settings, and say what is wrong with it or with the chains before any file is opened.
 
     Raises:
-        DatasetError: there is no data set.
+        DatasetError: there is no data set, or data.fill_nan has numbers for more or fewer channels than it has.
     """
     data = config.data
     dataset = list_data_sets(
@@ -80,12 +80,22 @@ def list_configured(config: Config) -> Listed:
         strict=False,
         follow_links=data.follow_links,
     )
+    _check_fill_nan(data, dataset)
     findings = [from_error(error, file=dataset.root) for error in dataset.refused]
     findings += [replace(from_error(warning, file=dataset.root), severity="warning") for warning in dataset.warnings]
     findings += _wrong_class_count(dataset, config.model.n_classes)
     findings += _wrong_names(dataset)
     findings += _wrong_chains(data, dataset) or mirrored_sides(data, dataset)
     return dataset, tuple(findings)
+
+
+def _check_fill_nan(data: DataConfig, dataset: Dataset) -> None:
+    names = dataset.channel_names
+    if isinstance(data.fill_nan, list) and len(data.fill_nan) != len(names):
+        expected = f"one number, or one for each of {len(names)} channels ({', '.join(names)})"
+        raise DatasetError(
+            "setting", "data.fill_nan", expected, f"{data.fill_nan}", "give as many as there are channels"
+        )
 
 
 def _wrong_class_count(dataset: Dataset, n_classes: int | None) -> list[Finding]:

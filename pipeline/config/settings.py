@@ -152,9 +152,10 @@ class DataConfig:
     labelled voxels in patch mode, none in resize mode; none = the window becomes -1 to 1."""
     percentiles: tuple[float, float] = (0.5, 99.5)
     """MR percentiles that become −1 and 1."""
-    fill_nan: float | None = None
+    fill_nan: float | list[float] | None = None
     """Number that NaN voxels of images become, such as those outside the field of view (−1024 in a CT), in training and
-    prediction; null: such images are refused, as those with infinite voxels are."""
+    prediction, or one for each channel, such as [-1024, 0] of CT and PET; null: such images are refused, as those with
+    infinite voxels are."""
     batch_size: int = 2
     """Volumes, or patches in patch mode, in one training batch of each process."""
     num_workers: int = 4
@@ -270,9 +271,10 @@ class DataConfig:
             self.percentiles[0] >= 0 and self.percentiles[1] <= 100,
             f"data.percentiles {list(self.percentiles)}: both must lie within 0 to 100",
         )
+        fills = self.fill_nan if isinstance(self.fill_nan, list) else [self.fill_nan or 0.0]
         require(
-            self.fill_nan is None or math.isfinite(self.fill_nan),
-            f"data.fill_nan: expected a number, got {self.fill_nan}",
+            bool(fills) and all(map(math.isfinite, fills)),
+            f"data.fill_nan: expected a number, or one for each channel, got {self.fill_nan}",
         )
 
     def _check_patches(self) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from pipeline.config.settings import ConfigError, DataConfig
+from pipeline.config.settings import ConfigError, DataConfig, takes_texts, tuple_and_words
 
 DESCRIBING = (
     "layout",
@@ -62,11 +63,13 @@ def described(data: DataConfig, given: Collection[str] = ()) -> dict[str, Any]:
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
     """Settings of the group data as the words of a command line.
 
-    >>> as_flags({"window": [-100, 300], "label_remap": {7: "liver"}})
-    ['--data.window', '-100', '300', '--data.label_remap', '{"7": "liver"}']
+    >>> as_flags({"window": [-100, 300], "fill_nan": [-1024, 0]})
+    ['--data.window', '-100', '300', '--data.fill_nan', '[-1024, 0]']
     """
     words = []
+    hints = typing.get_type_hints(DataConfig)
     for name, value in settings.items():
-        values = value if isinstance(value, list) else [value]
+        takes_words = takes_texts(hints[name]) or tuple_and_words(hints[name]) is not None
+        values = value if takes_words and isinstance(value, list) else [value]
         words += [f"--data.{name}", *(each if isinstance(each, str) else json.dumps(each) for each in values)]
     return words

@@ -54,8 +54,8 @@ class Preprocessing:
     """Class index of further values of the label files."""
     scaling: str = "centred"
     """The range of intensities, see `transforms.intensity.SCALINGS`."""
-    fill_nan: float | None = None
-    """What NaN voxels of the image become; None: they are refused."""
+    fill_nan: float | list[float] | None = None
+    """What NaN voxels of the image become, or of each channel; None: they are refused."""
     mean_std: tuple[float, float] | None = None
     """Mean and deviation in HU that become 0 and 1 in CT; None: the window becomes the range."""
     spacing_mm: tuple[float, ...] = ()

@@ -169,7 +169,7 @@ def _data_settings(preprocessing: Mapping[str, Any]) -> dict[str, Any]:
         kept["mean_std"] = list(preprocessing["mean_std"]) if preprocessing.get("mean_std") else "none"
     if "mr" in ways and preprocessing.get("percentiles"):
         kept["percentiles"] = list(preprocessing["percentiles"])
-    if preprocessing.get("fill_nan") is not None:
+    if isinstance(preprocessing.get("fill_nan"), int | float):  # a list is of channels that may have another order here
         kept["fill_nan"] = preprocessing["fill_nan"]
     return kept
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -84,6 +85,17 @@ def test_a_number_for_nan_that_is_far_from_the_others_is_warned_of(folder: Folde
     (finding,) = checked(folder, "a", fill_nan=-1024).findings
     assert (finding.severity, finding.kind) == ("warning", "far_fill_nan")
     assert finding.found.startswith(f"{pet[:, :, 11].size} voxels that become -1024, the others are from 0.0")
+
+
+def test_each_channel_has_a_number_for_nan_of_its_own(folder: Folder) -> None:
+    """CT and PET: air in the one is none in the other."""
+    without_a_field_of_view(folder, np.nan)
+    dataset = list_cases(folder.write())
+    both = replace(dataset.cases[0], image=dataset.cases[0].image * 2)
+    ct, pet = check_case(both, dataset, fill_nan=[-1024, 0]).images
+    assert (ct.minimum, ct.n_not_finite, pet.n_not_finite) == (-1024, 0, 0)
+    assert ct.content != pet.content
+    assert pet.content == checked(folder, "a", fill_nan=0).images[0].content
 
 
 def test_filling_nan_keeps_infinite_voxels_an_error(folder: Folder) -> None:

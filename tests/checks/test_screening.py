@@ -34,6 +34,13 @@ def test_a_resumed_run_scales_intensities_as_it_began(folder: Folder) -> None:
     assert screen(config, kept=of_two_channels).intensity.by_channel == ("ct",)
 
 
+def test_numbers_for_nan_are_one_a_channel(folder: Folder) -> None:
+    with pytest.raises(
+        DatasetError, match=r"data\.fill_nan: expected .* each of 1 channels \(CT\), found \[-1024, 0\];"
+    ):
+        list_configured(settings(folder, fill_nan=[-1024, 0]))
+
+
 @pytest.mark.fault("bad cases in the data of a training", "refused before anything is prepared, a line for every error")
 def test_bad_cases_refuse_a_training_with_a_line_for_every_error(
     folder: Folder, capsys: pytest.CaptureFixture[str]

@@ -118,7 +118,7 @@ PATCHES = ["--data.mode", "patch", "--data.spacing_mm", "1", "1", "1"]
         (["--data.mean_std", "40", "0"], "data.mean_std"),
         (["--data.mean_std", "40", "auto"], "data.mean_std"),
         (["--seed", "-1"], "training.seed"),
-        (["--data.fill_nan", ".nan"], "data.fill_nan: expected a number, got nan"),
+        (["--data.fill_nan", ".nan"], "data.fill_nan: expected a number, or one for each channel, got nan"),
         (["--model.n_classes", "1"], "model.n_classes must be at least 2"),
         (["--model.network", '{"in_channels": 1}'], "_target_"),
         (["--use_light_model", "--model.network", '{"_target_": "UNet"}'], "use_light_model"),

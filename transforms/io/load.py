@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 Pathish = str | PathLike[str]
 
+FillNaN = float | Sequence[float] | None
+"""What NaN voxels of an image become: one number, or one a channel; None: they are refused."""
+
 _KINDS = {
     ".nii.gz": "nifti", ".nii": "nifti", ".hdr": "nifti", ".img": "nifti",
     ".nrrd": "nrrd", ".nhdr": "nrrd", ".mha": "metaimage", ".mhd": "metaimage",
@@ -188,7 +191,7 @@ class LoadVolumed(MapTransform):
         ignore_value: the value in the file of voxels that count for nothing; stored as 255 (65535 in int32).
         allow_missing_keys: pass over absent keys.
         label_remap: class indices of values in the file beyond or instead of the above; masks have none.
-        fill_nan: the number that NaN voxels of the image become; None: they are refused.
+        fill_nan: the number that NaN voxels of the image become, or one a channel; None: they are refused.
 
     Raises:
         VolumeError: named by case, for a file that `read_volume` refuses, several frames, infinite or NaN voxels in the
@@ -203,7 +206,7 @@ class LoadVolumed(MapTransform):
         ignore_value: int | None = None,
         allow_missing_keys: bool = False,
         label_remap: Mapping[int, int] | None = None,
-        fill_nan: float | None = None,
+        fill_nan: FillNaN = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if unknown := set(self.keys) - {"image", "label"}:
@@ -293,20 +296,21 @@ def check_single_frame(geometry: Geometry, where: object) -> None:
         raise VolumeError("not_3d", where, "one 3-D volume", found, remedy)
 
 
-def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_nan: float | None) -> MetaTensor:
+def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_nan: FillNaN) -> MetaTensor:
     """Read the channels onto the first one's grid: (C, I, J, K)."""
+    fills = fills_of_channels(fill_nan, len(channels))
     grid = channels[0].geometry
     changes = [
         onto_grid(channel.geometry, grid, where=path, role="channel")
         for channel, path in zip(channels, paths, strict=True)
     ]
-    first = _finite_float32(changes[0].apply(channels[0].read()), paths[0], fill_nan)
+    first = _finite_float32(changes[0].apply(channels[0].read()), paths[0], fills[0])
     if len(channels) == 1:
         return _tensor(first, grid.affine, str(paths[0]), channels[0].modality or "")
     image = np.empty((len(channels), *grid.shape[:3]), dtype=np.float32)
     image[0] = first
     for c in range(1, len(channels)):
-        image[c] = _finite_float32(changes[c].apply(channels[c].read()), paths[c], fill_nan)
+        image[c] = _finite_float32(changes[c].apply(channels[c].read()), paths[c], fills[c])
     return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
 
 
@@ -314,7 +318,7 @@ def volume_tensor(
     array: Shaped[np.ndarray, "*channel i j k"],
     affine: Shaped[np.ndarray, "4 4"],
     *,
-    fill_nan: float | None = None,
+    fill_nan: FillNaN = None,
     modality: str = "",
 ) -> MetaTensor:
     """Wrap an image in memory as `LoadVolumed` hands one on from files, so that the rest of a chain takes it.
@@ -322,7 +326,7 @@ def volume_tensor(
     Args:
         array: (I, J, K), or (C, I, J, K) with channels; not changed.
         affine: voxel index -> world mm, RAS+.
-        fill_nan: the number that NaN voxels become; None: they are refused.
+        fill_nan: the number that NaN voxels become, or one a channel; None: they are refused.
         modality: "CT", "MR" or "" where that is not known.
 
     Returns:
@@ -342,8 +346,27 @@ def volume_tensor(
     check_shape(array.shape[-3:], where)
     if np.shape(affine) != (4, 4):
         raise VolumeError("bad_affine", where, "a 4×4 affine", f"shape {np.shape(affine)}", "give that of the scan")
+    if isinstance(fill_nan, Sequence):
+        channels = array if array.ndim == 4 else array[None]
+        fills = fills_of_channels(fill_nan, len(channels))
+        array = np.stack([fill_nan_voxels(one, fill) for one, fill in zip(channels, fills, strict=True)])
+        fill_nan = None
     image = _finite_float32(array, Path(where), fill_nan)
     return _tensor(image.copy() if image is array else image, check_affine(affine, where), "", modality)
+
+
+def fills_of_channels(fill_nan: FillNaN, n_channels: int) -> list[float | None]:
+    """Return what NaN voxels of each channel become. Raises VolumeError for numbers of more or fewer channels.
+
+    >>> fills_of_channels(-1024, 2), fills_of_channels([-1024, 0], 2)
+    ([-1024, -1024], [-1024, 0])
+    """
+    if not isinstance(fill_nan, Sequence):
+        return [fill_nan] * n_channels
+    if len(fill_nan) != n_channels:
+        expected, remedy = f"{len(fill_nan)} channels, as fill_nan has numbers", "give one number, or one a channel"
+        raise VolumeError("wrong_channels", "image", expected, f"{n_channels}", remedy)
+    return list(fill_nan)
 
 
 def fill_nan_voxels(array: Shaped[np.ndarray, "*shape"], value: float | None) -> Shaped[np.ndarray, "*shape"]:

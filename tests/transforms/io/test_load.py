@@ -26,7 +26,7 @@ from tests.support.volume_files import (
     write_series,
 )
 from transforms.io.errors import VolumeError
-from transforms.io.load import LoadVolumed, read_geometry, read_volume
+from transforms.io.load import LoadVolumed, read_geometry, read_volume, volume_tensor
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".img", ".nrrd", ".nhdr", ".mha", ".mhd"])
@@ -228,6 +228,18 @@ def test_nan_voxels_become_the_number_that_is_given_and_no_others_change(tmp_pat
     found = LoadVolumed("image", fill_nan=-1024)({"image": [path, path]})["image"]
     assert found.dtype == torch.float32
     np.testing.assert_array_equal(found, np.stack([np.nan_to_num(array, nan=-1024)] * 2).astype(np.float32))
+
+
+def test_each_channel_has_a_number_for_nan_of_its_own(tmp_path):
+    array = volume(dtype=np.float32)
+    array[0] = np.nan
+    path = save(tmp_path / "a.nii", array)
+    filled = np.stack([np.nan_to_num(array, nan=-1024), np.nan_to_num(array, nan=0)])
+    found = LoadVolumed("image", fill_nan=[-1024, 0])({"image": [path, path]})["image"]
+    np.testing.assert_array_equal(found, filled)
+    np.testing.assert_array_equal(volume_tensor(np.stack([array] * 2), OBLIQUE, fill_nan=(-1024, 0)), filled)
+    with pytest.raises(VolumeError, match="case a: image: expected 2 channels, as fill_nan has numbers, found 1;"):
+        LoadVolumed("image", fill_nan=[-1024, 0])({"image": path, "case": "a"})
 
 
 def test_infinite_voxels_are_refused_also_where_nan_is_filled(tmp_path):
