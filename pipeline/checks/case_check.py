@@ -216,8 +216,8 @@ def _check_filled(
     if low < high and not low - (high - low) <= fill_nan <= high + (high - low):
         found = f"{np.count_nonzero(is_nan)} voxels that become {fill_nan:g}, the others are from {low:g} to {high:g}"
         remedy = (
-            "nothing in a CT, whose window cuts it off; else give each channel a number of its own (data.fill_nan "
-            "[-1024, 0]), or write another into the file in the place of NaN"
+            "nothing in a CT, whose window cuts it off; else choose another number, of several channels one for each "
+            "(data.fill_nan [-1024, 0])"
         )
         notes.add("warning", "far_fill_nan", path, "a data.fill_nan near the other voxels", found, remedy)
 
