@@ -19,7 +19,6 @@ import torch
 from pipeline import cross_validate as command
 from pipeline.checks import case_check
 from pipeline.cli.main import main
-from pipeline.compute.signals import Stopped
 from pipeline.config.settings import ConfigError
 from pipeline.evaluate import evaluate_run, evaluate_study
 from pipeline.evaluation.options import EvaluationError
@@ -214,7 +213,6 @@ def test_a_study_of_an_earlier_version_goes_on_in_its_folders(work, killed, caps
 
 def _die_in_fold_1():
     """Die by SIGKILL after the first epoch of fold 1."""
-    from pipeline.runs.run_folder import RunFolder
 
     write = RunFolder.write_log
 
@@ -281,34 +279,6 @@ with only_training_in(RunFolder(sys.argv[1], sys.argv[2])):
     print("locked", flush=True)
     time.sleep(600)
 """
-
-
-def test_a_signal_says_how_to_go_on(work, tmp_path, monkeypatch, capsys):
-    def stopped(*arguments, **named):
-        raise Stopped("SIGTERM", "go on with --resume")
-
-    monkeypatch.setattr(command, "train", stopped)
-    assert main(study_command(work, "stopped", "--log_dir", str(tmp_path))) == 143
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line == "bodyseg: stopped by SIGTERM; 0 of 2 folds are finished; the same command goes on with fold 0"
-    # No fold was begun, so that the settings may still be corrected.
-    assert main(study_command(work, "stopped", lr="0.1", log_dir=str(tmp_path))) == 143
-    assert StudyFolder(tmp_path, "stopped").read_record().settings["training"]["lr"] == 0.1
-
-
-@pytest.mark.fault("SIGTERM while a fold of a cross-validation ends", "the next fold is not begun; exit 143")
-def test_a_signal_as_a_fold_ends_lets_no_other_begin(work, tmp_path, monkeypatch, capsys):
-    write = RunFolder.write_summary
-
-    def asked_to_stop(folder, *arguments, **named):
-        os.kill(os.getpid(), signal.SIGTERM)
-        write(folder, *arguments, **named)
-
-    monkeypatch.setattr(RunFolder, "write_summary", asked_to_stop)
-    assert main(study_command(work, "asked", "--log_dir", str(tmp_path), max_epochs="1")) == 143
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line == "bodyseg: stopped by SIGTERM; 1 of 2 folds are finished; the same command goes on"
-    assert [folder.name[:6] for folder in (tmp_path / "asked").iterdir() if folder.is_dir()] == ["fold_0"]
 
 
 @pytest.mark.fault(

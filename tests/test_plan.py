@@ -20,14 +20,13 @@ from pipeline.checks.screening import screen
 from pipeline.cli.main import main
 from pipeline.compute.memory import available_cores
 from pipeline.config.files import from_mapping, load_mapping
-from pipeline.config.settings import Config, ConfigError
+from pipeline.config.settings import Config
 from pipeline.phantoms.sample_dataset import write_dataset
-from pipeline.plan import cost_of, to_yaml
-from pipeline.planning.machine import BETWEEN_STEPS_S
+from pipeline.plan import to_yaml
 from pipeline.planning.plan import make_plan
 from pipeline.training.prepared_data import preprocessing_of
-from pipeline.training.step_times import StepTime, measure_steps
-from tests.support.plans import HIPPOCAMPUS, MACHINE, Measured
+from pipeline.training.step_times import measure_steps
+from tests.support.plans import HIPPOCAMPUS, MACHINE, Measured, step
 from tests.support.volume_files import save
 
 
@@ -133,54 +132,6 @@ def test_a_plan_that_other_programs_disturbed_says_so(dataset, tmp_path, capsys,
             process.wait()
     said = " ".join(capsys.readouterr().err.split())
     assert re.search(r"other programs kept \d\.\d of \d+ cores busy while training steps were measured", said)
-
-
-def step(patch, batch, step_s, in_processes_s, peak_bytes):
-    in_processes = (in_processes_s, 0.15) if in_processes_s else None
-    return StepTime(patch, batch, (step_s, 0.1), in_processes, peak_bytes)
-
-
-def test_the_cost_is_the_line_through_two_measured_steps():
-    measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, 0.9, 4000)]
-    cost = cost_of(measured, n_cores=2)  # two processes of one thread: 0.9 / 2 < 0.5
-    assert cost.n_processes == 2
-    assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.9 + BETWEEN_STEPS_S["cpu"])
-    assert cost.step_s((30, 10, 10), 1) == pytest.approx(1.3 + BETWEEN_STEPS_S["cpu"])
-    on_gpu = cost_of(measured, n_cores=2, accelerator="gpu")
-    assert on_gpu.step_s((20, 10, 10), 1) == pytest.approx(0.9 + BETWEEN_STEPS_S["gpu"])
-    assert (cost.epoch_s, cost.case_s) == (0, 0) < (on_gpu.epoch_s, on_gpu.case_s)
-    assert cost.validation_voxel_s == pytest.approx(0.15 / 2000)
-    assert cost.peak_bytes((10, 10, 10), 1) == pytest.approx(2 * 3000)
-
-
-def test_one_process_has_all_threads_where_that_is_faster():
-    measured = [step((10, 10, 10), 1, 0.3, 0.7, 1000), step((20, 10, 10), 1, 0.4, 0.9, 3000)]
-    cost = cost_of(measured, n_cores=2)
-    assert cost.n_processes == 1
-    assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.4 + BETWEEN_STEPS_S["cpu"])
-
-
-def test_patches_that_cost_time_for_each_however_small_are_counted():
-    """On an H200 a step on 11 patches of 24×16×32 took 65 ms, where a line through steps on 2 patches says a third."""
-    steps = [((24, 16, 32), 2), ((24, 16, 32), 8), ((64, 40, 104), 2), ((32, 24, 64), 5)]
-    taken = {(patch, batch): 0.004 + 0.003 * batch + 1e-7 * math.prod(patch) * batch for patch, batch in steps}
-    *measured, asked = taken
-    cost = cost_of([step(patch, batch, taken[patch, batch], 9.0, 1) for patch, batch in measured], 1)
-    assert cost.step_s(*asked) == pytest.approx(taken[asked] + BETWEEN_STEPS_S["cpu"])
-
-
-def test_one_process_has_all_threads_where_memory_holds_no_other():
-    measured = [step((10, 10, 10), 1, 0.3, 0.5, 3000), step((20, 10, 10), 1, 0.5, None, 4000)]
-    cost = cost_of(measured, 2)
-    assert cost.n_processes == 1
-    lacks = "2 could not be measured, as where memory ends"
-    assert cost.why_processes == f"a step of 20×10×10 voxels takes 0.5 s in one process; {lacks}"
-    assert cost.step_s((20, 10, 10), 1) == pytest.approx(0.5 + BETWEEN_STEPS_S["cpu"])
-
-
-def test_a_machine_that_takes_no_step_is_told_so():
-    with pytest.raises(ConfigError, match="no training step could be measured"):
-        cost_of([], n_cores=2)
 
 
 def test_a_plan_that_mirrors_classes_without_known_sides_warns(tmp_path, monkeypatch, capsys):

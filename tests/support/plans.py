@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from pipeline.planning.choice import DataSummary
 from pipeline.planning.machine import Cost, Machine
+from pipeline.training.step_times import StepTime
 
 HIPPOCAMPUS = DataSummary(
     sizes=((35, 51, 36),) * 120,
@@ -44,3 +45,9 @@ class Measured:
         """What a network of so many channels takes."""
         times = channels / 16 if self.by_channels else 1
         return replace(self.cost, voxel_s=self.cost.voxel_s * times, voxel_bytes=self.cost.voxel_bytes * times)
+
+
+def step(patch, batch, step_s, in_processes_s, peak_bytes) -> StepTime:
+    """A measured step of one process with all threads, and of several where their seconds are given."""
+    in_processes = (in_processes_s, 0.15) if in_processes_s else None
+    return StepTime(patch, batch, (step_s, 0.1), in_processes, peak_bytes)
