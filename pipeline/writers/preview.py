@@ -26,8 +26,6 @@ def write_preview(segmentation: Segmentation, path: Path, *, is_ct: bool = False
         FileError: the disk refuses. VolumeError: the source can no longer be read.
     """
     # imported where a picture is asked for: matplotlib takes as long to import as a small scan to segment
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     from pipeline.visualisation.plane_figure import LegendEntry, draw_planes
 
     volume = read_volume(segmentation.source)
@@ -49,5 +47,4 @@ def write_preview(segmentation: Segmentation, path: Path, *, is_ct: bool = False
         colours=colours,
         window=(window.low, window.high),
     )
-    FigureCanvasAgg(figure)
     write_atomically(path, lambda stream: figure.savefig(stream, format="png"))
