@@ -62,7 +62,7 @@ def test_a_mirror_takes_the_annotated_sides_along(folder, data):
     batches = BodyData(prepared, batch_size=1, seed=0)
     loader, seen = batches.train_dataloader(), set()
     for epoch in range(8):
-        loader.sampler.set_epoch(epoch)
+        loader.batch_sampler.sampler.set_epoch(epoch)
         for drawn in loader:
             batch = batches.on_after_batch_transfer(drawn, 0)
             for label, annotated, case in zip(batch["label"], batch["annotated"], batch["case"], strict=True):
