@@ -251,17 +251,17 @@ def test_a_contradicting_class_count_is_refused(config):
 
 
 def test_a_run_killed_in_mid_epoch_and_resumed_equals_one_never_interrupted(config):
-    whole = train(named(config, "whole", max_epochs=8))
-    killed = named(config, "killed", max_epochs=8)
+    whole = train(named(config, "whole", max_epochs=4))
+    killed = named(config, "killed", max_epochs=4)
     folder = Path(config.experiment.log_dir) / "killed_bs2_lr0.003_ch4_cw0.5_aug"
     settings, output = folder.with_name("killed.yaml"), folder.with_name("killed.txt")
     settings.write_text(to_yaml(killed))
-    process = start(["train", "--config", str(settings)], output, partial(pause_after, 3))
+    process = start(["train", "--config", str(settings)], output, partial(pause_after, 2))
     assert wait_until(lambda: is_paused(process), process), output.read_text()
     process.kill()
     process.join()
     assert not (folder / "training_summary.json").exists()
-    assert len(history(folder)["epoch"]) == 3
+    assert len(history(folder)["epoch"]) == 2
     with pytest.raises(FileError, match="--resume"):
         train(killed)
     with pytest.raises(ConfigError, match=r"begun with other settings: training.seed 42, now 7; a resumed run"):
