@@ -9,8 +9,8 @@ padded, and the features cropped.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -128,7 +128,16 @@ class FeaturesAndHead(nn.Module):
         return value
 
 
-def split_head(
+class Split(NamedTuple):
+    """How a network is taken apart; the same for every network that is built alike, whatever its weights."""
+
+    head_name: str | None
+    """Where in the network the head is; None: the features are the logits."""
+    sizes: Mapping[str, Any]
+    """Which sizes it takes, as `FeaturesAndHead` is told."""
+
+
+def find_split(
     network: nn.Module,
     *,
     name: str,
@@ -136,15 +145,14 @@ def split_head(
     n_classes: int,
     target_size: Sequence[int],
     build_at: Callable[[Size], nn.Module] | None = None,
-) -> FeaturesAndHead:
-    """Take the network apart into features and head, after finding out which sizes it takes.
+) -> Split:
+    """Find out how a network can be taken apart into features and head, and which sizes it takes.
 
     Shapes are tried on torch's "meta" device, which costs neither memory nor arithmetic. The split is verified by
     value, in evaluation mode, on a small volume; torch's random state is left alone.
 
     Args:
-        network: It maps (B, in_channels, I, J, K) to (B, n_classes, I, J, K). It is changed in place and belongs to
-            the result.
+        network: It maps (B, in_channels, I, J, K) to (B, n_classes, I, J, K), and is left alone.
         name: What it is called in messages.
         in_channels: Channels of its input.
         n_classes: Classes of its output.
@@ -170,11 +178,16 @@ def split_head(
         sizes: dict[str, Any] = {"divisor": 0, "fixed_size": (i, j, k)}
         if divisor:
             sizes = {"divisor": divisor, "smallest_edge": probe.smallest_edge(divisor, (i, j, k))}
-    if head_name is None:
-        return FeaturesAndHead(use_safe_convolutions(network), **sizes)
-    head, transposed = _take_out(network, head_name)
+    return Split(head_name, sizes)
+
+
+def split_head(network: nn.Module, split: Split) -> FeaturesAndHead:
+    """Take the network apart; it is changed in place and belongs to the result."""
+    if split.head_name is None:
+        return FeaturesAndHead(use_safe_convolutions(network), **split.sizes)
+    head, transposed = _take_out(network, split.head_name)
     network = use_safe_convolutions(network)
-    return FeaturesAndHead(network, head, head_name=head_name, head_is_transposed=transposed, **sizes)
+    return FeaturesAndHead(network, head, head_name=split.head_name, head_is_transposed=transposed, **split.sizes)
 
 
 def _small_twin(probe: Probe, build_at: Callable[[Size], nn.Module] | None) -> tuple[nn.Module, Size] | None:

@@ -23,7 +23,7 @@ from torch import nn
 from networks import BODY_NET
 from networks.deep_supervision import CoarseHeads, return_coarse_outputs
 from networks.errors import NetworkError
-from networks.features_and_head import split_head
+from networks.features_and_head import Split, find_split, split_head
 from networks.parameter_limit import limit_parameters
 from networks.probe import Size, freeze_unused_parameters
 
@@ -48,6 +48,10 @@ PATHS = re.compile(
     r"(^|_)(ur[il]|path|file|dir|folder|repo|checkpoint|ckpt)s?(_|$)|(url|path|file|filename)$", re.IGNORECASE
 )
 """Arguments that name a file or an address if their value is text."""
+
+
+_SPLITS: dict[tuple[type[nn.Module], str], Split] = {}
+"""By class, arguments and size: found once a process, which takes some seconds of a SwinUNETR."""
 
 
 class Specification(NamedTuple):
@@ -338,14 +342,17 @@ def construct(
     in_channels = _first(arguments, IN_CHANNELS)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
         return_coarse_outputs(network)
-        network = split_head(
-            network,
-            name=specification.name,
-            in_channels=in_channels,
-            n_classes=_first(arguments, N_CLASSES),
-            target_size=target_size,
-            build_at=_builder(specification, size_key) if size_key else None,
-        )
+        key = network_class, json.dumps([arguments, list(target_size)], sort_keys=True)
+        if key not in _SPLITS:
+            _SPLITS[key] = find_split(
+                network,
+                name=specification.name,
+                in_channels=in_channels,
+                n_classes=_first(arguments, N_CLASSES),
+                target_size=target_size,
+                build_at=_builder(specification, size_key) if size_key else None,
+            )
+        network = split_head(network, _SPLITS[key])
     i, j, k = target_size
     unused = freeze_unused_parameters(network, in_channels, (i, j, k))
     if unused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import sys
 import threading
 
 import pytest
@@ -91,6 +92,24 @@ def test_what_cannot_be_trained_is_refused_in_one_line(spec, text):
 def test_options_of_body_net_are_refused_for_others(option):
     with pytest.raises(NetworkError, match="is BodyNet's; switch it off, SegResNet has its own"):
         build_network("SegResNet", **option)
+
+
+def test_how_a_network_is_taken_apart_is_found_out_once(tmp_path, monkeypatch):
+    (tmp_path / "counted_networks.py").write_text(
+        "from torch import nn\nclass Counted(nn.Sequential):\n    n_calls = 0\n"
+        "    def __init__(self, in_channels, n_classes):\n"
+        "        super().__init__(nn.Conv3d(in_channels, 4, 3, padding=1), nn.Conv3d(4, n_classes, 1))\n"
+        "    def forward(self, x):\n        Counted.n_calls += 1\n        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    n_calls, x = [], torch.rand(1, 1, 16, 16, 16)
+    for n_classes in (3, 3, 4):
+        network = build_network("counted_networks.Counted", n_classes=n_classes, target_size=(16, 16, 16), trust=True)
+        n_calls.append(sys.modules["counted_networks"].Counted.n_calls)
+        assert network.features(x).shape[1] == 4
+        assert network.head.out_channels == n_classes
+        sys.modules["counted_networks"].Counted.n_calls = 0
+    assert n_calls[1] < n_calls[0] == n_calls[2]
 
 
 def test_a_package_outside_the_list_is_taken_when_trusted(tmp_path, monkeypatch):
