@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +25,10 @@ from transforms.chains import inference_chain
 log = logging.getLogger(__name__)
 
 
+_DECIDES_NOTHING = ("state_dict", "run", "epoch", "val_mIoU", "scans")
+"""What a checkpoint says that no result depends on, and its weights, which have an id of their own."""
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A trained network with what its checkpoint says about it."""
@@ -33,6 +39,8 @@ class Model:
     """The checkpoint."""
     sha256: str
     """Of the file that the network was read from, in hex; by now another may lie there."""
+    results_id: str
+    """Equal where a scan's results are: of the weights, and of what else in the file decides; "" where not known."""
     network: Any
     """A module with `features`, (B, C, I, J, K) -> (B, F, I, J, K), and `head`, a 1×1×1 convolution or None."""
     preprocessing: dict[str, Any]
@@ -125,6 +133,8 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
     try:
+        deciding = {key: one for key, one in checkpoint.items() if key not in _DECIDES_NOTHING and one is not None}
+        results_id = hashlib.sha256(json.dumps([identity, deciding], sort_keys=True).encode()).hexdigest()
         name, precision = str(checkpoint.get("run") or path.stem), str(checkpoint.get("precision") or "")
         inference_chain(**preprocessing)
         channel_names = tuple(str(channel) for channel in checkpoint.get("channel_names") or ["image"])
@@ -146,6 +156,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         name=name,
         path=path,
         sha256=sha256,
+        results_id=results_id if identity else "",
         network=network,
         preprocessing=preprocessing,
         class_names=tuple(map(str, names)),

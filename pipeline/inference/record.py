@@ -194,7 +194,9 @@ def provenance(
 ) -> dict[str, Any]:
     """What decides whether an earlier result is the same one, as JSON: weights, settings, and which files there are."""
     document: dict[str, Any] = {
-        "runs": [{"name": model.name, "checkpoint_sha256": model.sha256} for model in models],
+        "runs": [
+            {"name": model.name, "checkpoint_sha256": model.sha256, "results_id": model.results_id} for model in models
+        ],
         "settings": {"passes": asdict(inference), **asdict(postprocessing)},
         "formats": list(outputs.formats),
         "per_structure": outputs.per_structure,

@@ -116,12 +116,17 @@ def _made_alike(earlier: CaseRecord, made_by: Mapping[str, Any], *, weights_matt
     """
     asked_before, before = _without_precision(earlier.made_by or {})
     asked_now, now = _without_precision(made_by)
-    if not weights_matter:
-        before, now = _without_weights(before), _without_weights(now)
-    if before != now:
+    if _without_weights(before) != _without_weights(now) or (weights_matter and not _of_same_weights(before, now)):
         return False
     used = earlier.precision or (asked_before,)  # earlier versions wrote what they used
     return asked_now in ("auto", asked_before) or all(one == asked_now for one in used)
+
+
+def _of_same_weights(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether the runs of two results had equal files, or files from which equal results follow."""
+    pairs = zip(before["runs"], now["runs"], strict=True)
+    ids = ("checkpoint_sha256", "results_id")
+    return all(isinstance(one, dict) and any(one.get(key) == other[key] != "" for key in ids) for one, other in pairs)
 
 
 def _without_precision(made_by: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

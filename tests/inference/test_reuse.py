@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.paths import ROOT
 from tests.support.tiny_prediction import checkpoint, predicted, scan, scans, voxels
@@ -55,6 +56,23 @@ def test_a_repeated_batch_skips_what_is_finished_and_an_interrupted_case_is_done
     report = predicted([other], [tmp_path / "in"], tmp_path / "out")
     assert "another run" in report.cases[0].error
     assert predicted([other], [tmp_path / "in"], tmp_path / "out", overwrite=True).n_done == 2
+
+
+def test_a_checkpoint_that_was_written_again_makes_no_case_again(tmp_path):
+    """As a resumed training writes it, of a later version, with more beside the same weights."""
+    path, out = scan(tmp_path / "case.nii.gz"), tmp_path / "out"
+    first, again = checkpoint(tmp_path / "first.ckpt"), tmp_path / "again.ckpt"
+    predicted([first], [path], out)
+    content = torch.load(first, weights_only=True)
+    for changed, n_skipped in (
+        ({"epoch": 7, "val_mIoU": 0.25, "scans": None, "sided_pairs": None}, 1),
+        ({"preprocessing": content["preprocessing"] | {"window": [-100.0, 240.0]}}, 0),
+        ({"state_dict": {name: value + 1 for name, value in content["state_dict"].items()}}, 0),
+    ):
+        torch.save(content | changed, again)
+        assert again.read_bytes() != first.read_bytes()
+        report = predicted([again], [path], out)
+        assert (report.n_skipped, report.n_failed) == (n_skipped, 1 - n_skipped)
 
 
 def left_by_killed(run, scans_, out, case):
