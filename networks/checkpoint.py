@@ -20,6 +20,8 @@ from networks.registry import N_CLASSES, Specification, complete_arguments, cons
 CHECKPOINT_FORMAT = 1
 """Version of best_model.ckpt."""
 CHECKPOINT_KEYS = ("state_dict", "network")
+MOST_VALUES = 1000
+"""Numbers and words in a network's arguments; a DynUNet of six levels has 80."""
 SMALL_SIZE = (64, 64, 64)
 """Voxels of the volumes that a network is built for where its checkpoint names no size."""
 
@@ -54,7 +56,7 @@ def network_of(
     try:
         specification = complete_arguments(read_specification(checkpoint["network"], trust=trust), known={})
         if not trust:
-            _refuse_large_numbers(specification)
+            refuse_large_arguments(specification)
         n_weights = sum(math.prod(value.shape) for value in weights.values())
         _refuse_giant(specification, n_weights)
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or SMALL_SIZE
@@ -85,9 +87,15 @@ def _load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
         raise
 
 
-def _refuse_large_numbers(specification: Specification) -> None:
-    """Raise NetworkError for an argument that could make a constructor loop or fill memory before it has a layer."""
-    for key, value in leaves(specification.arguments):
+def refuse_large_arguments(specification: Specification) -> None:
+    """Raise NetworkError for arguments that could make a constructor loop or fill memory before it has a layer."""
+    values = list(leaves(specification.arguments))
+    if len(values) > MOST_VALUES:
+        raise NetworkError(
+            f"network {specification.name}: expected at most {MOST_VALUES:,} values in its arguments, found "
+            f"{len(values):,}; the file is damaged, copy it again"
+        )
+    for key, value in values:
         if isinstance(value, int) and abs(value) > MOST_MODULES:
             raise NetworkError(
                 f"network {specification.name}: expected arguments up to {MOST_MODULES:,}, found {key} {value}; the "

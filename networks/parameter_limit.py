@@ -2,7 +2,7 @@
 
 Some constructors cannot be tried on torch's "meta" device, because they compute with numbers. Here the constructor
 runs for real and is stopped at the first parameter too many: layers register a parameter while it is still empty,
-before memory is touched. Tables that a constructor computes without a layer are not counted.
+before memory is touched. Of a table that a constructor computes without a layer the shape is found out first.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from networks.errors import NetworkError
 
@@ -23,22 +26,50 @@ SPARE_NUMBERS = 2**20
 """Numbers that a constructor may make beyond those it keeps, and drop again."""
 MOST_MODULES = 50_000
 """No network has as many; modules without parameters would take memory uncounted."""
+TABLE_NUMBERS = 2**25
+"""Numbers of a table that is computed, as SwinUNETR's of relative positions (352,947 for windows of 7×7×7 voxels)."""
 
 
 class ParameterLimitError(NetworkError):
-    """A constructor was stopped: it makes too many parameters or modules."""
+    """A constructor was stopped: it makes too many parameters or modules, or too large a table."""
+
+
+class _LimitedTables(TorchDispatchMode):
+    """Try every operation on the meta device first, and let none return more numbers than `most`."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten.empty.memory_format:  # touches none, as a parameter that is to be counted
+            return func(*args, **kwargs)
+        try:
+            on_meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
+            has_device = any(argument.name == "device" for argument in func._schema.arguments)
+            found = func(*on_meta[0], **on_meta[1] | ({"device": "meta"} if has_device else {}))
+        except Exception:  # what needs values, as .item(), or fails for real, too
+            found = None
+        n_numbers = max((one.numel() for one in tree_leaves(found) if isinstance(one, Tensor)), default=0)
+        if n_numbers > self.most:
+            raise ParameterLimitError(
+                f"expected tables of at most {self.most:,} numbers, found {n_numbers:,}; it is damaged, copy it again"
+            )
+        return func(*args, **kwargs)
 
 
 @contextmanager
 def limit_parameters(n_weights: int) -> Iterator[None]:
     """Let the constructors called inside register at most 2 · `n_weights` + `SPARE_NUMBERS` numbers and `MOST_MODULES`
-    modules.
+    modules, and compute no table of more than `TABLE_NUMBERS`.
 
     Args:
         n_weights: Numbers that the checkpoint's weights hold.
 
     Raises:
-        ParameterLimitError: At the first parameter or module too many, before the parameter is filled.
+        ParameterLimitError: At the first parameter or module too many, before the parameter is filled; at a larger
+            table, before it is made.
     """
     n_numbers = n_modules = 0
 
@@ -64,7 +95,8 @@ def limit_parameters(n_weights: int) -> Iterator[None]:
         register_module_module_registration_hook(count_module),
     ]
     try:
-        yield
+        with _LimitedTables(2 * n_weights + TABLE_NUMBERS):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from networks import BODY_NET
+from networks.checkpoint import refuse_large_arguments
 from networks.errors import NetworkError
 from networks.growing_axes import Growing, growing_axes
 from networks.parameter_limit import ParameterLimitError
@@ -216,6 +217,8 @@ def refuse_other_network(source: Source, config: Config, *, trust: bool = False)
         ),
         config.data.target_size,
     )
+    if source.network is not None and not trust:
+        refuse_large_arguments(specification)
     n_numbers = sum(value.numel() for value in source.weights.values())
     try:
         growing = growing_axes(specification, None if source.network is None else n_numbers)

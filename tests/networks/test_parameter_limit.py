@@ -26,6 +26,20 @@ def test_a_giant_that_cannot_be_built_on_the_meta_device_is_refused_before_it_ta
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024  # KiB
 
 
+@pytest.mark.fault(
+    "a best_model.ckpt whose network would compute a table that no memory holds", "refused before the table is made"
+)
+@pytest.mark.parametrize("hostile", [{"window_size": [30, 30, 30]}, {"depths": [50_000] * 900}])
+def test_a_table_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, hostile):
+    path = tmp_path / "best_model.ckpt"
+    spec = {"_target_": "monai.networks.nets.SwinUNETR", "in_channels": 1, "out_channels": 2, "feature_size": 12}
+    torch.save({"format": 1, "state_dict": {"w": torch.zeros(10)}, "network": spec | hostile}, path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(NetworkError, match=r"expected tables of at most 33,554,452 numbers, found [\d,]+"):
+        load_network(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024  # KiB
+
+
 def test_a_network_of_the_weights_size_is_built():
     with limit_parameters(SPARE_NUMBERS):
         nn.Linear(1024, 2 * 1024, bias=False)

@@ -24,7 +24,7 @@ PREPROCESSING = {
 }
 
 
-def run_of(folder: Path, network: torch.nn.Module, **more) -> Path:
+def run_of(folder: Path, network: torch.nn.Module, /, **more) -> Path:
     content = {"format": 1, "state_dict": network.state_dict(), "network": network_settings(network), "run": "old"}
     content |= {"class_names": ["background", "liver"], "channel_names": ["CT", "T1"], "preprocessing": PREPROCESSING}
     (folder / "checkpoints").mkdir(parents=True)
@@ -117,6 +117,13 @@ def test_a_plain_file_may_hold_the_encoder_alone_but_must_fit(tmp_path):
 def test_a_damaged_checkpoint_is_refused(tmp_path, old, damage, words):
     with pytest.raises(NetworkError, match=f"training.start_from: .*{words}"):
         read_source(run_of(tmp_path / "run", old, **damage))
+
+
+def test_a_number_that_would_keep_a_constructor_busy_is_refused_before_it_runs(tmp_path, old):
+    hostile = {"_target_": "monai.networks.nets.SwinUNETR", "depths": [5 * 10**6] * 4}
+    run = run_of(tmp_path / "run", old, network=hostile | {"in_channels": 2, "out_channels": 2})
+    with pytest.raises(NetworkError, match="network SwinUNETR: expected arguments up to 50,000, found depths 5000000"):
+        refuse_other_network(read_source(run), config_of(network=hostile))
 
 
 def test_a_run_without_weights_yet_is_refused(tmp_path):
