@@ -340,7 +340,10 @@ def _check_parts(row: Row, n_channels: int) -> None:
     if len(row.image) != n_channels:
         remedy = "name one file for each channel"
         if len(row.image) == 1:
-            remedy = "split channels stored as frames of one 4-D file into one file a channel, as nnU-Net has them"
+            remedy = (
+                "write each frame of a 4-D file as a file of its own, as nnU-Net has them; if it is 3-D, correct the "
+                "data set's list of channels"
+            )
         found = counted(len(row.image), "image file")
         raise DatasetError("dataset", row.image[0], counted(n_channels, "channel"), found, remedy, row.id)
 
