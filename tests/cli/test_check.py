@@ -158,8 +158,10 @@ def test_what_was_said_about_the_data_stands_in_the_commands_to_type(
     assert main(plan[1:]) == 2
     assert described(taken[0]) == described(from_mapping({"data": found}).data)
     capsys.readouterr()
-    main(["check", path, "--data_aug", "--no_measure"])
-    assert "Further settings of the data" in capsys.readouterr().out
+    main(["check", path, "--data_aug", "--data.flips", "0", "--data.sided_pairs", "[]", "--no_measure"])
+    text = capsys.readouterr().out
+    assert "Further settings of the data" in text
+    assert "sided_pairs" not in text  # which go with data.flips
 
 
 def test_what_was_said_as_it_is_by_default_is_told_the_plan_which_has_other_defaults(

@@ -57,6 +57,12 @@ def test_a_run_folder_and_its_checkpoint_say_the_same_and_which_cases_were_train
     assert source.kept["model"] == {"base_channels": 4, "use_light_model": False, "network": None}
 
 
+@pytest.mark.parametrize(("fill_nan", "taken"), [(-1024.0, {"fill_nan": -1024.0}), ([-1024.0, 0.0], {})])
+def test_numbers_for_nan_of_channels_that_may_have_another_order_are_not_taken_over(tmp_path, old, fill_nan, taken):
+    run = run_of(tmp_path / "run", old, preprocessing=PREPROCESSING | {"fill_nan": fill_nan})
+    assert {name: value for name, value in read_source(run).kept["data"].items() if name == "fill_nan"} == taken
+
+
 def test_of_a_monai_network_the_arguments_are_kept_that_the_data_do_not_decide(tmp_path):
     from networks.registry import build_network
 
