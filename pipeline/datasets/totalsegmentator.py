@@ -18,6 +18,8 @@ from transforms.io.load import volume_stem
 _IMAGE_NAMES = ("ct", "mri", "mr")
 _COMBINED = "combined_labels"
 _MASKS = "segmentations"
+NOT_MASKS = frozenset({*_IMAGE_NAMES, _COMBINED})
+"""Volumes of a case, in any case of letters, that are no mask of a structure where they lie among its masks."""
 
 
 def read_totalsegmentator(request: Request) -> Listing:

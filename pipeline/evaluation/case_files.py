@@ -13,6 +13,7 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
 from pipeline.datasets.listing import find_dataset
 from pipeline.datasets.pairs import pair_of_folders
+from pipeline.datasets.totalsegmentator import NOT_MASKS
 from pipeline.evaluation.header_classes import Headers, read_headers
 from pipeline.evaluation.label_maps import is_seg
 from pipeline.evaluation.options import EvaluationError, Kind
@@ -21,9 +22,6 @@ from transforms.io.detached import is_data_half
 from transforms.io.dicom_seg import is_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.load import volume_kind, volume_stem
-
-_NOT_MASKS = {"ct", "mr", "mri", "combined_labels"}
-"""Volumes that lie among the masks of a case and are not one of them."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def _mask_folders(path: Path) -> dict[str, Path]:
 def mask_files(folder: Path) -> dict[str, Path]:
     """The masks in a folder, by the names of their structures."""
     files = {volume_stem(file): file for file in sorted(folder.iterdir()) if _is_volume(file)}
-    return {name: file for name, file in files.items() if name not in _NOT_MASKS}
+    return {name: file for name, file in files.items() if name.lower() not in NOT_MASKS}
 
 
 def _masks_by_case(kind: Kind, path: Path, folders: Mapping[str, Path]) -> CaseFiles:

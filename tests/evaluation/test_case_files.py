@@ -43,7 +43,8 @@ def test_folders_of_masks_score_as_label_maps_do(tmp_path, inner):
         save(prediction, tmp_path / "prediction_maps" / f"{case}.nii.gz")
         save_masks(label, tmp_path / "label_masks" / case / inner, NAMES)
         save_masks(prediction, tmp_path / "prediction_masks" / case / inner, NAMES)
-        save(np.zeros((4, 4, 4), np.int16), tmp_path / "prediction_masks" / case / "ct.nii.gz")  # no structure
+        image = np.arange(64, dtype=np.int16).reshape(4, 4, 4)
+        save(image, tmp_path / "prediction_masks" / case / "CT.nii.gz")  # no structure
     for kind in ("label_maps", "prediction_maps"):
         write_names(tmp_path / kind, dict(zip(NAMES, range(4), strict=True)))
     maps = evaluate(tmp_path / "prediction_maps", tmp_path / "label_maps")
