@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 import os
 import re
-import zlib
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
+from isal import isal_zlib
 
 from transforms.io.detached import beside
 from transforms.io.errors import VolumeError
@@ -47,6 +47,7 @@ _META_LISTS = {
 _SKIPS = ("HeaderSize", "lineskip", "byteskip")
 """Fields that say where in a data file the voxels begin."""
 _MAX_AXES = 5
+_ANY_HEADER = isal_zlib.MAX_WBITS | 32  # zlib's or gzip's
 _BLOCK = 2**16  # packed bytes unpacked at once: at most 67 MB
 _DTYPES = {
     sitk.sitkUInt8: np.uint8, sitk.sitkInt8: np.int8, sitk.sitkUInt16: np.uint16, sitk.sitkInt16: np.int16,
@@ -154,7 +155,7 @@ def _unpacked(claims: _Claims, n_bytes: int, path: Path) -> bytearray:
     Raises:
         VolumeError: it is truncated or damaged.
     """
-    stream, unpacked, several = zlib.decompressobj(zlib.MAX_WBITS | 32), bytearray(), is_nrrd(path)
+    stream, unpacked, several = isal_zlib.decompressobj(_ANY_HEADER), bytearray(), is_nrrd(path)
     from_end = claims.skip < 0
     n_wanted = n_bytes + (-claims.skip - 1 if from_end else claims.skip)
     left = claims.data_path.stat().st_size if claims.packed_bytes is None else claims.packed_bytes
@@ -167,13 +168,13 @@ def _unpacked(claims: _Claims, n_bytes: int, path: Path) -> bytearray:
                     if stream.eof:
                         if not several or (len(unpacked) >= n_wanted and not from_end):
                             break
-                        stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+                        stream = isal_zlib.decompressobj(_ANY_HEADER)
                     piece = stream.decompress(block)
                     unpacked += piece if from_end else piece[: n_wanted - len(unpacked)]
                     if from_end:
                         del unpacked[:-n_wanted]
                     block = stream.unused_data
-    except zlib.error as error:
+    except isal_zlib.error as error:  # type: ignore[misc]
         found = f"a damaged one ({error})"
         raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error
     if not stream.eof or len(unpacked) < n_wanted:
