@@ -44,6 +44,7 @@ _META_LISTS = {
     "ElementSpacing": 1, "ElementSize": 1, "Offset": 1, "Position": 1, "Origin": 1, "CenterOfRotation": 1,
     "TransformMatrix": 2, "Rotation": 2, "Orientation": 2,
 }  # fmt: skip
+_TRUE = ("T", "t", "1")  # MetaIO looks at the first letter alone
 _SKIPS = ("HeaderSize", "lineskip", "byteskip")
 """Fields that say where in a data file the voxels begin."""
 _MAX_AXES = 5
@@ -227,7 +228,7 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
     _check_axes(fields, "NDims", sizes, path)
     _check_meta_numbers(fields, len(sizes), path)
     n_bytes = math.prod(sizes) * _item_size(fields.get("ElementType", ""), path)
-    compressed = fields.get("CompressedData", "").lower() in ("true", "1", "yes")
+    compressed = fields.get("CompressedData", "").startswith(_TRUE)
     data_path = _data_path(meta_data_file(fields), fields, path)
     packed_bytes = None
     if compressed and "CompressedDataSize" in fields:  # ITK allocates as much
@@ -240,7 +241,7 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
         if packed_bytes is None and start:  # ITK would take the whole file for them, from there on or with the header
             expected, remedy = "CompressedDataSize in the header of packed voxels", "save it again"
             raise VolumeError("unreadable", path, expected, "none", remedy)
-    is_big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", ""))[:1] in ("T", "t", "1")
+    is_big = fields.get("BinaryDataByteOrderMSB", fields.get("ElementByteOrderMSB", "")).startswith(_TRUE)
     return _Claims(sizes, n_bytes, data_path, compressed, is_big, start, packed_bytes)
 
 

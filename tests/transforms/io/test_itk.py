@@ -177,6 +177,7 @@ def test_packed_voxels_are_read_as_simpleitk_reads_them_in_either_byte_order_and
         path.write_bytes(head + packed)
         refused(path, "damaged")
     head = META_HEAD.replace("MET_SHORT", "MET_" + name.upper().replace("UNSIGNED ", "U"))
+    head = head.replace("CompressedData = True", "CompressedData = T")
     for field in ("BinaryDataByteOrderMSB = False\n", "ElementByteOrderMSB = False\n"):
         more = f"CompressedDataSize = {len(zlib.compress(voxels))}\n" + field.replace("False", str(is_big))
         own = head.replace("BinaryDataByteOrderMSB = False\n", "").format(more=more)
