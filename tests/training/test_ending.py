@@ -196,6 +196,7 @@ def test_all_cases_may_train_and_the_last_weights_are_kept(work, tmp_path, share
     parts, torn = settings_of(work, "all_torn", **settings)
     run_training(parts)
     assert summary(torn)["total_epochs"] == 1
+    monkeypatch.undo()
     run_training(parts, resume=True)
     assert differences(run, torn) == []
     assert torch.load(torn / "checkpoints" / "best_model.ckpt", weights_only=True)["epoch"] == 1
