@@ -11,7 +11,7 @@ So the head and the highest class are computed on the network's grid, and only w
 of structures, on the source's, whose voxels are a dozen times as many.
 
 Interpolation is centre-aligned and repeats the border voxel beyond the outermost centres, as torch's
-`interpolate(align_corners=False)` does.
+`interpolate(align_corners=False)` does. The border is that of the source's field of view: padding is left out.
 """
 
 from __future__ import annotations
@@ -445,7 +445,11 @@ class _Axis:
 
     def __init__(self, n_source: int, n_target: int, along: _AxisMap) -> None:
         # Rounded, so that the noise of two affines (1e-13) does not make a grid that fits exactly look shifted.
-        position = np.clip(np.round(along.scale * np.arange(n_source) + along.offset, 9), 0, n_target - 1)
+        position = np.round(along.scale * np.arange(n_source) + along.offset, 9)
+        # What lies beyond the source's field of view is padding, which must not be mixed into the source's rim.
+        ends = np.round(along.scale * np.array([-0.5, n_source - 0.5]) + along.offset, 9)
+        inside = max(0, np.ceil(ends.min())), min(n_target - 1, np.floor(ends.max()))
+        position = np.clip(position, *(inside if inside[0] <= inside[1] else (0, n_target - 1)))
         self.low = np.floor(position).astype(np.int64)
         self.high = np.minimum(self.low + 1, n_target - 1)
         self.fraction = position - self.low

@@ -279,6 +279,11 @@ def test_restoring_samples_at_the_voxel_map_of_the_two_affines():
     source = MetaTensor(torch.rand(1, 30, 26, 14), affine=torch.from_numpy(OBLIQUE))
     prepared = ResizeImaged("image", (20, 24, 28), keep_aspect=True)({"image": source})["image"]
     where = world(voxel_map(source.affine.numpy(), prepared.affine.numpy()), (30, 26, 14))
+    back_again = voxel_map(prepared.affine.numpy(), OBLIQUE)
+    for axis, n in enumerate((30, 26, 14)):  # not between the outermost voxels that show the source and padding
+        centres = back_again[axis, axis] * np.arange(prepared.shape[1 + axis]) + back_again[axis, 3]
+        shown = np.flatnonzero((centres > -0.5) & (centres < n - 0.5))
+        where[axis] = where[axis].clip(shown[0], shown[-1])
     expected = ndimage.map_coordinates(prepared[0].numpy(), where, order=1, mode="nearest")
     logits = torch.stack([torch.zeros_like(prepared[0].as_tensor()), prepared[0].as_tensor() - 0.5])
     back = restore([FeatureMap(logits, prepared.affine.numpy())], (30, 26, 14), OBLIQUE).segmentation

@@ -115,6 +115,19 @@ def test_a_mirrored_pass_is_a_mirrored_affine():
     )
 
 
+def test_the_padding_of_a_kept_aspect_takes_nothing_from_a_structure_that_leaves_the_scan():
+    shape = (32, 32, 18)
+    label = torch.zeros(1, *shape, dtype=torch.uint8)
+    label[:, 8:-8] = 1
+    stored = ResizeLabeld("label", (8, 8, 8), keep_aspect=True)({"label": MetaTensor(label, affine=torch.eye(4))})
+    one_hot = torch.stack([stored["label"][0] == c for c in range(2)]).float().as_tensor()
+    assert not one_hot[1, ..., 0].any()  # padding
+    affine = stored["label"].affine.numpy()
+    stream = FeatureStream(lambda start, stop: one_hot[..., start:stop], (8, 8, 8), 2, affine, 2)
+    for one in (FeatureMap(one_hot, affine), stream):
+        assert np.array_equal(restore([one], shape, np.eye(4)).segmentation, label[0].numpy())
+
+
 @pytest.mark.parametrize("keep_aspect", [False, True])
 def test_a_perfect_prediction_on_a_finer_grid_comes_back_exactly(keep_aspect):
     affine, shape = oriented((8, 9, 10), ORIENTATIONS[29], np.diag([2.0, 2.0, 2.0, 1.0]))
