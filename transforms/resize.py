@@ -73,7 +73,7 @@ def align_grids(
 
     Without `spacing_mm` the source is stretched to fill the target. With it (source voxel sizes in mm) the aspect
     ratio is kept: target voxels are cubes, just large enough for the whole source to fit, and what the target has
-    beyond the source is padding, equal on both sides.
+    beyond the source is padding, equal on both sides; a source that is thinner than a target voxel is shown by one.
 
     >>> align_grids((8, 8, 4), (4, 4, 4)).scale
     (2.0, 2.0, 1.0)
@@ -109,9 +109,13 @@ def align_to_spacing(
 
 
 def _centred(source_size: Sequence[int], target_size: Sequence[int], scale: Sequence[float]) -> GridAlignment:
-    """The alignment that brings the centres of both fields of view together."""
+    """The alignment that brings the centres of both fields of view together.
+
+    A source thinner than a target voxel lies in one; in the middle of an even number it would lie between two of them,
+    hold the centre of neither, and be padding alone.
+    """
     axes = zip(source_size, target_size, scale, strict=True)
-    offset = tuple((n - 1) / 2 - s * (t - 1) / 2 for n, t, s in axes)
+    offset = tuple((n - 1) / 2 - s * (t - 1 - (s > n and t % 2 == 0)) / 2 for n, t, s in axes)
     return GridAlignment(tuple(source_size), tuple(target_size), tuple(scale), offset)
 
 

@@ -145,6 +145,18 @@ def test_keeping_the_aspect_gives_cubes_and_equal_padding_with_the_lowest_value(
         assert source in (0, 1)
 
 
+@pytest.mark.parametrize("n_layers", [8, 9])
+def test_a_scan_thinner_than_a_cube_is_shown_by_one_layer_of_cubes(n_layers):
+    slice_of = torch.rand(1, 12, 12, 1)
+    affine = torch.diag(torch.tensor([4, 4, 1.0, 1], dtype=torch.float64))
+    parts = {"image": MetaTensor(slice_of, affine=affine), "label": MetaTensor((slice_of > 0.5).byte(), affine=affine)}
+    for key, part in (("image", image_part), ("label", label_part)):
+        out = part((12, 12, n_layers), keep_aspect=True)(parts)[key]
+        (shown,) = (k for k in range(n_layers) if out[..., k].as_tensor().unique().numel() > 1)
+        assert torch.allclose(out[..., shown].as_tensor(), parts[key][..., 0].as_tensor())
+        assert float(out.affine[2, 3] + out.affine[2, 2] * shown) == pytest.approx(0)
+
+
 def test_a_resized_label_is_the_argmax_of_torch_bicubic_antialiased_one_hot():
     label = torch.randint(0, 5, (1, 60, 44, 6), dtype=torch.uint8)
     label = ndimage.median_filter(label.numpy(), size=(1, 9, 9, 1))
