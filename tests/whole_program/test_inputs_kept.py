@@ -29,7 +29,7 @@ from networks.registry import build_network
 from pipeline.cache.entry import encode
 from pipeline.checks.class_check import TargetGrid
 from pipeline.checks.histogram import Histogram
-from pipeline.config.settings import ModelConfig, TrainingConfig
+from pipeline.config.settings import Config, DataConfig, ModelConfig
 from pipeline.evaluation.scored_case import ScoredCase
 from pipeline.losses.dice_ce import SlabDiceCELoss, VolumeDiceCE
 from pipeline.metrics.validation_iou import ValidationIoU
@@ -300,11 +300,9 @@ CALLS: dict[str, Call] = {
         ScoredCase(g.array(*SIZE), *[g.label_array(*SIZE)] * 2, g.affine()), 1, g.label_array(4, 3), "abcd"
     ),
     "pipeline.training.build.build_module": lambda f, g: f(
-        ModelConfig(base_channels=2),
-        TrainingConfig(),
+        Config(data=DataConfig("scans", target_size=(16, 16, 16)), model=ModelConfig(base_channels=2)),
         in_channels=1,
         n_classes=4,
-        target_size=(16, 16, 16),
         class_weights=g.as_array([0.5, 1.0, 2.0, 0.0]),
     ),
     "pipeline.training.lightning_module.SegmentationModule.forward": lambda f, g: f(tiny_module.module(), _image(g)),
