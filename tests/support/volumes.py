@@ -216,7 +216,7 @@ BAD = [
         "a NIfTI file", "something else"),
     Bad("an empty file", lambda f: f.image().write_bytes(b""), "error", "unreadable", "c", "a NIfTI file", "b''"),
     Bad("a truncated label", lambda f: cut(f.label(), 60), "error", "unreadable", "c",
-        "a NIfTI file", "damaged gzip", "copy it again"),
+        "a whole, readable volume", "damaged", "copy it again"),
     Bad("a header that claims a million million voxels",
         lambda f: edit_header(f.image(), dim=[3, 10000, 10000, 10000, 1, 1, 1, 1]), "error", "unreadable", "c",
         "at most 2.15e+09", "a header that claims 1e+12 voxels"),

@@ -152,8 +152,7 @@ def test_a_head_that_is_a_transposed_convolution_is_taken_whole_too():
     spec = {"_target_": "MedNeXt", "init_filters": 4, "kernel_size": 3}
     network = build_network(spec, n_classes=2, target_size=(16, 16, 16))
     document = {"weights_in_part": [], "weights_initialised": []}
-    training = TrainingConfig(start_from="r", taken_lr_factor=0.5)
-    taken = treatment(document, network, training, in_channels=1, size=(16, 16, 16))
+    taken = treatment(document, network, started((16, 16, 16), taken_lr_factor=0.5), in_channels=1)
     assert {id(parameter) for parameter in taken.whole} == {id(parameter) for parameter in network.parameters()}
 
 

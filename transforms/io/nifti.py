@@ -85,7 +85,7 @@ def _read_header(path: Path) -> tuple[nib.Nifti1Header, bool]:
         with opened(path, "rb") as file:
             block = file.read(540)
     except _DAMAGED as error:
-        raise VolumeError("unreadable", path, "a NIfTI file", f"damaged gzip ({error})", "copy it again") from error
+        raise _damaged(path, error) from error
     for size, header_class in _HEADERS.items():
         if size in (int.from_bytes(block[:4], "little"), int.from_bytes(block[:4], "big")) and len(block) >= size:
             magic = block[344:348] if size == 348 else block[4:8]
@@ -225,5 +225,9 @@ def _fill(target: memoryview, path: Path, offset: int) -> None:
                 expected = f"the {len(target)} bytes of voxels that its header claims"
                 raise VolumeError("unreadable", path, expected, "more: the header is damaged", "export it again")
     except _DAMAGED as error:
-        found = f"a truncated or damaged one ({error})"
-        raise VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> VolumeError:
+    found = f"a truncated or damaged one ({error})"
+    return VolumeError("unreadable", path, "a whole, readable volume", found, "copy it again")
