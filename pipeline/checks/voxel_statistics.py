@@ -328,11 +328,11 @@ def thickness_voxels(inside: Bool[np.ndarray, "i j k"]) -> Int[np.ndarray, " 3"]
 
 def _run_lengths(voxels: Int[np.ndarray, "n 3"], axis: int) -> Int[np.ndarray, " n"]:
     """Return for each voxel how many others follow each other along the axis, itself included."""
-    across = [other for other in range(3) if other != axis]
-    order = np.lexsort((voxels[:, axis], voxels[:, across[0]], voxels[:, across[1]]))
-    steps = np.diff(voxels[order], axis=0)
-    breaks = (steps[:, axis] != 1) | (steps[:, across] != 0).any(axis=1)
-    ends = np.append(np.flatnonzero(breaks) + 1, len(voxels))
+    axes = [*(other for other in range(3) if other != axis), axis]
+    # One number a voxel, a step along the axis being 1, with a gap between one line of voxels and the next.
+    number = np.ravel_multi_index(tuple(voxels[:, axes].T), tuple(voxels[:, axes].max(0) + 2))
+    order = np.argsort(number)
+    ends = np.append(np.flatnonzero(np.diff(number[order]) != 1) + 1, len(voxels))
     lengths = np.diff(ends, prepend=0)
     runs = np.empty(len(voxels), np.int64)
     runs[order] = np.repeat(lengths, lengths)
