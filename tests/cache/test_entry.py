@@ -204,6 +204,16 @@ def test_a_part_of_an_entry_is_that_part_of_the_whole(stored):
     assert part.lowest == pytest.approx(whole[1].as_tensor().flatten(1).amin(1).tolist())
 
 
+def test_places_are_drawn_by_what_the_files_hold_whatever_version_prepared_them():
+    label = np.random.default_rng(0).integers(0, 3, (1, 40, 40, 40), np.uint8)  # more voxels than are kept
+    prepared = {"image": np.zeros(label.shape, np.float32), "label": label}
+
+    def places(name):
+        return cache_entry.encode(prepared, name=name, case="a", chain={}, n_classes=3, with_places=True)[1].tobytes()
+
+    assert places("earlier-0123") == places("later-0123") != places("later-4567")
+
+
 def test_places_are_voxels_of_their_class(stored):
     path, label = stored
     places = StoredEntry(path).places
