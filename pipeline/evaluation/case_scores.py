@@ -252,6 +252,9 @@ def _overlap(maps: _Maps, classes: CommonClasses) -> ClassScores:
 def _hash(label: Int[np.ndarray, "I J K"], table: ClassTable, affine: np.ndarray) -> str:
     """Hash what the file says, not our class indices: those depend on which classes somebody evaluates.
 
+    Of masks that overlap, it hashes what each structure is scored against: voxels of one that is not evaluated are
+    those of the structure around it. So scores against two references are never compared.
+
     The grid belongs to it: the same voxels of another size have other volumes and distances.
     """
     ignored = ignore_index(len(table.values)) if table.ignores_voxels else None

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
+from pipeline.console.text import some_of
 from pipeline.evaluation.case_scores import SURFACE_METRICS
 from pipeline.evaluation.metrics_file import StoredMetrics, read_metrics, stored_metrics
 from pipeline.evaluation.options import EvaluationError, ScoringOptions
@@ -167,9 +168,11 @@ def _common_cases(one: StoredMetrics, other: StoredMetrics) -> list[str]:
     changed = [case for case in sorted(one.cases) if one.cases[case].label_sha256 != other.cases[case].label_sha256]
     if changed:
         hashes = [metrics.cases[changed[0]].label_sha256[:12] for metrics in (one, other)]
+        alone = sorted({*one.class_names} ^ {*other.class_names})
+        masks = f"; where masks overlap, also of the same structures, without {some_of(alone, 3)}" if alone else ""
         raise EvaluationError(
             f"case {changed[0]}: expected the same label in both, found hashes {hashes[0]} and {hashes[1]} "
-            f"({len(changed)} cases differ); evaluate both runs against the same labels"
+            f"({len(changed)} cases differ); evaluate both runs against the same labels{masks}"
         )
     return sorted(one.cases)
 

@@ -102,6 +102,9 @@ def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
     relabelled = write(tmp_path / "d.json", two[3], label="1")
     with pytest.raises(EvaluationError, match=r"case case_0: expected the same label.*20 cases differ"):
         compare_metrics(two[0], relabelled)
+    with_fewer_masks = write(tmp_path / "f.json", two[3][:2], label="1")
+    with pytest.raises(EvaluationError, match=r"where masks overlap, also of the same structures, without organ_2$"):
+        compare_metrics(two[0], with_fewer_masks)
     wider = write(tmp_path / "e.json", two[3], tolerance_mm=3.0)
     with pytest.raises(EvaluationError, match=r"surface Dice at 2.0 mm in .* and at 3.0 mm"):
         compare_metrics(two[0], wider, "surface_dice")
