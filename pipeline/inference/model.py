@@ -25,8 +25,8 @@ from transforms.chains import inference_chain
 log = logging.getLogger(__name__)
 
 
-_DECIDES_NOTHING = ("state_dict", "run", "epoch", "val_mIoU", "scans")
-"""What a checkpoint says that no result depends on, and its weights, which have an id of their own."""
+_DECIDES = ("format", "network", "preprocessing", "class_names", "channel_names", "flips", "sided_pairs", "precision")
+"""What a result depends on beside the weights, which have an id of their own; a file may hold more than we wrote."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +133,7 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
     if not isinstance(preprocessing, dict) or not isinstance(names, list) or len(names) < 2:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
     try:
-        deciding = {key: one for key, one in checkpoint.items() if key not in _DECIDES_NOTHING and one is not None}
+        deciding = {key: checkpoint[key] for key in _DECIDES if checkpoint.get(key) is not None}
         results_id = hashlib.sha256(json.dumps([identity, deciding], sort_keys=True).encode()).hexdigest()
         name, precision = str(checkpoint.get("run") or path.stem), str(checkpoint.get("precision") or "")
         inference_chain(**preprocessing)

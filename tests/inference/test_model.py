@@ -52,6 +52,15 @@ def test_a_checkpoint_of_an_earlier_version_loads(tmp_path, key):
 
 
 @pytest.mark.parametrize(
+    "more", [{"comment": "fold 2"}, {"optimizer": {"step": torch.zeros(2)}}], ids=["words", "tensors"]
+)
+def test_a_checkpoint_to_which_somebody_added_something_loads(tmp_path, more):
+    files = [checkpoint(tmp_path / f"{len(extra)}.ckpt", extra=extra) for extra in ({}, more)]
+    first, second = (load_models([file], torch.device("cpu"))[0].results_id for file in files)
+    assert (first == second != "") == ("comment" in more)
+
+
+@pytest.mark.parametrize(
     "damaged",
     [
         {"run": torch.zeros(0)},
