@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
 from pipeline.training.ahead_loader import AheadLoader
+from pipeline.training.samplers import PatchSampler
 from tests.support.tiny_module import QUIET, batches, module, trainer
 
 
@@ -79,6 +80,26 @@ def test_a_training_fetches_each_next_batch_and_tells_the_sampler_its_epochs(tmp
     assert sampler.epochs == [0, 1]
     assert sorted(seen) == sorted(2 * [case["case"] for case in cases])
     assert len(calls) == 2 * (4 + 4)  # after each backward pass, and when Lightning asks for a batch
+
+
+@pytest.mark.filterwarnings(*[mark.args[0] for mark in QUIET])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_lightning_tells_the_sampler_of_patches_each_epoch(ahead, tmp_path):
+    """Else every epoch of a training, on a GPU or a CPU, would have the patches of the first one."""
+    (case,), seen = batches(1), []
+    patches = PatchSampler(1, 2, lambda epoch: epoch + 1, seed=0)
+    cases = {(epoch, 0, n): (epoch, n) for epoch in range(3) for n in range(6)}
+    loader = DataLoader(cases, batch_sampler=patches, collate_fn=lambda drawn: seen.append(drawn) or case)
+    fit = trainer(tmp_path, use_distributed_sampler=False)
+    fit.fit_loop.max_epochs = 3
+    fit.fit(module(), AheadLoader(loader, lambda batch: batch) if ahead else loader)
+    assert seen == [
+        [(0, 0)],
+        [(0, 1)],
+        [(1, 0), (1, 1)],
+        [(1, 2), (1, 3)],
+        *([(2, n + i) for i in range(3)] for n in (0, 3)),
+    ]
 
 
 @pytest.mark.filterwarnings(*[mark.args[0] for mark in QUIET])
