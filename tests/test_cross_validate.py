@@ -30,15 +30,14 @@ from pipeline.runs.study import StudyFolder, runs_at
 from tests.support.paths import ROOT
 from tests.support.settings import settings
 from tests.support.tiny_prediction import voxels
-from tests.support.tiny_study import study_command, without_structures_but_the_largest
-from tests.support.tiny_training import LIMIT_S, differences, start, strict_json, tiny_training
+from tests.support.tiny_study import study_command, study_data
+from tests.support.tiny_training import LIMIT_S, differences, start, strict_json
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    tiny_training(folder, "data", max_epochs=1)
-    without_structures_but_the_largest(folder)
+    study_data(folder)
     return folder
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline import cross_validate as command
 from pipeline.cli.main import main
-from tests.support.tiny_study import study_command, without_structures_but_the_largest
-from tests.support.tiny_training import strict_json, tiny_training
+from tests.support.tiny_study import study_command, study_data
+from tests.support.tiny_training import strict_json
 
 
 @pytest.mark.fault(
@@ -18,8 +18,7 @@ from tests.support.tiny_training import strict_json, tiny_training
     "refused before anything is trained or scored: the fold and every setting that differs, exit 2",
 )
 def test_finished_folds_of_other_settings_are_refused_by_name(tmp_path, capsys, monkeypatch):
-    tiny_training(tmp_path, "data", max_epochs=1)
-    without_structures_but_the_largest(tmp_path)
+    study_data(tmp_path)
     ours = {"max_epochs": "1"}
     assert main(study_command(tmp_path, **ours)) == 0
     study = tmp_path / "logs" / "study"

@@ -12,15 +12,13 @@ from pipeline.cli.main import main
 from pipeline.compute.signals import Stopped
 from pipeline.runs.run_folder import RunFolder
 from pipeline.runs.study import StudyFolder
-from tests.support.tiny_study import study_command, without_structures_but_the_largest
-from tests.support.tiny_training import tiny_training
+from tests.support.tiny_study import study_command, study_data
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    tiny_training(folder, "data", max_epochs=1)
-    without_structures_but_the_largest(folder)
+    study_data(folder)
     return folder
 
 

@@ -63,8 +63,10 @@ def described(data: DataConfig, given: Collection[str] = ()) -> dict[str, Any]:
 def as_flags(settings: Mapping[str, Any]) -> list[str]:
     """Settings of the group data as the words of a command line.
 
-    >>> as_flags({"window": [-100, 300], "fill_nan": [-1024, 0]})
-    ['--data.window', '-100', '300', '--data.fill_nan', '[-1024, 0]']
+    >>> as_flags({"window": [-100, 300], "label_remap": {7: "liver"}})
+    ['--data.window', '-100', '300', '--data.label_remap', '{"7": "liver"}']
+    >>> as_flags({"fill_nan": [-1024, 0]})
+    ['--data.fill_nan', '[-1024, 0]']
     """
     words = []
     hints = typing.get_type_hints(DataConfig)
