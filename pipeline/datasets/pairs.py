@@ -97,7 +97,7 @@ def _labels_by_case(labels: Sequence[Path], cases: Collection[str], problems: li
     """The label of each case; one without an image stands for a case of its own name."""
     of_key: dict[str, list[str]] = {}
     for case in cases:
-        for key in image_keys(case):
+        for key in {case, *image_keys(case)}:
             of_key.setdefault(key, []).append(case)
 
     def case_among(path: Path) -> str:

@@ -126,6 +126,17 @@ def test_names_that_several_images_may_mean_are_not_guessed(tmp_path):
     refused(tmp_path, "case c0_seg", "an image beside the label")
 
 
+@pytest.mark.parametrize(("image", "other"), [("ct_1", "ct_1_mr"), ("mr_1", "mr_1_t1"), ("scan_1", "scan_1_ct")])
+def test_a_label_of_an_images_own_name_is_not_that_of_a_longer_one(tmp_path, image, other):
+    for name in (image, other):
+        volume(tmp_path / f"images/{name}.nii.gz")
+    volume(tmp_path / f"labels/label_{image}.nii.gz")
+    write_json(tmp_path / "labels.json", LABELS)
+    refused(tmp_path, f"label_{image}", "an image beside the label")
+    (tmp_path / f"images/{other}.nii.gz").unlink()
+    assert [case.image[0].name for case in list_cases(tmp_path).cases] == [f"{image}.nii.gz"]
+
+
 def test_the_label_of_case_1_is_not_that_of_image_t11(tmp_path):
     """The name t11 is not T1 with the number 1."""
     for image, label in (("a", "a"), ("t11", "seg1"), ("t23", "seg3")):
