@@ -134,7 +134,8 @@ def _load_model(run: Path, device: torch.device, trust: bool) -> Model:
         raise NetworkError(f"{path}: expected preprocessing and class_names beside the weights, found none of use")
     try:
         deciding = {key: checkpoint[key] for key in _DECIDES if checkpoint.get(key) is not None}
-        results_id = hashlib.sha256(json.dumps([identity, deciding], sort_keys=True).encode()).hexdigest()
+        places = [[name, list(value.shape)] for name, value in checkpoint["state_dict"].items()]
+        results_id = hashlib.sha256(json.dumps([identity, places, deciding], sort_keys=True).encode()).hexdigest()
         name, precision = str(checkpoint.get("run") or path.stem), str(checkpoint.get("precision") or "")
         inference_chain(**preprocessing)
         channel_names = tuple(str(channel) for channel in checkpoint.get("channel_names") or ["image"])

@@ -60,6 +60,21 @@ def test_a_checkpoint_to_which_somebody_added_something_loads(tmp_path, more):
     assert (first == second != "") == ("comment" in more)
 
 
+def test_weights_of_two_layers_in_each_others_place_give_other_results(tmp_path):
+    first = checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(first, weights_only=True)
+    weights = list(content["state_dict"].items())
+    shapes = [value.shape for _, value in weights]
+    one = next(n for n, shape in enumerate(shapes) if shape in shapes[n + 1 :])
+    other = shapes.index(shapes[one], one + 1)
+    names = [name for name, _ in weights]
+    names[one], names[other] = names[other], names[one]
+    content["state_dict"] = dict(zip(names, (value for _, value in weights), strict=True))
+    torch.save(content, tmp_path / "b.ckpt")
+    before, after = (load_models([tmp_path / f"{file}.ckpt"], torch.device("cpu"))[0].results_id for file in "ab")
+    assert before != after
+
+
 @pytest.mark.parametrize(
     "damaged",
     [
