@@ -1,8 +1,8 @@
 """Scale image intensities by channel: a CT by its window of HU, MR and others, which have no unit, by statistics.
 
-An image is float (C, I, J, K) and finite. Foreground are the voxels that are not exactly zero, the padding value of
-scanners and skull-strippers; the statistics come from the foreground and are applied to every voxel, so that air stays
-the darkest.
+An image is (C, I, J, K) and finite; whole numbers are scaled as float32. Foreground are the voxels that are not exactly
+zero, the padding value of scanners and skull-strippers; the statistics come from the foreground and are applied to
+every voxel, so that air stays the darkest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
@@ -54,7 +54,7 @@ _SLAB = 16
 
 
 def scale_channel(
-    channel: Float[Tensor, "I J K"],
+    channel: Real[Tensor, "I J K"],
     intensity: str,
     *,
     window: Sequence[float | int] = (-1000.0, 1000.0),
@@ -79,7 +79,7 @@ def scale_channel(
     tensor([-1., -1.,  1.,  1.])
     """
     if intensity == "none":
-        return channel
+        return _in_slabs(channel, lambda slab: slab)
     if intensity == "zscore":
         return _standardised(channel, by_foreground_alone=scaling == "unit")
     if intensity == "ct" and mean_std is not None:
@@ -88,7 +88,8 @@ def scale_channel(
     low, high = _limits(channel, intensity, window, percentiles, by_foreground_alone=scaling == "unit")
     bottom, top = SCALINGS[scaling]
     if high <= low:
-        return torch.full_like(channel, top if low > 0 and scaling != "unit" else bottom)
+        constant = top if low > 0 and scaling != "unit" else bottom
+        return _in_slabs(channel, lambda slab: torch.full_like(slab, constant))
     return _in_slabs(
         channel,
         lambda slab: slab.sub(low).div_(high - low).mul_(top - bottom).add_(bottom).clamp_(bottom, top),
@@ -121,20 +122,21 @@ def _standardised(channel: Tensor, *, by_foreground_alone: bool) -> Tensor:
     if _is_constant(mean, std) and not by_foreground_alone:
         mean, std = mean_and_std(channel)
     if _is_constant(mean, std):
-        return torch.zeros_like(channel)
+        return _in_slabs(channel, torch.zeros_like)
     return _in_slabs(channel, lambda slab: slab.sub(mean).div_(std))
 
 
 def _in_slabs(channel: Tensor, scale: Callable[[Tensor], Tensor]) -> Tensor:
-    """Scale slab by slab along the axis that is slowest in memory, into a volume whose last axis is the fastest.
+    """Scale slab by slab along the axis that is slowest in memory, into a volume whose first axis is the fastest.
 
-    A scan's file has its first axis the fastest. Turned as a whole, with a temporary a step, a large CT takes four
-    times as long: neither the lines of the cache that are read nor those that are written are used up at once.
+    Most scans lie so in their files. Where one does not, it is turned here, so that what follows computes the same of
+    equal voxels; turned as a whole, with a temporary a step, a large CT takes four times as long: neither the lines of
+    the cache that are read nor those that are written are used up at once.
     """
-    scaled = empty_like(channel, channel.shape)
+    scaled = empty_like(channel.new_empty(0, dtype=_float_type(channel)), channel.shape[::-1]).permute(2, 1, 0)
     axis = max(range(3), key=channel.stride)
     for slab, target in zip(channel.split(_SLAB, axis), scaled.split(_SLAB, axis), strict=True):
-        target.copy_(scale(slab))
+        target.copy_(scale(slab.to(scaled.dtype)))
     return scaled
 
 
@@ -169,11 +171,16 @@ def mean_and_std(values: Float[Tensor, "*grid"]) -> tuple[float | Tensor, float 
 
 def _foreground(channel: Tensor) -> Tensor:
     values = channel[channel != 0]
-    return values if values.numel() else channel.flatten()
+    return (values if values.numel() else channel.flatten()).to(_float_type(channel))
+
+
+def _float_type(channel: Tensor) -> torch.dtype:
+    """What a channel is scaled in: what is scaled is no whole number any more."""
+    return channel.dtype if channel.is_floating_point() else torch.float32
 
 
 class ScaleIntensityd(MapTransform):
-    """Apply `scale_channel` to every channel of each key, float (C, I, J, K) of file values (HU in a CT).
+    """Apply `scale_channel` to every channel of each key, (C, I, J, K) of file values (HU in a CT).
 
     `intensity` is one way for all channels, or one a channel; the call raises VolumeError for another number of
     channels.
@@ -201,12 +208,11 @@ class ScaleIntensityd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             plain = convert_to_tensor(d[key], track_meta=False)
-            if not plain.is_floating_point():  # what is scaled is no whole number any more
-                plain = plain.float()
             ways = self._ways(len(plain), str(d.get("case", "?")))
             scaled = [self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)]
-            # A single one is not copied by being stacked; what was scaled is contiguous, what stays as it is may not be
-            out = scaled[0][None].contiguous() if len(scaled) == 1 else torch.stack(scaled)
+            turned = [channel.permute(2, 1, 0) for channel in scaled]  # as they lie in memory
+            out = torch.stack(turned) if len(turned) > 1 else turned[0][None]  # a single one is not copied
+            out = out.permute(0, 3, 2, 1)
             d[key] = convert_to_dst_type(out, d[key], dtype=out.dtype)[0]
         return d
 

@@ -8,7 +8,7 @@ voxel may move by up to 0.09 voxels where an image shrinks by a fractional facto
 keeps no centroid exactly, in torch and Pillow neither; whole structures move by less, see `check_geometry`.
 
 Why not `monai.transforms.Resized`: with anti_aliasing it takes 24 s for 512×512×300 on one core where the banded
-products take 0.2 to 0.7 s (by memory order) for the same contrast-to-noise on vessels of 1 mm radius (1.4); without, it
+products take 0.2 s for the same contrast-to-noise on vessels of 1 mm radius (1.4); without, it
 skips voxels where a CT is thinly sliced: contrast-to-noise 1.0, and 0.3 where such a vessel lies badly (ours 0.8). For
 labels MONAI has only "nearest", which moves or tears small structures.
 """
@@ -35,6 +35,9 @@ from transforms.warp import is_label_map
 TIE = 1e-5
 """Shares closer than this count as equal (float32 sums differ in the last digits); the lower class index then wins."""
 
+
+SLAB_VOXELS = 2**21
+"""Voxels of an image that are resampled at once: 8 MB of float32, from 4 to 16 MB as fast within a tenth."""
 
 SAME_SPACING = 1e-3
 """Relative difference of two spacings up to which a volume is not resampled."""
@@ -139,18 +142,33 @@ def resize_image(image: Real[Tensor, "C I J K"], alignment: GridAlignment) -> Fl
     torch's and Pillow's antialiasing do), less than 0.002 on average.
     """
     matrices = alignment.matrices("linear")
-    order = [0, *(axis + 1 for axis in slowest_first(image[0].stride()))]
-    out = image.float().permute(order)
-    for position, axis in enumerate(order[1:], start=1):
-        out = apply_along(out, matrices[axis - 1], position)
-    out = out.permute(np.argsort(order).tolist()).contiguous()
+    out = image.new_empty((len(image), *alignment.target_size), dtype=torch.float32)
+    for channel, target in zip(image, out, strict=True):
+        order = slowest_first(channel.stride())
+        target.permute(order).copy_(_resampled(channel.permute(order), [matrices[axis] for axis in order]))
     outside = [torch.nonzero(~matrix.any(1)).flatten() for matrix in matrices]
     if any(rows.numel() for rows in outside):
-        lowest = image.float().flatten(1).amin(1)[:, None, None, None]
+        lowest = image.float().amin((1, 2, 3))[:, None, None, None]
         for axis, rows in enumerate(outside, start=1):
             shape = (*out.shape[:axis], rows.numel(), *out.shape[axis + 1 :])
             out.index_copy_(axis, rows.to(out.device), lowest.expand(shape))
     return out
+
+
+def _resampled(channel: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+    """Multiply each axis by its matrix; the axis that is slowest in memory, the first, last: slabs of it are read once.
+
+    A volume is read in whole lines of the cache then, and what is written is mostly the smaller.
+    """
+    slow, *others = matrices
+    resampled = channel.new_empty((len(channel), *(len(matrix) for matrix in others)), dtype=torch.float32)
+    n_slices = max(1, SLAB_VOXELS // max(1, channel[:1].numel()))
+    for slab, target in zip(channel.split(n_slices), resampled.split(n_slices), strict=True):
+        part = slab.float()
+        for axis, matrix in enumerate(others, start=1):
+            part = apply_along(part, matrix, axis)
+        target.copy_(part)
+    return apply_along(resampled, slow, 0)
 
 
 def resize_label(label: Integer[Tensor, "1 I J K"], alignment: GridAlignment) -> Integer[Tensor, "1 X Y Z"]:

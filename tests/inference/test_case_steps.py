@@ -24,7 +24,7 @@ def leave_little_memory(megabytes):
 def test_memory_that_runs_out_while_a_scan_is_prepared_is_said_with_a_remedy(run, tmp_path):
     path, output = scan(tmp_path / "big.nii.gz", shape=(260, 260, 260)), tmp_path / "said.txt"
     command = ["predict", str(run), str(path), "--output", str(tmp_path / "out"), "--device", "cpu", "--threads", "1"]
-    said = ended(start(command, output, partial(leave_little_memory, 200)), None, output, code=1)
+    said = ended(start(command, output, partial(leave_little_memory, 100)), None, output, code=1)
     (line,) = (line for line in said.splitlines() if line.startswith("  big: "))
     assert "memory" in line
     assert "applying transform" not in line

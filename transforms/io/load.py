@@ -43,6 +43,9 @@ FORM_TOLERANCE_VOXELS = 0.5
 """How far sform and qform may lie apart at the far corner, in the smallest voxel edge: a float32 quaternion is rounded
 by less."""
 
+KEPT_TYPES = (np.int8, np.uint8, np.int16)
+"""Voxel types that torch can flip and that are smaller than float32, which holds all their values."""
+
 _OPENERS = {"nifti": open_nifti, "nrrd": open_itk, "metaimage": open_itk, "dicom": open_series}
 
 
@@ -174,7 +177,8 @@ class ValuedLabel(NamedTuple):
 class LoadVolumed(MapTransform):
     """Load the image and the label of a case onto the image's voxel grid.
 
-    `data["image"]` is a path or a sequence of paths, one a channel; it becomes a float32 MetaTensor (C, I, J, K).
+    `data["image"]` is a path or a sequence of paths, one a channel; it becomes a MetaTensor (C, I, J, K): a single
+    channel of one of the `KEPT_TYPES` as it is stored, which takes half the memory or less, others as float32.
     `data["label"]` is the path of a label map, a `ValuedLabel`, or a sequence of (class index, mask path) of which
     later ones win where masks overlap; it becomes an integer MetaTensor (1, I, J, K) of class indices: uint8 up to 255
     classes and int32 above (torch cannot flip or index uint16; at rest it fits uint16). `data["case"]` names the case
@@ -304,13 +308,14 @@ def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_na
         onto_grid(channel.geometry, grid, where=path, role="channel")
         for channel, path in zip(channels, paths, strict=True)
     ]
-    first = _finite_float32(changes[0].apply(channels[0].read()), paths[0], fills[0])
+    voxels = (change.apply(channel.read()) for change, channel in zip(changes, channels, strict=True))
     if len(channels) == 1:
-        return _tensor(first, grid.affine, str(paths[0]), channels[0].modality or "")
-    image = np.empty((len(channels), *grid.shape[:3]), dtype=np.float32)
-    image[0] = first
-    for c in range(1, len(channels)):
-        image[c] = _finite_float32(changes[c].apply(channels[c].read()), paths[c], fills[c])
+        first = next(voxels)
+        image = first if first.dtype in KEPT_TYPES else _finite_float32(first, paths[0], fills[0])
+        return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
+    image = np.empty((len(channels), *grid.shape[2::-1]), dtype=np.float32).transpose(0, 3, 2, 1)  # as in most files
+    for c, array in enumerate(voxels):
+        image[c] = _finite_float32(array, paths[c], fills[c])
     return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
 
 
