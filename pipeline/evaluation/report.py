@@ -170,7 +170,7 @@ def comparison_text(comparison: MetricsComparison, width: int | None = None) -> 
     shown = [row for row in comparison.classes if row.n or row.n_left_out]
     n_tested = sum(row.n > 0 for row in shown)
     with_counts = any(row.n_left_out for row in shown)
-    counts = ("left out", "missed by first", "by second") if with_counts else ()
+    counts = ("left out", "missed by first", "missed by second") if with_counts else ()
     scores = ("first", "second", "difference", "95 % interval", "p", "p (Holm)", "")
     rows = [_difference_row(row, with_counts=with_counts) for row in shown]
     table = in_parts(

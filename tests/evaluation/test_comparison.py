@@ -87,12 +87,14 @@ def test_missed_structures_are_left_out_of_distances_and_counted(two, tmp_path):
     assert rows == [(20, 0, 0, 0), (18, 2, 1, 2), (0, 20, 1, 20)]
     lines = comparison_text(result).splitlines()
     assert "Holm's correction over 2 structures" in lines[1]
-    headings = ["structure", "cases", "subjects", "left", "out", "missed", "by", "first", "by", "second"]
-    assert lines[4].split()[:10] == headings
+    headings = ["structure", "cases", "subjects", "left", "out", "missed", "by", "first", "missed", "by", "second"]
+    assert lines[4].split()[:11] == headings
     assert [line.split()[1:6] for line in lines if line.startswith("organ_1")] == [["18", "18", "2", "1", "2"]]
     assert [line.split() for line in lines if line.startswith("organ_2")] == [["organ_2", "0", "0", "20", "1", "20"]]
     assert "left out: the label holds the structure, and one of the two has no hd95_mm" in comparison_text(result)
     assert "left out" not in comparison_text(compare_metrics(first, second))
+    by_second_alone = comparison_text(compare_metrics(two[0], second, "hd95_mm")).splitlines()[4].split()
+    assert by_second_alone[:9] == ["structure", "cases", "subjects", "left", "out", *"missed by second first".split()]
 
 
 def test_other_cases_labels_or_tolerances_are_refused(two, tmp_path):
