@@ -91,11 +91,14 @@ def _about_scores(document: Mapping[str, Any]) -> str:
     surface = document["settings"].get("surface")
     interval = document["settings"]["interval"]
     few = "" if document["n_subjects"] >= LEAST_SUBJECTS else f"; none below {LEAST_SUBJECTS} subjects"
+    subjects = f" of {counted(document['n_subjects'], 'subject')}"
+    if any(case.get("subject") is None for case in document["cases"]):
+        subjects = ", each taken for a subject of its own"
     notes = [*document["notes"], *(f"{one['case']}: not scored: {one['reason']}" for one in document["refused"])]
     lines = map(text, first_lines(notes, "and {} more", _MOST_NOTES))
     return facts(
         [
-            ("cases", f"{document['n_cases']} of {counted(document['n_subjects'], 'subject')}"),
+            ("cases", f"{document['n_cases']}{subjects}"),
             ("mean Dice over structures", None if mean["dice"] is None else f"{mean['dice']:.4f}"),
             ("predictions", document["predictions"]),
             ("labels", document["labels"]),

@@ -27,6 +27,9 @@ def test_the_table_has_the_numbers_of_the_file(document):
         assert f">{one['dice']['mean']:.4f}</td>" in row
     assert re.search('title="predicted minus reference">difference (ml|µl)</button>', content)
     assert "none below 6 subjects" in content
+    assert "<dd>3, each taken for a subject of its own</dd>" in content
+    known = document | {"cases": [case | {"subject": "p"} for case in document["cases"]], "n_subjects": 1}
+    assert "<dd>3 of 1 subject</dd>" in score_sections(0, Scores("val", known))
 
 
 def cells_of(content, name, heading):
