@@ -17,7 +17,7 @@ from pipeline.datasets.class_table import IGNORE
 from pipeline.datasets.dataset import Label, label_path
 from pipeline.evaluation.case_scores import METRICS, VOLUMES, CaseScores
 from pipeline.evaluation.options import EvaluationError
-from pipeline.evaluation.summary import CONVENTIONS, Evaluation, mean_over_classes, n_missed
+from pipeline.evaluation.summary import CONVENTIONS, Evaluation, mean_over_classes
 from pipeline.files.atomic import make_folder, remove_half_written, write_atomically, write_error
 from pipeline.files.json_files import now, null_for_undefined, read_json
 from pipeline.files.lock import alone
@@ -174,7 +174,8 @@ def _summary(evaluation: Evaluation, absent: Any) -> dict[str, Any]:
         name: {metric: asdict(summary) for metric, summary in summaries.items()} for name, summaries in by_class.items()
     }
     means: dict[str, float] = {metric: mean_over_classes(by_class, metric) for metric in METRICS}
-    return {"mean_over_classes": means | {"n_missed": n_missed(by_class)}, "classes": classes}
+    n_missed = sum(evaluation.n_missed.values())
+    return {"mean_over_classes": means | {"n_missed": n_missed}, "classes": classes}
 
 
 def _totals(evaluation: Evaluation) -> dict[str, dict[str, float | int]]:

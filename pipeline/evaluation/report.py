@@ -12,7 +12,7 @@ from pipeline.console.tables import in_parts
 from pipeline.console.text import aligned, counted, decimals, fitted, number, printable, some_of, volume_unit
 from pipeline.evaluation.case_scores import SURFACE_METRICS, CaseScores
 from pipeline.evaluation.comparison import SIGNIFICANT, ClassDifference, MetricsComparison
-from pipeline.evaluation.summary import Evaluation, mean_over_classes, n_missed
+from pipeline.evaluation.summary import Evaluation, mean_over_classes
 from pipeline.metrics.statistics import LEAST_SUBJECTS, Summary
 
 N_WORST = 10
@@ -34,8 +34,7 @@ def evaluation_text(evaluation: Evaluation, width: int | None = None) -> str:
         per_ml,
         decimals(left_out[name]["volume_difference_ml"].mean * per_ml for name in shown),
     )
-    missed = _missed(evaluation)
-    rows = [_table_row(name, left_out[name], scored[name], missed[name], scales) for name in shown]
+    rows = [_table_row(name, left_out[name], scored[name], evaluation.n_missed[name], scales) for name in shown]
     worst = evaluation.cases[:N_WORST]
     lines = [
         _counted(evaluation),
@@ -70,7 +69,7 @@ def _about_columns(evaluation: Evaluation) -> list[str]:
         'label holds the structure ("left_out" in metrics.json)',
         f"95 % interval: of the mean Dice; whole subjects are drawn, there are none for fewer than {LEAST_SUBJECTS}",
     ]
-    if any(_missed(evaluation).values()):
+    if any(evaluation.n_missed.values()):
         lines.append("cases missed: the structure is in the label and was not found at all; they are in no mean HD95")
     lines.append('Dice, absent scored: a rightly absent structure counts 1, a wrongly predicted one 0 ("scored")')
     return [*(f"- {line}" for line in lines), f"- {_about_surfaces(evaluation)}"]
@@ -96,17 +95,11 @@ def _means(evaluation: Evaluation) -> str:
     means = [f"Dice {mean_over_classes(by_class, 'dice'):.4f}", f"IoU {mean_over_classes(by_class, 'iou'):.4f}"]
     if evaluation.options.surface is not None:
         means.append(f"surface Dice {mean_over_classes(by_class, 'surface_dice'):.4f}")
-        missed = n_missed(by_class)
+        missed = sum(evaluation.n_missed.values())
         without = f" without {missed} missed" if missed else ""
         distance = mean_over_classes(by_class, "hd95_mm")
         means.append(f"HD95 {distance:.{decimals([distance])}f} mm{without}")
     return f"Mean over structures: {', '.join(means)}"
-
-
-def _missed(evaluation: Evaluation) -> dict[str, int]:
-    """How many cases each structure is missed in, as their voxels say: HD95 is not measured in every case."""
-    n_missed = sum((case.reference_ml > 0) & (case.prediction_ml == 0) for case in evaluation.cases)
-    return dict(zip(evaluation.class_names, np.asarray(n_missed).tolist(), strict=True))
 
 
 def _table_row(

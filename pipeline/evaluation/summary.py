@@ -71,6 +71,15 @@ class Evaluation:
         return all(case.pair.subject is not None for case in self.cases)
 
     @cached_property
+    def n_missed(self) -> Mapping[str, int]:
+        """By structure, the cases whose label holds it and whose prediction has none of it: they are in no mean HD95.
+
+        Their voxels are counted: HD95 is not measured in every case.
+        """
+        missed = np.stack([(case.reference_ml > 0) & (case.prediction_ml == 0) for case in self.cases]).sum(0)
+        return dict(zip(self.class_names[1:], missed[1:].tolist(), strict=True))
+
+    @cached_property
     def summaries(self) -> Mapping[Absent, ClassSummaries]:
         """Each metric of each structure over the cases, under both conventions for structures that a label lacks."""
         return {absent: self._summaries(absent) for absent in CONVENTIONS}
@@ -95,8 +104,3 @@ def mean_over_classes(by_class: ClassSummaries, metric: str) -> float:
     means = [summaries[metric].mean for summaries in by_class.values()]
     known = [mean for mean in means if not math.isnan(mean)]
     return float(np.mean(known)) if known else math.nan
-
-
-def n_missed(by_class: ClassSummaries) -> int:
-    """Count the structures, over all cases, whose HD95 is infinite: they are in no mean of HD95."""
-    return sum(summaries["hd95_mm"].n_infinite for summaries in by_class.values())

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.evaluate import evaluate
-from pipeline.evaluation.metrics_file import write_files
+from pipeline.evaluation.metrics_file import to_document, write_files
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.report import evaluation_text
 from tests.support.evaluation import blobs, save, three_cases, write_names
@@ -106,8 +106,11 @@ def test_a_missed_structure_is_counted_where_no_distance_is_measured(folders):
     save(missed, folders / "predictions" / "a.nii.gz", sheared)
     save(blobs(1), folders / "labels" / "a.nii.gz", sheared)
     for surface in ("voxels", None):
-        text = evaluation_text(evaluate(folders / "predictions", folders / "labels", ScoringOptions(surface=surface)))
-        assert columns_of(text)["cases missed"] == {"liver": "", "spleen": "1", "left": "", "right": ""}
+        result = evaluate(folders / "predictions", folders / "labels", ScoringOptions(surface=surface))
+        counted = columns_of(evaluation_text(result))["cases missed"]
+        assert counted == {"liver": "", "spleen": "1", "left": "", "right": ""}
+        summary = to_document(result)["summary"]
+        assert [summary[absent]["mean_over_classes"]["n_missed"] for absent in ("left_out", "scored")] == [1, 1]
 
 
 def test_a_name_from_a_file_cannot_steer_the_terminal(folders):

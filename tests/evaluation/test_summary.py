@@ -12,7 +12,7 @@ from pipeline.evaluation.case_scores import METRICS
 from pipeline.evaluation.comparison import compare_metrics
 from pipeline.evaluation.metrics_file import write_files
 from pipeline.evaluation.report import evaluation_text
-from pipeline.evaluation.summary import mean_over_classes, n_missed
+from pipeline.evaluation.summary import mean_over_classes
 from tests.support.evaluation import TABLE, blobs, save, three_cases
 
 
@@ -78,8 +78,10 @@ def test_missed_structures_are_counted_beside_the_mean_that_leaves_them_out(fold
     missed = blobs(1)
     missed[missed == 2] = 0
     save(missed, folders / "predictions" / "a.nii.gz")
-    by_class = evaluate(folders / "predictions", folders / "labels").summaries["left_out"]
-    assert n_missed(by_class) == by_class["spleen"]["hd95_mm"].n_infinite == 1
+    result = evaluate(folders / "predictions", folders / "labels")
+    by_class = result.summaries["left_out"]
+    assert result.n_missed == {"liver": 0, "spleen": 1, "left": 0, "right": 0}
+    assert by_class["spleen"]["hd95_mm"].n_infinite == 1
     means = [by_class[name]["hd95_mm"].mean for name in TABLE.names[1:]]
     assert mean_over_classes(by_class, "hd95_mm") == pytest.approx(np.mean(means))
 
