@@ -19,16 +19,17 @@ from pipeline.config.settings import Config, ConfigError, DataConfig
 from pipeline.console.progress import Progress, one_step
 from pipeline.console.tables import in_parts
 from pipeline.console.text import aligned, counted, fitted, four_digits, gigabytes, printable, some_of, volume_unit
-from pipeline.datasets.dataset import Dataset
+from pipeline.datasets.dataset import Dataset, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.data_settings import as_flags
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
 from pipeline.planning.network_shape import Triple, triple
+from pipeline.runs.seen_cases import seen_before
 from pipeline.training.cost import Estimate, estimate_training, measure_step
 from pipeline.training.first_training import FirstTraining, suggest_training
 from pipeline.training.network import check_settings, network_of_settings, refuse_network
-from pipeline.training.start_from import plan_start, seen_before, take_over, treatment
+from pipeline.training.start_from import plan_start, take_over, treatment
 from pipeline.training.start_source import Source, read_source, refuse_other_network
 from transforms.resize import align_to_spacing
 
@@ -108,7 +109,7 @@ def check(
     start = _start(config, dataset, trust=trust)
     cases = check_cases(dataset.cases, dataset, fill_nan=config.data.fill_nan, workers=workers, progress=progress)
     screened = assess(config, dataset, cases, kept=start.intensity)
-    seen = start.seen(screened.split.val) if screened.split else ()
+    seen = start.seen(screened.split) if screened.split else ()
     findings = (*listing_findings, *screened.findings, *start.findings, *seen)
     n_good = len({case.case for case in cases} - {finding.case for finding in errors(findings)})
     fingerprint = take_fingerprint(
@@ -135,14 +136,16 @@ class _Start:
     intensity: IntensityChoice | None = None
     source: Source | None = None
 
-    def seen(self, cases: Sequence[str]) -> tuple[Finding, ...]:
-        """Warn of validation cases that the weights were trained on."""
-        found = seen_before(self.source, cases) if self.source is not None else ""
-        if self.source is None or not found:
+    def seen(self, split: Split) -> tuple[Finding, ...]:
+        """Warn of validation and test cases that the weights were trained on."""
+        if self.source is None:
             return ()
-        expected = "cases to validate with that the weights were not trained on"
-        remedy = "keep its seed and split, or validate with others"
-        return (Finding("warning", "start_from", "", str(self.source.path), expected, found, remedy),)
+        name, trained_on, path = self.source.name, self.source.trained_on, str(self.source.path)
+        parts = ("validation", split.val), ("test", split.test)
+        found = (seen_before(name, trained_on, cases, part) for part, cases in parts)
+        expected = "cases to validate and to test with that the weights were not trained on"
+        remedy = "keep its seed and split, or take others"
+        return tuple(Finding("warning", "start_from", "", path, expected, one, remedy) for one in found if one)
 
 
 def _start(config: Config, dataset: Dataset, *, trust: bool) -> _Start:

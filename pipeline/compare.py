@@ -26,6 +26,7 @@ from pipeline.console.text import (
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.runs.run_folder import RunFolder, distinct_names, folders_in, is_run_folder, list_runs
+from pipeline.runs.seen_cases import seen_at_start
 from pipeline.runs.setting_differences import SELDOM_COMPARED, differing_settings, flat_settings
 from pipeline.runs.stored_scores import ALSO_INCOMPLETE, ALSO_LEFT_OUT, StoredScores, scores_of
 from pipeline.runs.study import StudyFolder, is_study_folder
@@ -74,6 +75,8 @@ class Comparison:
     """One line for each evaluation whose scores are not, or may not be, those of a run's present weights."""
     incomplete: tuple[str, ...] = ()
     """One line for each evaluation whose scores are of some of its cases alone."""
+    seen: tuple[str, ...] = ()
+    """One line for each run whose validation or test cases the weights that it began with were trained on."""
 
 
 def compare(paths: Sequence[str | Path]) -> Comparison:
@@ -81,7 +84,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
 
     A cross-validation is a row of its own: the mean of its folds' best val mIoU, its epochs and time in all. A run that
     cannot be read is named in `skipped`, an evaluation of weights that were replaced since in `left_out`, one of some
-    of its cases alone in `incomplete`.
+    of its cases alone in `incomplete`, one whose first weights had seen the cases that it is scored on in `seen`.
 
     Raises:
         FileError: a path without a run, or no run that can be read.
@@ -91,6 +94,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     skipped: list[str] = []
     left_out: list[str] = []
     incomplete: list[str] = []
+    seen: list[str] = []
     if not paths:
         raise FileError("expected run folders to compare, found none; name one")
     folders = _list(paths, skipped)
@@ -106,6 +110,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         rows.append(row | scores)
         left_out += lines
         incomplete += lines_of_incomplete
+        seen += [f"{name}: {line}" for line in _seen_at_start(folder)]
         configs.append(config)
     if not rows:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
@@ -123,6 +128,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         skipped=tuple(skipped),
         left_out=tuple(left_out),
         incomplete=tuple(incomplete),
+        seen=tuple(seen),
     )
 
 
@@ -162,6 +168,20 @@ def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | Non
     return means, left_out, incomplete
 
 
+def _seen_at_start(folder: RunFolder | StudyFolder) -> list[str]:
+    """Name the validation and test cases that the weights with which a training began were trained on, a line each."""
+    configs = [run.read_config() for run in _runs_of(folder)]
+    return list(filter(None, (seen_at_start(configs, "val"), seen_at_start(configs, "test"))))
+
+
+def _runs_of(folder: RunFolder | StudyFolder) -> list[RunFolder]:
+    """The run, or the folds of a cross-validation that were begun."""
+    if isinstance(folder, RunFolder):
+        return [folder]
+    record = folder.read_record()
+    return [run for run in (folder.run_of(record, number) for number in record.folds) if run.config.exists()]
+
+
 def _mean_dice(scores: StoredScores) -> float | None:
     """The mean over structures; None where it is undefined."""
     try:
@@ -194,7 +214,7 @@ def _list(paths: Sequence[str | Path], skipped: list[str]) -> list[RunFolder | S
 def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of a cross-validation without scores, its time in seconds, and the settings in which its folds agree."""
     record = study.read_record()
-    begun = [run for run in (study.run_of(record, number) for number in record.folds) if run.config.exists()]
+    begun = _runs_of(study)
     if not begun:
         raise FileError(f"{study.path}: expected a fold that was begun, found none; run bodyseg cross-validate")
     read = [_read_row(name, run) for run in begun]
@@ -230,10 +250,10 @@ def _best_first(row: Mapping[str, Any]) -> tuple[bool, float, str]:
 
 
 def to_json(comparison: Comparison) -> str:
-    """Write the comparison as a JSON object with runs, settings, skipped, left_out and incomplete."""
+    """Write the comparison as a JSON object with runs, settings, skipped, left_out, incomplete and seen."""
     document = {"runs": comparison.rows, "settings": comparison.settings}
     document |= {"skipped": comparison.skipped, "left_out": comparison.left_out}
-    document["incomplete"] = comparison.incomplete
+    document |= {"incomplete": comparison.incomplete, "seen": comparison.seen}
     return json.dumps(null_for_undefined(document), indent=2, allow_nan=False)
 
 
@@ -270,6 +290,7 @@ def to_text(comparison: Comparison, width: int | None = None, *, all_settings: b
     if width is not None and max(map(len, parts[0].split("\n"))) > width:
         parts = _narrow_tables(comparison, headings, settings, width)
     notes = [f"skipped: {printable(line)}" for line in comparison.skipped]
+    notes += map(printable, first_lines(comparison.seen, "and {} more lines on cases that were seen before"))
     notes += map(printable, first_lines(comparison.incomplete, ALSO_INCOMPLETE))
     notes += map(printable, first_lines(comparison.left_out, ALSO_LEFT_OUT))
     if len(settings) < len(is_shown):

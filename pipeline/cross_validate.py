@@ -31,13 +31,14 @@ from pipeline.evaluation.summary import Evaluation
 from pipeline.files.atomic import FileError, make_folder, write_error
 from pipeline.files.lock import alone, is_locked, lock_holder, take_lock
 from pipeline.runs.run_folder import RunFolder, run_name
+from pipeline.runs.seen_cases import seen_before
 from pipeline.runs.setting_differences import changed_settings, who_augmented
 from pipeline.runs.stored_scores import scores_of_study
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder
 from pipeline.train import train
 from pipeline.training.resume import MAY_CHANGE_ON_RESUME, changes_since
 from pipeline.training.signals import StopRequest
-from pipeline.training.start_from import keep_scaling, seen_before
+from pipeline.training.start_from import keep_scaling
 from pipeline.training.start_source import read_source
 
 log = logging.getLogger(__name__)
@@ -266,11 +267,12 @@ def _about_start(config: Config, folds: Folds) -> tuple[str, ...]:
     if config.training.start_from is None:
         return ()
     source = read_source(config.training.start_from)
-    warning = seen_before(source, [case for split in folds.splits.values() for case in split.val])
+    cases = [case for split in folds.splits.values() for case in split.val]
+    warning = seen_before(source.name, source.trained_on, cases)
     known = (
         "which cases these were trained on is not known" if not source.trained_on else "of other cases by their names"
     )
-    return (warning or f"all networks began with the weights of {source.name}, {known}",)
+    return (f"Warning: {warning}" if warning else f"all networks began with the weights of {source.name}, {known}",)
 
 
 def _refuse_cases_scored_twice(folds: Folds) -> None:

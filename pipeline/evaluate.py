@@ -32,6 +32,7 @@ from pipeline.inference.inputs import InputCase
 from pipeline.inference.model import Model, load_models
 from pipeline.inference.passes import InferenceOptions
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.seen_cases import seen_at_start
 from pipeline.runs.stored_scores import TrainedWeights
 from pipeline.runs.study import StudyFolder, StudyRecord, is_study_folder, runs_at
 from pipeline.writers.outputs import OutputOptions
@@ -133,7 +134,9 @@ def evaluate_run(
     matching = _matching_of_run(dataset, cases, outputs, failed)
     sources = str(RunFolder.at(run).path), f"{split} cases of {dataset.root}"
     evaluation = _scored(matching, options, sources, progress, case_progress)
-    return replace(evaluation, notes=(*_ABOUT_SPLIT[split], *evaluation.notes), networks=_weights_of(models))
+    seen = "" if split == "train" else seen_at_start([RunFolder.at(one).read_config() for one in runs], split)
+    notes = (*_ABOUT_SPLIT[split], *([seen] if seen else []), *evaluation.notes)
+    return replace(evaluation, notes=notes, networks=_weights_of(models))
 
 
 def evaluate_study(

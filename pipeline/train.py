@@ -35,6 +35,7 @@ from pipeline.runs.console_log import ConsoleLog
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
+from pipeline.runs.seen_cases import seen_before
 from pipeline.runs.study import is_study_folder
 from pipeline.training.build import build_module
 from pipeline.training.checkpoint import CheckpointDescription
@@ -61,7 +62,7 @@ from pipeline.training.resume import (
 )
 from pipeline.training.run_record import absent_classes, run_document, weight_stats
 from pipeline.training.signals import StopRequest
-from pipeline.training.start_from import Start, keep_scaling, plan_start, seen_before, take_over, treatment
+from pipeline.training.start_from import Start, keep_scaling, plan_start, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
 from pipeline.training.tracked_run import TrackedRun
 from pipeline.training.trackers import Trackers, refuse_missing
@@ -408,8 +409,9 @@ def _take_over(
         document = started.document
         for line in started.lines:
             say(line)
-        if warning := seen_before(start.source, prepared.split.val):
-            say(warning)
+        for part, cases in (("validation", prepared.split.val), ("test", prepared.split.test)):
+            if warning := seen_before(start.source.name, start.source.trained_on, cases, part):
+                say(f"Warning: {warning}")
     if document is not None:
         module.taken = treatment(document, module.network, config, in_channels=prepared.in_channels)
     return document

@@ -284,6 +284,20 @@ def test_scores_of_weights_that_were_replaced_are_left_out_in_every_form(tmp_pat
     assert capsys.readouterr().err == f"bodyseg: warning: {line}\n"
 
 
+def test_a_run_that_began_with_weights_that_had_seen_its_cases_says_so_in_every_form(tmp_path, capsys):
+    split = {"hash": "ab", "train": ["a"], "val": ["b"], "test": ["c"]}
+    run = a_run(tmp_path, "tuned", data__split=split, training__started_from={"run": "old", "trained_on": ["b", "c"]})
+    lines = compare([run.path]).seen
+    assert [line.partition(" cases")[0] for line in lines] == ["tuned: 1 of 1 validation", "tuned: 1 of 1 test"]
+    outputs = {}
+    for flag in ("--json", "--csv", "--all"):
+        assert main(["compare", str(run.path), flag]) == 0
+        outputs[flag] = capsys.readouterr()
+    assert json.loads(outputs["--json"].out)["seen"] == list(lines)
+    assert outputs["--csv"].err.splitlines() == [f"bodyseg: warning: {line}" for line in lines]
+    assert all(line in outputs["--all"].out for line in lines)
+
+
 def test_a_mean_of_some_of_the_cases_says_so_in_every_form(tmp_path, capsys):
     run = a_run(tmp_path / "logs", "a")
     scored(run, 0.75, n_cases=2, refused=[{"case": "x", "reason": "y"}], labels_without_prediction=["z"])

@@ -232,6 +232,11 @@ def test_scores_of_cases_that_chose_or_trained_the_network_say_so(run_folder, ca
     assert "was trained on these same cases" in trained
     assert "decided by val_mIoU on these same cases, so that scores on further scans may be somewhat lower" in chosen
     assert said["test"] == []
+    config["training"]["started_from"] = {"run": "old", "trained_on": ["case_1", "case_2"]}
+    run_folder.write_config(config)
+    for split, part in (("val", "validation"), ("test", "test")):
+        seen = evaluate_run(run_folder.path, split, ScoringOptions(surface=None)).notes[-1]
+        assert seen.startswith(f"1 of 1 {part} cases bear names of cases that old was trained on (case_")
     assert [case.case for case in evaluate_run(run_folder.path).cases] == ["case_2"]  # held out
 
 

@@ -25,6 +25,6 @@ def run(arguments: list[str]) -> int:
     table = compare(given.paths)
     print(to_json(table) if given.json else to_csv(table) if given.csv else to_text(table, all_settings=given.all))
     if given.csv:  # the table has no place for them
-        for line in (*table.skipped, *table.incomplete, *table.left_out):
+        for line in (*table.skipped, *table.seen, *table.incomplete, *table.left_out):
             warn(line)
     return 0

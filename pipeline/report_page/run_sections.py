@@ -13,6 +13,7 @@ from pipeline.report_page.charts import RUN_COLOURS, Line, curves
 from pipeline.report_page.data_sections import data_section, split_sizes
 from pipeline.report_page.markup import Facts, legend, section, side_by_side, text
 from pipeline.runs.history import TrainingLog
+from pipeline.runs.seen_cases import seen_at_start
 from pipeline.runs.setting_differences import differing_settings, flat_settings
 from pipeline.runs.time_stamps import in_hours, training_time
 
@@ -71,9 +72,20 @@ def _ending(run: RunFacts) -> Facts:
         ("best validation mIoU", None if best is None else f"{best:.4f} after epoch {run.log.best_epoch} (from 0)"),
         ("epochs", f"{len(run.log)} of {training.get('max_epochs')}"),
         ("trained on", f"{_roots(run)} ({sizes})" if sizes else None),
+        *_beginning(run),
         ("structures", max(0, len(model.get("class_names", [])) - 1) or None),
         ("network", _network(model)),
         ("parameters", f"{parameters:,}" if isinstance(parameters, int) else None),
+    ]
+
+
+def _beginning(run: RunFacts) -> Facts:
+    """The weights with which it began, and which of its cases these were trained on."""
+    started = run.config["training"].get("started_from")
+    seen = seen_at_start([run.config], "val"), seen_at_start([run.config], "test")
+    return [
+        ("began with the weights of", started.get("run") if isinstance(started, dict) else None),
+        ("seen before", "; ".join(filter(None, seen))),
     ]
 
 

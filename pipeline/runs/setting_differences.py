@@ -23,6 +23,7 @@ NOT_COMPARED = (
     "model.base_channels",
     "model.total_parameters",
     "model.network_settings",
+    "training.started_from.trained_on",
 )
 """Beginnings of the keys that name the run, were found out by it, or have a column or hash of their own."""
 

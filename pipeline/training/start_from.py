@@ -207,6 +207,7 @@ def take_over(start: Start, network: nn.Module, config: Config) -> Started:
         "run": source.name,
         "checkpoint": str(source.path),
         "sha256": source.sha256,
+        "trained_on": sorted(source.trained_on),
         "kept": source.kept,
         "changed": changed,
         "classes": start.classes.to_document(),
@@ -296,16 +297,4 @@ def treatment(document: Mapping[str, Any], network: Any, config: Config, *, in_c
         frozen=tuple(frozen),
         frozen_norms=tuple(norms),
         freeze_epochs=training.freeze_epochs,
-    )
-
-
-def seen_before(source: Source, cases: Sequence[str]) -> str:
-    """Warn of validation cases with names of cases that the weights were trained on; "" where there are none."""
-    seen = [case for case in cases if case in source.trained_on]
-    if not seen:
-        return ""
-    return (
-        f"Warning: {len(seen)} of {len(cases)} validation cases bear names of cases that {source.name} was trained on "
-        f"({some_of(seen, 3)}): if they are the same scans, their scores are too good; keep its seed and split, or "
-        "validate with others"
     )

@@ -63,7 +63,7 @@ class Source:
     score: str
     """Epoch and score in words; "" where the file does not say."""
     trained_on: frozenset[str]
-    """Cases that it was trained on; empty where they are not known."""
+    """Cases that it was trained on, and before it the weights that it began with; empty where they are not known."""
 
     @property
     def kept(self) -> Kept:
@@ -148,11 +148,12 @@ def _argument(network: Mapping[str, Any], names: Sequence[str], default: int | N
 
 
 def _cases_of(checkpoint: Path) -> frozenset[str]:
-    """The training cases that the run folder of a best_model.ckpt names."""
+    """The training cases that the run folder of a best_model.ckpt names, those of the weights it began with too."""
     try:
-        split = read_json(checkpoint.parent.parent / "training_config.json")["data"]["split"]
-        return frozenset(str(case) for case in split["train"])
-    except (FileError, OSError, KeyError, TypeError):  # a checkpoint alone, or of an earlier version
+        config = read_json(checkpoint.parent.parent / "training_config.json")
+        before = config.get("training", {}).get("started_from") or {}
+        return frozenset(map(str, [*config["data"]["split"]["train"], *before.get("trained_on", ())]))
+    except (FileError, OSError, AttributeError, KeyError, TypeError):  # a checkpoint alone, or of an earlier version
         return frozenset()
 
 

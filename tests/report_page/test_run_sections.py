@@ -67,6 +67,17 @@ def test_the_time_in_training_is_that_of_the_epochs_where_the_run_says_it_and_no
     assert "ended" not in words
 
 
+def test_what_a_run_began_with_and_which_of_its_cases_had_been_seen_stand_beside_its_score():
+    split = {"train": ["a"], "val": ["b", "c"], "test": ["d"]}
+    started = {"run": "old", "trained_on": ["b", "d"]}
+    words = said(run("tuned", **{"training.started_from": started, "data.split": split}))
+    assert after(words, "began with the weights of") == "old"
+    seen = after(words, "seen before")
+    assert seen.startswith("1 of 2 validation cases bear names of cases that old was trained on (b): ")
+    assert "; 1 of 1 test cases bear names of cases that old was trained on (d): " in seen
+    assert not {"began with the weights of", "seen before"} & set(said(run("first")))
+
+
 def test_of_several_runs_the_settings_that_differ_are_listed():
     words = said(run("first"), run("second", **{"training.lr": 0.5}))
     assert "What differs between the runs" in words

@@ -24,8 +24,7 @@ from pipeline.config.settings import (
 )
 from pipeline.files.atomic import FileError
 from pipeline.train import train as run_training
-from pipeline.training.start_from import match_channels, match_classes, seen_before, treatment
-from pipeline.training.start_source import Source
+from pipeline.training.start_from import match_channels, match_classes, treatment
 from tests.support import tiny_module
 from tests.support.tiny_module import SIZE, loader, module
 from tests.support.tiny_training import (
@@ -87,12 +86,6 @@ def test_channels_are_matched_by_name_and_one_stands_for_one():
     assert (match.sources, match.lost) == ((1, None), ("FLAIR",))
     assert match_channels(["T1"], ["CT"], 1).sources == (0,)
     assert match_channels(["image", "image1"], ["T1", "T2"], 2).by_position
-
-
-def test_the_validation_must_not_be_what_was_trained_on():
-    source = Source(None, "", "old", {}, None, None, None, None, "", frozenset({"a", "b"}))
-    assert "1 of 2 validation cases bear names of cases that old was trained on (b)" in seen_before(source, ["b", "c"])
-    assert seen_before(source, ["c"]) == ""
 
 
 # How what was taken over learns --------------------------------------------------------------------------------------
@@ -217,6 +210,8 @@ def test_a_finished_run_is_continued_by_the_flags_that_resume_names(work):
     record = strict_json(run / "training_config.json")["training"]["started_from"]
     assert (record["weights_in_part"], record["weights_initialised"], record["changed"]) == ([], [], {})
     assert record["classes"]["liver"] == "liver"
+    split = strict_json(work / "logs" / WHOLE / "training_config.json")["data"]["split"]
+    assert record["trained_on"] == sorted(split["train"])
 
 
 def test_settings_made_in_python_keep_the_window_of_the_old_run_where_they_say_auto(work, monkeypatch):

@@ -43,7 +43,8 @@ def old():
 
 def test_a_run_folder_and_its_checkpoint_say_the_same_and_which_cases_were_trained_on(tmp_path, old):
     run = run_of(tmp_path / "run", old)
-    (run / "training_config.json").write_text(json.dumps({"data": {"split": {"train": ["a", "b"], "val": ["c"]}}}))
+    config = {"data": {"split": {"train": ["b"], "val": ["c"]}}, "training": {"started_from": {"trained_on": ["a"]}}}
+    (run / "training_config.json").write_text(json.dumps(config))
     for start_from in (run, run / "checkpoints" / "best_model.ckpt"):
         source = read_source(start_from)
         assert (source.name, source.score, source.trained_on) == ("old", "epoch 3, val mIoU 0.5000", {"a", "b"})
