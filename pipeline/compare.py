@@ -299,6 +299,9 @@ def to_text(comparison: Comparison, width: int | None = None, *, all_settings: b
         notes.insert(0, f"{settings_in_words} differ{'s' if len(left_out) == 1 else ''}: --all shows everything")
     if "data.split.hash" in comparison.settings:
         notes.insert(0, "the runs divided the cases in different ways: their scores are not of the same scans")
+    listed = (row.get("model.class_names") for row in comparison.rows)
+    if len({frozenset(map(str, names[1:])) for names in listed if isinstance(names, list)}) > 1:
+        notes.insert(0, "the runs segment different structures: their scores are means over different ones")
     return "\n\n".join([*parts, *(fitted(note, width) for note in notes)])
 
 

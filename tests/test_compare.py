@@ -298,6 +298,14 @@ def test_a_run_that_began_with_weights_that_had_seen_its_cases_says_so_in_every_
     assert all(line in outputs["--all"].out for line in lines)
 
 
+def test_means_over_different_structures_are_told_from_the_same_ones_in_another_order(tmp_path):
+    for name, structures in (("a", ["liver", "spleen"]), ("b", ["spleen", "liver"]), ("c", ["liver", "heart"])):
+        a_run(tmp_path, name, model__class_names=["background", *structures])
+    said = "the runs segment different structures: their scores are means over different ones"
+    assert said in to_text(compare([tmp_path]))
+    assert said not in to_text(compare([tmp_path / "a", tmp_path / "b"]))
+
+
 def test_a_mean_of_some_of_the_cases_says_so_in_every_form(tmp_path, capsys):
     run = a_run(tmp_path / "logs", "a")
     scored(run, 0.75, n_cases=2, refused=[{"case": "x", "reason": "y"}], labels_without_prediction=["z"])
