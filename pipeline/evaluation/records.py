@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from networks.sliding_window import STEP
 from pipeline.console.text import first_lines, some_of
 from pipeline.datasets.class_table import ClassTable, parse_table
 from pipeline.evaluation.options import EvaluationError, Kind
@@ -23,8 +25,8 @@ class PredictionRecord:
     """Value and name of each class, in the order of its masks."""
     masks: tuple[str, ...]
     """File names of its masks, without suffix: one for each class but the background, or none."""
-    networks: tuple[str, ...]
-    """Names of the runs."""
+    networks: str
+    """Names of the runs, and the settings that are not the usual ones; "" where nothing says them."""
     made_by: str
     """Equal for results of the same weights and settings; "" where nothing says of which."""
 
@@ -56,14 +58,34 @@ def _read_record(path: Path) -> PredictionRecord | None:
     files, made_by = document.get("files"), document.get("made_by")
     paths = [PurePosixPath(str(name)) for name in (files if isinstance(files, list) else [])]
     masks = (file.name.removesuffix(".nii.gz") for file in paths if file.parts[:-1] == (path.stem, "segmentations"))
-    runs = made_by.get("runs") if isinstance(made_by, dict) else None
+    made_by = made_by if isinstance(made_by, dict) else {}
+    runs, settings = made_by.get("runs"), made_by.get("settings")
+    names = [str(run.get("name")) for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+    words = _settings_in_words(settings, [name for _, name in classes]) if isinstance(settings, dict) else []
     return PredictionRecord(
         path,
         classes,
         tuple(masks),
-        tuple(str(run.get("name")) for run in runs if isinstance(run, dict)) if isinstance(runs, list) else (),
-        json.dumps([runs, made_by.get("settings")], sort_keys=True) if isinstance(made_by, dict) else "",
+        ", ".join([" + ".join(names) or "a network without name", *words]) if made_by else "",
+        json.dumps([runs, settings], sort_keys=True) if made_by else "",
     )
+
+
+def _settings_in_words(settings: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """How a network was applied, and what was done with its result, where that is not the usual."""
+    passes, largest = settings.get("passes"), settings.get("keep_largest")
+    passes = passes if isinstance(passes, dict) else {}
+    window = passes["roi"] if isinstance(passes.get("roi"), list) else []
+    kept = [name for c, name in enumerate(names) if isinstance(largest, list) and c in largest]
+    found = {
+        f"mirrored along {passes.get('mirrored')}": passes.get("mirrored"),
+        f"in windows of {'×'.join(map(str, window))} voxels": window,
+        f"windows {passes.get('step')} of their size apart": passes.get("step", STEP) != STEP,
+        f"in precision {passes.get('precision')}": passes.get("precision", "auto") != "auto",
+        f"only the largest piece of {some_of(kept)}": kept,
+        f"without pieces below {settings.get('min_volume_ml')} ml": settings.get("min_volume_ml"),
+    }
+    return [words for words, is_said in found.items() if is_said]
 
 
 def table_of_records(records: Sequence[PredictionRecord]) -> ClassTable | None:
@@ -85,14 +107,14 @@ def table_of_records(records: Sequence[PredictionRecord]) -> ClassTable | None:
 
 
 def notes_on_networks(records: Iterable[PredictionRecord], kind: Kind) -> tuple[str, ...]:
-    """Say which networks made the results, where there were several: the scores are averaged over all of them."""
+    """Say which networks made the results, and how; where there were several, the scores are averaged over all."""
     cases: dict[str, list[str]] = defaultdict(list)
     runs: dict[str, str] = {}
     for record in records:
         cases[record.made_by].append(record.path.stem)
-        runs[record.made_by] = " + ".join(record.networks) or "a network without name"
+        runs[record.made_by] = record.networks
     if len(cases) < 2:
-        return ()
+        return tuple(f"the {kind}s were made by {run}" for run in runs.values() if run)
     lines = [f"the {kind}s of {some_of(cases[key], 3)} were made by {run}" for key, run in runs.items()]
     warning = f"the {kind}s were made by {len(cases)} different networks or settings, and are scored as if by one"
     return (warning, *first_lines(lines, f"and {kind}s of {{}} more networks or settings", most=5))

@@ -28,7 +28,10 @@ def test_masks_are_of_the_classes_that_their_record_says_whatever_their_files_ar
     write_names(tmp_path / "truth", {name: value for value, name in enumerate(ALIKE)})
     for path in ("masks", "masks/a", "masks/a/segmentations"):
         result = evaluate(tmp_path / path, tmp_path / "truth" / "maps")
-        assert (result.class_names, result.notes) == (tuple(ALIKE), ())
+        assert (result.class_names, result.notes) == (
+            tuple(ALIKE),
+            ("the predictions were made by run0, in precision 32",),
+        )
         assert np.array_equal(result.cases[0].prediction_ml, result.cases[0].reference_ml)
         assert result.cases[0].mean_dice == 1
     # Earlier versions gave the files other names, and their records say which.
@@ -71,7 +74,7 @@ def test_results_of_two_networks_in_one_folder_are_noted(tmp_path):
     names = {0: "background", 1: "liver", 2: "spleen", 3: "left", 4: "right"}
     for case in "abc":
         write_record(folders / "predictions", case, names)
-    assert evaluate(folders / "predictions", folders / "labels").notes == ()
+    assert evaluate(folders / "predictions", folders / "labels").notes == ("the predictions were made by run0",)
     write_record(folders / "predictions", "c", names, run="run1")
     result = evaluate(folders / "predictions", folders / "labels")
     wanted = (
@@ -81,6 +84,21 @@ def test_results_of_two_networks_in_one_folder_are_noted(tmp_path):
     )
     assert (result.notes, tuple(to_document(result)["notes"])) == (wanted, wanted)
     assert all(line in evaluation_text(result) for line in wanted)
+
+
+def test_scores_say_how_the_predictions_were_made(tmp_path):
+    source, out = scan(tmp_path / "in" / "a.nii.gz"), tmp_path / "out"
+    runs = [checkpoint(tmp_path / f"{seed}.ckpt", seed) for seed in (3, 4)]
+    unusual = {"tta": "xz", "roi": (16, 12, 16), "step": 0.8, "keep_largest": ("liver",), "min_volume_ml": 0.1}
+    said = []
+    for how in ({"precision": "auto"}, unusual):
+        predicted(runs, [source], out, overwrite=True, **how)
+        said.append(evaluate(out / "a.nii.gz", out / "a.nii.gz").notes[0])
+    assert said == [
+        "the predictions were made by run3 + run4",
+        "the predictions were made by run3 + run4, mirrored along xz, in windows of 16×12×16 voxels, windows 0.8 of "
+        "their size apart, in precision 32, only the largest piece of liver, without pieces below 0.1 ml",
+    ]
 
 
 def test_a_record_without_classes_is_passed_over_and_one_with_strange_ones_refused(tmp_path):
