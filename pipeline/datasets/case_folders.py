@@ -10,19 +10,12 @@ from pathlib import Path
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
+from pipeline.datasets.file_names import LABEL_WORD, MASK_WORD, words_of
 from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file
 from transforms.io.load import volume_stem
 
 _LABEL = re.compile(r"seg|segmentation|label|labels|labelmap|mask|gt|truth", re.IGNORECASE)
 """What the label map of a case folder is called, without the case's own name in front."""
-
-_LABEL_WORD = re.compile(
-    r"\w*seg(m|mentation)?s?|labels?|labelmaps?|annotations?|ground|groundtruth|gts?", re.IGNORECASE
-)
-"""Words of the names of other segmentations beside it: a second rater's, or one that was merged of several."""
-
-_MASK_WORD = re.compile(r"\w*masks?|roi", re.IGNORECASE)
-"""Words of the names of images that are masks: input channels as a rule (of the brain, of the prostate)."""
 
 
 def read_folders(request: Request) -> Listing:
@@ -69,7 +62,7 @@ def read_folders(request: Request) -> Listing:
     problems: list[DatasetError] = []
     rows = collect(row, cases, problems)
     classes = None if request.images_only else request.classes(find_table(request.root))
-    masks = [name for name in channel_names if _has_word(name, _MASK_WORD)]
+    masks = [name for name in channel_names if any(map(MASK_WORD.fullmatch, words_of(name)))]
     warnings = [_mask_among_channels(masks, request.root)] if masks and not request.images_only else []
     return Listing(tuple(rows), classes, tuple(channel_names) or ("image",), tuple(problems), tuple(warnings))
 
@@ -90,13 +83,7 @@ def _channels_of_most(cases: Iterable[Iterable[str]]) -> list[str]:
 
 def _is_segmentation(name: str) -> bool:
     """Say whether a file is the label map of its case, or another segmentation, by its name."""
-    return _LABEL.fullmatch(name) is not None or _has_word(name, _LABEL_WORD)
-
-
-def _has_word(name: str, word: re.Pattern[str]) -> bool:
-    """Say whether a name holds such a word, cut at what is not a letter and before capitals: T1_seg2, LesionSeg."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return any(word.fullmatch(part) for part in words)
+    return _LABEL.fullmatch(name) is not None or any(map(LABEL_WORD.fullmatch, words_of(name)))
 
 
 def _mask_among_channels(masks: Sequence[str], root: Path) -> DatasetError:

@@ -3,6 +3,23 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from transforms.io.load import volume_stem
+
+LABEL_FOLDERS = frozenset(
+    "labels label masks mask segmentations segmentation segs seg annotations labelstr trainingmask".split()
+)
+"""What a folder of labels is called, in any case of letters."""
+
+LABEL_WORD = re.compile(
+    r"\w*seg(m|mentation)?s?|labels?|labelmaps?|annotations?|ground|groundtruth|gts?", re.IGNORECASE
+)
+"""Words of the names of segmentations, also of a second rater's, or of one that was merged of several."""
+
+MASK_WORD = re.compile(r"\w*masks?|msk|roi", re.IGNORECASE)
+"""Words of the names of masks: as images they are input channels as a rule (of the brain, of the prostate)."""
 
 _LABEL = (
     "segmentation|seg|labelmap|labels|label|masks|mask|gt|groundtruth|ground_truth|truth|annotations|annotation|roi"
@@ -52,3 +69,54 @@ def image_keys(name: str) -> list[str]:
 
 def _without(role: tuple[re.Pattern[str], ...], name: str) -> list[str]:
     return [match[1] for pattern in role if (match := pattern.fullmatch(name))] or [name]
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a name, cut at what is not a letter and before capitals.
+
+    >>> words_of("T1_seg2"), words_of("LesionSeg")
+    (['T', 'seg'], ['Lesion', 'Seg'])
+    """
+    return re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+
+
+def ends_as_label(name: str) -> bool:
+    """Say whether the last word of a name is one for a label map or a mask.
+
+    >>> ends_as_label("aggregated_MAJ_seg"), ends_as_label("mask_T1")
+    (True, False)
+    """
+    return any(map(_says_label, words_of(name)[-1:]))
+
+
+def labels_beside_images(volumes: Sequence[Path], root: Path) -> list[Path]:
+    """Return the files in and below a folder that are labels by their names, each beside an image.
+
+    These are files whose names end as those of labels (KiTS21's aggregated_MAJ_seg.nii.gz) and whose folder holds an
+    image, and those in folders of labels (segmentations/, BIDS' derivatives/) with an image in or below the folder
+    above.
+
+    >>> names = ["a/ct.nii", "a/seg.nii", "a/masks/liver.nii", "b/seg.nii"]
+    >>> [path.as_posix() for path in labels_beside_images([Path(name) for name in names], Path())]
+    ['a/seg.nii', 'a/masks/liver.nii']
+    """
+    places = {path: _place_of_images(path, root) for path in volumes}
+    images = [path for path, place in places.items() if place is None]
+    with_image = {(path.parent, False) for path in images}
+    with_image |= {(folder, True) for path in images for folder in path.parents}
+    return [path for path, place in places.items() if place in with_image]
+
+
+def _place_of_images(path: Path, root: Path) -> tuple[Path, bool] | None:
+    """The folder in which the images of a label lie, and whether also below it; None for an image."""
+    name, parts = volume_stem(path), path.relative_to(root).parts[:-1]
+    above = [part.lower() for part in parts]
+    is_label = not LABEL_FOLDERS.isdisjoint(above) or any(map(_says_label, words_of(name)))
+    for n, part in enumerate(above):
+        if part in LABEL_FOLDERS or (is_label and part == "derivatives"):
+            return root.joinpath(*parts[:n]), True
+    return (path.parent, False) if ends_as_label(name) else None
+
+
+def _says_label(word: str) -> bool:
+    return bool(LABEL_WORD.fullmatch(word) or MASK_WORD.fullmatch(word))

@@ -8,17 +8,14 @@ from pathlib import Path
 from pipeline.datasets.class_table import find_table
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex
-from pipeline.datasets.file_names import case_of, image_keys, label_key
+from pipeline.datasets.file_names import LABEL_FOLDERS, case_of, image_keys, label_key
 from pipeline.datasets.nnunet import has_all_channels, without_channel
 from pipeline.datasets.rows import Listing, Request, Row, by_name, collect, only_file, unnamed_channels
 from transforms.io.load import volume_stem
 
 _FOLDERS = {
     "images": ("images", "image", "imgs", "img", "scans", "volumes", "imagestr", "trainingimg"),
-    "labels": (
-        "labels", "label", "masks", "mask", "segmentations", "segmentation", "segs", "seg", "annotations", "labelstr",
-        "trainingmask",
-    ),
+    "labels": LABEL_FOLDERS,
 }  # fmt: skip
 """What the two folders are called, in any case of letters."""
 

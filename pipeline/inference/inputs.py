@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from pipeline.console.text import some_of
+from pipeline.console.text import counted, some_of
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.file_index import FileIndex, has_volume_name
+from pipeline.datasets.file_names import ends_as_label, labels_beside_images
 from pipeline.datasets.layouts import data_sets_below
 from pipeline.datasets.listing import LONGEST_ID, ImageListing, find_images
 from pipeline.datasets.rows import are_named
@@ -215,10 +216,11 @@ def list_volumes(
 ) -> tuple[InputCase, ...]:
     """List the scans that paths stand for: a volume file, a DICOM folder, or a folder tree with any of these.
 
-    Files of other kinds inside a tree are passed over, and hidden ones; what cannot be accessed is listed with its
-    error. An id is a file's name without its suffix, below the folders that lead to it from the tree's root
-    ("a_ct" for a/ct.nii.gz): it does not depend on what else lies there. It is safe as a file name: characters that
-    steer a terminal become "_".
+    Files of other kinds inside a tree are passed over, and hidden ones, and with a warning label maps beside images
+    (`labels_beside_images`), unless a channel is called as one; what cannot be accessed is listed with its error. An id
+    is a file's name without its suffix, below the folders that lead to it from the tree's root ("a_ct" for
+    a/ct.nii.gz): it does not depend on what else lies there. It is safe as a file name: characters that steer a
+    terminal become "_".
 
     Where the network has several channels, volumes of one folder are one case if their names are CASE_0000, CASE_0001,
     … (nnU-Net), or begin or end in the channels' names (CASE_CT, CASE_PET; CT and PET in a folder of the case; CASE in
@@ -241,8 +243,10 @@ def list_volumes(
         there = _volumes_at(path, leave_out, files, follow_links=follow_links)
         if not there and path not in may_lack:
             raise _nothing_at(path)
+        labels = set() if any(map(ends_as_label, channel_names)) else _labels_among(there, path)
         for volume in there:
-            found.setdefault(volume.path, volume)
+            if volume.path not in labels:
+                found.setdefault(volume.path, volume)
     cases = [volume.alone() for volume in found.values() if volume.error]
     by_folder: dict[tuple[Path, Path], dict[Path, str]] = {}
     for volume in found.values():
@@ -264,6 +268,19 @@ def list_volumes(
         raise VolumeError("same_name", same, "names that differ", equal, remedy)
     _warn_of_uncorrected({case.id for case in cases})
     return tuple(cases)
+
+
+def _labels_among(volumes: Sequence[_Volume], root: Path) -> set[Path]:
+    """Which volumes of a tree are labels beside images, by their names; says which."""
+    paths = [volume.path for volume in volumes if volume.root == root and not volume.error]
+    labels = [path for path in labels_beside_images(paths, root) if not (path.is_dir() and holds_pictures(path))]
+    if labels:
+        names = some_of([path.relative_to(root).as_posix() for path in labels], 3)
+        log.warning(
+            "%s: %s beside images, by the names, not segmented: %s; name one itself to segment it",
+            root, counted(len(labels), "label map"), names,
+        )  # fmt: skip
+    return set(labels)
 
 
 def _warn_of_uncorrected(names: Set[str]) -> None:

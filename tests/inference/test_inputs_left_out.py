@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pydicom
 import pytest
 
 from pipeline.inference.inputs import InputCase, list_inputs, list_volumes
 from pipeline.writers.segmentation import SegmentationError
 from tests.support.datasets import volume as save
+from tests.support.volumes import write_series
 from transforms.io.errors import VolumeError
 
 
@@ -60,3 +62,24 @@ def test_two_scans_of_one_tree_that_would_share_a_name_are_to_be_renamed(tmp_pat
     save(tmp_path / "a_b" / "c.nii.gz")
     with pytest.raises(VolumeError, match="rename one or move it away"):
         list_volumes([tmp_path])
+
+
+def test_label_maps_beside_the_images_of_a_tree_are_no_scans_and_are_named(tmp_path, caplog):
+    names = ("c0/imaging", "c0/aggregated_OR_seg", "c0/aggregated_MAJ_seg", "c0/segmentations/kidney", "p_mask")
+    for name in names:
+        save(tmp_path / f"{name}.nii.gz")
+    assert ids(list_inputs([tmp_path])) == ["c0_imaging", "p_mask"]
+    assert "3 label maps beside images" in caplog.text
+    assert "aggregated_MAJ_seg.nii.gz" in caplog.text
+    assert ids(list_inputs([tmp_path / "c0" / "aggregated_OR_seg.nii.gz"])) == ["aggregated_OR_seg"]
+    assert "p_mask" in ids(list_inputs([tmp_path], ["CT", "brain_mask"]))
+
+
+def test_a_dicom_segmentation_beside_its_series_is_no_scan_whatever_a_series_of_pictures_is_called(tmp_path):
+    for name in ("1.0-CT for mask", "2.0-MR", "300.0-Segmentation"):
+        write_series(tmp_path / name, [0.0])
+    (path,) = (tmp_path / "300.0-Segmentation").iterdir()
+    header = pydicom.dcmread(path)
+    header.Modality = "SEG"
+    header.save_as(path)
+    assert ids(list_inputs([tmp_path])) == ["1.0-CT for mask", "2.0-MR"]
