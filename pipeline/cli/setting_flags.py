@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import itertools
 import re
 import types
 import typing
@@ -50,6 +51,8 @@ SHORT_FLAGS: dict[str, str] = {
 
 ALL = tuple(f"{group}.{setting.name}" for group, cls in GROUPS.items() for setting in fields(cls))
 """The full names of all settings."""
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+|inf|nan)(e[-+]?\d+)?", re.IGNORECASE)
 
 _METAVARS = {int: "N", float: "X", str: "NAME", list[int]: "[N,N,…]"}
 
@@ -125,7 +128,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         try:
             for document in ([] if beneath is None else [beneath]) + files:
                 base = parser.parse_object(copy.deepcopy(document), namespace=base)
-            parsed = _parsed(parser, _with_true(arguments), base)
+            parsed = _parsed(parser, _with_true(_with_lists(arguments)), base)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), parser)) from None
         groups = {name: parsed.pop(name) for name in GROUPS}
@@ -149,7 +152,7 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
-    parsed = _parsed(parser, _with_true(arguments), None)
+    parsed = _parsed(parser, _with_true(_with_lists(arguments)), None)
     settings = {name: parsed.pop(name) for name in GROUPS if name in parsed}
     given = given_settings(parser, arguments)
     return {
@@ -238,7 +241,22 @@ def _with_dataset_in_front(arguments: list[str]) -> list[str]:
 def _is_number_or_word(text: str, hint: Any) -> bool:
     """Say whether a text is a value of a list of numbers, of lists of them, or of words like auto."""
     words = [word for part in typing.get_args(hint) for word in typing.get_args(part)]
-    return text in words or re.match(r"[-+]?(\d+\.?\d*|\.\d+|inf|nan)(e[-+]?\d+)?$|\[", text, re.IGNORECASE) is not None
+    return text in words or text.startswith("[") or _NUMBER.fullmatch(text) is not None
+
+
+def _with_lists(arguments: Sequence[str]) -> list[str]:
+    """Write several numbers behind a flag of one number or a list (--data.fill_nan -1024 0) as that list."""
+    given = list(arguments)
+    for flag in (f"--{group}.{name}" for group in GROUPS for name, hint in _hints(group).items() if _may_be_list(hint)):
+        start = given.index(flag) + 1 if flag in given else len(given)
+        numbers = list(itertools.takewhile(_NUMBER.fullmatch, given[start:]))
+        if len(numbers) > 1:
+            given[start : start + len(numbers)] = [f"[{', '.join(numbers)}]"]
+    return given
+
+
+def _may_be_list(hint: Any) -> bool:
+    return {float, list[float]} <= set(typing.get_args(hint))
 
 
 def _with_true(arguments: Sequence[str]) -> list[str]:
