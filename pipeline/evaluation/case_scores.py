@@ -75,7 +75,7 @@ class CaseScores:
     surface: SurfaceKind | None
     """None where surfaces were left out, or the grid is sheared: HD95 and surface Dice are NaN then."""
     n_overlapping: int
-    """Voxels that scored structures lost to later ones whose masks overlap theirs, in the label or the prediction."""
+    """Voxels that scored structures lost to later ones whose masks overlap theirs, in label and prediction together."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
     outside_ml: float

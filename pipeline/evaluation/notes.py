@@ -42,8 +42,9 @@ def _not_annotated(scores: Sequence[CaseScores], names: Sequence[str]) -> list[s
 def _overlapping(scores: Sequence[CaseScores]) -> list[str]:
     """Name the cases of which a structure lost voxels to another before it was scored."""
     lines = [
-        f"case {case.case}: {case.n_overlapping} voxels lie in more than one mask and count for the class later in the "
-        "order of classes alone; score structures that overlap one at a time, in folders of their own"
+        f"case {case.case}: masks overlap: structures lose {case.n_overlapping} voxels, in label and prediction "
+        "together, to the class later in the order of classes, for which alone these count; score structures that "
+        "overlap one at a time, in folders of their own"
         for case in sorted(scores, key=lambda case: case.case)
         if case.n_overlapping
     ]

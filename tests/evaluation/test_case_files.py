@@ -199,7 +199,10 @@ def test_masks_that_overlap_are_scored_with_a_note(tmp_path):
         for name, mask in (("lesion", lesion), ("liver", liver)):
             save(mask, tmp_path / kind / "a" / f"{name}.nii.gz")
     notes = evaluate(tmp_path / "predictions", tmp_path / "labels").notes
-    assert any("case a: 16 voxels lie in more than one mask" in note for note in notes)  # 8 of either side
+    assert any("case a: masks overlap: structures lose 16 voxels, in label and prediction" in note for note in notes)
+    save(lesion, tmp_path / "labels" / "a" / "biopsy.nii.gz")  # not predicted, so not scored
+    assert evaluate(tmp_path / "predictions", tmp_path / "labels").notes[-1] == notes[-1]
+    (tmp_path / "labels" / "a" / "biopsy.nii.gz").unlink()
     for kind in ("labels", "predictions"):
         save(liver - lesion, tmp_path / kind / "a" / "liver.nii.gz")
     assert evaluate(tmp_path / "predictions", tmp_path / "labels").notes == ()

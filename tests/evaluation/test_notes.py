@@ -22,7 +22,7 @@ def test_what_is_not_scored_or_counts_otherwise_is_said_by_structure_and_case():
     found = [scores("b", shear_degrees=20.0, surface=None), scores("a", annotated=[True, True, False], n_overlapping=7)]
     missing, overlapping, sheared = score_notes(found, NAMES, ScoringOptions(2.0), 2.0)
     assert missing == "not annotated, so not scored, in some of 2 cases: spleen in 1"
-    assert overlapping.startswith("case a: 7 voxels lie in more than one mask")
+    assert overlapping.startswith("case a: masks overlap: structures lose 7 voxels, in label and prediction together")
     assert sheared.startswith("case b: the axes of its voxels are 20° off right angles")
 
 
