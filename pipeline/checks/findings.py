@@ -42,7 +42,7 @@ HEADINGS = {
     "missing_image": "Labels without an image",
     "missing_masks": "Structures without a mask in some cases",
     "case_renamed": "Cases of several data sets under one name",
-    "shared_subjects": "Subjects of one name in several data sets",
+    "shared_subjects": "Subjects in several data sets",
     "channel_unnamed": "Channels without a name beside named ones",
     "similar_subjects": "Subjects that differ in spelling alone",
     "similar_names": "Names of classes that differ in spelling alone",

@@ -20,6 +20,7 @@ from pipeline.datasets.dataset import Case, Dataset, Folds, Part, Split
 from pipeline.datasets.errors import DatasetError
 from pipeline.datasets.listing import list_cases, list_folds
 from pipeline.datasets.rows import LabelReading, are_named
+from pipeline.datasets.subjects import suspect_subjects
 from transforms.io.label_values import ignore_index
 
 _UNSAFE = re.compile(r"[^\w.-]+")
@@ -333,13 +334,18 @@ def _shared_subjects(
     datasets: Sequence[Dataset], joined: Sequence[Sequence[Case]], split: Split | None, root: Path
 ) -> Iterator[DatasetError]:
     """Warn of names of subjects in several data sets whose cases may come, or are, in different splits; not where they
-    are those of the cases, of which `_renamed_cases` warns."""
+    are those of the cases, of which `_renamed_cases` warns. Cases without a stated subject that look like scans of one
+    are of one name."""
     cases_of: dict[str, dict[str, Case]] = defaultdict(dict)
     sets_of: dict[str, set[Path]] = defaultdict(set)
     for dataset, cases in zip(datasets, joined, strict=True):
         for own, case in zip(dataset.cases, cases, strict=True):
             cases_of[own.subject][case.id] = own
             sets_of[own.subject].add(dataset.root)
+    for group in suspect_subjects(list(cases_of)):
+        if any(own.id == name for name in group.cases for own in cases_of[name].values()):
+            cases_of[group.name] = {case: own for name in group.cases for case, own in cases_of[name].items()}
+            sets_of[group.name] = set().union(*(sets_of[name] for name in group.cases))
     shared = [
         f"{subject} ({some_of(list(cases), 3)})"
         for subject, cases in cases_of.items()
@@ -350,7 +356,7 @@ def _shared_subjects(
     if shared:
         yield DatasetError(
             "shared_subjects", root, "subjects of different data sets to have different names, or one split",
-            f"{len(shared)} names of several, which count as different people: {some_of(shared, 4)}", _IF_SAME_PEOPLE,
+            f"{len(shared)} in several, which count as different people: {some_of(shared, 4)}", _IF_SAME_PEOPLE,
         )  # fmt: skip
 
 

@@ -106,6 +106,16 @@ def test_subjects_of_one_name_in_two_data_sets_are_warned_of_unless_one_split_ke
         assert [warning.kind for warning in datasets.warnings] == kinds
 
 
+def test_visits_of_one_patient_in_two_data_sets_are_warned_of_unless_subjects_are_stated(tmp_path):
+    one = nnunet(tmp_path / "one", cases=("pat0_t0", "pat1_t0", "amos_0001"))
+    two = nnunet(tmp_path / "two", cases=("pat0_t1", "pat2_t0", "amos_0002"))
+    (warning,) = list_data_sets([one, two], "auto").warnings
+    assert (warning.kind, "1 in several" in warning.found) == ("shared_subjects", True)
+    assert "pat0 (pat0_t0, pat0_t1)" in warning.found
+    sites = [nnunet(tmp_path / name, cases=(f"TCGA-02-{name}_ct", f"TCGA-0{name}-7_ct")) for name in "45"]
+    assert list_data_sets(sites, "auto", subject_pattern="(.+)_ct").warnings == ()  # as stated, if names look alike
+
+
 def test_a_division_of_their_own_is_kept_beside_one_that_is_to_be_made(tmp_path):
     one, two, three = nnunet(tmp_path / "one"), nnunet(tmp_path / "two", cases="bxy"), pairs(tmp_path / "three", "uv")
     for root, val in ((one, "c"), (two, "b")):
