@@ -17,6 +17,7 @@ from transforms.intensity import AIR_HU
 
 _HU_RANGE = 10.0  # a CT whose values span less was scaled: bone and air are 2000 HU apart
 _HU_MEDIAN = 1500.0  # dense bone; half of no scan lies above it
+_HU_TISSUE = -200.0  # less dense than fat; some voxels of every scan lie above it
 _HU_HIGHEST = 10000.0  # of the 99.5th percentile: extended scales end at 32767, but only metal reaches so far
 _SQUEEZED = 0.01  # of the range: what 99 % of the voxels have to fill at least
 _LEAST_STEPS = 256  # of float32 between the darkest and the brightest voxels: as many greys as a screen has
@@ -121,10 +122,10 @@ def _unusual(case: str, image: ImageStatistics, way: str, values: str) -> Iterat
 def _too_coarse(case: str, image: ImageStatistics, values: str) -> Iterator[Finding]:
     """Warn of values so far from zero that float32, in which volumes are read, does not tell them apart."""
     kind, low, high = np.dtype(image.dtype), image.foreground[0], image.foreground[-1]
-    if kind.itemsize < 4 or kind == np.float32 or low * high <= 0:
+    if kind.itemsize < 4 or low * high <= 0:
         return
     step = float(np.spacing(np.float32(min(abs(low), abs(high)))))
-    if 0 < high - low < _LEAST_STEPS * step and (kind.kind == "f" or step > 1):
+    if 0 < high - low < _LEAST_STEPS * step and (kind == np.float64 or step > 1):
         found = f"{values}, of which 99 % lie within {high - low:g} of each other and float32 has steps of {step:g}"
         remedy = "subtract the same number from every voxel of all images, and save them again"
         expected = "values that float32 tells apart"
@@ -139,6 +140,8 @@ def _why_not_hu(image: ImageStatistics, values: str) -> str:
         return f"{values}, none below 0: the intercept (often -1024) is missing, or it is no CT"
     if image.intensities[2] > _HU_MEDIAN or image.intensities[-1] > _HU_HIGHEST:
         return f"{values}, half of them above {image.intensities[2]:g}"
+    if image.intensities[-1] < _HU_TISSUE:
+        return f"{values}, 99 % of them below {_HU_TISSUE:g}: was the intercept (often -1024) added twice?"
     return ""
 
 

@@ -55,6 +55,19 @@ def test_values_that_float32_does_not_tell_apart_are_warned_of(folder: Folder) -
         assert ("float32 has steps of 64" in found) == (offset == 2**30)
 
 
+def test_values_that_a_header_moves_far_from_those_of_its_modality_are_warned_of(folder: Folder) -> None:
+    """Scale factor and offset of NIfTI, which a header gives in float32: an offset of 2^30, or a second -1024."""
+    fill(folder, soft_tissue)
+    scaled = nib.Nifti1Image(soft_tissue(0), AFFINE)
+    for offset, of_channel, kind, words in (
+        (2**30, "zscore", "channel_squeezed", "float32 has steps of 64"),
+        (-1024, "ct", "odd_intensities", "was the intercept (often -1024) added twice?"),
+    ):
+        scaled.header.set_slope_inter(1, offset)
+        nib.save(scaled, folder.image("a"))
+        assert words in kinds(folder, intensity=of_channel, window=(-1024, 400))[kind]
+
+
 def test_a_channel_that_is_the_label_is_named(folder: Folder) -> None:
     """Whatever numbers it has for the classes, two of which may share one; a voxel less of a class is another image."""
     fill(folder, soft_tissue)
