@@ -60,7 +60,8 @@ def evaluate(
         labels: the same, or a data set in any layout of training.
         options: how cases are scored; None: the defaults.
         class_names: names of the values 0, 1, 2, … (background first), or the values of the names that are to be
-            scored, for predictions or labels that nothing names. By default names come from the data set, from the
+            scored, for predictions or labels that nothing names; of classes that have names those that are to be
+            scored, of masks that overlap the later one. By default names come from the data set, from the
             masks' file names, from a labels.json, class_names.json or dataset.json beside the files, or from the
             records that bodyseg predict writes. Classes are matched by name; what only predictions or only labels know
             is left out and named. Where nothing names the values of one of them they are taken for the other's, where

@@ -109,7 +109,8 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--class_names", default="", metavar="NAMES",
         help="What the numbers in the files mean, where nothing says so: liver=1,spleen=2,… for those to be scored, or "
-        "background,liver,spleen,… for all of 0, 1, 2, ….",
+        "background,liver,spleen,… for all of 0, 1, 2, …; where the files name their classes those to be scored, "
+        "liver,spleen,…: of masks that overlap the later one counts.",
     )  # fmt: skip
     parser.add_argument(
         "--tolerance_mm", type=float | None, metavar="MM",

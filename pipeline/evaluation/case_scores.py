@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -74,8 +75,9 @@ class CaseScores:
     """How far the voxel's axes are off right angles, at most."""
     surface: SurfaceKind | None
     """None where surfaces were left out, or the grid is sheared: HD95 and surface Dice are NaN then."""
-    n_overlapping: int
-    """Voxels that scored structures lost to later ones whose masks overlap theirs, in label and prediction together."""
+    overlapping: Mapping[tuple[str, str], int]
+    """Voxels that a scored structure (first) lost to a later one (second) whose mask overlaps its own, in label and
+    prediction together."""
     resampled: bool
     """Whether the prediction lay on another grid and was brought onto the label's by nearest neighbour."""
     outside_ml: float
@@ -186,7 +188,7 @@ def score_case(
         spacing_mm=grid.spacing_mm,
         shear_degrees=shear,
         surface=surface,
-        n_overlapping=maps.n_overlapping,
+        overlapping=maps.overlapping,
         resampled=maps.resampled,
         outside_ml=maps.outside_ml,
         hd95_mm=hd95_mm,
@@ -204,7 +206,7 @@ class _Maps(NamedTuple):
     predicted: Integer[np.ndarray, "I J K"]
     grid: Geometry
     label_sha256: str
-    n_overlapping: int
+    overlapping: Mapping[tuple[str, str], int]
     resampled: bool
     outside_ml: float
 
@@ -214,7 +216,9 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
     label = read_label_map(pair.label, pair.case, label_table)
     digest = _hash(label.indices, label_table, label.affine)
     prediction = read_label_map(pair.prediction, pair.case, pair.prediction_table or classes.prediction)
-    lost = _lost(label, classes.of_label) + _lost(prediction, classes.of_prediction)
+    overlapping = _lost(label, classes.label.names, classes.of_label) + _lost(
+        prediction, classes.prediction.names, classes.of_prediction
+    )
     if is_seg(pair.label):
         label = covering(label, prediction)
     if is_seg(pair.prediction):
@@ -229,15 +233,15 @@ def _read_pair(pair: Pair, classes: CommonClasses, options: ScoringOptions) -> _
         _looked_up(predicted, lookup),
         label.geometry,
         digest,
-        lost,
+        overlapping,
         resampled,
         outside_ml(LabelMap(_looked_up(prediction.indices, lookup), prediction.affine), label) if resampled else 0.0,
     )
 
 
-def _lost(read: LabelMap, scored: Sequence[int]) -> int:
+def _lost(read: LabelMap, names: Sequence[str], scored: Sequence[int]) -> Counter[tuple[str, str]]:
     """Voxels that the scored classes lost to masks which overlap theirs."""
-    return sum(n_voxels for (loser, _), n_voxels in read.overlaps.items() if loser in scored)
+    return Counter({(names[a], names[b]): n_voxels for (a, b), n_voxels in read.overlaps.items() if a in scored})
 
 
 def _looked_up(indices: np.ndarray, lookup: np.ndarray | None) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -58,23 +59,19 @@ def find_classes(
 
     Args:
         predictions, labels: as listed.
-        class_names: names for those that nothing else names.
+        class_names: names for those that nothing else names; where all have names, those that are to be scored, in the
+            order that decides where masks overlap.
         pairs: what will be scored; their files are read where values have no name.
         progress: called for each pair that is read.
 
     Raises:
-        EvaluationError: names for classes that have some already; values without names against masks; values too
-            large or too many for a label map.
+        EvaluationError: other names or values for classes that have names already; values without names against masks;
+            values too large or too many for a label map.
         DatasetError: no class in common.
     """
+    if class_names and predictions.table is not None and labels.table is not None:
+        return _chosen(*_matched(labels.table, predictions.table), class_names)
     given = _given(class_names)
-    if given is not None and predictions.table is not None and labels.table is not None:
-        if given.names == predictions.table.names == labels.table.names and given.values == labels.table.values:
-            return find_classes(predictions, labels, None, pairs, progress)  # says what is known already
-        raise EvaluationError(
-            "class_names: predictions and labels name their classes themselves "
-            f"({some_of(labels.table.names[1:], 5)}); leave class_names out"
-        )
     if given is not None and isinstance(class_names, Mapping):
         return _by_given_names(predictions, labels, given, pairs, progress)
     of_predictions, of_labels = predictions.table or given, labels.table or given
@@ -91,6 +88,24 @@ def find_classes(
     _check_values(classes.prediction, f"{predictions.root}: the values of the predictions' classes")
     _check_values(classes.label, f"{labels.root}: the values of the labels' classes")
     return classes, notes
+
+
+def _chosen(classes: CommonClasses, notes: list[str], class_names: ClassNames) -> tuple[CommonClasses, list[str]]:
+    """Of classes that have names already those that are named, in their order. Raises EvaluationError for others."""
+    values = dict(zip(classes.label.names, classes.label.values, strict=True))
+    wanted = class_names if isinstance(class_names, Mapping) else {name: values.get(name) for name in class_names}
+    names = [name for name in wanted if name.casefold() != "background"]
+    known = some_of(classes.names[1:], 5)
+    for name in names:
+        if name not in classes.names[1:] or wanted[name] != values[name]:
+            found = name if wanted[name] == values.get(name) else f"{name}={wanted[name]}"
+            raise EvaluationError(
+                f"class_names: predictions and labels name their classes themselves ({known}), of which some can be "
+                f"chosen by their names; found {found}"
+            )
+    chosen = (0, *(classes.names.index(name) for name in names))
+    of_label, of_prediction = (tuple(of[c] for c in chosen) for of in (classes.of_label, classes.of_prediction))
+    return replace(classes, of_label=of_label, of_prediction=of_prediction), notes
 
 
 def _given(class_names: ClassNames | None) -> ClassTable | None:

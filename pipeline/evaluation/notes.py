@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.console.text import first_lines, some_of
+from pipeline.console.text import counted, first_lines, some_of
 from pipeline.evaluation.case_scores import CaseScores
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.evaluation.tolerance import USUAL_MM, too_wide
@@ -40,15 +41,20 @@ def _not_annotated(scores: Sequence[CaseScores], names: Sequence[str]) -> list[s
 
 
 def _overlapping(scores: Sequence[CaseScores]) -> list[str]:
-    """Name the cases of which a structure lost voxels to another before it was scored."""
+    """Name the structures that lost voxels to others before they were scored."""
+    lost = sum((Counter(case.overlapping) for case in scores), Counter())
+    n_cases = Counter(pair for case in scores for pair in case.overlapping)
+    if not lost:
+        return []
     lines = [
-        f"case {case.case}: masks overlap: structures lose {case.n_overlapping} voxels, in label and prediction "
-        "together, to the class later in the order of classes, for which alone these count; score structures that "
-        "overlap one at a time, in folders of their own"
-        for case in sorted(scores, key=lambda case: case.case)
-        if case.n_overlapping
+        f"{loser} loses {n_voxels} voxels to {winner} in {counted(n_cases[loser, winner], 'case')}"
+        for (loser, winner), n_voxels in lost.most_common()
     ]
-    return first_lines(lines, "and {} more cases whose masks overlap")
+    return [
+        "masks overlap, where the class later in the order of classes counts alone (label and prediction together): "
+        f"{some_of(lines, 6)}; name an inner structure behind the one around it (--class_names, or the data set's "
+        "labels.json), or score them one at a time (--class_names)"
+    ]
 
 
 def _sheared(scores: Sequence[CaseScores]) -> list[str]:

@@ -198,10 +198,10 @@ def test_masks_that_overlap_are_scored_with_a_note(tmp_path):
     for kind in ("labels", "predictions"):
         for name, mask in (("lesion", lesion), ("liver", liver)):
             save(mask, tmp_path / kind / "a" / f"{name}.nii.gz")
-    notes = evaluate(tmp_path / "predictions", tmp_path / "labels").notes
-    assert any("case a: masks overlap: structures lose 16 voxels, in label and prediction" in note for note in notes)
+    (note, *_) = evaluate(tmp_path / "predictions", tmp_path / "labels").notes
+    assert "(label and prediction together): lesion loses 16 voxels to liver in 1 case" in note
     save(lesion, tmp_path / "labels" / "a" / "biopsy.nii.gz")  # not predicted, so not scored
-    assert evaluate(tmp_path / "predictions", tmp_path / "labels").notes[-1] == notes[-1]
+    assert note in evaluate(tmp_path / "predictions", tmp_path / "labels").notes
     (tmp_path / "labels" / "a" / "biopsy.nii.gz").unlink()
     for kind in ("labels", "predictions"):
         save(liver - lesion, tmp_path / kind / "a" / "liver.nii.gz")
@@ -232,7 +232,7 @@ def test_a_mask_of_a_structure_that_the_predictions_do_not_know_takes_no_voxels_
         save(liver, tmp_path / kind / "s1" / "liver.nii.gz")
     save(np.ones_like(liver), tmp_path / "labels" / "s1" / "trunk.nii.gz")
     result = evaluate(tmp_path / "predictions", tmp_path / "labels")
-    assert (result.cases[0].dice.tolist(), result.cases[0].n_overlapping) == ([1, 1], 0)
+    assert (result.cases[0].dice.tolist(), result.cases[0].overlapping) == ([1, 1], {})
     assert np.array_equal(read_scored_case(to_document(result)["cases"][0], to_document(result)).label, liver)
 
 

@@ -108,6 +108,30 @@ def test_names_that_help_nobody_are_refused(folders):
     assert parse_class_names("") is None
 
 
+def test_of_classes_with_names_some_may_be_chosen(folders):
+    every = evaluate(folders / "predictions", folders / "labels")
+    for given in (["aorta"], {"background": 0, "aorta": 3}):
+        result = evaluate(folders / "predictions", folders / "labels", class_names=given)
+        assert result.class_names == ("background", "aorta")
+        assert [case.dice[1] for case in result.cases] == [case.dice[2] for case in every.cases]
+    with pytest.raises(EvaluationError, match=r"\(liver, aorta\), of which some can be chosen .* found aorta=9"):
+        evaluate(folders / "predictions", folders / "labels", class_names={"aorta": 9})
+
+
+def test_the_order_of_chosen_masks_says_which_counts_where_they_overlap(tmp_path):
+    liver = (map_of(1) > 0).astype(np.uint8)
+    for kind in ("predictions", "labels"):
+        for name, mask in (("liver", liver), ("lesion", liver * (map_of(1) == 2))):
+            save(mask, tmp_path / kind / "s1" / f"{name}.nii.gz")
+    results = {
+        names: evaluate(tmp_path / "predictions", tmp_path / "labels", class_names=names)
+        for names in (("lesion", "liver"), ("liver", "lesion"), ("lesion",))
+    }
+    held = {names: (result.cases[0].reference_ml[1:] > 0).tolist() for names, result in results.items()}
+    assert held == {("lesion", "liver"): [False, True], ("liver", "lesion"): [True, True], ("lesion",): [True]}
+    assert [any("overlap" in note for note in result.notes) for result in results.values()] == [True, True, False]
+
+
 def test_masks_say_nothing_about_bare_numbers(tmp_path):
     save_masks(map_of(1), tmp_path / "predictions" / "s1", NAMES)
     save(np.array([0, 30, 10, 20], np.uint8)[map_of(1)], tmp_path / "labels" / "s1.nii.gz")

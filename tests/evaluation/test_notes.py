@@ -13,16 +13,19 @@ NAMES = ("background", "liver", "spleen")
 
 
 def scores(case, **facts):
-    usual = {"annotated": [True] * 3, "n_overlapping": 0, "shear_degrees": 0.0, "surface": "voxels"}
+    usual = {"annotated": [True] * 3, "overlapping": {}, "shear_degrees": 0.0, "surface": "voxels"}
     dice = np.array([np.nan, 0.9, 0.8])
     return SimpleNamespace(case=case, spacing_mm=(1.0, 1.0, 1.0), dice=dice, surface_dice=dice, **usual | facts)
 
 
 def test_what_is_not_scored_or_counts_otherwise_is_said_by_structure_and_case():
-    found = [scores("b", shear_degrees=20.0, surface=None), scores("a", annotated=[True, True, False], n_overlapping=7)]
+    found = [
+        scores("b", shear_degrees=20.0, surface=None),
+        scores("a", annotated=[True, True, False], overlapping={("cyst", "liver"): 7}),
+    ]
     missing, overlapping, sheared = score_notes(found, NAMES, ScoringOptions(2.0), 2.0)
     assert missing == "not annotated, so not scored, in some of 2 cases: spleen in 1"
-    assert overlapping.startswith("case a: masks overlap: structures lose 7 voxels, in label and prediction together")
+    assert "cyst loses 7 voxels to liver in 1 case; name an inner structure behind" in overlapping
     assert sheared.startswith("case b: the axes of its voxels are 20° off right angles")
 
 
