@@ -9,6 +9,7 @@ import re
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_loader
@@ -54,8 +55,8 @@ class CommandParser(ArgumentParser):
             raise ConfigError(f"{word:.20}…: expected numbers below 1e308, found over 308 digits; correct it") from None
 
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Refuse 1:30 and 0x10 for numbers, which would be read as 90 and 16, and what no config file may hold, such as
-        a key twice: argparse asks here for each argument."""
+        """Refuse 1:30 and 0x10 for numbers, which would be read as 90 and 16, what no config file may hold, such as a
+        key twice, and "" for a path, which would be the working folder: argparse asks here for each argument."""
         hint = getattr(action, "_typehint", action.type)
         if _takes_numbers(hint):
             for word in filter(OTHER_NUMBER.match, arg_strings):
@@ -65,6 +66,9 @@ class CommandParser(ArgumentParser):
         if _takes_yaml(hint):
             for word in arg_strings:
                 _refuse_as_in_files(word, _named(action.dest, self))
+        if "" in arg_strings and Path in (hint, *typing.get_args(hint)):
+            name = _named(action.dest, self)
+            raise ConfigError(f'{name}: expected a path, found "" (an empty shell variable?); the working folder is .')
         return super()._get_values(action, arg_strings)
 
     def switch(self, flag: str, words: str) -> None:

@@ -54,6 +54,11 @@ SETTINGS = "train --dataset_root d"
         (f"{SETTINGS} --lr", "--training.lr/--lr: expected a value after it"),
         (f"{SETTINGS} --resume=maybe", "--resume: expected no value, found 'maybe'"),
         ("evaluate --surface x", "--surface: expected one of voxels, area, none, found 'x'"),
+        (
+            "predict r s --output=",
+            '--output: expected a path, found "" (an empty shell variable?); the working folder is .',
+        ),
+        ("plot r --output=", '--output: expected a path, found "" (an empty shell variable?); the working folder is .'),
         ("sample s --n_cases 010", "--n_cases: expected a decimal number without zeros in front, found 010"),
         (
             "predict r s --output o --roi 0x10 16 16",
