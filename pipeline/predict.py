@@ -18,8 +18,8 @@ from pipeline.console.progress import Bar
 from pipeline.console.tables import in_parts
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import counted, first_lines, fitted, four_digits, printable, some_of, volume_unit
-from pipeline.files.atomic import check_writable, make_folder, write_error
-from pipeline.files.json_files import write_json
+from pipeline.files.atomic import FileError, check_writable, make_folder, write_error
+from pipeline.files.json_files import read_json, write_json
 from pipeline.inference.batch import segment_cases
 from pipeline.inference.inputs import list_inputs
 from pipeline.inference.model import load_models, shared_label_values
@@ -186,7 +186,11 @@ class PredictionReport:
         return first_lines(lines, "  {} more warnings are in the records (CASE.json)", MOST_WARNINGS)
 
     def write(self, path: Path) -> None:
-        """Write the report as JSON, making the folder. Raises FileError if the disk refuses."""
+        """Write the report as JSON, making the folder.
+
+        Raises SegmentationError where another file has that name, such as a result, FileError if the disk refuses.
+        """
+        check_report_path(path)
         make_folder(path.parent)
         write_json(path, self.to_document())
 
@@ -275,15 +279,27 @@ def _name_of(network: Path) -> str:
 def check_report_path(path: Path) -> None:
     """Check, before hours of work, that `PredictionReport.write` could write there.
 
-    Raises SegmentationError for a folder, FileError for one that cannot be written into.
+    Raises SegmentationError for a folder and for what is no earlier report, FileError for a folder that cannot be
+    written into.
     """
     try:
-        is_folder = path.is_dir()
+        if path.is_dir():
+            raise SegmentationError(f"--report {path}: expected a file, found a folder; name a file in it")
+        is_replaced = path.exists() and not (path.is_file() and path.stat().st_size == 0)
     except OSError as error:
         raise write_error(path, error) from error
-    if is_folder:
-        raise SegmentationError(f"--report {path}: expected a file, found a folder; name a file in it")
+    if is_replaced and not _is_report(path):
+        raise SegmentationError(
+            f"--report {path}: expected a new file or an earlier report, found another; name a new one"
+        )
     check_writable(path.parent)
+
+
+def _is_report(path: Path) -> bool:
+    try:
+        return read_json(path, largest=None).keys() >= {"runs", "cases", "n_done"}
+    except FileError:
+        return False
 
 
 def split_runs(paths: Sequence[Path | str]) -> tuple[list[Path], list[Path]]:

@@ -182,6 +182,19 @@ def test_the_report_makes_its_folder(run, tmp_path):
     assert json.loads((tmp_path / "new" / "r.json").read_text())["n_done"] == 1
 
 
+@pytest.mark.parametrize("name", ["case.nii.gz", "out/case.json", "out/labels.ctbl"])
+def test_a_report_replaces_no_scan_and_no_result(run, tmp_path, capsys, name):
+    path = scan(tmp_path / "case.nii.gz")
+    command = ["predict", "--device", "cpu", str(run), str(path), "--output", str(tmp_path / "out"), "--report"]
+    before = path.read_bytes()
+    assert main([*command, str(tmp_path / name)]) == 2
+    assert "found another; name a new one" in capsys.readouterr().err.splitlines()[-1]
+    assert path.read_bytes() == before
+    for _ in range(2):  # an earlier report is replaced, and the results are those of a finished case
+        assert main([*command, str(tmp_path / "report.json")]) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["n_skipped"] == 1
+
+
 @pytest.mark.fault("the disk of `--report` refuses it", "the table is printed all the same, then one line; exit 2")
 def test_a_report_that_the_disk_refuses_does_not_lose_the_table(run, tmp_path, capsys):
     command = ["predict", "--device", "cpu", str(run), str(scan(tmp_path / "case.nii.gz"))]
