@@ -44,6 +44,7 @@ _ABANDONED_S = 3600.0
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _REMEDIES = {
     **dict.fromkeys(_NO_SPACE, "free space on that disk"),
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f), or choose a disk that takes larger files",
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "make the folder writable or choose another one"),
     errno.ENOTDIR: "name another folder",
     errno.ENOENT: "there is no such folder (any more)",

@@ -84,7 +84,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path, write):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
-        with pytest.raises(FileError, match=r"best_model\.ckpt: cannot be written \(File too large\); free space"):
+        with pytest.raises(FileError, match=r"best_model\.ckpt: cannot be written \(File too large\); raise the limit"):
             write_atomically(path, write)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)

@@ -53,7 +53,8 @@ def test_a_refused_checkpoint_ends_the_training_as_failed_with_the_old_one_untou
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
 
     run, said, best = hindered(work, "limited", limit)
-    assert "ckpt: cannot be written (File too large); free space on that disk; the old file is untouched" in said
+    assert "ckpt: cannot be written (File too large); raise the limit of a file's size" in said
+    assert "; the old file is untouched" in said
     unharmed(run, best)
     assert (summary(run)["status"], f"bodyseg: {summary(run)['reason']}") == ("failed", said)
     settings = {"max_epochs": str(n_epochs(run) + 1)}
