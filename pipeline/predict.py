@@ -328,6 +328,8 @@ def _check_options(options: PredictionOptions, output: Path) -> None:
         torch.set_num_threads(options.threads)
     if options.label_values not in ("data", "index"):
         raise SegmentationError(f"label_values: expected data or index, found {options.label_values!r}")
+    if not options.min_volume_ml >= 0:
+        raise SegmentationError(f"min_volume_ml: expected 0 or more, found {options.min_volume_ml:g}")
     if options.tta != AUTO:
         mirror_axes(options.tta)
     check_writable(output)

@@ -209,6 +209,8 @@ def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):
     path = scan(tmp_path / "case.nii.gz")
     with pytest.raises(SegmentationError, match="spleen"):
         predicted([run], [path], tmp_path / "out", keep_largest=("spleen",))
+    with pytest.raises(SegmentationError, match="min_volume_ml: expected 0 or more, found -1"):
+        predicted([run], [path], tmp_path / "out", min_volume_ml=-1)
     with pytest.raises(NetworkError, match="letters x, y and z"):
         predicted([run], [path], tmp_path / "out", tta="q")
     with pytest.raises(NetworkError, match="step: expected a share"):

@@ -59,7 +59,7 @@ class InferenceOptions:
     def __post_init__(self) -> None:
         """Raise NetworkError for an impossible window or step."""
         if self.roi is not None and (len(self.roi) != 3 or min(self.roi) < 1):
-            raise NetworkError(f"roi: expected three numbers of voxels, found {list(self.roi)}")
+            raise NetworkError(f"roi: expected three numbers of voxels above 0, found {list(self.roi)}")
         if not 0 < self.step <= 1:
             raise NetworkError(f"step: expected a share of the window above 0 and at most 1, found {self.step}")
 
