@@ -34,16 +34,26 @@ class ParameterLimitError(NetworkError):
     """A constructor was stopped: it makes too many parameters or modules, or too large a table."""
 
 
-class _LimitedTables(TorchDispatchMode):
-    """Try every operation on the meta device first, and let none return more numbers than `most`."""
+class LimitedTables(TorchDispatchMode):
+    """Try every operation on the meta device first, and let none return more numbers than `most`.
 
-    def __init__(self, most: int) -> None:
+    Args:
+        most: Numbers.
+        in_memory_only: Let tensors on the meta device, which take no memory, have any number.
+
+    Raises:
+        ParameterLimitError: At a larger table, before it is made.
+    """
+
+    def __init__(self, most: int, *, in_memory_only: bool = False) -> None:
         super().__init__()
         self.most = most
+        self.in_memory_only = in_memory_only
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten.empty.memory_format:  # touches none, as a parameter that is to be counted
+        touches_none = func is torch.ops.aten.empty.memory_format  # as a parameter that is to be counted
+        if touches_none or (self.in_memory_only and any(map(_is_meta, tree_leaves((args, kwargs))))):
             return func(*args, **kwargs)
         try:
             on_meta = tree_map_only(Tensor, lambda tensor: tensor.to("meta"), (args, kwargs))
@@ -57,6 +67,10 @@ class _LimitedTables(TorchDispatchMode):
                 f"expected tables of at most {self.most:,} numbers, found {n_numbers:,}; it is damaged, copy it again"
             )
         return func(*args, **kwargs)
+
+
+def _is_meta(argument: Any) -> bool:
+    return argument.is_meta if isinstance(argument, Tensor) else argument == torch.device("meta")
 
 
 @contextmanager
@@ -95,7 +109,7 @@ def limit_parameters(n_weights: int) -> Iterator[None]:
         register_module_module_registration_hook(count_module),
     ]
     try:
-        with _LimitedTables(2 * n_weights + TABLE_NUMBERS):
+        with LimitedTables(2 * n_weights + TABLE_NUMBERS):
             yield
     finally:
         for hook in hooks:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from networks.errors import NetworkError
 from networks.head import is_pointwise
+from networks.parameter_limit import TABLE_NUMBERS, LimitedTables
 
 DIVISORS = (1, 2, 4, 8, 16, 32, 64, 128)
 """Candidates for the number of which a network takes every multiple as size: no network halves more often."""
@@ -87,7 +88,7 @@ class Probe:
         """
         for training in modes:
             try:
-                out = self.network.train(training)(self._input(size, batch))
+                out = self._returned(training, size, batch)
             except Exception as error:  # whatever a network raises says that this size does not suit it
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             finest, *coarser = (tuple(output.shape[2:]) for output in self._checked(out, training))
@@ -130,14 +131,16 @@ class Probe:
             if type(module) in (nn.Conv3d, nn.ConvTranspose3d) and is_pointwise(module)  # no subclass: it may do more
         ]
         try:
-            out = outputs(self.network.train(training)(self._input(size)))[0]
+            out = outputs(self._returned(training, size))[0]
         finally:
             for handle in handles:
                 handle.remove()
         return next((name for name, outs in results.items() if len(outs) == 1 and outs[0] is out), None)
 
-    def _input(self, size: Size, batch: int = 1) -> Tensor:
-        return torch.empty(batch, self.in_channels, *size, device="meta")
+    def _returned(self, training: bool, size: Size, batch: int = 1) -> Any:
+        x = torch.empty(batch, self.in_channels, *size, device="meta")
+        with LimitedTables(TABLE_NUMBERS, in_memory_only=True):  # what a network computes from its arguments alone
+            return self.network.train(training)(x)
 
 
 def freeze_unused_parameters(network: nn.Module, in_channels: int, size: Size) -> list[str]:

@@ -40,6 +40,15 @@ def test_a_table_that_no_memory_holds_is_refused_before_it_is_made(tmp_path, hos
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 * 1024  # KiB
 
 
+def test_a_table_that_a_trial_by_shapes_would_compute_is_refused_before_it_is_made(tmp_path):
+    """MONAI's filter computes 3 · 10⁹ numbers of its kernel on the CPU, wherever the image is."""
+    path = tmp_path / "best_model.ckpt"
+    spec = {"_target_": "monai.networks.layers.GaussianFilter", "spatial_dims": 3, "sigma": 4e4, "truncated": 4e4}
+    torch.save({"format": 1, "state_dict": {"w": torch.zeros(10)}, "network": spec}, path)
+    with pytest.raises(NetworkError, match=r"expected tables of at most 33,554,432 numbers, found 3,200,000,001"):
+        load_network(path)
+
+
 def test_a_network_of_the_weights_size_is_built():
     with limit_parameters(SPARE_NUMBERS):
         nn.Linear(1024, 2 * 1024, bias=False)
