@@ -15,7 +15,16 @@ from torch import nn
 
 from networks.errors import NetworkError
 from networks.parameter_limit import MOST_MODULES, limit_parameters
-from networks.registry import N_CLASSES, Specification, complete_arguments, construct, leaves, read_specification
+from networks.registry import (
+    N_CLASSES,
+    Specification,
+    call_constructor,
+    complete_arguments,
+    for_size,
+    leaves,
+    read_specification,
+    take_apart,
+)
 
 CHECKPOINT_FORMAT = 1
 """Version of best_model.ckpt."""
@@ -60,9 +69,12 @@ def network_of(
         n_weights = sum(math.prod(value.shape) for value in weights.values())
         _refuse_giant(specification, n_weights)
         size = (checkpoint.get("preprocessing") or {}).get("target_size") or SMALL_SIZE
+        specification = for_size(specification, size)
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
-            network = construct(specification, size, most_parameters=n_weights)
-        _load_weights(network, weights)
+            network = call_constructor(specification, n_weights)
+            _refuse_other_weights(network, weights)  # a wide network's first forward pass takes its memory
+            network = take_apart(network, specification, size)
+        network.load_state_dict(weights)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error
     except Exception as error:  # whatever building or loading raises is about what the file holds
@@ -70,21 +82,16 @@ def network_of(
     return network.to(map_location).eval()
 
 
-def _load_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
+def _refuse_other_weights(network: nn.Module, weights: Mapping[str, Any]) -> None:
     """Raise NetworkError for the first weight that is not the network's by name and shape."""
-    try:
-        network.load_state_dict(weights)
-    except Exception as error:
-        states = network.state_dict(), weights
-        own, held = ({name: list(value.shape) for name, value in state.items()} for state in states)
-        for name in {**own, **held}:
-            expected, found = own.get(name, "none"), held.get(name, "none")
-            if expected != found:
-                raise NetworkError(
-                    f"state_dict: expected for {str(name)[:80]!r} the shape {expected}, found {found}; it is damaged, "
-                    "copy it again from its run"
-                ) from error
-        raise
+    own, held = ({name: list(value.shape) for name, value in each.items()} for each in (network.state_dict(), weights))
+    for name in {**own, **held}:
+        expected, found = own.get(name, "none"), held.get(name, "none")
+        if expected != found:
+            raise NetworkError(
+                f"state_dict: expected for {str(name)[:80]!r} the shape {expected}, found {found}; it is damaged, "
+                "copy it again from its run"
+            )
 
 
 def refuse_large_arguments(specification: Specification) -> None:
@@ -110,7 +117,7 @@ def _refuse_giant(specification: Specification, n_weights: int) -> None:
             described = specification.network_class(**specification.arguments)
     except NetworkError:
         raise
-    except Exception:  # a constructor that computes with its weights fails here; `construct` runs it with the limit
+    except Exception:  # a constructor that computes with its weights fails here; it runs with the limit later
         return
     n_described = sum(math.prod(parameter.shape) for parameter in described.parameters())
     if n_described > n_weights:

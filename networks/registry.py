@@ -116,7 +116,8 @@ def build_network(
         checkpointing=checkpointing,
         trust=trust,
     )
-    return construct(specification, target_size)
+    specification = for_size(specification, target_size)
+    return take_apart(call_constructor(specification), specification, target_size)
 
 
 def specify(
@@ -319,26 +320,22 @@ def _accepted_arguments(specification: Specification) -> list[str]:
     return accepted
 
 
-def construct(
-    specification: Specification, target_size: Sequence[int], *, most_parameters: int | None = None
-) -> nn.Module:
-    """Build the network, split it into features and head, and let it know its settings; parameters that take no part
-    do not require gradients.
+def take_apart(network: nn.Module, specification: Specification, target_size: Sequence[int]) -> nn.Module:
+    """Split a network into features and head, and let it know its settings; parameters that take no part do not require
+    gradients.
 
     Args:
-        specification: With complete arguments.
+        network: What `call_constructor` returned; it is changed in place and belongs to the result.
+        specification: Its own, as `for_size` returns it.
         target_size: Voxels (I, J, K) of the volumes to come.
-        most_parameters: Stop a constructor that makes far more numbers than these; None: no limit.
 
     Raises:
-        NetworkError: If the constructor refuses its arguments, or the network does not segment volumes.
+        NetworkError: If the network does not segment volumes.
     """
-    specification = for_size(specification, target_size)
     network_class, path, arguments = specification
     size_key = _size_key(network_class)
     if size_key is not None:
         target_size = [arguments[size_key]] * 3 if isinstance(arguments[size_key], int) else arguments[size_key]
-    network = call_constructor(specification, most_parameters)
     in_channels = _first(arguments, IN_CHANNELS)
     if not (callable(getattr(network, "features", None)) and isinstance(getattr(network, "head", None), nn.Conv3d)):
         return_coarse_outputs(network)
@@ -383,7 +380,7 @@ def _size_key(network_class: type[nn.Module]) -> str | None:
 def call_constructor(specification: Specification, most_parameters: int | None = None) -> nn.Module:
     """Call the constructor; whatever it raises is about its arguments and becomes a NetworkError.
 
-    most_parameters: See `construct`; one that makes far more raises ParameterLimitError.
+    most_parameters: Numbers; a constructor that makes far more raises ParameterLimitError. None: no limit.
     """
     limit = contextlib.nullcontext() if most_parameters is None else limit_parameters(most_parameters)
     try:

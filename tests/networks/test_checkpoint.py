@@ -166,6 +166,17 @@ def test_a_weight_of_another_shape_is_named(changed, words, tmp_path):
         load_network(path)
 
 
+def test_a_network_that_the_weights_do_not_fit_makes_no_forward_pass(tmp_path):
+    """A SwinUNETR of 12 heads and windows of 14×14×14 voxels takes 4 GB for the first attention of its trial."""
+    unet = build_network({"_target_": "UNet", "channels": [4, 8], "strides": [2]}, target_size=(16, 16, 16))
+    path = save(tmp_path / "best_model.ckpt", unet, state_dict=BodyNet(base_channels=4).state_dict())
+    passes, words = [], r"state_dict: expected for .* the shape"
+    watched = torch.nn.modules.module.register_module_forward_pre_hook(lambda *_: passes.append(1))
+    with watched, pytest.raises(NetworkError, match=words):
+        load_network(path)
+    assert passes == []
+
+
 def test_a_checkpoint_of_a_swin_unetr_is_loaded(tmp_path):
     spec = {"_target_": "SwinUNETR", "feature_size": 12, "depths": [1, 1, 1, 1]}
     network = build_network(spec, n_classes=2, target_size=(32, 32, 32))
