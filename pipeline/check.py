@@ -112,9 +112,7 @@ def check(
     seen = start.seen(screened.split) if screened.split else ()
     findings = (*listing_findings, *screened.findings, *start.findings, *seen)
     n_good = len({case.case for case in cases} - {finding.case for finding in errors(findings)})
-    fingerprint = take_fingerprint(
-        cases, dataset, split=screened.split, intensity=screened.intensity, scaling=screened.scaling
-    )
+    fingerprint = take_fingerprint(screened)
     names = dataset.classes.names
     sides = sides_under_a_mirror(config.data, names)
     mirrored = sides.in_words(names) if sides else ""

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.checks.case_check import CheckedCase, whole_cases
-from pipeline.checks.channel_check import Scaling
 from pipeline.checks.modality import IntensityChoice
+from pipeline.checks.screening import Screened
 from pipeline.checks.voxel_statistics import PERCENTILES
 from pipeline.checks.window import window_use
 from pipeline.datasets.dataset import Dataset, Split
@@ -92,18 +92,9 @@ class Fingerprint:
     n_ignored_voxels: int
 
 
-def take_fingerprint(
-    cases: Sequence[CheckedCase], dataset: Dataset, *, split: Split | None, intensity: IntensityChoice, scaling: Scaling
-) -> Fingerprint:
-    """Sum up what was measured in all cases.
-
-    Args:
-        cases: every case that was opened.
-        dataset: the data set, listed.
-        split: its division; None where it cannot be divided.
-        intensity: how intensities will be scaled.
-        scaling: the settings that they will be scaled by.
-    """
+def take_fingerprint(screened: Screened) -> Fingerprint:
+    """Sum up what was measured in all cases of a data set."""
+    cases, dataset, split = screened.cases, screened.dataset, screened.split
     first_channels = [case.images[0] for case in cases if case.images]
     return Fingerprint(
         n_cases=len(dataset.cases),
@@ -118,8 +109,8 @@ def take_fingerprint(
         orientations=_counted(image.orientation for image in first_channels),
         formats=_counted(image.kind for image in first_channels),
         dtypes=_counted(image.dtype for image in first_channels),
-        intensity=intensity,
-        window_use=window_use(cases, intensity, scaling.window),
+        intensity=screened.intensity,
+        window_use=window_use(cases, screened.intensity, screened.scaling.window),
         channels=_channels(cases, dataset.channel_names),
         classes=_classes(cases, dataset, split),
         ignored_values=dataset.classes.ignored_values,

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.checks.channel_check import Scaling
 from pipeline.checks.modality import IntensityChoice
+from pipeline.checks.screening import Screened
 from pipeline.datasets.class_table import ClassTable
 from pipeline.datasets.dataset import Dataset
 from pipeline.planning.fingerprint import take_fingerprint
@@ -36,7 +37,7 @@ def test_nothing_readable_gives_no_sizes() -> None:
     dataset = Dataset(Path("x"), "list", (), ClassTable(("background", "liver"), (0, 1)), ("CT",))
     intensity = IntensityChoice(("unknown",), "no image could be read")
     scaling = Scaling((-1000, 1000), (0.5, 99.5))
-    fingerprint = take_fingerprint([], dataset, split=None, intensity=intensity, scaling=scaling)
+    fingerprint = take_fingerprint(Screened(dataset, None, None, (), intensity, scaling, ()))
     assert (fingerprint.sizes, fingerprint.spacings_mm, fingerprint.splits) == (None, None, {})
     assert [(c.name, c.n_cases, c.median_ml) for c in fingerprint.classes] == [
         ("background", 0, None),
