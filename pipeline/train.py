@@ -157,7 +157,7 @@ def train(
         if is_first_process():
             folder.make_ready(keep=state is not None)
         console_log.begin()
-        _fit(config, devices, folder, setup, others, say=say, console=console, record=console_log.line)
+        _fit(config, devices, setup, others, say=say, console=console, record=console_log.line)
         _say_smaller_patches(config.data, setup.recorder.history, say)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     if asked is not None:
@@ -526,7 +526,6 @@ def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray
 def _fit(
     config: Config,
     devices: Devices,
-    folder: RunFolder,
     setup: _Setup,
     others: Others | None,
     *,
@@ -537,19 +536,18 @@ def _fit(
     recorder = setup.recorder
     with (
         setup.trackers.closing(),
-        record_ending(folder, recorder, config),
-        launch(others, partial(record_lost, folder, recorder)),
+        record_ending(recorder, config),
+        launch(others, partial(record_lost, recorder)),
         quiet_lightning(),
     ):
         say("Saving training configuration...")
         if is_first_process():
-            folder.write_config(setup.document)
-        say(f"Training configuration saved to: {folder.config}")
+            recorder.folder.write_config(setup.document)
+        say(f"Training configuration saved to: {recorder.folder.config}")
         for line in (*setup.trackers.in_words, RULE, "Starting training...", RULE):
             say(line)
         prepared = setup.data.prepared
         trainer = build_trainer(
-            folder,
             recorder,
             devices,
             console,

@@ -24,11 +24,10 @@ RULE = "=" * 60
 
 
 @contextmanager
-def record_ending(folder: RunFolder, recorder: RunRecorder, settings: Config) -> Iterator[None]:
+def record_ending(recorder: RunRecorder, settings: Config) -> Iterator[None]:
     """Write training_summary.json however the training inside ends; a stopping signal ends it between two batches.
 
     Args:
-        folder: the run's.
         recorder: the run's; its history and its stop request go into the summary.
         settings: the training's, some of which an error about memory may advise to lower.
 
@@ -41,20 +40,20 @@ def record_ending(folder: RunFolder, recorder: RunRecorder, settings: Config) ->
         try:
             yield
         except BaseException as error:
-            _record_exception(folder, recorder, settings, error)
+            _record_exception(recorder, settings, error)
             raise
-        _write_summary(folder, recorder, "interrupted" if recorder.early_stop else "completed", recorder.early_stop)
+        _write_summary(recorder, "interrupted" if recorder.early_stop else "completed", recorder.early_stop)
 
 
-def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Config, error: BaseException) -> None:
+def _record_exception(recorder: RunRecorder, settings: Config, error: BaseException) -> None:
     """Write the summary of a training that raised, and raise its error in words where its kind is known."""
     if recorder.stop_request.reason and not isinstance(error, FileError | TrainingError):
         # Whatever follows a signal is its effect: an exception of Lightning, workers or processes that it ended first.
-        _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
+        _write_last_summary(recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
         end_after_the_first()
         raise Stopped(recorder.stop_request.reason, "go on with --resume") from error
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        _write_last_summary(folder, recorder, "interrupted", type(error).__name__)
+        _write_last_summary(recorder, "interrupted", type(error).__name__)
         return
     worded = in_one_sentence(error, settings, epoch=recorder.epochs_finished)
     reason = str(worded)
@@ -62,30 +61,30 @@ def _record_exception(folder: RunFolder, recorder: RunRecorder, settings: Config
         reason = f"{type(worded).__name__}: {worded}"
     if not isinstance(error, ProcessError):
         report_failure(reason)
-    _write_last_summary(folder, recorder, "failed", reason)
+    _write_last_summary(recorder, "failed", reason)
     if worded is not error:
         raise worded from error
 
 
-def record_lost(folder: RunFolder, recorder: RunRecorder, reason: str) -> None:
+def record_lost(recorder: RunRecorder, reason: str) -> None:
     """Write the summary of a training that hangs because another of its processes died, and is about to be killed."""
     log.error("%s", reason)
     if recorder.stop_request.reason:
-        _write_last_summary(folder, recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
+        _write_last_summary(recorder, "interrupted", f"stopped by {recorder.stop_request.reason}")
     else:
-        _write_last_summary(folder, recorder, "failed", reason)
+        _write_last_summary(recorder, "failed", reason)
 
 
-def _write_last_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str) -> None:
+def _write_last_summary(recorder: RunRecorder, status: Status, reason: str) -> None:
     # The user must read what broke the training, not that the same full disk takes no summary either. A second signal
     # must not interrupt this: torchrun and SLURM send one as soon as another process has ended.
     with handling(lambda number, frame: None), contextlib.suppress(FileError):
-        _write_summary(folder, recorder, status, reason)
+        _write_summary(recorder, status, reason)
 
 
-def _write_summary(folder: RunFolder, recorder: RunRecorder, status: Status, reason: str | None) -> None:
+def _write_summary(recorder: RunRecorder, status: Status, reason: str | None) -> None:
     if is_first_process():
-        folder.write_summary(
+        recorder.folder.write_summary(
             status,
             recorder.history,
             reason=reason,

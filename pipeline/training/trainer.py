@@ -17,7 +17,6 @@ from pipeline.compute.ranks import gather_texts, read_rank
 from pipeline.config.settings import TrainingConfig
 from pipeline.files.atomic import FileError
 from pipeline.planning.epochs import is_validated
-from pipeline.runs.run_folder import RunFolder
 from pipeline.training.live_progress import LiveProgress
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.tensorboard import EventsLogger
@@ -26,7 +25,6 @@ log = logging.getLogger(__name__)
 
 
 def build_trainer(
-    folder: RunFolder,
     recorder: RunRecorder,
     devices: Devices,
     console: Console,
@@ -39,8 +37,7 @@ def build_trainer(
     """Build the Trainer of one run.
 
     Args:
-        folder: where TensorBoard's files go.
-        recorder: writes all other files of the run.
+        recorder: writes all files of the run but TensorBoard's, which go into its folder, too.
         devices: what the training runs on.
         console: where the progress bar goes.
         training: epochs, batches in a step, clipping, and which epochs are validated.
@@ -49,7 +46,7 @@ def build_trainer(
         record: takes the lines of the epochs, which the console gets, too.
     """
     callbacks: list[pl.Callback] = [
-        _SameEverywhere(folder, recorder),
+        _SameEverywhere(recorder),
         recorder,
         LiveProgress(console, recorder, record),
     ]
@@ -61,7 +58,7 @@ def build_trainer(
         max_epochs=training.max_epochs,
         accumulate_grad_batches=training.accumulate,
         gradient_clip_val=training.gradient_clip or None,
-        logger=EventsLogger(save_dir=folder.path.parent, name=folder.name),
+        logger=EventsLogger(save_dir=recorder.folder.path.parent, name=recorder.folder.name),
         callbacks=callbacks,
         limit_val_batches=1.0 if validates else 0,
         num_sanity_val_steps=1,
@@ -79,8 +76,8 @@ def build_trainer(
 class _SameEverywhere(pl.Callback):
     """Refuse to train where the processes do not see the same files, as without a shared disk."""
 
-    def __init__(self, folder: RunFolder, recorder: RunRecorder) -> None:
-        self.folder, self.recorder = folder, recorder
+    def __init__(self, recorder: RunRecorder) -> None:
+        self.recorder = recorder
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare how many epochs are finished and how the data are split."""
@@ -89,7 +86,7 @@ class _SameEverywhere(pl.Callback):
         for number, other in enumerate(found):
             if other != found[0]:
                 raise FileError(
-                    f"{self.folder.path}: process 0 found {found[0]}, process {number} {other}; "
+                    f"{self.recorder.folder.path}: process 0 found {found[0]}, process {number} {other}; "
                     "all processes must see the same run folder and the same data: put them on a shared disk"
                 )
 

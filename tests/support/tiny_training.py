@@ -265,5 +265,5 @@ def ending_of(work: Path, name: str, *, num_workers: int = 0) -> Iterator[tuple[
     folder = RunFolder.at(run)
     folder.make_ready(keep=False)
     recorder = RunRecorder(folder, description(name))
-    with record_ending(folder, recorder, settings):
+    with record_ending(recorder, settings):
         yield recorder, run

@@ -21,13 +21,13 @@ def test_lightning_writes_no_checkpoint_of_its_own_and_takes_the_settings(tmp_pa
     devices = choose_devices(0, None, "32")
     recorder = RunRecorder(folder, description("run"))
     training = TrainingConfig(max_epochs=7, accumulate=3, gradient_clip=0.5)
-    trainer = build_trainer(folder, recorder, devices, Console(), training)
+    trainer = build_trainer(recorder, devices, Console(), training)
     assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (7, 3, 0.5)
     assert trainer.checkpoint_callbacks == []
     assert recorder in trainer.callbacks
     assert trainer.precision == "32-true"
     assert not list(tmp_path.iterdir())
-    unclipped = build_trainer(folder, recorder, devices, Console(), TrainingConfig(gradient_clip=0.0))
+    unclipped = build_trainer(recorder, devices, Console(), TrainingConfig(gradient_clip=0.0))
     assert unclipped.gradient_clip_val is None
 
 
@@ -37,7 +37,7 @@ def test_one_process_in_a_job_of_several_tasks_is_one_process(tmp_path, monkeypa
         monkeypatch.setenv(f"SLURM_{name}", value)
     folder, devices = RunFolder(tmp_path, "run"), choose_devices(0, None, "32")
     recorder = RunRecorder(folder, description("run"))
-    trainer = build_trainer(folder, recorder, devices, Console(), TrainingConfig(gradient_clip=0.0))
+    trainer = build_trainer(recorder, devices, Console(), TrainingConfig(gradient_clip=0.0))
     assert trainer.world_size == 1
 
 
