@@ -11,12 +11,12 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from pipeline.config.settings import ConfigError
-from pipeline.config.trackers import CsvOptions, MlflowOptions, TrackerOptions, WandbOptions, read_trackers
+from pipeline.config.trackers import MlflowOptions, read_trackers
 from pipeline.console.text import one_line, printable
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json, write_json
@@ -28,6 +28,13 @@ from pipeline.training.tracked_run import Ending, Remembered, TrackedRun, Tracke
 from pipeline.training.wandb_tracker import WandbTracker
 
 log = logging.getLogger(__name__)
+
+TRACKERS: dict[str, Callable[[Any, TrackedRun], Tracker]] = {
+    "csv": CsvTracker,
+    "mlflow": MlflowTracker,
+    "wandb": WandbTracker,
+}
+"""By name, made from the options that `read_trackers` gives."""
 
 RETRY_S = 600.0
 """Seconds after which a tracker that failed is tried again: each try may take seconds that the training waits."""
@@ -51,15 +58,6 @@ def refuse_missing(entries: Sequence[str | Mapping[str, Any]]) -> None:
 def _is_installed(module: str) -> bool:
     spec = importlib.util.find_spec(module)
     return spec is not None and spec.origin is not None  # a folder wandb/ in the working directory has no origin
-
-
-def _tracker(options: TrackerOptions, run: TrackedRun) -> Tracker:
-    if isinstance(options, MlflowOptions):
-        return MlflowTracker(options, run)
-    if isinstance(options, WandbOptions):
-        return WandbTracker(options, run)
-    assert isinstance(options, CsvOptions)
-    return CsvTracker(options, run)
 
 
 class _Followed:
@@ -90,7 +88,7 @@ class Trackers:
 
     def __init__(self, entries: Sequence[str | Mapping[str, Any]], run: TrackedRun) -> None:
         self.run = run
-        self._followed = [_Followed(name, _tracker(options, run)) for name, options in read_trackers(entries).items()]
+        self._followed = [_Followed(name, TRACKERS[name](given, run)) for name, given in read_trackers(entries).items()]
         self._settings: Mapping[str, Any] = {}
         self._history = TrainingLog()
         self._remembered: dict[str, Remembered] = {}

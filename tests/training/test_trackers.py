@@ -69,7 +69,8 @@ def put(monkeypatch):
         def make(options, run):
             return makers.pop(0)(options, run)
 
-        monkeypatch.setattr(module, "_tracker", make)
+        for name in module.TRACKERS:
+            monkeypatch.setitem(module.TRACKERS, name, make)
         monkeypatch.setattr(train_module, "refuse_missing", lambda entries: None)
 
     return put
