@@ -8,11 +8,11 @@ class's share of the volume on average.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Integer
-from torch import Tensor
+from torch import Tensor, nn
 
 from networks.deep_supervision import Level
 from pipeline.losses.dice_ce import DiceCE
@@ -30,34 +30,20 @@ def level_weights(n_levels: int) -> list[float]:
 
 
 def deep_supervision_loss(
-    criterion: Callable[..., DiceCE],
+    criterion: Callable[[Tensor, nn.Module | None, Tensor], DiceCE],
     levels: Sequence[Level],
     label: Integer[Tensor, "B 1 I J K"],
-    *,
-    across_processes: bool = False,
-    counted: Sequence[bool] | None = None,
-    annotated: Sequence[Collection[int]] | None = None,
 ) -> DiceCE:
     """Return the weighted mean of the criterion over the levels; the counts are those of the finest level.
 
-    With one level it is the criterion's own result. The other arguments and what is raised: `SlabDiceCELoss.forward`.
+    With one level it is the criterion's own result. Raises what the criterion does.
 
     Args:
-        criterion: The loss of one level, such as a `SlabDiceCELoss`.
+        criterion: The loss of a level's features, head and label, such as a `SlabDiceCELoss`.
         levels: Finest first; the first has the label's grid.
         label: At full size.
     """
-    results = [
-        criterion(
-            level.features,
-            level.head,
-            label_at_level(label, level),
-            across_processes=across_processes,
-            counted=counted,
-            annotated=annotated,
-        )
-        for level in levels
-    ]
+    results = [criterion(level.features, level.head, label_at_level(label, level)) for level in levels]
     weighted = [result.loss * weight for result, weight in zip(results, level_weights(len(levels)), strict=True)]
     return results[0]._replace(loss=torch.stack(weighted).sum())
 

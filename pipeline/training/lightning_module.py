@@ -250,14 +250,13 @@ class SegmentationModule(pl.LightningModule):
         cases = [str(case) for case in batch["case"]]
         self._cases_of_step += cases
         counted: list[bool] = batch.get("counted", [True] * len(image))
-        result = deep_supervision_loss(
+        criterion = partial(
             self.criterion,
-            self._levels(image),
-            label,
             across_processes=True,
             counted=None if all(counted) else counted,
             annotated=batch.get("annotated"),
         )
+        result = deep_supervision_loss(criterion, self._levels(image), label)
         loss = result.loss.detach()
         if not self._checks_at_once:
             self._unchecked = loss, label

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from monai.losses import DiceCELoss
@@ -158,7 +160,8 @@ def test_levels_of_deep_supervision_share_the_sets():
     features, head, label = partly_labelled(SETS, grid=(8, 8, 8))
     half = torch.randn(4, 8, 4, 4, 4, dtype=torch.float64, requires_grad=True)
     levels = [Level(features, head, (1, 1, 1)), Level(half, head, (2, 2, 2))]
-    ours = deep_supervision_loss(SlabDiceCELoss(memory_budget_mb=BUDGET_MB), levels, label, annotated=SETS).loss
+    criterion = partial(SlabDiceCELoss(memory_budget_mb=BUDGET_MB), annotated=SETS)
+    ours = deep_supervision_loss(criterion, levels, label).loss
     small = label[:, :, 1::2, 1::2, 1::2]
     theirs = 2 / 3 * merged_by_hand(head(features), label, SETS) + 1 / 3 * merged_by_hand(head(half), small, SETS)
     assert_same([ours, *gradients(ours, half)], [theirs, *gradients(theirs, half)], relative=1e-10)
