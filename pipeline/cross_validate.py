@@ -411,15 +411,13 @@ def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int
 
     What is left open now, but was not when the study was begun, is as it was: all folds are trained alike.
     """
-    shared: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in record.shared.items()
-    }
-    n_folds = record.settings["data"].get("folds", 0)
-    if config.data.augment_on_device is None:
-        shared["augment_on_device"] = who_augmented(record.settings["data"])
+    began = record.settings["data"]
+    data = replace(config.data.with_scaling(record.shared), folds=began.get("folds", 0), fold=number)
+    if data.augment_on_device is None:
+        data = replace(data, augment_on_device=who_augmented(began))
     if record.run_names:
         config = replace(config, experiment=_experiment_of(config, study, number))
-    return replace(config, data=replace(config.data, folds=n_folds, fold=number, **shared))
+    return replace(config, data=data)
 
 
 def _experiment_of(config: Config, study: StudyFolder, number: int) -> ExperimentConfig:

@@ -9,7 +9,7 @@ import math
 import re
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pipeline.config.trackers import TrackerName, read_trackers
@@ -229,6 +229,17 @@ class DataConfig:
     def dataset_roots(self) -> tuple[str, ...]:
         """The data sets, also where it is one."""
         return (self.dataset_root,) if isinstance(self.dataset_root, str) else self.dataset_root
+
+    def with_scaling(self, found: Mapping[str, Any]) -> DataConfig:
+        """Put the window, mean and deviation of CT that were found before in the place of "auto".
+
+        found: data.window and data.mean_std, where they are known, as training_config.json has them.
+        """
+        values: dict[str, Any] = {}
+        for name in ("window", "mean_std"):
+            if getattr(self, name) == "auto" and name in found:
+                values[name] = tuple(map(float, found[name])) if isinstance(found[name], list) else found[name]
+        return replace(self, **values)
 
     def _check_data_sets(self) -> None:
         """Refuse what belongs to one data set where there are several."""

@@ -126,15 +126,8 @@ def keep_what_was_found(config: Config, run_config: Mapping[str, Mapping[str, An
 
     run_config: the run's training_config.json; earlier versions had no data.mean_std and scaled by the window alone.
     """
-    data, before = config.data, run_config["data"]
-    window = before.get("window", "auto")
-    if data.window == "auto" and window != "auto":
-        data = replace(data, window=(float(window[0]), float(window[1])))
-    if data.mean_std == "auto":
-        found: Any = before.get("mean_std", "none")
-        if isinstance(found, list):
-            found = (float(found[0]), float(found[1]))
-        data = replace(data, mean_std=found)
+    before = run_config["data"]
+    data = config.data.with_scaling({"mean_std": "none", **before})
     if data.augment_on_device is None:
         data = replace(data, augment_on_device=before.get("augment_on_device"))
     return replace(config, data=data)

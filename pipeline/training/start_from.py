@@ -116,17 +116,9 @@ def plan_start(fitting: Fitting, config: Config, dataset: Dataset) -> Start:
 
 def keep_scaling(config: Config, source: Source) -> Config:
     """Put the numbers by which the run scales CT in the place of "auto", as its kinds of intensities are."""
-    data, kept = config.data, source.kept.get("data", {})
-    if data.intensity not in ("auto", "ct") or "window" not in kept:
+    if config.data.intensity not in ("auto", "ct"):
         return config
-    window: Any = tuple(kept["window"])
-    mean_std: Any = kept["mean_std"] if kept["mean_std"] == "none" else tuple(kept["mean_std"])
-    data = replace(
-        data,
-        window=window if data.window == "auto" else data.window,
-        mean_std=mean_std if data.mean_std == "auto" else data.mean_std,
-    )
-    return replace(config, data=data)
+    return replace(config, data=config.data.with_scaling(source.kept.get("data", {})))
 
 
 def match_classes(
