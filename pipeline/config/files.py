@@ -179,13 +179,9 @@ def _settings_of_group(path: Path, group: str, cls: type, values: Any) -> dict[s
     kept = {key: value for key, value in values.items() if key in known}
     hints = typing.get_type_hints(cls)
     for key, value in kept.items():
-        _check_value(f"{group}.{key}", hints[key], value)
-        form = tuple_and_words(hints[key])
-        if takes_texts(hints[key]) and isinstance(value, str):
-            kept[key] = [value]
-        if form is not None:
-            checked = _as_tuple(f"{group}.{key}", form, value)
-            kept[key] = [checked] if isinstance(checked, str) else value  # as the flag gives it
+        _checked(f"{group}.{key}", hints[key], value)
+        if isinstance(value, str) and (takes_texts(hints[key]) or tuple_and_words(hints[key])):
+            kept[key] = [value]  # as the flag gives it
     if isinstance(kept.get("precision"), int):
         kept["precision"] = str(kept["precision"])  # YAML reads a bare 16 as a number
     return kept
@@ -200,20 +196,13 @@ def from_mapping(groups: Mapping[str, Mapping[str, Any]]) -> Config:
     built = {}
     for group, cls in GROUPS.items():
         hints = typing.get_type_hints(cls)
-        values = dict(groups.get(group, {}))
-        for key, value in values.items():
-            _check_value(f"{group}.{key}", hints[key], value)
-            form = tuple_and_words(hints[key])
-            if takes_texts(hints[key]) and isinstance(value, list | tuple):
-                values[key] = value[0] if len(value) == 1 else tuple(value) or ""
-            if form is not None:
-                values[key] = _as_tuple(f"{group}.{key}", form, value)
-        built[group] = cls(**values)
+        values = groups.get(group, {}).items()
+        built[group] = cls(**{key: _checked(f"{group}.{key}", hints[key], value) for key, value in values})
     return Config(**built)
 
 
-def _check_value(key: str, hint: Any, value: Any) -> None:
-    """Refuse what the types of the settings have no place for, and the parser no message."""
+def _checked(key: str, hint: Any, value: Any) -> Any:
+    """The value as the settings have it; refuses what their types have no place for, and the parser no message."""
     require(
         value is not None or type(None) in typing.get_args(hint),
         f"{key}: expected a value, found null; give one, or leave the setting out",
@@ -230,6 +219,10 @@ def _check_value(key: str, hint: Any, value: Any) -> None:
         hint is str or takes_texts(hint) or not re.search(r"\d{309}", str(value)),
         f"{key}: expected numbers below 1e308, found one of over 308 digits; correct it",
     )
+    if takes_texts(hint) and isinstance(value, list | tuple):
+        return value[0] if len(value) == 1 else tuple(value) or ""
+    form = tuple_and_words(hint)
+    return value if form is None else _as_tuple(key, form, value)
 
 
 def _as_tuple(key: str, form: tuple[Any, tuple[str, ...]], value: Any) -> tuple | str:
