@@ -276,31 +276,28 @@ def read_resume(path: Path) -> ResumeState:
     for key, kind in kinds.items():
         if not isinstance(state.get(key), kind):
             raise FileError(f"{path}: expected {', '.join(kinds)}, found no {key}; {START_AGAIN}")
-    skipped_steps = state.get("skipped_steps", 0)
-    if not isinstance(skipped_steps, int):
-        raise FileError(f"{path}: skipped_steps: expected a number, found {skipped_steps!r:.40}; {START_AGAIN}")
+    known = {key: state[key] for key in kinds}
+    for key, default, expected in (
+        ("skipped_steps", 0, "a number"),
+        ("contents", {}, "a table of cases"),
+        ("coarse_heads", {}, "a table of weights"),
+        ("average", {}, "a table of weights"),
+        ("pictures", {}, "a table of slices"),
+        ("peak_memory", {}, "a table of bytes and device"),
+    ):
+        known[key] = state.get(key, default)  # states of earlier versions have none
+        if not isinstance(known[key], type(default)):
+            raise FileError(f"{path}: {key}: expected {expected}, found {known[key]!r:.40}; {START_AGAIN}")
     try:
-        log = TrainingLog.from_dict(state["log"])
+        known["log"] = TrainingLog.from_dict(known["log"])
     except FileError as error:
         raise FileError(f"{path}: {error}; {START_AGAIN}") from error
-    tables: dict[str, Any] = {}  # states of earlier versions have none
-    for key, of in (
-        ("contents", "cases"),
-        ("coarse_heads", "weights"),
-        ("average", "weights"),
-        ("pictures", "slices"),
-        ("peak_memory", "bytes and device"),
-    ):
-        tables[key] = state.get(key, {})
-        if not isinstance(tables[key], dict):
-            raise FileError(f"{path}: {key}: expected a table of {of}, found {tables[key]!r:.40}; {START_AGAIN}")
-    known = {key: state[key] for key in kinds} | {"log": log}
-    peak = tables.pop("peak_memory")
+    peak = known["peak_memory"]
     try:
-        tables["peak_memory"] = PeakMemory(int(peak["n_bytes"]), str(peak["device"])) if peak else NOTHING_MEASURED
+        known["peak_memory"] = PeakMemory(int(peak["n_bytes"]), str(peak["device"])) if peak else NOTHING_MEASURED
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise FileError(f"{path}: peak_memory: expected bytes and device, found {peak!r:.40}; {START_AGAIN}") from error
-    return ResumeState(**known, skipped_steps=skipped_steps, **tables)
+    return ResumeState(**known)
 
 
 def refuse_other_best(folder: RunFolder, state: ResumeState) -> None:
