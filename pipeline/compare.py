@@ -178,8 +178,7 @@ def _runs_of(folder: RunFolder | StudyFolder) -> list[RunFolder]:
     """The run, or the folds of a cross-validation that were begun."""
     if isinstance(folder, RunFolder):
         return [folder]
-    record = folder.read_record()
-    return [run for run in (folder.run_of(record, number) for number in record.folds) if run.config.exists()]
+    return [run for run in folder.runs_of(folder.read_record()).values() if run.config.exists()]
 
 
 def _mean_dice(scores: StoredScores) -> float | None:
@@ -213,7 +212,6 @@ def _list(paths: Sequence[str | Path], skipped: list[str]) -> list[RunFolder | S
 
 def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of a cross-validation without scores, its time in seconds, and the settings in which its folds agree."""
-    record = study.read_record()
     begun = _runs_of(study)
     if not begun:
         raise FileError(f"{study.path}: expected a fold that was begun, found none; run bodyseg cross-validate")
@@ -227,7 +225,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "best_val_mIoU": sum(scores) / len(scores) if scores else None,
         "best_epoch": None,
         "total_epochs": sum(row["total_epochs"] for row in rows),
-        "status": f"{n_ended} of {len(record.folds)} folds",
+        "status": f"{n_ended} of {len(study.read_record().folds)} folds",
         "time": sum(times) if times else None,
         **{key: largest[key] for key in MORE_COLUMNS},
     }

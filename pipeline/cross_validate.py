@@ -155,7 +155,7 @@ def cross_validate(
         _train_folds(config, study, record, _chosen(folds, list(record.folds), say), trust=trust, say=say, out=console)
         if not is_first_process():
             return StudyReport(study, (), None)
-        states = tuple(_state(number, study.run_of(record, number)) for number in record.folds)
+        states = tuple(_state(number, run) for number, run in study.runs_of(record).items())
         report = StudyReport(study, states, None)
         if report.unfinished:
             return report
@@ -213,7 +213,7 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
     make_folder(study.path)
     with _alone(study.preparing_lock, console) if is_first_process() else nullcontext():
         earlier = study.read_record() if study.record.exists() else None
-        if earlier is not None and not any(study.run_of(earlier, n).path.exists() for n in earlier.folds):
+        if earlier is not None and not any(run.path.exists() for run in study.runs_of(earlier).values()):
             earlier = None  # nothing was trained yet: other settings are welcome
         if earlier is not None:
             _refuse_changed_settings(study, earlier, config)
@@ -357,8 +357,9 @@ def _train_folds(
     say: Say,
     out: Console,
 ) -> None:
+    runs = study.runs_of(record)
     for number in chosen:
-        run = study.run_of(record, number)
+        run = runs[number]
         if run.has_ended:
             say(f"Fold {number}: finished, kept")
             continue
@@ -379,7 +380,7 @@ def _train_folds(
                 raise
             say(f"Fold {number}: another process has begun it in the meantime; left to that")
         except Stopped as stop:
-            n_ended = sum(study.run_of(record, other).has_ended for other in record.folds)
+            n_ended = sum(other.has_ended for other in runs.values())
             goes_on = "goes on" if run.has_ended else f"goes on with fold {number}"
             advice = f"{n_ended} of {len(record.folds)} folds are finished; the same command {goes_on}"
             raise Stopped(str(stop), advice) from stop
@@ -387,8 +388,7 @@ def _train_folds(
 
 def _refuse_folds_of_other_settings(config: Config, study: StudyFolder, record: StudyRecord) -> None:
     """Raise ConfigError for a finished fold whose training_config.json is not of the study's settings."""
-    for number in record.folds:
-        run = study.run_of(record, number)
+    for number, run in study.runs_of(record).items():
         if not run.has_ended:
             continue  # `train` compares the settings of what it resumes
         settings = as_mapping(of_fold(config, study, record, number))
@@ -427,7 +427,7 @@ def _experiment_of(config: Config, study: StudyFolder, number: int) -> Experimen
 def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: Console) -> None:
     """Be one more process of a training that the first process of this machine has begun."""
     number, record = int(os.environ[_FOLD_IN_TRAINING]), study.read_record()
-    fold, run = of_fold(config, study, record, number), study.run_of(record, number)
+    fold, run = of_fold(config, study, record, number), study.runs_of(record)[number]
     train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, console=console)
 
 

@@ -122,8 +122,7 @@ def scores_of_study(study: StudyFolder, split: str = "val") -> StoredScores | No
     metrics = study.metrics if is_of_folds else RunFolder.at(study.path).evaluation(split) / "metrics.json"
     if not metrics.is_file():
         return None
-    document, record = read_json(metrics, largest=None), study.read_record()
-    runs = {number: study.run_of(record, number) for number in record.folds}
+    document, runs = read_json(metrics, largest=None), study.runs_of(study.read_record())
     command = _command(study.path) if is_of_folds else _command(study.path, "--split", split)
     again = command if is_of_folds else f"{command} --overwrite"
     if missing := [number for number, run in runs.items() if not run.has_ended]:

@@ -123,9 +123,9 @@ class StudyFolder:
         """Take an existing folder for a study, "." included."""
         return cls(*parent_and_name(path))
 
-    def run_of(self, record: StudyRecord, number: int) -> RunFolder:
-        """The run folder of a fold of the study's record. Raises FileError for an unsafe name."""
-        return RunFolder(self.path, record.run_names.get(number, f"fold_{number}"))
+    def runs_of(self, record: StudyRecord) -> dict[int, RunFolder]:
+        """The run folder of each fold of the study's record by number. Raises FileError for an unsafe name."""
+        return {n: RunFolder(self.path, record.run_names.get(n, f"fold_{n}")) for n in record.folds}
 
     def read_record(self) -> StudyRecord:
         """Read study.json; raises FileError when it is missing or damaged."""
@@ -145,8 +145,7 @@ class StudyFolder:
 
     def ended_runs(self) -> dict[int, RunFolder]:
         """The runs of all folds by number; raises FileError where one has not been trained to its end."""
-        record = self.read_record()
-        runs = {number: self.run_of(record, number) for number in record.folds}
+        runs = self.runs_of(self.read_record())
         if unfinished := [number for number, run in runs.items() if not run.has_ended]:
             raise FileError(
                 f"{self.path}: expected {len(runs)} trained folds, found that fold "

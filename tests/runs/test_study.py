@@ -34,13 +34,13 @@ def test_a_record_is_read_as_it_was_written(study):
 
 def test_the_runs_of_a_record_are_those_it_names(study, tmp_path):
     before = study.read_record()
-    assert study.run_of(before, 2).path == study.path / "fold_2"  # as earlier versions called it
+    assert study.runs_of(before)[2].path == study.path / "fold_2"  # as earlier versions called it
     study.write_record(replace(before, run_names={0: "fold_0_bs2", 2: "fold_2_bs2"}))
     record = study.read_record()
-    assert [study.run_of(record, number).path.name for number in record.folds] == ["fold_0_bs2", "fold_2_bs2"]
+    assert [run.path.name for run in study.runs_of(record).values()] == ["fold_0_bs2", "fold_2_bs2"]
     study.write_record(replace(record, run_names={0: "fold_0_bs2", 2: "../fold_2"}))
     with pytest.raises(FileError, match="holds a slash"):
-        study.run_of(study.read_record(), 2)
+        study.runs_of(study.read_record())
     study.write_record(replace(record, run_names={0: "fold_0_bs2"}))
     with pytest.raises(FileError, match="no '2'"):
         study.read_record()
@@ -71,7 +71,7 @@ def test_a_study_stands_for_its_runs_once_they_have_ended(study, tmp_path):
     for number in (0, 2):
         with pytest.raises(FileError, match=r"study: expected 2 trained folds, found that fold .* is not finished"):
             runs_at(study.path)
-        run = study.run_of(study.read_record(), number)
+        run = study.runs_of(study.read_record())[number]
         run.make_ready(keep=False)
         if number:
             run.write_summary("interrupted", log, reason="stopped by SIGTERM")

@@ -113,8 +113,7 @@ def test_a_mutated_record_of_a_study_is_read_or_refused(tmp_path: Path) -> None:
 
     def read_all() -> None:
         record = study.read_record()
-        for number in record.folds:
-            study.run_of(record, number)
+        for number in study.runs_of(record):
             of_fold(config, study, record, number)
 
     read_all()
