@@ -196,8 +196,7 @@ def prepare_data(
             preprocessing,
             data,
             class_names=dataset.classes.names,
-            augment=data.data_aug and name == "train",
-            in_patches=name == "train",
+            trains=name == "train",
             seed=config.training.seed,
         )
         cached[name].store.sources = sources
@@ -263,8 +262,7 @@ def cached_dataset(
     data: DataConfig,
     *,
     class_names: Sequence[str],
-    augment: bool,
-    in_patches: bool,
+    trains: bool,
     seed: int,
 ) -> CachedDataset:
     """Return the cases as a MONAI dataset whose prepared volumes lie in the cache folder; builds none of them.
@@ -274,13 +272,12 @@ def cached_dataset(
         preprocessing: the deterministic half of the chain.
         data: cache folder and limit, and the augmentation's settings.
         class_names: background first.
-        augment: whether the random half of the chain is applied to what was read.
-        in_patches: whether patches are cut out of the cases, where the settings ask for patches.
+        trains: whether the settings' augmentation and patches are for these cases.
         seed: decides the random numbers of the augmentation.
     """
     arguments = preprocessing.arguments()
     random_part = None
-    if augment:
+    if trains and data.data_aug:
         random_part = augmentation_chain(
             data.target_size,
             class_names=tuple(class_names),
@@ -299,7 +296,7 @@ def cached_dataset(
         seed=seed,
         max_bytes=int(data.cache_limit_gb * BYTES_PER_GB) or None,
         with_places=data.mode == "patch",
-        in_parts=data.mode == "patch" and in_patches,
+        in_parts=data.mode == "patch" and trains,
     )
 
 

@@ -48,8 +48,7 @@ def preparing_s(screened: Screened, data: DataConfig) -> float:
             preprocessing_of(screened, data),
             replace(data, cache_dir=folder),
             class_names=screened.dataset.classes.names,
-            augment=False,
-            in_patches=True,
+            trains=True,
             seed=0,
         )
         voxel_s, began = math.inf, time.perf_counter()
