@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,14 +15,13 @@ import pytorch_lightning as pl
 from rich.console import Console
 
 from networks.registry import network_settings
-from pipeline.cache.folder import one_at_a_time
 from pipeline.checks.findings import errors
 from pipeline.checks.screening import list_configured
 from pipeline.compute.devices import Devices, choose_devices, shared_threads
 from pipeline.compute.launcher import Others, launch, others_ready
 from pipeline.compute.measuring import begin_peak
 from pipeline.compute.memory import available_cores, shared_memory
-from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
+from pipeline.compute.ranks import is_first_process
 from pipeline.compute.signals import Stopped, stop_at_once_on_signals
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config, ConfigError, DataConfig
@@ -43,7 +41,7 @@ from pipeline.training.data_workers import DataWorkers, batch_bytes, choose_data
 from pipeline.training.datamodule import BodyData
 from pipeline.training.early_stopping import early_stop_reason
 from pipeline.training.ending import RULE, record_ending, record_lost, say_end
-from pipeline.training.handed_over import HandOver
+from pipeline.training.handed_over import HandOver, in_turn
 from pipeline.training.lightning_module import SegmentationModule
 from pipeline.training.network import check_settings, refuse_network
 from pipeline.training.patch_schedule import PatchSchedule
@@ -354,7 +352,7 @@ def _prepare(
     trust: bool,
 ) -> tuple[PreparedData, Start | None]:
     """Take the data that another process of this machine has prepared, else prepare them and leave them for others."""
-    with _alone_on_this_machine(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
+    with in_turn(Path(config.data.cache_dir), console), Bar("Preprocessing", console) as bar:
         prepared = handed.take(config)
         if prepared is not None:
             return prepared, None if fitting is None else plan_start(fitting, config, prepared.dataset)
@@ -433,29 +431,6 @@ def _build(
     say(f"Total parameters: {sum(p.numel() for p in parameters):,}")
     say(f"Trainable parameters: {sum(p.numel() for p in parameters if p.requires_grad):,}")
     return module
-
-
-@contextmanager
-def _alone_on_this_machine(cache_dir: Path, console: Console) -> Iterator[None]:
-    """Let one process of a training prepare the data while those that torchrun or SLURM started beside it wait.
-
-    Each machine has its own turn: its cache may lie on its own disk. No process waits in a collective meanwhile, which
-    would give up after half an hour. The next one finds what the first has prepared and has no progress to show.
-    """
-    here = read_rank()
-    if here.world_size == 1 or here.started_by == THIS_PROGRAM:
-        console.quiet |= here.rank > 0
-        yield
-        return
-
-    def waiting() -> None:
-        console.print(f"Process {here.rank} waits for another one that prepares the data", highlight=False)
-        console.quiet = True
-
-    group = f"{socket.gethostname()} {here.address}:{here.port}"
-    with one_at_a_time(cache_dir, group, waiting):
-        yield
-    console.quiet = here.rank > 0
 
 
 def _say_data(prepared: PreparedData, say: Say) -> None:

@@ -11,15 +11,20 @@ import hashlib
 import json
 import os
 import pickle
+import socket
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
 import psutil
+from rich.console import Console
 
-from pipeline.compute.ranks import STARTED_BY, read_rank
+from pipeline.cache.folder import one_at_a_time
+from pipeline.compute.ranks import STARTED_BY, THIS_PROGRAM, read_rank
 from pipeline.config.files import as_mapping
 from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError, remove_half_written, write_atomically
@@ -27,6 +32,29 @@ from pipeline.training.prepared_data import PreparedData
 
 _KEPT_S = 24 * 3600.0
 """Age from which a file is that of a killed training: the others take it within minutes, or list for themselves."""
+
+
+@contextmanager
+def in_turn(cache_dir: Path, console: Console) -> Iterator[None]:
+    """Let one process of a training prepare the data while those that torchrun or SLURM started beside it wait.
+
+    Each machine has its own turn: its cache may lie on its own disk. No process waits in a collective meanwhile, which
+    would give up after half an hour. The next one finds what the first has prepared and has no progress to show.
+    """
+    here = read_rank()
+    if here.world_size == 1 or here.started_by == THIS_PROGRAM:
+        console.quiet |= here.rank > 0
+        yield
+        return
+
+    def waiting() -> None:
+        console.print(f"Process {here.rank} waits for another one that prepares the data", highlight=False)
+        console.quiet = True
+
+    group = f"{socket.gethostname()} {here.address}:{here.port}"
+    with one_at_a_time(cache_dir, group, waiting):
+        yield
+    console.quiet = here.rank > 0
 
 
 class HandOver(contextlib.AbstractContextManager):

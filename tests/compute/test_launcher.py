@@ -10,20 +10,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
-from io import StringIO
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
-from pipeline.cache.folder import one_at_a_time
 from pipeline.cli.main import main
 from pipeline.compute.launcher import EXIT_LOST, launch, others_ready
 from pipeline.compute.ranks import ProcessError, highest, report_failure
@@ -38,7 +34,7 @@ from pipeline.config.settings import (
 )
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.runs.run_folder import RunFolder, run_name
-from pipeline.train import _alone_on_this_machine, train
+from pipeline.train import train
 from tests.support.paths import ROOT
 from tests.support.tiny_training import LIMIT_S, SERVER
 
@@ -229,28 +225,6 @@ def test_two_processes_stopped_and_resumed_train_as_one_does_with_the_same_batch
         assert together[key] == pytest.approx(alone[key], rel=1e-5), key
     pairs = zip(weights(config).values(), weights(two).values(), strict=True)
     assert all(torch.allclose(a, b, atol=2 * config.training.lr) for a, b in pairs)
-
-
-def test_a_process_says_once_that_it_waits_while_another_prepares_the_data(tmp_path, monkeypatch):
-    here = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "4000"}
-    for name, value in here.items():
-        monkeypatch.setenv(name, value)
-    said, entered = StringIO(), []
-    console = Console(file=said, width=100)
-
-    def prepare():
-        with _alone_on_this_machine(tmp_path / "cache", console):
-            entered.append(True)
-
-    other = threading.Thread(target=prepare)
-    with one_at_a_time(tmp_path / "cache", f"{socket.gethostname()} 127.0.0.1:4000", lambda: None):
-        other.start()
-        while not said.getvalue():
-            time.sleep(0.01)
-        assert not entered
-    other.join()
-    assert entered
-    assert said.getvalue() == "Process 1 waits for another one that prepares the data\n"
 
 
 def test_a_killed_process_ends_the_other_with_a_message(config):

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+import threading
+import time
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from pipeline.cache.folder import one_at_a_time
 from pipeline.compute.ranks import STARTED_BY
 from pipeline.config.settings import Config, DataConfig
 from pipeline.phantoms.sample_dataset import write_dataset
-from pipeline.training.handed_over import HandOver
+from pipeline.training.handed_over import HandOver, in_turn
 from pipeline.training.prepared_data import prepare_data
 from tests.support.questions import counted
 
@@ -109,3 +115,24 @@ def test_a_folder_that_others_may_write_into_is_not_used(config, prepared, priva
     HandOver(2).leave(config, prepared)
     assert HandOver(2).take(config) is None
     assert [path for path in Path(private).iterdir() if path.is_file()] == []
+
+
+def test_a_process_says_once_that_it_waits_while_another_prepares_the_data(tmp_path, monkeypatch):
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    said, entered = StringIO(), []
+    console = Console(file=said, width=100)
+
+    def prepare():
+        with in_turn(tmp_path / "cache", console):
+            entered.append(True)
+
+    other = threading.Thread(target=prepare)
+    with one_at_a_time(tmp_path / "cache", f"{socket.gethostname()} 127.0.0.1:29500", lambda: None):
+        other.start()
+        while not said.getvalue():
+            time.sleep(0.01)
+        assert not entered
+    other.join()
+    assert entered
+    assert said.getvalue() == "Process 1 waits for another one that prepares the data\n"
