@@ -139,7 +139,7 @@ def train(
         if fitting is not None and not auto_is_new:
             config = keep_scaling(config, fitting.source)
         _say_beginning(folder, state, resume, say)
-        if state is not None and folder.has_ended and (early_stop := _early_stop(config, state)):
+        if state is not None and folder.has_ended and (early_stop := early_stop_reason(state.log, config)):
             say("Nothing is left to train; a larger --training.early_stopping_patience lets it go on")
             say_end(folder, state.log, early_stop, say)
             return folder.path
@@ -155,7 +155,7 @@ def train(
         if is_first_process():
             folder.make_ready(keep=state is not None)
         console_log.begin()
-        _fit(config, devices, setup, others, say=say, console=console, record=console_log.line)
+        _fit(devices, setup, others, say=say, console=console, record=console_log.line)
         _say_smaller_patches(config.data, setup.recorder.history, say)
         say_end(folder, setup.recorder.history, setup.recorder.early_stop, say)
     if asked is not None:
@@ -227,21 +227,9 @@ def _say_other_threads(folder: RunFolder, document: dict[str, dict[str, Any]], s
         say(f"Started with {before} threads, now {now}: the results may differ from those of an uninterrupted run")
 
 
-def _early_stop(config: Config, state: ResumeState) -> str | None:
-    training = config.training
-    return early_stop_reason(
-        state.log, training.early_stopping_patience, training.max_epochs, _first_of_final_size(config.data)
-    )
-
-
-def _first_of_final_size(data: DataConfig) -> int:
-    """The first epoch whose patches have their final size."""
-    return sum(PatchSchedule.from_settings(data).growth_epochs)
-
-
 def _say_smaller_patches(data: DataConfig, history: TrainingLog, say: Say) -> None:
     """Warn where the best epoch is one of smaller patches than the final ones, although these were trained, too."""
-    best, grown = history.best_epoch, _first_of_final_size(data)
+    best, grown = history.best_epoch, PatchSchedule.from_settings(data).n_growth_epochs
     if best is not None and best < grown < len(history):
         say(
             f"Warning: the best epoch, {best}, had smaller patches than data.target_size, the size from epoch {grown} "
@@ -331,9 +319,7 @@ def _set_up(
                 precision=devices.precision,
                 scans=prepared.scans,
             ),
-            overlay_every=config.training.overlay_every,
-            patience=config.training.early_stopping_patience,
-            grown=_first_of_final_size(config.data),
+            config,
             resume=state,
             contents=prepared.contents(),
             trackers=trackers,
@@ -499,7 +485,6 @@ def _class_weights(prepared: PreparedData, alpha: float, say: Say) -> np.ndarray
 
 
 def _fit(
-    config: Config,
     devices: Devices,
     setup: _Setup,
     others: Others | None,
@@ -511,7 +496,7 @@ def _fit(
     recorder = setup.recorder
     with (
         setup.trackers.closing(),
-        record_ending(recorder, config),
+        record_ending(recorder),
         launch(others, partial(record_lost, recorder)),
         quiet_lightning(),
     ):
@@ -521,14 +506,6 @@ def _fit(
         say(f"Training configuration saved to: {recorder.folder.config}")
         for line in (*setup.trackers.in_words, RULE, "Starting training...", RULE):
             say(line)
-        prepared = setup.data.prepared
-        trainer = build_trainer(
-            recorder,
-            devices,
-            console,
-            config.training,
-            validates=len(prepared.val) > 0,
-            growth=prepared.patches.growth_epochs if prepared.patches is not None else (),
-            record=record,
-        )
+        validates = len(setup.data.prepared.val) > 0
+        trainer = build_trainer(recorder, devices, console, validates=validates, record=record)
         trainer.fit(setup.module, datamodule=setup.data)

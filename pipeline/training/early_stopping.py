@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from pipeline.config.settings import Config
 from pipeline.runs.history import TrainingLog
+from pipeline.training.patch_schedule import PatchSchedule
 
 
-def early_stop_reason(log: TrainingLog, patience: int, max_epochs: int, grown: int = 0) -> str | None:
+def early_stop_reason(log: TrainingLog, settings: Config) -> str | None:
     """Say why a training with this history must stop early; None where it must not.
 
-    Args:
-        log: the finished epochs.
-        patience: validated epochs without a better one after which training stops; 0 = never.
-        max_epochs: a training that has reached them is complete and not stopped early.
-        grown: the first epoch whose patches have their final size; patience begins with it.
+    Patience begins with the first epoch whose patches have their final size; a training that has reached its last epoch
+    is complete and not stopped early.
     """
-    if not patience or log.best_epoch is None or len(log) >= max_epochs:
+    patience = settings.training.early_stopping_patience
+    if not patience or log.best_epoch is None or len(log) >= settings.training.max_epochs:
         return None
+    grown = PatchSchedule.from_settings(settings.data).n_growth_epochs
     n_validated = sum(epoch > log.best_epoch and epoch >= grown for epoch in log.validated_epochs)
     if n_validated < patience:
         return None

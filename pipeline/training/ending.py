@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 from pipeline.compute.ranks import ProcessError, end_after_the_first, is_first_process, report_failure
 from pipeline.compute.signals import Stopped, handling
-from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, Status
@@ -24,12 +23,10 @@ RULE = "=" * 60
 
 
 @contextmanager
-def record_ending(recorder: RunRecorder, settings: Config) -> Iterator[None]:
+def record_ending(recorder: RunRecorder) -> Iterator[None]:
     """Write training_summary.json however the training inside ends; a stopping signal ends it between two batches.
 
-    Args:
-        recorder: the run's; its history and its stop request go into the summary.
-        settings: the training's, some of which an error about memory may advise to lower.
+    recorder: the run's; its history and its stop request go into the summary.
 
     Raises:
         Stopped: a signal asked to stop; the summary says "interrupted".
@@ -40,12 +37,12 @@ def record_ending(recorder: RunRecorder, settings: Config) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            _record_exception(recorder, settings, error)
+            _record_exception(recorder, error)
             raise
         _write_summary(recorder, "interrupted" if recorder.early_stop else "completed", recorder.early_stop)
 
 
-def _record_exception(recorder: RunRecorder, settings: Config, error: BaseException) -> None:
+def _record_exception(recorder: RunRecorder, error: BaseException) -> None:
     """Write the summary of a training that raised, and raise its error in words where its kind is known."""
     if recorder.stop_request.reason and not isinstance(error, FileError | TrainingError):
         # Whatever follows a signal is its effect: an exception of Lightning, workers or processes that it ended first.
@@ -55,7 +52,7 @@ def _record_exception(recorder: RunRecorder, settings: Config, error: BaseExcept
     if isinstance(error, KeyboardInterrupt | SystemExit):
         _write_last_summary(recorder, "interrupted", type(error).__name__)
         return
-    worded = in_one_sentence(error, settings, epoch=recorder.epochs_finished)
+    worded = in_one_sentence(error, recorder.settings, epoch=recorder.epochs_finished)
     reason = str(worded)
     if not getattr(worded, "is_input_error", False):
         reason = f"{type(worded).__name__}: {worded}"

@@ -53,6 +53,11 @@ class PatchSchedule:
         return tuple(epochs for _, _, epochs in self.growth[: max(smaller, default=0)])
 
     @property
+    def n_growth_epochs(self) -> int:
+        """The first epoch whose patches have their final size."""
+        return sum(self.growth_epochs)
+
+    @property
     def largest_batch(self) -> tuple[Triple, int]:
         """Patch and batch size of the stage whose batches have the most voxels."""
         stages = [(patch, batch) for patch, batch, _ in self.growth]

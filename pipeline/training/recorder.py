@@ -19,7 +19,7 @@ import torch
 from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory, peak_memory
 from pipeline.compute.ranks import highest
 from pipeline.compute.signals import Stopped
-from pipeline.config.settings import FOUND_OUT
+from pipeline.config.settings import FOUND_OUT, Config
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.checkpoint import CheckpointDescription, write_best, write_tensors
@@ -44,9 +44,7 @@ class RunRecorder(pl.Callback):
     Args:
         folder: where the run's files go.
         description: what best_model.ckpt carries beside weights and score.
-        overlay_every: epochs between two pictures of a validation in TensorBoard; 0 = none.
-        patience: validated epochs without a better val_mIoU after which training stops; 0 = never.
-        grown: the first epoch whose patches have their final size, with which patience begins.
+        settings: the training's; here they say when it stops early, and how often pictures are written.
         resume: the state to go on from, or None for a new training.
         contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
         trackers: where the training is followed beside TensorBoard; None: nowhere.
@@ -56,18 +54,16 @@ class RunRecorder(pl.Callback):
         self,
         folder: RunFolder,
         description: CheckpointDescription,
+        settings: Config,
         *,
-        overlay_every: int = 0,
-        patience: int = 0,
-        grown: int = 0,
         resume: ResumeState | None = None,
         contents: Mapping[str, str] | None = None,
         trackers: Trackers | None = None,
     ) -> None:
         self.folder = folder
         self.description = description
-        self.pictures = ValidationPictures(overlay_every, description.class_names)
-        self.patience, self.grown = patience, grown
+        self.settings = settings
+        self.pictures = ValidationPictures(settings.training.overlay_every, description.class_names)
         self.resume = resume
         self.contents = contents or {}
         self.trackers = trackers
@@ -215,7 +211,7 @@ class RunRecorder(pl.Callback):
 
     def _stop_early(self, trainer: pl.Trainer) -> None:
         """Let the training end where its history says so."""
-        self.early_stop = early_stop_reason(self.history, self.patience, int(trainer.max_epochs or 1), self.grown)
+        self.early_stop = early_stop_reason(self.history, self.settings)
         if self.early_stop:
             trainer.should_stop = True
 

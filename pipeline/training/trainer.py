@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytorch_lightning as pl
@@ -14,10 +14,11 @@ from rich.console import Console
 
 from pipeline.compute.devices import Devices
 from pipeline.compute.ranks import gather_texts, read_rank
-from pipeline.config.settings import TrainingConfig
+from pipeline.config.settings import Config
 from pipeline.files.atomic import FileError
 from pipeline.planning.epochs import is_validated
 from pipeline.training.live_progress import LiveProgress
+from pipeline.training.patch_schedule import PatchSchedule
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.tensorboard import EventsLogger
 
@@ -28,30 +29,27 @@ def build_trainer(
     recorder: RunRecorder,
     devices: Devices,
     console: Console,
-    training: TrainingConfig,
     *,
     validates: bool = True,
-    growth: Sequence[int] = (),
     record: Callable[[str], object] = log.debug,
 ) -> pl.Trainer:
     """Build the Trainer of one run.
 
     Args:
-        recorder: writes all files of the run but TensorBoard's, which go into its folder, too.
+        recorder: writes all files of the run but TensorBoard's, which go into its folder, too; has its settings.
         devices: what the training runs on.
         console: where the progress bar goes.
-        training: epochs, batches in a step, clipping, and which epochs are validated.
         validates: whether there are cases to validate.
-        growth: epochs of each smaller patch, see `is_validated`.
         record: takes the lines of the epochs, which the console gets, too.
     """
+    training = recorder.settings.training
     callbacks: list[pl.Callback] = [
         _SameEverywhere(recorder),
         recorder,
         LiveProgress(console, recorder, record),
     ]
     if validates:
-        callbacks.insert(1, _ValidateEvery(training.validate_every, growth))
+        callbacks.insert(1, _ValidateEvery(recorder.settings))
     trainer = pl.Trainer(
         **devices.trainer_arguments(),
         plugins=[_GivenRanks()],
@@ -94,8 +92,9 @@ class _SameEverywhere(pl.Callback):
 class _ValidateEvery(pl.Callback):
     """Validate after the epochs that `is_validated` names: Lightning's own setting knows every n-th alone."""
 
-    def __init__(self, every: int, growth: Sequence[int]) -> None:
-        self.every, self.growth = every, growth
+    def __init__(self, settings: Config) -> None:
+        self.every = settings.training.validate_every
+        self.growth = PatchSchedule.from_settings(settings.data).growth_epochs
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell Lightning whether to validate after this epoch: where its number divides the epochs finished then."""

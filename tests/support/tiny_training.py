@@ -264,6 +264,6 @@ def ending_of(work: Path, name: str, *, num_workers: int = 0) -> Iterator[tuple[
     run = work / "logs" / name
     folder = RunFolder.at(run)
     folder.make_ready(keep=False)
-    recorder = RunRecorder(folder, description(name))
-    with record_ending(recorder, settings):
+    recorder = RunRecorder(folder, description(name), settings)
+    with record_ending(recorder):
         yield recorder, run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.config.settings import Config, DataConfig, TrainingConfig
 from pipeline.runs.history import TrainingLog
 from pipeline.train import train as run_training
 from pipeline.training.early_stopping import early_stop_reason
@@ -16,6 +17,11 @@ def history(scores, losses=None):
     for score, loss in zip(scores, losses or [1.0] * len(scores), strict=True):
         append(log, score, val_loss=loss)
     return log
+
+
+def reason_to_stop(log, patience, max_epochs):
+    training = TrainingConfig(early_stopping_patience=patience, max_epochs=max_epochs)
+    return early_stop_reason(log, Config(data=DataConfig("."), training=training))
 
 
 @pytest.mark.parametrize(
@@ -31,23 +37,23 @@ def history(scores, losses=None):
     ],
 )
 def test_a_training_stops_after_as_many_epochs_without_a_better_one_as_it_has_patience(scores, patience, reason):
-    assert early_stop_reason(history(scores), patience, max_epochs=9) == reason
+    assert reason_to_stop(history(scores), patience, max_epochs=9) == reason
 
 
 def test_without_a_score_the_loss_decides_and_a_complete_training_has_not_stopped_early():
     log = history([None] * 4, [1.0, 0.5, 0.7, 0.6])
-    assert early_stop_reason(log, 2, max_epochs=9) == "val_loss has not fallen for 2 epochs"
-    assert early_stop_reason(log, 2, max_epochs=4) is None
+    assert reason_to_stop(log, 2, max_epochs=9) == "val_loss has not fallen for 2 epochs"
+    assert reason_to_stop(log, 2, max_epochs=4) is None
 
 
 def test_patience_counts_the_epochs_that_were_validated():
     """With training.validate_every 3; with every third epoch alone the same history stops after the same validation."""
     scores = [None, None, 0.5, None, None, 0.4, None, None, 0.5, None]
     log = history(scores, [score and 1.0 for score in scores])
-    assert early_stop_reason(log, 2, max_epochs=99) == "val_mIoU has not risen for 2 validations"
-    assert early_stop_reason(log, 3, max_epochs=99) is None
+    assert reason_to_stop(log, 2, max_epochs=99) == "val_mIoU has not risen for 2 validations"
+    assert reason_to_stop(log, 3, max_epochs=99) is None
     thinned = history([score for score in scores if score])
-    assert [bool(early_stop_reason(thinned, n, max_epochs=99)) for n in (1, 2, 3)] == [True, True, False]
+    assert [bool(reason_to_stop(thinned, n, max_epochs=99)) for n in (1, 2, 3)] == [True, True, False]
 
 
 def test_resuming_a_training_that_stopped_early_trains_nothing_until_it_has_more_patience(work):

@@ -9,25 +9,28 @@ import warnings
 from rich.console import Console
 
 from pipeline.compute.devices import choose_devices
-from pipeline.config.settings import TrainingConfig
+from pipeline.config.settings import Config, DataConfig, TrainingConfig
 from pipeline.runs.run_folder import RunFolder
 from pipeline.training.recorder import RunRecorder
 from pipeline.training.trainer import build_trainer, quiet_lightning
 from tests.support.tiny_training import description
 
 
+def recorder_of(tmp_path, **training):
+    settings = Config(data=DataConfig("."), training=TrainingConfig(**training))
+    return RunRecorder(RunFolder(tmp_path, "run"), description("run"), settings)
+
+
 def test_lightning_writes_no_checkpoint_of_its_own_and_takes_the_settings(tmp_path):
-    folder = RunFolder(tmp_path, "run")
     devices = choose_devices(0, None, "32")
-    recorder = RunRecorder(folder, description("run"))
-    training = TrainingConfig(max_epochs=7, accumulate=3, gradient_clip=0.5)
-    trainer = build_trainer(recorder, devices, Console(), training)
+    recorder = recorder_of(tmp_path, max_epochs=7, accumulate=3, gradient_clip=0.5)
+    trainer = build_trainer(recorder, devices, Console())
     assert (trainer.max_epochs, trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (7, 3, 0.5)
     assert trainer.checkpoint_callbacks == []
     assert recorder in trainer.callbacks
     assert trainer.precision == "32-true"
     assert not list(tmp_path.iterdir())
-    unclipped = build_trainer(recorder, devices, Console(), TrainingConfig(gradient_clip=0.0))
+    unclipped = build_trainer(recorder_of(tmp_path, gradient_clip=0.0), devices, Console())
     assert unclipped.gradient_clip_val is None
 
 
@@ -35,9 +38,7 @@ def test_one_process_in_a_job_of_several_tasks_is_one_process(tmp_path, monkeypa
     """`#SBATCH --ntasks=4` and no srun: the command runs once."""
     for name, value in (("NTASKS", "4"), ("PROCID", "0"), ("LOCALID", "0"), ("NODEID", "0"), ("JOB_NAME", "train")):
         monkeypatch.setenv(f"SLURM_{name}", value)
-    folder, devices = RunFolder(tmp_path, "run"), choose_devices(0, None, "32")
-    recorder = RunRecorder(folder, description("run"))
-    trainer = build_trainer(recorder, devices, Console(), TrainingConfig(gradient_clip=0.0))
+    trainer = build_trainer(recorder_of(tmp_path), choose_devices(0, None, "32"), Console())
     assert trainer.world_size == 1
 
 
