@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import functools
 import itertools
 import re
 import types
@@ -66,7 +65,7 @@ def add_settings(
         if not any(name.startswith(f"{group_name}.") for name in names):
             continue
         group = parser.add_argument_group(group_name, cls.__doc__ or "")
-        hints = _hints(group_name)
+        hints = typing.get_type_hints(cls)
         texts = {p.arg_name: p.description or "" for p in parse_from_object(cls).params}
         for setting in fields(cls):
             key = f"{group_name}.{setting.name}"
@@ -128,7 +127,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         try:
             for document in ([] if beneath is None else [beneath]) + files:
                 base = parser.parse_object(copy.deepcopy(document), namespace=base)
-            parsed = _parsed(parser, _with_true(_with_lists(arguments)), base)
+            parsed = _parsed(parser, _with_true(parser, _with_lists(parser, arguments)), base)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), parser)) from None
         groups = {name: parsed.pop(name) for name in GROUPS}
@@ -152,7 +151,7 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
-    parsed = _parsed(parser, _with_true(_with_lists(arguments)), None)
+    parsed = _parsed(parser, _with_true(parser, _with_lists(parser, arguments)), None)
     settings = {name: parsed.pop(name) for name in GROUPS if name in parsed}
     given = given_settings(parser, arguments)
     return {
@@ -182,7 +181,7 @@ def _flags(arguments: Sequence[str]) -> list[str]:
 
 def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None) -> dict[str, Any]:
     """The values of all flags, with a data set behind the values of a list in its place. Raises ConfigError."""
-    apart = _with_dataset_in_front(arguments)
+    apart = _with_dataset_in_front(parser, arguments)
     may_be_apart = apart != arguments and any(action.dest == "dataset" for action in parser._actions)
     as_written: ConfigError | None = None
     try:
@@ -214,25 +213,20 @@ def _parsed_as_given(parser: ArgumentParser, arguments: list[str], base: Namespa
     return parsed
 
 
-def _with_dataset_in_front(arguments: list[str]) -> list[str]:
+def _with_dataset_in_front(parser: ArgumentParser, arguments: list[str]) -> list[str]:
     """Move the data set in front where it stands behind the values of a list, which argparse would add it to.
 
     That is the last word behind a flag which takes any number of values: where they are numbers one that is none, where
     they are names that of a path that exists.
     """
-    of_flag = {}
-    for group, cls in GROUPS.items():
-        hints = _hints(group)
-        for setting in fields(cls):
-            argument = _argument_of(hints[setting.name], setting)
-            if argument.get("nargs") in ("+", "*"):
-                of_flag[f"--{group}.{setting.name}"] = argument["type"]
     for position, flag in enumerate(arguments):
-        if flag not in of_flag:
+        action = parser._option_string_actions.get(flag)
+        if action is None or action.nargs not in ("+", "*") or "." not in flag:
             continue
+        hint: Any = getattr(action, "_typehint", action.type)
         end = next((i for i in range(position + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
         last = arguments[end - 1]
-        is_value = not Path(last).exists() if of_flag[flag] is str else _is_number_or_word(last, of_flag[flag])
+        is_value = not Path(last).exists() if hint is str else _is_number_or_word(last, hint)
         if end > position + 1 and not is_value:
             return [last, *arguments[: end - 1], *arguments[end:]]
     return arguments
@@ -244,42 +238,33 @@ def _is_number_or_word(text: str, hint: Any) -> bool:
     return text in words or text.startswith("[") or _NUMBER.fullmatch(text) is not None
 
 
-def _with_lists(arguments: Sequence[str]) -> list[str]:
+def _with_lists(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Write several numbers behind a flag of one number or a list (--data.fill_nan -1024 0) as that list."""
     given = list(arguments)
-    for flag in (f"--{group}.{name}" for group in GROUPS for name, hint in _hints(group).items() if _may_be_list(hint)):
-        start = given.index(flag) + 1 if flag in given else len(given)
+    for flag, action in parser._option_string_actions.items():
+        hint: Any = getattr(action, "_typehint", action.type)
+        if flag not in given or not {float, list[float]} <= set(typing.get_args(hint)):
+            continue
+        start = given.index(flag) + 1
         numbers = list(itertools.takewhile(_NUMBER.fullmatch, given[start:]))
         if len(numbers) > 1:
             given[start : start + len(numbers)] = [f"[{', '.join(numbers)}]"]
     return given
 
 
-def _may_be_list(hint: Any) -> bool:
-    return {float, list[float]} <= set(typing.get_args(hint))
-
-
-def _with_true(arguments: Sequence[str]) -> list[str]:
+def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Give switches that stand alone (--data_aug) their value: argparse would take the next path for it."""
     given = list(arguments)
     values_of = {
         bool: (r"(?i)true|false|yes|no", "true, false, yes or no"),
         bool | None: (r"(?i)true|false|yes|no|null", "true, false, yes, no or null"),
     }
-    for group in GROUPS:
-        for setting, hint in _hints(group).items():
-            name = f"{group}.{setting}"
-            for flag in (name, *(short for short, full in SHORT_FLAGS.items() if full == name)):
-                if hint in values_of:
-                    pattern, values = values_of[hint]
-                    given = with_value(given, f"--{flag}", pattern, "true", values)
+    for flag, action in parser._option_string_actions.items():
+        hint: Any = getattr(action, "_typehint", action.type)
+        if hint in values_of:
+            pattern, values = values_of[hint]
+            given = with_value(given, flag, pattern, "true", values)
     return given
-
-
-@functools.cache
-def _hints(group: str) -> dict[str, Any]:
-    """The types of a group's settings by name."""
-    return typing.get_type_hints(GROUPS[group])
 
 
 def _config_files(arguments: Sequence[str]) -> list[Path]:
