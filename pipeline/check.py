@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from networks.errors import NetworkError
-from pipeline.checks.case_check import CheckedCase, check_cases
+from pipeline.checks.case_check import check_cases
 from pipeline.checks.findings import HEADINGS, Finding, by_cause, errors, from_error
 from pipeline.checks.modality import IntensityChoice
 from pipeline.checks.screening import Screened, assess, list_configured, sides_under_a_mirror
@@ -24,14 +24,12 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.data_settings import as_flags
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
-from pipeline.planning.network_shape import Triple, triple
 from pipeline.runs.seen_cases import seen_before
 from pipeline.training.cost import Estimate, estimate_training, measure_step
 from pipeline.training.first_training import FirstTraining, suggest_training
 from pipeline.training.network import check_settings, network_of_settings, refuse_network
 from pipeline.training.start_from import plan_start, take_over, treatment
 from pipeline.training.start_source import Source, read_source, refuse_other_network
-from transforms.resize import align_to_spacing
 
 _LISTED_PER_KIND = 20
 """Causes of one kind of finding in the text; the JSON has every finding."""
@@ -177,8 +175,7 @@ def _estimate_costs(
             failed.append(measured)
         else:
             trial = measured
-    sizes = _prepared_sizes(screened.cases, config.data)
-    estimate, shortages = estimate_training(config, dataset, screened.split, trial, sizes=sizes)
+    estimate, shortages = estimate_training(config, screened, trial)
     return estimate, (*failed, *shortages)
 
 
@@ -191,15 +188,6 @@ def _refused_network(config: Config, counts: Mapping[str, int], *, trust: bool) 
         expected, remedy = "a network that can be trained", "correct the settings"
         return [Finding("error", "network", "", "model.network", expected, str(error), remedy)]
     return []
-
-
-def _prepared_sizes(cases: Sequence[CheckedCase], data: DataConfig) -> list[Triple]:
-    """Voxels of each prepared case; none where all have the target size."""
-    if data.mode == "resize":
-        return []
-    images = [case.images[0] for case in cases if case.images]
-    grids = [align_to_spacing(image.world_size, image.world_spacing_mm, data.spacing_mm) for image in images]
-    return [triple(grid.target_size) for grid in grids]
 
 
 def to_json(report: Report) -> str:

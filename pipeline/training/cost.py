@@ -18,17 +18,19 @@ from typing import Any
 from networks.sliding_window import count_windows
 from pipeline.cache.entry import CacheError, entry_bytes
 from pipeline.cache.folder import ELSEWHERE, NEW_OR_OURS, cache_info, others_in
+from pipeline.checks.case_check import CheckedCase
 from pipeline.checks.findings import Finding
+from pipeline.checks.screening import Screened
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.measuring import run_measurement
 from pipeline.compute.memory import memory_bytes, ran_out_of_memory
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config
+from pipeline.config.settings import Config, DataConfig
 from pipeline.console.text import BYTES_PER_GB, gigabytes, some_of
-from pipeline.datasets.dataset import Dataset, Split
 from pipeline.planning.epochs import n_validations
-from pipeline.planning.network_shape import Triple
+from pipeline.planning.network_shape import Triple, triple
 from pipeline.training.patch_schedule import PatchSchedule
+from transforms.resize import align_to_spacing
 
 TIME_LIMIT_S = 1800.0
 """A step that takes longer is given up: hundreds of them make an epoch."""
@@ -86,21 +88,14 @@ class Estimate:
 
 
 def estimate_training(
-    config: Config,
-    dataset: Dataset,
-    split: Split | None,
-    trial: Trial | None = None,
-    *,
-    sizes: Sequence[Triple] = (),
+    config: Config, screened: Screened, trial: Trial | None = None
 ) -> tuple[Estimate, tuple[Finding, ...]]:
     """Estimate disk, memory and time, and compare them with what the machine has.
 
     Args:
         config: the settings.
-        dataset: the data set, listed.
-        split: its division; None: all cases train.
+        screened: the data set; where it could not be divided, all cases train.
         trial: a measured step (see `measure_step`).
-        sizes: voxels of each prepared case, in patch mode; empty: the target size.
 
     Returns:
         The estimate, and a finding for each thing that this machine lacks.
@@ -108,6 +103,7 @@ def estimate_training(
     Raises:
         ConfigError: more GPUs are asked for than the machine has.
     """
+    dataset, split = screened.dataset, screened.split
     n_train = len(split.train) if split else len(dataset.cases)
     n_val = len(split.val) if split else 0
     training = config.training
@@ -116,7 +112,7 @@ def estimate_training(
     windows, share = 1.0, 1.0
     growth: tuple[int, ...] = ()
     size: tuple[int, int, int] = config.data.target_size
-    if sizes:
+    if sizes := _prepared_sizes(screened.cases, config.data):
         patches = PatchSchedule.from_settings(config.data)
         growth = patches.growth_epochs
         steps = patches.n_batches(n_train, devices.n_processes)
@@ -142,6 +138,15 @@ def estimate_training(
         trial=trial,
     )
     return estimate, (*_shortages(estimate, config), *_other_folder(cache_dir))
+
+
+def _prepared_sizes(cases: Sequence[CheckedCase], data: DataConfig) -> list[Triple]:
+    """Voxels of each prepared case; none where all have the target size."""
+    if data.mode == "resize":
+        return []
+    images = [case.images[0] for case in cases if case.images]
+    grids = [align_to_spacing(image.world_size, image.world_spacing_mm, data.spacing_mm) for image in images]
+    return [triple(grid.target_size) for grid in grids]
 
 
 def _shortages(estimate: Estimate, config: Config) -> Iterator[Finding]:

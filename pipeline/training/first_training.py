@@ -70,7 +70,7 @@ def suggest_training(
     target = suggest_target_size([image.world_size for image in images], [image.world_spacing_mm for image in images])
     config = replace(config, data=replace(config.data, target_size=target.size))
     trial, too_large = _trial(config, screened, progress) if measure else (None, None)
-    estimate, shortages = estimate_training(config, screened.dataset, screened.split, trial)
+    estimate, shortages = estimate_training(config, screened, trial)
     if too_large is not None and all(finding.kind != "memory" for finding in shortages):
         shortages = (*shortages, _not_measured(too_large, config))
     found = assess(config, screened.dataset, screened.cases).findings

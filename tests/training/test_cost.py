@@ -21,6 +21,7 @@ from pipeline.cache.entry import CacheError
 from pipeline.cache.folder import open_folder
 from pipeline.check import check
 from pipeline.checks.findings import Finding
+from pipeline.checks.screening import Screened, assess
 from pipeline.cli.main import main
 from pipeline.compute.devices import choose_devices
 from pipeline.compute.memory import memory_bytes
@@ -40,6 +41,12 @@ def folder(tmp_path: Path) -> Folder:
     folder = Folder(tmp_path)
     folder.write()
     return folder
+
+
+def listed(folder: Folder) -> Screened:
+    """A data set of which no file was opened."""
+    path = folder.root / "cases.json"
+    return assess(configured(path), list_cases(path), ())
 
 
 def test_the_disk_estimate_is_what_the_cache_takes(tmp_path: Path) -> None:
@@ -85,15 +92,15 @@ def test_entries_that_may_be_of_other_settings_make_a_full_disk_a_warning(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(folder.root / "cases.json", data={"cache_dir": str(folder.root / "cache")})
-    dataset = list_cases(folder.root / "cases.json")
-    estimate, _ = estimate_training(config, dataset, dataset.split)
+    screened = listed(folder)
+    estimate, _ = estimate_training(config, screened)
     need = estimate.cache_bytes
     for free, held, severities in ((need, 0, []), (need - 1, 0, ["error"]), (need - 1, need, ["warning"])):
         monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: type("Usage", (), {"free": free}))
         cache = folder.root / "cache"
         open_folder(cache)
         (cache / f"{'0' * 16}-{'0' * 32}.bodycase").write_bytes(bytes(held))
-        _, findings = estimate_training(config, dataset, dataset.split)
+        _, findings = estimate_training(config, screened)
         assert [finding.severity for finding in findings if finding.kind == "disk"] == severities
 
 
@@ -108,37 +115,37 @@ def test_the_pruning_that_a_full_disk_is_answered_with_makes_room_and_keeps_what
             file.truncate(2 * 10**9)  # without blocks on the disk
         os.utime(entry, (0, 10**9 - age_s))
     config = configured(folder.root / "cases.json", data={"cache_dir": str(cache)})
-    dataset = list_cases(folder.root / "cases.json")
+    screened = listed(folder)
     usage = SimpleNamespace(free=0)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    _, (finding,) = estimate_training(config, dataset, dataset.split)
+    _, (finding,) = estimate_training(config, screened)
     command = re.search(r"bodyseg (cache prune .*?--max_gb \S+)", finding.remedy)
     assert command, finding.remedy
     assert main(shlex.split(command[1])) == 0
     assert sorted(path.name[0] for path in cache.glob("*.bodycase")) == ["0", "1"]
     usage.free = 2 * 10**9
-    assert estimate_training(config, dataset, dataset.split)[1] == ()
+    assert estimate_training(config, screened)[1] == ()
 
 
 def test_a_disk_that_an_emptied_cache_would_not_help_gets_no_advice_to_empty_it(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = configured(folder.root / "cases.json", data={"cache_dir": str(folder.root / "cache")})
-    dataset = list_cases(folder.root / "cases.json")
+    screened = listed(folder)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
-    _, (finding,) = estimate_training(config, dataset, dataset.split)
+    _, (finding,) = estimate_training(config, screened)
     assert finding.severity == "error"
     assert "prune" not in finding.remedy
 
 
 def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> None:
     config = configured(folder.root / "cases.json", data={"cache_dir": "cache"})
-    dataset = list_cases(folder.root / "cases.json")
-    estimate, findings = estimate_training(config, dataset, dataset.split, TRIAL)
+    screened = listed(folder)
+    estimate, findings = estimate_training(config, screened, TRIAL)
     assert findings == ()
     assert estimate.epoch_s == pytest.approx(2 * TRIAL.step_s + 2 * TRIAL.validation_s)
     large = replace(TRIAL, peak_bytes=int(0.95 * memory_bytes("cpu")))
-    _, (finding,) = estimate_training(config, dataset, dataset.split, large)
+    _, (finding,) = estimate_training(config, screened, large)
     assert (finding.severity, finding.kind) == ("warning", "memory")
     assert "90% of the memory" in finding.expected
     assert finding.remedy.startswith("set --model.checkpointing true, or choose a smaller --target_size")
@@ -146,7 +153,7 @@ def test_a_peak_above_nine_tenths_of_the_memory_is_a_warning(folder: Folder) -> 
         folder.root / "cases.json", data={"cache_dir": "cache"}, training={"n_processes": 3, "n_gpus": 0}
     )
     third = replace(TRIAL, peak_bytes=int(0.95 * memory_bytes("cpu") / 3))
-    estimate, findings = estimate_training(in_three, dataset, dataset.split, third)
+    estimate, findings = estimate_training(in_three, screened, third)
     assert estimate.peak_bytes == 3 * third.peak_bytes
     assert [finding.kind for finding in findings] == ["memory"]
 
@@ -156,8 +163,8 @@ def test_the_whole_time_is_that_of_every_step_and_every_validation(folder: Folde
     config = configured(
         folder.root / "cases.json", data={"cache_dir": "cache"}, training={"validate_every": every, "max_epochs": 10}
     )
-    dataset = list_cases(folder.root / "cases.json")
-    estimate, _ = estimate_training(config, dataset, dataset.split, TRIAL)
+    screened = listed(folder)
+    estimate, _ = estimate_training(config, screened, TRIAL)
     assert 10 * estimate.epoch_s == pytest.approx(10 * 2 * TRIAL.step_s + validated * 2 * TRIAL.validation_s)
     assert estimate.n_validations == validated
 
@@ -166,8 +173,9 @@ def test_patches_take_the_time_of_their_voxels_and_validation_that_of_its_window
     growth = ([8, 8, 8, 4, 6],)  # six of ten epochs with half of the voxels in a step
     patches = {"mode": "patch", "spacing_mm": (1.0, 1.0, 1.0), "target_size": (16, 16, 16), "patch_growth": growth}
     config = configured(folder.root / "cases.json", data=patches | {"cache_dir": "cache"}, training={"max_epochs": 10})
-    dataset = list_cases(folder.root / "cases.json")
-    estimate, _ = estimate_training(config, dataset, dataset.split, TRIAL, sizes=[(16, 16, 16), (40, 17, 12)])
+    images = [SimpleNamespace(world_size=n, world_spacing_mm=(1.0, 1.0, 1.0)) for n in ((16, 16, 16), (40, 17, 12))]
+    screened = replace(listed(folder), cases=tuple(SimpleNamespace(images=[image]) for image in images))
+    estimate, _ = estimate_training(config, screened, TRIAL)
     windows = SlidingWindow(lambda image: image, torch.zeros(1, 40, 17, 12), (16, 16, 16)).n_windows
     steps_s = estimate.steps_per_epoch * TRIAL.step_s * (6 * 0.5 + 4)
     # one validation of the six epochs with smaller patches, and of each of the other four
@@ -243,7 +251,7 @@ def test_the_memory_that_a_step_needs_on_a_cpu_is_that_of_a_training_after_ten(
     answer = subprocess.CompletedProcess([], 0, json.dumps(asdict(taken)), "")
     monkeypatch.setattr(cost, "run_measurement", lambda *asked, **limit: answer)
     monkeypatch.setattr(cost, "memory_bytes", lambda accelerator: int(9.3e9))
-    dataset = list_cases(folder.root / "cases.json")
+    screened = listed(folder)
     found = {}
     for accelerator in ("cpu", "gpu"):
         devices = replace(choose_devices(0, 1, "32"), accelerator=accelerator)
@@ -253,7 +261,7 @@ def test_the_memory_that_a_step_needs_on_a_cpu_is_that_of_a_training_after_ten(
         assert isinstance(trial, Trial)
         assert replace(trial, peak_bytes=0) == replace(taken, peak_bytes=0)
         found[accelerator] = trial.peak_bytes
-        _, findings = estimate_training(config, dataset, dataset.split, trial)
+        _, findings = estimate_training(config, screened, trial)
         warned = [finding.found for finding in findings if finding.kind == "memory"]
         said = f"{gigabytes(trial.peak_bytes, 1)} of all processes, estimated from trial steps"
         assert warned == {"cpu": [said], "gpu": []}[accelerator]
