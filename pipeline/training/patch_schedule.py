@@ -54,7 +54,7 @@ class PatchSchedule:
 
     @property
     def n_growth_epochs(self) -> int:
-        """The first epoch whose patches have their final size."""
+        """Epochs before the first one whose patches have their final size."""
         return sum(self.growth_epochs)
 
     @property
