@@ -115,9 +115,8 @@ class RunRecorder(pl.Callback):
                 config = self.folder.read_config()
                 settings = {name: config[name] for name in SETTINGS}
                 settings["data"] = {k: value for k, value in config["data"].items() if k not in FOUND_OUT["data"]}
-                best = self.history.best_val_miou
-                best_epoch = self.history.best_epoch or 0
-                trainer.logger.write_settings(settings, math.nan if best is None else best, best_epoch)
+                trainer.logger.write_settings(settings)
+                trainer.logger.write_best(self.history)
                 if len(self.history):
                     trainer.logger.write_missing(self.history)
             if self.trackers is not None:
@@ -194,8 +193,8 @@ class RunRecorder(pl.Callback):
                 iou_per_class=iou_per_class,
                 seconds=seconds,
             )
-            if is_best and history.best_val_miou is not None:
-                trainer.logger.write_best(history.best_val_miou, epoch)
+            if is_best:
+                trainer.logger.write_best(history)
             self.pictures.write_due(trainer.logger, history.validated_epochs)
         if trainer.is_global_zero and self.trackers is not None:
             self.trackers.after_epoch(history, iou_per_class)

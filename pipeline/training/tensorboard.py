@@ -133,13 +133,10 @@ class EventsLogger(TensorBoardLogger):
             events.add_image(tag, picture, epoch, dataformats="HWC")
             events.flush()
 
-    def write_settings(self, settings: Mapping[str, Any], best: float, epoch: int = 0) -> None:
-        """Write the settings of a run and its best val_mIoU so far, for TensorBoard's table of runs (HParams).
+    def write_settings(self, settings: Mapping[str, Any]) -> None:
+        """Write the settings of a run for TensorBoard's table of runs (HParams), whose scores `write_best` writes.
 
-        Args:
-            settings: groups of settings by name; lists are written as text.
-            best: NaN while there is none; `write_best` writes the next ones.
-            epoch: the epoch of the best.
+        settings: groups of settings by name; lists are written as text.
         """
         flat = {
             f"{group}.{name}": value if isinstance(value, bool | int | float) else printable(str(value))[:LONGEST_TEXT]
@@ -150,13 +147,12 @@ class EventsLogger(TensorBoardLogger):
             events = self._writer()
             for summary in hparams(flat, {BEST_TAG: 0.0}):
                 events._get_file_writer().add_summary(summary)
-        self.write_best(best, epoch)
 
-    def write_best(self, best: float, epoch: int) -> None:
-        """Write the best val_mIoU so far; nothing for NaN."""
-        if math.isfinite(best):
+    def write_best(self, history: TrainingLog) -> None:
+        """Write the best val_mIoU so far; nothing while there is none."""
+        if history.best_val_miou is not None:
             with self._lasting():
-                self._writer().add_scalar(BEST_TAG, best, epoch)
+                self._writer().add_scalar(BEST_TAG, history.best_val_miou, history.best_epoch)
 
 
 def _written(run: Path, history: TrainingLog) -> set[tuple[str, int]]:

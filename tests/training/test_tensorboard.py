@@ -70,8 +70,9 @@ def test_a_refused_folder_is_warned_of_once_and_tried_again(tmp_path, caplog):
 
 def test_settings_are_written_for_the_table_of_runs(tmp_path):
     logger = EventsLogger(save_dir=tmp_path, name="run")
-    logger.write_settings({"training": {"lr": 1e-3, "betas": [0.9, 0.99]}, "data": {"root": "x" * 1000}}, math.nan)
-    logger.write_best(0.25, 4)
+    logger.write_settings({"training": {"lr": 1e-3, "betas": [0.9, 0.99]}, "data": {"root": "x" * 1000}})
+    logger.write_best(history_of([None]))
+    logger.write_best(history_of([0.1, None, 0.25, 0.2]))
     logger.finalize("success")
     events = EventAccumulator(logger.log_dir)
     events.Reload()
@@ -80,7 +81,7 @@ def test_settings_are_written_for_the_table_of_runs(tmp_path):
     assert found["training.lr"].number_value == 1e-3
     assert found["training.betas"].string_value == "[0.9, 0.99]"
     assert len(found["data.root"].string_value) == 300
-    assert [(event.step, event.value) for event in events.Scalars("best_val_mIoU")] == [(4, 0.25)]
+    assert [(event.step, event.value) for event in events.Scalars("best_val_mIoU")] == [(2, 0.25)]
 
 
 def test_a_resumed_training_writes_the_numbers_that_its_earlier_parts_lack(tmp_path):
