@@ -114,13 +114,13 @@ def check(
     names = dataset.classes.names
     sides = sides_under_a_mirror(config.data, names)
     mirrored = sides.in_words(names) if sides else ""
-    if not costs:
-        first = None
-        if suggest and config.data.mode == "resize" and not errors(findings):
-            first = suggest_training(config, screened, given=given, measure=measure, progress=progress)
-        return Report(findings, fingerprint, None, mirrored, start.lines, first, n_good)
-    estimate, cost_findings = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
-    return Report((*findings, *cost_findings), fingerprint, estimate, mirrored, start.lines, n_good=n_good)
+    estimate, first = None, None
+    if costs:
+        estimate, of_costs = _estimate_costs(config, screened, measure=measure, trust=trust, progress=progress)
+        findings = (*findings, *of_costs)
+    elif suggest and config.data.mode == "resize" and not errors(findings):
+        first = suggest_training(config, screened, given=given, measure=measure, progress=progress)
+    return Report(findings, fingerprint, estimate, mirrored, start.lines, first, n_good)
 
 
 @dataclass(frozen=True)
