@@ -62,8 +62,7 @@ from pipeline.training.run_record import absent_classes, run_document, weight_st
 from pipeline.training.signals import StopRequest
 from pipeline.training.start_from import Start, keep_scaling, plan_start, take_over, treatment
 from pipeline.training.start_source import Fitting, read_source, refuse_other_network
-from pipeline.training.tracked_run import TrackedRun
-from pipeline.training.trackers import Trackers, refuse_missing
+from pipeline.training.trackers import refuse_missing
 from pipeline.training.trainer import build_trainer, quiet_lightning
 from transforms.axes import LEFT_RIGHT
 from transforms.left_right import find_sides
@@ -258,7 +257,6 @@ class _Setup:
     module: SegmentationModule
     data: BodyData
     recorder: RunRecorder
-    trackers: Trackers
     document: dict[str, dict[str, Any]]
     """training_config.json."""
 
@@ -295,10 +293,8 @@ def _set_up(
     document = run_document(
         config, prepared, module.network, devices, class_weights, started_from, before=before, epoch=epoch
     )
-    trackers = _trackers(config, folder, prepared)
     return _Setup(
         module=module,
-        trackers=trackers,
         data=BodyData(
             prepared,
             batch_size=config.data.batch_size,
@@ -322,7 +318,6 @@ def _set_up(
             config,
             resume=state,
             contents=prepared.contents(),
-            trackers=trackers,
         ),
         document=document,
     )
@@ -350,12 +345,6 @@ def _prepare(
         prepared = prepare_data(config, bar.update, listed=listed, **_as_before(before, start))
         handed.leave(config, prepared)
     return prepared, start
-
-
-def _trackers(config: Config, folder: RunFolder, prepared: PreparedData) -> Trackers:
-    settings = config.experiment
-    run = TrackedRun(folder, Path(settings.log_dir), settings.name, prepared.dataset.classes.names)
-    return Trackers(settings.logger if is_first_process() else (), run)
 
 
 def _as_before(before: Mapping[str, Any] | None, start: Start | None) -> dict[str, Any]:
@@ -495,7 +484,7 @@ def _fit(
 ) -> None:
     recorder = setup.recorder
     with (
-        setup.trackers.closing(),
+        recorder.trackers.closing(),
         record_ending(recorder),
         launch(others, partial(record_lost, recorder)),
         quiet_lightning(),
@@ -504,7 +493,7 @@ def _fit(
         if is_first_process():
             recorder.folder.write_config(setup.document)
         say(f"Training configuration saved to: {recorder.folder.config}")
-        for line in (*setup.trackers.in_words, RULE, "Starting training...", RULE):
+        for line in (*recorder.trackers.in_words, RULE, "Starting training...", RULE):
             say(line)
         validates = len(setup.data.prepared.val) > 0
         trainer = build_trainer(recorder, devices, console, validates=validates, record=record)

@@ -11,13 +11,14 @@ import math
 import signal
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from pipeline.compute.measuring import NOTHING_MEASURED, PeakMemory, peak_memory
-from pipeline.compute.ranks import highest
+from pipeline.compute.ranks import highest, is_first_process
 from pipeline.compute.signals import Stopped
 from pipeline.config.settings import FOUND_OUT, Config
 from pipeline.runs.history import TrainingLog
@@ -29,6 +30,7 @@ from pipeline.training.pictures import ValidationPictures
 from pipeline.training.resume import ResumeState, restore, resume_state
 from pipeline.training.signals import StopRequest
 from pipeline.training.tensorboard import EventsLogger
+from pipeline.training.tracked_run import TrackedRun
 from pipeline.training.trackers import Trackers
 
 SETTINGS = ("data", "model", "training", "loss")
@@ -44,10 +46,10 @@ class RunRecorder(pl.Callback):
     Args:
         folder: where the run's files go.
         description: what best_model.ckpt carries beside weights and score.
-        settings: the training's; here they say when it stops early, and how often pictures are written.
+        settings: the training's; here they say when it stops early, how often pictures are written, and which trackers
+            follow it.
         resume: the state to go on from, or None for a new training.
         contents: what the files of every case hold, see `PreparedData.contents`; a resume compares them.
-        trackers: where the training is followed beside TensorBoard; None: nowhere.
     """
 
     def __init__(
@@ -58,7 +60,6 @@ class RunRecorder(pl.Callback):
         *,
         resume: ResumeState | None = None,
         contents: Mapping[str, str] | None = None,
-        trackers: Trackers | None = None,
     ) -> None:
         self.folder = folder
         self.description = description
@@ -66,7 +67,10 @@ class RunRecorder(pl.Callback):
         self.pictures = ValidationPictures(settings.training.overlay_every, description.class_names)
         self.resume = resume
         self.contents = contents or {}
-        self.trackers = trackers
+        experiment = settings.experiment
+        run = TrackedRun(folder, Path(experiment.log_dir), experiment.name, description.class_names)
+        self.trackers = Trackers(experiment.logger if is_first_process() else (), run)
+        """Where the training is followed beside TensorBoard."""
         self.history = resume.log if resume else TrainingLog(training_seconds=0.0)
         """The finished epochs."""
         self.early_stop: str | None = None
@@ -111,16 +115,15 @@ class RunRecorder(pl.Callback):
             self._stop_early(trainer)  # killed after its last epoch, it may lack curves of it
         if trainer.is_global_zero:
             self.folder.write_log(self.history)
+            config = self.folder.read_config()
             if isinstance(trainer.logger, EventsLogger):
-                config = self.folder.read_config()
                 settings = {name: config[name] for name in SETTINGS}
                 settings["data"] = {k: value for k, value in config["data"].items() if k not in FOUND_OUT["data"]}
                 trainer.logger.write_settings(settings)
                 trainer.logger.write_best(self.history)
                 if len(self.history):
                     trainer.logger.write_missing(self.history)
-            if self.trackers is not None:
-                self.trackers.begin(self.folder.read_config(), self.history)
+            self.trackers.begin(config, self.history)
         self._seconds = dict.fromkeys(self._seconds, 0.0)
         self._clock = self._began = time.monotonic()
 
@@ -196,7 +199,7 @@ class RunRecorder(pl.Callback):
             if is_best:
                 trainer.logger.write_best(history)
             self.pictures.write_due(trainer.logger, history.validated_epochs)
-        if trainer.is_global_zero and self.trackers is not None:
+        if trainer.is_global_zero:
             self.trackers.after_epoch(history, iou_per_class)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
