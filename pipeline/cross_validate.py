@@ -18,7 +18,7 @@ from pipeline.compute.launcher import variables
 from pipeline.compute.ranks import THIS_PROGRAM, is_first_process, read_rank
 from pipeline.compute.signals import Stopped
 from pipeline.config.files import as_mapping
-from pipeline.config.settings import Config, ConfigError, ExperimentConfig
+from pipeline.config.settings import Config, ConfigError
 from pipeline.console.progress import Bar
 from pipeline.console.terminal import standard_error
 from pipeline.console.text import some_of
@@ -223,7 +223,7 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
             list_configured(replace(config, data=replace(config.data, fold=number)))
         assert screened.folds is not None  # the cases were divided into folds, or refused
         _refuse_cases_scored_twice(screened.folds)
-        record = _record(config, study, screened, screened.folds)
+        record = _record(config, screened, screened.folds)
         if earlier is not None:
             _refuse_changed_folds(study, earlier, record)
             record = earlier
@@ -241,7 +241,7 @@ def _begin(config: Config, study: StudyFolder, say: Say, console: Console) -> St
     return record
 
 
-def _record(config: Config, study: StudyFolder, screened: Screened, folds: Folds) -> StudyRecord:
+def _record(config: Config, screened: Screened, folds: Folds) -> StudyRecord:
     shared: dict[str, Any] = {}
     if "ct" in screened.intensity.by_channel:
         # One window for all folds, so that they share the prepared cases: nnU-Net's fingerprint is of all cases, too.
@@ -258,7 +258,7 @@ def _record(config: Config, study: StudyFolder, screened: Screened, folds: Folds
         folds={number: dict(split.items()) for number, split in folds.splits.items()},
         shared=shared,
         notes=_about_start(config, folds),
-        run_names={n: run_name(replace(config, experiment=_experiment_of(config, study, n))) for n in folds.splits},
+        run_names={number: run_name(_named_as_fold(config, number)) for number in folds.splits},
     )
 
 
@@ -371,7 +371,7 @@ def _train_folds(
         asked = StopRequest()
         try:
             with variables({_FOLD_IN_TRAINING: str(number)}):
-                fold = of_fold(config, study, record, number)
+                fold = of_fold(config, record, number)
                 train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, asked=asked, say=say, console=out)
             if asked.reason:  # in the moment in which the fold ended
                 raise Stopped(asked.reason)
@@ -391,7 +391,7 @@ def _refuse_folds_of_other_settings(config: Config, study: StudyFolder, record: 
     for number, run in study.runs_of(record).items():
         if not run.has_ended:
             continue  # `train` compares the settings of what it resumes
-        settings = as_mapping(of_fold(config, study, record, number))
+        settings = as_mapping(of_fold(config, record, number))
         if changes := changes_since(run.read_config(), settings, MAY_CHANGE):
             raise ConfigError(
                 f"fold {number} in {run.path} was trained with other settings: {'; '.join(changes)}; give the old "
@@ -406,7 +406,7 @@ def _is_in_training(run: RunFolder) -> bool:
         raise write_error(run.path, error) from error
 
 
-def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int) -> Config:
+def of_fold(config: Config, record: StudyRecord, number: int) -> Config:
     """The settings of one fold's training, which name its folder as those of any training do.
 
     What is left open now, but was not when the study was begun, is as it was: all folds are trained alike.
@@ -416,18 +416,19 @@ def of_fold(config: Config, study: StudyFolder, record: StudyRecord, number: int
     if data.augment_on_device is None:
         data = replace(data, augment_on_device=who_augmented(began))
     if record.run_names:
-        config = replace(config, experiment=_experiment_of(config, study, number))
+        config = _named_as_fold(config, number)
     return replace(config, data=data)
 
 
-def _experiment_of(config: Config, study: StudyFolder, number: int) -> ExperimentConfig:
-    return replace(config.experiment, name=f"fold_{number}", log_dir=str(study.path))
+def _named_as_fold(config: Config, number: int) -> Config:
+    log_dir = Path(config.experiment.log_dir, config.experiment.name)
+    return replace(config, experiment=replace(config.experiment, name=f"fold_{number}", log_dir=str(log_dir)))
 
 
 def _join_training(config: Config, study: StudyFolder, *, trust: bool, console: Console) -> None:
     """Be one more process of a training that the first process of this machine has begun."""
     number, record = int(os.environ[_FOLD_IN_TRAINING]), study.read_record()
-    fold, run = of_fold(config, study, record, number), study.runs_of(record)[number]
+    fold, run = of_fold(config, record, number), study.runs_of(record)[number]
     train(fold, resume=True, trust=trust, folder=run, auto_is_new=True, console=console)
 
 

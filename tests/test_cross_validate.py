@@ -206,7 +206,7 @@ def test_a_study_of_an_earlier_version_goes_on_in_its_folders(work, killed, caps
     assert differences(fold_of(work / "logs" / "study", 1), killed / "fold_1") == []
     assert scored == [killed / "fold_0", killed / "fold_1"] == sorted(filter(Path.is_dir, killed.iterdir()))
     folder = StudyFolder.at(killed)
-    fold_0 = command.of_fold(settings(*study_command(work)[1:]), folder, folder.read_record(), 0)
+    fold_0 = command.of_fold(settings(*study_command(work)[1:]), folder.read_record(), 0)
     assert fold_0.data.augment_on_device is False
 
 

@@ -114,7 +114,7 @@ def test_a_mutated_record_of_a_study_is_read_or_refused(tmp_path: Path) -> None:
     def read_all() -> None:
         record = study.read_record()
         for number in study.runs_of(record):
-            of_fold(config, study, record, number)
+            of_fold(config, record, number)
 
     read_all()
 
