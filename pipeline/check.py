@@ -182,7 +182,7 @@ def _estimate_costs(
 def _refused_network(config: Config, counts: Mapping[str, int], *, trust: bool) -> list[Finding]:
     """Why a training would refuse its network, where no trial step says it."""
     try:
-        check_settings(config.model, deep_supervision=config.training.deep_supervision, trust=trust)
+        check_settings(config, trust=trust)
         refuse_network(config, **counts, trust=trust)
     except NetworkError as error:
         expected, remedy = "a network that can be trained", "correct the settings"

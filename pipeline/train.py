@@ -119,7 +119,7 @@ def train(
     begin_peak()
     folder = folder or RunFolder(Path(config.experiment.log_dir), run_name(config))
     devices = choose_devices(config.training.n_gpus, config.training.n_processes, config.training.precision)
-    check_settings(config.model, deep_supervision=config.training.deep_supervision, trust=trust)
+    check_settings(config, trust=trust)
     if is_first_process():
         refuse_missing(config.experiment.logger)
     alone = only_training_in(folder) if is_first_process() else nullcontext()

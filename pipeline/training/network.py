@@ -8,7 +8,7 @@ from torch import nn
 from networks.errors import NetworkError
 from networks.probe import Probe
 from networks.registry import build_network, check_network
-from pipeline.config.settings import Config, ModelConfig
+from pipeline.config.settings import Config
 from pipeline.training.patch_schedule import PatchSchedule
 
 
@@ -37,17 +37,18 @@ def network_of_settings(config: Config, *, in_channels: int, n_classes: int, tru
     )
 
 
-def check_settings(model: ModelConfig, *, deep_supervision: bool, trust: bool = False) -> None:
+def check_settings(config: Config, *, trust: bool = False) -> None:
     """Check what can be checked before any data are read.
 
     Raises:
-        NetworkError: as `network_of_settings`, or if there are no coarser levels for `deep_supervision`.
+        NetworkError: as `network_of_settings`, or if there are no coarser levels for training.deep_supervision.
     """
+    model = config.model
     check_network(
         model.network,
         base_channels=model.base_channels,
         light=model.use_light_model,
-        deep_supervision=deep_supervision,
+        deep_supervision=config.training.deep_supervision,
         trust=trust,
     )
 

@@ -10,10 +10,14 @@ import torch
 from networks.errors import NetworkError
 from networks.registry import build_network, network_settings
 from pipeline.check import check
-from pipeline.config.settings import Config, DataConfig, ModelConfig
+from pipeline.config.settings import Config, DataConfig, ModelConfig, TrainingConfig
 from pipeline.phantoms.sample_dataset import write_dataset
 from pipeline.training.network import check_settings, network_of_settings
 from tests.support.volumes import configured
+
+
+def settings(model, *, deep_supervision):
+    return Config(data=DataConfig("scans"), model=model, training=TrainingConfig(deep_supervision=deep_supervision))
 
 
 def test_settings_and_weights_are_those_of_the_registry():
@@ -44,13 +48,13 @@ def test_settings_and_weights_are_those_of_the_registry():
 def test_what_needs_no_data_is_refused_before_they_are_read(network, words):
     model = ModelConfig(network={"_target_": "networks.body_net.BodyNet", **network})
     with pytest.raises(NetworkError, match=words):
-        check_settings(model, deep_supervision=True)
+        check_settings(settings(model, deep_supervision=True))
 
 
 def test_a_network_that_fits_passes():
     strides = [[2, 2, 2]] * 3
-    check_settings(ModelConfig(network={"_target_": "BodyNet", "strides": strides}), deep_supervision=True)
-    check_settings(ModelConfig(network={"_target_": "SegResNet", "init_filters": 8}), deep_supervision=False)
+    check_settings(settings(ModelConfig(network={"_target_": "BodyNet", "strides": strides}), deep_supervision=True))
+    check_settings(settings(ModelConfig(network={"_target_": "SegResNet", "init_filters": 8}), deep_supervision=False))
 
 
 UNET = {"_target_": "UNet", "channels": [2, 4, 8, 8], "strides": [2, 2, 2], "norm": "batch"}
