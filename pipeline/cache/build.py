@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -39,22 +38,8 @@ class CacheBuildError(CacheError):
         self.failures = tuple(failures)
 
 
-@dataclass(frozen=True)
-class _Case:
-    """One case of one of several stores."""
-
-    store: CaseStore
-    index: int
-
-    @property
-    def name(self) -> str:
-        return self.store.case(self.index)
-
-    def path(self) -> Path:
-        return self.store.path(self.index)
-
-    def is_in_place(self) -> bool:
-        return self.store.is_in_place(self.index)
+_Case = tuple[CaseStore, int]
+"""One case of one of several stores, and its index there."""
 
 
 class _Outcome(NamedTuple):
@@ -89,7 +74,7 @@ def build_entries(
     """
     if workers is None:
         workers = workers_that_fit(CHAIN_BYTES)
-    build = _Build([_Case(store, index) for store in stores for index in range(len(store))], workers, max_bytes)
+    build = _Build([(store, index) for store in stores for index in range(len(store))], workers, max_bytes)
     build.run(progress)
 
 
@@ -104,14 +89,15 @@ class _Build:
     def run(self, progress: Progress | None) -> None:
         """Build; see `build_entries`."""
         failed = {}
-        for done, outcome in enumerate(self._hash_sources(), start=1):
-            if outcome.state == "failed":
-                failed[outcome.position] = outcome.message
-            if progress:
-                progress(done, len(self.cases), "hashing sources")
-        named = [position for position in range(len(self.cases)) if position not in failed]
-        missing = [position for position in named if not self.cases[position].is_in_place()]
-        for done, outcome in enumerate(self._prepare_all(missing, named), start=1):
+        with ThreadPoolExecutor(max(1, self.workers)) as pool:  # threads, since hashing lets go of the interpreter
+            for position, error in enumerate(pool.map(_hash_sources, self.cases)):
+                if error:
+                    failed[position] = error
+                if progress:
+                    progress(position + 1, len(self.cases), "hashing sources")
+        named = {position: case for position, case in enumerate(self.cases) if position not in failed}
+        missing = [position for position, (store, index) in named.items() if not store.is_in_place(index)]
+        for done, outcome in enumerate(self._prepare_all(missing, list(named.values())), start=1):
             if outcome.state == "stopped":
                 raise CacheError(outcome.message)
             if outcome.state == "failed":
@@ -119,27 +105,16 @@ class _Build:
             if progress:
                 progress(done, len(missing), "preparing cases")
         if failed:
-            raise _build_error([(self.cases[n].name, failed[n]) for n in sorted(failed)], len(self.cases))
+            failures = [(store.case(index), failed[n]) for n, (store, index) in enumerate(self.cases) if n in failed]
+            raise _build_error(failures, len(self.cases))
 
-    def _hash_sources(self) -> Iterator[_Outcome]:
-        """Name every entry, in threads since hashing lets go of the interpreter."""
-        with ThreadPoolExecutor(max(1, self.workers)) as pool:
-            yield from pool.map(self._hash, range(len(self.cases)))
-
-    def _hash(self, position: int) -> _Outcome:
-        try:
-            self.cases[position].path()
-        except CacheError as error:
-            return _Outcome(position, "failed", str(error))
-        return _Outcome(position, "whole")
-
-    def _prepare_all(self, missing: Sequence[int], named: Sequence[int]) -> Iterator[_Outcome]:
+    def _prepare_all(self, missing: Sequence[int], named: Sequence[_Case]) -> Iterator[_Outcome]:
         """Prepare one by one until an entry's size is known, the rest in parallel, last what others were building."""
         waiting = list(missing)
-        sizes = self._sizes(named)
+        sizes = _sizes(named)
         while waiting and not sizes:
             yield self.prepare(waiting.pop(0), wait=True)
-            sizes = self._sizes(named)
+            sizes = _sizes(named)
         self._make_space(len(waiting), sizes)
         busy = []
         for outcome in self._in_parallel(waiting):
@@ -180,25 +155,20 @@ class _Build:
 
     def prepare(self, position: int, *, wait: bool) -> _Outcome:
         """Prepare one case; with `wait` also one that another process is at."""
-        case = self.cases[position]
+        store, index = self.cases[position]
         try:
-            return _Outcome(position, "whole" if case.store.prepare(case.index, wait=wait) else "busy")
+            return _Outcome(position, "whole" if store.prepare(index, wait=wait) else "busy")
         except CannotWriteError as error:
             return _Outcome(position, "stopped", str(error))
         except Exception as error:  # whatever a chain raises is this case's failure, and the next case goes on
-            log.debug("case %s failed", case.name, exc_info=True)
+            log.debug("case %s failed", store.case(index), exc_info=True)
             return _Outcome(position, "failed", str(error) if isinstance(error, ValueError) else repr(error))
-
-    def _sizes(self, positions: Sequence[int]) -> list[int]:
-        """Bytes of the entries that exist."""
-        paths = {self.cases[position].path() for position in positions}
-        return [path.stat().st_size for path in paths if path.exists()]
 
     def _make_space(self, n_missing: int, sizes: Sequence[int]) -> None:
         """Estimate the disk that building takes, from the entries that exist; prune other chains or refuse."""
         if not self.cases:
             return
-        store = self.cases[0].store
+        store, _ = self.cases[0]
         needed = n_missing * sum(sizes) // max(1, len(sizes))
         cache_dir = shlex.quote(str(store.folder))
         pruning = f"remove what was used longest ago (bodyseg cache prune --cache_dir {cache_dir} --max_gb N)"
@@ -216,6 +186,22 @@ class _Build:
             found = f"needs {gigabytes(needed)} for {n_missing} cases, its disk has {gigabytes(free)} free"
             remedy = f"free some, or {pruning}, or name another data.cache_dir"
             raise CacheError(f"cache folder {store.folder} {found}; {remedy}")
+
+
+def _hash_sources(case: _Case) -> str:
+    """Name a case's entry, for which its sources are hashed; says what is wrong with them, "" for nothing."""
+    store, index = case
+    try:
+        store.path(index)
+    except CacheError as error:
+        return str(error)
+    return ""
+
+
+def _sizes(cases: Sequence[_Case]) -> list[int]:
+    """Bytes of the entries that exist."""
+    paths = {store.path(index) for store, index in cases}
+    return [path.stat().st_size for path in paths if path.exists()]
 
 
 def _build_error(failures: list[tuple[str, str]], n_cases: int) -> CacheBuildError:
