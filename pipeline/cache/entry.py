@@ -220,6 +220,20 @@ class StoredEntry:
         return self.entry.minimum
 
     @property
+    def image(self) -> np.ndarray:
+        """(C, I, J, K) uint16 as stored, a view of the file."""
+        shape = self.entry.image_shape
+        return self.payload[: 2 * math.prod(shape)].view("<u2").reshape(shape)
+
+    @property
+    def label(self) -> np.ndarray | None:
+        """(1, I, J, K), a view of the file; None where the case has none."""
+        if self.entry.label_dtype is None:
+            return None
+        stored = self.payload[self.entry.label_offset :].view(self.entry.label_dtype)
+        return stored[: math.prod(self.size)].reshape(1, *self.size)
+
+    @property
     def places(self) -> dict[int, np.ndarray]:
         """Voxels of every class, see `transforms.patches.places_of`."""
         total = sum(n for _, n in self.entry.n_places)
@@ -232,13 +246,11 @@ class StoredEntry:
 
         Raises CacheError where the case has no label.
         """
-        if self.entry.label_dtype is None:
+        label = self.label
+        if label is None:
             raise CacheError(f"case {self.entry.case}: it has no label, so no patches for training can be cut")
-        box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        n_label = math.prod(self.size)
-        label = self.payload[self.entry.label_offset :].view(self.entry.label_dtype)[:n_label].reshape(1, *self.size)
-        image = _decoded(_stored_image(self.payload, self.entry)[(slice(None), *box)], self.entry)
-        return image, torch.from_numpy(label[(slice(None), *box)].copy())
+        box = (slice(None), *(slice(a, b) for a, b in zip(start, stop, strict=True)))
+        return _decoded(self.image[box], self.entry), torch.from_numpy(label[box].copy())
 
 
 def read_entry(path: Path) -> tuple[Entry, MetaTensor, MetaTensor | None]:
@@ -249,16 +261,10 @@ def read_entry(path: Path) -> tuple[Entry, MetaTensor, MetaTensor | None]:
     Raises DamagedEntryError, FileNotFoundError.
     """
     stored = StoredEntry(path)
-    entry = stored.entry
-    if entry.label_dtype is None:
-        whole = _decoded(_stored_image(stored.payload, entry), entry)
-        label = None
-    else:
-        whole, plain_label = stored.read((0, 0, 0), stored.size)
-        label = _with_geometry(plain_label, entry)
-    image = _with_geometry(whole, entry)
+    entry, label = stored.entry, stored.label
+    image = _with_geometry(_decoded(stored.image, entry), entry)
     image.meta.update(entry.notes)
-    return entry, image, label
+    return entry, image, None if label is None else _with_geometry(torch.from_numpy(label.copy()), entry)
 
 
 def _opened(path: Path) -> BufferedReader:
@@ -343,11 +349,6 @@ def _quantised(image: np.ndarray) -> tuple[np.ndarray, tuple[float, ...], tuple[
         minimum.append(least)
         step.append(width)
     return stored, tuple(minimum), tuple(step)
-
-
-def _stored_image(payload: np.ndarray, entry: Entry) -> np.ndarray:
-    """(C, I, J, K) uint16, a view of the payload."""
-    return payload[: 2 * math.prod(entry.image_shape)].view("<u2").reshape(entry.image_shape)
 
 
 def _decoded(stored: np.ndarray, entry: Entry) -> torch.Tensor:
