@@ -8,26 +8,31 @@ from collections.abc import Collection
 from pathlib import Path
 
 from pipeline.console.text import some_of
-from pipeline.files.atomic import FileError, remove_durably
+from pipeline.files.atomic import FileError, remove_durably, remove_half_written
 from pipeline.files.json_files import read_json
 from pipeline.inference.claims import CaseClaims
 from pipeline.inference.inputs import InputCase
 from pipeline.inference.record import CaseRecord, FileContent, content_of
-from pipeline.writers.outputs import OutputOptions, remove_record
+from pipeline.writers.outputs import OutputOptions
 from pipeline.writers.segmentation import SegmentationError
 
 log = logging.getLogger(__name__)
 
 
 def remove_earlier(case: InputCase, outputs: OutputOptions, *, was_killed: bool = True) -> None:
-    """Remove, for good, the files that a case's record names and that hold what it says, then the record.
+    """Remove, for good, the files that a case's record names and that hold what it says, then the record, and what a
+    killed process left half-written.
 
-    In this order, so that after a kill between two of them the record still names the others. Raises FileError.
+    In this order, so that after a kill between two of them the record still names the others. Until the new record is
+    written the case counts as unfinished, so that a failure or kill between two files leaves none of them under a
+    record that does not describe it. Raises FileError.
 
-    was_killed: see `remove_record`.
+    was_killed: False where no process was killed over this case since the output folder was tidied. A folder of fifty
+        thousand results takes a tenth of a second to look through, which is not done for every case.
     """
+    record = outputs.record_file(case.id)
     try:
-        contents = CaseRecord.from_document(read_json(outputs.record_file(case.id))).contents
+        contents = CaseRecord.from_document(read_json(record)).contents
     except (FileError, SegmentationError):  # none, or a damaged one, which is to be made again
         contents = {}
     for path in _results_there(case, outputs):
@@ -36,7 +41,12 @@ def remove_earlier(case: InputCase, outputs: OutputOptions, *, was_killed: bool 
             with contextlib.suppress(OSError):  # the folders of a case that hold something else stay
                 for folder in path.relative_to(outputs.folder).parents[:-1]:
                     (outputs.folder / folder).rmdir()
-    remove_record(case.id, outputs, was_killed=was_killed)
+    remove_durably(record)
+    paths = [*(file.path for file in outputs.files(case.id)), record]
+    for path in [path for path in paths if was_killed and path.parent == outputs.folder]:
+        remove_half_written(path)
+    for folder in sorted({path.parent for path in paths} - {outputs.folder}):
+        remove_half_written(folder)
 
 
 def refuse_others(case: InputCase, outputs: OutputOptions, claims: CaseClaims) -> None:

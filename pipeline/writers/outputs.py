@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.files.atomic import FileError, make_folder, remove_durably, remove_half_written, write_atomically
+from pipeline.files.atomic import FileError, make_folder, remove_half_written, write_atomically
 from pipeline.files.json_files import read_json
 from pipeline.files.lock import alone
 from pipeline.files.regular import read_regular
@@ -126,23 +126,6 @@ def refused_formats(source: Path, source_kind: str, options: OutputOptions) -> d
         except SegmentationError as error:
             return {"dicom": str(error)}
     return {}
-
-
-def remove_record(case: str, options: OutputOptions, *, was_killed: bool = True) -> None:
-    """Remove a case's earlier record, and the files of it that a killed process left half-written.
-
-    The record goes first, for good: until the new one is written the case counts as unfinished, so that a failure or
-    kill between two files leaves none of them under a record that does not describe it. Raises FileError.
-
-    was_killed: False where no process was killed over this case since the output folder was tidied. A folder of fifty
-        thousand results takes a tenth of a second to look through, which is not done for every case.
-    """
-    remove_durably(options.record_file(case))
-    paths = [*(file.path for file in options.files(case)), options.record_file(case)]
-    for path in [path for path in paths if was_killed and path.parent == options.folder]:
-        remove_half_written(path)
-    for folder in sorted({path.parent for path in paths} - {options.folder}):
-        remove_half_written(folder)
 
 
 def write_files(
