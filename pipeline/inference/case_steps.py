@@ -191,7 +191,7 @@ class CaseSteps:
         remove_earlier(case, self.outputs, was_killed=self.claims.was_left(case.id))
         write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
-        is_ct = self.models[0].first_channel_is_ct
+        is_ct = self.models[0].intensities[0] == "ct"
         refused: dict[str, str] = {}
         with _all_or_none() as written, told_before_renaming(partial(self.claims.note_written, case.id)):
             for file, reason in write_files(segmentation, files, probabilities=restored.probabilities, is_ct=is_ct):

@@ -69,10 +69,10 @@ class Model:
         return len(self.channel_names)
 
     @property
-    def first_channel_is_ct(self) -> bool:
-        """Whether its training scaled the first channel as HU."""
-        intensity = self.preprocessing.get("intensity", "ct")
-        return (intensity if isinstance(intensity, str) else intensity[0]) == "ct"
+    def intensities(self) -> tuple[str, ...]:
+        """How its training scaled each channel: ways of `transforms.intensity.INTENSITIES`."""
+        ways = self.preprocessing.get("intensity", "ct")
+        return (ways,) * self.n_channels if isinstance(ways, str) else tuple(ways)
 
     @property
     def window(self) -> tuple[int, int, int] | None:

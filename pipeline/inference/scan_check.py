@@ -171,9 +171,7 @@ def _called(channel_name: str, scan: ScanFacts) -> str:
 
 def _channels(scan: ScanFacts, model: Model) -> Iterator[tuple[str, str, bool, tuple[float, float]]]:
     """Of each channel its name, how its intensities are scaled, whether it is like labels, and its range."""
-    ways = model.preprocessing.get("intensity", "")
-    ways = [ways] * len(scan.ranges) if isinstance(ways, str) else ways
-    return zip(model.channel_names, ways, scan.like_labels, scan.ranges, strict=True)
+    return zip(model.channel_names, model.intensities, scan.like_labels, scan.ranges, strict=True)
 
 
 def _is_like_labels(channel: torch.Tensor) -> bool:
@@ -191,11 +189,10 @@ def _trained_kind(model: Model) -> str:
     """ "CT" or "MR" by the training's headers, intensities or scaling; "" where these do not tell."""
     if model.scans is not None and len(model.scans.modalities) == 1:
         return model.scans.modalities[0]
-    intensity = model.preprocessing.get("intensity")
-    first = intensity if isinstance(intensity, str) else next(iter(intensity or ()), "")
+    first = model.intensities[0]
     if model.scans is not None:
         lowest, highest = model.scans.darkest
         if first == "ct" and highest < AIR_HU:
             return "CT"
         return "MR" if first in ("mr", "zscore") and lowest > AIR_HU else ""
-    return {"ct": "CT", "mr": "MR"}.get(str(first), "")
+    return {"ct": "CT", "mr": "MR"}.get(first, "")
