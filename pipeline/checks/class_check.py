@@ -22,6 +22,9 @@ _NAMES_LISTED = 8
 _LEAST_SHARE = 0.5  # of a target voxel that a class must have at its thickest, if nothing but background is beside it
 _ALIKE = 3  # labels whose axes agree with their image's for each that differs, to make that unusual
 
+_Labelled = Sequence[tuple[CheckedCase, LabelStatistics]]
+"""The cases whose label can serve, with what was measured of it."""
+
 
 @dataclass(frozen=True)
 class TargetGrid:
@@ -53,21 +56,22 @@ def check_classes(
     cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, target: TargetGrid
 ) -> Iterator[Finding]:
     """Warn of classes that are absent or will be, that overlap, and of labels that are the wrong way round."""
-    names = dataset.classes.names
-    sided_pairs = find_sides(names).pairs
-    for case in cases:
-        yield from _exchanged_sides(case, dataset, sided_pairs)
-    yield from _other_axes(cases, dataset)
-    covered = _lost_to_others(cases, len(names))
-    yield from _overlaps(cases, dataset, covered)
-    yield from _absent_classes(cases, dataset, split, covered)
-    yield from _lost_at_target_size(cases, dataset, target)
+    labelled = [(case, case.label) for case in cases if case.label is not None]
+    sided_pairs = find_sides(dataset.classes.names).pairs
+    for case, label in labelled:
+        yield from _exchanged_sides(case, label, dataset, sided_pairs)
+    yield from _other_axes(labelled, dataset)
+    held = _holds(labelled, dataset)
+    covered = {lost for _, label in labelled for lost, _, _ in label.overlaps if not held[lost]}
+    yield from _overlaps(labelled, dataset, covered)
+    yield from _absent_classes(labelled, dataset, split, held, covered)
+    yield from _lost_at_target_size(labelled, dataset, target)
 
 
-def _exchanged_sides(case: CheckedCase, dataset: Dataset, sided_pairs: Sequence[tuple[int, int]]) -> Iterator[Finding]:
-    if case.label is None:
-        return
-    x = case.label.centroids_mm[:, 0]
+def _exchanged_sides(
+    case: CheckedCase, label: LabelStatistics, dataset: Dataset, sided_pairs: Sequence[tuple[int, int]]
+) -> Iterator[Finding]:
+    x = label.centroids_mm[:, 0]
     names = dataset.classes.names
     pairs = [(left, right) for left, right in sided_pairs if np.isfinite(x[[left, right]]).all()]
     exchanged = [(left, right) for left, right in pairs if x[left] > x[right]]
@@ -82,9 +86,9 @@ def _exchanged_sides(case: CheckedCase, dataset: Dataset, sided_pairs: Sequence[
         )  # fmt: skip
 
 
-def _other_axes(cases: Sequence[CheckedCase], dataset: Dataset) -> Iterator[Finding]:
+def _other_axes(labelled: _Labelled, dataset: Dataset) -> Iterator[Finding]:
     """Warn of a label whose axes are mirrored against its image's where all others agree: a header may be wrong."""
-    both = [(case, case.label, case.images[0]) for case in cases if case.label is not None and case.images]
+    both = [(case, label, case.images[0]) for case, label in labelled if case.images]
     different = [entry for entry in both if _are_mirrored(entry[1].orientation, entry[2].orientation)]
     n_alike = sum(label.orientation == image.orientation for _, label, image in both)
     if n_alike < _ALIKE * max(1, len(different)):
@@ -103,21 +107,14 @@ def _are_mirrored(first: str, second: str) -> bool:
     return first != second and along_world_axes((0, 1, 2), first) == along_world_axes((0, 1, 2), second)
 
 
-def _lost_to_others(cases: Sequence[CheckedCase], n_classes: int) -> set[int]:
-    """Classes that no label holds because other masks cover them."""
-    lost = {entry[0] for case in cases if case.label is not None for entry in case.label.overlaps}
-    held = _holds(cases, n_classes)
-    return {index for index in lost if not held[index]}
-
-
-def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset, covered: set[int]) -> Iterator[Finding]:
+def _overlaps(labelled: _Labelled, dataset: Dataset, covered: set[int]) -> Iterator[Finding]:
+    """Warn of masks that overlap; of classes that are `covered` by others nothing is left in any label."""
     voxels: Counter[tuple[int, int]] = Counter()
     n_cases: Counter[tuple[int, int]] = Counter()
-    for case in cases:
-        if case.label is not None:
-            for lost, winner, count in case.label.overlaps:
-                voxels[lost, winner] += count
-                n_cases[lost, winner] += 1
+    for _, label in labelled:
+        for lost, winner, count in label.overlaps:
+            voxels[lost, winner] += count
+            n_cases[lost, winner] += 1
     if not voxels:
         return
     names = dataset.classes.names
@@ -141,36 +138,33 @@ def _overlaps(cases: Sequence[CheckedCase], dataset: Dataset, covered: set[int])
     )  # fmt: skip
 
 
-def _holds(cases: Sequence[CheckedCase], n_classes: int) -> np.ndarray:
+def _holds(labelled: _Labelled, dataset: Dataset) -> np.ndarray:
     """Whether any label holds each class: (n_classes,) bool."""
-    held = np.zeros(n_classes, bool)
-    for case in cases:
-        if case.label is not None:
-            held |= case.label.class_voxels > 0
+    held = np.zeros(len(dataset.classes.names), bool)
+    for _, label in labelled:
+        held |= label.class_voxels > 0
     return held
 
 
 def _absent_classes(
-    cases: Sequence[CheckedCase], dataset: Dataset, split: Split | None, covered: set[int]
+    labelled: _Labelled, dataset: Dataset, split: Split | None, anywhere: np.ndarray, covered: set[int]
 ) -> Iterator[Finding]:
-    """Warn of classes that no label holds, or none of the training or validation cases."""
-    labelled = [case for case in cases if case.label is not None]
+    """Warn of classes that no label holds (`anywhere`), or none of the training or validation cases."""
     if not labelled:
         return
     names = dataset.classes.names
-    anywhere = _holds(labelled, len(names))
     nowhere = [index for index in range(1, len(names)) if not anywhere[index] and index not in covered]
     where = "in train" if split is not None and not split.val else "in train and in validation"
     remedy = "leave them out of the class table unless more data is to come"
     yield from _absent(nowhere, "", where, remedy, dataset)
     for name in ("train", "val"):
-        chosen = [case for case in labelled if split is not None and split.of(case.case) == name]
+        chosen = [(case, label) for case, label in labelled if split is not None and split.of(case.case) == name]
         if chosen:
-            held = _holds(chosen, len(names))
+            held = _holds(chosen, dataset)
             effect = "the network cannot learn them" if name == "train" else "val_mIoU does not speak of them"
             if name == "val" and not held[1:].any():
                 effect = "val_mIoU stays undefined, and the lowest val_loss decides which weights are kept"
-            annotated = frozenset[int]().union(*(dataset.annotated_in(case.case) for case in chosen))
+            annotated = frozenset[int]().union(*(dataset.annotated_in(case.case) for case, _ in chosen))
             unknown = [index for index in range(1, len(names)) if index not in annotated]
             yield from _not_annotated(unknown, name, effect, dataset)
             absent = [index for index in annotated if anywhere[index] and not held[index]]
@@ -194,15 +188,15 @@ def _absent(classes: Sequence[int], split: str, where: str, remedy: str, dataset
         yield Finding("warning", "class_absent", "", str(dataset.root), expected, found, remedy)
 
 
-def _lost_at_target_size(cases: Sequence[CheckedCase], dataset: Dataset, target: TargetGrid) -> Iterator[Finding]:
+def _lost_at_target_size(labelled: _Labelled, dataset: Dataset, target: TargetGrid) -> Iterator[Finding]:
     """Warn of classes too thin to be left in any case once the volumes have the target size."""
     names = dataset.classes.names
     kept = np.zeros(len(names), bool)
     n_cases = np.zeros(len(names), int)
-    for case in cases:
-        if case.label is not None and case.images:
-            n_cases += case.label.class_voxels > 0
-            kept |= shares_at_target_size(case, case.label, target) >= _LEAST_SHARE
+    for case, label in labelled:
+        if case.images:
+            n_cases += label.class_voxels > 0
+            kept |= shares_at_target_size(case, label, target) >= _LEAST_SHARE
     lost = [index for index in range(1, len(names)) if n_cases[index] and not kept[index]]
     if lost:
         held = some_of([f"{names[index]} (in {n_cases[index]} cases)" for index in lost], _NAMES_LISTED)
