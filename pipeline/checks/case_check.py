@@ -179,7 +179,7 @@ def _read(path: Path, notes: _Notes) -> Volume | None:
         remedy = "crop it, or use a machine with more memory"
         notes.add("error", "too_large", path, "a volume that fits this machine's memory", "one that does not", remedy)
         return None
-    if apart := disagreeing_forms(volume.geometry, volume.form_gap_mm):
+    if apart := disagreeing_forms(volume.geometry):
         remedy = "the sform is used here, other programs may use the qform: find out which is right and set both"
         notes.add("warning", "sform_qform", path, "sform and qform that agree", apart, remedy)
     return volume

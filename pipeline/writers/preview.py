@@ -30,7 +30,7 @@ def write_preview(segmentation: Segmentation, path: Path, *, is_ct: bool = False
 
     volume = read_volume(segmentation.source)
     image = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
-    window = display_window(image, "CT" if is_ct else volume.modality)
+    window = display_window(image, "CT" if is_ct else volume.geometry.modality)
     planes = cut_planes(image, segmentation.array, segmentation.affine, window.low)
     shown = sorted(shown_classes(planes), key=lambda index: -segmentation.voxels[index])
     volumes_ml = segmentation.voxels * segmentation.voxel_ml

@@ -153,9 +153,9 @@ def _levels(f: Callable, g: Given) -> None:
 
 
 def _statistics(f: Callable, g: Given) -> None:
-    volume = Volume(g.label_array(*SIZE), Geometry(SIZE, np.eye(4), np.dtype(np.float32), "nifti"), None)
+    volume = Volume(g.label_array(*SIZE), Geometry(SIZE, np.eye(4), np.dtype(np.float32), "nifti"))
     f(volume, Path("a"), g.label_array(*SIZE, only="uint8"), 4)
-    f(Volume(g.array(*SIZE), volume.geometry, None), Path("a"), None)
+    f(Volume(g.array(*SIZE), volume.geometry), Path("a"), None)
 
 
 def _entry(f: Callable, g: Given) -> None:

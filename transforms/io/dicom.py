@@ -124,8 +124,8 @@ def open_series(folder: Path) -> OpenVolume:
     affine = check_affine(_affine(slices), str(folder))
     columns, rows = slices[0].size
     shape = check_shape((columns, rows, len(slices)), str(folder))
-    geometry = Geometry(shape, affine, _dtype(slices), "dicom")
-    return OpenVolume(geometry, slices[0].modality, partial(_read_voxels, slices, shape, geometry.dtype))
+    geometry = Geometry(shape, affine, _dtype(slices), "dicom", slices[0].modality)
+    return OpenVolume(geometry, partial(_read_voxels, slices, shape, geometry.dtype))
 
 
 def _files(folder: Path) -> list[Path]:

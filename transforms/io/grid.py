@@ -63,6 +63,10 @@ class Geometry:
     """The type that `read_volume` gives."""
     kind: str
     """"nifti", "nrrd", "metaimage" or "dicom"."""
+    modality: str | None = None
+    """"CT" or "MR"; None where the format does not say."""
+    form_gap_mm: float = 0.0
+    """Distance of the far corner by sform and by qform (NIfTI); 0 where there is only one of them."""
 
     @property
     def spacing_mm(self) -> PerAxis:
@@ -85,12 +89,8 @@ class OpenVolume:
     """A volume whose header was read and checked."""
 
     geometry: Geometry
-    modality: str | None
-    """"CT" or "MR"; None where the format does not say."""
     read: Callable[[], np.ndarray]
     """Fetches the voxels, in the geometry's shape and dtype."""
-    form_gap_mm: float = 0.0
-    """Distance of the far corner by sform and by qform (NIfTI); 0 where there is only one of them."""
 
 
 @dataclass(frozen=True)

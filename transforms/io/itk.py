@@ -107,7 +107,7 @@ def open_itk(path: Path) -> OpenVolume:
         raise VolumeError("unreadable", where, expected, found, "save it again")
     affine = _nrrd_affine(fields, where) if kind == "nrrd" else _affine(reader, where)
     geometry = Geometry(shape, affine, np.dtype(_DTYPES[reader.GetPixelID()]), kind)
-    return OpenVolume(geometry, None, partial(_read_voxels, reader, shape, path, claims))
+    return OpenVolume(geometry, partial(_read_voxels, reader, shape, path, claims))
 
 
 def _affine(reader: sitk.ImageFileReader, where: str) -> Affine:

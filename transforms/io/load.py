@@ -56,28 +56,19 @@ class Volume:
     array: np.ndarray
     """(I, J, K) or (I, J, K, T) in its stored dtype, float32 where the header scales it."""
     geometry: Geometry
-    modality: str | None
-    """"CT", "MR" or None where the format does not say."""
-    form_gap_mm: float = 0.0
-    """Distance of the far corner by sform and by qform (NIfTI); 0 where there is only one of them."""
 
     @property
     def affine(self) -> Affine:
         """Voxel index to world mm, RAS+."""
         return self.geometry.affine
 
-    @property
-    def kind(self) -> str:
-        """ "nifti", "nrrd", "metaimage" or "dicom"."""
-        return self.geometry.kind
 
-
-def disagreeing_forms(geometry: Geometry, form_gap_mm: float) -> str:
+def disagreeing_forms(geometry: Geometry) -> str:
     """Say how far a NIfTI header's sform and qform put the volume in two places; empty where they agree."""
     edge = min(geometry.spacing_mm)
-    if form_gap_mm <= FORM_TOLERANCE_VOXELS * edge:
+    if geometry.form_gap_mm <= FORM_TOLERANCE_VOXELS * edge:
         return ""
-    return f"{form_gap_mm:.3g} mm between them at the far corner (the smallest voxel edge is {edge:.3g} mm)"
+    return f"{geometry.form_gap_mm:.3g} mm between them at the far corner (the smallest voxel edge is {edge:.3g} mm)"
 
 
 def volume_kind(path: Pathish) -> str | None:
@@ -85,20 +76,19 @@ def volume_kind(path: Pathish) -> str | None:
     path = Path(path)
     if path.is_dir():
         return "dicom" if holds_dicom(path) else None
-    return _kind_by_name(path)
+    return _KINDS.get(_suffix(path.name))
 
 
-def _kind_by_name(path: Path) -> str | None:
-    name = path.name.lower()
-    return next((kind for suffix, kind in _KINDS.items() if name.endswith(suffix)), None)
+def _suffix(name: str) -> str:
+    """How a volume's name ends, as _KINDS has it; "" for other names."""
+    lower = name.lower()
+    return next((suffix for suffix in _KINDS if lower.endswith(suffix)), "")
 
 
 def volume_stem(path: Pathish) -> str:
     """Return the file name without its volume suffix ("a/b.nii.gz" -> "b"); other names unchanged."""
     name = path.name if isinstance(path, Path) else Path(path).name
-    lower = name.lower()
-    suffix = next((suffix for suffix in _KINDS if lower.endswith(suffix)), "")
-    return name[: len(name) - len(suffix)]
+    return name[: len(name) - len(_suffix(name))]
 
 
 def read_geometry(path: Pathish) -> Geometry:
@@ -118,7 +108,7 @@ def read_volume(path: Pathish) -> Volume:
             than it can hold.
     """
     opened = _open(path)
-    return Volume(opened.read(), opened.geometry, opened.modality, opened.form_gap_mm)
+    return Volume(opened.read(), opened.geometry)
 
 
 def _open(path: Pathish) -> OpenVolume:
@@ -140,7 +130,7 @@ def known_kind(path: Path) -> str:
         return "dicom"  # whether it holds a series is seen as its headers are read
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
         raise VolumeError("unreadable", path, "a volume", "a pipe or device", "copy its content to a file")
-    kind = _kind_by_name(path)
+    kind = _KINDS.get(_suffix(path.name))
     if kind is None and is_dicom_seg(path):
         remedy = "save it as NIfTI or NRRD with the values of the class table (3D Slicer does)"
         raise VolumeError("unreadable", path, "a volume", "a DICOM SEG, which only evaluate reads", remedy)
@@ -287,7 +277,7 @@ def _paths(source: Any) -> list[Path]:
 def _open_frame(path: Path) -> OpenVolume:
     volume = _open(path)
     check_single_frame(volume.geometry, path)
-    if apart := disagreeing_forms(volume.geometry, volume.form_gap_mm):
+    if apart := disagreeing_forms(volume.geometry):
         logger.warning("%s: sform and qform disagree, %s; the sform is used", path, apart)
     return volume
 
@@ -310,13 +300,14 @@ def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_na
     ]
     voxels = (change.apply(channel.read()) for change, channel in zip(changes, channels, strict=True))
     if len(channels) == 1:
-        first = next(voxels)
-        image = first if first.dtype in KEPT_TYPES else _finite_float32(first, paths[0], fills[0])
-        return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
-    image = np.empty((len(channels), *grid.shape[2::-1]), dtype=np.float32).transpose(0, 3, 2, 1)  # as in most files
-    for c, array in enumerate(voxels):
-        image[c] = _finite_float32(array, paths[c], fills[c])
-    return _tensor(image, grid.affine, str(paths[0]), channels[0].modality or "")
+        image = next(voxels)
+        if image.dtype not in KEPT_TYPES:
+            image = _finite_float32(image, paths[0], fills[0])
+    else:
+        image = np.empty((len(channels), *grid.shape[2::-1]), np.float32).transpose(0, 3, 2, 1)  # as in most files
+        for c, array in enumerate(voxels):
+            image[c] = _finite_float32(array, paths[c], fills[c])
+    return _tensor(image, grid.affine, str(paths[0]), grid.modality or "")
 
 
 def volume_tensor(

@@ -50,8 +50,8 @@ def open_nifti(path: Path) -> OpenVolume:
     n_bytes = int(np.prod(shape, dtype=np.int64)) * stored.itemsize
     check_data_size(offset + n_bytes, data_path.stat().st_size, compressed=_is_gzip(data_path), where=where)
     dtype = np.dtype(np.float32) if scale else stored.newbyteorder("=")
-    read = partial(_read_voxels, data_path, shape, stored, offset, scale)
-    return OpenVolume(Geometry(shape, check_affine(affine, where), dtype, "nifti"), None, read, form_gap_mm)
+    geometry = Geometry(shape, check_affine(affine, where), dtype, "nifti", form_gap_mm=form_gap_mm)
+    return OpenVolume(geometry, partial(_read_voxels, data_path, shape, stored, offset, scale))
 
 
 def stored_header(path: Path) -> nib.Nifti1Header:

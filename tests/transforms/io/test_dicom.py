@@ -26,7 +26,7 @@ def test_a_real_dicom_series_reads_as_in_simpleitk(shared_data, folder):
     theirs, ours = reader.Execute(), read_volume(shared_data / folder)
     assert np.array_equal(ours.array, sitk.GetArrayFromImage(theirs).T)
     np.testing.assert_allclose(ours.affine, itk_affine(theirs), atol=1e-3)
-    assert ours.modality == ("MR" if "compressed" in folder else "CT")
+    assert ours.geometry.modality == ("MR" if "compressed" in folder else "CT")
 
 
 def test_compressed_dicom_series_hold_the_same_pixels(shared_data):

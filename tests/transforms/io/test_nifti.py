@@ -87,8 +87,8 @@ def test_the_distance_between_sform_and_qform_is_measured_in_millimetres(tmp_pat
     path = save(tmp_path / "two.nii", volume(), sform, change=moved)
     found = read_volume(path)
     assert found.geometry.spacing_mm == pytest.approx((2, 2, 2), rel=1e-5)
-    assert found.form_gap_mm == pytest.approx(40, rel=1e-4)
-    assert disagreeing_forms(found.geometry, found.form_gap_mm).startswith("40 mm between them")
+    assert found.geometry.form_gap_mm == pytest.approx(40, rel=1e-4)
+    assert disagreeing_forms(found.geometry).startswith("40 mm between them")
     assert caplog.text == ""
     LoadVolumed(("image",))({"image": path})
     assert "sform and qform disagree, 40 mm between them" in caplog.text
@@ -99,8 +99,8 @@ def test_forms_that_differ_by_the_rounding_of_a_quaternion_agree(tmp_path):
         header.set_qform(OBLIQUE, code=1)
 
     found = read_volume(save(tmp_path / "two.nii", volume(), change=both))
-    assert 0 < found.form_gap_mm < 0.01
-    assert disagreeing_forms(found.geometry, found.form_gap_mm) == ""
+    assert 0 < found.geometry.form_gap_mm < 0.01
+    assert disagreeing_forms(found.geometry) == ""
 
 
 @pytest.mark.parametrize(
