@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from transforms.io.errors import VolumeError
-from transforms.io.itk_header import data_file_name
+from transforms.io.itk_header import read_header
 
 _PAIR = (".hdr", ".img")
 """Header and voxels of a pair: of one name."""
@@ -68,7 +68,7 @@ def files_behind(path: Path) -> list[Path]:
         return [file for file in map(path.with_suffix, _PAIR) if file == path or file.exists()]
     if suffix in _HEADERS:
         try:
-            name = data_file_name(path)
+            _, name = read_header(path)
         except VolumeError:
             return [path, *_beside(path)]
         if name is None:

@@ -31,7 +31,7 @@ from transforms.io.grid import (
     check_memory,
     check_shape,
 )
-from transforms.io.itk_header import header_end, is_nrrd, meta_data_file, meta_header, nrrd_data_file, nrrd_header
+from transforms.io.itk_header import header_end, is_nrrd, read_header
 
 # The signs that turn a space of NRRD to RAS+. ITK passes every other one on as if it were LPS, and until 2025 it
 # turned the wrong axis of "left-anterior-superior" (its issue 5207): the vectors are taken from the header itself.
@@ -84,8 +84,8 @@ def open_itk(path: Path) -> OpenVolume:
         OSError: the file cannot be opened.
     """
     kind = "nrrd" if is_nrrd(path) else "metaimage"
-    fields = nrrd_header(path) if kind == "nrrd" else meta_header(path)
-    claims = _nrrd(fields, path) if kind == "nrrd" else _meta(fields, path)
+    fields, data_file = read_header(path)
+    claims = (_nrrd if kind == "nrrd" else _meta)(fields, data_file, path)
     where = str(path)
     check_shape(claims.sizes, where)
     check_data_size(claims.n_bytes, claims.data_path.stat().st_size, compressed=claims.compressed, where=where)
@@ -192,7 +192,7 @@ def _reason(error: RuntimeError) -> str:
     return re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", lines[-1])[:200] if lines else "no reason given"
 
 
-def _nrrd(fields: dict[str, str], path: Path) -> _Claims:
+def _nrrd(fields: dict[str, str], data_file: str | None, path: Path) -> _Claims:
     space = fields.get("space", "").strip().lower()
     if space not in _NRRD_SPACES or "spacedirections" not in fields:
         expected = f"a space ({', '.join(sorted(_NRRD_SPACES))}) and space directions"
@@ -207,7 +207,7 @@ def _nrrd(fields: dict[str, str], path: Path) -> _Claims:
         expected, remedy = "the encoding raw, gzip, hex or ascii", "save it again"
         raise VolumeError("unreadable", path, expected, encoding or "none", remedy)
     n_bytes = least[encoding] * math.prod(sizes)
-    data_path, is_big = _data_path(nrrd_data_file(fields), fields, path), fields.get("endian", "").lower() == "big"
+    data_path, is_big = _data_path(data_file, fields, path), fields.get("endian", "").lower() == "big"
     if not encoding.startswith("gz"):
         return _Claims(sizes, n_bytes, data_path, False, is_big)
     (n_lines, *_), (skip, *_) = (
@@ -220,7 +220,7 @@ def _nrrd(fields: dict[str, str], path: Path) -> _Claims:
         return _Claims(sizes, n_bytes, data_path, True, is_big, file.tell(), skip=skip)
 
 
-def _meta(fields: dict[str, str], path: Path) -> _Claims:
+def _meta(fields: dict[str, str], data_file: str | None, path: Path) -> _Claims:
     if "ElementSpacing" not in fields and "ElementSize" not in fields:
         found, remedy = "none: the voxel size is unknown", "save it again with its voxel size"
         raise VolumeError("bad_affine", path, "ElementSpacing in the header", found, remedy)
@@ -229,7 +229,7 @@ def _meta(fields: dict[str, str], path: Path) -> _Claims:
     _check_meta_numbers(fields, len(sizes), path)
     n_bytes = math.prod(sizes) * _item_size(fields.get("ElementType", ""), path)
     compressed = fields.get("CompressedData", "").startswith(_TRUE)
-    data_path = _data_path(meta_data_file(fields), fields, path)
+    data_path = _data_path(data_file, fields, path)
     packed_bytes = None
     if compressed and "CompressedDataSize" in fields:  # ITK allocates as much
         packed_bytes = _integers(fields, "CompressedDataSize", path)[0] or None

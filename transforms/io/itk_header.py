@@ -29,34 +29,26 @@ def is_nrrd(path: Path) -> bool:
     return path.suffix.lower() in (".nrrd", ".nhdr")
 
 
-def data_file_name(path: Path) -> str | None:
-    """Return the name of the file that a header keeps its voxels in; None where they follow in the same file.
+def read_header(path: Path) -> tuple[dict[str, str], str | None]:
+    """Return a header's fields, and the name of the file that holds the voxels; None: they follow in the same file.
+
+    The names of a NRRD's fields are in lower case without spaces, as it takes "datafile", too; upper and lower case of
+    a MetaImage's differ, as they do for ITK.
 
     Raises:
-        VolumeError: the header cannot be read as one.
+        VolumeError: a line that is not a field, a field twice, control characters, no ElementDataFile at the end of a
+            MetaImage's header.
         OSError: the file cannot be read.
     """
-    return nrrd_data_file(nrrd_header(path)) if is_nrrd(path) else meta_data_file(meta_header(path))
-
-
-def nrrd_data_file(fields: dict[str, str]) -> str | None:
-    """Return the name of the data file by a NRRD header's fields; None where the voxels follow the header."""
-    return fields.get("datafile")
-
-
-def meta_data_file(fields: dict[str, str]) -> str | None:
-    """Return the name of the data file by a MetaImage header's fields; None where the voxels follow the header."""
+    if is_nrrd(path):
+        fields = _nrrd_fields(path)
+        return fields, fields.get("datafile")
+    fields = _meta_fields(path)
     name = fields["ElementDataFile"]
-    return None if name in _META_LOCAL else name
+    return fields, None if name in _META_LOCAL else name
 
 
-def nrrd_header(path: Path) -> dict[str, str]:
-    """Return a NRRD header's fields, their names in lower case without spaces, as it takes "datafile", too.
-
-    Raises:
-        VolumeError: a line that is not a field, a field twice, control characters.
-        OSError: the file cannot be read.
-    """
+def _nrrd_fields(path: Path) -> dict[str, str]:
     fields: list[tuple[str, str]] = []
     for line in header_lines(path):
         if not line:  # without one the file ends with its header: the voxels are elsewhere
@@ -70,13 +62,7 @@ def nrrd_header(path: Path) -> dict[str, str]:
     return _once(fields, path)
 
 
-def meta_header(path: Path) -> dict[str, str]:
-    """Return a MetaImage header's fields; upper and lower case differ, as they do for ITK.
-
-    Raises:
-        VolumeError: a line that is not a field, a field twice, control characters, no ElementDataFile at the end.
-        OSError: the file cannot be read.
-    """
+def _meta_fields(path: Path) -> dict[str, str]:
     fields: list[tuple[str, str]] = []
     for line in header_lines(path):
         field = _META_FIELD.fullmatch(line)
