@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from jaxtyping import Float64, Integer
@@ -16,7 +16,6 @@ from pipeline.datasets.dataset import Label, label_path
 from transforms.io.dicom_seg import read_dicom_seg
 from transforms.io.errors import VolumeError
 from transforms.io.grid import Geometry, axes_onto, describe_mismatch, part_of, voxel_ml
-from transforms.io.label_values import LabelLookup
 from transforms.io.load import LoadVolumed, read_geometry
 from transforms.resize import voxel_map
 
@@ -45,9 +44,10 @@ def read_label_map(source: Label, case: str, table: ClassTable) -> LabelMap:
         VolumeError: named by case: a file that cannot be read, values of no class.
     """
     try:
-        if is_seg(source):
-            return _from_dicom_seg(source, table)
         load = LoadVolumed(("label",), table.values, table.ignore_value, label_remap=table.remap)
+        if is_seg(source):
+            segments = read_dicom_seg(source)
+            return LabelMap(load.lookup.indices(segments.array, str(source)), segments.affine)
         item: dict[Any, Any] = {"label": source}
         tensor = load(item)["label"]
         return LabelMap(tensor.as_tensor()[0].numpy(), tensor.affine.numpy(), load.lookup.overlaps)
@@ -56,15 +56,9 @@ def read_label_map(source: Label, case: str, table: ClassTable) -> LabelMap:
         raise VolumeError(error.kind, error.where, error.expected, error.found, remedy, case) from error
 
 
-def is_seg(source: Label) -> bool:
+def is_seg(source: Label) -> TypeGuard[Path]:
     """Whether a label is a DICOM SEG, which are the only files ending in .dcm that are listed."""
     return isinstance(source, Path) and source.suffix.lower() == ".dcm"
-
-
-def _from_dicom_seg(path: Any, table: ClassTable) -> LabelMap:
-    segments = read_dicom_seg(path)
-    lookup = LabelLookup(table.values, table.ignore_value, table.remap)
-    return LabelMap(lookup.indices(segments.array, str(path)), segments.affine)
 
 
 def covering(segments: LabelMap, other: LabelMap) -> LabelMap:
@@ -123,15 +117,12 @@ def onto_label(
             remedy += ", or pass resample (--resample) to compare them all the same"
         raise VolumeError("grid_mismatch", _location(sources[0]), expected, found, remedy, case)
     matrix = voxel_map(label.affine, prediction.affine)
-    return _nearest(prediction.indices, matrix, label.indices.shape), True
-
-
-def _nearest(array: np.ndarray, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Value of the voxel nearest to `matrix` @ (index of each voxel of `shape`); 0, the background, outside."""
-    # "grid-constant": with plain "constant" the outer half of the outermost voxels would count as outside.
-    return ndimage.affine_transform(
-        array, matrix[:3, :3], matrix[:3, 3], output_shape=shape, order=0, mode="grid-constant", cval=0
-    )
+    # 0, the background, outside: with plain "constant" the outer half of the outermost voxels would count as outside.
+    nearest = ndimage.affine_transform(
+        prediction.indices, matrix[:3, :3], matrix[:3, 3], output_shape=label.indices.shape, order=0, cval=0,
+        mode="grid-constant",
+    )  # fmt: skip
+    return nearest, True
 
 
 def outside_ml(prediction: LabelMap, label: LabelMap) -> float:
