@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt32
-from nibabel.orientations import io_orientation
+from nibabel.orientations import apply_orientation, io_orientation
 
 from pipeline.checks.histogram import Histogram
 from transforms.io.grid import Affine, along_world_axes, slowest_first, voxel_edges_mm, voxel_ml
@@ -232,9 +232,7 @@ def _shows_label(image: Shaped[np.ndarray, "i j k"], label: Shaped[np.ndarray, "
 
 def _content(volume: Volume) -> str:
     """Hash the values as float32 in RAS axis order, slice by slice."""
-    order, signs = io_orientation(volume.affine).T
-    flipped = np.flip(volume.array, tuple(np.flatnonzero(signs < 0)))
-    array = flipped.transpose(np.argsort(order))
+    array = apply_orientation(volume.array, io_orientation(volume.affine))
     digest = hashlib.sha256(repr(array.shape).encode())
     with np.errstate(over="ignore"):  # beyond float32 is infinite, and a finding of its own
         for k in range(array.shape[2]):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 from jaxtyping import Float64, Shaped
-from nibabel.orientations import aff2axcodes
+from nibabel.orientations import aff2axcodes, inv_ornt_aff
 
 from transforms.io.errors import VolumeError
 from transforms.io.limits import MAX_VOXELS
@@ -311,11 +311,8 @@ def _changed(source: Geometry, target: Geometry) -> tuple[AxisChange | None, Geo
         return None, source
     order = np.abs(signs).argmax(axis=1)
     flipped = tuple(axis for axis in range(3) if signs[axis, order[axis]] < 0)
-    back = np.zeros((4, 4))  # index after the change -> index before it
-    back[3, 3] = 1
-    for axis, before in enumerate(order):
-        back[before, axis] = -1 if axis in flipped else 1
-        back[before, 3] = source.shape[before] - 1 if axis in flipped else 0
+    turn = np.stack([np.abs(signs).argmax(axis=0), signs.sum(axis=0)], axis=1)  # of each source axis, as nibabel has it
+    back = inv_ornt_aff(turn, source.shape[:3])  # index after the change -> index before it
     shape = tuple(source.shape[axis] for axis in order)
     change = AxisChange((int(order[0]), int(order[1]), int(order[2])), flipped)
     return change, Geometry(shape, source.affine @ back, source.dtype, source.kind)
