@@ -61,7 +61,7 @@ def first_start(folder: str, size: Sequence[int], n: int = 1) -> Measurement:
     def work() -> list[float]:
         with TemporaryDirectory(dir=folder) as cache:
             began = time.process_time()
-            check_changed_cases(dataset.cases, dataset, Path(cache))
+            check_changed_cases(dataset, Path(cache))
             checked = time.process_time()
             cached(folder, size, cache=cache).build(workers=0)
             spent.append((checked - began, time.process_time() - checked))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pipeline.console.text import first_lines
+from pipeline.console.text import counted, first_lines
 from pipeline.datasets.errors import DatasetError
 from transforms.io.errors import InputError, sentence
 
@@ -171,9 +171,8 @@ def refuse_errors(findings: Iterable[Finding], remedy: str) -> None:
     if not wrong:
         return
     cases = {finding.case for finding in wrong if finding.case}
-    total = f"{len(wrong)} {'error' if len(wrong) == 1 else 'errors'} in the data"
-    where = f" in {len(cases)} {'case' if len(cases) == 1 else 'cases'}" if cases else ""
-    raise BadDataError(wrong, f"{total}{where}; {remedy}")
+    where = f" in {counted(len(cases), 'case')}" if cases else ""
+    raise BadDataError(wrong, f"{counted(len(wrong), 'error')} in the data{where}; {remedy}")
 
 
 def by_cause(findings: Iterable[Finding]) -> list[tuple[Finding, ...]]:

@@ -34,7 +34,6 @@ _CASE = '{"case": '  # how a line begins behind its key
 
 
 def check_changed_cases(
-    cases: Sequence[Case],
     dataset: Dataset,
     folder: Path,
     *,
@@ -42,7 +41,7 @@ def check_changed_cases(
     sources: SourceIndex | None = None,
     progress: Progress | None = None,
 ) -> list[CheckedCase]:
-    """`check_cases`, but what is remembered in the cache `folder` is not opened again.
+    """`check_cases` of a data set, but what is remembered in the cache `folder` is not opened again.
 
     A file that is new or has changed is hashed right before it is opened, so that it comes from the disk once.
 
@@ -58,10 +57,10 @@ def check_changed_cases(
     open_folder(folder)
     sources = sources or SourceIndex(folder)
     table = [_table(dataset.classes), fill_nan]
-    keys = _keys(cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
+    keys = _keys(dataset.cases, table, sources, workers_that_fit(BYTES_A_CASE), progress)
     lines = _lines(folder / INSPECTIONS, set(keys.values()))
     found = {case: checked for case, key in keys.items() if (checked := _parsed(lines.get(key))) is not None}
-    missing = [case for case in cases if case.id not in found]
+    missing = [case for case in dataset.cases if case.id not in found]
     if missing:
         with _locked(folder, dataset):
             sources.read_again()  # what was hashed by the process that was waited for
@@ -69,7 +68,7 @@ def check_changed_cases(
             lines = _lines(folder / INSPECTIONS, known, {case.id for case in missing} - keys.keys())
             check = functools.partial(check_cases, dataset=dataset, fill_nan=fill_nan, progress=progress)
             found |= _check_and_remember(missing, check, table, folder, sources, lines)
-    return [found[case.id] for case in cases]
+    return [found[case.id] for case in dataset.cases]
 
 
 def _check_and_remember(

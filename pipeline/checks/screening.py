@@ -292,7 +292,6 @@ def screen(
     skipped |= _to_drop([finding for finding in findings if finding.case not in skipped], config, skipped_before)
     dataset = _without(dataset, skipped)
     cases = check_changed_cases(
-        dataset.cases,
         dataset,
         Path(config.data.cache_dir),
         fill_nan=config.data.fill_nan,

@@ -77,7 +77,7 @@ def test_what_is_remembered_is_what_was_found(folder: Folder, tmp_path: Path) ->
     dataset, _ = list_configured(config)
     fresh = check_cases(dataset.cases, dataset)
     for _ in range(2):
-        assert plain(check_changed_cases(dataset.cases, dataset, tmp_path / "cache")) == plain(fresh)
+        assert plain(check_changed_cases(dataset, tmp_path / "cache")) == plain(fresh)
     assert {finding.kind for case in fresh for finding in case.findings} == {"constant_image", "empty_label"}
     text = [str(finding) for finding in screen(config).findings]
     assert text == [str(finding) for finding in screen(config).findings]

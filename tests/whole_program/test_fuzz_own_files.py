@@ -173,7 +173,7 @@ def test_a_mutated_memory_of_inspections_costs_opening_again_at_most(tmp_path: P
     folder.write()
     dataset = list_cases(tmp_path / "data" / "cases.json")
     cache = tmp_path / "cache"
-    fresh = check_changed_cases(dataset.cases, dataset, cache)
+    fresh = check_changed_cases(dataset, cache)
     whole = (cache / INSPECTIONS).read_bytes()
     first, *others = whole_lines(cache / INSPECTIONS)
     key, _, document = first.partition(" ")
@@ -186,7 +186,7 @@ def test_a_mutated_memory_of_inspections_costs_opening_again_at_most(tmp_path: P
         content, is_damage = given
         (cache / INSPECTIONS).write_bytes(content)
         with within_limits():
-            found = check_changed_cases(dataset.cases, dataset, cache)
+            found = check_changed_cases(dataset, cache)
         if is_damage:  # and no forgery, with a checksum of its own
             assert plain(found) == plain(fresh)
         assert len(found) == len(fresh)
