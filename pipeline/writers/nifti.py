@@ -7,7 +7,7 @@ file as a label table in the Caret extension (NIfTI extension code 30), which re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
@@ -45,7 +45,7 @@ def write_nifti(segmentation: Segmentation, path: Path) -> None:
 def write_mask(segmentation: Segmentation, class_index: int, path: Path) -> None:
     """Write where one class is: uint8, 0 and 1. Raises FileError if the disk refuses."""
     mask = (segmentation.array == class_index).view(np.uint8)
-    _write(path, _header(segmentation, mask.dtype), _slices(mask))
+    _write(path, _header(segmentation, mask.dtype), np.moveaxis(mask, 2, 0))
 
 
 def write_probabilities(segmentation: Segmentation, probabilities: NDArray[np.uint8], path: Path) -> None:
@@ -56,19 +56,14 @@ def write_probabilities(segmentation: Segmentation, probabilities: NDArray[np.ui
     header = _header(segmentation, np.dtype(np.uint8))
     header["scl_slope"], header["scl_inter"] = 1 / 255, 0
     header["cal_max"] = 1
-    _write(path, header, _slices(probabilities))
+    _write(path, header, np.moveaxis(probabilities, 2, 0))
 
 
-def _slices(array: NDArray) -> Iterator[NDArray]:
-    return (array[:, :, k] for k in range(array.shape[2]))
-
-
-def _write(path: Path, header: nib.Nifti1Header, slices: Iterator[NDArray]) -> None:
+def _write(path: Path, header: nib.Nifti1Header, slices: Iterable[NDArray]) -> None:
     def stream_out(stream: BinaryIO) -> None:
         with packed(stream) if path.name.endswith(".gz") else nullcontext(stream) as file:
             header.write_to(file)
-            for plane in slices:
-                file.write(plane.tobytes(order="F"))
+            file.writelines(plane.tobytes(order="F") for plane in slices)
 
     write_atomically(path, stream_out)
 

@@ -30,8 +30,7 @@ def write_seg_nrrd(segmentation: Segmentation, path: Path) -> None:
     def stream_out(stream: BinaryIO) -> None:
         stream.write(header.encode())
         with packed(stream) as file:
-            for plane in segmentation.slices():
-                file.write(plane.tobytes(order="F"))
+            file.writelines(plane.tobytes(order="F") for plane in segmentation.slices())
 
     write_atomically(path, stream_out)
 
