@@ -24,7 +24,7 @@ from networks.head import head_matrix
 from networks.probe import Probe
 from networks.sliding_window import STEP, SlidingWindow
 from pipeline.compute.devices import choose_precision
-from pipeline.console.text import some_of
+from pipeline.console.text import counted, some_of
 from pipeline.inference.model import Model
 from pipeline.inference.scan_check import ScanFacts, warnings_about
 from pipeline.planning.network_shape import Triple, triple
@@ -153,8 +153,7 @@ def _prepared(models: Sequence[Model], load: Callable[[Compose], MetaTensor], ca
 
 
 def _channels_taken(model: Model) -> str:
-    channels = "1 channel" if model.n_channels == 1 else f"{model.n_channels} channels"
-    return f"{model.name} takes {channels} ({', '.join(model.channel_names)})"
+    return f"{model.name} takes {counted(model.n_channels, 'channel')} ({', '.join(model.channel_names)})"
 
 
 def _other_channels(model: Model, n_images: int) -> str:

@@ -57,19 +57,14 @@ class Scores:
 def score_sections(index: int, scores: Scores) -> str:
     """Everything about one metrics.json, the page's `index`-th."""
     document, name = scores.document, scores.name
+    incomplete = f"<p>{text(scores.incomplete)}</p>" if scores.incomplete else ""
     return "".join(
         [
-            section(
-                f"Scores by structure: {name}", _about_scores(document), _structures(document), _said(scores.incomplete)
-            ),
+            section(f"Scores by structure: {name}", _about_scores(document), _structures(document), incomplete),
             section(f"Distribution of Dice: {name}", _distribution(document)),
             section(f"Worst cases first: {name}", *_views(index, scores), _cases(document)),
         ]
     )
-
-
-def _said(line: str) -> str:
-    return f"<p>{text(line)}</p>" if line else ""
 
 
 def volumes_by_id(scores: Sequence[Scores]) -> dict[str, Mapping[str, Any]]:
