@@ -18,6 +18,7 @@ _MOST_NOTES = 40
 _MEANINGS = {
     "cases": "cases whose label holds the structure",
     "Dice": "mean over these cases",
+    "std": "standard deviation of the Dice over these cases",
     "IoU": "mean over these cases",
     "HD95 mm": "95th percentile of the distances between the surfaces; mean over the cases where both are there",
     "missed": "cases whose label holds the structure and whose prediction has none of it",
@@ -109,7 +110,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
 def _structures(document: Mapping[str, Any]) -> str:
     classes = document["summary"]["left_out"]["classes"]
     interval = f"{document['settings']['interval']['confidence']:.0%} interval"
-    headings = ["structure", "cases", "Dice", interval, "median", "IoU", "HD95 mm", "missed", "surface Dice"]
+    headings = ["structure", "cases", "Dice", "std", interval, "median", "IoU", "HD95 mm", "missed", "surface Dice"]
     found = (one[key]["mean"] for one in classes.values() for key in ("reference_ml", "prediction_ml"))
     volumes_ml = [volume for volume in found if volume is not None]
     unit, per_ml = volume_unit(volumes_ml)
@@ -147,6 +148,7 @@ def _score_cells(name: str, one: Mapping[str, Any], n_missed: int, mm_digits: in
         words(name),
         number(dice["n"], 0),
         number(dice["mean"], 4),
+        number(dice["std"], 4),
         interval,
         number(dice["median"], 4),
         number(one["iou"]["mean"], 4),

@@ -25,6 +25,7 @@ def test_the_table_has_the_numbers_of_the_file(document):
     for name, one in document["summary"]["left_out"]["classes"].items():
         (row,) = re.findall(rf"<tr><td [^>]*>{name}</td>(.*?)</tr>", content)
         assert f">{one['dice']['mean']:.4f}</td>" in row
+        assert cells_of(content, name, "std") == f"{one['dice']['std']:.4f}"
     assert re.search('title="predicted minus reference">difference (ml|µl)</button>', content)
     assert "none below 6 subjects" in content
     assert "<dd>3, each taken for a subject of its own</dd>" in content
