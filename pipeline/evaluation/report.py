@@ -67,7 +67,8 @@ def _about_columns(evaluation: Evaluation) -> list[str]:
     lines = [
         "Dice, std, median, IoU, HD95, surface Dice and volume error (predicted minus reference): over the cases whose "
         'label holds the structure ("left_out" in metrics.json)',
-        f"95 % interval: of the mean Dice; whole subjects are drawn, there are none for fewer than {LEAST_SUBJECTS}",
+        "95 % interval: of the mean Dice, by bootstrap; whole subjects are drawn, there are none for fewer than "
+        f"{LEAST_SUBJECTS}",
     ]
     if any(evaluation.n_missed.values()):
         lines.append("cases missed: the structure is in the label and was not found at all; they are in no mean HD95")
@@ -176,7 +177,8 @@ def comparison_text(comparison: MetricsComparison, width: int | None = None) -> 
         f"first {comparison.first}, second {comparison.second}",
         "Wilcoxon's signed-rank test on the subjects' mean differences, Holm's correction over "
         f"{n_tested} structures; * below {SIGNIFICANT}",
-        f"difference: second minus first, with the interval of its mean; none for fewer than {LEAST_SUBJECTS} subjects",
+        "difference: second minus first, mean over cases, with its bootstrap interval; none for fewer than "
+        f"{LEAST_SUBJECTS} subjects",
         "",
         *table.split("\n"),
     ]

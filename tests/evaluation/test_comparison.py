@@ -159,6 +159,7 @@ def test_five_scans_of_a_patient_are_one_witness(two, tmp_path):
     assert [row.mean_difference for row in result.classes] == [row.mean_difference for row in by_scan.classes]
     assert result.classes[0].p == 0.125 > by_scan.classes[0].p  # 2 of 2**4 sign patterns at the least
     assert "20 cases of 4 subjects" in comparison_text(result)
+    assert "mean over cases, with its bootstrap interval; none for fewer than 6" in comparison_text(result)
     assert "taken for a subject" not in comparison_text(result)
     assert "each case is taken for a subject of its own" in comparison_text(by_scan)
     # One of the two files is enough to know whose scans these are.

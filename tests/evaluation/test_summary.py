@@ -54,7 +54,7 @@ def test_fewer_than_six_subjects_have_no_interval(folders):
     dice = six.summaries["left_out"]["liver"]["dice"]
     assert dice.ci95[0] < dice.mean < dice.ci95[1]
     assert f"{dice.ci95[0]:.4f}–{dice.ci95[1]:.4f}" in evaluation_text(six)
-    assert "there are none for fewer than 6" in evaluation_text(three)
+    assert "by bootstrap; whole subjects are drawn, there are none for fewer than 6" in evaluation_text(three)
 
 
 def test_intervals_are_drawn_from_subjects_and_both_numbers_are_shown(folders):
