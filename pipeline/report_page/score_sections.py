@@ -97,6 +97,7 @@ def _about_scores(document: Mapping[str, Any]) -> str:
             ("cases", f"{document['n_cases']}{subjects}"),
             ("mean Dice over structures", None if mean["dice"] is None else f"{mean['dice']:.4f}"),
             ("predictions", document["predictions"]),
+            ("weights", [_weights(one) for one in document.get("networks") or ()]),
             ("labels", document["labels"]),
             ("interval", f"{interval['confidence']:.0%}, {interval['method']}{few}"),
             (
@@ -105,6 +106,12 @@ def _about_scores(document: Mapping[str, Any]) -> str:
             ),
         ]
     ) + (listing(lines) if notes else "")
+
+
+def _weights(network: Mapping[str, Any]) -> str:
+    """The run, and the epoch after which its weights were kept where the checkpoint says it."""
+    epoch = network["epoch"]
+    return str(network["run"]) if epoch is None else f"{network['run']} after epoch {epoch} (from 0)"
 
 
 def _structures(document: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import ScoringOptions
 from pipeline.report_page.score_sections import CaseView, Scores, score_sections, scored_structures, volumes_by_id
+from pipeline.runs.stored_scores import TrainedWeights
 from tests.support.evaluation import blobs, save, three_cases
 
 
@@ -31,6 +32,10 @@ def test_the_table_has_the_numbers_of_the_file(document):
     assert "<dd>3, each taken for a subject of its own</dd>" in content
     known = document | {"cases": [case | {"subject": "p"} for case in document["cases"]], "n_subjects": 1}
     assert "<dd>3 of 1 subject</dd>" in score_sections(0, Scores("val", known))
+    networks = [TrainedWeights(f"fold_{n}", epoch, 0.5, "").to_document() for n, epoch in enumerate((7, None))]
+    scored = score_sections(0, Scores("val", document | {"networks": networks}))
+    assert "<dt>weights</dt><dd>fold_0 after epoch 7 (from 0), fold_1</dd>" in scored
+    assert "<dt>weights</dt>" not in content
 
 
 def cells_of(content, name, heading):
