@@ -171,7 +171,7 @@ def _lines(path: Path, keys: Collection[str], cases: Collection[str] = ()) -> di
     with contextlib.suppress(OSError):
         for line in whole_lines(path):
             key, _, text = line.partition(" ")
-            with contextlib.suppress(ValueError):  # not a line of ours
+            with contextlib.suppress(ValueError, TypeError):  # not a line of ours
                 if key in keys or (cases and text.startswith(_CASE) and decode(text, len(_CASE))[0] in cases):
                     found[key] = text
     return found

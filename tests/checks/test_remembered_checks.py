@@ -107,6 +107,16 @@ def test_a_damaged_memory_is_not_believed(folder: Folder, monkeypatch: pytest.Mo
     assert len(names) == 6
 
 
+@pytest.mark.parametrize("case", ["[]", "{}"])
+def test_a_line_about_what_is_no_case_is_passed_over_where_the_files_are_not_known(folder: Folder, case: str) -> None:
+    expected = screen(settings(folder))
+    cache = folder.root.parent / "cache"
+    (cache / "sources.jsonl").unlink(missing_ok=True)
+    lines = [re.sub(r'"case": "\w"', f'"case": {case}', line) for line in whole_lines(cache / "inspections.jsonl")]
+    (cache / "inspections.jsonl").write_bytes(b"".join(map(checked_line, lines)))
+    assert plain(screen(settings(folder)).cases) == plain(expected.cases)
+
+
 def test_a_flipped_digit_is_not_believed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another count of voxels would be other class weights, without a word."""
     config = settings(folder)
