@@ -39,7 +39,7 @@ _FOLDERS_TRIED = 20
 """Folders of a path without a data set that are looked into, before only the path itself is named."""
 
 _DEPTH_TRIED = 5
-"""How deep below it volumes are looked for, to name them."""
+"""How deep below it data sets and volumes are looked for, to name them."""
 
 
 def recognise(root: Path, files: FileIndex) -> str:
@@ -78,7 +78,13 @@ def _what_lies_there(root: Path, files: FileIndex) -> tuple[str, str]:
 
 def _what_else(root: Path, files: FileIndex) -> tuple[str, str]:
     """The same for folders and lists in that place."""
-    inner = [path.name for path in files.folders(root)[:_FOLDERS_TRIED] if _is_dataset(path, files)]
+    inner: list[str] = []
+    folders = files.folders(root)
+    for _ in range(_DEPTH_TRIED):
+        inner = [path.relative_to(root).as_posix() for path in folders[:_FOLDERS_TRIED] if _is_dataset(path, files)]
+        if inner:
+            break
+        folders = [below for path in folders[:_FOLDERS_TRIED] for below in files.folders(path)]
     if len(inner) == 1:
         return f"a folder that is a data set ({inner[0]}), but ", f"name that folder, {root / inner[0]}"
     if inner:

@@ -57,6 +57,8 @@ def test_what_lies_in_the_place_of_a_data_set_is_named(tmp_path):
     refused(tmp_path / "tasks", "a folder that is a data set (Task1)", f"name that folder, {tmp_path / 'tasks/Task1'}")
     pairs(tmp_path / "tasks" / "Task2")
     refused(tmp_path / "tasks", "folders that are data sets (Task1, Task2)", "name one or several of them")
+    pairs(tmp_path / "BTCV" / "RawData" / "Training")
+    refused(tmp_path / "BTCV", "set (RawData/Training)", f"name that folder, {tmp_path / 'BTCV/RawData/Training'}")
 
 
 def test_volumes_of_bids_and_of_several_raters_are_named_and_not_the_tables_beside_them(tmp_path):
