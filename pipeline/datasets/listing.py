@@ -103,6 +103,7 @@ def list_cases(
         except DatasetError as error:  # what the folds lack may be what was refused
             raise DatasetError.all_of([*listing.problems, error]) from error
     trusted = _trust(listing, root, layout, files, follow_links=follow_links)
+    trusted = _without_absent_tests(trusted, listing.rows, root)
     trusted = replace(trusted, rows=_with_subjects(trusted.rows, subject_pattern))
     if trusted.problems and (strict or not trusted.rows):
         raise DatasetError.all_of(trusted.problems)
@@ -290,6 +291,18 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
     return replace(listing, rows=tuple(rows), problems=tuple(problems))
 
 
+def _without_absent_tests(trusted: Listing, rows: Sequence[Row], root: Path) -> Listing:
+    """Warn of unlabelled test cases whose images are not there, which no training needs, instead of refusing them."""
+    unlabelled = {row.id for row in rows if row.label is None and row.split == "test"}
+    absent = [e.case for e in trusted.problems if e.kind == "missing_file" and e.case in unlabelled]
+    if not absent:
+        return trusted
+    expected, found = "images of the test cases that it lists", f"none for {len(absent)}: {some_of(absent, 4)}"
+    warning = DatasetError("missing_case", root, expected, found, "nothing, if they were left out on purpose")
+    problems = tuple(error for error in trusted.problems if error.case not in absent)
+    return replace(trusted, problems=problems, warnings=(*trusted.warnings, warning))
+
+
 def _spellings(rows: Sequence[Row]) -> Counter[tuple[str, str]]:
     """How many images and label maps of all rows, by different names, are spelt alike."""
     of_rows = ((*row.image, row.label) if isinstance(row.label, Path) else row.image for row in rows)
@@ -437,7 +450,7 @@ def _dataset(
         unlabelled=tuple(_case(row, classes.names, divided=False) for row in trusted.rows if row.label is None),
         refused=trusted.problems,
         warnings=(
-            *listing.warnings,
+            *trusted.warnings,
             *(_left_out(listing.rows, root, files) if layout != "list" else ()),
             *_suspected(labelled, listing.rows, split, root),
             *_similar(labelled, split, root),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.datasets.listing import list_cases
+from pipeline.datasets.listing import find_images, list_cases
 from tests.support.datasets import LABELS, decathlon, nnunet, refused, volume, write_json
 
 
@@ -18,6 +18,14 @@ def test_lists_and_their_reversed_labels(tmp_path):
     assert [case.id for case in found.cases] == ["a", "b", "c"]
     assert [case.id for case in found.unlabelled] == ["t"]
     assert found.split is None
+
+
+def test_test_images_that_are_not_there_are_a_warning_for_a_training_and_an_error_for_a_prediction(tmp_path):
+    decathlon(tmp_path, test=["./imagesTs/t.nii.gz", "./imagesTs/u.nii.gz"])
+    found = list_cases(tmp_path)
+    assert [case.id for case in found.cases] == ["a", "b", "c"]
+    assert [(warning.kind, warning.found) for warning in found.warnings] == [("missing_case", "none for 2: t, u")]
+    assert [error.case for error in find_images(tmp_path).refused] == ["t", "u"]
 
 
 def test_case_numbers_of_four_digits_are_not_channels(tmp_path):
