@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -335,11 +336,13 @@ def _with_other_spellings(row: Row, files: FileIndex, named: Callable[[], Counte
 
 def _check_id(row: Row, root: Path) -> None:
     if not _SAFE_ID.fullmatch(row.id) or len(row.id.encode()) > LONGEST_ID:
-        shown = row.id if len(row.id) <= 80 else f"{row.id[:80]}…"
-        raise DatasetError(
-            "dataset", root, "case names that can be file names", repr(shown),
-            "use letters, digits and _-., 128 characters at most",
-        )  # fmt: skip
+        shown = repr(row.id if len(row.id) <= 80 else f"{row.id[:80]}…")
+        remedy = "use letters, digits and _-., 128 characters at most"
+        composed = unicodedata.normalize("NFC", row.id)
+        if composed != row.id and _SAFE_ID.fullmatch(composed):
+            shown += " with accents as characters of their own (Unicode NFD, as macOS writes them)"
+            remedy = "rename images and labels to the composed form (NFC), as convmv --nfc -f utf8 -t utf8 does"
+        raise DatasetError("dataset", root, "case names that can be file names", shown, remedy)
 
 
 def _check_parts(row: Row, n_channels: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 
 import pytest
@@ -33,6 +34,13 @@ def test_labelled_images_of_which_no_case_is_are_a_warning(tmp_path, build):
         volume(tmp_path / f"{name}.nii.gz")
     (warning,) = list_cases(tmp_path).warnings
     assert (warning.kind, warning.found) == ("left_out", "none of imagesVa (1 file)")
+
+
+def test_a_name_of_a_mac_hears_what_is_odd_about_it_since_nobody_can_see_it(tmp_path):
+    pairs(tmp_path, cases=(unicodedata.normalize("NFC", "Müller"), "b"))
+    assert [case.id for case in list_cases(tmp_path).cases] == ["Müller", "b"]
+    pairs(tmp_path / "mac", cases=(unicodedata.normalize("NFD", "Müller"), "b"))
+    refused(tmp_path / "mac", "accents as characters of their own (Unicode NFD, as macOS writes them)", "convmv --nfc")
 
 
 @pytest.mark.parametrize("name", ["..", "a/b", ".hidden", "-rf", "a\nb", "x" * 200, "ends.", "a\\b", "nul\0"])
