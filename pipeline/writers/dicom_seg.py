@@ -40,6 +40,9 @@ _HUSHED = threading.Lock()
 UTF8 = "ISO_IR 192"
 """DICOM's name of UTF-8 (PS3.3, C.12.1.1.2)."""
 
+LARGEST_INTEGER = 2**31 - 1
+"""Of an integer string (PS3.5, 6.2), as a series' number is."""
+
 SHARED_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _REFUSALS = (LookupError, ValueError, ArithmeticError, AttributeError, TypeError, NotImplementedError, struct.error)
 
@@ -138,7 +141,7 @@ def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) 
 
 def _series_number(instance: pydicom.Dataset) -> int:
     try:
-        return int(instance.get("SeriesNumber") or 0) + 1000
+        return min(int(instance.get("SeriesNumber") or 0) + 1000, LARGEST_INTEGER)
     except (TypeError, ValueError):
         return 1000
 

@@ -216,6 +216,14 @@ def test_frames_lie_as_far_apart_as_the_slices_whatever_a_header_says_of_their_s
     assert measures.SpacingBetweenSlices == 2.5
 
 
+@pytest.mark.parametrize(("number", "expected"), [(3, 1003), (2**31 - 1, 2**31 - 1)])
+def test_a_series_number_is_one_that_dicom_can_hold(tmp_path, number, expected):
+    write_series(tmp_path / "plain", [0, 3, 6])
+    series = edited(tmp_path / "plain", tmp_path / "odd", lambda header, _: setattr(header, "SeriesNumber", number))
+    write_dicom_seg(segmentation_of(series), tmp_path / "seg.dcm")
+    assert pydicom.dcmread(tmp_path / "seg.dcm").SeriesNumber == expected
+
+
 def test_slices_that_share_one_uid_are_refused_before_anything_is_computed(tmp_path):
     write_series(tmp_path / "plain", [0, 3, 6])
     series = edited(tmp_path / "plain", tmp_path / "odd", lambda header, _: setattr(header, "SOPInstanceUID", "1.2.3"))
