@@ -29,6 +29,7 @@ from pydicom.valuerep import VR
 
 from transforms.io.errors import VolumeError
 from transforms.io.grid import LPS_TO_RAS, Affine, Geometry, OpenVolume, check_affine, check_memory, check_shape
+from transforms.io.itk import name_for_itk
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,8 @@ def open_series(folder: Path) -> OpenVolume:
             sizes or orientations, multi-frame or colour objects; a damaged file.
     """
     slices = _sorted_series(folder)
+    for part in slices:
+        name_for_itk(part.path)
     affine = check_affine(_affine(slices), str(folder))
     columns, rows = slices[0].size
     shape = check_shape((columns, rows, len(slices)), str(folder))

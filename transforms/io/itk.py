@@ -75,6 +75,17 @@ class _Claims(NamedTuple):
     """Unpacked bytes before the first voxel; -1: the voxels are the last ones, -2: but for one byte, and so on."""
 
 
+def name_for_itk(path: Path) -> str:
+    """The path as a text. Raises VolumeError for bytes that are no UTF-8: SimpleITK would end the process (2.5)."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        expected, found = "a path whose names are UTF-8", "bytes that are none"
+        remedy = "rename what has them, or set LC_ALL=C.UTF-8 where it is the locale that lacks their letters"
+        raise VolumeError("unreadable", path, expected, found, remedy) from error
+    return str(path)
+
+
 def open_itk(path: Path) -> OpenVolume:
     """Read and check the header of a NRRD or MetaImage file.
 
@@ -86,7 +97,7 @@ def open_itk(path: Path) -> OpenVolume:
     kind = "nrrd" if is_nrrd(path) else "metaimage"
     fields, data_file = read_header(path)
     claims = (_nrrd if kind == "nrrd" else _meta)(fields, data_file, path)
-    where = str(path)
+    where = name_for_itk(path)
     check_shape(claims.sizes, where)
     check_data_size(claims.n_bytes, claims.data_path.stat().st_size, compressed=claims.compressed, where=where)
     reader = sitk.ImageFileReader()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -256,3 +257,9 @@ def test_a_single_file_of_several_frames_is_not_sent_to_its_folder(tmp_path):
     header.save_as(path)
     with pytest.raises(VolumeError, match=r"a multi-frame object of 3 frames; convert it to NIfTI"):
         known_kind(path)
+
+
+def test_a_series_below_a_name_that_is_no_utf_8_is_refused_where_simpleitk_would_end_the_process(tmp_path):
+    folder = tmp_path / os.fsdecode(b"M\xfcller")
+    write_series(folder)
+    refused(folder, "expected a path whose names are UTF-8")

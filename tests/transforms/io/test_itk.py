@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import zlib
 
 import numpy as np
@@ -185,3 +186,11 @@ def test_packed_voxels_are_read_as_simpleitk_reads_them_in_either_byte_order_and
         found = read_volume(meta).array
         assert np.array_equal(found, sitk.GetArrayFromImage(sitk.ReadImage(str(meta))).T)
         assert np.array_equal(found, volume(dtype=dtype))
+
+
+@pytest.mark.parametrize("ending", ["nrrd", "mha"])
+def test_a_name_that_is_no_utf_8_is_refused_where_simpleitk_would_end_the_process(tmp_path, ending):
+    path = tmp_path / os.fsdecode(b"M\xfcller." + ending.encode())
+    sitk.WriteImage(itk_image(volume(), np.eye(4)), tmp_path / f"a.{ending}")
+    (tmp_path / f"a.{ending}").rename(path)
+    refused(path, "expected a path whose names are UTF-8")
