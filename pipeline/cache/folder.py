@@ -181,6 +181,8 @@ def one_at_a_time(folder: Path, group: str, waiting: Callable[[], None]) -> Iter
 
 def _known(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
+    if not os.path.lexists(folder):
+        raise CacheError(f"{folder}: there is no such folder; name the cache folder of a training with --cache_dir")
     if not _is_ours(folder):
         raise CacheError(f"{folder} is not a cache folder of bodyseg: it has no {TAG} of ours; nothing was touched")
     return folder

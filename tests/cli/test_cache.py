@@ -43,3 +43,10 @@ def test_pruning_needs_a_size_and_keeps_what_fits_it(folder, capsys):
     assert main(["cache", "prune", "--cache_dir", str(folder), "--max_gb", "0"]) == 0
     assert list(folder.glob("*.bodycase")) == []
     assert "removed 1 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [["info"], ["prune", "--max_gb", "0"]])
+def test_a_folder_that_is_not_there_is_not_called_one_of_others(tmp_path, capsys, command):
+    assert main(["cache", *command, "--cache_dir", str(tmp_path / "none")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "none: there is no such folder; name the cache folder" in line
