@@ -45,7 +45,8 @@ def test_a_table_that_a_trial_by_shapes_would_compute_is_refused_before_it_is_ma
     """MONAI's filter computes 3 · 10⁹ numbers of its kernel on the CPU, wherever the image is."""
     path = tmp_path / "best_model.ckpt"
     spec = {"_target_": "monai.networks.layers.GaussianFilter", "spatial_dims": 3, "sigma": 4e4, "truncated": 4e4}
-    torch.save({"format": 1, "state_dict": {"w": torch.zeros(10)}, "network": spec}, path)
+    weights = {f"kernel_sigma_{axis}": torch.tensor(4e4) for axis in range(3)}
+    torch.save({"format": 1, "state_dict": weights, "network": spec}, path)
     with pytest.raises(NetworkError, match=r"expected tables of at most 33,554,432 numbers, found 3,200,000,001"):
         load_network(path)
 
