@@ -35,9 +35,9 @@ class FeaturesAndHead(nn.Module):
         head_name: Where in the network the head was, such as "conv_final.2.conv".
         head_is_transposed: Whether the network's own head is a *transposed* 1×1×1 convolution, which is the same
             with in and out exchanged.
-        divisor: The network takes sizes that are multiples of it; others are padded. 0: it takes `fixed_size` only.
+        divisor: The network takes sizes that are multiples of it; others are padded.
         smallest_edge: Volumes that are shorter along every axis are padded to a cube of it.
-        fixed_size: The only size that it takes, where divisor is 0.
+        fixed_size: The only size that it takes, whatever the divisor, to which smaller ones are padded; None: any.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FeaturesAndHead(nn.Module):
         """Return what the head is applied to; without a head, the logits (F = n_classes).
 
         Raises:
-            NetworkError: If the network takes one size only and this is another.
+            NetworkError: If the network takes one size only and this is larger.
         """
         return self.supervised_levels(x)[0].features
 
@@ -74,14 +74,19 @@ class FeaturesAndHead(nn.Module):
         coarser ones are logits, on the grid of the padded image.
 
         Raises:
-            NetworkError: If the network takes one size only and this is another.
+            NetworkError: If the network takes one size only and this is larger.
         """
         size = x.shape[2:]
-        if not self.divisor and tuple(size) != self.fixed_size:
-            raise NetworkError(f"the network was built for volumes of {self.fixed_size} voxels; found {tuple(size)}")
-        missing = [-n % (self.divisor or 1) for n in size]
-        if all(n + more < self.smallest_edge for n, more in zip(size, missing, strict=True)):
-            missing = [self.smallest_edge - n for n in size]
+        if self.fixed_size is None:
+            missing = [-n % self.divisor for n in size]
+            if all(n + more < self.smallest_edge for n, more in zip(size, missing, strict=True)):
+                missing = [self.smallest_edge - n for n in size]
+        else:
+            missing = [most - n for n, most in zip(size, self.fixed_size, strict=True)]
+            if min(missing) < 0:
+                raise NetworkError(
+                    f"the network was built for volumes of {self.fixed_size} voxels; found {tuple(size)}"
+                )
         if any(missing):
             # Edge values, not zeros: zero is air in a CT scaled to 0…1, but the mean in a standardised MR
             padding = [end for n in reversed(missing) for end in (n // 2, n - n // 2)]
@@ -175,7 +180,7 @@ def find_split(
         head_name = Probe(small, name, in_channels, n_classes).head_name(small_size)
         if head_name is not None and not _is_same(small, head_name, torch.rand(1, in_channels, *small_size)):
             head_name = None
-        sizes: dict[str, Any] = {"divisor": 0, "fixed_size": (i, j, k)}
+        sizes: dict[str, Any] = {"fixed_size": (i, j, k)}
         if divisor:
             sizes = {"divisor": divisor, "smallest_edge": probe.smallest_edge(divisor, (i, j, k))}
     return Split(head_name, sizes)

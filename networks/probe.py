@@ -47,8 +47,8 @@ class Probe:
         reason = self.failure(target)
         for divisor in DIVISORS:
             multiples = [-(-n // divisor) for n in target]
-            # Odd multiples, because a multiple of 2·divisor would pass for a network that needs 2·divisor
-            sizes = [_scaled(multiples, divisor), _scaled([n | 1 for n in multiples], divisor)]
+            # Other multiples, since a network may take one size alone, and odd ones, since it may need 2·divisor
+            sizes = [_scaled(multiples, divisor), _scaled([n + 1 + n % 2 for n in multiples], divisor)]
             if all(self.failure(size, modes=(True,)) is None for size in sizes):
                 return divisor
         if reason is None:

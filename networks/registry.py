@@ -117,7 +117,15 @@ def build_network(
         trust=trust,
     )
     specification = for_size(specification, target_size)
-    return take_apart(call_constructor(specification), specification, target_size)
+    network = take_apart(call_constructor(specification), specification, target_size)
+    fixed_size = getattr(network, "fixed_size", None)
+    if fixed_size and any(n > most for n, most in zip(target_size, fixed_size, strict=True)):
+        most, found = ("×".join(map(str, size)) for size in (fixed_size, target_size))
+        raise NetworkError(
+            f"network {specification.name}: expected volumes of at most {most} voxels, for which it is built by "
+            f"model.network, found data.target_size {found}; change one of the two"
+        )
+    return network
 
 
 def specify(

@@ -131,12 +131,18 @@ def test_inside_another_module_the_keys_keep_their_prefix():
     assert torch.equal(other["network"](x), holder["network"](x))
 
 
-def test_a_network_for_one_size_refuses_another_by_number():
-    spec = {"_target_": "UNETR", "feature_size": 4, "hidden_size": 24, "mlp_dim": 32, "num_heads": 2}
-    network = build_network(spec, n_classes=2, target_size=(32, 32, 48))
-    assert network_settings(network)["img_size"] == [32, 32, 48]
-    with pytest.raises(NetworkError, match=r"built for volumes of \(32, 32, 48\) voxels; found \(32, 32, 32\)"):
-        network.features(torch.rand(1, 1, 32, 32, 32))
+@pytest.mark.parametrize("edge", [32, 48])  # one and three times 32 and 16, which no other multiple must pass for
+def test_a_network_for_one_size_pads_smaller_volumes_and_refuses_larger_ones_by_number(edge):
+    network, x = build_network(SMALL["UNETR"], n_classes=2, target_size=(edge,) * 3).eval(), torch.rand(1, 1, 30, 29, 9)
+    assert network_settings(network)["img_size"] == [edge] * 3
+    before = [(edge - n) // 2 for n in x.shape[2:]]
+    padding = [end for b, n in zip(before[::-1], (9, 29, 30), strict=True) for end in (b, edge - n - b)]
+    with torch.no_grad():
+        padded = plain(network)(torch.nn.functional.pad(x, padding, mode="replicate"))
+        i, j, k = (slice(b, b + n) for b, n in zip(before, x.shape[2:], strict=True))
+        torch.testing.assert_close(network(x), padded[..., i, j, k], rtol=1e-4, atol=1e-5)
+    with pytest.raises(NetworkError, match=rf"built for volumes of \({edge}, .* voxels; found \(64, 32, 32\)"):
+        network.features(torch.rand(1, 1, 64, 32, 32))
 
 
 @pytest.mark.parametrize("spec", ["BodyNet", SMALL["UNet"], SMALL["BasicUNet"]])

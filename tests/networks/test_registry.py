@@ -15,7 +15,7 @@ from networks.checkpoint import load_network
 from networks.errors import NetworkError
 from networks.registry import build_network, check_network, network_settings
 from pipeline.config.files import from_mapping, load_mapping
-from tests.support.monai_networks import WIDTHS, narrowed, plain
+from tests.support.monai_networks import SMALL, WIDTHS, narrowed, plain
 from tests.support.paths import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -79,6 +79,10 @@ def test_without_a_name_or_by_its_name_it_is_body_net(name):
             "returns 4 outputs in evaluation, too; expected one .*switch deep supervision off",
         ),
         ({"_target_": "torch.nn.Conv3d", "kernel_size": 64}, "takes no volumes of .64, 64, 64. voxels"),
+        (
+            {**SMALL["UNETR"], "img_size": [32, 32, 32]},
+            "UNETR: expected volumes of at most 32×32×32 voxels, .* found data.target_size 64×64×64; change one",
+        ),
         ({"_target_": "torch.nn.Flatten"}, r"returns the shape \(1, 262144\); expected \(B, 1, I, J, K\)"),
     ],
 )
