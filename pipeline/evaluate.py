@@ -297,7 +297,8 @@ def _predicted(
         )
     order = channel_order(dataset.channel_names, first.channel_names, dataset.root)
     outputs = OutputOptions(folder, first.class_names, first.label_values)
-    scans = [InputCase(case.id, tuple(case.image[position] for position in order)) for case in cases]
+    ordered = [case.with_channels(order) for case in cases]
+    scans = [InputCase(case.id, case.image, frames=case.frames) for case in ordered]
     records = segment_cases(
         models, scans, outputs, InferenceOptions(precision=precision),
         overwrite=overwrite, renew=renew, progress=progress, case_progress=case_progress,

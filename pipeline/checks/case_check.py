@@ -22,7 +22,7 @@ from transforms.io.label_values import LabelLookup, MergedMasks, count_values, m
 from transforms.io.load import (
     FillNaN,
     Volume,
-    check_single_frame,
+    check_frames,
     disagreeing_forms,
     fill_nan_voxels,
     fills_of_channels,
@@ -103,7 +103,7 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: FillNaN = None) -> Che
     smallest voxel edge), label values that are not integral, no label, voxels of a class that the case is said not to
     annotate; label values of no class are only noted.
     Warnings: constant image, empty label, sform and qform apart, a sheared grid, labelled voxels of NaN, NaN that
-    becomes a number far from the others. Never raises for what a file holds. Memory: a volume and the label at a time.
+    becomes a number far from the others. Never raises for what a file holds. Memory: a file and the label at a time.
 
     fill_nan: the number that NaN voxels of an image become, or one a channel; None: they are an error.
     """
@@ -112,8 +112,9 @@ def check_case(case: Case, dataset: Dataset, *, fill_nan: FillNaN = None) -> Che
     images: list[ImageStatistics] = []
     grid: Geometry | None = None
     label: _Label | None = None
-    for path, fill in zip(case.image, fills_of_channels(fill_nan, len(case.image)), strict=True):
-        volume = _read(path, notes)
+    whole = _read(case.image[0], notes, len(case.frames)) if case.frames else None
+    for number, fill in enumerate(fills_of_channels(fill_nan, len(case.frames or case.image))):
+        path, volume = _channel(case, number, whole, notes)
         if volume is not None:
             if grid is None:
                 grid = volume.geometry
@@ -167,11 +168,19 @@ class _Label:
         return turned if turned.shape == volume.array.shape else None
 
 
-def _read(path: Path, notes: _Notes) -> Volume | None:
-    """Read one 3-D volume; None where there is none, with the finding that says why."""
+def _channel(case: Case, number: int, whole: Volume | None, notes: _Notes) -> tuple[Path, Volume | None]:
+    """A channel, read from its file or taken out of the `whole` one with all frames, and where it is."""
+    if not case.frames:
+        return case.image[number], _read(case.image[number], notes)
+    frame = case.frames[number]
+    return Path(f"{case.image[0]}, frame {frame}"), whole and whole.frame(frame)
+
+
+def _read(path: Path, notes: _Notes, n_expected: int = 1) -> Volume | None:
+    """Read one 3-D volume, or one of so many frames; None where there is none, with the finding that says why."""
     try:
         volume = read_volume(path)
-        check_single_frame(volume.geometry, path)
+        check_frames(volume.geometry, path, n_expected)
     except VolumeError as error:
         notes.add_error(error, path)
         return None

@@ -141,7 +141,8 @@ def _key(case: Case, table: list[Any], sources: SourceIndex, *, may_read: bool =
         content = contents_of([case.image, case.label or ()], sources, may_read=may_read)
     except (OSError, LookupError):
         return None
-    named = [case.id, case.subject, [str(path) for path in case.image], repr(label), case.annotated, _table(case.table)]
+    images = [[str(path) for path in case.image], case.frames]
+    named = [case.id, case.subject, images, repr(label), case.annotated, _table(case.table)]
     return sha256([_version(), named, content, table])
 
 

@@ -75,7 +75,7 @@ class Case:
     subject: str
     """Whose scan it is; scans of one subject never lie in different splits."""
     image: tuple[Path, ...]
-    """One file or DICOM folder a channel."""
+    """One file or DICOM folder a channel, or the file whose `frames` are the channels."""
     label: Label | None
     held_out: bool = False
     """The data set keeps the case for testing without saying which cases validate."""
@@ -84,6 +84,14 @@ class Case:
     label calls background. None: all."""
     table: ClassTable | None = None
     """The classes with their values in its own label map, where these are not the data set's; None: they are."""
+    frames: tuple[int, ...] = ()
+    """The frame of the one image file that each channel is; none where each channel is a file."""
+
+    def with_channels(self, order: Sequence[int]) -> Case:
+        """The case with its channels in another order."""
+        if self.frames:
+            return replace(self, frames=tuple(self.frames[n] for n in order))
+        return replace(self, image=tuple(self.image[n] for n in order))
 
 
 @dataclass(frozen=True)

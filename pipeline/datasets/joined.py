@@ -129,7 +129,7 @@ def join(datasets: Sequence[Dataset]) -> Dataset:
         folds=folds,
         own_split=own_split,
         unlabelled=tuple(
-            replace(case, image=tuple(case.image[n] for n in order))
+            case.with_channels(order)
             for dataset, order in zip(datasets, with_order, strict=True)
             for case in dataset.unlabelled
         ),
@@ -279,10 +279,9 @@ def _joined_cases(
         joined.append(
             [
                 replace(
-                    case,
+                    case.with_channels(orders[n]),
                     id=new_id[n][case.id],
                     subject=new_subject[n][case.subject],
-                    image=tuple(case.image[channel] for channel in orders[n]),
                     label=_placed(case.label, place.__getitem__),
                     annotated=(everything if lacks else None)
                     if case.annotated is None

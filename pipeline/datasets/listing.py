@@ -27,7 +27,7 @@ from pipeline.datasets.pairs import pair_of_folders
 from pipeline.datasets.rows import LabelReading, Listing, Request, Row
 from pipeline.datasets.subjects import similar_subjects, subject_by_pattern, suspect_subjects, suspicion
 from transforms.io.errors import VolumeError
-from transforms.io.load import known_kind, volume_stem
+from transforms.io.load import known_kind, n_frames, volume_stem
 
 LONGEST_ID = 200
 """Bytes of a case id: a file system's names end at 255, and results put suffixes behind the id."""
@@ -182,7 +182,7 @@ class ImageListing:
     """The images of a data set that is to be segmented."""
 
     images: Mapping[str, tuple[Path, ...]]
-    """By case id its image files, one a channel."""
+    """By case id its image files, one a channel; or one file, whose frames are the channels of several."""
     channel_names: tuple[str, ...]
     """Names of the channels in the order of the files; `rows.are_named` says whether they are the data set's own."""
     refused: tuple[DatasetError, ...]
@@ -280,10 +280,11 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
         row = _with_other_spellings(listed, files, named)
         try:
             _check_id(row, root)
-            _check_parts(row, len(listing.channel_names))
+            _check_parts(row)
             _check_files(row, files)
             if layout != "list" and not follow_links:
                 _check_links(row, folder, files)
+            row = _with_channels(row, len(listing.channel_names))
         except DatasetError as error:
             problems.append(error)
         else:
@@ -345,23 +346,31 @@ def _check_id(row: Row, root: Path) -> None:
         raise DatasetError("dataset", root, "case names that can be file names", shown, remedy)
 
 
-def _check_parts(row: Row, n_channels: int) -> None:
-    """Refuse a row without image or label, or with another number of channels than the data set has."""
+def _check_parts(row: Row) -> None:
+    """Refuse a row without image or label."""
     if not row.image:
         where, remedy = label_path(row.label) or "", "add the image or remove the label"
         raise DatasetError("missing_image", where, "an image beside the label", "none", remedy, row.id)
     if row.label is None and row.split != "test":
         remedy = "add the label or remove the image"
         raise DatasetError("missing_label", row.image[0], "a label beside the image", "none", remedy, row.id)
-    if len(row.image) != n_channels:
-        remedy = "name one file for each channel"
-        if len(row.image) == 1:
-            remedy = (
-                "write each frame of a 4-D file as a file of its own, as nnU-Net has them; if it is 3-D, correct the "
-                "data set's list of channels"
-            )
-        found = counted(len(row.image), "image file")
-        raise DatasetError("dataset", row.image[0], counted(n_channels, "channel"), found, remedy, row.id)
+
+
+def _with_channels(row: Row, n_channels: int) -> Row:
+    """The row, with its frames where one file has all channels. Refuse another number than the data set has."""
+    if len(row.image) == n_channels:
+        return row
+    found, remedy = counted(len(row.image), "image file"), "name one file for each channel"
+    if len(row.image) == 1:
+        try:
+            n_found = n_frames(row.image[0])
+        except VolumeError as error:
+            raise DatasetError(error.kind, error.where, error.expected, error.found, error.remedy, row.id) from error
+        if n_found == n_channels:
+            return replace(row, frames=tuple(range(n_channels)))
+        found += f" of {counted(n_found, 'frame')}"
+        remedy += ", or one 4-D NIfTI file with a frame for each; else correct the data set's list of channels"
+    raise DatasetError("dataset", row.image[0], counted(n_channels, "channel"), found, remedy, row.id)
 
 
 def _check_files(row: Row, files: FileIndex) -> None:
@@ -466,7 +475,7 @@ def _case(row: Row, class_names: Sequence[str], *, divided: bool) -> Case:
     if row.annotated is not None:
         annotated = tuple(index for index, name in enumerate(class_names) if index and name in row.annotated)
     held_out = row.split == "test" and not divided
-    return Case(row.id, _subject(row), row.image, row.label, held_out, annotated)
+    return Case(row.id, _subject(row), row.image, row.label, held_out, annotated, frames=row.frames)
 
 
 def _subject(row: Row) -> str:

@@ -36,6 +36,8 @@ class Row:
     """The fold in which it validates, where its data set has one for every case that may train."""
     annotated: tuple[str, ...] | None = None
     """Names of the classes that the label shows where they are; None: all."""
+    frames: tuple[int, ...] = ()
+    """The frames of the one image file, where these are the channels."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class CaseSteps:
         if len(refused) == len(self.outputs.formats) and not self.outputs.per_structure:
             raise SegmentationError("; ".join(refused.values()))
         with _memory_in_words("read and prepare it", "crop the volume, or end other programs"):
-            prepared = prepare(self.models, case.images, case.id)
+            prepared = prepare(self.models, case.images, case.id, case.frames)
         content = case.content
         seconds = time.perf_counter() - start
         return ReadCase(state, content, geometry, prepared.inputs, prepared.warnings, refused, seconds)

@@ -39,9 +39,11 @@ class InputCase:
     id: str
     """Name of its outputs; safe as a file name and unique among the cases listed together."""
     images: tuple[Path, ...]
-    """One path a channel: a volume file, or a folder with a DICOM series."""
+    """One path a channel: a volume file, or a folder with a DICOM series; or one file with the channels as frames."""
     error: str = ""
     """Why it cannot be segmented; listed all the same, so that no scan is missing without a word."""
+    frames: tuple[int, ...] = ()
+    """The frames of that file in the order of the network's channels; none: as they are."""
 
     @property
     def files(self) -> list[Path]:
@@ -64,7 +66,7 @@ class InputCase:
         Of a header whose voxels lie in a second file, both count. Raises OSError.
         """
         found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._all_read()]
-        return hashlib.sha256(repr(found).encode()).hexdigest()
+        return hashlib.sha256(repr([*found, *self.frames]).encode()).hexdigest()
 
     @property
     def content(self) -> str:
@@ -74,7 +76,7 @@ class InputCase:
             if not path.is_file():  # a record that names its scan may name a device
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
             found.append((path.name, sha256_of(path)))
-        return hashlib.sha256(repr(found).encode()).hexdigest()
+        return hashlib.sha256(repr([*found, *self.frames]).encode()).hexdigest()
 
     def was_touched_after(self, time_ns: int) -> bool:
         """Whether a file of all that is read was put there or changed since, by the time that no copying preserves.
@@ -180,7 +182,7 @@ def _of_dataset(
     for warning in listing.warnings:
         log.warning("%s", warning)
     order = channel_order(listing.channel_names, channel_names, root)
-    images = {case: tuple(files[position] for position in order) for case, files in listing.images.items()}
+    images = listing.images
     if output is not None and _lies_in(output, root):
         there = output.resolve()
         scans = {case: files for case, files in images.items() if not files[0].resolve().is_relative_to(there)}
@@ -190,11 +192,18 @@ def _of_dataset(
     if not follow_links:
         for folder in (path for files in images.values() for path in files if path.is_dir()):
             refuse_linked_slices(folder, root)
-    cases = {case: InputCase(case, files) for case, files in images.items()}
+    cases = {case: _in_order(case, files, order) for case, files in images.items()}
     for number, error in enumerate(listing.refused, start=1):
         case = error.case or f"{root.name} entry {number}"
         cases[case] = InputCase(case, (), str(error))
     return list(cases.values())
+
+
+def _in_order(case: str, files: tuple[Path, ...], order: tuple[int, ...]) -> InputCase:
+    """The case with its channels, which are frames where a single file has several, in this order."""
+    if len(files) < len(order):
+        return InputCase(case, files, frames=order)
+    return InputCase(case, tuple(files[position] for position in order))
 
 
 def _in_one_folder(folder: Path) -> SegmentationError:

@@ -30,7 +30,7 @@ from pipeline.inference.scan_check import ScanFacts, warnings_about
 from pipeline.planning.network_shape import Triple, triple
 from transforms.chains import inference_chain
 from transforms.io.grid import Affine
-from transforms.io.load import volume_tensor
+from transforms.io.load import Frames, n_frames, volume_tensor
 from transforms.left_right import find_sides, mirror_partners
 from transforms.restore import FeatureMap, FeatureStream, slice_axis
 
@@ -83,24 +83,28 @@ class PreparedScan(NamedTuple):
     """How the scan is unlike those that the networks were trained on."""
 
 
-def prepare(models: Sequence[Model], images: Sequence[Path], case: str) -> PreparedScan:
+def prepare(models: Sequence[Model], images: Sequence[Path], case: str, frames: tuple[int, ...] = ()) -> PreparedScan:
     """Read and preprocess a case for each model; equal preprocessing is done once.
 
     Args:
         models: the networks.
-        images: paths, one a channel.
+        images: paths, one a channel; or one, whose frames are the channels of several.
         case: its id, for messages.
+        frames: of the one file the frames in the order of the channels; none: as they are.
 
     Raises:
         VolumeError: a path that cannot be read, or channels on different grids. NetworkError: a model takes another
             number of channels.
     """
+    if not frames and len(images) == 1 < models[0].n_channels:
+        frames = tuple(range(n_frames(images[0])))
     for model in models:
-        if len(images) != model.n_channels:
-            raise NetworkError(f"case {case}: {_other_channels(model, len(images))}")
+        if len(frames or images) != model.n_channels:
+            raise NetworkError(f"case {case}: {_other_channels(model, len(frames or images))}")
+    source = Frames(str(images[0]), frames) if frames else list(images)
 
     def load(chain: Compose) -> MetaTensor:
-        read = chain({"image": list(images), "case": case}, end=1)  # every chain's first part reads
+        read = chain({"image": source, "case": case}, end=1)  # every chain's first part reads
         image: MetaTensor = read["image"]
         return image
 

@@ -28,7 +28,7 @@ from pipeline.runs.setting_differences import who_augmented
 from pipeline.training.patch_schedule import PatchSchedule
 from transforms.chains import Chain, augmentation_chain, preprocessing_chain
 from transforms.io.label_values import ignore_index
-from transforms.io.load import ValuedLabel
+from transforms.io.load import Frames, ValuedLabel
 from transforms.patches import RandomPatchd
 
 
@@ -317,7 +317,8 @@ def _item(case: Case) -> dict[str, Any]:
         label = str(label)
     elif label is not None:
         label = [(index, str(path)) for index, path in label]
-    return {"image": [str(path) for path in case.image], "label": label, "case": case.id}
+    paths = [str(path) for path in case.image]
+    return {"image": Frames(paths[0], case.frames) if case.frames else paths, "label": label, "case": case.id}
 
 
 def _pairs(table: ClassTable) -> tuple[tuple[int, int], ...]:

@@ -11,6 +11,7 @@ from pipeline.cache import key as cache_key
 from pipeline.cache.entry import CacheError
 from pipeline.files.checked_lines import checked_line, whole_lines
 from tests.support.cached_cases import SIZE
+from transforms.io.load import Frames
 
 
 @pytest.mark.parametrize("change", [{"key": {"size": SIZE, "window": [0, 1]}}, {"n_classes": 6}])
@@ -20,6 +21,14 @@ def test_other_parameters_are_another_entry(make, met, change):
     assert len(met()) == 10
     make().build()
     assert len(met()) == 10
+
+
+def test_frames_in_another_order_or_of_another_file_are_another_entry(tmp_path):
+    sources, files = cache_key.SourceIndex(tmp_path), [tmp_path / name for name in ("a.nii", "b.nii")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    images = [Frames(str(files[0]), (0, 1)), Frames(str(files[0]), (1, 0)), Frames(str(files[1]), (0, 1)), [files[0]]]
+    assert len({cache_key.sha256(cache_key.contents_of(image, sources)) for image in images}) == 4
 
 
 def test_other_code_is_another_entry_but_another_comment_is_not(make, met, monkeypatch):

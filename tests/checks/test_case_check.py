@@ -15,6 +15,7 @@ from pipeline.checks.case_check import CheckedCase, check_case, check_cases
 from pipeline.datasets.joined import list_data_sets
 from pipeline.datasets.listing import list_cases
 from tests.support.datasets import nnunet
+from tests.support.screening import plain
 from tests.support.volumes import AFFINE, Folder, hounsfield, organs, save, with_value
 
 
@@ -96,6 +97,28 @@ def test_each_channel_has_a_number_for_nan_of_its_own(folder: Folder) -> None:
     assert (ct.minimum, ct.n_not_finite, pet.n_not_finite) == (-1024, 0, 0)
     assert ct.content != pet.content
     assert pet.content == checked(folder, "a", fill_nan=0).images[0].content
+
+
+def test_channels_in_one_file_are_measured_as_those_in_files_of_their_own(folder: Folder) -> None:
+    dataset = list_cases(folder.write())
+    files = [folder.image(case) for case in "abd"]
+    save(folder.image("c"), np.stack([nib.load(file).get_fdata(dtype=np.float32) for file in files], -1))
+    case = replace(dataset.cases[0], image=(folder.image("c"),), frames=(0, 1, 2))
+    found, apart = check_case(case, dataset), check_case(replace(case, image=tuple(files), frames=()), dataset)
+    assert found.findings == ()
+    for one, other in zip(found.images, apart.images, strict=True):
+        assert plain([replace(apart, images=(replace(one, path=other.path, dtype=other.dtype),))]) == plain(
+            [replace(apart, images=(other,))]
+        )
+    turned = check_case(replace(case, frames=(2, 0, 1)), dataset)
+    assert [image.content for image in turned.images] == [found.images[n].content for n in (2, 0, 1)]
+    (finding,) = check_case(replace(case, frames=(0, 1)), dataset).findings
+    assert (finding.kind, finding.expected) == ("not_3d", "2 frames of a NIfTI file, one a channel")
+    image = np.stack([hounsfield("a"), hounsfield("b")], -1).astype(np.float32)
+    image[3, 3, 3, 1] = np.nan
+    save(folder.image("c"), image)
+    (finding,) = check_case(replace(case, frames=(0, 1)), dataset).findings
+    assert (finding.kind, finding.file) == ("not_finite", f"{folder.image('c')}, frame 1")
 
 
 def test_filling_nan_keeps_infinite_voxels_an_error(folder: Folder) -> None:

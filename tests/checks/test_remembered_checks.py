@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +22,7 @@ from pipeline.checks.case_check import check_cases
 from pipeline.checks.findings import BadDataError
 from pipeline.checks.remembered_checks import check_changed_cases
 from pipeline.checks.screening import list_configured, screen
+from pipeline.datasets.listing import list_cases
 from pipeline.files.checked_lines import checked_line, whole_lines
 from pipeline.training.prepared_data import prepare_data
 from tests.support.screening import opened, plain, settings
@@ -55,6 +57,17 @@ def test_a_second_start_opens_no_case(folder: Folder, monkeypatch: pytest.Monkey
     folder.labels["spleen"] = 4
     prepare_data(settings(folder))
     assert len(names) == 8  # with other classes other values are known
+
+
+def test_frames_that_change_places_are_opened_again(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(folder.image("a"), np.stack([hounsfield("a"), hounsfield("b")], -1))
+    dataset = list_cases(folder.write())
+    cases = [[replace(dataset.cases[0], frames=frames)] for frames in ((0, 1), (0, 1), (1, 0))]
+    names = opened(monkeypatch)
+    one, same, turned = (check_changed_cases(case, dataset, folder.root / "cache")[0] for case in cases)
+    assert names == ["a.nii.gz", "a_label.nii.gz"] * 2
+    assert [image.content for image in same.images] == [image.content for image in one.images]
+    assert [image.content for image in turned.images] == [image.content for image in one.images[::-1]]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from pipeline.datasets.listing import find_images, list_cases
@@ -56,9 +58,41 @@ def test_folds_of_a_datalist_choose_the_validation_cases(tmp_path):
     refused(tmp_path, "fold 7", fold=7)
 
 
-def test_channels_in_one_4d_file_are_refused(tmp_path):
+def frames(path, n):
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, n), np.uint8), np.eye(4)), path)
+
+
+def test_the_frames_of_a_4d_file_are_the_channels_that_dataset_json_names(tmp_path):
     decathlon(tmp_path, modality={"0": "T1", "1": "T2"})
-    refused(tmp_path, "case a", "expected 2 channels", "4-D")
+    for case in "abc":
+        frames(tmp_path / f"imagesTr/{case}.nii.gz", 2)
+    found = list_cases(tmp_path)
+    assert found.channel_names == ("T1", "T2")
+    assert [(case.image, case.frames) for case in found.cases[:1]] == [((tmp_path / "imagesTr/a.nii.gz",), (0, 1))]
+    assert find_images(tmp_path).images["a"] == (tmp_path / "imagesTr/a.nii.gz",)
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "1 image file of 1 frame;"), (3, "1 image file of 3 frames;")])
+def test_a_file_with_other_frames_than_channels_is_refused(tmp_path, n, said):
+    decathlon(tmp_path, modality={"0": "T1", "1": "T2"})
+    for case in "abc":
+        frames(tmp_path / f"imagesTr/{case}.nii.gz", n)
+    refused(tmp_path, "case a", "expected 2 channels", said, "4-D", "list of channels")
+
+
+def test_a_damaged_file_that_may_hold_the_channels_is_named(tmp_path):
+    decathlon(tmp_path, modality={"0": "T1", "1": "T2"})
+    (tmp_path / "imagesTr/a.nii.gz").write_bytes(b"no volume")
+    refused(tmp_path, "case a", "a.nii.gz", "expected a NIfTI file")
+
+
+def test_a_link_out_of_the_data_set_is_refused_before_its_frames_are_counted(tmp_path):
+    root = tmp_path / "data"
+    decathlon(root, modality={"0": "T1", "1": "T2"})
+    frames(tmp_path / "secret.nii.gz", 2)
+    (root / "imagesTr/a.nii.gz").unlink()
+    (root / "imagesTr/a.nii.gz").symlink_to(tmp_path / "secret.nii.gz")
+    refused(root, "case a", "a link that leads out of the data set")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from pipeline.datasets.errors import DatasetError
@@ -147,6 +149,9 @@ def test_channels_are_brought_into_one_order_by_name_or_refused(tmp_path):
     joined = list_data_sets([one, two], "auto")
     assert joined.channel_names == ("CT", "PET")
     assert joined.cases[-1].image == (two / "ct.nii.gz", two / "pet.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2, 2), np.uint8), np.eye(4)), two / "both.nii.gz")
+    write_json(two / "cases.json", listed | {"cases": [cases[0] | {"image": "both.nii.gz"}]})
+    assert list_data_sets([one, two], "auto").cases[-1].frames == (1, 0)
     (two / "cases.json").write_text(json.dumps(listed | {"channel_names": ["PET", "T1"]}))
     refused([one, two], "the channels of", "CT, PET", "found PET, T1", "name the channels alike")
     single = list_data_sets([nnunet(tmp_path / "single"), pairs(tmp_path / "pairs")], "auto")

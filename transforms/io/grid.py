@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import psutil
@@ -67,6 +67,16 @@ class Geometry:
     """"CT" or "MR"; None where the format does not say."""
     form_gap_mm: float = 0.0
     """Distance of the far corner by sform and by qform (NIfTI); 0 where there is only one of them."""
+
+    @property
+    def n_frames(self) -> int:
+        """Volumes in the file."""
+        return self.shape[3] if len(self.shape) > 3 else 1
+
+    @property
+    def of_frame(self) -> Geometry:
+        """That of one frame."""
+        return replace(self, shape=self.shape[:3])
 
     @property
     def spacing_mm(self) -> PerAxis:

@@ -9,7 +9,8 @@ import errno
 import logging
 import stat
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +63,10 @@ class Volume:
         """Voxel index to world mm, RAS+."""
         return self.geometry.affine
 
+    def frame(self, number: int) -> Volume:
+        """One frame of (I, J, K, T), a view."""
+        return replace(self, array=self.array[..., number], geometry=self.geometry.of_frame)
+
 
 def disagreeing_forms(geometry: Geometry) -> str:
     """Say how far a NIfTI header's sform and qform put the volume in two places; empty where they agree."""
@@ -98,6 +103,12 @@ def read_geometry(path: Pathish) -> Geometry:
         VolumeError: the file is missing or not a volume, or its geometry is missing or impossible.
     """
     return _open(path).geometry
+
+
+def n_frames(path: Pathish) -> int:
+    """Return how many frames, which may be channels, a NIfTI file has; 1 for others. Raises as `read_geometry` does."""
+    geometry = read_geometry(path)
+    return geometry.n_frames if geometry.kind == "nifti" else 1
 
 
 def read_volume(path: Pathish) -> Volume:
@@ -164,11 +175,22 @@ class ValuedLabel(NamedTuple):
     """(value in the file, class index) pairs, those of ignored values with `ignore_index`."""
 
 
+class Frames(NamedTuple):
+    """An image whose channels are the frames of one NIfTI file (I, J, K, T), as in the Medical Segmentation Decathlon.
+
+    Unlike a path it holds which frame is which channel, so that a series in time is not taken for channels.
+    """
+
+    path: str
+    order: tuple[int, ...]
+    """The frame, from 0 on, of each channel; there are no others in the file."""
+
+
 class LoadVolumed(MapTransform):
     """Load the image and the label of a case onto the image's voxel grid.
 
-    `data["image"]` is a path or a sequence of paths, one a channel; it becomes a MetaTensor (C, I, J, K): a single
-    channel of one of the `KEPT_TYPES` as it is stored, which takes half the memory or less, others as float32.
+    `data["image"]` is a path, a sequence of paths, one a channel, or `Frames`; it becomes a MetaTensor (C, I, J, K): a
+    single channel of one of the `KEPT_TYPES` as it is stored, which takes half the memory or less, others as float32.
     `data["label"]` is the path of a label map, a `ValuedLabel`, or a sequence of (class index, mask path) of which
     later ones win where masks overlap; it becomes an integer MetaTensor (1, I, J, K) of class indices: uint8 up to 255
     classes and int32 above (torch cannot flip or index uint16; at rest it fits uint16). `data["case"]` names the case
@@ -188,9 +210,10 @@ class LoadVolumed(MapTransform):
         fill_nan: the number that NaN voxels of the image become, or one a channel; None: they are refused.
 
     Raises:
-        VolumeError: named by case, for a file that `read_volume` refuses, several frames, infinite or NaN voxels in the
-            image, channels or a label on another grid than the image, and label values that are not integral (beyond
-            0.001) or not among the classes. Inside a MONAI Compose it is the `__cause__` of MONAI's RuntimeError.
+        VolumeError: named by case, for a file that `read_volume` refuses, several frames of a file that is one channel,
+            infinite or NaN voxels in the image, channels or a label on another grid than the image, and label values
+            that are not integral (beyond 0.001) or not among the classes. Inside a MONAI Compose it is the `__cause__`
+            of MONAI's RuntimeError.
     """
 
     def __init__(
@@ -224,8 +247,7 @@ class LoadVolumed(MapTransform):
         grid = None
         keys = list(self.key_iterator(data))
         if "image" in keys:
-            paths = _paths(data["image"])
-            channels = [_open_frame(path) for path in paths]
+            paths, channels = _open_channels(data["image"])
             grid = channels[0].geometry
         if "label" in keys:  # opened before the image's voxels are read: a mismatch is found in a moment
             read_label = self._open_label(data["label"], grid)
@@ -274,20 +296,37 @@ def _paths(source: Any) -> list[Path]:
     return paths
 
 
-def _open_frame(path: Path) -> OpenVolume:
+def _open_channels(source: Any) -> tuple[list[Path], list[OpenVolume]]:
+    """The channels of an image, and the file of each."""
+    if not isinstance(source, Frames):
+        paths = _paths(source)
+        return paths, [_open_frame(path) for path in paths]
+    whole = _open_frame(Path(source.path), len(source.order))
+    read = cache(whole.read)  # unpacked once for all of them
+    frames = [replace(whole, geometry=whole.geometry.of_frame, read=partial(_frame, read, n)) for n in source.order]
+    return [Path(source.path)] * len(frames), frames
+
+
+def _frame(read: Callable[[], np.ndarray], number: int) -> np.ndarray:
+    return read()[..., number]
+
+
+def _open_frame(path: Path, n_expected: int = 1) -> OpenVolume:
     volume = _open(path)
-    check_single_frame(volume.geometry, path)
+    check_frames(volume.geometry, path, n_expected)
     if apart := disagreeing_forms(volume.geometry):
         logger.warning("%s: sform and qform disagree, %s; the sform is used", path, apart)
     return volume
 
 
-def check_single_frame(geometry: Geometry, where: object) -> None:
-    """Raise VolumeError for a volume of several frames."""
-    if len(geometry.shape) > 3:
-        found = f"{geometry.shape[3]} frames, shape {geometry.shape}"
-        remedy = "save each frame or channel as a file of its own"
-        raise VolumeError("not_3d", where, "one 3-D volume", found, remedy)
+def check_frames(geometry: Geometry, where: object, n_expected: int = 1) -> None:
+    """Raise VolumeError for another number of frames, and for several in other files than NIfTI."""
+    if geometry.n_frames == n_expected and (n_expected == 1 or geometry.kind == "nifti"):
+        return
+    found = f"{geometry.n_frames} frames, shape {geometry.shape}"
+    expected = "one 3-D volume" if n_expected == 1 else f"{n_expected} frames of a NIfTI file, one a channel"
+    remedy = "save each frame as a file of its own, or, if they are channels, name each in the data set's channel_names"
+    raise VolumeError("not_3d", where, expected, found, remedy)
 
 
 def _image_tensor(paths: Sequence[Path], channels: Sequence[OpenVolume], fill_nan: FillNaN) -> MetaTensor:

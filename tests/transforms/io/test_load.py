@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 import torch
+from isal import igzip
 from monai.data import MetaTensor
 from monai.data.utils import list_data_collate
-from monai.transforms import Orientationd
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd
 
 from tests.support.volume_files import (
     ALL_ORIENTATIONS,
@@ -26,7 +27,7 @@ from tests.support.volume_files import (
     write_series,
 )
 from transforms.io.errors import VolumeError
-from transforms.io.load import LoadVolumed, read_geometry, read_volume, volume_tensor
+from transforms.io.load import Frames, LoadVolumed, n_frames, read_geometry, read_volume, volume_tensor
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".img", ".nrrd", ".nhdr", ".mha", ".mhd"])
@@ -187,6 +188,11 @@ def test_monai_orients_the_tensors_as_nibabel_does(tmp_path):
         np.testing.assert_allclose(turned[key].affine.numpy(), ras.affine, atol=1e-5)
 
 
+def flipped(n_voxels: int) -> np.ndarray:
+    """The first axis of so many voxels the other way round."""
+    return np.array([[-1, 0, 0, n_voxels - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+
+
 def test_tensors_carry_float64_affines_and_collate(tmp_path):
     path = save(tmp_path / "a.nii", volume(dtype=np.uint8))
     case = LoadVolumed()({"image": [path, path], "label": path, "case": "x"})
@@ -204,6 +210,50 @@ def test_one_frame_is_a_volume_and_several_are_named(tmp_path):
     assert read_volume(two).array.shape == (5, 6, 7, 2)
     with pytest.raises(VolumeError, match=r"case c7: .*two.nii: .*found 2 frames"):
         LoadVolumed("image")({"image": two, "case": "c7"})
+
+
+@pytest.mark.filterwarnings("ignore:NvImgCodecPydicomReader.*")  # MONAI asks for every reader it could have
+@pytest.mark.parametrize(("dtype", "slope"), [(np.float32, None), (np.int16, None), (np.int16, (0.5, -3))])
+def test_frames_are_channels_where_they_are_said_to_be_as_monai_has_them(tmp_path, dtype, slope):
+    path = save(tmp_path / "a.nii.gz", volume((5, 6, 7, 3), dtype), slope=slope)
+    label = save(tmp_path / "label.nii.gz", volume(dtype=np.uint8, high=3)[::-1], OBLIQUE @ flipped(5))
+    found = LoadVolumed()({"image": Frames(str(path), (0, 1, 2)), "label": label})
+    monai = Compose([LoadImaged("image", reader="NibabelReader"), EnsureChannelFirstd("image")])
+    theirs = monai({"image": path})["image"]
+    assert found["image"].dtype == theirs.dtype
+    assert torch.equal(found["image"].as_tensor(), theirs.as_tensor())
+    np.testing.assert_allclose(found["image"].affine, theirs.affine, atol=1e-5)
+    assert np.array_equal(found["label"][0], volume(dtype=np.uint8, high=3))
+    assert found["image"].meta["filename_or_obj"] == str(path)
+    turned = LoadVolumed("image")({"image": Frames(str(path), (2, 0, 1))})["image"]
+    assert torch.equal(turned.as_tensor(), theirs.as_tensor()[[2, 0, 1]])
+
+
+def test_the_file_of_the_frames_is_unpacked_once(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.nii.gz", volume((5, 6, 7, 3)))
+    opened, real = [], igzip.open
+    monkeypatch.setattr(igzip, "open", lambda *given, **more: (opened.append(given), real(*given, **more))[1])
+    LoadVolumed("image")({"image": Frames(str(path), (0, 1, 2))})
+    assert len(opened) == 2  # the header, and all voxels
+
+
+def test_a_file_of_other_frames_or_with_nan_in_one_is_refused_by_name(tmp_path):
+    array = volume((5, 6, 7, 3), np.float32)
+    array[1, 2, 3, 2] = np.nan
+    path = save(tmp_path / "a.nii", array)
+    for order, words in (
+        ((0, 1), r"case c7: .*a.nii: expected 2 frames of a NIfTI file, .*, found 3 frames, shape \(5, 6, 7, 3\)"),
+        ((0, 1, 2), r"case c7: .*a.nii: expected finite intensities, found 1 NaN"),
+    ):
+        with pytest.raises(VolumeError, match=words):
+            LoadVolumed("image")({"image": Frames(str(path), order), "case": "c7"})
+    filled = LoadVolumed("image", fill_nan=[0, 0, -7])({"image": Frames(str(path), (0, 1, 2))})["image"]
+    assert filled[2, 1, 2, 3] == -7
+    other = tmp_path / "a.mha"
+    sitk.WriteImage(sitk.JoinSeries([itk_image(array[..., n], OBLIQUE) for n in range(3)]), str(other))
+    assert (n_frames(path), n_frames(other)) == (3, 1)
+    with pytest.raises(VolumeError, match=r"a.mha: expected 3 frames of a NIfTI file, .*; save each frame"):
+        LoadVolumed("image")({"image": Frames(str(other), (0, 1, 2))})
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
