@@ -71,7 +71,8 @@ def list_case_files(path: Path | str, kind: Kind, *, follow_links: bool = False)
     if not path.exists():
         raise VolumeError("missing_file", path, f"{kind}s", "no such file or folder", "correct the path")
     try:
-        dataset = find_dataset(path, follow_links=follow_links) if kind == "label" else None
+        may_be_dataset = kind == "label" and not _is_label_map(path)
+        dataset = find_dataset(path, follow_links=follow_links) if may_be_dataset else None
     except DatasetError as error:
         if error.kind != "no_class_names":
             raise

@@ -315,6 +315,8 @@ def test_a_published_dicom_seg_scores_as_its_nrrd_does(shared_data, tmp_path):
     for pair in (("predictions", "labels"), ("labels", "predictions"), ("predictions", "predictions")):
         (case,) = evaluate(*(tmp_path / kind for kind in pair)).cases
         assert (case.case, case.mean_dice, case.hd95_mm[1], case.resampled) == ("scan", 1.0, 0.0, False)
+    (case,) = evaluate(tmp_path / "labels" / "scan.nrrd", tmp_path / "predictions" / "scan.dcm").cases
+    assert (case.mean_dice, case.hd95_mm[1]) == (1.0, 0.0)
 
 
 def test_a_dicom_seg_that_leaves_empty_slices_out_is_scored_on_the_whole_grid(tmp_path):
