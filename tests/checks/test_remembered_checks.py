@@ -62,9 +62,11 @@ def test_a_second_start_opens_no_case(folder: Folder, monkeypatch: pytest.Monkey
 def test_frames_that_change_places_are_opened_again(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder.image("a"), np.stack([hounsfield("a"), hounsfield("b")], -1))
     dataset = list_cases(folder.write())
-    cases = [[replace(dataset.cases[0], frames=frames)] for frames in ((0, 1), (0, 1), (1, 0))]
+    orders = [replace(dataset.cases[0], frames=frames) for frames in ((0, 1), (0, 1), (1, 0))]
     names = opened(monkeypatch)
-    one, same, turned = (check_changed_cases(case, dataset, folder.root / "cache")[0] for case in cases)
+    one, same, turned = (
+        check_changed_cases(replace(dataset, cases=(case,)), folder.root / "cache")[0] for case in orders
+    )
     assert names == ["a.nii.gz", "a_label.nii.gz"] * 2
     assert [image.content for image in same.images] == [image.content for image in one.images]
     assert [image.content for image in turned.images] == [image.content for image in one.images[::-1]]
