@@ -193,8 +193,12 @@ class CaseSteps:
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         is_ct = self.models[0].intensities[0] == "ct"
         refused: dict[str, str] = {}
+        warnings = list(read.warnings)
         with _all_or_none() as written, told_before_renaming(partial(self.claims.note_written, case.id)):
-            for file, reason in write_files(segmentation, files, probabilities=restored.probabilities, is_ct=is_ct):
+            for file, reason, repairs in write_files(
+                segmentation, files, probabilities=restored.probabilities, is_ct=is_ct
+            ):
+                warnings += repairs
                 if reason:
                     refused[file.kind] = reason
                 else:
@@ -208,7 +212,7 @@ class CaseSteps:
                 source_state=read.state,
                 source_content=read.content,
                 not_written={**read.refused, **refused},
-                warnings=read.warnings,
+                warnings=tuple(warnings),
                 voxels_removed=voxels_removed,
                 precision=tuple(computed_in(model, self.inference) for model in self.models),
                 made_by=self.made_by,

@@ -90,7 +90,8 @@ class CaseRecord:
     not_written: Mapping[str, str] = field(default_factory=dict)
     """Formats that were asked for and cannot be written of this scan, and why."""
     warnings: tuple[str, ...] = ()
-    """How the scan is unlike those that the networks were trained on."""
+    """How the scan is unlike those that the networks were trained on, and what its DICOM SEG does not have as its
+    series does."""
     geometry: Grid | None = None
     classes: tuple[ClassVolume, ...] = ()
     voxels_removed: int = 0

@@ -34,7 +34,6 @@ from pipeline.writers.segmentation import Segmentation, SegmentationError, segme
 from pipeline.writers.terminology import Term, terms
 from transforms.io.dicom import series_files
 
-log = logging.getLogger(__name__)
 _HUSHED = threading.Lock()
 
 UTF8 = "ISO_IR 192"
@@ -52,8 +51,11 @@ MAY_BE_EMPTY = (
 )  # fmt: skip
 
 
-def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
+def write_dicom_seg(segmentation: Segmentation, path: Path) -> list[str]:
     """Write the structures as a DICOM SEG that refers to the source series.
+
+    Returns:
+        What of the series' headers was repaired for it, in words.
 
     Raises:
         SegmentationError: the source is no DICOM series, or its slices have no UIDs that a SEG could refer to.
@@ -63,9 +65,8 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> None:
         instances = _instances(segmentation.source, segmentation.source_kind)
         repairs = _complete_all(instances, segmentation.affine)
         content = _encoded(segmentation, instances)
-    for repair in repairs:
-        log.warning("%s: %s", segmentation.source, repair)
     write_atomically(path, lambda stream: stream.write(content.getbuffer()))
+    return repairs
 
 
 def check_series(source: Path, source_kind: str) -> None:

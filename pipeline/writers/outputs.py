@@ -134,7 +134,7 @@ def write_files(
     *,
     probabilities: Mapping[int, NDArray[np.uint8]],
     is_ct: bool = False,
-) -> Iterator[tuple[OutputFile, str]]:
+) -> Iterator[tuple[OutputFile, str, list[str]]]:
     """Write files of one case, each whole or not at all.
 
     Args:
@@ -145,7 +145,7 @@ def write_files(
 
     Yields:
         Each file once it is written, with "", or with the reason why not: DICOM may find only now that the source does
-        not allow it.
+        not allow it; and what of the source's headers was repaired for it, in words.
 
     Raises:
         FileError: the disk refuses. VolumeError: a preview finds that the source can no longer be read.
@@ -153,6 +153,7 @@ def write_files(
     for file in files:
         kind, path, class_index = file
         refused = ""
+        repairs: list[str] = []
         make_folder(path.parent)
         if kind == "nifti":
             write_nifti(segmentation, path)
@@ -162,7 +163,7 @@ def write_files(
             from pipeline.writers.dicom_seg import write_dicom_seg  # highdicom takes a second to import
 
             try:
-                write_dicom_seg(segmentation, path)
+                repairs = write_dicom_seg(segmentation, path)
             except SegmentationError as error:
                 refused = str(error)
         elif kind == "mask":
@@ -171,7 +172,7 @@ def write_files(
             write_probabilities(segmentation, probabilities[class_index], path)
         else:
             write_preview(segmentation, path, is_ct=is_ct)
-        yield file, refused
+        yield file, refused, repairs
 
 
 def check_table(options: OutputOptions, cases: Collection[str], *, overwrite: bool = False) -> str | None:
