@@ -4,18 +4,20 @@ A Segmentation Storage object (DICOM PS3.3, A.51) with one binary segment for ea
 order, and frames that refer to the source instances. Frames are (k, j, i) of the label map: the source's slices along
 its normal, rows, columns; world coordinates are LPS in DICOM. Where an anonymiser blanked the instances' own UIDs, the
 copies in the files' meta information are taken: those are what a SEG refers to. Blank UIDs of study, series and frame
-of reference are made from them, the same ones every time.
+of reference are made from them, the same ones every time. What else highdicom takes over from the first slice's header
+is checked by pydicom: see `_mend`.
 """
 
 from __future__ import annotations
 
 import io
 import logging
+import re
 import struct
 import threading
 import uuid
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +26,13 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 import pydicom
+from pydicom.datadict import dictionary_VM, dictionary_VR
+from pydicom.multival import MultiValue
 from pydicom.sr.codedict import codes
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
-from pydicom.valuerep import DA, TM
+from pydicom.valuerep import DA, STR_VR, TM, validate_value
 
-from pipeline.console.text import one_line
+from pipeline.console.text import one_line, shortened
 from pipeline.files.atomic import write_atomically
 from pipeline.writers.segmentation import Segmentation, SegmentationError, segment_label
 from pipeline.writers.terminology import Term, terms
@@ -50,6 +54,12 @@ MAY_BE_EMPTY = (
     "AccessionNumber", "ReferringPhysicianName",
 )  # fmt: skip
 
+TEXTS = ("LO", "LT", "PN", "SH", "ST")
+"""Value representations of texts whose length is limited."""
+
+ACR_NEMA_MARKS = {"DA": ".", "TM": ":"}
+"""What DICOM's predecessor had between the numbers of dates and times; without it they are DICOM's (PS3.5, 6.2)."""
+
 
 def write_dicom_seg(segmentation: Segmentation, path: Path) -> list[str]:
     """Write the structures as a DICOM SEG that refers to the source series.
@@ -63,8 +73,10 @@ def write_dicom_seg(segmentation: Segmentation, path: Path) -> list[str]:
     """
     with _without_words_of_others():
         instances = _instances(segmentation.source, segmentation.source_kind)
-        repairs = _complete_all(instances, segmentation.affine)
-        content = _encoded(segmentation, instances)
+        odd, repairs = _complete_all(instances, segmentation.affine)
+        content, copied = _encoded(segmentation, instances)
+    if found := ", ".join((odd | copied).values()):
+        repairs.insert(0, f"its header has values that DICOM does not allow; in the DICOM SEG {found}")
     write_atomically(path, lambda stream: stream.write(content.getbuffer()))
     return repairs
 
@@ -85,7 +97,7 @@ def check_series(source: Path, source_kind: str) -> None:
 
 @contextmanager
 def _without_words_of_others() -> Iterator[None]:
-    """Keep pydicom and highdicom from speaking of odd values, which are repeated as they are, once for every slice.
+    """Keep pydicom and highdicom from speaking of odd values once for every slice: `_mend` does, once for all.
 
     Filters and levels are the whole process's, and one case is checked while another is written: one at a time.
     """
@@ -103,17 +115,19 @@ def _without_words_of_others() -> Iterator[None]:
                 logger.setLevel(level)
 
 
-def _encoded(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> io.BytesIO:
-    """The file's content. Raises SegmentationError where highdicom or pydicom refuse."""
+def _encoded(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> tuple[io.BytesIO, dict[str, str]]:
+    """The file's content, and what `_mend` found in it. Raises SegmentationError where highdicom or pydicom refuse."""
     content = io.BytesIO()
     try:
-        _document(segmentation, instances).save_as(content, enforce_file_format=True)
+        document = _document(segmentation, instances)
+        odd = _mend(document, [keyword for keyword in document.dir() if keyword in instances[0]])
+        document.save_as(content, enforce_file_format=True)
     except _REFUSALS as error:
         raise SegmentationError(
             f"{segmentation.source}: a DICOM SEG cannot refer to this series ({one_line(error, 300)}); "
             "choose the format nifti or nrrd"
         ) from error
-    return content
+    return content, odd
 
 
 def _document(segmentation: Segmentation, instances: Sequence[pydicom.Dataset]) -> hd.seg.Segmentation:
@@ -171,11 +185,18 @@ def _instances(source: Path, source_kind: str) -> list[pydicom.Dataset]:
     return instances
 
 
-def _complete_all(instances: Sequence[pydicom.Dataset], affine: np.ndarray) -> list[str]:
-    """Fill in what a reference needs, and repair what DICOM SEG does not allow; return what was repaired, in words."""
+def _complete_all(instances: Sequence[pydicom.Dataset], affine: np.ndarray) -> tuple[dict[str, str], list[str]]:
+    """Fill in what a reference needs, and repair what DICOM SEG does not allow.
+
+    Returns what `_mend` found in the headers, and what else was repaired, in words.
+    """
     step_mm = round(float(np.linalg.norm(affine[:3, 2])), 6)
-    emptied = {keyword: None for instance in instances for keyword in _complete(instance, step_mm)}
-    repairs = [f"{', '.join(emptied)} cannot be read as DICOM has it, and is empty in the DICOM SEG"] if emptied else []
+    odd: dict[str, str] = {}
+    for instance in instances:
+        _complete(instance, step_mm)
+        odd = _mend(instance, (*SHARED_UIDS, "SOPInstanceUID")) | odd
+    odd |= _mend(instances[0], MAY_BE_EMPTY)
+    repairs = []
     for keyword, name in (("FrameOfReferenceUID", "frames of reference"), ("StudyInstanceUID", "studies")):
         found = [str(instance.get(keyword)) for instance in instances if instance.get(keyword)]
         if len(set(found)) > 1:  # the slices lie on one regular grid, or the series would have been refused
@@ -191,7 +212,7 @@ def _complete_all(instances: Sequence[pydicom.Dataset], affine: np.ndarray) -> l
             f"{' and '.join(made)} blank (anonymised?); the DICOM SEG has new ones, and refers to the slices by "
             "SOPInstanceUID alone"
         )
-    return repairs
+    return odd, repairs
 
 
 def _instance_uid(instance: pydicom.Dataset) -> str:
@@ -199,11 +220,8 @@ def _instance_uid(instance: pydicom.Dataset) -> str:
     return str(instance.get("SOPInstanceUID") or instance.file_meta.get("MediaStorageSOPInstanceUID") or "")
 
 
-def _complete(instance: pydicom.Dataset, step_mm: float) -> list[str]:
-    """Fill in what anonymisers empty and a reference needs; return the keywords whose values had to be emptied.
-
-    What cannot be known is left to highdicom to refuse.
-    """
+def _complete(instance: pydicom.Dataset, step_mm: float) -> None:
+    """Fill in what anonymisers empty and a reference needs. What cannot be known is left to highdicom to refuse."""
     meta = instance.file_meta
     usual = MRImageStorage if instance.Modality == "MR" else CTImageStorage
     instance.SOPClassUID = instance.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or usual
@@ -213,11 +231,9 @@ def _complete(instance: pydicom.Dataset, step_mm: float) -> list[str]:
         instance.SliceThickness = step_mm  # a voxel of the segmentation is as thick as that, whatever the beam was
     if "SpacingBetweenSlices" in instance:  # some headers have the gap or a rounded number; readers place frames by it
         instance.SpacingBetweenSlices = step_mm
-    emptied = [keyword for keyword in MAY_BE_EMPTY if not _is_allowed(keyword, instance.get(keyword))]
     for keyword in MAY_BE_EMPTY:
-        if keyword not in instance or keyword in emptied:
+        if keyword not in instance:
             setattr(instance, keyword, "")
-    return emptied
 
 
 def _is_positive(value: Any) -> bool:
@@ -227,14 +243,47 @@ def _is_positive(value: Any) -> bool:
         return False
 
 
+def _mend(header: pydicom.Dataset, keywords: Iterable[str]) -> dict[str, str]:
+    """Leave out values that DICOM does not allow, but for texts and what can be written as DICOM has it.
+
+    Texts stay, too long ones too: archives know patient and study by them, and a part of an ID may be another's. So do
+    UIDs whose only fault is a number such as 03, and those of the slices.
+
+    Returns:
+        What was found and what is there now, in words, by keyword.
+    """
+    odd = {}
+    for keyword in keywords:
+        kind, value = dictionary_VR(keyword), header.get(keyword)
+        if kind not in STR_VR or value is None or _is_allowed(keyword, value):
+            continue
+        text = "\\".join(map(str, value)) if isinstance(value, MultiValue) else str(value)
+        plain = text.replace(ACR_NEMA_MARKS.get(kind, ""), "")
+        is_kept = kind in TEXTS or (kind == "UI" and re.fullmatch(r"\d+(\.\d+)*", text) and len(text) <= 64)
+        found = f"{keyword} {shortened(text, 64)!r}" + (f" of {len(text)} characters" if kind in TEXTS else "")
+        if is_kept or keyword == "SOPInstanceUID":
+            odd[keyword] = f"{found} stays as it is"
+        elif kind in ACR_NEMA_MARKS and _is_allowed(keyword, plain):
+            setattr(header, keyword, plain)
+            odd[keyword] = f"{found} is written {plain}"
+        else:
+            setattr(header, keyword, "")
+            odd[keyword] = f"{found} is left out"
+    return odd
+
+
 def _is_allowed(keyword: str, value: Any) -> bool:
-    """Whether highdicom takes a value of a patient or study: a date, a time, a sex as DICOM has it (PS3.5, 6.2)."""
-    kinds = {"Date": DA, "Time": TM}
+    """Whether a value is one that DICOM allows (PS3.5, 6.2), and of a sex, one that highdicom takes."""
+    kind = dictionary_VR(keyword)
+    texts = [str(one) for one in value] if isinstance(value, MultiValue) else [str(value)]
     try:
-        kinds.get(keyword[-4:], str)(str(value or ""))
+        for text in texts:
+            validate_value(kind, text, pydicom.config.RAISE)
+            {"DA": DA, "TM": TM}.get(kind, str)(text)  # the validators also allow the ranges of queries
     except ValueError:
         return False
-    return keyword != "PatientSex" or str(value or "") in ("", "M", "F", "O")
+    is_sex = keyword != "PatientSex" or texts[0] in ("", "M", "F", "O")
+    return is_sex and (len(texts) < 2 or dictionary_VM(keyword) != "1")
 
 
 def _write_in_utf8(instance: pydicom.Dataset) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
@@ -90,7 +92,7 @@ def test_dciodvfy_finds_no_error_in_a_dicom_seg(shared_data, tmp_path, series):
         said = subprocess.run(["dciodvfy", "-new", path], capture_output=True, text=True, check=False)
         return {line for line in said.stderr.splitlines() if line.startswith("Error")}
 
-    # What is repeated from the source unchanged (a PatientAge of "0Y") is the source's error.
+    # What is repeated from the source unchanged (a text that is too long) is the source's error.
     (first,) = sorted((shared_data / series).iterdir())[:1]
     assert errors(tmp_path / "seg.dcm") - errors(first) == set()
 
@@ -179,9 +181,9 @@ def raw(tag: int, representation: str, value: bytes):
     ("edit", "word"),
     [
         (lambda header, number: setattr(header, "StudyInstanceUID", f"1.2.{number}"), "4 studies"),
-        (raw(0x00100030, "DA", b"unknown "), "PatientBirthDate cannot be read"),
-        (raw(0x00080030, "TM", b"12:30:10"), "StudyTime cannot be read"),
-        (raw(0x00100040, "CS", b"U "), "PatientSex cannot be read"),
+        (raw(0x00100030, "DA", b"unknown "), "PatientBirthDate 'unknown' is left out"),
+        (raw(0x00080030, "TM", b"12:30:70"), "StudyTime '12:30:70' is left out"),
+        (raw(0x00100040, "CS", b"U "), "PatientSex 'U' is left out"),
         (raw(0x00200011, "IS", b"abc "), ""),
         (raw(0x00180050, "DS", b"3mm "), ""),
         (lambda header, number: setattr(header, "ImageOrientationPatient", [1, 1e-5 * number, 0, 0, 1, 0]), ""),
@@ -195,6 +197,31 @@ def test_odd_values_of_a_series_are_repaired_and_named(tmp_path, edit, word):
     repairs = write_dicom_seg(segmentation_of(series), tmp_path / "seg.dcm")
     assert hd.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True).array.any()
     assert word in " ".join(repairs)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of these values
+@pytest.mark.parametrize(
+    ("keyword", "value", "written", "said"),
+    [
+        ("PatientID", "1" * 80, "1" * 80, f"PatientID '{'1' * 31}…{'1' * 32}' of 80 characters stays as it is"),
+        ("AccessionNumber", "2" * 40, "2" * 40, f"AccessionNumber '{'2' * 40}' of 40 characters stays as it is"),
+        ("PatientAge", "64", "", "PatientAge '64' is left out"),
+        ("PatientWeight", "70,5", None, "PatientWeight '70,5' is left out"),
+        ("StudyDate", "2008.09.13", "20080913", "StudyDate '2008.09.13' is written 20080913"),
+        ("StudyTime", "12:30:10", "123010", "StudyTime '12:30:10' is written 123010"),
+        ("StudyInstanceUID", "not.a.uid", "2.25.*", "StudyInstanceUID 'not.a.uid' is left out"),
+        ("StudyInstanceUID", "1.2.03", "1.2.03", "StudyInstanceUID '1.2.03' stays as it is"),
+    ],
+)
+def test_values_that_dicom_does_not_allow_are_named_with_what_was_written(tmp_path, keyword, value, written, said):
+    write_series(tmp_path / "plain", [0, 3, 6])
+    edit = raw(tag_for_keyword(keyword), dictionary_VR(keyword), value.encode().ljust(len(value) + len(value) % 2))
+    series = edited(tmp_path / "plain", tmp_path / "odd", edit)
+    first, *others = write_dicom_seg(segmentation_of(series), tmp_path / "seg.dcm")
+    assert first == f"its header has values that DICOM does not allow; in the DICOM SEG {said}"
+    found = pydicom.dcmread(tmp_path / "seg.dcm").get(keyword)
+    assert found == written or fnmatch(str(found), str(written))
+    assert (keyword in " ".join(others)) == (written == "2.25.*")
 
 
 @pytest.mark.parametrize("spacing_mm", [5.0, 0.5, -2.5])
