@@ -243,6 +243,10 @@ def predict(
         precision=options.precision,
     )
     refuse_window(models, inference)
+    if names[0] in options.keep_largest:
+        raise SegmentationError(
+            f"keep_largest: expected structures, found the background {names[0]!r}, whose pieces all stay; leave it out"
+        )
     postprocessing = PostprocessingOptions(
         keep_largest=_class_indices(options.keep_largest, names, "keep_largest"),
         min_volume_ml=float(options.min_volume_ml),

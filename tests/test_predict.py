@@ -209,6 +209,8 @@ def test_what_the_whole_batch_cannot_do_is_refused_at_once(run, tmp_path):
     path = scan(tmp_path / "case.nii.gz")
     with pytest.raises(SegmentationError, match="spleen"):
         predicted([run], [path], tmp_path / "out", keep_largest=("spleen",))
+    with pytest.raises(SegmentationError, match="keep_largest: expected structures, found the background 'backgr"):
+        predicted([run], [path], tmp_path / "out", keep_largest=("liver", "background"))
     with pytest.raises(SegmentationError, match="min_volume_ml: expected 0 or more, found -1"):
         predicted([run], [path], tmp_path / "out", min_volume_ml=-1)
     with pytest.raises(NetworkError, match="letters x, y and z"):
