@@ -22,8 +22,8 @@ class FileError(ValueError):
     is_input_error = True
 
 
-_TOLD: ContextVar[Callable[[Path, Path], object] | None] = ContextVar("told", default=None)
-"""See `told_before_renaming`."""
+_KEPT: ContextVar[dict[Path, Path] | None] = ContextVar("kept", default=None)
+"""See `renamed_together`."""
 
 UNFINISHED = ".writing"
 """Ends the name of a file being written; only a kill leaves one behind."""
@@ -71,20 +71,47 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 @contextlib.contextmanager
-def told_before_renaming(tell: Callable[[Path, Path], object]) -> Iterator[None]:
-    """Call `tell` with the temporary and the final name of each file that this thread writes inside, when all of it is
-    on the disk: a renaming changes neither its size nor its times. What `tell` raises leaves the old file untouched."""
-    token = _TOLD.set(tell)
+def renamed_together(before: Callable[[dict[Path, Path]], object]) -> Iterator[dict[Path, Path]]:
+    """Keep the files that this thread writes inside under temporary names until all are on the disk, then rename them.
+
+    A renaming takes no space and changes neither size nor times of a file. Where anything fails, none of them stays.
+
+    Args:
+        before: called when all are on the disk, before the first is renamed; takes what is given inside.
+
+    Yields:
+        The temporary names, by the final ones, of the files that are on the disk.
+
+    Raises:
+        FileError: the disk refuses a renaming.
+    """
+    kept: dict[Path, Path] = {}
+    renamed: list[Path] = []
+    token = _KEPT.set(kept)
     try:
-        yield
-    finally:
-        _TOLD.reset(token)
+        try:
+            yield kept
+        finally:
+            _KEPT.reset(token)
+        before(kept)
+        for path, temporary in kept.items():
+            try:
+                temporary.replace(path)
+                renamed.append(path)
+                _sync_folder(path.parent)
+            except OSError as error:
+                raise write_error(path, error) from error
+    except BaseException:
+        for path in [*renamed, *kept.values()]:
+            with contextlib.suppress(FileError):
+                remove_durably(path)
+        raise
 
 
 def replace_durably(path: Path, temporary: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write the new file `temporary`, flush it to the disk, rename it to path and make the renaming durable, too.
 
-    Whatever `write` or the disk raises is passed on, and `temporary` removed.
+    Whatever `write` or the disk raises is passed on, and `temporary` removed. See `renamed_together`.
     """
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -92,8 +119,11 @@ def replace_durably(path: Path, temporary: Path, write: Callable[[BinaryIO], obj
             write(stream)
             stream.flush()
             os.fsync(stream.fileno())
-        if tell := _TOLD.get():
-            tell(temporary, path)
+        if (kept := _KEPT.get()) is not None:
+            if path in kept:
+                kept[path].unlink()
+            kept[path] = temporary
+            return
         temporary.replace(path)
         _sync_folder(path.parent)
     except BaseException:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pipeline.compute.memory import free_memory_bytes, ran_out_of_memory
 from pipeline.console.progress import CaseProgress
 from pipeline.console.text import gigabytes
-from pipeline.files.atomic import FileError, remove_durably, told_before_renaming
+from pipeline.files.atomic import renamed_together
 from pipeline.files.json_files import write_json
 from pipeline.inference.claims import CaseClaims
 from pipeline.inference.earlier_files import refuse_others, remove_earlier, warn_of_others
@@ -173,6 +173,8 @@ class CaseSteps:
     def write(self, segmented: SegmentedCase | CaseRecord) -> CaseRecord:
         """Clean the label map and write the case's files; the record comes last.
 
+        What an earlier prediction wrote stays until all of the new files are on the disk.
+
         Raises SegmentationError, VolumeError (a preview can no longer read the scan), or FileError if the disk refuses.
         """
         if isinstance(segmented, CaseRecord):
@@ -188,13 +190,12 @@ class CaseSteps:
             self.outputs.label_values,
         )
         voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
-        remove_earlier(case, self.outputs, was_killed=self.claims.was_left(case.id))
-        write_table(self.outputs, self.table, replace=True)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]
         is_ct = self.models[0].intensities[0] == "ct"
         refused: dict[str, str] = {}
         warnings = list(read.warnings)
-        with _all_or_none() as written, told_before_renaming(partial(self.claims.note_written, case.id)):
+        written: dict[str, Path] = {}
+        with renamed_together(partial(self._replace_earlier, case)) as on_disk:
             for file, reason, repairs in write_files(
                 segmentation, files, probabilities=restored.probabilities, is_ct=is_ct
             ):
@@ -205,10 +206,9 @@ class CaseSteps:
                     written[file.path.relative_to(self.outputs.folder).as_posix()] = file.path
             if not written:
                 raise SegmentationError("; ".join(refused.values()))
-            warn_of_others(case, self.outputs, written.values())
             seconds = {**segmented.seconds, "write": time.perf_counter() - start}
             record = replace(
-                record_done(case, segmentation, written, seconds),
+                record_done(case, segmentation, {name: on_disk[path] for name, path in written.items()}, seconds),
                 source_state=read.state,
                 source_content=read.content,
                 not_written={**read.refused, **refused},
@@ -219,21 +219,15 @@ class CaseSteps:
             )
             write_json(self.outputs.record_file(case.id), record.to_document())
         self.written.add(case.id)
+        warn_of_others(case, self.outputs, written.values())
         return record
 
-
-@contextmanager
-def _all_or_none() -> Iterator[dict[str, Path]]:
-    """Remove the files that were written inside where not all can be: without a record they would be taken for files of
-    another origin."""
-    written: dict[str, Path] = {}
-    try:
-        yield written
-    except Exception:
-        for path in written.values():
-            with suppress(FileError):
-                remove_durably(path)
-        raise
+    def _replace_earlier(self, case: InputCase, on_disk: Mapping[Path, Path]) -> None:
+        """Remove a case's earlier result, now that its new files are on the disk, and need no more than a renaming."""
+        for path, temporary in on_disk.items():
+            self.claims.note_written(case.id, temporary, path)
+        write_table(self.outputs, self.table, replace=True)
+        remove_earlier(case, self.outputs, was_killed=self.claims.was_left(case.id))
 
 
 @contextmanager

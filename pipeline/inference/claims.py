@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from pipeline.files.atomic import FileError, make_folder, write_error
+from pipeline.files.atomic import FileError, make_folder, remove_half_written, write_error
 from pipeline.files.lock import Lock, lock_holder, take_lock
 from pipeline.writers.outputs import OutputOptions
 
@@ -58,11 +58,14 @@ class CaseClaims:
             lock.add(line)
 
     def remove_left(self, case: str) -> None:
-        """Remove the lock of a finished case whose process was killed right after the record, unless it is held."""
+        """Remove the lock of a finished case whose process was killed right after the record or while it made the case
+        again, and what that one had begun to write, unless the lock is held."""
         with contextlib.suppress(CaseTakenError, FileError, OSError):
             if self._outputs.lock_file(case).exists():
                 self.claim(case)
                 self.release(case)
+                for folder in {file.path.parent for file in self._outputs.files(case)}:
+                    remove_half_written(folder)
 
     def note_written(self, case: str, temporary: Path, path: Path) -> None:
         """Note in the lock of a claimed case that a file of it is about to be renamed to `path`; see `is_of_killed`.

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.files.atomic import FileError, check_writable, remove_half_written, write_atomically
+from pipeline.files.atomic import FileError, check_writable, remove_half_written, renamed_together, write_atomically
 from pipeline.files.json_files import write_json
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder
@@ -184,3 +184,37 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_work(tmp_path):
             check_writable(closed / "x")
     finally:
         os.seteuid(user)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_that_belong_together_replace_the_old_ones_when_all_are_on_the_disk(tmp_path):
+    (tmp_path / "a").write_bytes(b"old")
+    seen = []
+    with renamed_together(lambda kept: seen.append({path.name: kept[path].read_bytes() for path in kept})):
+        for name, content in (("a", b"twice"), ("b", b"new b"), ("a", b"new a")):
+            write_atomically(tmp_path / name, lambda stream, content=content: stream.write(content))
+        assert (tmp_path / "a").read_bytes() == b"old"
+    assert seen == [contents(tmp_path)] == [{"a": b"new a", "b": b"new b"}]
+
+
+@pytest.mark.parametrize("fails", ["inside", "before", "renaming"])
+def test_of_files_that_belong_together_all_or_none_are_written(tmp_path, fails):
+    def fail(kept):
+        if fails == "before":
+            raise FileError("before")
+        (tmp_path / "b").mkdir()
+
+    def write_both():
+        with renamed_together(fail):
+            for name in "ab":
+                write_atomically(tmp_path / name, lambda stream: stream.write(b"new"))
+            if fails == "inside":
+                raise FileError("inside")
+
+    (tmp_path / "old").write_bytes(b"old")
+    with pytest.raises(FileError):
+        write_both()
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["old"]

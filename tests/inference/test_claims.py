@@ -13,6 +13,7 @@ import pytest
 from pipeline.files.atomic import FileError
 from pipeline.inference.claims import CaseClaims, CaseTakenError
 from pipeline.writers.outputs import OutputOptions
+from tests.support.killed_writer import KILLED
 from tests.support.paths import ROOT
 from tests.support.tiny_prediction import predicted, scans, voxels
 from tests.support.tiny_training import LIMIT_S, SERVER
@@ -108,13 +109,17 @@ def test_the_lock_of_a_finished_case_goes_at_the_next_run_unless_it_is_held(run,
     """A process that is killed right after the record leaves it."""
     scans(tmp_path / "in", 2)
     out = tmp_path / "out"
-    predicted([run], [tmp_path / "in"], out)
+    predicted([run], [tmp_path / "in"], out, per_structure=True)
     left, held = out / ".case0.lock", out / ".case1.lock"
     left.write_text("process 4711 on host (since 2024-01-15 10:30:00)")
+    begun = out / "case0" / "segmentations" / "liver.nii.gz"
+    subprocess.run([sys.executable, "-c", KILLED, begun], cwd=ROOT, check=False)
+    assert list(begun.parent.glob(".*"))
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT
     ) as other:
         assert other.stdout.readline() == b"held\n"
-        assert predicted([run], [tmp_path / "in"], out).n_skipped == 2
+        assert predicted([run], [tmp_path / "in"], out, per_structure=True).n_skipped == 2
         assert list(out.glob(".*")) == [held]
+        assert list(begun.parent.glob(".*")) == []
         other.stdin.close()

@@ -14,6 +14,7 @@ from pipeline.evaluate import evaluate
 from pipeline.inference.earlier_files import remove_earlier
 from pipeline.inference.inputs import InputCase
 from pipeline.writers.outputs import OutputOptions
+from tests.support.small_disk import small_disk
 from tests.support.tiny_prediction import checkpoint, predicted, scan, voxels
 
 
@@ -33,6 +34,22 @@ def test_what_is_evaluated_after_overwriting_is_the_new_result(run, tmp_path):
     nib.save(truth, tmp_path / "labels" / "case.nii.gz")
     dice = evaluate(out, tmp_path / "labels").cases[0].dice
     assert set(dice[~np.isnan(dice)]) == {1.0}
+
+
+@pytest.mark.fault(
+    "the disk is full when a finished case is made again (`--overwrite`)", "the earlier result stays whole; exit 1"
+)
+def test_a_full_disk_leaves_the_earlier_result_of_a_case_that_is_made_again(run, tmp_path):
+    path = scan(tmp_path / "case.nii.gz", shape=(80, 81, 82))
+    with small_disk(tmp_path / "disk", "64k") as out:
+        predicted([run], [path], out, min_volume_ml=1e6)  # of no structure: a small file
+        before = {name: (out / name).read_bytes() for name in files_in(out)}
+        (out / "filling").write_bytes(bytes(44 << 10))
+        report = predicted([run], [path], out, overwrite=True)
+        assert "cannot be written (No space left on device)" in report.cases[0].error
+        (out / "filling").unlink()
+        assert {name: (out / name).read_bytes() for name in files_in(out)} == before
+        assert predicted([run], [path], out, min_volume_ml=1e6).n_skipped == 1
 
 
 def test_a_file_that_a_person_changed_is_left_and_warned_of(run, tmp_path, caplog):
