@@ -52,6 +52,9 @@ an empty or a full one) then becomes 0 everywhere."""
 _SLAB = 16
 """Slices that are scaled at once: of float32 they fill a line of the cache."""
 
+_STORED = (torch.int8, torch.uint8, torch.int16)
+"""Types of whole numbers that are scaled as they are; others become float32 first: torch has no extremes of uint16."""
+
 
 def scale_channel(
     channel: Real[Tensor, "I J K"],
@@ -144,7 +147,7 @@ def _is_constant(mean: float | Tensor, std: float | Tensor) -> bool:
     return float(std) <= 1e-6 * abs(float(mean))
 
 
-def mean_and_std(values: Float[Tensor, "*grid"]) -> tuple[float | Tensor, float | Tensor]:
+def mean_and_std(values: Real[Tensor, "*grid"]) -> tuple[float | Tensor, float | Tensor]:
     """Mean and population standard deviation; on an accelerator 0-d tensors, so that the host waits for nothing.
 
     On a CPU by numpy, whose sums do not depend on the number of threads as torch's do; in float64, since float32 loses
@@ -208,6 +211,8 @@ class ScaleIntensityd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             plain = convert_to_tensor(d[key], track_meta=False)
+            if not plain.is_floating_point() and plain.dtype not in _STORED:
+                plain = plain.float()
             ways = self._ways(len(plain), str(d.get("case", "?")))
             scaled = [self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)]
             turned = [channel.permute(2, 1, 0) for channel in scaled]  # as they lie in memory

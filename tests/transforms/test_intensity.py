@@ -191,3 +191,11 @@ def test_whole_numbers_are_scaled_as_the_same_numbers_in_float(intensity, kind):
     assert scaled.dtype == torch.float32
     assert torch.equal(scaled, scale({"image": image.float()})["image"])
     assert scaled.unique().numel() > 300
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int64])
+@pytest.mark.parametrize("intensity", INTENSITIES)
+def test_whole_numbers_of_every_type_are_scaled_also_where_all_but_zeros_are_equal(intensity, dtype):
+    for values in (torch.arange(60), torch.full((60,), 7), torch.arange(60) // 30 * 7):
+        image = values.reshape(1, 5, 4, 3).to(dtype)
+        assert torch.equal(apply(intensity, image), apply(intensity, image.float()))
