@@ -188,6 +188,7 @@ class CaseSteps:
             case.images[0],
             read.geometry.kind,
             self.outputs.label_values,
+            next(iter(case.frames), 0),
         )
         voxels_removed = clean(segmentation.array, segmentation.voxel_ml, self.postprocessing)
         files = [file for file in self.outputs.files(case.id) if file.kind not in read.refused]

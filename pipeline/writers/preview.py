@@ -29,7 +29,7 @@ def write_preview(segmentation: Segmentation, path: Path, *, is_ct: bool = False
     from pipeline.visualisation.plane_figure import LegendEntry, draw_planes
 
     volume = read_volume(segmentation.source)
-    image = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
+    image = volume.array if volume.array.ndim == 3 else volume.array[..., segmentation.frame]
     window = display_window(image, "CT" if is_ct else volume.geometry.modality)
     planes = cut_planes(image, segmentation.array, segmentation.affine, window.low)
     shown = sorted(shown_classes(planes), key=lambda index: -segmentation.voxels[index])

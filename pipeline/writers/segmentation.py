@@ -49,6 +49,8 @@ class Segmentation:
     """The source's format, as `transforms.io.load` calls it."""
     label_values: tuple[int, ...] = ()
     """Value of each class in label files; () for the class indices."""
+    frame: int = 0
+    """Of a source with several, that of the network's first channel."""
 
     @cached_property
     def colours(self) -> NDArray[np.uint8]:

@@ -88,6 +88,8 @@ def test_a_prediction_is_that_of_the_same_data_with_a_file_a_channel(work, tmp_p
     assert len(np.unique(found["files"][TEST])) > 1
     for cases in found.values():
         assert all(np.array_equal(array, found["files"][case]) for case, array in cases.items())
+    pictures = {(tmp_path / name / f"{TEST}.png").read_bytes() for name in given}
+    assert len(pictures) == 1, "a preview of another channel"
     header = nib.load(tmp_path / "one scan" / f"{TEST}.nii.gz").header
     assert (header.get_data_shape(), header.get_zooms()) == ((18, 16, 14), (2, 2, 3))
     # what is there is known again, whatever its path, but not with the channels in other places
