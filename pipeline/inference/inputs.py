@@ -66,7 +66,7 @@ class InputCase:
         Of a header whose voxels lie in a second file, both count. Raises OSError.
         """
         found = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self._all_read()]
-        return hashlib.sha256(repr([*found, *self.frames]).encode()).hexdigest()
+        return hashlib.sha256(repr([*found, *self._turned_frames]).encode()).hexdigest()
 
     @property
     def content(self) -> str:
@@ -76,7 +76,12 @@ class InputCase:
             if not path.is_file():  # a record that names its scan may name a device
                 raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
             found.append((path.name, sha256_of(path)))
-        return hashlib.sha256(repr([*found, *self.frames]).encode()).hexdigest()
+        return hashlib.sha256(repr([*found, *self._turned_frames]).encode()).hexdigest()
+
+    @property
+    def _turned_frames(self) -> tuple[int, ...]:
+        """The frames where the file has them in another order: named or not, as they are they are the same scan."""
+        return () if self.frames == tuple(range(len(self.frames))) else self.frames
 
     def was_touched_after(self, time_ns: int) -> bool:
         """Whether a file of all that is read was put there or changed since, by the time that no copying preserves.

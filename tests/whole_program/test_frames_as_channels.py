@@ -94,6 +94,7 @@ def test_a_prediction_is_that_of_the_same_data_with_a_file_a_channel(work, tmp_p
     assert (header.get_data_shape(), header.get_zooms()) == ((18, 16, 14), (2, 2, 3))
     # what is there is known again, whatever its path, but not with the channels in other places
     assert predicted([run], [work / "frames"], tmp_path / "frames", preview=True).n_skipped == 6
+    assert predicted([run], [given["one scan"]], tmp_path / "frames", preview=True).n_skipped == 1
     write_json(turned / "dataset.json", json.loads((work / "frames/dataset.json").read_text()))
     assert predicted([run], [turned], tmp_path / "named in another order", preview=True).n_done == 6
 
