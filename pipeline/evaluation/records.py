@@ -112,9 +112,9 @@ def notes_on_networks(records: Iterable[PredictionRecord], kind: Kind) -> tuple[
     runs: dict[str, str] = {}
     for record in records:
         cases[record.made_by].append(record.path.stem)
-        runs[record.made_by] = record.networks
+        runs[record.made_by] = record.networks or "a network without name"
     if len(cases) < 2:
-        return tuple(f"the {kind}s were made by {run}" for run in runs.values() if run)
+        return tuple(f"the {kind}s were made by {run}" for made_by, run in runs.items() if made_by)
     lines = [f"the {kind}s of {some_of(cases[key], 3)} were made by {run}" for key, run in runs.items()]
     warning = f"the {kind}s were made by {len(cases)} different networks or settings, and are scored as if by one"
     return (warning, *first_lines(lines, f"and {kind}s of {{}} more networks or settings", most=5))

@@ -10,7 +10,7 @@ import pytest
 from pipeline.evaluate import evaluate
 from pipeline.evaluation.metrics_file import to_document
 from pipeline.evaluation.options import EvaluationError
-from pipeline.evaluation.records import read_records, table_of_records
+from pipeline.evaluation.records import notes_on_networks, read_records, table_of_records
 from pipeline.evaluation.report import evaluation_text
 from pipeline.writers.segmentation import file_names
 from tests.support.evaluation import blobs, save, three_cases, write_names
@@ -84,6 +84,16 @@ def test_results_of_two_networks_in_one_folder_are_noted(tmp_path):
     )
     assert (result.notes, tuple(to_document(result)["notes"])) == (wanted, wanted)
     assert all(line in evaluation_text(result) for line in wanted)
+
+
+def test_a_record_that_does_not_say_what_made_it_is_of_a_network_without_name(tmp_path):
+    names = {0: "background", 1: "liver"}
+    for case in "ab":
+        write_record(tmp_path, case, names)
+    (tmp_path / "a.json").write_text(json.dumps({"classes": [{"value": v, "name": name} for v, name in names.items()]}))
+    records = read_records(tmp_path, "ab")
+    assert "the predictions of a were made by a network without name" in notes_on_networks(records, "prediction")
+    assert notes_on_networks(records[:1], "prediction") == ()
 
 
 def test_scores_say_how_the_predictions_were_made(tmp_path):
