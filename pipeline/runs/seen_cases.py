@@ -37,9 +37,8 @@ def seen_at_start(configs: Sequence[Mapping[str, Any]], part: Literal["val", "te
         configs: its training_config.json, or that of each fold of a cross-validation.
         part: of the split, whose cases are scored.
     """
-    started = configs[0]["training"].get("started_from")
-    if not isinstance(started, dict):
-        return ""
+    found = [each for config in configs if isinstance(each := config["training"].get("started_from"), dict)]
+    started = max(found, key=lambda each: len(_names(each.get("trained_on"))), default={})  # earlier versions had none
     splits = (config["data"].get("split") for config in configs)
     cases = dict.fromkeys(case for split in splits if isinstance(split, dict) for case in _names(split.get(part)))
     called = {"val": "validation", "test": "test"}[part]

@@ -22,6 +22,8 @@ def test_a_run_and_all_folds_of_a_cross_validation_say_what_was_seen_before():
     assert seen_at_start(folds[:1], "val").startswith("1 of 2 validation cases bear names of cases that old was")
     assert "2 of 4 validation cases" in seen_at_start(folds, "val")
     assert "1 of 1 test cases" in seen_at_start(folds, "test")
+    del folds[0]["training"]["started_from"]["trained_on"]  # trained by an earlier version, from the same weights
+    assert "2 of 4 validation cases" in seen_at_start(folds, "val")
 
 
 @pytest.mark.parametrize("started", [None, {}, {"run": "of an earlier version"}, {"run": 1, "trained_on": 5}, "x"])
