@@ -96,6 +96,8 @@ def _chosen(classes: CommonClasses, notes: list[str], class_names: ClassNames) -
     wanted = class_names if isinstance(class_names, Mapping) else {name: values.get(name) for name in class_names}
     names = [name for name in wanted if name.casefold() != "background"]
     known = some_of(classes.names[1:], 5)
+    if not names:
+        raise EvaluationError(f"class_names: expected structures to score ({known}), found the background alone")
     for name in names:
         if name not in classes.names[1:] or wanted[name] != values[name]:
             found = name if wanted[name] == values.get(name) else f"{name}={wanted[name]}"

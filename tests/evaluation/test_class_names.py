@@ -116,6 +116,8 @@ def test_of_classes_with_names_some_may_be_chosen(folders):
         assert [case.dice[1] for case in result.cases] == [case.dice[2] for case in every.cases]
     with pytest.raises(EvaluationError, match=r"\(liver, aorta\), of which some can be chosen .* found aorta=9"):
         evaluate(folders / "predictions", folders / "labels", class_names={"aorta": 9})
+    with pytest.raises(EvaluationError, match=r"structures to score \(liver, aorta\), found the background alone"):
+        evaluate(folders / "predictions", folders / "labels", class_names=["background"])
 
 
 def test_the_order_of_chosen_masks_says_which_counts_where_they_overlap(tmp_path):
