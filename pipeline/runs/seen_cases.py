@@ -20,7 +20,8 @@ def seen_before(run: str, trained_on: Collection[str], cases: Sequence[str], par
     >>> seen_before("old", {"a", "b"}, ["b", "c"]).partition(":")[0]
     '1 of 2 validation cases bear names of cases that old was trained on (b)'
     """
-    seen = [case for case in cases if case in trained_on]
+    known = frozenset(trained_on)
+    seen = [case for case in cases if case in known]
     if not seen:
         return ""
     return (

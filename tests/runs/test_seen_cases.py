@@ -17,6 +17,20 @@ def test_the_validation_must_not_be_what_was_trained_on():
     assert seen_before("old", {"a", "b"}, ["c"]) == ""
 
 
+def test_cases_are_looked_up_and_not_each_compared_with_all():
+    class Name(str):
+        n_compared = 0
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            Name.n_compared += 1
+            return str.__eq__(self, other)
+
+    trained_on = [Name(f"old_{number}") for number in range(100)]
+    assert seen_before("old", trained_on, [f"new_{number}" for number in range(100)]) == ""
+    assert Name.n_compared < 100
+
+
 def test_a_run_and_all_folds_of_a_cross_validation_say_what_was_seen_before():
     folds = [config_of(val, ["e"], run="old", trained_on=["b", "c", "e"]) for val in (["b", "d"], ["c", "f"])]
     assert seen_at_start(folds[:1], "val").startswith("1 of 2 validation cases bear names of cases that old was")
