@@ -243,12 +243,12 @@ def _with_lists(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     given = list(arguments)
     for flag, action in parser._option_string_actions.items():
         hint: Any = getattr(action, "_typehint", action.type)
-        if flag not in given or not {float, list[float]} <= set(typing.get_args(hint)):
+        if not {float, list[float]} <= set(typing.get_args(hint)):
             continue
-        start = given.index(flag) + 1
-        numbers = list(itertools.takewhile(_NUMBER.fullmatch, given[start:]))
-        if len(numbers) > 1:
-            given[start : start + len(numbers)] = [f"[{', '.join(numbers)}]"]
+        for start in [place for place, word in enumerate(given, 1) if word == flag][::-1]:
+            numbers = list(itertools.takewhile(_NUMBER.fullmatch, given[start:]))
+            if len(numbers) > 1:
+                given[start : start + len(numbers)] = [f"[{', '.join(numbers)}]"]
     return given
 
 

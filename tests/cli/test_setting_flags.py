@@ -70,7 +70,7 @@ def test_a_number_may_be_negative_and_have_an_exponent(words):
     assert (data.fill_nan, data.window) == (value, (-100.0, 200.0))
 
 
-@pytest.mark.parametrize("values", [["[-1e3, 0]"], ["-1e3", "0"]])
+@pytest.mark.parametrize("values", [["[-1e3, 0]"], ["-1e3", "0"], ["5", "--data.fill_nan", "-1e3", "0"]])
 def test_a_number_for_each_channel_is_a_list_or_several_words(values):
     data = settings("--dataset_root", "d", "--data.fill_nan", *values, "--data.window", "0", "9").data
     assert (data.fill_nan, data.window) == ([-1000.0, 0.0], (0.0, 9.0))
