@@ -73,7 +73,7 @@ def network_of(
         with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced; nobody's random numbers change
             network = call_constructor(specification, n_weights)
             _refuse_other_weights(network, weights)  # a wide network's first forward pass takes its memory
-            network = take_apart(network, specification, size)
+            network = take_apart(network, specification, size, is_trusted=trust)
         network.load_state_dict(weights)
     except NetworkError as error:
         raise NetworkError(f"{path}: {error}") from error

@@ -150,6 +150,7 @@ def find_split(
     n_classes: int,
     target_size: Sequence[int],
     build_at: Callable[[Size], nn.Module] | None = None,
+    is_trusted: bool = True,
 ) -> Split:
     """Find out how a network can be taken apart into features and head, and which sizes it takes.
 
@@ -164,6 +165,7 @@ def find_split(
         target_size: The size that it has to take, padded if need be.
         build_at: For a network that is built for one size: the same network for another, on which the split is
             verified.
+        is_trusted: As `Probe` has it.
 
     Raises:
         NetworkError: If the network returns several outputs in evaluation, no volume of classes, or takes no size near
@@ -171,13 +173,13 @@ def find_split(
     """
     i, j, k = target_size
     with torch.random.fork_rng(devices=[]):
-        probe = Probe(network, name, in_channels, n_classes)
+        probe = Probe(network, name, in_channels, n_classes, is_trusted=is_trusted)
         divisor = probe.divisor((i, j, k))
         if divisor:
             small, small_size = copy.deepcopy(network), probe.smallest_size(divisor, (i, j, k))
         else:
             small, small_size = _small_twin(probe, build_at) or (copy.deepcopy(network), (i, j, k))
-        head_name = Probe(small, name, in_channels, n_classes).head_name(small_size)
+        head_name = Probe(small, name, in_channels, n_classes, is_trusted=is_trusted).head_name(small_size)
         if head_name is not None and not _is_same(small, head_name, torch.rand(1, in_channels, *small_size)):
             head_name = None
         sizes: dict[str, Any] = {"fixed_size": (i, j, k)}
@@ -204,7 +206,8 @@ def _small_twin(probe: Probe, build_at: Callable[[Size], nn.Module] | None) -> t
             twin = build_at((edge, edge, edge))
         except NetworkError:
             continue  # a size that does not suit its patches
-        if Probe(twin, probe.name, probe.in_channels, probe.n_classes).failure((edge, edge, edge)) is None:
+        tried = Probe(twin, probe.name, probe.in_channels, probe.n_classes, is_trusted=probe.is_trusted)
+        if tried.failure((edge, edge, edge)) is None:
             return twin, (edge, edge, edge)
     return None
 

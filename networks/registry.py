@@ -328,7 +328,9 @@ def _accepted_arguments(specification: Specification) -> list[str]:
     return accepted
 
 
-def take_apart(network: nn.Module, specification: Specification, target_size: Sequence[int]) -> nn.Module:
+def take_apart(
+    network: nn.Module, specification: Specification, target_size: Sequence[int], *, is_trusted: bool = True
+) -> nn.Module:
     """Split a network into features and head, and let it know its settings; parameters that take no part do not require
     gradients.
 
@@ -336,6 +338,7 @@ def take_apart(network: nn.Module, specification: Specification, target_size: Se
         network: What `call_constructor` returned; it is changed in place and belongs to the result.
         specification: Its own, as `for_size` returns it.
         target_size: Voxels (I, J, K) of the volumes to come.
+        is_trusted: As `Probe` has it.
 
     Raises:
         NetworkError: If the network does not segment volumes.
@@ -356,6 +359,7 @@ def take_apart(network: nn.Module, specification: Specification, target_size: Se
                 n_classes=_first(arguments, N_CLASSES),
                 target_size=target_size,
                 build_at=_builder(specification, size_key) if size_key else None,
+                is_trusted=is_trusted,
             )
         network = split_head(network, _SPLITS[key])
     i, j, k = target_size

@@ -8,9 +8,23 @@ from monai.networks.nets import UNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from networks.parameter_limit import TABLE_NUMBERS
 from networks.probe import Probe, freeze_unused_parameters
 from networks.registry import KNOWN, build_network
 from tests.support.monai_networks import DEEP, SMALL
+
+
+class WithTable(nn.Module):
+    """As a network that computes the coordinates of all voxels does."""
+
+    def forward(self, x):
+        return x + torch.zeros(TABLE_NUMBERS + 1, dtype=torch.uint8).sum()
+
+
+def test_tables_are_limited_where_a_network_is_not_trusted():
+    size = (16, 16, 16)
+    assert Probe(WithTable(), "", 1, 1).failure(size) is None
+    assert "tables of at most" in str(Probe(WithTable(), "", 1, 1, is_trusted=False).failure(size))
 
 
 @pytest.mark.parametrize(("target", "divisor"), [("SegResNet", 8), ("BasicUNet", 1), ("MedNeXt", 16)])
