@@ -81,12 +81,15 @@ def words_of(name: str) -> list[str]:
 
 
 def ends_as_label(name: str) -> bool:
-    """Say whether the last word of a name is one for a label map or a mask.
+    """Say whether a name ends with a word for a label map or a mask.
 
-    >>> ends_as_label("aggregated_MAJ_seg"), ends_as_label("mask_T1")
-    (True, False)
+    A number behind it may count patients with these initials, and a region of interest is as often what a scan shows.
+
+    >>> ends_as_label("aggregated_MAJ_seg"), ends_as_label("mask_T1"), ends_as_label("GT001"), ends_as_label("ct_roi")
+    (True, False, False, False)
     """
-    return any(map(_says_label, words_of(name)[-1:]))
+    last = "".join(words_of(name)[-1:])
+    return name.endswith(last) and _says_label(last) and last.lower() != "roi"
 
 
 def labels_beside_images(volumes: Sequence[Path], root: Path) -> list[Path]:
