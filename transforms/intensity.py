@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Real
+from jaxtyping import Bool, Float, Real
 from monai.transforms import MapTransform
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
 from transforms.io.errors import VolumeError
+from transforms.io.load import KEPT_TYPES
 from transforms.large_pages import empty_like
 
 INTENSITIES = {
@@ -52,12 +53,12 @@ an empty or a full one) then becomes 0 everywhere."""
 _SLAB = 16
 """Slices that are scaled at once: of float32 they fill a line of the cache."""
 
-_STORED = (torch.int8, torch.uint8, torch.int16)
-"""Types of whole numbers that are scaled as they are; others become float32 first: torch has no extremes of uint16."""
+_KEPT_TYPES = tuple(torch.from_numpy(np.empty(0, kept)).dtype for kept in KEPT_TYPES)
+"""Whole numbers that are scaled as they are; others become float32 first: torch has no extremes of uint16."""
 
 
 def scale_channel(
-    channel: Real[Tensor, "I J K"],
+    channel: Real[Tensor, "I J K"] | Bool[Tensor, "I J K"],
     intensity: str,
     *,
     window: Sequence[float | int] = (-1000.0, 1000.0),
@@ -81,6 +82,8 @@ def scale_channel(
     >>> scale_channel(torch.tensor([0.0, 0, 1, 1]).view(4, 1, 1), "mr").flatten()
     tensor([-1., -1.,  1.,  1.])
     """
+    if not channel.is_floating_point() and channel.dtype not in _KEPT_TYPES:
+        channel = channel.float()
     if intensity == "none":
         return _in_slabs(channel, lambda slab: slab)
     if intensity == "zscore":
@@ -211,8 +214,6 @@ class ScaleIntensityd(MapTransform):
         d = dict(data)
         for key in self.key_iterator(d):
             plain = convert_to_tensor(d[key], track_meta=False)
-            if not plain.is_floating_point() and plain.dtype not in _STORED:
-                plain = plain.float()
             ways = self._ways(len(plain), str(d.get("case", "?")))
             scaled = [self._scaled(channel, way) for channel, way in zip(plain, ways, strict=True)]
             turned = [channel.permute(2, 1, 0) for channel in scaled]  # as they lie in memory
