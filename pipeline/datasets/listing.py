@@ -296,10 +296,10 @@ def _trust(listing: Listing, root: Path, layout: str, files: FileIndex, *, follo
 def _without_absent_tests(trusted: Listing, rows: Sequence[Row], root: Path) -> Listing:
     """Warn of unlabelled test cases whose images are not there, which no training needs, instead of refusing them."""
     unlabelled = {row.id for row in rows if row.label is None and row.split == "test"}
-    absent = [e.case for e in trusted.problems if e.kind == "missing_file" and e.case in unlabelled]
+    absent = dict.fromkeys(e.case for e in trusted.problems if e.kind == "missing_file" and e.case in unlabelled)
     if not absent:
         return trusted
-    expected, found = "images of the test cases that it lists", f"none for {len(absent)}: {some_of(absent, 4)}"
+    expected, found = "images of the test cases that it lists", f"none for {len(absent)}: {some_of(list(absent), 4)}"
     warning = DatasetError("missing_case", root, expected, found, "nothing, if they were left out on purpose")
     problems = tuple(error for error in trusted.problems if error.case not in absent)
     return replace(trusted, problems=problems, warnings=(*trusted.warnings, warning))
