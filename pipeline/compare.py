@@ -56,6 +56,9 @@ LONGEST_CELL = 60
 LEAST_CELL = 22
 """Of a value those that a narrow screen shows at least: any number, and several runs beside each other."""
 
+_Read = tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]
+"""The row of a run or a cross-validation, its settings, and its training_config.json or that of each fold."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -100,7 +103,8 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     folders = _list(paths, skipped)
     for name, folder in zip(distinct_names(folders), folders, strict=True):
         try:
-            row, config = _read_study(name, folder) if isinstance(folder, StudyFolder) else _read_row(name, folder)
+            read = _read_study(name, folder) if isinstance(folder, StudyFolder) else _read_row(name, folder)
+            row, config, documents = read
             scores, lines, lines_of_incomplete = _read_scores(folder)
         except (FileError, OSError, RecursionError) as error:
             file = folder.record if isinstance(folder, StudyFolder) else folder.config
@@ -110,7 +114,8 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
         rows.append(row | scores)
         left_out += lines
         incomplete += lines_of_incomplete
-        seen += [f"{name}: {line}" for line in _seen_at_start(folder)]
+        lines_of_seen = seen_at_start(documents, "val"), seen_at_start(documents, "test")
+        seen += [f"{name}: {line}" for line in lines_of_seen if line]
         configs.append(config)
     if not rows:
         raise FileError(f"none of the {len(skipped)} runs can be read; the first: {skipped[0]}")
@@ -132,7 +137,7 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     )
 
 
-def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_row(name: str, folder: RunFolder) -> _Read:
     """The row of a run without scores, its time in seconds, and its settings and facts."""
     config, log = folder.read_config(), folder.read_log()
     summary = folder.read_summary() if folder.summary.exists() else {}
@@ -147,7 +152,7 @@ def _read_row(name: str, folder: RunFolder) -> tuple[dict[str, Any], dict[str, A
         "time": training_time(config, log, summary),
         **{key: summary.get(key) for key in MORE_COLUMNS},
     }
-    return null_for_undefined(row), dict(flat_settings(null_for_undefined(config)))
+    return null_for_undefined(row), dict(flat_settings(null_for_undefined(config))), [config]
 
 
 def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | None], list[str], list[str]]:
@@ -166,19 +171,6 @@ def _read_scores(folder: RunFolder | StudyFolder) -> tuple[dict[str, float | Non
             means[key] = _mean_dice(stored)
             incomplete += [stored.incomplete] if stored.incomplete else []
     return means, left_out, incomplete
-
-
-def _seen_at_start(folder: RunFolder | StudyFolder) -> list[str]:
-    """Name the validation and test cases that the weights with which a training began were trained on, a line each."""
-    configs = [run.read_config() for run in _runs_of(folder)]
-    return list(filter(None, (seen_at_start(configs, "val"), seen_at_start(configs, "test"))))
-
-
-def _runs_of(folder: RunFolder | StudyFolder) -> list[RunFolder]:
-    """The run, or the folds of a cross-validation that were begun."""
-    if isinstance(folder, RunFolder):
-        return [folder]
-    return [run for run in folder.runs_of(folder.read_record()).values() if run.config.exists()]
 
 
 def _mean_dice(scores: StoredScores) -> float | None:
@@ -210,13 +202,14 @@ def _list(paths: Sequence[str | Path], skipped: list[str]) -> list[RunFolder | S
     return list(found.values())
 
 
-def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+def _read_study(name: str, study: StudyFolder) -> _Read:
     """The row of a cross-validation without scores, its time in seconds, and the settings in which its folds agree."""
-    begun = _runs_of(study)
+    runs = study.runs_of(study.read_record()).values()
+    begun = [run for run in runs if run.config.exists()]
     if not begun:
         raise FileError(f"{study.path}: expected a fold that was begun, found none; run bodyseg cross-validate")
     read = [_read_row(name, run) for run in begun]
-    rows, configs = [row for row, _ in read], [config for _, config in read]
+    rows, configs = [row for row, _, _ in read], [config for _, config, _ in read]
     scores = [row["best_val_mIoU"] for row in rows if row["best_val_mIoU"] is not None]
     times = [row["time"] for row in rows if row["time"] is not None]
     largest = max(rows, key=lambda row: _number(row["peak_memory_gb"]))
@@ -225,7 +218,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         "best_val_mIoU": sum(scores) / len(scores) if scores else None,
         "best_epoch": None,
         "total_epochs": sum(row["total_epochs"] for row in rows),
-        "status": f"{n_ended} of {len(study.read_record().folds)} folds",
+        "status": f"{n_ended} of {len(runs)} folds",
         "time": sum(times) if times else None,
         **{key: largest[key] for key in MORE_COLUMNS},
     }
@@ -235,7 +228,7 @@ def _read_study(name: str, study: StudyFolder) -> tuple[dict[str, Any], dict[str
         if all(config.get(key) == value for config in configs)
         and not (key == "data.fold" or key.startswith("data.split."))  # of a fold, also where one alone was begun
     }
-    return row, shared
+    return row, shared, [document for _, _, documents in read for document in documents]
 
 
 def _number(value: Any) -> float:
