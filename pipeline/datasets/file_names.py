@@ -104,9 +104,9 @@ def labels_beside_images(volumes: Sequence[Path], root: Path) -> list[Path]:
     ['a/seg.nii', 'a/masks/liver.nii']
     """
     places = {path: _place_of_images(path, root) for path in volumes}
-    images = [path for path, place in places.items() if place is None]
-    with_image = {(path.parent, False) for path in images}
-    with_image |= {(folder, True) for path in images for folder in path.parents}
+    folders = {path.parent for path, place in places.items() if place is None}
+    with_image = {(folder, False) for folder in folders}
+    with_image |= {(above, True) for folder in folders for above in (folder, *folder.parents)}
     return [path for path, place in places.items() if place in with_image]
 
 
