@@ -24,7 +24,6 @@ from pipeline.datasets.errors import DatasetError
 from pipeline.files.json_files import null_for_undefined
 from pipeline.planning.data_settings import as_flags
 from pipeline.planning.fingerprint import Fingerprint, Spread, take_fingerprint
-from pipeline.runs.seen_cases import seen_before
 from pipeline.training.cost import Estimate, estimate_training, measure_step
 from pipeline.training.first_training import FirstTraining, suggest_training
 from pipeline.training.network import check_settings, network_of_settings, refuse_network
@@ -136,12 +135,10 @@ class _Start:
         """Warn of validation and test cases that the weights were trained on."""
         if self.source is None:
             return ()
-        name, trained_on, path = self.source.name, self.source.trained_on, str(self.source.path)
-        parts = ("validation", split.val), ("test", split.test)
-        found = (seen_before(name, trained_on, cases, part) for part, cases in parts)
         expected = "cases to validate and to test with that the weights were not trained on"
-        remedy = "keep its seed and split, or take others"
-        return tuple(Finding("warning", "start_from", "", path, expected, one, remedy) for one in found if one)
+        remedy, path = "keep its seed and split, or take others", str(self.source.path)
+        found = self.source.seen_in(split)
+        return tuple(Finding("warning", "start_from", "", path, expected, one, remedy) for one in found)
 
 
 def _start(config: Config, dataset: Dataset, *, trust: bool) -> _Start:

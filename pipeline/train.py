@@ -33,7 +33,6 @@ from pipeline.runs.console_log import ConsoleLog
 from pipeline.runs.history import TrainingLog
 from pipeline.runs.run_folder import RunFolder, run_name
 from pipeline.runs.run_lock import only_training_in
-from pipeline.runs.seen_cases import seen_before
 from pipeline.runs.study import is_study_folder
 from pipeline.training.build import build_module
 from pipeline.training.checkpoint import CheckpointDescription
@@ -382,9 +381,8 @@ def _take_over(
         document = started.document
         for line in started.lines:
             say(line)
-        for part, cases in (("validation", prepared.split.val), ("test", prepared.split.test)):
-            if warning := seen_before(start.source.name, start.source.trained_on, cases, part):
-                say(f"Warning: {warning}")
+        for warning in start.source.seen_in(prepared.split):
+            say(f"Warning: {warning}")
     if document is not None:
         module.taken = treatment(document, module.network, config, in_channels=prepared.in_channels)
     return document

@@ -27,10 +27,12 @@ from networks.transfer import fit, named_alike
 from networks.weights_file import read_weights
 from pipeline.config.settings import Config
 from pipeline.console.text import some_of
+from pipeline.datasets.dataset import Split
 from pipeline.files.atomic import FileError
 from pipeline.files.json_files import read_json
 from pipeline.files.regular import read_with_sha256
 from pipeline.runs.run_folder import RunFolder
+from pipeline.runs.seen_cases import seen_before
 from transforms.chains import inference_chain
 
 LEAST_FIT = 0.9
@@ -76,6 +78,11 @@ class Source:
     def scaling(self) -> str:
         """The range of intensities, which no setting chooses: runs of earlier versions scaled to another one."""
         return str((self.preprocessing or {}).get("scaling", "centred"))
+
+    def seen_in(self, split: Split) -> list[str]:
+        """Name the validation and test cases that are called as cases it was trained on, a line each."""
+        parts = (("validation", split.val), ("test", split.test))
+        return list(filter(None, (seen_before(self.name, self.trained_on, cases, part) for part, cases in parts)))
 
 
 def read_source(start_from: str | Path) -> Source:
