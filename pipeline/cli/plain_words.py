@@ -57,7 +57,7 @@ class CommandParser(ArgumentParser):
     def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
         """Refuse 1:30 and 0x10 for numbers, which would be read as 90 and 16, what no config file may hold, such as a
         key twice, and "" for a path, which would be the working folder: argparse asks here for each argument."""
-        hint = getattr(action, "_typehint", action.type)
+        hint = type_of(action)
         if _takes_numbers(hint):
             for word in filter(OTHER_NUMBER.match, arg_strings):
                 raise ConfigError(
@@ -74,6 +74,11 @@ class CommandParser(ArgumentParser):
     def switch(self, flag: str, words: str) -> None:
         """Add a flag without a value, which is False where it is left out; `words` are its help."""
         self.add_argument(flag, action="store_true", help=words)
+
+
+def type_of(action: argparse.Action) -> Any:
+    """The type of an argument's values, as the settings have it where jsonargparse reads them."""
+    return getattr(action, "_typehint", action.type)
 
 
 def _takes_numbers(hint: Any) -> bool:

@@ -20,7 +20,7 @@ from yaml import YAMLError
 
 from pipeline.cli.arguments import with_value
 from pipeline.cli.kept_settings import Groups, with_kept_settings
-from pipeline.cli.plain_words import explain
+from pipeline.cli.plain_words import explain, type_of
 from pipeline.config.files import load_mapping, read_yaml
 from pipeline.config.settings import GROUPS, Config, ConfigError, takes_texts, tuple_and_words
 
@@ -127,7 +127,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], *, resume: bool = Fa
         try:
             for document in ([] if beneath is None else [beneath]) + files:
                 base = parser.parse_object(copy.deepcopy(document), namespace=base)
-            parsed = _parsed(parser, _with_true(parser, _with_lists(parser, arguments)), base)
+            parsed = _parsed(parser, arguments, base)
         except ArgumentError as error:
             raise ConfigError(explain(str(error), parser)) from None
         groups = {name: parsed.pop(name) for name in GROUPS}
@@ -151,7 +151,7 @@ def parse_some(parser: ArgumentParser, arguments: Sequence[str]) -> tuple[dict[s
     Raises:
         ConfigError: an unknown flag or a wrong type, by name.
     """
-    parsed = _parsed(parser, _with_true(parser, _with_lists(parser, arguments)), None)
+    parsed = _parsed(parser, arguments, None)
     settings = {name: parsed.pop(name) for name in GROUPS if name in parsed}
     given = given_settings(parser, arguments)
     return {
@@ -179,8 +179,9 @@ def _flags(arguments: Sequence[str]) -> list[str]:
     return [word.partition("=")[0] for word in arguments if word.startswith("--")]
 
 
-def _parsed(parser: ArgumentParser, arguments: list[str], base: Namespace | None) -> dict[str, Any]:
+def _parsed(parser: ArgumentParser, given: Sequence[str], base: Namespace | None) -> dict[str, Any]:
     """The values of all flags, with a data set behind the values of a list in its place. Raises ConfigError."""
+    arguments = _with_true(parser, _with_lists(parser, given))
     apart = _with_dataset_in_front(parser, arguments)
     may_be_apart = apart != arguments and any(action.dest == "dataset" for action in parser._actions)
     as_written: ConfigError | None = None
@@ -223,7 +224,7 @@ def _with_dataset_in_front(parser: ArgumentParser, arguments: list[str]) -> list
         action = parser._option_string_actions.get(flag)
         if action is None or action.nargs not in ("+", "*") or "." not in flag:
             continue
-        hint: Any = getattr(action, "_typehint", action.type)
+        hint = type_of(action)
         end = next((i for i in range(position + 1, len(arguments)) if arguments[i].startswith("--")), len(arguments))
         last = arguments[end - 1]
         is_value = not Path(last).exists() if hint is str else _is_number_or_word(last, hint)
@@ -242,7 +243,7 @@ def _with_lists(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
     """Write several numbers behind a flag of one number or a list (--data.fill_nan -1024 0) as that list."""
     given = list(arguments)
     for flag, action in parser._option_string_actions.items():
-        hint: Any = getattr(action, "_typehint", action.type)
+        hint = type_of(action)
         if not {float, list[float]} <= set(typing.get_args(hint)):
             continue
         for start in [place for place, word in enumerate(given, 1) if word == flag][::-1]:
@@ -260,7 +261,7 @@ def _with_true(parser: ArgumentParser, arguments: Sequence[str]) -> list[str]:
         bool | None: (r"(?i)true|false|yes|no|null", "true, false, yes, no or null"),
     }
     for flag, action in parser._option_string_actions.items():
-        hint: Any = getattr(action, "_typehint", action.type)
+        hint = type_of(action)
         if hint in values_of:
             pattern, values = values_of[hint]
             given = with_value(given, flag, pattern, "true", values)
