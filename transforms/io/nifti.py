@@ -7,6 +7,8 @@ unpacked by Intel's ISA-L, in less than half of zlib's time.
 
 from __future__ import annotations
 
+import gzip
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +25,7 @@ from transforms.io.grid import Affine, Geometry, OpenVolume, check_affine, check
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 _MAGIC = {b"n+1\0": True, b"n+2\0": True, b"ni1\0": False, b"ni2\0": False}  # whether voxels follow in the same file
 _MM = {"mm": 1.0, "meter": 1000.0, "micron": 0.001}
-_DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, isal_zlib.error)  # type: ignore[assignment]
+_DAMAGED: tuple[type[Exception], ...] = (EOFError, OSError, zlib.error, isal_zlib.error)  # type: ignore[assignment]
 _TRAILING_LIMIT = 2**20
 _OFFSET_LIMIT = 2**28  # bytes of header extensions: a DICOM header or a protocol takes under a megabyte
 
@@ -80,7 +82,7 @@ def _is_gzip(path: Path) -> bool:
 
 def _read_header(path: Path) -> tuple[nib.Nifti1Header, bool]:
     """Return the header, unrepaired, and whether the voxels are in the same file."""
-    opened = igzip.open if _is_gzip(path) else Path.open
+    opened = gzip.open if _is_gzip(path) else Path.open  # ISA-L's reads half a megabyte at once
     try:
         with opened(path, "rb") as file:
             block = file.read(540)

@@ -231,8 +231,10 @@ def test_frames_are_channels_where_they_are_said_to_be_as_monai_has_them(tmp_pat
 
 def test_the_file_of_the_frames_is_unpacked_once(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", volume((5, 6, 7, 3)))
-    opened, real = [], igzip.open
-    monkeypatch.setattr(igzip, "open", lambda *given, **more: (opened.append(given), real(*given, **more))[1])
+    opened = []
+    for module in (gzip, igzip):
+        real = module.open
+        monkeypatch.setattr(module, "open", lambda *given, real=real: (opened.append(given), real(*given))[1])
     LoadVolumed("image")({"image": Frames(str(path), (0, 1, 2))})
     assert len(opened) == 2  # the header, and all voxels
 

@@ -8,6 +8,7 @@ import zlib
 
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 import SimpleITK as sitk  # noqa: N813  (the name its own manual uses)
 
@@ -52,6 +53,13 @@ def test_big_endian_and_nifti2_files_read_alike(tmp_path):
     nib.save(nib.Nifti2Image(array, OBLIQUE), tmp_path / "two.nii.gz")
     for name in ("big.nii", "two.nii.gz"):
         assert np.array_equal(read_volume(tmp_path / name).array, array)
+
+
+def test_of_a_large_packed_file_little_more_than_the_header_is_read_for_its_geometry(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).integers(0, 2**15, (64, 64, 64)).astype(np.int16))
+    before = psutil.Process().io_counters().read_chars
+    assert read_geometry(path).shape == (64, 64, 64)
+    assert psutil.Process().io_counters().read_chars - before < 2**18 < path.stat().st_size
 
 
 def test_a_qform_serves_where_the_sform_has_no_code(tmp_path):
